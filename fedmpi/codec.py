@@ -1,0 +1,375 @@
+"""Block <-> bytes: the wire format. numpy only; knows neither networks nor ranks.
+
+A buffer is self-describing and little-endian, and each of its sections is padded to 8 bytes:
+
+    buffer   magic u4 | version u2 | 0 u2 | messages u4 | 0 u4 | length u8            24 bytes
+    message  client u4 | blocks u4 | weight f8                                        16 bytes
+    block    kind u1 | coding u1 | places u1 | bits u1 | 0 u4 | size u8 | count u8
+             | low f4 | step f4                                                       32 bytes
+             positions: nothing, or count u4, or a bitmap of size bits (lowest bit first)
+             values: nothing, or count values, or count codes of `bits` bits each
+
+Positions cost nothing where both sides know them (an agreed mask, a shared seed). Where they
+travel, the packer takes the smaller of uint32 positions (4 * count bytes) and a bitmap (size / 8).
+`unpack` checks every length before it reads, and gives values as views of the buffer.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+MAGIC, VERSION = 0x49504D46, 1
+BUFFER = struct.Struct("<IHHIIQ")
+MESSAGE = struct.Struct("<IId")
+BLOCK = struct.Struct("<BBBBIQQff")
+
+
+class WireError(ValueError):
+    """Bytes that are not a buffer of this version, or a block that no buffer can hold."""
+
+
+class Kind(IntEnum):
+    """What bytes are, for the accounts; a block is of one of the first four kinds."""
+
+    MODEL = 0
+    """Parameters."""
+    GRADIENT = 1
+    """Gradients, accumulated gradients (updates) and what is made of them."""
+    ACTIVATION = 2
+    """Outputs of the front of a split network."""
+    LABEL = 3
+    """Labels that leave a client."""
+    MASK = 4
+    """Positions and bitmaps, those of the other kinds' blocks included."""
+    HEADER = 5
+    """Framing: headers and padding."""
+
+
+class Coding(IntEnum):
+    """How values are written."""
+
+    NONE = 0
+    """No values: the positions are the content."""
+    F4 = 1
+    F2 = 2
+    BF16 = 3
+    """The upper half of a float32, as uint16."""
+    U1 = 4
+    U2 = 5
+    U4 = 6
+    CODES = 7
+    """Unsigned codes of 1 to 16 bits; code q stands for low + step * q."""
+
+
+DTYPES = {
+    Coding.F4: np.dtype("<f4"),
+    Coding.F2: np.dtype("<f2"),
+    Coding.BF16: np.dtype("<u2"),
+    Coding.U1: np.dtype("u1"),
+    Coding.U2: np.dtype("<u2"),
+    Coding.U4: np.dtype("<u4"),
+}
+
+
+class Places(IntEnum):
+    """How positions are written."""
+
+    AGREED = 0
+    POSITIONS = 1
+    BITMAP = 2
+
+
+class Scale(NamedTuple):
+    """Code q stands for low + step * q, in float32."""
+
+    low: float
+    step: float
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A vector of length `size`, of which `values` are given.
+
+    Attributes:
+        kind: what the values are.
+        size: length of the whole vector, under 2**32.
+        coding: how the values are written.
+        values: 1-D array of the coding's dtype; codes are uint8 up to 8 bits, else uint16.
+        indices: uint32, strictly ascending, one for each value; None where both sides know them.
+        bits: bits of a code, 0 for all other codings.
+        scale: what codes stand for; zeros for all other codings.
+    """
+
+    kind: Kind
+    size: int
+    coding: Coding
+    values: np.ndarray | None
+    indices: np.ndarray | None = None
+    bits: int = 0
+    scale: Scale = Scale(0.0, 0.0)
+
+    @property
+    def count(self) -> int:
+        """How many of the vector's elements are given."""
+        if self.values is not None:
+            return len(self.values)
+        assert self.indices is not None
+        return len(self.indices)
+
+
+@dataclass(frozen=True, eq=False)
+class Message:
+    """What one client says, or is told: a few blocks, and the weight of its word (its samples)."""
+
+    client: int
+    blocks: Sequence[Block]
+    weight: float = 0.0
+
+
+EVERYONE = 0xFFFFFFFF
+"""The `client` of a message to all."""
+
+
+class Buffer(NamedTuple):
+    """Packed messages and the account of their bytes.
+
+    Attributes:
+        data: uint8, what MPI is handed.
+        bytes: int64 [messages, kinds], without the buffer's own header.
+    """
+
+    data: np.ndarray
+    bytes: np.ndarray
+
+
+def pack(messages: Sequence[Message]) -> Buffer:
+    """Writes messages one behind the other into one buffer.
+
+    Raises:
+        WireError: if a block breaks its own rules (see `Block`).
+    """
+    sections: list[tuple[int, bytes | np.ndarray]] = []
+    account = np.zeros((len(messages), len(Kind)), np.int64)
+    end = BUFFER.size
+
+    def write(section: bytes | np.ndarray, kind: Kind, row: np.ndarray) -> None:
+        nonlocal end
+        length = len(section) if isinstance(section, bytes) else section.nbytes
+        padding = -length % 8
+        sections.append((end, section))
+        row[kind] += length
+        row[Kind.HEADER] += padding
+        end += length + padding
+
+    for message, row in zip(messages, account, strict=True):
+        head = MESSAGE.pack(message.client, len(message.blocks), message.weight)
+        write(head, Kind.HEADER, row)
+        for block in message.blocks:
+            places, positions = _write_places(block)
+            values = _write_values(block)
+            shape = (block.kind, block.coding, places, block.bits, 0, block.size, block.count)
+            write(BLOCK.pack(*shape, *block.scale), Kind.HEADER, row)
+            if positions is not None:
+                write(positions, Kind.MASK, row)
+            if values is not None:
+                write(values, block.kind, row)
+
+    data = np.empty(end, np.uint8)
+    data[: BUFFER.size] = np.frombuffer(
+        BUFFER.pack(MAGIC, VERSION, 0, len(messages), 0, end), np.uint8
+    )
+    for start, section in sections:
+        raw = section if isinstance(section, bytes) else section.view(np.uint8)
+        stop = start + len(raw)
+        data[start:stop] = np.frombuffer(raw, np.uint8)
+        data[stop : stop + -len(raw) % 8] = 0
+    return Buffer(data, account)
+
+
+def unpack(data: np.ndarray) -> tuple[list[Message], np.ndarray]:
+    """Reads a buffer; values are views of it wherever they lie in it as numpy needs them.
+
+    Returns:
+        The messages, and their account as `pack` gave it.
+
+    Raises:
+        WireError: if `data` is not exactly one buffer of this version.
+    """
+    if data.dtype != np.uint8 or data.ndim != 1:
+        raise WireError(f"wanted a vector of bytes, found {data.dtype}{list(data.shape)}")
+    reader = _Reader(np.ascontiguousarray(data))
+    magic, version, zero, count, more, length = reader.head(BUFFER)
+    if magic != MAGIC:
+        raise WireError(f"not a buffer: it begins with {magic:#010x}, wanted {MAGIC:#010x}")
+    if version != VERSION:
+        raise WireError(f"version {version} of the wire format, wanted {VERSION}")
+    if length != len(data) or zero or more:
+        raise WireError(f"the header says {length} bytes, found {len(data)}")
+    if count * MESSAGE.size > len(data):
+        raise WireError(f"{count} messages in {len(data)} bytes")
+    account = np.zeros((count, len(Kind)), np.int64)
+    messages = [_read_message(reader, row) for row in account]
+    if reader.at != len(data):
+        raise WireError(f"{len(data) - reader.at} bytes behind the last message")
+    return messages, account
+
+
+class _Reader:
+    """A place in a buffer that only moves forward, and never beyond the end."""
+
+    def __init__(self, data: np.ndarray) -> None:
+        self.data, self.view, self.at = data, memoryview(data), 0
+
+    def head(self, form: struct.Struct) -> tuple:
+        start = self._advance(form.size)
+        return form.unpack_from(self.view, start)
+
+    def section(self, length: int, kind: Kind, row: np.ndarray) -> np.ndarray:
+        padding = -length % 8
+        start = self._advance(length + padding)
+        if padding and self.data[start + length : self.at].any():
+            raise WireError(f"padding at byte {start + length} is not zero")
+        row[kind] += length
+        row[Kind.HEADER] += padding
+        return self.data[start : start + length]
+
+    def _advance(self, length: int) -> int:
+        start, self.at = self.at, self.at + length
+        if self.at > len(self.data):
+            raise WireError(f"{length} bytes wanted at byte {start}, found {len(self.data) - start}")
+        return start
+
+
+def _read_message(reader: _Reader, row: np.ndarray) -> Message:
+    client, blocks, weight = reader.head(MESSAGE)
+    row[Kind.HEADER] += MESSAGE.size
+    # A count beyond the buffer would only fail after as many blocks; fail before the loop.
+    if blocks * BLOCK.size > len(reader.data) - reader.at:
+        raise WireError(f"{blocks} blocks in {len(reader.data) - reader.at} bytes")
+    if not 0 <= weight < float("inf"):
+        raise WireError(f"weight {weight}, wanted a number of at least 0")
+    return Message(client, [_read_block(reader, row) for _ in range(blocks)], weight)
+
+
+def _read_block(reader: _Reader, row: np.ndarray) -> Block:
+    kind, coding, places, bits, zero, size, count, low, step = reader.head(BLOCK)
+    row[Kind.HEADER] += BLOCK.size
+    if kind >= Kind.MASK + 1 or coding not in _CODINGS or places not in _PLACES or zero:
+        raise WireError(f"kind {kind}, coding {coding}, places {places}: no such block")
+    if size > 0xFFFFFFFF or count > size:
+        raise WireError(f"{count} values of a vector of {size}")
+    if (coding == Coding.CODES) != (1 <= bits <= 16) or (coding != Coding.CODES and bits):
+        raise WireError(f"codes of {bits} bits in coding {coding}")
+    if coding != Coding.CODES and (low or step):
+        raise WireError(f"a scale of {low}, {step} without codes")
+    if coding == Coding.NONE and places == Places.AGREED:
+        raise WireError("a block with neither values nor positions")
+    indices = _read_places(reader, row, Places(places), size, count)
+    values = _read_values(reader, row, Kind(kind), Coding(coding), bits, count)
+    return Block(Kind(kind), size, Coding(coding), values, indices, bits, Scale(low, step))
+
+
+_CODINGS, _PLACES = frozenset(Coding), frozenset(Places)
+
+
+def _write_places(block: Block) -> tuple[Places, np.ndarray | None]:
+    indices = block.indices
+    if not 0 <= block.size <= 0xFFFFFFFF or (block.values is None) != (block.coding == Coding.NONE):
+        raise WireError(f"a block of {block.size} elements, coding {block.coding.name}")
+    if indices is None:
+        if block.values is None or block.count > block.size:
+            raise WireError("a block without positions needs at most `size` values, and not None")
+        return Places.AGREED, None
+    if indices.dtype != np.uint32 or indices.shape != (block.count,):
+        raise WireError(f"positions are {indices.dtype}{list(indices.shape)}, wanted uint32[count]")
+    _check_ascending(indices, block.size)
+    if 4 * block.count <= -(-block.size // 8):
+        return Places.POSITIONS, indices
+    kept = np.zeros(block.size, bool)
+    kept[indices] = True
+    return Places.BITMAP, np.packbits(kept, bitorder="little")
+
+
+def _read_places(
+    reader: _Reader, row: np.ndarray, places: Places, size: int, count: int
+) -> np.ndarray | None:
+    if places == Places.AGREED:
+        return None
+    if places == Places.POSITIONS:
+        indices = reader.section(4 * count, Kind.MASK, row).view("<u4")
+        _check_ascending(indices, size)
+        return indices
+    bitmap = reader.section(-(-size // 8), Kind.MASK, row)
+    if size % 8 and bitmap[-1] >> size % 8:
+        raise WireError(f"a bitmap of {size} bits has bits behind its end")
+    indices = np.flatnonzero(np.unpackbits(bitmap, count=size, bitorder="little"))
+    if len(indices) != count:
+        raise WireError(f"a bitmap with {len(indices)} positions for {count} values")
+    return indices.astype(np.uint32)
+
+
+def _check_ascending(indices: np.ndarray, size: int) -> None:
+    if len(indices) and (indices[-1] >= size or (indices[1:] <= indices[:-1]).any()):
+        raise WireError(f"positions are not strictly ascending below {size}")
+
+
+def _write_values(block: Block) -> np.ndarray | None:
+    values = block.values
+    if values is None:
+        return None
+    if block.coding != Coding.CODES:
+        if block.bits or block.scale != Scale(0.0, 0.0):
+            raise WireError(f"bits or a scale with coding {block.coding.name}")
+        if values.dtype != DTYPES[block.coding] or values.ndim != 1:
+            raise WireError(
+                f"values are {values.dtype}{list(values.shape)}, wanted {DTYPES[block.coding]}[count]"
+            )
+        return np.ascontiguousarray(values)
+    if not 1 <= block.bits <= 16 or values.dtype != code_dtype(block.bits) or values.ndim != 1:
+        raise WireError(f"codes of {block.bits} bits are {values.dtype}{list(values.shape)}")
+    if len(values) and values.max() >> block.bits:
+        raise WireError(f"a code of {values.max()} does not fit into {block.bits} bits")
+    return _squeeze(values, block.bits)
+
+
+def _read_values(
+    reader: _Reader, row: np.ndarray, kind: Kind, coding: Coding, bits: int, count: int
+) -> np.ndarray | None:
+    if coding == Coding.NONE:
+        return None
+    if coding != Coding.CODES:
+        return reader.section(DTYPES[coding].itemsize * count, kind, row).view(DTYPES[coding])
+    section = reader.section(-(-count * bits // 8), kind, row)
+    used = count * bits % 8
+    if used and section[-1] >> used:
+        raise WireError(f"{count} codes of {bits} bits have bits behind their end")
+    return _spread(section, bits, count)
+
+
+def code_dtype(bits: int) -> np.dtype:
+    """The dtype of codes in memory: uint8 up to 8 bits, else uint16."""
+    return np.dtype("u1") if bits <= 8 else np.dtype("<u2")
+
+
+def _squeeze(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes -> whole bytes, lowest bit first."""
+    if bits in (8, 16):
+        return np.ascontiguousarray(codes)
+    wide = codes.astype("<u2").view(np.uint8).reshape(-1, 2)
+    digits = np.unpackbits(wide, axis=1, count=bits, bitorder="little")
+    return np.packbits(digits, bitorder="little")
+
+
+def _spread(data: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The reverse of `_squeeze`."""
+    if bits in (8, 16):
+        return data.view(code_dtype(bits))
+    digits = np.unpackbits(data, count=count * bits, bitorder="little").reshape(count, bits)
+    wide = np.packbits(digits, axis=1, bitorder="little")
+    if bits < 8:
+        return wide[:, 0]
+    return np.ascontiguousarray(wide).view("<u2")[:, 0]

@@ -1,0 +1,260 @@
+"""What a run is: one tree of settings, typed, frozen and checked before anything else happens.
+
+A table of the tree that has a `name` is described by the module of that name: `method.name = "topk"`
+means that the settings in `[method]` are those of `fedmpi.methods.topk.Config`. There is no registry;
+the file name is the name (a dash in a name is an underscore in the file's).
+"""
+
+import copy
+import difflib
+import hashlib
+import importlib
+import json
+import pkgutil
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+Tree = dict[str, Any]
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be run; `problems` has one sentence for each thing that is wrong."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Part(BaseModel):
+    """A table of settings: no unknown keys, no silent conversions, no changes afterwards."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+
+class Data(Part):
+    """Which data set, and where its files are."""
+
+    name: str = ""
+    root: str | None = None
+    """Folder that holds the data set; when absent, `$FEDMPI_DATA` and the usual places are tried."""
+
+
+class Partition(Part):
+    """Which client holds which samples."""
+
+    name: str = ""
+
+
+class Model(Part):
+    """The network."""
+
+    name: str = ""
+
+
+class Method(Part):
+    """What clients and server do with their models and messages."""
+
+    name: str = ""
+
+
+class Exchange(Part):
+    """How messages travel between the ranks."""
+
+    name: Literal["star"] = "star"
+    """`star`: every rank speaks with rank 0 alone."""
+    window: int = Field(256, ge=1)
+    """MiB of dense models that the server may hold at a time; more clients upload in waves."""
+
+
+class Settings(Part):
+    """One run. The four named tables are narrowed to their modules' own settings by `load`."""
+
+    seed: int = Field(1, ge=0)
+    """Source of every random number in the run."""
+    rounds: int = Field(20, ge=1)
+    """Communication rounds."""
+    clients: int = Field(10, ge=1)
+    """Logical clients; a rank hosts many."""
+    participation: float = Field(1.0, gt=0, le=1)
+    """Share of the clients that are sampled each round (at least one client)."""
+    batch: int = Field(32, ge=1)
+    """Samples in a local step; the last batch of a pass may be smaller."""
+    epochs: int = Field(1, ge=1)
+    """Local passes over a client's samples a round."""
+    local_steps: int | None = Field(None, ge=1)
+    """Local steps a round, the same for every client; replaces `epochs`."""
+    lr: float = Field(0.1, gt=0)
+    """Learning rate of the local steps."""
+    lr_decay: float = Field(1.0, gt=0, le=1)
+    """The rate in round t is lr * lr_decay ** t."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Heavy-ball momentum, started afresh each round."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Adds weight_decay * w to the gradient, after clipping."""
+    clip: float = Field(0.0, ge=0)
+    """Largest Euclidean norm of a client's gradient; 0 leaves it alone."""
+    validation: float = Field(0.1, ge=0, lt=1)
+    """Share of the training samples held out from all clients, to choose the best round by."""
+    evaluate: int = Field(1, ge=1)
+    """Accuracies are measured every so many rounds, and after the last."""
+    server: Literal["dedicated", "shared"] = "dedicated"
+    """`dedicated`: rank 0 serves only; `shared`: it hosts clients too (one rank alone always does)."""
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    """Where models train: cpu, cuda (spread over a node's ranks) or cuda:K."""
+    threads: int = Field(1, ge=1)
+    """Torch threads a rank."""
+    data: Data
+    partition: Partition
+    model: Model
+    method: Method
+    exchange: Exchange = Exchange()
+
+    def tree(self) -> Tree:
+        """Every setting, defaults included, as plain values."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> str:
+        """Sixteen hex digits that two runs share exactly if all of their settings are equal."""
+        text = json.dumps(self.tree(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+ROOMS = {
+    "data": ("data", "digits"),
+    "partition": ("partitions", "iid"),
+    "model": ("models", "mlp"),
+    "method": ("methods", "fedavg"),
+}
+"""For each named table, the folder of its modules and the name taken when none is given."""
+
+
+def names(table: str) -> list[str]:
+    """The names that `table` may have, without importing any of them."""
+    folder = Path(__file__).parent / ROOMS[table][0]
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules([str(folder)]))
+
+
+def module(table: str, name: str) -> Any:
+    """The module behind `[table] name = ...`."""
+    return importlib.import_module(f"fedmpi.{ROOMS[table][0]}.{name.replace('-', '_')}")
+
+
+def schema(table: str, name: str) -> type[Part]:
+    """The settings of `[table]` under that name, with the name itself as their default."""
+    field = (Literal[name], Field(name, description=f"There are: {', '.join(names(table))}."))
+    config = module(table, name).Config
+    return pydantic.create_model("Config", __base__=config, __doc__=config.__doc__, name=field)
+
+
+def load(tree: Mapping[str, Any]) -> Settings:
+    """Checks a tree of settings and fills in the defaults.
+
+    Raises:
+        ConfigError: with every problem at once, each with its path, what was found and what is
+            possible.
+    """
+    tree, problems, narrowed = copy.deepcopy(dict(tree)), [], {}
+    for table, (_, default) in ROOMS.items():
+        given = tree.get(table, {})
+        name = given.get("name", default) if isinstance(given, Mapping) else default
+        if name not in names(table):
+            close = difflib.get_close_matches(str(name), names(table), 1)
+            guess = f" (did you mean '{close[0]}'?)" if close else ""
+            possible = ", ".join(names(table))
+            problems.append(f"{table}.name = {name!r}: no such {table}{guess}; there are: {possible}")
+            tree[table], name = {}, default
+        kind = schema(table, name)
+        narrowed[table] = (kind, Field(default_factory=kind))
+    whole = pydantic.create_model("Settings", __base__=Settings, **narrowed)  # type: ignore[call-overload]
+    try:
+        settings = whole.model_validate(tree)
+    except pydantic.ValidationError as error:
+        problems += [_sentence(whole, problem) for problem in error.errors()]
+    if problems:
+        raise ConfigError(*problems)
+    return settings
+
+
+def _sentence(whole: type[Part], problem: Mapping[str, Any]) -> str:
+    """What pydantic found wrong, as one sentence in the words of the settings."""
+    path = [str(step) for step in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        table: Any = whole
+        for step in path[:-1]:
+            table = table.model_fields[step].annotation
+        close = difflib.get_close_matches(path[-1], table.model_fields, 1)
+        guess = f" (did you mean '{close[0]}'?)" if close else ""
+        where = f" in [{'.'.join(path[:-1])}]" if path[:-1] else ""
+        return f"no setting '{path[-1]}'{where}{guess}; there are: {', '.join(table.model_fields)}"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{'.'.join(path)} = {problem['input']!r}: {message}"
+
+
+def read(path: Path) -> Tree:
+    """The tree in a TOML file.
+
+    Raises:
+        ConfigError: if there is no such file, or it is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; wanted a file of settings (TOML)") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+
+
+def assign(tree: Tree, path: str, value: Any) -> None:
+    """Sets `tree[a][b] = value` for the path `a.b`, making tables on the way.
+
+    Raises:
+        ConfigError: if a step of the path is a value, not a table.
+    """
+    *tables, leaf = path.split(".")
+    for step in tables:
+        tree = tree.setdefault(step, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{path}: '{step}' is a setting, not a table")
+    tree[leaf] = value
+
+
+def override(tree: Tree, words: tuple[str, ...]) -> None:
+    """Applies `key=value` words to a tree; values are read as TOML, or else as plain text.
+
+    Raises:
+        ConfigError: if a word has no `=` or no key.
+    """
+    for word in words:
+        path, equals, text = word.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"'{word}' is not a setting; wanted key=value, such as lr=0.1")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        assign(tree, path, value)
+
+
+def describe(kind: type[Part]) -> list[tuple[str, str, str, str]]:
+    """The settings of a table as rows: name, type, default, explanation."""
+    rows = []
+    for name, field in kind.model_fields.items():
+        text = _type(field.annotation)
+        default = "" if field.is_required() else str(field.get_default(call_default_factory=True))
+        rows.append((name, text, default, " ".join((field.description or "").split())))
+    return rows
+
+
+def _type(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(str(value) for value in get_args(annotation))
+    return getattr(annotation, "__name__", str(annotation)) if not get_args(annotation) else str(
+        annotation
+    )

@@ -1,0 +1,56 @@
+"""Fashion-MNIST: 70,000 pictures of clothes, 28x28 grey, 10 classes.
+
+Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
+Algorithms", arXiv 1708.07747; https://github.com/zalandoresearch/fashion-mnist, MIT licence.
+Its files have the names of MNIST's, so the folder's path must say "fashion".
+"""
+
+from pathlib import Path
+
+from fedmpi import config
+from fedmpi.data import Dataset, find_idx, load_idx, missing
+
+MEAN, STD = 0.2860, 0.3530
+"""Of the training pixels, scaled to 0 .. 1: the values in common use."""
+
+
+class Config(config.Data):
+    """The folder, if not one of the usual places."""
+
+
+def where(config: Config) -> Path:
+    """The folder of the four files.
+
+    Raises:
+        DataError: if there is none.
+    """
+    folder = find_idx(config.root, _fits)
+    if folder is None:
+        raise missing(
+            "Fashion-MNIST",
+            config.root,
+            "train-images-idx3-ubyte, with or without .gz (in a path that says 'fashion', unless "
+            "data.root is the very folder of the files)",
+            "Debian's package dataset-fashion-mnist, or four files from "
+            "https://github.com/zalandoresearch/fashion-mnist, kept together in one folder",
+        )
+    return folder
+
+
+def _fits(folder: Path) -> bool:
+    """Whether the last name of a set in the path, followed through links or not, is this one's."""
+    for path in (folder, folder.resolve()):
+        parts = [part.lower() for part in path.parts]
+        names = [part for part in parts if "fashion" in part or "mnist" in part]
+        if names and "fashion" in names[-1]:
+            return True
+    return False
+
+
+def load(config: Config, seed: int) -> Dataset:
+    """The whole set, shape (1, 28, 28); `seed` plays no part.
+
+    Raises:
+        DataError: if it is not there, or a file is damaged.
+    """
+    return load_idx(where(config), MEAN, STD)

@@ -1,0 +1,60 @@
+"""Synthetic: as many samples as wanted, of any shape, around one random centre a class.
+
+Needs no files and no licence. Sample i has class i modulo `classes`, so that classes are equally
+large to within one, and is its class's centre plus a standard normal number for every value.
+Centres lie in random directions at distance `separation` from the origin. Unless a sample is very
+small, that is about 1.4 times as much from each other, and the best possible rule takes a sample
+for one of a given other class with probability Phi(-0.7 * separation).
+"""
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, StrictInt
+
+from fedmpi import config
+from fedmpi.data import Dataset
+from fedmpi.streams import Purpose, stream
+
+
+class Config(config.Data):
+    """How many samples, of which shape, and how hard to tell apart; `root` plays no part."""
+
+    samples: int = Field(6000, ge=1)
+    """Training samples."""
+    test_samples: int = Field(1000, ge=1)
+    """Test samples."""
+    classes: int = Field(10, ge=2)
+    """Labels."""
+    # Not strict, because TOML has lists only; the lengths are.
+    shape: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field(
+        (1, 28, 28), min_length=1, strict=False
+    )
+    """Shape of a sample, channels first."""
+    separation: float = Field(4.0, ge=0, allow_inf_nan=False)
+    """Distance of the classes' centres from the origin, in standard deviations of the noise."""
+
+
+def where(config: Config) -> None:
+    """None, for it needs no files."""
+
+
+def load(config: Config, seed: int) -> Dataset:
+    """Draws the set from `stream(seed, Purpose.DATA)`, in float32 throughout."""
+    rng = stream(seed, Purpose.DATA)
+    centres = rng.standard_normal((config.classes, *config.shape), np.float32)
+    each = tuple(range(1, centres.ndim))
+    centres *= config.separation / np.sqrt(np.sum(centres**2, axis=each, keepdims=True))
+    train_x, train_y = _around(centres, config.samples, rng)
+    test_x, test_y = _around(centres, config.test_samples, rng)
+    return Dataset(train_x, train_y, test_x, test_y, config.classes)
+
+
+def _around(
+    centres: np.ndarray, samples: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise float32 [samples, *shape] around the centres [classes, *shape], and its labels."""
+    x = rng.standard_normal((samples, *centres.shape[1:]), np.float32)
+    for label, centre in enumerate(centres):
+        x[label :: len(centres)] += centre
+    return x, np.arange(samples, dtype=np.int64) % len(centres)

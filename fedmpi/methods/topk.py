@@ -1,0 +1,53 @@
+"""Top-k: only an update's largest values travel, and what was left out is remembered.
+
+S. U. Stich, J.-B. Cordonnier, M. Jaggi, *Sparsified SGD with Memory*, NeurIPS 2018, arXiv
+1809.07599, algorithm 1; A. F. Aji, K. Heafield, *Sparse Communication for Distributed Gradient
+Descent*, EMNLP 2017, arXiv 1704.05021.
+
+Differs from the paper: what is sparsified is the update of a whole round of local training, not one
+gradient; the values are chosen over all parameters together, not layer by layer.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi import config, sparse
+from fedmpi.codec import Block, Kind
+from fedmpi.config import Settings
+from fedmpi.methods import fedavg
+from fedmpi.methods.fedavg import Server
+from fedmpi.train import Trainer
+
+__all__ = ["Clients", "Config", "Server"]
+
+
+class Config(config.Method):
+    sparsity: float = Field(0.9, ge=0, lt=1)
+    """Share of an update's values that are not sent; 0 is FedAvg."""
+    error_feedback: bool = True
+    """Add what was not sent to the client's next update."""
+
+
+class Clients(fedavg.Clients):
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.keeps = settings.method.error_feedback
+        self.residuals: dict[int, Tensor] = {}
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """The largest values of update + residual; the rest is the next residual."""
+        update = w - self.start
+        if client in self.residuals:
+            update += self.residuals[client].to(update.device)
+        count = sparse.kept(self.flat.size, self.settings.method.sparsity)
+        if count == self.flat.size:
+            return [sparse.block(Kind.GRADIENT, update)]
+        positions = sparse.top(update, count)
+        block = sparse.block(Kind.GRADIENT, update[positions], self.flat.size, positions)
+        if self.keeps:
+            update[positions] = 0
+            self.residuals[client] = update.cpu()
+        return [block]

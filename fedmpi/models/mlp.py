@@ -1,0 +1,31 @@
+"""Multilayer perceptron; without hidden layers, multinomial logistic regression.
+
+Split points: hidden1, hidden2, ...
+"""
+
+from collections import OrderedDict
+from itertools import pairwise
+from math import prod
+from typing import Annotated
+
+from pydantic import Field, StrictInt
+from torch import nn
+
+from fedmpi import config
+
+
+class Config(config.Model):
+    hidden: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field((64,), strict=False)
+    """Width of each hidden layer; [] for logistic regression."""
+
+
+def stages(
+    config: Config, shape: tuple[int, ...], classes: int
+) -> OrderedDict[str, nn.Module]:
+    """Linear + ReLU for each hidden layer, then a linear head."""
+    widths = [prod(shape), *config.hidden]
+    found: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, (inputs, outputs) in enumerate(pairwise(widths), 1):
+        found[f"hidden{number}"] = nn.Sequential(nn.Flatten(), nn.Linear(inputs, outputs), nn.ReLU())
+    found["head"] = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1], classes))
+    return found

@@ -1,0 +1,83 @@
+"""Partitions: one module each, with a `Config` and
+
+    divide(config, train, test, classes, clients, rng) -> (shards, test shards)
+
+`train` and `test` are the labels (int64), the results are lists of `clients` index arrays (int64,
+ascending), and the test set is divided with the same priors as the training set. Every training
+sample goes to exactly one client, and so does every test sample; a test shard may be empty, a
+training shard never is. What cannot be divided so is a `ConfigError`.
+A module's docstring is its description in `fedmpi list partitions`.
+
+A partition by labels is a matrix `counts[classes, clients]`, so a module's own work is to draw one:
+`deal` turns it into shards of the training set, and `follow` divides the test set after it.
+"""
+
+import numpy as np
+from numpy import ndarray
+
+from fedmpi.config import ConfigError
+
+Shards = list[ndarray]
+
+
+def check(samples: int, clients: int) -> None:
+    """Sees to it that there can be a training sample for every client.
+
+    Raises:
+        ConfigError: if there are fewer samples than clients.
+    """
+    if clients > samples:
+        raise ConfigError(
+            f"clients = {clients}: wanted a training sample for each, found {samples} samples; "
+            f"possible are 1 to {samples} clients"
+        )
+
+
+def scatter(owners: ndarray, clients: int) -> Shards:
+    """The samples of each client, ascending; `owners[i]` (int [N]) is the client of sample i."""
+    order = np.argsort(owners, kind="stable")
+    sizes = np.bincount(owners, minlength=clients)
+    return np.split(order, np.cumsum(sizes)[:-1])
+
+
+def deal(labels: ndarray, counts: ndarray, rng: np.random.Generator) -> Shards:
+    """Gives client k `counts[c, k]` random samples of class c.
+
+    Args:
+        labels: int [N], in 0 .. classes - 1.
+        counts: int [classes, clients]; row c adds up to the samples that have label c.
+        rng: decides which samples those are.
+    """
+    classes, clients = counts.shape
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    owners = np.empty(len(labels), np.int64)
+    owners[by_class] = np.repeat(np.tile(np.arange(clients), classes), counts.ravel())
+    return scatter(owners, clients)
+
+
+def follow(labels: ndarray, counts: ndarray, rng: np.random.Generator) -> Shards:
+    """Divides other samples in the proportions that the training set was divided in.
+
+    The share of client k in class c is `counts[c, k] / counts[c].sum()`, and what it gets is that
+    share of the samples, rounded up or down at random such that the mean is exact. A class without
+    a training sample is divided by the clients' sizes.
+
+    Args:
+        labels: int [M], in 0 .. classes - 1.
+        counts: int [classes, clients], of the training set.
+        rng: decides the roundings and the samples.
+    """
+    classes, clients = counts.shape
+    weights = np.where(counts.sum(axis=1, keepdims=True) > 0, counts, counts.sum(axis=0))
+    # Systematic rounding: the clients of a class lie in random order on a line, each as long as its
+    # weight, and samples are equally spaced points with one random start. Whole numbers throughout,
+    # so that every sample lies on exactly one client.
+    order = rng.permuted(np.tile(np.arange(clients), (classes, 1)), axis=1)
+    ends = np.cumsum(np.take_along_axis(weights, order, axis=1), axis=1)
+    totals = ends[:, -1:]
+    samples = np.bincount(labels, minlength=classes)[:, np.newaxis]
+    points = (ends * samples + rng.integers(totals)) // totals
+    shares = np.empty_like(points)
+    np.put_along_axis(shares, order, np.diff(points, axis=1, prepend=0), axis=1)
+    return deal(labels, shares, rng)

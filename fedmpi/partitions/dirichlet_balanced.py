@@ -1,0 +1,101 @@
+"""Label skew and equal sizes: each client has its own Dirichlet mixture of the classes.
+
+The partition of Ohib et al., "SSFL: Discovering Sparse Unified Subnetworks at Initialization for
+Efficient Federated Learning", TMLR 2026, arXiv 2405.09037 (also of FedDyn, Acar et al., ICLR 2021,
+arXiv 2111.04263). Each client draws class priors from Dir(alpha, ..., alpha). Then, again and
+again, a random client that is not yet full takes a sample whose class it draws from its prior,
+without replacement; the prior of a class that is used up goes to the others in proportion.
+
+Differs from the code: samples left over by the division are dealt too, so that sizes differ by one
+at most; a client without any prior on the classes that are left draws by what is left (the code
+does not end); the roundings of the test set are drawn, not dropped.
+"""
+
+import numpy as np
+from numpy import ndarray
+from pydantic import Field
+
+from fedmpi import config
+from fedmpi.partitions import Shards, check, deal, follow
+
+CELLS = 1 << 22
+"""Numbers that are compared at a time while classes are drawn: 32 MiB."""
+
+
+class Config(config.Partition):
+    """How far the clients differ."""
+
+    alpha: float = Field(0.5, gt=0, allow_inf_nan=False)
+    """Concentration: 0.1 leaves a client few classes, 100 is close to an even mixture."""
+
+
+def divide(
+    config: Config,
+    train: ndarray,
+    test: ndarray,
+    classes: int,
+    clients: int,
+    rng: np.random.Generator,
+) -> tuple[Shards, Shards]:
+    """Shards of both sets, as in `fedmpi.partitions`.
+
+    Raises:
+        ConfigError: if there are more clients than training samples.
+    """
+    check(len(train), clients)
+    priors = rng.dirichlet(np.full(classes, config.alpha), size=clients)
+    counts = draw(priors, np.bincount(train, minlength=classes), rng)
+    return deal(train, counts, rng), follow(test, counts, rng)
+
+
+def draw(priors: ndarray, totals: ndarray, rng: np.random.Generator) -> ndarray:
+    """The counts, int64 [classes, clients], from priors [clients, classes] and samples a class.
+
+    The samples are taken in one long row of turns. Every turn has drawn its class before; when a
+    class is used up, the later turns that had drawn it draw again among the others. That is the
+    process in the module's docstring, with a pass for each class instead of one for each sample.
+    """
+    clients, classes = priors.shape
+    turns = queue(clients, int(totals.sum()), rng)
+    left = totals.copy()
+    drawn = pick(priors, left, turns, rng)
+    taken = 0
+    while taken < len(turns):
+        claims = np.bincount(drawn[taken:], minlength=classes)
+        by_class = np.argsort(drawn[taken:], kind="stable")
+        used_up = np.flatnonzero((left > 0) & (claims >= left))
+        # In each class that is claimed to the end: the turn that takes its last sample.
+        starts = np.cumsum(claims) - claims
+        last = by_class[starts[used_up] + left[used_up] - 1]
+        until = taken + int(last.min()) + 1
+        left -= np.bincount(drawn[taken:until], minlength=classes)
+        taken = until
+        again = taken + np.flatnonzero(left[drawn[taken:]] == 0)
+        drawn[again] = pick(priors, left, turns[again], rng)
+    return np.bincount(drawn * clients + turns, minlength=classes * clients).reshape(
+        classes, clients
+    )
+
+
+def queue(clients: int, samples: int, rng: np.random.Generator) -> ndarray:
+    """Whose turn it is, int64 [samples]: each time any client that is not full, all equally likely.
+
+    Clients arrive as Poisson processes of equal rate, which stop when a client is full.
+    """
+    rounds = -(-samples // clients)
+    arrivals = np.cumsum(rng.exponential(size=(rounds, clients)), axis=0)
+    # Row by row, the first `samples` arrivals: the last row is cut, so sizes differ by one at most.
+    return np.argsort(arrivals.ravel()[:samples], kind="stable") % clients
+
+
+def pick(priors: ndarray, left: ndarray, turns: ndarray, rng: np.random.Generator) -> ndarray:
+    """A class for each turn, int64 [turns], by its client's prior among the classes left."""
+    picked = np.empty(len(turns), np.int64)
+    step = max(1, CELLS // len(left))
+    for first in range(0, len(turns), step):
+        weights = priors[turns[first : first + step]] * (left > 0)
+        weights = np.where(weights.sum(axis=1, keepdims=True) > 0, weights, left)
+        ends = np.cumsum(weights, axis=1)
+        points = rng.random((len(ends), 1)) * ends[:, -1:]
+        picked[first : first + step] = (ends <= points).sum(axis=1)
+    return picked

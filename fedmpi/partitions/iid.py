@@ -1,0 +1,34 @@
+"""Samples dealt at random, in equal numbers: every client's shard looks like the whole.
+
+Shards differ by one sample at most, in the training set and in the test set. It is "IID" of
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+AISTATS 2017, arXiv 1602.05629, and "homo" of NIID-Bench.
+"""
+
+import numpy as np
+from numpy import ndarray
+
+from fedmpi import config
+from fedmpi.partitions import Shards, check, scatter
+
+
+class Config(config.Partition):
+    """Nothing to set."""
+
+
+def divide(
+    config: Config,
+    train: ndarray,
+    test: ndarray,
+    classes: int,
+    clients: int,
+    rng: np.random.Generator,
+) -> tuple[Shards, Shards]:
+    """Shards of both sets, as in `fedmpi.partitions`; the labels do not matter.
+
+    Raises:
+        ConfigError: if there are more clients than training samples.
+    """
+    check(len(train), clients)
+    shards = scatter(rng.permutation(len(train)) % clients, clients)
+    return shards, scatter(rng.permutation(len(test)) % clients, clients)

@@ -1,0 +1,123 @@
+"""The clients: who holds which samples, who takes part in a round, and which rank hosts whom."""
+
+import hashlib
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from fedmpi import config
+from fedmpi.config import ConfigError, Settings
+from fedmpi.data import Dataset
+from fedmpi.streams import Purpose, stream
+
+EVERYONE_ROUND = -1
+"""The round before the first, in which every client takes part (in methods that agree)."""
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Clients, ascending, whose uploads the server holds at one time; and their hosts."""
+
+    clients: tuple[int, ...]
+    hosts: tuple[int, ...]
+
+    def on(self, rank: int) -> tuple[int, ...]:
+        """Those of the wave's clients that `rank` hosts."""
+        return tuple(c for c, host in zip(self.clients, self.hosts, strict=True) if host == rank)
+
+
+class Population:
+    """All logical clients of a run: the same on every rank, from the settings alone.
+
+    Attributes:
+        shards: each client's training samples, int64 positions in the training set.
+        test_shards: each client's test samples; may be empty.
+        held_out: training samples that no client has, for validation.
+        sizes: int64 [clients], number of training samples.
+    """
+
+    def __init__(self, settings: Settings, data: Dataset) -> None:
+        self.settings = settings
+        samples = len(data.train_y)
+        order = stream(settings.seed, Purpose.VALIDATION).permutation(samples)
+        self.held_out = np.sort(order[: round(settings.validation * samples)])
+        ours = np.setdiff1d(np.arange(samples), self.held_out)
+        if settings.clients > len(ours):
+            raise ConfigError(
+                f"clients = {settings.clients}: more than the {len(ours)} training samples "
+                f"that are left of {samples} after validation = {settings.validation}"
+            )
+        shards, self.test_shards = config.module("partition", settings.partition.name).divide(
+            settings.partition,
+            data.train_y[ours],
+            data.test_y,
+            data.classes,
+            settings.clients,
+            stream(settings.seed, Purpose.PARTITION),
+        )
+        self.shards = [ours[shard] for shard in shards]
+        self.sizes = np.array([len(shard) for shard in self.shards])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of which client holds which samples."""
+        digest = hashlib.sha256()
+        for shard in (self.held_out, *self.shards, *self.test_shards):
+            digest.update(len(shard).to_bytes(8, "little"))
+            digest.update(shard.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def sample(self, t: int) -> tuple[int, ...]:
+        """The clients of round `t`, ascending: everyone before the first round."""
+        everyone, share = self.settings.clients, self.settings.participation
+        count = max(1, round(share * everyone))
+        if t == EVERYONE_ROUND or count == everyone:
+            return tuple(range(everyone))
+        drawn = stream(self.settings.seed, Purpose.SAMPLE, t).choice(everyone, count, replace=False)
+        return tuple(np.sort(drawn).tolist())
+
+    def steps(self, client: int) -> int:
+        """Local steps that the client makes in a round."""
+        if self.settings.local_steps is not None:
+            return self.settings.local_steps
+        return self.settings.epochs * -(-int(self.sizes[client]) // self.settings.batch)
+
+    def waves(self, t: int, floats: int, ranks: Sequence[int], settled: bool) -> list[Wave]:
+        """Round `t`'s clients in waves, each spread over the ranks, largest client first.
+
+        Waves do not depend on the ranks, and are ascending, so the server absorbs uploads in the
+        order of the clients whoever hosts them.
+
+        Args:
+            t: the round.
+            floats: length of a dense upload.
+            ranks: those that host clients.
+            settled: whether a client keeps to one rank for the whole run, because it has state.
+        """
+        clients = self.sample(t)
+        width = max(1, self.settings.exchange.window * 2**20 // (4 * floats))
+        home = self._homes(tuple(ranks)) if settled else None
+        waves = []
+        for first in range(0, len(clients), width):
+            part = clients[first : first + width]
+            hosts = place(self.sizes[list(part)], ranks) if home is None else [home[c] for c in part]
+            waves.append(Wave(part, tuple(hosts)))
+        return waves
+
+    def _homes(self, ranks: tuple[int, ...]) -> list[int]:
+        return place(self.sizes, ranks)
+
+
+def place(loads: np.ndarray, ranks: Sequence[int]) -> list[int]:
+    """For each load the rank that carries it: the largest load first, to the least laden rank."""
+    least = [(0, rank) for rank in ranks]
+    heapq.heapify(least)
+    hosts = [0] * len(loads)
+    for position in np.argsort(-loads, kind="stable").tolist():
+        laden, rank = heapq.heappop(least)
+        hosts[position] = rank
+        heapq.heappush(least, (laden + int(loads[position]), rank))
+    return hosts

@@ -1,0 +1,129 @@
+"""One run, one HDF5 file: settings and provenance as attributes, tidy tables appended by the round.
+
+The file is flushed after each round and never left in a state that cannot be opened: a run that is
+killed leaves `status = "running"` and every round that it finished. `pandas.DataFrame(f["rounds"][:])`
+is all that a reader needs; what the columns mean is in each table's attribute `columns`.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+RUNNING, DONE, FAILED, DIVERGED = "running", "done", "failed", "diverged"
+FINISHED = (DONE, DIVERGED)
+"""Statuses after which a run is not run again: it would end the same."""
+
+
+class RecordError(ValueError):
+    """A file that is no result, or that another run needs."""
+
+
+class Record:
+    """The file of a run that is under way.
+
+    Args:
+        path: the file; whatever was there is replaced.
+        settings: the run's settings as plain values.
+        identity: their hash.
+        about: more root attributes: provenance.
+        columns: for each table its columns: name -> (dtype, meaning).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        identity: str,
+        about: Mapping[str, Any],
+        columns: Mapping[str, Mapping[str, tuple[str, str]]],
+    ) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = h5py.File(path, "w")
+        self.best = -np.inf
+        attributes = self.file.attrs
+        attributes["status"], attributes["started"] = RUNNING, _now()
+        attributes["settings"], attributes["identity"] = json.dumps(settings), identity
+        for name, value in about.items():
+            attributes[name] = value
+        for table, meaning in columns.items():
+            dtype = np.dtype([(name, form) for name, (form, _) in meaning.items()])
+            data = self.file.create_dataset(table, (0,), dtype, maxshape=(None,), chunks=True)
+            data.attrs["columns"] = json.dumps({name: text for name, (_, text) in meaning.items()})
+        self.file.flush()
+
+    def append(self, tables: Mapping[str, np.ndarray]) -> None:
+        """Adds a round's rows, and the mark of the best validation accuracy so far."""
+        # `rounds` last: a round that is listed there is complete in every other table.
+        for name in sorted(tables, key=lambda name: name == "rounds"):
+            data, rows = self.file[name], tables[name]
+            data.resize(len(data) + len(rows), axis=0)
+            data[len(data) - len(rows) :] = rows
+        row = tables["rounds"][0]
+        if row["validation"] > self.best:
+            self.best = row["validation"]
+            self.file.attrs["best_round"] = int(row["round"])
+        self.file.flush()
+
+    def close(self, status: str, about: Mapping[str, Any] | None = None) -> None:
+        """Ends the file with a status, and attributes that are known only now."""
+        for name, value in (about or {}).items():
+            self.file.attrs[name] = value
+        self.file.attrs["status"], self.file.attrs["finished"] = status, _now()
+        self.file.close()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def open_result(path: Path) -> h5py.File:
+    """A result for reading, finished or not.
+
+    Raises:
+        RecordError: if the file is missing, or was not written by a `Record`.
+    """
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file; wanted a result (HDF5)")
+    try:
+        # No lock: a run that is under way goes on writing what is read here.
+        file = h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise RecordError(f"{path}: not HDF5: {error}") from None
+    if "settings" not in file.attrs or "rounds" not in file:
+        file.close()
+        raise RecordError(f"{path}: HDF5, but not a result: it holds no settings")
+    return file
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """The complete settings of a recorded run."""
+    with open_result(path) as file:
+        return json.loads(file.attrs["settings"])
+
+
+def state_of(path: Path, identity: str) -> str | None:
+    """The status of the run of that identity at `path`; None if there is no file.
+
+    Raises:
+        RecordError: if the file is something else, which a run must not replace.
+    """
+    if not path.exists():
+        return None
+    with open_result(path) as file:
+        found = file.attrs["identity"]
+        if found != identity:
+            raise RecordError(f"{path}: holds another run, {found}; wanted {identity} or no file")
+        return str(file.attrs["status"])
+
+
+def mark_failed(path: Path) -> None:
+    """Turns `running` into `failed`, for a run that is known to have died."""
+    if path.exists():
+        with h5py.File(path, "r+") as file:
+            if file.attrs["status"] == RUNNING:
+                file.attrs["status"] = FAILED

@@ -1,0 +1,143 @@
+"""Tensor <-> block: which values of a vector travel, and in how many bits."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi.codec import Block, Coding, Kind, Scale, WireError, code_dtype
+
+
+def top(vector: Tensor, count: int) -> Tensor:
+    """Positions of the `count` largest absolute values, ascending: int64 [count]."""
+    _, found = torch.topk(vector.abs(), count, sorted=False)
+    return found.sort().values
+
+
+def kept(size: int, sparsity: float) -> int:
+    """How many of `size` values remain at that share of zeros: at least one."""
+    return max(1, round(size * (1 - sparsity)))
+
+
+def block(
+    kind: Kind,
+    values: Tensor,
+    size: int | None = None,
+    indices: Tensor | None = None,
+    coding: Coding = Coding.F4,
+    bits: int = 0,
+    random: np.random.Generator | None = None,
+) -> Block:
+    """Values of a vector as a block; only they cross from the device to the host.
+
+    Args:
+        kind: what the values are.
+        values: the values to send, [count].
+        size: length of the whole vector; by default `values` is all of it.
+        indices: their positions, ascending, [count]; None where the receiver knows them.
+        coding: how to write them; CODES quantizes to `bits` bits.
+        bits: bits a value, 1 to 16, for CODES.
+        random: rounds codes up or down at random, so that they are right on average; without it
+            codes are rounded to the nearest.
+    """
+    values = values.detach().reshape(-1)
+    where = None if indices is None else indices.to("cpu", torch.int64).numpy().astype(np.uint32)
+    size = len(values) if size is None else size
+    if coding == Coding.CODES:
+        codes, scale = quantize(values.to("cpu", torch.float32).numpy(), bits, random)
+        return Block(kind, size, coding, codes, where, bits, scale)
+    if coding == Coding.BF16:
+        array = values.to(torch.bfloat16).cpu().view(torch.int16).numpy().view(np.uint16)
+    else:
+        array = values.to(_TORCH[coding]).cpu().numpy()
+    return Block(kind, size, coding, array, where)
+
+
+_TORCH = {
+    Coding.F4: torch.float32,
+    Coding.F2: torch.float16,
+    Coding.U1: torch.uint8,
+    Coding.U2: torch.uint16,
+    Coding.U4: torch.uint32,
+}
+
+
+def places(indices: Tensor, size: int) -> Block:
+    """An index set as a block without values: int64 [count], ascending."""
+    return Block(Kind.MASK, size, Coding.NONE, None, indices.cpu().numpy().astype(np.uint32))
+
+
+def quantize(
+    values: np.ndarray, bits: int, random: np.random.Generator | None = None
+) -> tuple[np.ndarray, Scale]:
+    """Uniform b-bit codes between the smallest and the largest value (METHODS: SGQ).
+
+    step = (max - min) / (2**bits - 1), code = round((value - min) / step). With `random` the
+    rounding is up with the probability of the fraction, so that E[low + step * code] = value.
+    """
+    if not len(values):
+        return np.empty(0, code_dtype(bits)), Scale(0.0, 0.0)
+    low, high = np.float32(values.min()), np.float32(values.max())
+    step = np.float32((high - low) / np.float32((1 << bits) - 1))
+    if not step > 0:  # all values equal, or not finite: the one code stands for `low`
+        return np.zeros(len(values), code_dtype(bits)), Scale(float(low), 0.0)
+    exact = (values - low) / step
+    shift = np.float32(0.5) if random is None else random.random(len(values), np.float32)
+    codes = np.floor(exact + shift).clip(0, (1 << bits) - 1)
+    return codes.astype(code_dtype(bits)), Scale(float(low), float(step))
+
+
+def values(block: Block, device: torch.device | None = None) -> Tensor:
+    """The values of a block as float32 (labels as int64), dequantized, aligned and writable."""
+    given = block.values
+    if given is None:
+        raise WireError("wanted a block with values, found positions alone")
+    if block.coding == Coding.CODES:
+        found = torch.from_numpy(given.astype(np.float32)) * block.scale.step + block.scale.low
+    elif block.coding == Coding.BF16:
+        found = torch.from_numpy(given.view(np.int16).copy()).view(torch.bfloat16).float()
+    elif block.coding in (Coding.F4, Coding.F2):
+        # A copy, because a buffer's sections are aligned to 8 bytes only, and because the results
+        # of vectorised kernels may depend on alignment, that is on who else shares the buffer.
+        found = torch.from_numpy(given.astype(np.float32))
+    else:
+        found = torch.from_numpy(given.astype(np.int64))
+    return found.to(device)
+
+
+def indices(block: Block, device: torch.device | None = None) -> Tensor:
+    """The positions that a block carries: int64 [count]."""
+    if block.indices is None:
+        raise WireError("wanted a block with positions, found one without")
+    return torch.from_numpy(block.indices.astype(np.int64)).to(device)
+
+
+def add(target: Tensor, block: Block, weight: float = 1.0, agreed: Tensor | None = None) -> None:
+    """target += weight * vector, where `block` gives the vector's values.
+
+    Args:
+        target: [size], changed in place.
+        block: the vector; without positions it gives all values, or those at `agreed`.
+        weight: a factor.
+        agreed: the positions that both sides know, int64 [count].
+
+    Raises:
+        WireError: if the block is not of a vector of that length, or has another count.
+    """
+    if block.size != len(target):
+        raise WireError(f"a block of a vector of {block.size}, wanted {len(target)}")
+    found = values(block, target.device)
+    where = indices(block, target.device) if block.indices is not None else agreed
+    wanted = len(target) if where is None else len(where)
+    if len(found) != wanted:
+        raise WireError(f"{len(found)} values, wanted {wanted}")
+    if where is None:
+        target.add_(found, alpha=weight)
+    else:
+        target.index_add_(0, where, found, alpha=weight)
+
+
+def vector(block: Block, size: int, device: torch.device, agreed: Tensor | None = None) -> Tensor:
+    """The dense vector [size] that a block stands for: zeros where it gives nothing."""
+    target = torch.zeros(size, device=device)
+    add(target, block, agreed=agreed)
+    return target

@@ -1,0 +1,42 @@
+"""The only source of randomness: one private stream for each (seed, purpose, ids).
+
+No stream is ever shared or carried over, so what a client draws in a round does not depend on which
+rank hosts it, on what was drawn before, or on how many ranks there are.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What a stream is for. Values are part of a run's meaning: never renumber them."""
+
+    MODEL = 1
+    """Initial parameters."""
+    VALIDATION = 2
+    """Which training samples are held out."""
+    PARTITION = 3
+    """Which client holds which samples."""
+    SAMPLE = 4
+    """Which clients take part; ids: round."""
+    BATCH = 5
+    """In which order a client sees its samples; ids: round, client."""
+    SALIENCY = 6
+    """Which samples a client scores parameters with; ids: client."""
+    ORDER = 7
+    """In which order a server takes the clients; ids: round."""
+    QUANTIZE = 8
+    """Stochastic rounding; ids: round, client."""
+    DATA = 9
+    """Synthetic samples."""
+
+
+def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:
+    """A fresh generator; `ids` may be -1, the round before the first, but not less."""
+    return np.random.default_rng((seed, int(purpose), *(number + 1 for number in ids)))
+
+
+def torch_seed(seed: int, purpose: Purpose, *ids: int) -> int:
+    """The same stream as a 63-bit seed, for generators that are not numpy's."""
+    return int(stream(seed, purpose, *ids).integers(1 << 63))

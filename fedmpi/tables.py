@@ -1,0 +1,61 @@
+"""The tables of a result: their columns, what they mean, and in which unit."""
+
+import numpy as np
+
+from fedmpi.codec import Kind
+
+Columns = dict[str, tuple[str, str]]
+
+DIRECTIONS = ("up", "down")
+BYTES = [f"{direction}_{kind.name.lower()}" for direction in DIRECTIONS for kind in Kind]
+"""A client's bytes: up is from client to server."""
+
+ROUNDS: Columns = {
+    "round": ("i4", "communication round; -1 is the agreement before the first"),
+    "warmup": ("?", "whether this is the first round, in which libraries and caches warm up"),
+    "sampled": ("i4", "clients that took part"),
+    "loss": ("f8", "mean over those clients of their mean loss in local training"),
+    "accuracy": ("f8", "of the global model on the test set"),
+    "validation": ("f8", "accuracy of the global model on the held-out training samples"),
+    "shard_mean": ("f8", "mean over all clients of the global model's accuracy on their test shard"),
+    "shard_std": ("f8", "standard deviation of the same (population)"),
+    "shard_min": ("f8", "minimum of the same"),
+    "personal_mean": ("f8", "mean accuracy of the clients' last local models on their test shards"),
+    "up": ("i8", "bytes from the clients, summed over them"),
+    "down": ("i8", "bytes to the clients, summed over them"),
+    "seconds": ("f8", "wall time of the round, without evaluation and recording"),
+}
+CLIENTS: Columns = {
+    "round": ("i4", "communication round; -1 is the agreement before the first"),
+    "client": ("i4", "logical client"),
+    "rank": ("i4", "rank that hosted it"),
+    "samples": ("i4", "training samples"),
+    "steps": ("i4", "local steps"),
+    "loss": ("f8", "mean loss in local training"),
+    "seconds": ("f8", "its local training, and preparing its upload"),
+    "accuracy": ("f8", "of the global model, after the round, on the client's test shard"),
+    "personal": ("f8", "of its own model, after local training, on the same"),
+    **{name: ("i8", "bytes of that kind in that direction") for name in BYTES},
+}
+PHASES: Columns = {
+    "round": ("i4", "communication round; -1 is the agreement before the first"),
+    "rank": ("i4", "rank"),
+    "phase": ("S8", "what the rank was doing; evaluate and record are off the clock"),
+    "seconds": ("f8", "for how long"),
+}
+RANKS: Columns = {
+    "round": ("i4", "communication round; -1 is the agreement before the first"),
+    "rank": ("i4", "rank"),
+    "up": ("i8", "bytes of the buffers that it handed to MPI for the server"),
+    "down": ("i8", "bytes of the buffers that MPI handed it from the server"),
+}
+TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "phases": PHASES, "ranks": RANKS}
+
+
+def empty(columns: Columns, rows: int) -> np.ndarray:
+    """`rows` rows of zeros, and of NaN in the columns of floats."""
+    table = np.zeros(rows, [(name, form) for name, (form, _) in columns.items()])
+    for name, (form, _) in columns.items():
+        if form.startswith("f"):
+            table[name] = np.nan
+    return table

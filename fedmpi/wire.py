@@ -1,0 +1,167 @@
+"""Bytes <-> ranks: every MPI call of the project.
+
+Buffers only: nothing is pickled, nothing polls. Counts travel first, then the `v` collective. A
+timed barrier goes before each collective, so that waiting is not taken for transfer.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+from mpi4py import MPI
+
+from fedmpi.clock import Clock, Phase
+
+ROOT = 0
+WORD = 8
+"""Buffers are counted in words of 8 bytes, their padding: 32-bit MPI counts then reach 16 GiB."""
+
+
+class Wire:
+    """The ranks of one job, all of which reach each call in the same order.
+
+    Attributes:
+        rank: this rank; `ROOT` is the server.
+        size: number of ranks.
+        up: bytes that this rank handed to `gather` since the last `reset`.
+        down: bytes that `bcast` and `scatter` handed to this rank since the last `reset`.
+    """
+
+    def __init__(self, clock: Clock, comm: MPI.Intracomm | None = None) -> None:
+        self.comm = MPI.COMM_WORLD if comm is None else comm
+        self.clock = clock
+        self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+        self.is_root = self.rank == ROOT
+        self.inbox = np.empty(0, np.uint8)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins a round's count of bytes."""
+        self.up = self.down = 0
+
+    def bcast(self, data: np.ndarray | None) -> np.ndarray:
+        """The root's bytes on every rank: uint8 [words * 8]; `data` is None on the others."""
+        count = np.array([0 if data is None else _words(data)])
+        self._meet(Phase.WAIT)
+        with self.clock(Phase.TRANSFER):
+            self.comm.Bcast(count, ROOT)
+            if data is None:
+                data = np.empty(int(count[0]) * WORD, np.uint8)
+            self.comm.Bcast([data, int(count[0]), MPI.UINT64_T], ROOT)
+        self.down += data.nbytes
+        return data
+
+    def gather(self, data: np.ndarray) -> list[np.ndarray]:
+        """Every rank's bytes on the root, in rank order; an empty list elsewhere.
+
+        The pieces are views of one inbox, which the next `gather` overwrites.
+        """
+        self._meet(Phase.WAIT)
+        self.up += data.nbytes
+        return self._gather(data, Phase.TRANSFER)
+
+    def scatter(self, data: Sequence[np.ndarray]) -> np.ndarray:
+        """This rank's share of the root's bytes; `data` is one piece a rank, empty elsewhere."""
+        count, counts, send = np.zeros(1, np.int64), None, None
+        if self.is_root:
+            with self.clock(Phase.PACK):
+                counts = np.array([_words(piece) for piece in data])
+                send = [np.concatenate(data), _layout(counts), MPI.UINT64_T]
+        self._meet(Phase.WAIT)
+        with self.clock(Phase.TRANSFER):
+            self.comm.Scatter(counts, count, ROOT)
+            mine = np.empty(int(count[0]) * WORD, np.uint8)
+            self.comm.Scatterv(send, [mine, int(count[0]), MPI.UINT64_T], ROOT)
+        self.down += mine.nbytes
+        return mine
+
+    def report(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Every rank's rows (of one dtype) on the root, off the clock and outside the accounts."""
+        data = rows.reshape(-1).view(np.uint8)
+        padded = np.concatenate([data, np.zeros(-data.nbytes % WORD, np.uint8)])
+        pieces = self._gather(padded, Phase.RECORD)
+        return [piece[: piece.nbytes // rows.itemsize * rows.itemsize].view(rows.dtype).copy() for piece in pieces]
+
+    def settle(self) -> None:
+        """Waits for all ranks, off the clock, so that nobody's measuring is another's waiting."""
+        self._meet(Phase.EVALUATE)
+
+    def lowest(self, here: bool) -> int | None:
+        """The lowest rank on which `here` is true; None if it is so on none."""
+        mine, least = np.array([self.rank if here else self.size]), np.zeros(1, np.int64)
+        self.comm.Allreduce(mine, least, MPI.MIN)
+        return int(least[0]) if least[0] < self.size else None
+
+    def place_on_node(self) -> int:
+        """This rank's number among the ranks of its node."""
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        place = node.Get_rank()
+        node.Free()
+        return place
+
+    def _meet(self, phase: Phase) -> None:
+        with self.clock(phase):
+            self.comm.Barrier()
+
+    def _gather(self, data: np.ndarray, phase: Phase) -> list[np.ndarray]:
+        count = np.array([_words(data)])
+        counts = np.zeros(self.size, np.int64) if self.is_root else None
+        receive, pieces = None, []
+        with self.clock(phase):
+            self.comm.Gather(count, counts, ROOT)
+            if counts is not None:
+                layout = _layout(counts)
+                if self.inbox.nbytes < counts.sum() * WORD:
+                    self.inbox = np.empty(int(counts.sum()) * WORD, np.uint8)
+                receive = [self.inbox, layout, MPI.UINT64_T]
+                pieces = [
+                    self.inbox[start * WORD : (start + length) * WORD]
+                    for length, start in zip(*layout, strict=True)
+                ]
+            self.comm.Gatherv([data, int(count[0]), MPI.UINT64_T], receive, ROOT)
+        return pieces
+
+
+def _words(data: np.ndarray) -> int:
+    words, rest = divmod(data.nbytes, WORD)
+    if rest or data.dtype != np.uint8:
+        raise ValueError(f"wanted bytes in words of {WORD}, found {data.nbytes} of {data.dtype}")
+    return words
+
+
+def _layout(counts: np.ndarray) -> tuple[list[int], list[int]]:
+    """Counts and displacements, in words.
+
+    Raises:
+        OverflowError: beyond what MPI's 32-bit counts reach.
+    """
+    if counts.sum() > np.iinfo(np.int32).max:
+        size = int(counts.sum()) * WORD / 2**30
+        raise OverflowError(f"{size:.1f} GiB in one collective, 16 are possible: lower exchange.window")
+    return counts.tolist(), (np.cumsum(counts) - counts).tolist()
+
+
+def abort_on_exception() -> None:
+    """From now on an uncaught exception on one rank ends the job: traceback, then Abort(1)."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        text = "".join(traceback.format_exception(kind, error, trace))
+        rank = MPI.COMM_WORLD.Get_rank()
+        sys.stdout.flush()
+        sys.stderr.write(f"rank {rank} of {MPI.COMM_WORLD.Get_size()} failed:\n{text}")
+        sys.stderr.flush()
+        MPI.COMM_WORLD.Abort(1)
+
+    sys.excepthook = hook
+
+
+def library() -> str:
+    """Name and version of the MPI library behind mpi4py, on one line."""
+    return " ".join(MPI.Get_library_version().replace("\x00", "").split())
+
+
+def host() -> str:
+    """The name under which MPI knows this node."""
+    return MPI.Get_processor_name()

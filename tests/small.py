@@ -1,0 +1,61 @@
+"""A small federation: settings that run in a blink, and a run of them on some ranks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from fedmpi import config
+from fedmpi.clock import Clock
+from fedmpi.config import Settings
+from fedmpi.engine import Engine
+from fedmpi.wire import Wire
+
+SMALL = {
+    "rounds": 2,
+    "clients": 5,
+    "batch": 16,
+    "data": {"name": "synthetic", "samples": 300, "test_samples": 60, "shape": [1, 8, 8]},
+    "partition": {"name": "dirichlet", "alpha": 0.5, "minimum": 5},
+    "model": {"name": "mlp", "hidden": [12, 8]},
+}
+"""Seconds matter: the suite runs hundreds of such runs. Unequal shards, two split points."""
+
+
+def small(*words: str) -> Settings:
+    """The small run's settings, with `key=value` words on top; a new name empties its table."""
+    tree: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in SMALL.items()}
+    for word in words:
+        table, _, rest = word.partition(".")
+        if rest.startswith("name="):
+            tree[table] = {}
+    config.override(tree, words)
+    return config.load(tree)
+
+
+@dataclass
+class Run:
+    """A finished run; tables and model are on the root alone."""
+
+    engine: Engine
+    tables: dict[str, np.ndarray]
+
+    @property
+    def model(self) -> np.ndarray:
+        """The final global model, [n]."""
+        return self.engine.server.w.numpy()
+
+    @property
+    def sha256(self) -> str:
+        """Its hash."""
+        return self.engine.model_sha256()
+
+
+def run(settings: Settings, comm: MPI.Intracomm = MPI.COMM_SELF) -> Run:
+    """Runs settings on the ranks of a communicator; by default on this rank alone."""
+    clock = Clock()
+    engine, wire = Engine(settings), Wire(clock, comm)
+    outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
+    names = outcomes[0].tables if outcomes else {}
+    return Run(engine, {n: np.concatenate([o.tables[n] for o in outcomes]) for n in names})
