@@ -19,10 +19,12 @@ from typing import Any, Literal, get_args, get_origin
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedmpi.errors import BadInput
+
 Tree = dict[str, Any]
 
 
-class ConfigError(ValueError):
+class ConfigError(BadInput):
     """Settings that cannot be run; `problems` has one sentence for each thing that is wrong."""
 
     def __init__(self, *problems: str) -> None:

@@ -42,6 +42,8 @@ class Launcher:
     def environment(self) -> dict[str, str]:
         """This environment, with what the launcher needs to run as root (in a container, say)."""
         variables = {PROGRESS: str(int(sys.stderr.isatty()))}
+        if sys.stderr.isatty():
+            variables["COLUMNS"] = str(shutil.get_terminal_size().columns)
         if self.is_open_mpi and os.geteuid() == 0:
             variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         return os.environ | variables
@@ -71,6 +73,16 @@ def find() -> Launcher:
         raise ConfigError(f"{path} does not run: {error}") from None
     lines = (done.stdout + done.stderr).split("\n")
     return Launcher(path, next((line.strip() for line in lines if line.strip()), ""))
+
+
+def check_size(wanted: int | None, found: int) -> None:
+    """Refuses a job of another size than was asked for.
+
+    Raises:
+        ConfigError: inside a launcher that started another number of ranks.
+    """
+    if wanted is not None and wanted != found:
+        raise ConfigError(f"--ranks {wanted}: the launcher around it started {found}; leave it out")
 
 
 def start(ranks: int, words: Sequence[str]) -> int:

@@ -14,12 +14,14 @@ from typing import Any
 import h5py
 import numpy as np
 
+from fedmpi.errors import BadInput
+
 RUNNING, DONE, FAILED, DIVERGED = "running", "done", "failed", "diverged"
 FINISHED = (DONE, DIVERGED)
 """Statuses after which a run is not run again: it would end the same."""
 
 
-class RecordError(ValueError):
+class RecordError(BadInput):
     """A file that is no result, or that another run needs."""
 
 
@@ -98,6 +100,11 @@ def open_result(path: Path) -> h5py.File:
         file.close()
         raise RecordError(f"{path}: HDF5, but not a result: it holds no settings")
     return file
+
+
+def file_of(out: Path, method: str, identity: str) -> Path:
+    """The file of a run: `out` itself if it ends in .h5, else one in that folder."""
+    return out if out.suffix == ".h5" else out / f"{method}-{identity}.h5"
 
 
 def settings_of(path: Path) -> dict[str, Any]:

@@ -1,17 +1,29 @@
-"""One rank's failure ends the whole job."""
+"""Under mpiexec: rank 0 speaks for all, and one rank's failure ends the whole job."""
 
+import os
 import sys
 
 import pytest
 from mpi4py import MPI
 
+RANK, SIZE = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
+if RANK:
+    sys.stdout = open(os.devnull, "w")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """One report a job, not one a rank."""
+    if RANK:
+        config.option.xmlpath = None
+
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item, call):
-    """One rank's failure ends the job: the others would wait for it in a collective for ever."""
+def pytest_runtest_makereport(item: pytest.Item):  # noqa: ANN201 (a generator, to pluggy's taste)
+    """Says what failed and aborts: the others would wait in a collective for ever."""
     outcome = yield
     report = outcome.get_result()
-    if report.failed and MPI.COMM_WORLD.Get_size() > 1:
-        sys.stderr.write(f"rank {MPI.COMM_WORLD.Get_rank()}: {item.nodeid}\n{report.longreprtext}\n")
+    if report.failed and SIZE > 1:
+        sys.stderr.write(f"rank {RANK}: {item.nodeid}\n{report.longreprtext}\n")
         sys.stderr.flush()
         MPI.COMM_WORLD.Abort(1)

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections import Counter
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,12 @@ def labels(totals: list[int], seed: int = 0) -> np.ndarray:
 
 
 def divide(
-    module: ModuleType, train: list[int], test: list[int], clients: int, seed: int = 0, **given: object
+    module: ModuleType,
+    train: list[int],
+    test: list[int],
+    clients: int,
+    seed: int = 0,
+    **given: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The counts [classes, clients] in both sets, after a check that the shards tile them."""
     y, z = labels(train), labels(test, 1)
@@ -111,7 +117,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("module", "given"), CASES)
-def test_the_stream_alone_decides(module: ModuleType, given: dict[str, object]) -> None:
+def test_the_stream_alone_decides(module: ModuleType, given: dict[str, Any]) -> None:
     y = labels([100] * 10)
     first, again, other = (
         module.divide(module.Config(**given), y, y[:300], 10, 5, np.random.default_rng(seed))
@@ -126,7 +132,7 @@ def test_the_stream_alone_decides(module: ModuleType, given: dict[str, object]) 
     ("module", "given"),
     [(iid, {}), (dirichlet, {"alpha": 50.0, "minimum": 1}), (dirichlet_balanced, {}), (shards, {})],
 )
-def test_many_clients(module: ModuleType, given: dict[str, object]) -> None:
+def test_many_clients(module: ModuleType, given: dict[str, Any]) -> None:
     y, z = np.arange(60_000) % 10, np.arange(10_000) % 10
     began = time.perf_counter()
     parts = module.divide(module.Config(**given), y, z, 10, 10_000, np.random.default_rng(1))
@@ -136,8 +142,8 @@ def test_many_clients(module: ModuleType, given: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(("module", "given"), CASES)
-def test_more_clients_than_samples(module: ModuleType, given: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="clients = 9: .* found 8 samples; .* 1 to 8"):
+def test_more_clients_than_samples(module: ModuleType, given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"clients = 9: .* found 8 samples; .* 1 to 8"):
         divide(module, [4, 4], [1, 1], 9, **given)
 
 
@@ -148,9 +154,7 @@ def test_as_many_clients_as_samples(module: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(("module", "given"), CASES)
-def test_a_class_that_training_lacks_is_tested(
-    module: ModuleType, given: dict[str, object]
-) -> None:
+def test_a_class_that_training_lacks_is_tested(module: ModuleType, given: dict[str, Any]) -> None:
     train, test = divide(module, [40, 0, 40], [5, 60, 5], 4, **given)
     assert test[1].sum() == 60
     if module is not iid:
@@ -182,9 +186,10 @@ def test_following_rounds_to_a_neighbour(
 def test_following_is_exact_on_average() -> None:
     train, z, rng = np.array([[1, 2, 0, 5]]), labels([3]), np.random.default_rng(0)
     rounds = 4000
-    given = sum(counted(partitions.follow(z, train, rng), z, 1) for _ in range(rounds))
+    parts = [partitions.follow(z, train, rng) for _ in range(rounds)]
+    mean = np.mean([counted(part, z, 1)[0] for part in parts], axis=0)
     # Four standard errors of a rounding that is right on average.
-    np.testing.assert_allclose(given[0] / rounds, 3 * train[0] / 8, atol=4 * 0.5 / rounds**0.5)
+    np.testing.assert_allclose(mean, 3 * train[0] / 8, atol=4 * 0.5 / rounds**0.5)
 
 
 def test_dirichlet_moments() -> None:
@@ -215,9 +220,11 @@ def test_dirichlet_gives_no_more_to_a_client_with_its_share(
 
 
 def test_dirichlet_minimum_out_of_reach() -> None:
-    with pytest.raises(ConfigError, match="minimum = 10: 9 clients want 90 .* found 80; .* 1 to 8,"):
+    with pytest.raises(
+        ConfigError, match=r"minimum = 10: 9 clients want 90 .* found 80; .* 1 to 8,"
+    ):
         divide(dirichlet, [40, 40], [1, 1], 9)
-    with pytest.raises(ConfigError, match="minimum = 8: in 1000 draws of 10 clients .* at best"):
+    with pytest.raises(ConfigError, match=r"minimum = 8: in 1000 draws of 10 clients .* at best"):
         divide(dirichlet, [40, 40], [1, 1], 10, alpha=0.1, minimum=8)
 
 
@@ -242,17 +249,17 @@ def one_by_one(
 
 
 def test_dirichlet_balanced_is_the_process_sample_by_sample() -> None:
-    priors, totals = np.array([[0.7, 0.2, 0.1], [0.15, 0.15, 0.7]]), [3, 2, 2]
-    rng, times = np.random.default_rng(3), 1500
+    priors, totals = np.array([[0.7, 0.2, 0.1], [0.15, 0.15, 0.7]]), [8, 2, 2]
+    rng, times = np.random.default_rng(3), 3000
     fast = Counter(
         tuple(map(tuple, dirichlet_balanced.draw(priors, np.array(totals), rng).tolist()))
         for _ in range(times)
     )
     slow = Counter(one_by_one(priors, totals, rng) for _ in range(times))
     distance = sum(abs(fast[key] - slow[key]) for key in fast | slow) / (2 * times)
-    # Two samples of that size from one distribution differ by 0.03 here; drawing without regard to
-    # the order of turns, by 0.1 or more.
-    assert distance < 0.06
+    # Two samples of that size from one distribution differ by about 0.02 here; with other orders of
+    # the turns, or classes weighted by what is left of them, it is 0.09 and more.
+    assert distance < 0.05
 
 
 def test_dirichlet_balanced_moments() -> None:
@@ -322,6 +329,6 @@ def test_any_two_classes_may_meet() -> None:
         (iid, {"alpha": 1.0}),
     ],
 )
-def test_settings_out_of_range(module: ModuleType, given: dict[str, object]) -> None:
+def test_settings_out_of_range(module: ModuleType, given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(given))):
         module.Config(**given)

@@ -24,6 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedmpi.errors import BadInput
+
 USUAL = (
     "data",
     "../data",
@@ -38,7 +40,7 @@ DEPTH = 2
 """Levels of folders that are searched below each of the places."""
 
 
-class DataError(Exception):
+class DataError(BadInput):
     """Files that are missing or not what they should be; says where was looked, and the mend."""
 
 

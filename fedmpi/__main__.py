@@ -1,0 +1,182 @@
+"""The command line: `fedmpi`, or `python -m fedmpi`.
+
+Exit codes: 0 done, 2 bad input, 1 anything else. Whatever is slow to import is imported when it is
+needed.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedmpi.errors import BadInput
+
+RANKS = click.option(
+    "--ranks", type=click.IntRange(min=1), help="Start that many ranks with mpiexec."
+)
+
+
+def mends(command: Callable[..., None]) -> Callable[..., None]:
+    """Ends a command with exit code 2 and one line a problem, if the input is at fault."""
+
+    @wraps(command)
+    def guarded(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except BadInput as error:
+            if str(error):
+                print(error, file=sys.stderr)
+            sys.exit(2)
+
+    return guarded
+
+
+def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that `[FILE] [KEY=VALUE]...` gives."""
+    from fedmpi import config, record
+
+    tree = {}
+    if words and "=" not in words[0]:
+        file, words = Path(words[0]), words[1:]
+        tree = record.settings_of(file) if file.suffix == ".h5" else config.read(file)
+    config.override(tree, words)
+    return tree
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fedmpi")
+def main() -> None:
+    """Compare methods of federated and federated split learning over MPI.
+
+    fedmpi run starts with a sensible default; fedmpi list methods shows what there is;
+    fedmpi doctor says what this machine lacks.
+    """
+
+
+@main.command()
+@click.argument("words", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
+@RANKS
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    help="The result's file (.h5), or a folder; its name then comes from the settings.",
+)
+@mends
+def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
+    """Run one experiment and record it.
+
+    FILE holds settings (TOML), or is a result (.h5) whose run is to be repeated. KEY=VALUE changes
+    a setting, such as method.name=topk or lr=0.05; fedmpi list settings shows them all.
+
+    Under mpirun or srun this is one rank of the job. Otherwise --ranks N starts N of them, and
+    without it there is one. A run whose result is there already is not run again.
+    """
+    from fedmpi import launch
+    from fedmpi.config import load
+
+    if launch.is_launched() or ranks is None:
+        from fedmpi.job import Job
+
+        job = Job()
+        settings = job.check(lambda: load(tree_of(words)))
+        job.check(lambda: launch.check_size(ranks, job.wire.size))
+        job.run(settings, out)
+        return
+    from fedmpi.engine import Engine
+    from fedmpi.record import file_of, mark_failed, state_of
+
+    # Everything that can be wrong is found here, where it is said without the launcher's noise.
+    settings = load(tree_of(words))
+    path = file_of(out, settings.method.name, settings.identity())
+    state_of(path, settings.identity())
+    Engine(settings)
+    code = launch.start(ranks, ["run", *words, "--out", str(out)])
+    if code:
+        mark_failed(path)
+    sys.exit(code if code in (0, 2) else 1)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("results"),
+    show_default=True,
+    help="Folder for the results; their names come from the settings.",
+)
+@RANKS
+@click.option("--dry-run", is_flag=True, help="List the runs and their states; run nothing.")
+@click.option("--count", is_flag=True, help="Print the number of runs; run nothing.")
+@click.option(
+    "--only",
+    type=click.IntRange(min=0),
+    multiple=True,
+    help="Only the run of that number, as --dry-run counts; may be given several times.",
+)
+@mends
+def sweep(
+    file: Path, out: Path, ranks: int | None, dry_run: bool, count: bool, only: tuple[int, ...]
+) -> None:
+    """Run all experiments of a sweep FILE that are not done yet.
+
+    The file's [base] holds settings of all runs; in each [[grid]] every value is a list, and the
+    runs are the product of the lists. An interrupted sweep goes on where it was.
+    """
+    from fedmpi import launch
+    from fedmpi.sweep import Sweep
+
+    if launch.is_launched() or (ranks is None and not dry_run and not count):
+        from fedmpi.job import Job
+
+        job = Job()
+        plan = job.check(lambda: Sweep(file, out, only))
+        job.check(lambda: launch.check_size(ranks, job.wire.size))
+        sys.exit(job.sweep(plan))
+    plan = Sweep(file, out, only)
+    if count:
+        print(len(plan.members))
+    elif dry_run:
+        for number in plan.chosen:
+            print(f"{number:4}  {plan.state(number) or 'to do':10}  {plan.members[number]}")
+    else:
+        assert ranks is not None
+        sys.exit(plan.supervise(ranks))
+
+
+@main.command("list")
+@click.argument("what", type=click.Choice(["methods", "data", "models", "partitions", "settings"]))
+@click.argument("name", required=False)
+@mends
+def list_(what: str, name: str | None) -> None:
+    """List what there is, or one NAME of it, with its settings and their defaults."""
+    from fedmpi.show import show_list
+
+    show_list(what, name)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@mends
+def show(file: Path) -> None:
+    """Show what the run in FILE was, and how it went."""
+    from fedmpi.show import show_result
+
+    show_result(file)
+
+
+@main.command()
+def doctor() -> None:
+    """Examine this machine: MPI, launcher, torch, HDF5, data sets; say how to mend what is wrong."""
+    from fedmpi.doctor import examine
+
+    sys.exit(examine())
+
+
+if __name__ == "__main__":
+    main(prog_name="fedmpi")

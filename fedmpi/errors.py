@@ -1,0 +1,5 @@
+"""Errors that the caller can mend. Anything else is a defect, and ends in a traceback."""
+
+
+class BadInput(ValueError):
+    """Settings, files or data that cannot be used; the command line ends with exit code 2."""

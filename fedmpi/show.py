@@ -1,0 +1,1 @@
+"""For the terminal: what there is to choose from, and what a run was."""

@@ -1,0 +1,64 @@
+"""`python -m tests`: the whole suite on 1, 2, 3 and 4 ranks, and a plain count at the end.
+
+One process per rank runs pytest; the tests of a rank count are chosen by mpi-pytest's marks. If one
+rank fails, the job is aborted (see `conftest`), so that a failure cannot hang the others.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+from fedmpi import launch
+
+LIMIT = 900
+"""Seconds for one rank count; a job that takes longer hangs."""
+
+
+def command(ranks: int, report: Path) -> list[str]:
+    """The command line that runs the tests meant for so many ranks."""
+    words = [sys.executable, "-m", "pytest", "-m", "parallel[match]", f"--junitxml={report}"]
+    return words if ranks == 1 else launch.find().command(ranks, [*words, "-p", "no:cacheprovider"])
+
+
+def count(report: Path) -> Counter[str]:
+    """What a report says: how many tests passed, failed, were skipped."""
+    found: Counter[str] = Counter()
+    if report.exists():
+        for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+            number = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
+            failed = number["failures"] + number["errors"]
+            found["failed"] += failed
+            found["skipped"] += number["skipped"]
+            found["passed"] += number["tests"] - failed - number["skipped"]
+    return found
+
+
+def main() -> int:
+    """Runs everything, whatever fails on the way; returns the exit code."""
+    total: Counter[str] = Counter()
+    environment = launch.find().environment()
+    with tempfile.TemporaryDirectory() as folder:
+        for ranks in (1, 2, 3, 4):
+            print(f"--- {ranks} rank{'s' * (ranks > 1)}", flush=True)
+            # Every rank writes its own report; rank 0's is counted.
+            report = Path(folder) / f"{ranks}.xml"
+            try:
+                done = subprocess.run(command(ranks, report), env=environment, timeout=LIMIT)
+                code = done.returncode
+            except subprocess.TimeoutExpired:
+                print(f"no end after {LIMIT} s")
+                code = 1
+            found = count(report)
+            # An aborted job leaves no report, or an incomplete one.
+            if code and not found["failed"]:
+                found["failed"] += 1
+            total += found
+    print(f"{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
+    return 1 if total["failed"] or not total["passed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Plain torch as a second opinion: networks as modules, local training by `torch.optim.SGD`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mpi4py import MPI
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
+
+from fedmpi import config, models
+from fedmpi.clock import Clock
+from fedmpi.engine import Engine
+from fedmpi.measure import Outcome
+from fedmpi.wire import Wire
+
+FILES = sorted((Path(config.__file__).parent / "methods").glob("[!_]*.py"))
+"""Every method's file: a new one is tested the moment that it exists."""
+METHODS = [path.stem.replace("_", "-") for path in FILES]
+
+CNN = ("model.name=cnn", "model.channels=[3,4]", "model.kernel=3", "model.hidden=10")
+"""Convolutions, for images of 8x8 pixels."""
+EVERYTHING = ("momentum=0.9", "weight_decay=0.01", "clip=1.0", "lr_decay=0.9", "epochs=2")
+"""All that local training can do."""
+
+
+def play(engine: Engine, comm: MPI.Intracomm = MPI.COMM_SELF) -> Iterator[Outcome | None]:
+    """The engine's rounds on the ranks of a communicator, one by one."""
+    clock = Clock()
+    yield from engine.rounds(Wire(clock, comm), clock)
+
+
+def network(engine: Engine, w: Tensor) -> nn.Sequential:
+    """The engine's model with the parameters w [n], built anew."""
+    settings, shape = engine.settings, tuple(engine.trainer.x.shape[1:])
+    stages = models.build(settings.model, shape, engine.trainer.classes, settings.seed)
+    vector_to_parameters(w.clone(), stages.parameters())
+    return stages
+
+
+def vector(module: nn.Module) -> Tensor:
+    """A module's parameters in their order, [n]."""
+    return parameters_to_vector(module.parameters()).detach()
+
+
+def sgd(engine: Engine, module: nn.Module, t: int) -> torch.optim.SGD:
+    """Torch's own optimiser with the settings of round t."""
+    settings = engine.settings
+    return torch.optim.SGD(
+        module.parameters(),
+        lr=settings.lr * settings.lr_decay**t,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def train(engine: Engine, t: int, client: int, w: Tensor, mu: float = 0.0) -> tuple[Tensor, float]:
+    """A client's model after its local training in round t, and its mean loss.
+
+    The loss that is minimised has the term mu / 2 * ||v - w||^2 besides.
+    """
+    module, losses = network(engine, w), []
+    optimiser = sgd(engine, module, t)
+    for positions in engine.trainer.batches(t, client):
+        optimiser.zero_grad()
+        loss = cross_entropy(module(engine.trainer.x[positions]), engine.trainer.y[positions])
+        losses.append(float(loss.detach()))
+        if mu:
+            loss = loss + mu / 2 * (parameters_to_vector(module.parameters()) - w).square().sum()
+        loss.backward()
+        if engine.settings.clip:
+            clip_grad_norm_(module.parameters(), engine.settings.clip)
+        optimiser.step()
+    return vector(module), sum(losses) / len(losses)
+
+
+def average(engine: Engine, t: int, w: Tensor, mu: float = 0.0) -> Tensor:
+    """The mean of the models of round t's clients, weighted by samples."""
+    clients = engine.population.sample(t)
+    sizes = [len(engine.population.shards[client]) for client in clients]
+    found = [train(engine, t, client, w, mu)[0] * n for client, n in zip(clients, sizes, strict=True)]
+    return torch.stack(found).sum(0) / sum(sizes)
+
+
+def accuracy(module: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of the samples that the module classifies rightly; NaN of nothing."""
+    with torch.no_grad():
+        return float((module(x).argmax(1) == y).float().mean())

@@ -1,0 +1,200 @@
+"""Conformance: what is true of every method, found by glob, so that a new file is a tested file."""
+
+import ast
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedmpi import config
+from fedmpi.codec import Block, Message, pack, unpack
+from fedmpi.engine import Engine
+from tests.plain import CNN, EVERYTHING, FILES, METHODS, play
+from tests.small import Run, run, small
+
+CASES = [(name,) for name in METHODS]
+CASES += [("splitfed", "method.version=v2"), ("topk", "method.error_feedback=false")]
+EASY = (
+    *("rounds=15", "lr=0.3", "data.classes=4", "data.separation=8.0", "data.samples=400"),
+    *("model.hidden=[24,16]", "partition.alpha=1.0"),
+)
+"""What any method learns within seconds."""
+
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+every_case = pytest.mark.parametrize("case", CASES, ids=" ".join)
+
+
+def words(case: tuple[str, ...], *more: str) -> config.Settings:
+    """The small run with a method, its own words and some more."""
+    return small(f"method.name={case[0]}", *case[1:], *more)
+
+
+def sound(found: Run) -> None:
+    """The run has moved the model, to something finite, and all that was measured is possible."""
+    start = found.engine.flat.initial.numpy()
+    assert np.isfinite(found.model).all() and not np.array_equal(found.model, start)
+    rounds = found.tables["rounds"]
+    rounds = rounds[rounds["round"] >= 0]
+    assert len(rounds) == found.engine.settings.rounds
+    assert np.isfinite(rounds["loss"]).all() and (rounds["loss"] > 0).all()
+    assert (rounds["accuracy"] >= 0).all() and (rounds["accuracy"] <= 1).all()
+    assert np.isfinite(rounds["personal_mean"]).all()
+
+
+@every_file
+def test_a_method_is_a_config_and_two_halves(path: Path) -> None:
+    method = config.module("method", path.stem)
+    assert issubclass(method.Config, config.Method)
+    for half, wanted in ((method.Server, "broadcast absorb step"), (method.Clients, "work upload")):
+        assert isinstance(half, type)
+        assert all(callable(getattr(half, name)) for name in wanted.split())
+    assert path.stem.replace("_", "-") in config.names("method")
+
+
+@every_file
+def test_docstring_names_the_method_the_paper_and_the_differences(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text is not None
+    first, *rest = text.split("\n")
+    assert re.fullmatch(r"[A-Z][^.]*\.", first), "the first line is one sentence"
+    assert len(rest) > 1 and rest[0] == "", "a blank line follows the first"
+    flat = " ".join(text.split())
+    assert re.search(r"arXiv \d{4}\.\d{4,5}|doi 10\.\d{4}|\b(19|20)\d\d\b", flat), "no paper"
+    for opening, formed in (
+        ("Differs from", r"^Differs from the (paper|code): \S"),
+        ("Reconstruction", r"^Reconstruction: \S"),
+    ):
+        assert len(re.findall(opening, text)) == len(re.findall(formed, text, re.MULTILINE))
+
+
+@every_file
+def test_file_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 200
+
+
+@every_file
+def test_a_method_never_sees_mpi_files_clocks_or_ranks(path: Path) -> None:
+    known = {"codec", "config", "flat", "methods", "sparse", "streams", "train"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, *below = name.split(".")
+            assert top not in {"mpi4py", "h5py", "time", "os", "pathlib"}, name
+            assert top != "fedmpi" or below[0] in known, name
+
+
+@every_case
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("participation=0.4", "rounds=3"),
+        ("local_steps=3", "batch=8"),
+        ("clients=1",),
+        EVERYTHING,
+        ("server=shared", "validation=0.0"),
+        CNN,
+        ("batch=1000",),
+    ],
+    ids=["plain", "participation", "local_steps", "one client", "sgd", "shared", "cnn", "batch"],
+)
+def test_it_runs_and_moves_the_model(case: tuple[str, ...], more: tuple[str, ...]) -> None:
+    found = run(words(case, *more))
+    sound(found)
+    clients = found.tables["clients"]
+    clients = clients[clients["round"] >= 0]
+    if "participation=0.4" in more:
+        assert np.bincount(clients["round"]).tolist() == [2, 2, 2]
+    if "local_steps=3" in more:
+        assert (clients["steps"] == 3).all()
+
+
+@every_case
+def test_it_learns(case: tuple[str, ...]) -> None:
+    rounds = run(words(case, *EASY)).tables["rounds"]
+    rounds = rounds[rounds["round"] >= 0]
+    assert rounds["loss"][-1] < 0.5 * rounds["loss"][0]
+    assert rounds["accuracy"][-1] > 0.8, "a quarter is chance"
+
+
+@every_case
+def test_bytes_are_charged_to_clients(case: tuple[str, ...]) -> None:
+    tables = run(words(case, "rounds=3", "participation=0.6")).tables
+    for row in tables["rounds"]:
+        clients = tables["clients"][tables["clients"]["round"] == row["round"]]
+        for way in ("up", "down"):
+            columns = [name for name in clients.dtype.names if name.startswith(f"{way}_")]
+            each = sum(clients[name] for name in columns)
+            assert (each > 0).all() and (each % 8 == 0).all()
+            content = each - clients[f"{way}_header"]
+            assert (content > 0).all()
+            assert each.sum() == row[way]
+
+
+@every_case
+def test_it_repeats_itself_and_only_itself(case: tuple[str, ...]) -> None:
+    once = run(words(case, "participation=0.6"))
+    again = run(words(case, "participation=0.6"))
+    assert once.sha256 == again.sha256
+    for name in ("rounds", "clients"):
+        columns = [c for c in once.tables[name].dtype.names if c != "seconds"]
+        for column in columns:
+            np.testing.assert_array_equal(once.tables[name][column], again.tables[name][column])
+    assert run(words(case, "participation=0.6", "seed=2")).sha256 != once.sha256
+
+
+def same(one: Block, other: Block) -> None:
+    """Two blocks are equal in every bit."""
+    shapes = [(b.kind, b.size, b.coding, b.bits, b.scale, b.count) for b in (one, other)]
+    assert shapes[0] == shapes[1]
+    for left, right in ((one.values, other.values), (one.indices, other.indices)):
+        assert (left is None) == (right is None)
+        if left is not None and right is not None:
+            assert left.tobytes() == right.tobytes()
+
+
+@every_case
+def test_blocks_survive_the_wire(case: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, blocks = Engine(words(case)), []
+
+    def listen(half: object, name: str) -> None:
+        spoken = getattr(half, name)
+
+        def speak(*args: object) -> list[Block]:
+            blocks.extend(found := spoken(*args))
+            return found
+
+        monkeypatch.setattr(half, name, speak)
+
+    listen(engine.server, "broadcast")
+    listen(engine.clients, "upload")
+    if engine.server.agrees:
+        listen(engine.server, "agreement")
+    rounds = len(list(play(engine)))
+    assert len(blocks) >= rounds * (1 + engine.settings.clients)
+    message = Message(7, blocks, 3.5)
+    data, account = pack([message])
+    (found,), counted = unpack(data)
+    assert (found.client, found.weight) == (7, 3.5)
+    np.testing.assert_array_equal(account, counted)
+    assert int(account.sum()) + 24 == len(data)
+    for one, other in zip(blocks, found.blocks, strict=True):
+        same(one, other)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("units, width", [(1024, 3), (3000, 1)])
+def test_waves_do_not_change_the_result(name: str, units: int, width: int) -> None:
+    given = (f"model.hidden=[{units}]", *EVERYTHING)
+    whole, waves = (run(words((name,), *given, f"exchange.window={mib}")) for mib in (256, 1))
+    population, size = waves.engine.population, waves.engine.flat.size
+    assert [len(wave.clients) for wave in population.waves(0, size, [0], False)][0] == width
+    assert whole.sha256 == waves.sha256
+    for column in ("loss", "personal", "accuracy"):
+        np.testing.assert_array_equal(whole.tables["clients"][column], waves.tables["clients"][column])
