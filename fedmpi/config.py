@@ -12,9 +12,10 @@ import importlib
 import json
 import pkgutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,7 +37,11 @@ class Part(BaseModel):
     """A table of settings: no unknown keys, no silent conversions, no changes afterwards."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -86,9 +91,9 @@ class Settings(Part):
     """Logical clients; a rank hosts many."""
     participation: float = Field(1.0, gt=0, le=1)
     """Share of the clients that are sampled each round (at least one client)."""
-    batch: int = Field(32, ge=1)
+    batch: int = Field(16, ge=1)
     """Samples in a local step; the last batch of a pass may be smaller."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(2, ge=1)
     """Local passes over a client's samples a round."""
     local_steps: int | None = Field(None, ge=1)
     """Local steps a round, the same for every client; replaces `epochs`."""
@@ -195,7 +200,8 @@ def _sentence(whole: type[Part], problem: Mapping[str, Any]) -> str:
         guess = f" (did you mean '{close[0]}'?)" if close else ""
         where = f" in [{'.'.join(path[:-1])}]" if path[:-1] else ""
         return f"no setting '{path[-1]}'{where}{guess}; there are: {', '.join(table.model_fields)}"
-    message = problem["msg"][0].lower() + problem["msg"][1:]
+    wanted = {"model_type": f"wanted a table, such as {path[-1]}.name", "tuple_type": "wanted a list"}
+    message = wanted.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
     return f"{'.'.join(path)} = {problem['input']!r}: {message}"
 
 
@@ -248,15 +254,39 @@ def describe(kind: type[Part]) -> list[tuple[str, str, str, str]]:
     """The settings of a table as rows: name, type, default, explanation."""
     rows = []
     for name, field in kind.model_fields.items():
-        text = _type(field.annotation)
-        default = "" if field.is_required() else str(field.get_default(call_default_factory=True))
+        text = _type(field.annotation, field.metadata)
+        default = "" if field.is_required() else written(field.get_default(call_default_factory=True))
         rows.append((name, text, default, " ".join((field.description or "").split())))
     return rows
 
 
-def _type(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return " | ".join(str(value) for value in get_args(annotation))
-    return getattr(annotation, "__name__", str(annotation)) if not get_args(annotation) else str(
-        annotation
-    )
+def written(value: Any) -> str:
+    """A setting's value as it is written behind `key=`; "absent" if it is not to be written at all."""
+    if value is None:
+        return "absent"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _type(annotation: Any, bounds: Sequence[Any] = ()) -> str:
+    """A setting's type and range, in words."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(str(value) for value in inner)
+    if origin is Annotated:
+        # A bound stands there as it is, or inside of what pydantic's `Field` gives.
+        return _type(inner[0], [b for one in inner[1:] for b in getattr(one, "metadata", [one])])
+    if origin in (Union, UnionType):
+        return " | ".join(_type(one, bounds) for one in inner if one is not type(None))
+    if origin is tuple:
+        length = "" if inner[-1] is Ellipsis else f"{len(inner)} "
+        return f"list of {length}{_type(inner[0])}"
+    text = getattr(annotation, "__name__", str(annotation))
+    limits = {name: getattr(b, name) for b in bounds for name in SIGNS if hasattr(b, name)}
+    low = next((name for name in ("gt", "ge") if name in limits), None)
+    high = next((name for name in ("lt", "le") if name in limits), None)
+    if low and high:
+        return f"{limits[low]} {SIGNS[low].replace('>', '<')} {text} {SIGNS[high]} {limits[high]}"
+    return " ".join([text, *(f"{SIGNS[name]} {limits[name]}" for name in limits)])
+
+
+SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}

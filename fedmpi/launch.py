@@ -35,8 +35,9 @@ class Launcher:
         return any(name in self.version for name in ("Open MPI", "OpenRTE", "prte"))
 
     def command(self, ranks: int, words: Sequence[str]) -> list[str]:
-        """The command line that runs `words` on so many ranks, more than there are cores if need be."""
-        crowd = ["--oversubscribe"] if self.is_open_mpi and ranks > cores() else []
+        """The command line that runs `words` on so many ranks, more than there are slots if need be."""
+        # Only then, because it also leaves the ranks unbound.
+        crowd = ["--oversubscribe"] if self.is_open_mpi and ranks > slots() else []
         return [self.path, *crowd, "-n", str(ranks), *words]
 
     def environment(self) -> dict[str, str]:
@@ -47,6 +48,21 @@ class Launcher:
         if self.is_open_mpi and os.geteuid() == 0:
             variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         return os.environ | variables
+
+
+def slots() -> int:
+    """Ranks that Open MPI starts unasked: the tasks of a SLURM allocation, else this node's cores.
+
+    A core counts once, however many hardware threads it has.
+    """
+    tasks = os.environ.get("SLURM_NTASKS", "")
+    if tasks.isdigit():
+        return int(tasks)
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    try:
+        return len({Path(siblings.format(cpu)).read_text() for cpu in os.sched_getaffinity(0)})
+    except (OSError, AttributeError):
+        return cores()
 
 
 def is_launched() -> bool:
@@ -71,8 +87,9 @@ def find() -> Launcher:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{path} does not run: {error}") from None
-    lines = (done.stdout + done.stderr).split("\n")
-    return Launcher(path, next((line.strip() for line in lines if line.strip()), ""))
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    # MPICH's says its version in the second line.
+    return Launcher(path, " ".join(lines[: 2 if lines[0].startswith("HYDRA") else 1]) if lines else "")
 
 
 def check_size(wanted: int | None, found: int) -> None:

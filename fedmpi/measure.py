@@ -68,6 +68,7 @@ class Observer:
         self.account = np.zeros((self.settings.clients, 2, len(Kind)), np.int64)
         self.kept: list[tuple[int, Tensor]] = []
         self.personal: dict[int, float] = {}
+        self.trainer.losses.clear()
 
     def is_due(self, t: int) -> bool:
         """Whether accuracies are measured in round t."""

@@ -60,7 +60,7 @@ class Trainer:
 
     Attributes:
         classes: number of labels.
-        losses: each client's mean loss in its last local training.
+        losses: each client's mean loss in local training, this round.
         seconds: each client's time in local training, and in preparing its upload, this round.
     """
 

@@ -267,6 +267,13 @@ def test_links_are_followed(root: Path) -> None:
         read(mnist, root / "near")
 
 
+def test_a_link_that_leads_nowhere(root: Path) -> None:
+    (root / "a").symlink_to(root / "a")
+    (root / "b").symlink_to(root / "c")
+    write_idx(root / "mnist", [1], [1])
+    assert read(mnist, root).train_y.tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("module", "wanted", "source"),
     [
@@ -352,7 +359,14 @@ def _flipped(packed: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda packed: b"not gzip", lambda packed: packed[: len(packed) // 2], _flipped]
+    "damage",
+    [
+        lambda packed: b"not gzip",
+        lambda packed: packed[: len(packed) // 2],
+        lambda packed: packed[:10] + b"\xff" + packed[11:],
+        _flipped,
+    ],
+    ids=["another format", "cut", "impossible block", "wrong checksum"],
 )
 def test_wrong_gzip(root: Path, damage: Callable[[bytes], bytes]) -> None:
     write_idx(root, [0, 1, 2], [0], packed=True)
@@ -449,6 +463,9 @@ def test_the_binary_layout_comes_first(root: Path) -> None:
     write_cifar10(root / "cifar-10-batches-py", python2)
     write_cifar10(root / "cifar-10-batches-bin", binary, ".bin")
     assert cifar10.where(cifar10.Config(root=str(root))) == root / "cifar-10-batches-bin"
+    write_cifar10(root, binary, ".bin")
+    write(root / "data_batch_1", b"not read")
+    assert len(read(cifar10, root).train_y) == 15
 
 
 def test_the_pickles_of_these_tests_are_real() -> None:

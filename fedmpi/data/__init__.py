@@ -104,15 +104,22 @@ def _inner(folder: Path) -> list[Path]:
     """The folders in a folder that can be read, or none."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+            return sorted(Path(entry.path) for entry in entries if _is_folder(entry))
     except OSError:
         return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # `entry.is_dir()` alone would raise for a link that leads nowhere one may go.
+    linked = entry.is_symlink() and os.path.isdir(entry.path)
+    return linked or entry.is_dir(follow_symlinks=False)
 
 
 def missing(title: str, root: str | None, wanted: str, source: str) -> DataError:
     """The error for a set that `find` did not find: what was wanted, where, and how to get it."""
     looked = "".join(
-        f"\n  {place}" + ("" if place.is_dir() else " (no such folder)") for place in places(root)
+        f"\n  {place}" + ("" if os.path.isdir(place) else " (no such folder)")
+        for place in places(root)
     )
     return DataError(
         f"no {title}; wanted {wanted}, looked in these folders and {DEPTH} levels below:{looked}\n"
@@ -214,7 +221,8 @@ def load_idx(folder: Path, mean: float, std: float, classes: int = 10) -> Datase
 
 def _either(folder: Path, name: str) -> Path | None:
     """The file of that name, or the one packed with gzip, or None."""
-    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+    # Unlike the method of Path, `isfile` is false in a folder that one may not enter.
+    return next((p for p in (folder / name, folder / f"{name}.gz") if os.path.isfile(p)), None)
 
 
 def _one(folder: Path, name: str) -> Path:

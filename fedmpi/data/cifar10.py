@@ -7,6 +7,7 @@ files: `cifar-10-batches-bin` (records of a label byte and 3,072 pixel bytes) an
 """
 
 import io
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def where(config: Config) -> Path:
 
 def _suffix(folder: Path) -> str | None:
     """What the names of the files in a folder end in, or None if they are not there."""
-    return next((end for end in (".bin", "") if (folder / (BATCHES[0] + end)).is_file()), None)
+    return next((end for end in (".bin", "") if os.path.isfile(folder / (BATCHES[0] + end))), None)
 
 
 def load(config: Config, seed: int) -> Dataset:

@@ -127,9 +127,7 @@ class Clients(fedavg.Clients):
     def open(self, t: int, clients: Sequence[int]) -> None:
         """Begins a wave's conversation."""
         if len(self.rows) < len(clients):
-            self.rows, self.descent = rows_of(
-                self.front, len(clients), self.settings, self.trainer
-            )
+            self.rows, self.descent = rows_of(self.front, len(clients), self.settings, self.trainer)
         self.descent.reset(self.start)
         self.slots = {client: slot for slot, client in enumerate(clients)}
         self.left = {client: self.trainer.batches(t, client) for client in clients}
@@ -185,9 +183,7 @@ def halves(settings: Settings, trainer: Trainer) -> tuple[Flat, Flat]:
     return trainer.flat.split(cuts[0] if cut is None and cuts else cut or "")
 
 
-def rows_of(
-    flat: Flat, count: int, settings: Settings, trainer: Trainer
-) -> tuple[Rows, Descent]:
+def rows_of(flat: Flat, count: int, settings: Settings, trainer: Trainer) -> tuple[Rows, Descent]:
     """`count` fronts or backs, and what moves them."""
     rows = Rows(flat, count, trainer.device)
     return rows, Descent(settings, rows)

@@ -15,8 +15,9 @@ from fedmpi import config
 
 
 class Config(config.Model):
-    hidden: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field((64,), strict=False)
-    """Width of each hidden layer; [] for logistic regression."""
+    hidden: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field((200, 200), strict=False)
+    """Width of each hidden layer; [] for logistic regression. The default is the 2NN of McMahan et
+    al. (AISTATS 2017)."""
 
 
 def stages(

@@ -1,14 +1,14 @@
 """Label skew and equal sizes: each client has its own Dirichlet mixture of the classes.
 
-The partition of Ohib et al., "SSFL: Discovering Sparse Unified Subnetworks at Initialization for
-Efficient Federated Learning", TMLR 2026, arXiv 2405.09037 (also of FedDyn, Acar et al., ICLR 2021,
-arXiv 2111.04263). Each client draws class priors from Dir(alpha, ..., alpha). Then, again and
-again, a random client that is not yet full takes a sample whose class it draws from its prior,
-without replacement; the prior of a class that is used up goes to the others in proportion.
+The partition of Ohib et al., "SSFL: Discovering Unified Sparse Subnetworks at Initialization for
+Efficient Federated Learning", TMLR 2026, arXiv 2405.09037, as in its code. Each client draws class
+priors from Dir(alpha, ..., alpha). Sizes differ by one sample at most. In random order of all their
+places, clients take one sample at a time, whose class they draw from their prior, without
+replacement; the prior of a class that is used up goes to the others in proportion.
 
-Differs from the code: samples left over by the division are dealt too, so that sizes differ by one
-at most; a client without any prior on the classes that are left draws by what is left (the code
-does not end); the roundings of the test set are drawn, not dropped.
+Differs from the code: a client without any prior on the classes that are left draws in proportion
+to what is left (the code divides by zero). What rounding leaves over of a class in the test set
+goes to random clients that have the class (in the code, to the first clients, have it or not).
 """
 
 import numpy as np
@@ -53,10 +53,10 @@ def draw(priors: ndarray, totals: ndarray, rng: np.random.Generator) -> ndarray:
 
     The samples are taken in one long row of turns. Every turn has drawn its class before; when a
     class is used up, the later turns that had drawn it draw again among the others. That is the
-    process in the module's docstring, with a pass for each class instead of one for each sample.
+    process in the module's docstring, in a pass for each class instead of one for each sample.
     """
     clients, classes = priors.shape
-    turns = queue(clients, int(totals.sum()), rng)
+    turns = rng.permutation(int(totals.sum())) % clients
     left = totals.copy()
     drawn = pick(priors, left, turns, rng)
     taken = 0
@@ -75,17 +75,6 @@ def draw(priors: ndarray, totals: ndarray, rng: np.random.Generator) -> ndarray:
     return np.bincount(drawn * clients + turns, minlength=classes * clients).reshape(
         classes, clients
     )
-
-
-def queue(clients: int, samples: int, rng: np.random.Generator) -> ndarray:
-    """Whose turn it is, int64 [samples]: each time any client that is not full, all equally likely.
-
-    Clients arrive as Poisson processes of equal rate, which stop when a client is full.
-    """
-    rounds = -(-samples // clients)
-    arrivals = np.cumsum(rng.exponential(size=(rounds, clients)), axis=0)
-    # Row by row, the first `samples` arrivals: the last row is cut, so sizes differ by one at most.
-    return np.argsort(arrivals.ravel()[:samples], kind="stable") % clients
 
 
 def pick(priors: ndarray, left: ndarray, turns: ndarray, rng: np.random.Generator) -> ndarray:
