@@ -65,7 +65,7 @@ class Coding(IntEnum):
     """Unsigned codes of 1 to 16 bits; code q stands for low + step * q."""
 
 
-DTYPES = {
+DTYPES: dict[Coding, np.dtype] = {
     Coding.F4: np.dtype("<f4"),
     Coding.F2: np.dtype("<f2"),
     Coding.BF16: np.dtype("<u2"),
@@ -222,7 +222,7 @@ class _Reader:
     """A place in a buffer that only moves forward, and never beyond the end."""
 
     def __init__(self, data: np.ndarray) -> None:
-        self.data, self.view, self.at = data, memoryview(data), 0
+        self.data, self.view, self.at = data, data.data, 0
 
     def head(self, form: struct.Struct) -> tuple:
         start = self._advance(form.size)

@@ -156,18 +156,20 @@ def module(table: str, name: str) -> Any:
 def schema(table: str, name: str) -> type[Part]:
     """The settings of `[table]` under that name, with the name itself as their default."""
     field = (Literal[name], Field(name, description=f"There are: {', '.join(names(table))}."))
-    config = module(table, name).Config
-    return pydantic.create_model("Config", __base__=config, __doc__=config.__doc__, name=field)
+    base: type[Part] = module(table, name).Config
+    narrowed: Any = {"name": field}
+    return pydantic.create_model("Config", __base__=base, __doc__=base.__doc__, **narrowed)
 
 
-def load(tree: Mapping[str, Any]) -> Settings:
+def load(tree: Tree) -> Settings:
     """Checks a tree of settings and fills in the defaults.
 
     Raises:
         ConfigError: with every problem at once, each with its path, what was found and what is
             possible.
     """
-    tree, problems, narrowed = copy.deepcopy(dict(tree)), [], {}
+    tree, problems = copy.deepcopy(dict(tree)), []
+    narrowed: dict[str, Any] = {}
     for table, (_, default) in ROOMS.items():
         given = tree.get(table, {})
         name = given.get("name", default) if isinstance(given, Mapping) else default

@@ -5,6 +5,8 @@ network is therefore a prefix of the vector, and its back is the rest.
 """
 
 import copy
+from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -71,7 +73,9 @@ class Flat:
                 f"there are: {', '.join(self.cuts()) or 'none'}"
             )
         place = self.cuts().index(cut) + 1
-        return Flat(self.stages[:place]), Flat(self.stages[place:])
+        stages = list(self.stages.named_children())
+        front, back = OrderedDict(stages[:place]), OrderedDict(stages[place:])
+        return Flat(nn.Sequential(front)), Flat(nn.Sequential(back))
 
 
 class Rows:
@@ -90,17 +94,17 @@ class Rows:
         return len(self.networks)
 
     def backward(
-        self, row: int, output: Tensor, cotangent: Tensor | None = None, also: Tensor | None = None
-    ) -> Tensor | None:
+        self, row: int, output: Tensor, cotangent: Tensor | None = None, also: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
         """g[row] = the gradient of `output` (or of <output, cotangent>) by the row's parameters.
 
         Returns:
-            The gradient by the tensor `also`, in the same pass.
+            The gradients by the tensors in `also`, from the same pass.
         """
-        inputs = self.parameters[row] if also is None else [*self.parameters[row], also]
-        found = torch.autograd.grad(output, inputs, cotangent)
-        torch._foreach_copy_(self.gradients[row], found[: len(self.gradients[row])])
-        return None if also is None else found[-1]
+        ours = self.parameters[row]
+        found = torch.autograd.grad(output, [*ours, *also], cotangent)
+        torch._foreach_copy_(self.gradients[row], found[: len(ours)])
+        return found[len(ours) :]
 
     def loss(self, row: int, x: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of the row's network on x [B, ...], y [B]; sets g[row]."""

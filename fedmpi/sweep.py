@@ -71,7 +71,8 @@ class Sweep:
         One job does it all. If a run kills the job, it is marked as failed, and another job does
         the rest.
         """
-        left, failed = self._unfinished(self.chosen), []
+        failed: list[int] = []
+        left = self._unfinished(self.chosen)
         while left:
             only = [word for number in left for word in ("--only", str(number))]
             code = launch.start(ranks, ["sweep", str(self.file), "--out", str(self.out), *only])

@@ -27,14 +27,17 @@ class Server:
     Attributes:
         agrees: is there a round -1 with every client, to agree on something (a mask)?
         sends: does each client get a part of its own, beside the broadcast?
+        method: the settings in `[method]`; a method narrows their type to its own.
         w: the global model, [n].
     """
 
     agrees = False
     sends = False
+    method: config.Method
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        self.settings, self.trainer, self.flat = settings, trainer, trainer.flat
+        self.settings, self.method = settings, settings.method
+        self.trainer, self.flat = trainer, trainer.flat
         self.w = self.flat.initial.to(trainer.device, copy=True)
         self.total, self.weight = torch.zeros_like(self.w), 0.0
 
@@ -72,14 +75,17 @@ class Clients:
     Attributes:
         keeps: does a client have state, so that it has to stay on its rank?
         converses: do clients and server speak in each local step (see `splitfed`)?
+        method: the settings in `[method]`; a method narrows their type to its own.
         start: the model at which local training starts, [n].
     """
 
     keeps = False
     converses = False
+    method: config.Method
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        self.settings, self.trainer, self.flat = settings, trainer, trainer.flat
+        self.settings, self.method = settings, settings.method
+        self.trainer, self.flat = trainer, trainer.flat
         self.start = torch.zeros(self.flat.size, device=trainer.device)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:

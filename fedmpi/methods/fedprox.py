@@ -25,6 +25,8 @@ class Config(config.Method):
 
 
 class Clients(fedavg.Clients):
+    method: Config
+
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Adds the proximal term's gradient."""
-        g.add_(w - self.start, alpha=self.settings.method.mu)
+        g.add_(w - self.start, alpha=self.method.mu)

@@ -34,9 +34,11 @@ class Config(config.Method):
 
 
 class Server(fedavg.Server):
+    method: Config
+
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        front, self.back = halves(settings, trainer)
+        front, self.back = halves(self.method.cut, trainer)
         self.front, self.shape = front.size, cut_shape(front, trainer)
         self.copies, self.descent = rows_of(self.back, 0, settings, trainer)
         self.slots: dict[int, int] = {}
@@ -50,7 +52,7 @@ class Server(fedavg.Server):
 
     def open(self, t: int, clients: Sequence[int]) -> None:
         """Begins a wave's conversation."""
-        alone = self.settings.method.version == "v2"
+        alone = self.method.version == "v2"
         self.slots = {client: 0 if alone else slot for slot, client in enumerate(clients)}
         count = 1 if alone else len(clients)
         if len(self.copies) < count:
@@ -61,7 +63,7 @@ class Server(fedavg.Server):
 
     def exchange(self, t: int, messages: Sequence[Message]) -> list[Message]:
         """One step of every busy client: activations and labels in, gradients at the cut out."""
-        if self.settings.method.version == "v2":
+        if self.method.version == "v2":
             random = stream(self.settings.seed, Purpose.ORDER, t)
             rank = random.permutation(self.settings.clients)
             messages = sorted(messages, key=lambda message: rank[message.client])
@@ -72,7 +74,7 @@ class Server(fedavg.Server):
         y = sparse.values(message.blocks[1], self.trainer.device)
         a = self.decode(message.blocks[0]).view(len(y), *self.shape).requires_grad_()
         loss = cross_entropy(self.copies.networks[slot](a), y)
-        gradient = self.copies.backward(slot, loss, also=a)
+        (gradient,) = self.copies.backward(slot, loss, also=(a,))
         self.descent.step(t, slice(slot, slot + 1))
         self.steps[client] += 1
         before = self.trainer.losses.get(client, 0.0) if self.steps[client] > 1 else 0.0
@@ -90,7 +92,7 @@ class Server(fedavg.Server):
     def absorb(self, t: int, message: Message) -> None:
         """A front's update, and with v1 that of the back that belongs to it."""
         sparse.add(self.total[: self.front], message.blocks[0], message.weight)
-        if self.settings.method.version == "v1":
+        if self.method.version == "v1":
             change = self.copies.w[self.slots[message.client]] - self.w[self.front :]
             self.total[self.front :].add_(change, alpha=message.weight)
         self.weight += message.weight
@@ -99,7 +101,7 @@ class Server(fedavg.Server):
     def step(self, t: int) -> None:
         """Moves the front, and the back likewise (v1) or to where the clients brought it (v2)."""
         super().step(t)
-        if self.settings.method.version == "v2":
+        if self.method.version == "v2":
             self.w[self.front :] = self.copies.w[0]
 
     def personal(self, client: int) -> Tensor | None:
@@ -109,11 +111,12 @@ class Server(fedavg.Server):
 
 
 class Clients(fedavg.Clients):
+    method: Config
     converses = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.front, _ = halves(settings, trainer)
+        self.front, _ = halves(self.method.cut, trainer)
         self.rows, self.descent = rows_of(self.front, 0, settings, trainer)
         self.labels = label_coding(trainer.classes)
         self.slots: dict[int, int] = {}
@@ -173,13 +176,13 @@ class Clients(fedavg.Clients):
         return None
 
 
-def halves(settings: Settings, trainer: Trainer) -> tuple[Flat, Flat]:
+def halves(cut: str | None, trainer: Trainer) -> tuple[Flat, Flat]:
     """The network in front of the cut and behind it.
 
     Raises:
         ConfigError: if the model has no such split point, or none at all.
     """
-    cuts, cut = trainer.flat.cuts(), settings.method.cut
+    cuts = trainer.flat.cuts()
     return trainer.flat.split(cuts[0] if cut is None and cuts else cut or "")
 
 

@@ -31,6 +31,7 @@ class Config(config.Method):
 
 
 class Server(fedavg.Server):
+    method: Config
     agrees = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -56,7 +57,7 @@ class Server(fedavg.Server):
     def agreement(self) -> list[Block]:
         """The mask over the prunable weights; the model is zero outside of it from now on."""
         # Rounded first: (1 - 0.9) * 1000 is a hair under 100, and its floor would be 99.
-        count = int(round((1 - self.settings.method.sparsity) * len(self.scores), 6))
+        count = int(round((1 - self.method.sparsity) * len(self.scores), 6))
         if count:
             salient = self.scores >= self.scores.topk(count).values[-1]
         else:
@@ -68,6 +69,8 @@ class Server(fedavg.Server):
 
 
 class Clients(fedavg.Clients):
+    method: Config
+
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.prunable = self.flat.prunable().to(trainer.device)

@@ -32,9 +32,11 @@ class Config(config.Method):
 
 
 class Clients(fedavg.Clients):
+    method: Config
+
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.keeps = settings.method.error_feedback
+        self.keeps = self.method.error_feedback
         self.residuals: dict[int, Tensor] = {}
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
@@ -42,7 +44,7 @@ class Clients(fedavg.Clients):
         update = w - self.start
         if client in self.residuals:
             update += self.residuals[client].to(update.device)
-        count = sparse.kept(self.flat.size, self.settings.method.sparsity)
+        count = sparse.kept(self.flat.size, self.method.sparsity)
         if count == self.flat.size:
             return [sparse.block(Kind.GRADIENT, update)]
         positions = sparse.top(update, count)
