@@ -171,11 +171,25 @@ def show(file: Path) -> None:
 
 
 @main.command()
-def doctor() -> None:
-    """Examine this machine: MPI, launcher, torch, HDF5, data sets; say how to mend what is wrong."""
+@click.argument(
+    "check", required=False, type=click.Choice(["packages", "mpi", "torch", "hdf5", "data"])
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("results"),
+    show_default=True,
+    help="Folder that results are to go to.",
+)
+def doctor(check: str | None, out: Path) -> None:
+    """Examine this machine, or one CHECK of it, and say how to mend what is wrong.
+
+    Two ranks are really started. Exit code 0 if runs can work here, else 1; data sets that are
+    missing are only noted.
+    """
     from fedmpi.doctor import examine
 
-    sys.exit(examine())
+    sys.exit(examine(check, out))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ def find() -> Launcher:
         raise ConfigError(f"{path} does not run: {error}") from None
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     # MPICH's says its version in the second line.
-    return Launcher(path, " ".join(lines[: 2 if lines[0].startswith("HYDRA") else 1]) if lines else "")
+    first = lines[: 2 if lines and lines[0].startswith("HYDRA") else 1]
+    return Launcher(path, " ".join(" ".join(first).split()))
 
 
 def check_size(wanted: int | None, found: int) -> None:

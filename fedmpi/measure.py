@@ -163,7 +163,7 @@ class Observer:
         self, t: int, seconds: float, clients: np.ndarray, verdict: Verdict | None
     ) -> np.ndarray:
         row = tables.empty(tables.ROUNDS, 1)
-        row["round"], row["warmup"], row["sampled"] = t, t == 0, len(clients)
+        row["round"], row["warmup"], row["sampled"] = t, t <= 0, len(clients)
         row["loss"], row["seconds"] = clients["loss"].mean(), seconds
         row["up"], row["down"] = self.account.sum((0, 2))
         if verdict is not None:

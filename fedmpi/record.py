@@ -16,6 +16,8 @@ import numpy as np
 
 from fedmpi.errors import BadInput
 
+FORMAT = 1
+"""Of the file: names of attributes and tables. Another layout is another number."""
 RUNNING, DONE, FAILED, DIVERGED = "running", "done", "failed", "diverged"
 FINISHED = (DONE, DIVERGED)
 """Statuses after which a run is not run again: it would end the same."""
@@ -48,7 +50,7 @@ class Record:
         self.file = h5py.File(path, "w")
         self.best = -np.inf
         attributes = self.file.attrs
-        attributes["status"], attributes["started"] = RUNNING, _now()
+        attributes["format"], attributes["status"], attributes["started"] = FORMAT, RUNNING, _now()
         attributes["settings"], attributes["identity"] = json.dumps(settings), identity
         for name, value in about.items():
             attributes[name] = value

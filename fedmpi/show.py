@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -23,20 +24,21 @@ from rich.text import Text
 from fedmpi import config, record, tables
 from fedmpi.config import ConfigError
 from fedmpi.data import DataError
-from fedmpi.errors import BadInput
 
 Setting = tuple[str, str, str, str]
 """Path, type, default, explanation: see `config.describe`."""
 EXAMPLES = ((1, 28, 28), (3, 32, 32))
 """Shapes of samples for which a model's parameters are counted."""
 TREND, RANKS = 10, 8
-"""Most rows of rounds, and of ranks, that a result is shown with."""
+"""Most rows of rounds, and of ranks, with which a result is shown."""
+VERSIONS = ("fedmpi", "python", "torch", "numpy", "h5py", "mpi4py", "pydantic")
+COLOURS = {record.DONE: "green", record.RUNNING: "yellow"}
 
 
 def console() -> Console:
     """Where to print: coloured and as wide as the terminal, or plain if it is none."""
     if isinstance(sys.stdout, TextIOWrapper):
-        # A name in a paper's reference must not end the listing where output is ASCII.
+        # An accent in an author's name must not end a listing where output is ASCII.
         sys.stdout.reconfigure(errors="replace")
     return Console(highlight=False, markup=False, emoji=False)
 
@@ -47,9 +49,6 @@ def grid(*headers: str, left: Sequence[int] = (0,)) -> Table:
     for number, header in enumerate(headers):
         table.add_column(header, justify="left" if number in left else "right", no_wrap=True)
     return table
-
-
-# What there is
 
 
 def show_list(what: str, name: str | None) -> None:
@@ -72,37 +71,36 @@ def show_list(what: str, name: str | None) -> None:
         _known(f"no {table}", name, config.names(table))
         _show_one(out, table, name)
         return
-    for name in config.names(table):
-        out.print(_heading(table, name))
-        for part in _brief(table, name):
-            out.print(Padding(part, (0, 0, 0, 4)))
-    out.print(f"\nMore on one of them: fedmpi list {what} NAME", style="dim")
+    for entry in config.names(table):
+        out.print(_heading(table, entry))
+        for part in _brief(table, entry):
+            out.print(Padding(part, (0, 0, 0, 4), expand=False))
+    out.print(Text(f"\nMore about one of them: fedmpi list {what} NAME", "dim"))
 
 
 def _show_one(out: Console, table: str, name: str) -> None:
     """All that a module says of itself, and all of its settings."""
-    first, *others = paragraphs(config.module(table, name))
     out.print(_heading(table, name))
-    for text in others:
-        out.print("", prose(text), sep="\n")
-    out.print()
-    for fact in _facts(table, name, whole=True):
-        out.print(prose(fact))
-    rows = [(f"{table}.name", "str", name, first), *_own(table, name, common=True)]
-    out.print("", _settings(rows[1:], headers=True), sep="\n")
+    for text in paragraphs(config.module(table, name)):
+        out.print(prose(text), "", sep="\n")
+    facts = list(_facts(table, name, whole=True))
+    if facts:
+        out.print(*map(prose, facts), "", sep="\n")
+    rows = list(_own(table, name, common=True))
+    out.print(_settings(rows, headers=True) if rows else "It has no settings.")
 
 
 def _heading(table: str, name: str) -> Text:
-    default = "  (the default)" if name == config.ROOMS[table][1] else ""
-    first = paragraphs(config.module(table, name))[0]
-    return Text.assemble((name, "bold"), (default, "dim"), "  ", first)
+    default = " (the default)" if name == config.ROOMS[table][1] else ""
+    return Text.assemble((name, "bold"), (default, "dim"))
 
 
 def _brief(table: str, name: str) -> Iterator[RenderableType]:
-    """What stands below a module's heading in a listing."""
-    texts = paragraphs(config.module(table, name))
-    if table == "method" and len(texts) > 1:
-        yield prose(texts[1], "dim")
+    """What stands below a module's name in a listing."""
+    first, *others = paragraphs(config.module(table, name))
+    yield prose(first)
+    if table == "method" and others:
+        yield prose(others[0], "dim")
     for fact in _facts(table, name):
         yield prose(fact)
     rows = list(_own(table, name))
@@ -122,7 +120,7 @@ def _whereabouts(name: str, whole: bool) -> str:
     try:
         folder = config.module("data", name).where(config.schema("data", name)())
     except DataError as error:
-        return str(error) if whole else "not found here; with its NAME this says where it was looked for"
+        return str(error) if whole else f"not found here; looked for as fedmpi list data {name} says"
     return "needs no files" if folder is None else f"found in {folder}"
 
 
@@ -139,65 +137,66 @@ def _anatomy(name: str) -> Iterator[str]:
             cuts = flat.cuts()
             sizes.append(f"{flat.size:,} for {'x'.join(map(str, shape))} samples")
     yield f"split points: {', '.join(cuts) or 'none'} (with the default settings)"
-    yield f"parameters: {', '.join(sizes)}, 10 classes"
+    yield f"parameters: {', '.join(sizes)} of 10 classes"
 
 
 def _own(table: str, name: str, common: bool = False) -> Iterator[Setting]:
-    """A module's settings under their paths, those that all modules of the table have if `common`."""
-    kind = config.schema(table, name)
+    """A module's settings under their paths; with those of all modules of its table if `common`."""
     shared = {"name"} if common else _base(table).model_fields.keys()
-    for key, *rest in config.describe(kind):
+    for key, *rest in config.describe(config.schema(table, name)):
         if key not in shared:
             yield (f"{table}.{key}", *rest)
 
 
-def _base(table: str) -> type[config.Part]:
+def _base(table: str) -> Any:
     return config.Settings.model_fields[table].annotation
 
 
 def _chosen(name: str | None) -> list[tuple[str, list[Setting]]]:
     """All settings by table, or those whose path is `name` or begins with it."""
-    found = []
-    for title, rows in _tree():
-        rows = [r for r in rows if name is None or r[0] == name or r[0].startswith(f"{name}.")]
-        if rows:
-            found.append((title, rows))
-    if not found:
-        paths = [row[0] for _, rows in _tree() for row in rows]
-        near = name if name is None or "." in name else None
-        _known("no setting or table", str(name), paths if near else list(config.Settings.model_fields))
-    return found
+    every = list(_tree())
+    if name is None:
+        return every
+    paths = dict.fromkeys(row[0] for _, rows in every for row in rows)
+    table = name.partition(".")[0]
+    if "." in name and _is_table(config.Settings.model_fields.get(table)):
+        possible = [path for path in paths if path.startswith(f"{table}.")]
+    else:
+        possible = list(config.Settings.model_fields)
+    _known("no setting", name, possible)
+    found = [(t, [r for r in rows if f"{r[0]}.".startswith(f"{name}.")]) for t, rows in every]
+    return [(title, rows) for title, rows in found if rows]
 
 
 def _tree() -> Iterator[tuple[str, list[Setting]]]:
     """The settings of a run, table by table."""
     fields = config.Settings.model_fields
-    top = config.describe(config.Settings)
-    yield "settings of every run", [r for r in top if not _is_table(fields[r[0]].annotation)]
-    for table, field in fields.items():
-        if not _is_table(field.annotation):
-            continue
-        rows = [(f"{table}.{key}", *rest) for key, *rest in config.describe(field.annotation)]
+    top = [row for row in config.describe(config.Settings) if not _is_table(fields[row[0]])]
+    yield "settings of every run", top
+    for table in (name for name, field in fields.items() if _is_table(field)):
+        base = _base(table)
+        rows = [(f"{table}.{key}", *rest) for key, *rest in config.describe(base)]
         if table not in config.ROOMS:
             yield f"[{table}]", rows
             continue
-        names = config.names(table)
-        explanation = f"{cleandoc(field.annotation.__doc__)} There are: {', '.join(names)}."
-        yield f"[{table}]", [(f"{table}.name", "str", config.ROOMS[table][1], explanation), *rows[1:]]
+        names, default = config.names(table), config.ROOMS[table][1]
+        choice = f"{cleandoc(base.__doc__ or '')} There are: {', '.join(names)}."
+        yield f"[{table}]", [(f"{table}.name", "str", default, choice), *rows[1:]]
         for name in names:
             own = list(_own(table, name))
             if own:
                 yield f"[{table}] with name = {name}", own
 
 
-def _is_table(kind: Any) -> bool:
+def _is_table(field: Any) -> bool:
+    kind = getattr(field, "annotation", None)
     return isinstance(kind, type) and issubclass(kind, config.Part)
 
 
 def _settings(rows: Iterable[Setting], headers: bool = False) -> Table:
     table = grid("setting", "type", "default", left=(0, 1, 2))
     table.show_header = headers
-    table.add_column("", overflow="fold", ratio=1, min_width=20)
+    table.add_column("", overflow="fold")
     for path, kind, default, explanation in rows:
         table.add_row(Text(path, "cyan"), kind, Text(default, "green"), prose(explanation))
     return table
@@ -221,11 +220,8 @@ def prose(text: str, style: str = "") -> Text:
     """Text whose `code` and *titles* stand out on a terminal."""
     found = Text(text, style)
     found.highlight_regex(r"`[^`]+`", "cyan")
-    found.highlight_regex(r"\*[^*]+\*", "italic")
+    found.highlight_regex(r"(?<!\S)\*[^*\n]+\*", "italic")
     return found
-
-
-# What a run was
 
 
 def show_result(path: Path) -> None:
@@ -240,56 +236,54 @@ def show_result(path: Path) -> None:
             found = {name: file[name][:] for name in tables.TABLES}
         except (KeyError, OSError) as error:
             raise record.RecordError(f"{path}: a damaged result: {error}") from None
-    # A run that was cut short may have begun to write a round.
+    # A run that was cut short may have begun to write another round.
     listed = found["rounds"]["round"]
     found = {name: rows[np.isin(rows["round"], listed)] for name, rows in found.items()}
-    settings = json.loads(about["settings"])
     out = console()
-    out.print(path, style="bold")
-    out.print(_facts_of(settings, about, found["rounds"]))
+    out.print(Text(str(path), "bold"), _provenance(about, found["rounds"]), sep="\n")
     rounds = found["rounds"][listed >= 0]
     if not len(rounds):
         out.print("\nNo round is finished.")
         return
+    seconds, unit = _phases(found)
     for title, part in (
         ("accuracy", _accuracies(rounds, about.get("best_round"))),
-        ("a client's bytes, mean over the clients that took part", _bytes(found)),
-        ("bytes of the ranks' buffers", _buffers(found)),
-        (f"seconds by phase: {_medians_of(rounds)}", _phases(found)),
+        ("a client's bytes, mean over those that took part", _bytes(found)),
+        ("bytes of a rank's buffers, mean over the rounds", _buffers(found)),
+        (f"{unit} by phase, {_span(rounds)}", seconds),
         ("rounds", _trend(rounds)),
     ):
         out.print("", Text(title, "bold"), part, sep="\n")
 
 
-def _facts_of(settings: Mapping[str, Any], about: Mapping[str, Any], rounds: np.ndarray) -> Table:
-    """Status, settings and provenance."""
+def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
+    """Status, settings, and where the result comes from."""
     table = grid("", "", left=(0, 1))
     table.show_header = False
     table.columns[0].style = "dim"
     table.columns[1].no_wrap, table.columns[1].overflow = False, "fold"
+    settings = json.loads(about["settings"])
     changed, same = _changes(settings)
+    commit = about.get("commit", "") or "not from a checkout"
     for name, text in {
         "status": _status(about, rounds, settings["rounds"]),
-        "changed": "  ".join(changed) or "nothing: the default run",
-        "as default": "  ".join(same),
+        "changed": "  ".join(changed) or "nothing: these are the defaults",
+        "default": "  ".join(same),
         "when": _when(about),
         "where": _where(about),
-        "ranks": _hosts(about),
+        "ranks": _ranks(about),
         "versions": "  ".join(f"{p} {about[p]}" for p in VERSIONS if p in about),
-        "mpi": about.get("mpi_library", ""),
+        "mpi": textwrap.shorten(about.get("mpi_library", ""), 80, placeholder=" ..."),
         "command": about.get("command", ""),
-        "commit": about.get("commit", "") or "unknown",
+        "commit": commit.replace("+", ", with changes"),
         "identity": about.get("identity", ""),
-        "partition": f"sha256 {about.get('partition_sha256', 'unknown')}",
-        "model": _model(about),
+        "partition": about.get("partition_sha256", ""),
+        "model": about.get("model_sha256", "no hash before the end"),
+        "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():
         if text:
-            table.add_row(name, str(text))
+            table.add_row(name, text)
     return table
-
-
-VERSIONS = ("fedmpi", "python", "torch", "numpy", "h5py", "mpi4py", "pydantic")
-COLOURS = {record.DONE: "green", record.RUNNING: "yellow"}
 
 
 def _status(about: Mapping[str, Any], rounds: np.ndarray, wanted: int) -> Text:
@@ -300,27 +294,27 @@ def _status(about: Mapping[str, Any], rounds: np.ndarray, wanted: int) -> Text:
         record.FAILED: f"the job died after {last} of {wanted} rounds",
         record.DIVERGED: f"the model was not finite after {last} of {wanted} rounds",
     }
-    return Text.assemble(
-        (status, f"bold {COLOURS.get(status, 'red')}"), f"  {meaning.get(status, '')}"
-    )
+    colour = COLOURS.get(status, "red")
+    return Text.assemble((status, f"bold {colour}"), f"  {meaning.get(status, '')}")
 
 
 def _changes(settings: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Settings that differ from the defaults of their names, and the others."""
-    names = {t: {"name": settings[t]["name"]} for t in config.ROOMS if "name" in settings.get(t, {})}
+    """Settings that differ from the defaults of their names, and those that do not."""
+    names = {table: {"name": settings[table]["name"]} for table in config.ROOMS}
     try:
         defaults = dict(_leaves(config.load(names).tree()))
-    except ConfigError:  # another version's
+    except ConfigError:  # a name of another version
         defaults = {}
     defaults |= {f"{table}.name": name for table, (_, name) in config.ROOMS.items()}
     changed, same = [], []
     for path, value in _leaves(settings):
         text = f"{path}={config.written(value)}"
-        if path in defaults and defaults[path] == value:
+        if path not in defaults:
+            changed.append(text)
+        elif defaults[path] != value:
+            changed.append(f"{text} (not {config.written(defaults[path])})")
+        elif value is not None:
             same.append(text)
-        else:
-            known = path in defaults and not path.endswith("name")
-            changed.append(text + (f" (not {config.written(defaults[path])})" if known else ""))
     return changed, same
 
 
@@ -333,116 +327,113 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _when(about: Mapping[str, Any]) -> str:
-    started, finished = about.get("started", ""), about.get("finished")
-    if not finished:
-        return f"{started}, no end"
-    took = datetime.fromisoformat(finished) - datetime.fromisoformat(started)
-    return f"{started} to {finished}, {took}"
+    times = [datetime.fromisoformat(about[name]) for name in ("started", "finished") if name in about]
+    text = " to ".join(f"{time:%Y-%m-%d %H:%M:%S}" for time in times)
+    return f"{text} UTC, {times[1] - times[0]}" if len(times) == 2 else f"{text} UTC, no end"
 
 
 def _where(about: Mapping[str, Any]) -> str:
     slurm = dict(line.split("=", 1) for line in about.get("slurm", "").splitlines() if "=" in line)
     job = f"SLURM job {slurm['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in slurm else ""
-    cores = f"{about['cores']} cores" if "cores" in about else ""
+    cores = f"{_several(about['cores'], 'core')} for rank 0" if "cores" in about else ""
     return ", ".join(filter(None, (about.get("cpu"), cores, about.get("system"), job)))
 
 
-def _hosts(about: Mapping[str, Any]) -> str:
+def _ranks(about: Mapping[str, Any]) -> str:
     hosts = Counter(map(str, about.get("hosts", ())))
-    places = ", ".join(f"{count} on {host}" for host, count in list(hosts.items())[:RANKS])
-    more = f" and {len(hosts) - RANKS} more hosts" if len(hosts) > RANKS else ""
-    threads = f"; {about['threads_per_rank']} threads each" if "threads_per_rank" in about else ""
-    device = f"; device {about['device']}" if "device" in about else ""
-    return f"{about.get('ranks', 'unknown')} ({places}{more}){threads}{device}"
+    places = [f"{count} on {host}" for host, count in list(hosts.items())[:RANKS]]
+    if len(hosts) > RANKS:
+        places.append(f"and {_several(len(hosts) - RANKS, 'more host')}")
+    threads = f", {_several(about['threads_per_rank'], 'thread')} each" if hosts else ""
+    device = f", device {about['device']}" if "device" in about else ""
+    return f"{about.get('ranks', 'unknown')}: {', '.join(places)}{threads}{device}"
 
 
-def _model(about: Mapping[str, Any]) -> str:
-    size = f"{about['parameters']:,} parameters" if "parameters" in about else ""
-    return f"{size}, sha256 {about.get('model_sha256', 'not known before the end')}"
+def _several(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
-def _accuracies(rounds: np.ndarray, best: int | None) -> Table:
+def _accuracies(rounds: np.ndarray, best: int | None) -> RenderableType:
     """All accuracies in the last round that has them, and in the one that validation chooses."""
     judged = rounds[np.isfinite(rounds["accuracy"])]
-    chosen = rounds[rounds["round"] == best] if best is not None else rounds[:0]
-    columns = [("last", judged[-1:]), ("best by validation", chosen)]
-    columns = [(f"{title}: round {row['round'][0] + 1}", row[0]) for title, row in columns if len(row)]
-    if not columns:
-        return grid("no round was evaluated")
-    table = grid("", *(title for title, _ in columns))
+    if not len(judged):
+        return Text("no round was evaluated", "dim")
+    chosen = judged[judged["round"] == best] if best is not None else judged[:0]
+    columns = [("last", judged[-1]), *(("best held out", row) for row in chosen)]
+    table = grid("", *(f"round {row['round'] + 1} ({title})" for title, row in columns))
     for text, name in (
         ("global model, test set", "accuracy"),
         ("global model, held-out samples", "validation"),
-        ("global model, clients' test shards", "shard"),
+        ("global model, clients' test shards", "shard_mean"),
+        ("   the worst of them", "shard_min"),
         ("clients' own models, their shards", "personal_mean"),
     ):
-        table.add_row(text, *(_accuracy(row, name) for _, row in columns))
-    if len(columns) == 1:
-        table.add_row(Text("best by validation: unknown, nothing was held out", "dim"))
-    return table
+        spread = [f" ± {number(row['shard_std'])}" for _, row in columns]
+        cells = [number(row[name]) for _, row in columns]
+        if name == "shard_mean":
+            cells = [cell + wide for cell, wide in zip(cells, spread, strict=True)]
+        table.add_row(text, *cells)
+    if len(chosen):
+        return table
+    return Group(table, Text("best round: unknown, for no samples were held out", "dim"))
 
 
-def _accuracy(row: np.void, name: str) -> str:
-    if name != "shard":
-        return number(row[name])
-    spread = f"{number(row['shard_mean'])} ± {number(row['shard_std'])}"
-    return f"{spread}, least {number(row['shard_min'])}"
-
-
-def _bytes(found: Mapping[str, np.ndarray]) -> Table:
+def _bytes(found: Mapping[str, np.ndarray]) -> RenderableType:
     """Kind by direction; what travels once, before the first round, apart."""
-    once, later = (found["clients"][part] for part in _parts(found["clients"]))
-    parts = [("a round", later), ("once", once)] if len(once) else [("a round", later)]
-    table = grid("", *(f"{d}, {title}" for title, _ in parts for d in tables.DIRECTIONS), "share")
-    total = sum(float(later[name].sum()) for name in tables.BYTES) or 1.0
+    parts = _parts(found["clients"])
+    table = grid("", *_ways(parts), "share")
     names: dict[str, list[str]] = {}
     for name in tables.BYTES:
         names.setdefault(name.partition("_")[2], []).append(name)
-    for kind, columns in names.items():
-        if any(rows[name].any() for _, rows in parts for name in columns):
-            cells = [f"{rows[name].mean():,.0f}" for _, rows in parts for name in columns]
-            share = sum(float(later[name].sum()) for name in columns) / total
-            table.add_row(kind, *cells, f"{share:.1%}")
-    sums = [
-        f"{sum(float(rows[names[way]].mean()) for names in names.values()):,.0f}"
-        for _, rows in parts
-        for way in range(len(tables.DIRECTIONS))
-    ]
-    table.add_row("all", *sums, "", style="bold")
-    whole = [amount(float(found["rounds"][way].sum())) for way in tables.DIRECTIONS]
-    clients = f"{len(np.unique(later['client']))} clients"
-    table.add_row(Text(f"the whole run, {clients}: {whole[0]} up, {whole[1]} down", "dim"))
-    return table
+    means = {
+        kind: np.array([rows[column].mean() for rows in parts.values() for column in columns])
+        for kind, columns in names.items()
+    }
+    total = sum(means.values())
+    for kind, cells in means.items():
+        if cells.any():
+            share = cells[:2].sum() / total[:2].sum()
+            table.add_row(kind, *(f"{cell:,.0f}" for cell in cells), f"{share:.1%}")
+    table.add_row("all", *(f"{cell:,.0f}" for cell in total), style="bold")
+    up, down = (amount(float(found["rounds"][way].sum())) for way in tables.DIRECTIONS)
+    clients = _several(len(np.unique(found["clients"]["client"])), "client")
+    return Group(table, Text(f"the whole run, {clients}: {up} up, {down} down", "dim"))
 
 
-def _parts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows belong to round -1, and which to the rounds proper."""
-    return rows["round"] < 0, rows["round"] >= 0
+def _parts(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of the rounds, and, if there are any, those of what came once before them."""
+    once = rows[rows["round"] < 0]
+    return {"a round": rows[rows["round"] >= 0]} | ({"once": once} if len(once) else {})
+
+
+def _ways(parts: Mapping[str, np.ndarray]) -> list[str]:
+    return [f"{direction}, {part}" for part in parts for direction in tables.DIRECTIONS]
 
 
 def _buffers(found: Mapping[str, np.ndarray]) -> Table:
     """What each rank handed to MPI, and was handed."""
-    once, later = (found["ranks"][part] for part in _parts(found["ranks"]))
-    parts = [("a round", later), ("once", once)] if len(once) else [("a round", later)]
-    table = grid("rank", *(f"{d}, {title}" for title, _ in parts for d in tables.DIRECTIONS))
-    columns = [
-        [rows[way][rows["rank"] == rank].mean() for rank in np.unique(later["rank"])]
-        for _, rows in parts
-        for way in tables.DIRECTIONS
-    ]
-    for rank, values in _by_rank(np.array(columns).T):
+    parts = _parts(found["ranks"])
+    table = grid("rank", *_ways(parts))
+    columns = [_by_rank(rows, way) for rows in parts.values() for way in tables.DIRECTIONS]
+    for rank, values in _condensed(np.stack([column.mean(1) for column in columns], axis=1)):
         table.add_row(rank, *(f"{value:,.0f}" for value in values))
     return table
 
 
-def _by_rank(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Rows of [ranks, columns] with their names; of many ranks, the root and three others' rows."""
+def _by_rank(rows: np.ndarray, column: str) -> np.ndarray:
+    """A column as [ranks, rows of each]."""
+    ranks = len(np.unique(rows["rank"]))
+    return rows[column][np.argsort(rows["rank"], kind="stable")].reshape(ranks, -1)
+
+
+def _condensed(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The rows of [ranks, columns] with their names; of many ranks, the root and a summary."""
     if len(values) <= RANKS:
         yield from ((str(rank), row) for rank, row in enumerate(values))
         return
     yield "0", values[0]
     for name, choose in (("least", np.min), ("median", np.median), ("most", np.max)):
-        yield f"{name} of 1-{len(values) - 1}", choose(values[1:], axis=0)
+        yield f"1 to {len(values) - 1}, {name}", choose(values[1:], axis=0)
 
 
 def _steady(rows: np.ndarray) -> np.ndarray:
@@ -451,30 +442,24 @@ def _steady(rows: np.ndarray) -> np.ndarray:
     return steady if len(steady) else rows[rows["round"] == 0]
 
 
-def _medians_of(rounds: np.ndarray) -> str:
-    steady = _steady(rounds)
-    if not len(steady["round"]) or steady["round"][0] == 0:
-        return "the warm-up round, there is no other"
-    return f"medians over rounds {steady['round'][0] + 1} to {steady['round'][-1] + 1}"
+def _span(rounds: np.ndarray) -> str:
+    last = rounds["round"][-1] + 1
+    return f"medians over rounds 2 to {last}" if last > 1 else "in the first round, which warms up"
 
 
-def _phases(found: Mapping[str, np.ndarray]) -> Table:
-    """Median seconds a round, for each rank."""
+def _phases(found: Mapping[str, np.ndarray]) -> tuple[RenderableType, str]:
+    """Each rank's median time in each phase; and its unit."""
     rows = _steady(found["phases"])
     names = list(dict.fromkeys(rows["phase"].tolist()))
-    ranks = np.unique(rows["rank"])
-    medians = np.array(
-        [
-            [np.median(rows["seconds"][(rows["rank"] == r) & (rows["phase"] == n)]) for n in names]
-            for r in ranks
-        ]
-    )
-    table = grid("rank", *(name.decode() for name in names))
-    for rank, values in _by_rank(medians):
-        table.add_row(rank, *map(duration, values))
+    columns = [_by_rank(rows[rows["phase"] == name], "seconds") for name in names]
+    medians = np.stack([np.median(column, axis=1) for column in columns], axis=1)
     wall = float(np.median(_steady(found["rounds"])["seconds"]))
-    table.add_row(Text(f"a round: {duration(wall)}; evaluate and record are no part of it", "dim"))
-    return table
+    unit, scale = ("seconds", 1.0) if medians.max() >= 10 else ("milliseconds", 1e3)
+    table = grid("rank", *(name.decode() for name in names))
+    for rank, values in _condensed(medians):
+        table.add_row(rank, *(f"{value * scale:,.2f}" for value in values))
+    remark = f"a round: {wall * scale:,.2f}; evaluate and record are no part of it"
+    return Group(table, Text(remark, "dim")), unit
 
 
 def _trend(rounds: np.ndarray) -> Table:
@@ -491,21 +476,19 @@ def _trend(rounds: np.ndarray) -> Table:
 
 
 def number(value: float) -> str:
-    """Three decimals; a dash for what was not measured, or was not finite."""
+    """Three decimals; a dash for what was not measured, or is not finite."""
     return f"{value:.3f}" if np.isfinite(value) else "-"
 
 
 def amount(count: float) -> str:
     """Bytes with their unit, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.4g} TB"
+    return f"{count:,.3g} TB"
 
 
 def duration(seconds: float) -> str:
     """Seconds with their unit."""
-    if not np.isfinite(seconds):
-        return "-"
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1e3:.3g} ms"

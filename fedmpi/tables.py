@@ -12,7 +12,7 @@ BYTES = [f"{direction}_{kind.name.lower()}" for direction in DIRECTIONS for kind
 
 ROUNDS: Columns = {
     "round": ("i4", "communication round; -1 is the agreement before the first"),
-    "warmup": ("?", "whether this is the first round, in which libraries and caches warm up"),
+    "warmup": ("?", "whether libraries and caches warm up in it: the first round, and round -1"),
     "sampled": ("i4", "clients that took part"),
     "loss": ("f8", "mean over those clients of their mean loss in local training"),
     "accuracy": ("f8", "of the global model on the test set"),

@@ -1,0 +1,11 @@
+"""What the result files say: tables and pictures, from the files alone.
+
+Run from a checkout, on any machine that has pandas: no MPI, no torch, and nothing of `fedmpi` is
+imported, so that results outlive the code that made them.
+
+    python -m analysis.compare DIR...     methods side by side, in the terminal
+    python -m analysis.tradeoff DIR...    accuracy against bytes, as a picture
+
+`frames` turns files into data frames, `groups` says which runs are compared and which averaged; the
+commands are built on both.
+"""

@@ -1,0 +1,281 @@
+"""Result files as tidy data frames, with the settings in which the runs differ in every row.
+
+`runs` has one row a run; `rounds`, `clients`, `phases` and `ranks` are the tables of the same names
+in the files, one after the other. All take files and folders, alone or in a list. The columns of
+`runs` have three origins, and their names tell which:
+
+* `RESULTS`: computed here from a file's tables, and what identifies the run;
+* settings, by their dotted paths (`lr`, `method.name`); NA where a run has no such setting, or
+  where it is not set;
+* `about.*`: where the run took place (`about.hosts`, `about.ranks`, `about.torch`).
+
+A run that is under way can be read: its status is `running`, and what it has finished is there.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+Paths = str | Path | Iterable[str | Path]
+
+ACCURACIES = {
+    "accuracy": "accuracy of the global model on the test set",
+    "shard_mean": "mean over all clients of its accuracy on their test shards",
+    "shard_std": "standard deviation of the same",
+    "shard_min": "minimum of the same",
+    "personal_mean": "mean accuracy of the clients' last local models on their test shards",
+}
+"""Columns of the table `rounds` that are accuracies: shares, 0 to 1."""
+RESULTS = {
+    "path": "the file",
+    "identity": "hash of the settings",
+    "status": "done; diverged, failed or running: unfinished",
+    "started": "ISO 8601",
+    "finished": "ISO 8601",
+    "rounds_done": "communication rounds in the file, without the agreement before the first",
+    "best_round": "the first round with the best validation accuracy; NA without validation",
+    **{f"{name}_last": f"{text}, when last measured" for name, text in ACCURACIES.items()},
+    **{f"{name}_best": f"{text}, in the best round" for name, text in ACCURACIES.items()},
+    "up_once": "bytes from the clients in the agreement before the first round",
+    "down_once": "bytes to the clients in the same",
+    "bytes_once": "both",
+    "up_rounds": "bytes from the clients in all rounds, without the agreement",
+    "down_rounds": "bytes to the clients in the same",
+    "up_round": "mean bytes from all clients a round, without the agreement",
+    "down_round": "mean bytes to all clients in the same",
+    "up_total": "bytes from the clients, all told",
+    "down_total": "bytes to the clients, all told",
+    "bytes_total": "both",
+    "seconds_once": "seconds of the agreement before the first round",
+    "seconds_round": "median seconds of a round, without the agreement and the warm-up round",
+    "seconds_total": "seconds of everything but the warm-up round",
+}
+"""Columns of `runs` that are computed from a file, and their meanings."""
+ABOUT = "about."
+
+AGREEMENT = -1
+"""The round before the first, which costs bytes once."""
+
+_reported: set[Path] = set()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was read of a file.
+
+    Attributes:
+        path: the file.
+        attributes: those of its root, as plain values; `settings` are a tree.
+        rounds: the table `rounds`.
+        table: the table that was asked for.
+    """
+
+    path: Path
+    attributes: dict[str, Any]
+    rounds: pd.DataFrame
+    table: pd.DataFrame
+
+
+def find(paths: Paths) -> list[Path]:
+    """The results among files and folders (searched for `*.h5`, at any depth), each once.
+
+    Whatever is no result or cannot be read is named on standard error, once, and left out.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+    """
+    return [result.path for result in _results(paths)]
+
+
+def runs(paths: Paths) -> pd.DataFrame:
+    """One row a run: results, settings and provenance, as the module's docstring says."""
+    return _runs(_results(paths))
+
+
+def rounds(paths: Paths) -> pd.DataFrame:
+    """One row a round: `run` (identity), `status`, `path`, varying settings, then the table's own.
+
+    A varying setting whose name is also a column of the table is called `settings.NAME`.
+    """
+    return _joined(paths, "rounds")
+
+
+def clients(paths: Paths) -> pd.DataFrame:
+    """One row for each client in each round; other columns as in `rounds`."""
+    return _joined(paths, "clients")
+
+
+def phases(paths: Paths) -> pd.DataFrame:
+    """One row for each phase on each rank in each round; other columns as in `rounds`."""
+    return _joined(paths, "phases")
+
+
+def ranks(paths: Paths) -> pd.DataFrame:
+    """One row for each rank in each round; other columns as in `rounds`."""
+    return _joined(paths, "ranks")
+
+
+def settings(runs: pd.DataFrame) -> list[str]:
+    """Columns of `runs` that are settings."""
+    return [name for name in runs.columns if name not in RESULTS and not name.startswith(ABOUT)]
+
+
+def varying(runs: pd.DataFrame) -> list[str]:
+    """Names of the settings that differ between runs.
+
+    Methods have different settings. That one lacks what another has is no difference: `method.name`
+    says it already. Between runs of one method, not set differs from set.
+    """
+    return [name for name in settings(runs) if _varies(runs, name)]
+
+
+def _varies(runs: pd.DataFrame, name: str) -> bool:
+    if runs[name].nunique() > 1:
+        return True
+    kind = f"{name.rpartition('.')[0]}.name"
+    if kind not in runs:
+        return runs[name].nunique(dropna=False) > 1
+    return bool((runs.groupby(kind)[name].nunique(dropna=False) > 1).any())
+
+
+def _results(paths: Paths, table: str = "rounds") -> list[Result]:
+    found: dict[Path, Path] = {}
+    for given in [paths] if isinstance(paths, str | Path) else paths:
+        path = Path(given)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        for file in sorted(path.rglob("*.h5")) if path.is_dir() else [path]:
+            found.setdefault(file.resolve(), file)
+    results = []
+    for whole, path in found.items():
+        try:
+            results.append(_read(path, table))
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            if whole not in _reported:
+                _reported.add(whole)
+                print(f"{path}: left out: {error}", file=sys.stderr)
+    return results
+
+
+def _read(path: Path, table: str) -> Result:
+    # No lock: a run that is under way goes on writing what is read here.
+    with h5py.File(path, "r", locking=False) as file:
+        if "settings" not in file.attrs or "rounds" not in file:
+            raise ValueError("HDF5, but not a result: it holds no settings")
+        attributes = {name: _plain(value) for name, value in file.attrs.items()}
+        attributes["settings"] = json.loads(attributes["settings"])
+        rounds, rows = (_frame(file[name][:]) for name in ("rounds", table))
+    # `rounds` is written last: a round that is not there may be incomplete elsewhere.
+    rows = rows[rows["round"].isin(rounds["round"])]
+    return Result(path, attributes, rounds, rows)
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as a Python value; arrays as tuples."""
+    if isinstance(value, np.ndarray):
+        return tuple(_plain(item) for item in value.tolist())
+    if isinstance(value, bytes):
+        return value.decode()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _frame(rows: np.ndarray) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    for name in rows.dtype.names or ():
+        if rows.dtype[name].kind == "S":
+            frame[name] = frame[name].str.decode("ascii")
+    return frame
+
+
+def _runs(results: Sequence[Result]) -> pd.DataFrame:
+    own = ("settings", *RESULTS)
+    about = [
+        {f"{ABOUT}{name}": value for name, value in result.attributes.items() if name not in own}
+        for result in results
+    ]
+    facts = pd.DataFrame([_facts(result) for result in results], columns=list(RESULTS))
+    facts["best_round"] = facts["best_round"].astype("Int64")
+    given = [dict(_flat(result.attributes["settings"])) for result in results]
+    head = facts[["path", "identity", "status"]]
+    return pd.concat([head, _columns(given), facts.drop(columns=head), _columns(about)], axis=1)
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    """A run's `RESULTS`."""
+    rounds, attributes = result.rounds, result.attributes
+    facts: dict[str, Any] = {"path": str(result.path)}
+    for name in ("identity", "status", "started", "finished", "best_round"):
+        facts[name] = attributes.get(name)
+    once = rounds[rounds["round"] == AGREEMENT]
+    regular = rounds[rounds["round"] > AGREEMENT]
+    measured = regular[regular["accuracy"].notna()]
+    # Never the round that is best on the test set: nobody could have chosen it.
+    chosen = regular[regular["round"] == facts["best_round"]]
+    for name in ACCURACIES:
+        facts[f"{name}_last"] = measured[name].iloc[-1] if len(measured) else np.nan
+        facts[f"{name}_best"] = chosen[name].iloc[0] if len(chosen) else np.nan
+    for way in ("up", "down"):
+        facts[f"{way}_once"], facts[f"{way}_rounds"] = once[way].sum(), regular[way].sum()
+        facts[f"{way}_round"], facts[f"{way}_total"] = regular[way].mean(), rounds[way].sum()
+    facts["bytes_once"] = facts["up_once"] + facts["down_once"]
+    facts["bytes_total"] = facts["up_total"] + facts["down_total"]
+    facts["rounds_done"] = len(regular)
+    warm = rounds[~rounds["warmup"].astype(bool)]
+    facts["seconds_once"] = once["seconds"].sum()
+    facts["seconds_round"] = warm.loc[warm["round"] > AGREEMENT, "seconds"].median()
+    facts["seconds_total"] = warm["seconds"].sum(min_count=1)
+    return facts
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """A tree's leaves under their dotted paths; lists as tuples, which can be compared."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _tuple(value)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows of named values as columns that keep their types where some rows have no value."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in names})
+
+
+def _column(values: list[Any]) -> pd.Series:
+    kinds = {type(value) for value in values if value is not None}
+    is_small = all(abs(value) < 2**63 for value in values if isinstance(value, int))
+    if kinds == {bool}:
+        return pd.Series(values, dtype="boolean")
+    if kinds == {int} and is_small:
+        return pd.Series(values, dtype="Int64")
+    if kinds and kinds <= {int, float}:
+        return pd.Series(values, dtype="Float64")
+    if kinds == {str}:
+        return pd.Series(values, dtype="string")
+    return pd.Series([pd.NA if value is None else value for value in values], dtype=object)
+
+
+def _joined(paths: Paths, table: str) -> pd.DataFrame:
+    """All results' rows of a table behind their run's identity and varying settings."""
+    results = _results(paths, table)
+    if not results:
+        return pd.DataFrame()
+    body = pd.concat([result.table for result in results], ignore_index=True)
+    about = _runs(results)
+    head = about[["identity", "status", "path", *varying(about)]]
+    head = head.iloc[np.repeat(np.arange(len(results)), [len(r.table) for r in results])]
+    taken = {name: f"settings.{name}" for name in body.columns}
+    head = head.rename(columns=taken | {"identity": "run"}).reset_index(drop=True)
+    return pd.concat([head, body], axis=1)

@@ -1,0 +1,147 @@
+"""Runs that belong together: in groups that solve the same problem, in rows that differ in seeds.
+
+A group is a problem: how the samples are spread over the clients and, where they vary, data set,
+model, number of clients and participation. A row is a method with the settings that vary; runs that
+differ in their seed alone are averaged. Only finished runs are.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import frames
+
+Row = Mapping[Any, Any]
+
+DONE = "done"
+SPARSITY = "method.sparsity"
+PROBLEM = ("partition.", "data.", "model.", "clients", "participation")
+"""Beginnings of the names of the settings that make a group."""
+INDIFFERENT = ("seed", "data.root")
+"""Settings in which the runs of one row may differ."""
+NUMBERS = [
+    name
+    for name in frames.RESULTS
+    if name.startswith((*frames.ACCURACIES, "up_", "down_", "bytes_", "seconds_"))
+]
+"""Columns of `frames.runs` that are averaged."""
+ROW = ["group", "variant", "sparsity"]
+"""Columns of `labelled` that are equal for the runs of one row, and no others."""
+
+
+def labelled(runs: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Runs, sorted, behind texts that say to which row they belong.
+
+    Args:
+        runs: as from `frames.runs`.
+        by: columns of it that tell rows apart, besides the settings.
+
+    Returns:
+        `runs` behind the columns `group`, the problem, and `variant`, the method and what varies,
+        both for people; `sparsity`, NA for a dense method; and `reason`: why the run is not
+        averaged, empty if it is. Of two runs that differ in nothing, the later one counts.
+    """
+    records = runs.to_dict("records")
+    varying = [name for name in frames.varying(runs) if name not in INDIFFERENT]
+    problem = [
+        name
+        for name in frames.settings(runs)
+        if name.startswith("partition.") or (name in varying and name.startswith(PROBLEM))
+    ]
+    shared = [name for name in varying if not name.startswith((*PROBLEM, "method."))]
+    own = {
+        method: [name for name in frames.varying(some) if name.startswith("method.")]
+        for method, some in runs.groupby("method.name")
+    }
+    labels = []
+    for run in records:
+        words = ["method.name", *own[run["method.name"]], *shared, *by]
+        words = [name for name in words if name != SPARSITY]
+        labels.append((label(run, problem), label(run, words), run.get(SPARSITY)))
+    head = pd.DataFrame(labels, columns=ROW, index=runs.index)
+    head["sparsity"] = head["sparsity"].astype("Float64")
+    head["reason"] = runs["status"].where(runs["status"] != DONE, "")
+    rows = pd.concat([head, runs], axis=1)
+    latest = rows[rows["reason"] == ""].sort_values("finished", kind="stable")
+    spare = latest.index[latest.duplicated([*ROW, "seed"], keep="last")]
+    rows.loc[spare, "reason"] = "repeated"
+    order = [_order(row) for row in rows.to_dict("records")]
+    return rows.iloc[sorted(range(len(rows)), key=order.__getitem__)].reset_index(drop=True)
+
+
+def summary(runs: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """One row for each row of the terminal's tables.
+
+    Args:
+        runs: as from `frames.runs`.
+        by: columns of it that tell rows apart, besides the settings.
+
+    Returns:
+        `group`, `variant` and `sparsity` as in `labelled`; the settings that vary, by their paths;
+        `n`, the number of runs, and `seeds`, theirs; and for each name of `NUMBERS` (units as in
+        `frames.RESULTS`) `NAME_mean` and `NAME_std`, the sample standard deviation (NaN for n = 1).
+    """
+    rows = labelled(runs, by)
+    varying = [name for name in frames.varying(runs) if name not in INDIFFERENT]
+    keys = dict.fromkeys(["partition.name", "method.name", *varying, *by])
+    found = []
+    finished = rows[rows["reason"] == ""]
+    for _, some in finished.groupby(ROW, sort=False, dropna=False):
+        row = {name: some[name].iloc[0] for name in (*ROW, *keys)}
+        row |= {"n": len(some), "seeds": " ".join(map(str, sorted(some["seed"])))}
+        values = some[NUMBERS].to_numpy(float)
+        deviations = values.std(0, ddof=1) if len(some) > 1 else np.full(len(NUMBERS), np.nan)
+        for name, mean, deviation in zip(NUMBERS, values.mean(0), deviations, strict=True):
+            row |= {f"{name}_mean": mean, f"{name}_std": deviation}
+        found.append(row)
+    if not found:
+        return pd.DataFrame(columns=[*ROW, "n"])
+    return pd.DataFrame(found).astype({"sparsity": "Float64"})
+
+
+def label(run: Row, names: Sequence[str]) -> str:
+    """Settings of a run as text; those that are not set are left out.
+
+    The name that a table goes by stands alone: `dirichlet alpha=0.1`.
+    """
+    words = []
+    for name in names:
+        value = run[name]
+        if is_unset(value):
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        if name in ("partition.name", "method.name"):
+            words.append(text)
+        else:
+            short = name.removeprefix("partition.").removeprefix("method.")
+            words.append(f"{short.removeprefix(frames.ABOUT).removesuffix('.name')}={text}")
+    return " ".join(words)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    """Even partitions before uneven ones, dense methods before sparse ones, numbers by size."""
+    partition, sparsity = row["partition.name"], row["sparsity"]
+    alpha: Any = row.get("partition.alpha")
+    evenness = math.inf if is_unset(alpha) else float(alpha)
+    return (
+        (partition != "iid", partition, -evenness),
+        _natural(row["group"]),
+        not is_unset(sparsity),
+        _natural(row["variant"]),
+        -1 if is_unset(sparsity) else sparsity,
+        row["seed"],
+    )
+
+
+def is_unset(value: Any) -> bool:
+    """Whether a run has no such setting; data frames have three ways to say so."""
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def _natural(text: str) -> list[Any]:
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
