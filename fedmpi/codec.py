@@ -90,6 +90,9 @@ class Scale(NamedTuple):
     step: float
 
 
+NO_SCALE = Scale(0.0, 0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """A vector of length `size`, of which `values` are given.
@@ -110,7 +113,7 @@ class Block:
     values: np.ndarray | None
     indices: np.ndarray | None = None
     bits: int = 0
-    scale: Scale = Scale(0.0, 0.0)
+    scale: Scale = NO_SCALE
 
     @property
     def count(self) -> int:
@@ -240,7 +243,9 @@ class _Reader:
     def _advance(self, length: int) -> int:
         start, self.at = self.at, self.at + length
         if self.at > len(self.data):
-            raise WireError(f"{length} bytes wanted at byte {start}, found {len(self.data) - start}")
+            raise WireError(
+                f"{length} bytes wanted at byte {start}, found {len(self.data) - start}"
+            )
         return start
 
 
@@ -322,12 +327,11 @@ def _write_values(block: Block) -> np.ndarray | None:
     if values is None:
         return None
     if block.coding != Coding.CODES:
-        if block.bits or block.scale != Scale(0.0, 0.0):
+        if block.bits or block.scale != NO_SCALE:
             raise WireError(f"bits or a scale with coding {block.coding.name}")
         if values.dtype != DTYPES[block.coding] or values.ndim != 1:
-            raise WireError(
-                f"values are {values.dtype}{list(values.shape)}, wanted {DTYPES[block.coding]}[count]"
-            )
+            found, wanted = f"{values.dtype}{list(values.shape)}", DTYPES[block.coding]
+            raise WireError(f"values are {found}, wanted {wanted}[count]")
         return np.ascontiguousarray(values)
     if not 1 <= block.bits <= 16 or values.dtype != code_dtype(block.bits) or values.ndim != 1:
         raise WireError(f"codes of {block.bits} bits are {values.dtype}{list(values.shape)}")

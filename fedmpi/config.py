@@ -1,8 +1,8 @@
 """What a run is: one tree of settings, typed, frozen and checked before anything else happens.
 
-A table of the tree that has a `name` is described by the module of that name: `method.name = "topk"`
-means that the settings in `[method]` are those of `fedmpi.methods.topk.Config`. There is no registry;
-the file name is the name (a dash in a name is an underscore in the file's).
+A table of the tree that has a `name` is described by the module of that name: with
+`method.name = "topk"` the settings in `[method]` are those of `fedmpi.methods.topk.Config`. There
+is no registry; the file name is the name (a dash in a name is an underscore in the file's).
 """
 
 import copy
@@ -50,7 +50,7 @@ class Data(Part):
 
     name: str = ""
     root: str | None = None
-    """Folder that holds the data set; when absent, `$FEDMPI_DATA` and the usual places are tried."""
+    """Folder that holds the data set; if absent, `$FEDMPI_DATA` and the usual places are tried."""
 
 
 class Partition(Part):
@@ -112,7 +112,7 @@ class Settings(Part):
     evaluate: int = Field(1, ge=1)
     """Accuracies are measured every so many rounds, and after the last."""
     server: Literal["dedicated", "shared"] = "dedicated"
-    """`dedicated`: rank 0 serves only; `shared`: it hosts clients too (one rank alone always does)."""
+    """`dedicated`: rank 0 serves only; `shared`: it hosts clients too, as it always does alone."""
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     """Where models train: cpu, cuda (spread over a node's ranks) or cuda:K."""
     threads: int = Field(1, ge=1)
@@ -177,7 +177,9 @@ def load(tree: Tree) -> Settings:
             close = difflib.get_close_matches(str(name), names(table), 1)
             guess = f" (did you mean '{close[0]}'?)" if close else ""
             possible = ", ".join(names(table))
-            problems.append(f"{table}.name = {name!r}: no such {table}{guess}; there are: {possible}")
+            problems.append(
+                f"{table}.name = {name!r}: no such {table}{guess}; there are: {possible}"
+            )
             tree[table], name = {}, default
         kind = schema(table, name)
         narrowed[table] = (kind, Field(default_factory=kind))
@@ -202,7 +204,8 @@ def _sentence(whole: type[Part], problem: Mapping[str, Any]) -> str:
         guess = f" (did you mean '{close[0]}'?)" if close else ""
         where = f" in [{'.'.join(path[:-1])}]" if path[:-1] else ""
         return f"no setting '{path[-1]}'{where}{guess}; there are: {', '.join(table.model_fields)}"
-    wanted = {"model_type": f"wanted a table, such as {path[-1]}.name", "tuple_type": "wanted a list"}
+    table_wanted = f"wanted a table, such as {path[-1]}.name"
+    wanted = {"model_type": table_wanted, "tuple_type": "wanted a list"}
     message = wanted.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
     return f"{'.'.join(path)} = {problem['input']!r}: {message}"
 
@@ -257,13 +260,13 @@ def describe(kind: type[Part]) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, field in kind.model_fields.items():
         text = _type(field.annotation, field.metadata)
-        default = "" if field.is_required() else written(field.get_default(call_default_factory=True))
-        rows.append((name, text, default, " ".join((field.description or "").split())))
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        rows.append((name, text, written(default), " ".join((field.description or "").split())))
     return rows
 
 
 def written(value: Any) -> str:
-    """A setting's value as it is written behind `key=`; "absent" if it is not to be written at all."""
+    """A setting's value as it is written behind `key=`; "absent" if it is not written at all."""
     if value is None:
         return "absent"
     return value if isinstance(value, str) else json.dumps(value, default=str)

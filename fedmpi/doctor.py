@@ -92,7 +92,7 @@ def examine(check: str | None = None, out: Path = Path("results")) -> int:
             console.print(line)
             wrong += finding.level == "wrong"
     if check is None:
-        console.print(f"{wrong} wrong" if wrong else "fit to run", style="red" if wrong else "green")
+        console.print(*(("fit to run",) if not wrong else (wrong, "wrong")), style="bold")
     return 1 if wrong else 0
 
 
@@ -303,7 +303,9 @@ def check_data(out: Path) -> Iterator[Finding]:
             folder = config.module("data", name).where(config.schema("data", name)())
         except data.DataError:
             lost = True
-            yield Finding("note", f"{name}: not found", f"fedmpi list data {name} says how to get it")
+            yield Finding(
+                "note", f"{name}: not here", f"fedmpi list data {name} says how to get it"
+            )
         else:
             yield Finding("ok", f"{name}: " + (f"in {folder}" if folder else "needs no files"))
     named = os.environ.get("FEDMPI_DATA")
@@ -311,7 +313,7 @@ def check_data(out: Path) -> Iterator[Finding]:
         yield Finding("warning", f"$FEDMPI_DATA = {named}: no such folder")
     if lost:
         looked = ", ".join(map(str, data.places(None)))
-        yield Finding("note", f"looked in {looked}", "data.root=FOLDER or $FEDMPI_DATA adds another")
+        yield Finding("note", f"looked in {looked}", "$FEDMPI_DATA may name another folder")
 
 
 CHECKS = {

@@ -71,11 +71,11 @@ class Engine:
         self.wire.settle()
         self.clock.reset()
         self.wire.reset()
-        self.trainer.seconds.clear()
+        self.trainer.begin()
         self.observer.begin()
 
     def tell(self, t: int, waves: list[Wave]) -> bool:
-        """Server -> every active client; False if the server, its model not finite, says no more."""
+        """Server -> every active client; False if nothing comes: the model was not finite."""
         messages = []
         with self.clock(Phase.SERVE):
             if self.wire.is_root and self.is_sound:
@@ -205,5 +205,7 @@ def pick_device(name: str, place_on_node: int) -> torch.device:
     count = torch.cuda.device_count()
     number = int(name[5:]) if ":" in name else place_on_node % max(count, 1)
     if number >= count:
-        raise ConfigError(f"device = '{name}': there are {count} CUDA devices here; cpu is possible")
+        raise ConfigError(
+            f"device = '{name}': there are {count} CUDA devices here; cpu is possible"
+        )
     return torch.device("cuda", number)

@@ -127,7 +127,12 @@ def progress(rounds: int, is_root: bool) -> Iterator[Callable[[np.void], None]]:
     if not is_root:
         yield lambda row: None
     elif os.environ.get(PROGRESS, str(int(sys.stderr.isatty()))) == "1":
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )
         # Forced, because the launcher stands between this process and the terminal.
         with Progress(*columns, console=Console(stderr=True, force_terminal=True)) as bars:
             task = bars.add_task("", total=rounds)

@@ -1,4 +1,4 @@
-"""Starting ranks: which `mpiexec` there is, and how it wants to be called. Standard library only."""
+"""Starting ranks: which `mpiexec` there is, and how it is called. Standard library only."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ class Launcher:
         return any(name in self.version for name in ("Open MPI", "OpenRTE", "prte"))
 
     def command(self, ranks: int, words: Sequence[str]) -> list[str]:
-        """The command line that runs `words` on so many ranks, more than there are slots if need be."""
+        """The command line that runs `words` on so many ranks, more than slots if need be."""
         # Only then, because it also leaves the ranks unbound.
         crowd = ["--oversubscribe"] if self.is_open_mpi and ranks > slots() else []
         return [self.path, *crowd, "-n", str(ranks), *words]

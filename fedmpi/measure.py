@@ -68,7 +68,6 @@ class Observer:
         self.account = np.zeros((self.settings.clients, 2, len(Kind)), np.int64)
         self.kept: list[tuple[int, Tensor]] = []
         self.personal: dict[int, float] = {}
-        self.trainer.losses.clear()
 
     def is_due(self, t: int) -> bool:
         """Whether accuracies are measured in round t."""
@@ -130,8 +129,11 @@ class Observer:
 
     def _report(self, waves: Sequence[Wave], rank: int) -> np.ndarray:
         mine = [client for wave in waves for client in wave.on(rank)]
-        known = (self.trainer.losses, self.trainer.seconds, self.personal)
-        rows = [(c, *(values.get(c, np.nan) for values in known)) for c in mine]
+        trainer, nan = self.trainer, np.nan
+        rows = [
+            (c, trainer.loss(c), trainer.seconds.get(c, nan), self.personal.get(c, nan))
+            for c in mine
+        ]
         return np.array(rows, REPORT)
 
     def _client_rows(
@@ -146,8 +148,9 @@ class Observer:
         if t > EVERYONE_ROUND:
             rows["steps"] = [self.population.steps(client) for client in clients.tolist()]
         # Where the server computes a loss or judges a local model, its rank alone knows the value.
-        for name, known in (("loss", self.trainer.losses), ("personal", self.personal)):
-            ours = [known.get(client, np.nan) for client in clients.tolist()]
+        losses = [self.trainer.loss(client) for client in clients.tolist()]
+        personal = [self.personal.get(client, np.nan) for client in clients.tolist()]
+        for name, ours in (("loss", losses), ("personal", personal)):
             rows[name] = np.where(np.isnan(report[name]), ours, report[name])
         rows["seconds"] = report["seconds"]
         if verdict is not None:

@@ -103,7 +103,9 @@ class Population:
         waves = []
         for first in range(0, len(clients), width):
             part = clients[first : first + width]
-            hosts = place(self.sizes[list(part)], ranks) if home is None else [home[c] for c in part]
+            hosts = (
+                place(self.sizes[list(part)], ranks) if home is None else [home[c] for c in part]
+            )
             waves.append(Wave(part, tuple(hosts)))
         return waves
 

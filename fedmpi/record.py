@@ -1,8 +1,8 @@
 """One run, one HDF5 file: settings and provenance as attributes, tidy tables appended by the round.
 
 The file is flushed after each round and never left in a state that cannot be opened: a run that is
-killed leaves `status = "running"` and every round that it finished. `pandas.DataFrame(f["rounds"][:])`
-is all that a reader needs; what the columns mean is in each table's attribute `columns`.
+killed leaves `status = "running"` and every round that it finished. All that a reader needs is
+`pandas.DataFrame(f["rounds"][:])`; a table's attribute `columns` says what its columns mean.
 """
 
 import json

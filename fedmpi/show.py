@@ -25,7 +25,7 @@ from fedmpi import config, record, tables
 from fedmpi.config import ConfigError
 from fedmpi.data import DataError
 
-Setting = tuple[str, str, str, str]
+Setting = tuple[str, ...]
 """Path, type, default, explanation: see `config.describe`."""
 EXAMPLES = ((1, 28, 28), (3, 32, 32))
 """Shapes of samples for which a model's parameters are counted."""
@@ -120,7 +120,7 @@ def _whereabouts(name: str, whole: bool) -> str:
     try:
         folder = config.module("data", name).where(config.schema("data", name)())
     except DataError as error:
-        return str(error) if whole else f"not found here; looked for as fedmpi list data {name} says"
+        return str(error) if whole else f"not here; fedmpi list data {name} says how to get it"
     return "needs no files" if folder is None else f"found in {folder}"
 
 
@@ -133,7 +133,8 @@ def _anatomy(name: str) -> Iterator[str]:
     sizes, cuts = [], []
     for shape in EXAMPLES:
         with suppress(ConfigError):
-            flat = Flat(build(config.schema("model", name)(), shape, 10, seed=1))
+            settings: Any = config.schema("model", name)()
+            flat = Flat(build(settings, shape, 10, seed=1))
             cuts = flat.cuts()
             sizes.append(f"{flat.size:,} for {'x'.join(map(str, shape))} samples")
     yield f"split points: {', '.join(cuts) or 'none'} (with the default settings)"
@@ -152,7 +153,7 @@ def _base(table: str) -> Any:
     return config.Settings.model_fields[table].annotation
 
 
-def _chosen(name: str | None) -> list[tuple[str, list[Setting]]]:
+def _chosen(name: str | None) -> list[tuple[str, Sequence[Setting]]]:
     """All settings by table, or those whose path is `name` or begins with it."""
     every = list(_tree())
     if name is None:
@@ -164,15 +165,15 @@ def _chosen(name: str | None) -> list[tuple[str, list[Setting]]]:
     else:
         possible = list(config.Settings.model_fields)
     _known("no setting", name, possible)
-    found = [(t, [r for r in rows if f"{r[0]}.".startswith(f"{name}.")]) for t, rows in every]
-    return [(title, rows) for title, rows in found if rows]
+    chosen = {t: [r for r in rows if f"{r[0]}.".startswith(f"{name}.")] for t, rows in every}
+    return [(title, rows) for title, rows in chosen.items() if rows]
 
 
-def _tree() -> Iterator[tuple[str, list[Setting]]]:
+def _tree() -> Iterator[tuple[str, Sequence[Setting]]]:
     """The settings of a run, table by table."""
     fields = config.Settings.model_fields
-    top = [row for row in config.describe(config.Settings) if not _is_table(fields[row[0]])]
-    yield "settings of every run", top
+    plain = (row for row in config.describe(config.Settings) if not _is_table(fields[row[0]]))
+    yield "settings of every run", list(plain)
     for table in (name for name, field in fields.items() if _is_table(field)):
         base = _base(table)
         rows = [(f"{table}.{key}", *rest) for key, *rest in config.describe(base)]
@@ -327,7 +328,8 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _when(about: Mapping[str, Any]) -> str:
-    times = [datetime.fromisoformat(about[name]) for name in ("started", "finished") if name in about]
+    known = [about[name] for name in ("started", "finished") if name in about]
+    times = [datetime.fromisoformat(text) for text in known]
     text = " to ".join(f"{time:%Y-%m-%d %H:%M:%S}" for time in times)
     return f"{text} UTC, {times[1] - times[0]}" if len(times) == 2 else f"{text} UTC, no end"
 
@@ -389,7 +391,7 @@ def _bytes(found: Mapping[str, np.ndarray]) -> RenderableType:
         kind: np.array([rows[column].mean() for rows in parts.values() for column in columns])
         for kind, columns in names.items()
     }
-    total = sum(means.values())
+    total = np.sum(list(means.values()), axis=0)
     for kind, cells in means.items():
         if cells.any():
             share = cells[:2].sum() / total[:2].sum()

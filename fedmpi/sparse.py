@@ -61,6 +61,12 @@ _TORCH = {
 }
 
 
+def labels(y: Tensor, classes: int) -> Block:
+    """Labels [B] in the narrowest coding that holds `classes` of them."""
+    coding = Coding.U1 if classes <= 1 << 8 else Coding.U2 if classes <= 1 << 16 else Coding.U4
+    return block(Kind.LABEL, y, coding=coding)
+
+
 def places(indices: Tensor, size: int) -> Block:
     """An index set as a block without values: int64 [count], ascending."""
     return Block(Kind.MASK, size, Coding.NONE, None, indices.cpu().numpy().astype(np.uint32))
@@ -112,7 +118,7 @@ def indices(block: Block, device: torch.device | None = None) -> Tensor:
 
 
 def add(target: Tensor, block: Block, weight: float = 1.0, agreed: Tensor | None = None) -> None:
-    """target += weight * vector, where `block` gives the vector's values.
+    """Target += weight * vector, where `block` gives the vector's values.
 
     Args:
         target: [size], changed in place.

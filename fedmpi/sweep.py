@@ -99,7 +99,9 @@ def members(path: Path) -> list[Member]:
         ConfigError: for anything that is wrong with any of them.
     """
     tree = config.read(path)
-    problems = [f"{path}: no table [{key}]; there are: base, grid" for key in tree.keys() - {"base", "grid"}]
+    problems = [
+        f"{path}: no table [{key}]; there are: base, grid" for key in tree.keys() - {"base", "grid"}
+    ]
     grids, base = tree.get("grid", [{}]), tree.get("base", {})
     if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
         raise ConfigError(f"{path}: 'grid' is a list of tables: write [[grid]]")

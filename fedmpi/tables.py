@@ -17,7 +17,10 @@ ROUNDS: Columns = {
     "loss": ("f8", "mean over those clients of their mean loss in local training"),
     "accuracy": ("f8", "of the global model on the test set"),
     "validation": ("f8", "accuracy of the global model on the held-out training samples"),
-    "shard_mean": ("f8", "mean over all clients of the global model's accuracy on their test shard"),
+    "shard_mean": (
+        "f8",
+        "mean over all clients of the global model's accuracy on their test shard",
+    ),
     "shard_std": ("f8", "standard deviation of the same (population)"),
     "shard_min": ("f8", "minimum of the same"),
     "personal_mean": ("f8", "mean accuracy of the clients' last local models on their test shards"),
@@ -35,7 +38,7 @@ CLIENTS: Columns = {
     "seconds": ("f8", "its local training, and preparing its upload"),
     "accuracy": ("f8", "of the global model, after the round, on the client's test shard"),
     "personal": ("f8", "of its own model, after local training, on the same"),
-    **{name: ("i8", "bytes of that kind in that direction") for name in BYTES},
+    **dict.fromkeys(BYTES, ("i8", "bytes of that kind in that direction")),
 }
 PHASES: Columns = {
     "round": ("i4", "communication round; -1 is the agreement before the first"),

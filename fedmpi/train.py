@@ -60,7 +60,7 @@ class Trainer:
 
     Attributes:
         classes: number of labels.
-        losses: each client's mean loss in local training, this round.
+        losses: each client's losses in local training, this round: their sum and their number.
         seconds: each client's time in local training, and in preparing its upload, this round.
     """
 
@@ -75,11 +75,29 @@ class Trainer:
         self.settings, self.flat, self.population, self.device = settings, flat, population, device
         self.x = torch.from_numpy(data.train_x).to(device)
         self.y = torch.from_numpy(data.train_y).to(device)
-        self.rows = Rows(flat, 1, device)
-        self.descent = Descent(settings, self.rows)
+        self.descent = self.descent_of(flat, 1)
+        self.rows = self.descent.rows
         self.classes = data.classes
-        self.losses: dict[int, float] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """A round begins."""
+        self.losses: dict[int, tuple[Tensor, int]] = {}
         self.seconds: dict[int, float] = {}
+
+    def descent_of(self, flat: Flat, count: int) -> Descent:
+        """`count` models of a shape, the whole network's or a part's, and what moves them."""
+        return Descent(self.settings, Rows(flat, count, self.device))
+
+    def note(self, client: int, loss: Tensor) -> None:
+        """Takes down the loss of one of the client's steps."""
+        total, count = self.losses.get(client, (torch.zeros((), device=self.device), 0))
+        self.losses[client] = total + loss, count + 1
+
+    def loss(self, client: int) -> float:
+        """The client's mean loss, as far as this rank has seen its steps; else NaN."""
+        total, count = self.losses.get(client, (torch.nan, 1))
+        return float(total) / count
 
     @contextmanager
     def timed(self, client: int) -> Iterator[None]:
@@ -112,18 +130,17 @@ class Trainer:
         assert len(clients) == len(self.rows), "a chunk is as long as there are rows"
         self.descent.reset(start)
         for row, client in enumerate(clients):
-            part, total, count = slice(row, row + 1), torch.zeros((), device=self.device), 0
+            part = slice(row, row + 1)
             with self.timed(client):
                 for positions in self.batches(t, client):
-                    total += self.rows.loss(row, self.x[positions], self.y[positions])
+                    loss = self.rows.loss(row, self.x[positions], self.y[positions])
                     adjust((client,), self.rows.w[part], self.rows.g[part])
                     self.descent.step(t, part)
-                    count += 1
-                self.losses[client] = float(total) / count
+                    self.note(client, loss)
         return self.rows.w
 
     def gradient(self, w: Tensor, positions: np.ndarray) -> Tensor:
-        """Gradient of the mean loss on those training samples at w [n]: [n], until the next call."""
+        """The mean loss's gradient on those training samples at w [n]: [n], until the next call."""
         self.rows.w[0] = w
         self.rows.loss(0, self.x[positions], self.y[positions])
         return self.rows.g[0]
@@ -132,8 +149,9 @@ class Trainer:
     def correct(self, w: Tensor, x: Tensor, y: Tensor) -> np.ndarray:
         """Which samples the model w [n] classifies rightly: bool [len(x)]."""
         self.rows.w[0] = w
-        network, pieces = self.rows.networks[0], zip(
-            x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True
+        network, pieces = (
+            self.rows.networks[0],
+            zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True),
         )
         found = [(network(some).argmax(1) == labels).cpu() for some, labels in pieces]
         return torch.cat(found).numpy() if found else np.zeros(0, bool)

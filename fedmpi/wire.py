@@ -78,11 +78,12 @@ class Wire:
         return mine
 
     def report(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Every rank's rows (of one dtype) on the root, off the clock and outside the accounts."""
-        data = rows.reshape(-1).view(np.uint8)
-        padded = np.concatenate([data, np.zeros(-data.nbytes % WORD, np.uint8)])
-        pieces = self._gather(padded, Phase.RECORD)
-        return [piece[: piece.nbytes // rows.itemsize * rows.itemsize].view(rows.dtype).copy() for piece in pieces]
+        """Every rank's rows on the root, off the clock and outside the accounts.
+
+        All are of one dtype, a whole number of words long.
+        """
+        pieces = self._gather(rows.reshape(-1).view(np.uint8), Phase.RECORD)
+        return [piece.view(rows.dtype).copy() for piece in pieces]
 
     def settle(self) -> None:
         """Waits for all ranks, off the clock, so that nobody's measuring is another's waiting."""
@@ -139,7 +140,9 @@ def _layout(counts: np.ndarray) -> tuple[list[int], list[int]]:
     """
     if counts.sum() > np.iinfo(np.int32).max:
         size = int(counts.sum()) * WORD / 2**30
-        raise OverflowError(f"{size:.1f} GiB in one collective, 16 are possible: lower exchange.window")
+        raise OverflowError(
+            f"{size:.1f} GiB in one collective, 16 are possible; lower exchange.window"
+        )
     return counts.tolist(), (np.cumsum(counts) - counts).tolist()
 
 

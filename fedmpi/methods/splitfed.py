@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedmpi import config, sparse
-from fedmpi.codec import Block, Coding, Kind, Message
+from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import Settings
-from fedmpi.flat import Flat, Rows
+from fedmpi.flat import Flat
 from fedmpi.methods import fedavg
 from fedmpi.streams import Purpose, stream
-from fedmpi.train import Descent, Trainer
+from fedmpi.train import Trainer
 
 
 class Config(config.Method):
@@ -32,17 +32,26 @@ class Config(config.Method):
     version: Literal["v1", "v2"] = "v1"
     """`v1`: a back for each client, averaged; `v2`: one back for all."""
 
+    def halves(self, flat: Flat) -> tuple[Flat, Flat]:
+        """The network in front of the cut and behind it.
+
+        Raises:
+            ConfigError: if the model has no such split point, or none at all.
+        """
+        return flat.split(self.cut or (flat.cuts() or [""])[0])
+
 
 class Server(fedavg.Server):
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        front, self.back = halves(self.method.cut, trainer)
-        self.front, self.shape = front.size, cut_shape(front, trainer)
-        self.copies, self.descent = rows_of(self.back, 0, settings, trainer)
+        front, self.back = self.method.halves(self.flat)
+        self.front = front.size
+        with torch.no_grad():
+            self.shape = front.network(self.w[: self.front])(trainer.x[:1]).shape[1:]
+        self.copies = trainer.descent_of(self.back, 0)
         self.slots: dict[int, int] = {}
-        self.steps: dict[int, int] = {}
         self.fronts: dict[int, Tensor] = {}
         self.round: int | None = None
 
@@ -51,34 +60,32 @@ class Server(fedavg.Server):
         return [sparse.block(Kind.MODEL, self.w[: self.front])]
 
     def open(self, t: int, clients: Sequence[int]) -> None:
-        """Begins a wave's conversation."""
+        """Begins a wave's conversation: v2's back goes on from wave to wave."""
         alone = self.method.version == "v2"
         self.slots = {client: 0 if alone else slot for slot, client in enumerate(clients)}
         count = 1 if alone else len(clients)
-        if len(self.copies) < count:
-            self.copies, self.descent = rows_of(self.back, count, self.settings, self.trainer)
+        if len(self.copies.rows) < count:
+            self.copies = self.trainer.descent_of(self.back, count)
         if not alone or self.round != t:
-            self.descent.reset(self.w[self.front :])
-        self.round, self.fronts, self.steps = t, {}, dict.fromkeys(clients, 0)
+            self.copies.reset(self.w[self.front :])
+        self.round, self.fronts = t, {}
 
     def exchange(self, t: int, messages: Sequence[Message]) -> list[Message]:
         """One step of every busy client: activations and labels in, gradients at the cut out."""
         if self.method.version == "v2":
-            random = stream(self.settings.seed, Purpose.ORDER, t)
-            rank = random.permutation(self.settings.clients)
-            messages = sorted(messages, key=lambda message: rank[message.client])
-        return [Message(m.client, [self._step(t, m)]) for m in messages]
+            order = stream(self.settings.seed, Purpose.ORDER, t).permutation(self.settings.clients)
+            messages = sorted(messages, key=lambda message: order[message.client])
+        return [Message(m.client, [self.train(t, m.client, *m.blocks)]) for m in messages]
 
-    def _step(self, t: int, message: Message) -> Block:
-        slot, client = self.slots[message.client], message.client
-        y = sparse.values(message.blocks[1], self.trainer.device)
-        a = self.decode(message.blocks[0]).view(len(y), *self.shape).requires_grad_()
-        loss = cross_entropy(self.copies.networks[slot](a), y)
-        (gradient,) = self.copies.backward(slot, loss, also=(a,))
-        self.descent.step(t, slice(slot, slot + 1))
-        self.steps[client] += 1
-        before = self.trainer.losses.get(client, 0.0) if self.steps[client] > 1 else 0.0
-        self.trainer.losses[client] = before + (float(loss.detach()) - before) / self.steps[client]
+    def train(self, t: int, client: int, activations: Block, labels: Block) -> Block:
+        """One step of the client's back."""
+        slot, rows = self.slots[client], self.copies.rows
+        y = sparse.values(labels, self.trainer.device)
+        a = self.decode(activations).view(len(y), *self.shape).requires_grad_()
+        loss = cross_entropy(rows.networks[slot](a), y)
+        (gradient,) = rows.backward(slot, loss, also=(a,))
+        self.copies.step(t, slice(slot, slot + 1))
+        self.trainer.note(client, loss.detach())
         return self.encode(gradient)
 
     def decode(self, block: Block) -> Tensor:
@@ -91,23 +98,24 @@ class Server(fedavg.Server):
 
     def absorb(self, t: int, message: Message) -> None:
         """A front's update, and with v1 that of the back that belongs to it."""
-        sparse.add(self.total[: self.front], message.blocks[0], message.weight)
+        update = sparse.vector(message.blocks[0], self.front, self.trainer.device)
+        self.fronts[message.client] = update
+        self.total[: self.front].add_(update, alpha=message.weight)
         if self.method.version == "v1":
-            change = self.copies.w[self.slots[message.client]] - self.w[self.front :]
+            change = self.copies.rows.w[self.slots[message.client]] - self.w[self.front :]
             self.total[self.front :].add_(change, alpha=message.weight)
         self.weight += message.weight
-        self.fronts[message.client] = sparse.values(message.blocks[0], self.trainer.device)
 
     def step(self, t: int) -> None:
         """Moves the front, and the back likewise (v1) or to where the clients brought it (v2)."""
         super().step(t)
         if self.method.version == "v2":
-            self.w[self.front :] = self.copies.w[0]
+            self.w[self.front :] = self.copies.rows.w[0]
 
     def personal(self, client: int) -> Tensor | None:
         """The client's front and its back together."""
         front = self.w[: self.front] + self.fronts[client]
-        return torch.cat([front, self.copies.w[self.slots[client]]])
+        return torch.cat([front, self.copies.rows.w[self.slots[client]]])
 
 
 class Clients(fedavg.Clients):
@@ -116,9 +124,8 @@ class Clients(fedavg.Clients):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.front, _ = halves(self.method.cut, trainer)
-        self.rows, self.descent = rows_of(self.front, 0, settings, trainer)
-        self.labels = label_coding(trainer.classes)
+        self.front, _ = self.method.halves(self.flat)
+        self.fronts = trainer.descent_of(self.front, 0)
         self.slots: dict[int, int] = {}
         self.left: dict[int, Iterator[Tensor]] = {}
         self.outputs: dict[int, Tensor] = {}
@@ -129,9 +136,9 @@ class Clients(fedavg.Clients):
 
     def open(self, t: int, clients: Sequence[int]) -> None:
         """Begins a wave's conversation."""
-        if len(self.rows) < len(clients):
-            self.rows, self.descent = rows_of(self.front, len(clients), self.settings, self.trainer)
-        self.descent.reset(self.start)
+        if len(self.fronts.rows) < len(clients):
+            self.fronts = self.trainer.descent_of(self.front, len(clients))
+        self.fronts.reset(self.start)
         self.slots = {client: slot for slot, client in enumerate(clients)}
         self.left = {client: self.trainer.batches(t, client) for client in clients}
 
@@ -143,9 +150,9 @@ class Clients(fedavg.Clients):
                 positions = next(self.left[client], None)
                 if positions is None:
                     continue
-                a = self.rows.networks[slot](self.trainer.x[positions])
+                a = self.fronts.rows.networks[slot](self.trainer.x[positions])
                 self.outputs[client] = a
-                labels = sparse.block(Kind.LABEL, self.trainer.y[positions], coding=self.labels)
+                labels = sparse.labels(self.trainer.y[positions], self.trainer.classes)
                 messages.append(Message(client, [self.encode(a), labels]))
         return messages
 
@@ -159,45 +166,19 @@ class Clients(fedavg.Clients):
 
     def backward(self, t: int, messages: Sequence[Message]) -> None:
         """The rest of the step: from the gradient at the cut to new fronts."""
+        rows = self.fronts.rows
         for message in messages:
             with self.trainer.timed(message.client):
                 slot, a = self.slots[message.client], self.outputs[message.client]
                 part = slice(slot, slot + 1)
-                self.rows.backward(slot, a, self.decode(message.blocks[0]).view_as(a))
-                self.adjust((message.client,), self.rows.w[part], self.rows.g[part])
-                self.descent.step(t, part)
+                rows.backward(slot, a, self.decode(message.blocks[0]).view_as(a))
+                self.adjust((message.client,), rows.w[part], rows.g[part])
+                self.fronts.step(t, part)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """The fronts as the conversation left them."""
-        return self.rows.w[[self.slots[client] for client in clients]]
+        return self.fronts.rows.w[[self.slots[client] for client in clients]]
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """A client has no whole model; the server has (see `Server.personal`)."""
         return None
-
-
-def halves(cut: str | None, trainer: Trainer) -> tuple[Flat, Flat]:
-    """The network in front of the cut and behind it.
-
-    Raises:
-        ConfigError: if the model has no such split point, or none at all.
-    """
-    cuts = trainer.flat.cuts()
-    return trainer.flat.split(cuts[0] if cut is None and cuts else cut or "")
-
-
-def rows_of(flat: Flat, count: int, settings: Settings, trainer: Trainer) -> tuple[Rows, Descent]:
-    """`count` fronts or backs, and what moves them."""
-    rows = Rows(flat, count, trainer.device)
-    return rows, Descent(settings, rows)
-
-
-@torch.no_grad()
-def cut_shape(front: Flat, trainer: Trainer) -> torch.Size:
-    """Shape of one sample at the cut."""
-    return Rows(front, 1, trainer.device).networks[0](trainer.x[:1]).shape[1:]
-
-
-def label_coding(classes: int) -> Coding:
-    """The narrowest coding that holds a label."""
-    return Coding.U1 if classes <= 1 << 8 else Coding.U2 if classes <= 1 << 16 else Coding.U4

@@ -8,9 +8,6 @@ Differs from the paper: what is sparsified is the update of a whole round of loc
 gradient; the values are chosen over all parameters together, not layer by layer.
 """
 
-from collections.abc import Sequence
-
-import torch
 from pydantic import Field
 from torch import Tensor
 

@@ -25,9 +25,7 @@ class Config(config.Model):
     """Units of the hidden layer."""
 
 
-def stages(
-    config: Config, shape: tuple[int, ...], classes: int
-) -> OrderedDict[str, nn.Module]:
+def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
     """conv1, conv2 (each with ReLU and pooling), dense (with ReLU), head.
 
     Raises:
@@ -39,9 +37,7 @@ def stages(
     padding = config.kernel // 2 if config.padding else 0
     height, width = shape[1:]
     for _ in range(2):
-        height, width = (
-            (side + 2 * padding - config.kernel + 1) // 2 for side in (height, width)
-        )
+        height, width = ((side + 2 * padding - config.kernel + 1) // 2 for side in (height, width))
     if height < 1 or width < 1:
         raise ConfigError(
             f"model.kernel = {config.kernel}: nothing is left of {shape[1]}x{shape[2]} images "

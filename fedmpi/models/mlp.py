@@ -20,13 +20,13 @@ class Config(config.Model):
     al. (AISTATS 2017)."""
 
 
-def stages(
-    config: Config, shape: tuple[int, ...], classes: int
-) -> OrderedDict[str, nn.Module]:
+def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
     """Linear + ReLU for each hidden layer, then a linear head."""
     widths = [prod(shape), *config.hidden]
     found: OrderedDict[str, nn.Module] = OrderedDict()
     for number, (inputs, outputs) in enumerate(pairwise(widths), 1):
-        found[f"hidden{number}"] = nn.Sequential(nn.Flatten(), nn.Linear(inputs, outputs), nn.ReLU())
+        found[f"hidden{number}"] = nn.Sequential(
+            nn.Flatten(), nn.Linear(inputs, outputs), nn.ReLU()
+        )
     found["head"] = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1], classes))
     return found
