@@ -88,13 +88,17 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
         job.run(settings, out)
         return
     from fedmpi.engine import Engine
-    from fedmpi.record import file_of, mark_failed, state_of
+    from fedmpi.record import FINISHED, file_of, mark_failed, state_of
 
-    # Everything that can be wrong is found here, where it is said without the launcher's noise.
+    # What can be wrong is found here, where it is said without the launcher's noise; only devices
+    # are left to the ranks, which may be on other machines.
     settings = load(tree_of(words))
     path = file_of(out, settings.method.name, settings.identity())
-    state_of(path, settings.identity())
-    Engine(settings)
+    state = state_of(path, settings.identity())
+    if state in FINISHED:
+        print(f"{path}: {state} already", file=sys.stderr)
+        return
+    Engine(settings.model_copy(update={"device": "cpu"}))
     code = launch.start(ranks, ["run", *words, "--out", str(out)])
     if code:
         mark_failed(path)
@@ -131,7 +135,7 @@ def sweep(
     from fedmpi import launch
     from fedmpi.sweep import Sweep
 
-    if launch.is_launched() or (ranks is None and not dry_run and not count):
+    if not dry_run and not count and (launch.is_launched() or ranks is None):
         from fedmpi.job import Job
 
         job = Job()

@@ -33,7 +33,7 @@ class WireError(ValueError):
 
 
 class Kind(IntEnum):
-    """What bytes are, for the accounts; a block is of one of the first four kinds."""
+    """What bytes are, for the accounts; a block is of any kind but the last."""
 
     MODEL = 0
     """Parameters."""
@@ -153,7 +153,8 @@ def pack(messages: Sequence[Message]) -> Buffer:
     """Writes messages one behind the other into one buffer.
 
     Raises:
-        WireError: if a block breaks its own rules (see `Block`).
+        WireError: if a block breaks its own rules (see `Block`), or a message's client or weight
+            is not what `unpack` reads.
     """
     sections: list[tuple[int, bytes | np.ndarray]] = []
     account = np.zeros((len(messages), len(Kind)), np.int64)
@@ -169,13 +170,14 @@ def pack(messages: Sequence[Message]) -> Buffer:
         end += length + padding
 
     for message, row in zip(messages, account, strict=True):
-        head = MESSAGE.pack(message.client, len(message.blocks), message.weight)
+        _check_weight(message.weight)
+        head = _write_head(MESSAGE, message.client, len(message.blocks), message.weight)
         write(head, Kind.HEADER, row)
         for block in message.blocks:
-            places, positions = _write_places(block)
             values = _write_values(block)
+            places, positions = _write_places(block)
             shape = (block.kind, block.coding, places, block.bits, 0, block.size, block.count)
-            write(BLOCK.pack(*shape, *block.scale), Kind.HEADER, row)
+            write(_write_head(BLOCK, *shape, *block.scale), Kind.HEADER, row)
             if positions is not None:
                 write(positions, Kind.MASK, row)
             if values is not None:
@@ -255,8 +257,7 @@ def _read_message(reader: _Reader, row: np.ndarray) -> Message:
     # A count beyond the buffer would only fail after as many blocks; fail before the loop.
     if blocks * BLOCK.size > len(reader.data) - reader.at:
         raise WireError(f"{blocks} blocks in {len(reader.data) - reader.at} bytes")
-    if not 0 <= weight < float("inf"):
-        raise WireError(f"weight {weight}, wanted a number of at least 0")
+    _check_weight(weight)
     return Message(client, [_read_block(reader, row) for _ in range(blocks)], weight)
 
 
@@ -281,10 +282,22 @@ def _read_block(reader: _Reader, row: np.ndarray) -> Block:
 _CODINGS, _PLACES = frozenset(Coding), frozenset(Places)
 
 
+def _check_weight(weight: float) -> None:
+    if not 0 <= weight < float("inf"):
+        raise WireError(f"weight {weight}, wanted a number of at least 0")
+
+
+def _write_head(form: struct.Struct, *fields: float) -> bytes:
+    try:
+        return form.pack(*fields)
+    except (struct.error, OverflowError) as error:
+        raise WireError(f"{fields} is no head of a message or block: {error}") from None
+
+
 def _write_places(block: Block) -> tuple[Places, np.ndarray | None]:
     indices = block.indices
-    if not 0 <= block.size <= 0xFFFFFFFF or (block.values is None) != (block.coding == Coding.NONE):
-        raise WireError(f"a block of {block.size} elements, coding {block.coding.name}")
+    if not 0 <= block.size <= 0xFFFFFFFF or block.kind == Kind.HEADER:
+        raise WireError(f"a block of {block.size} elements, kind {block.kind.name}")
     if indices is None:
         if block.values is None or block.count > block.size:
             raise WireError("a block without positions needs at most `size` values, and not None")
@@ -293,7 +306,7 @@ def _write_places(block: Block) -> tuple[Places, np.ndarray | None]:
         raise WireError(f"positions are {indices.dtype}{list(indices.shape)}, wanted uint32[count]")
     _check_ascending(indices, block.size)
     if 4 * block.count <= -(-block.size // 8):
-        return Places.POSITIONS, indices
+        return Places.POSITIONS, np.ascontiguousarray(indices)
     kept = np.zeros(block.size, bool)
     kept[indices] = True
     return Places.BITMAP, np.packbits(kept, bitorder="little")
@@ -324,11 +337,14 @@ def _check_ascending(indices: np.ndarray, size: int) -> None:
 
 def _write_values(block: Block) -> np.ndarray | None:
     values = block.values
+    if (values is None) != (block.coding == Coding.NONE):
+        given = "without" if values is None else "with"
+        raise WireError(f"a block {given} values, coding {block.coding.name}")
+    if block.coding != Coding.CODES and (block.bits or block.scale != NO_SCALE):
+        raise WireError(f"bits or a scale with coding {block.coding.name}")
     if values is None:
         return None
     if block.coding != Coding.CODES:
-        if block.bits or block.scale != NO_SCALE:
-            raise WireError(f"bits or a scale with coding {block.coding.name}")
         if values.dtype != DTYPES[block.coding] or values.ndim != 1:
             found, wanted = f"{values.dtype}{list(values.shape)}", DTYPES[block.coding]
             raise WireError(f"values are {found}, wanted {wanted}[count]")

@@ -203,14 +203,17 @@ def _fit(launcher: Launcher, library: str) -> Finding:
 
 def _fit_srun(environment: dict[str, str]) -> Finding:
     """Whether ranks of `srun` find each other, inside of an allocation."""
-    words = ["srun", "--ntasks=2", "--overcommit", "--overlap", sys.executable, "-c", HELLO]
-    done = _start(words, environment)
-    if done.sizes == [2, 2]:
-        return Finding("ok", "srun starts ranks that find each other")
-    what = "but each is alone in its job" if done.sizes == [1, 1] else done.what
-    return Finding(
-        "wrong", f"srun: 2 processes, {what}", "try srun --mpi=pmix or --mpi=pmi2 (srun --mpi=list)"
-    )
+    said = ""
+    for kind in ("", "--mpi=pmix", "--mpi=pmi2"):
+        srun = ["srun", *filter(None, [kind]), "--ntasks=2", "--overcommit", "--overlap"]
+        done = _start([*srun, sys.executable, "-c", HELLO], environment)
+        if done.sizes == [2, 2] and not kind:
+            return Finding("ok", "srun starts ranks that find each other")
+        if done.sizes == [2, 2]:
+            works = f"srun {kind} starts ranks that find each other, but srun alone does not"
+            return Finding("ok", works, f"write srun {kind}, or export SLURM_MPI_TYPE={kind[6:]}")
+        said = said or ("each task is alone" if done.sizes == [1, 1] else done.what)
+    return Finding("wrong", f"srun starts no ranks that find each other: {said}", "srun --mpi=list")
 
 
 def _milder(found: Finding) -> Finding:

@@ -87,7 +87,12 @@ class Job:
         self._record(engine, path)
 
     def _state(self, path: Path, settings: Settings) -> str | None:
-        return state_of(path, settings.identity()) if self.wire.is_root else None
+        if not self.wire.is_root:
+            return None
+        state = state_of(path, settings.identity())
+        if state == record.RUNNING and record.is_open(path):
+            raise record.RecordError(f"{path}: another job is writing it")
+        return state
 
     def _record(self, engine: Engine, path: Path) -> None:
         settings = engine.settings
@@ -145,8 +150,9 @@ def progress(rounds: int, is_root: bool) -> Iterator[Callable[[np.void], None]]:
 
 def line(row: np.void) -> str:
     """A row of the table `rounds`, for people."""
+    lost = "agreement" if row["round"] < 0 else f"loss {row['loss']:.3f}"
     seen = "" if np.isnan(row["accuracy"]) else f"accuracy {row['accuracy']:.3f}  "
     return (
-        f"loss {row['loss']:.3f}  {seen}up {row['up'] / 1e3:,.1f} kB  "
+        f"{lost}  {seen}up {row['up'] / 1e3:,.1f} kB  "
         f"down {row['down'] / 1e3:,.1f} kB  {row['seconds']:.3f} s"
     )

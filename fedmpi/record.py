@@ -6,6 +6,7 @@ killed leaves `status = "running"` and every round that it finished. All that a 
 """
 
 import json
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ FORMAT = 1
 RUNNING, DONE, FAILED, DIVERGED = "running", "done", "failed", "diverged"
 FINISHED = (DONE, DIVERGED)
 """Statuses after which a run is not run again: it would end the same."""
+METADATA, CHUNK = 1 << 16, 1024
+"""Bytes for metadata, and rows of a table in one chunk: few chunks need little metadata."""
 
 
 class RecordError(BadInput):
@@ -47,7 +50,9 @@ class Record:
         columns: Mapping[str, Mapping[str, tuple[str, str]]],
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = h5py.File(path, "w")
+        # All metadata lie in one piece, the superblock included, so that a flush writes it at once:
+        # otherwise a kill inside of a flush can leave a file that cannot be opened.
+        self.file = h5py.File(path, "w", meta_block_size=METADATA)
         self.best = -np.inf
         attributes = self.file.attrs
         attributes["format"], attributes["status"], attributes["started"] = FORMAT, RUNNING, _now()
@@ -56,7 +61,7 @@ class Record:
             attributes[name] = value
         for table, meaning in columns.items():
             dtype = np.dtype([(name, form) for name, (form, _) in meaning.items()])
-            data = self.file.create_dataset(table, (0,), dtype, maxshape=(None,), chunks=True)
+            data = self.file.create_dataset(table, (0,), dtype, maxshape=(None,), chunks=(CHUNK,))
             data.attrs["columns"] = json.dumps({name: text for name, (_, text) in meaning.items()})
         self.file.flush()
 
@@ -64,6 +69,8 @@ class Record:
         """Adds a round's rows, and the mark of the best validation accuracy so far."""
         # `rounds` last: a round that is listed there is complete in every other table.
         for name in sorted(tables, key=lambda name: name == "rounds"):
+            if name == "rounds":
+                self.file.flush()
             data, rows = self.file[name], tables[name]
             data.resize(len(data) + len(rows), axis=0)
             data[len(data) - len(rows) :] = rows
@@ -119,9 +126,12 @@ def state_of(path: Path, identity: str) -> str | None:
     """The status of the run of that identity at `path`; None if there is no file.
 
     Raises:
-        RecordError: if the file is something else, which a run must not replace.
+        RecordError: if the file is something else, which a run must not replace, or cannot be made.
     """
     if not path.exists():
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise RecordError(f"{path}: wanted a folder to write to, found {above}, which is none")
         return None
     with open_result(path) as file:
         found = file.attrs["identity"]
@@ -130,9 +140,18 @@ def state_of(path: Path, identity: str) -> str | None:
         return str(file.attrs["status"])
 
 
+def is_open(path: Path) -> bool:
+    """Whether a run is writing the file now; False also where the file system has no locks."""
+    try:
+        h5py.File(path, "r+").close()
+    except BlockingIOError:
+        return True
+    return False
+
+
 def mark_failed(path: Path) -> None:
-    """Turns `running` into `failed`, for a run that is known to have died."""
-    if path.exists():
+    """Turns `running` into `failed`, unless there is no file or a run is writing it."""
+    if path.exists() and not is_open(path):
         with h5py.File(path, "r+") as file:
             if file.attrs["status"] == RUNNING:
                 file.attrs["status"] = FAILED

@@ -79,13 +79,16 @@ def quantize(
 
     step = (max - min) / (2**bits - 1), code = round((value - min) / step). With `random` the
     rounding is up with the probability of the fraction, so that E[low + step * code] = value.
+    Where a value is not finite, or the range is not, all values become NaN: nothing is hidden.
     """
     if not len(values):
         return np.empty(0, code_dtype(bits)), Scale(0.0, 0.0)
     low, high = np.float32(values.min()), np.float32(values.max())
-    step = np.float32((high - low) / np.float32((1 << bits) - 1))
-    if not step > 0:  # all values equal, or not finite: the one code stands for `low`
-        return np.zeros(len(values), code_dtype(bits)), Scale(float(low), 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        step = np.float32((high - low) / np.float32((1 << bits) - 1))
+    if not 0 < step < np.inf:  # all values equal, or not finite: one code stands for all
+        one = float(low) if step == 0 else np.nan
+        return np.zeros(len(values), code_dtype(bits)), Scale(one, 0.0)
     exact = (values - low) / step
     shift = np.float32(0.5) if random is None else random.random(len(values), np.float32)
     codes = np.floor(exact + shift).clip(0, (1 << bits) - 1)

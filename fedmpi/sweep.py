@@ -71,22 +71,28 @@ class Sweep:
         One job does it all. If a run kills the job, it is marked as failed, and another job does
         the rest.
         """
-        failed: list[int] = []
-        left = self._unfinished(self.chosen)
+        left, failed, bad, alone = self._unfinished(self.chosen), False, False, False
+        for number in left:
+            record.mark_failed(self.path(number))
         while left:
-            only = [word for number in left for word in ("--only", str(number))]
+            batch = left[:1] if alone else left
+            only = [word for number in batch for word in ("--only", str(number))]
             code = launch.start(ranks, ["sweep", str(self.file), "--out", str(self.out), *only])
             if code in (0, 2):
-                return 1 if failed else code
-            dead = next((n for n in left if self.state(n) == record.RUNNING), None)
-            if dead is None:
-                print(f"the launcher ended with exit code {code} before any run", file=sys.stderr)
-                return 1
+                bad |= code == 2
+                left = left[len(batch) :]
+                continue
+            begun = [number for number in batch if self.state(number) == record.RUNNING]
+            if not begun and len(batch) > 1:
+                # It died before its file was there: which it was shows if each has its own job.
+                alone, left = True, self._unfinished(left)
+                continue
+            dead = (begun or batch)[0]
             record.mark_failed(self.path(dead))
-            failed.append(dead)
-            print(f"run {dead} ({self.members[dead]}) failed", file=sys.stderr)
+            failed = True
+            print(f"run {dead} ({self.members[dead]}) failed: exit code {code}", file=sys.stderr)
             left = [number for number in self._unfinished(left) if number != dead]
-        return 1 if failed else 0
+        return 1 if failed else 2 if bad else 0
 
     def _unfinished(self, numbers: Sequence[int]) -> list[int]:
         return [number for number in numbers if self.state(number) not in record.FINISHED]
@@ -105,26 +111,32 @@ def members(path: Path) -> list[Member]:
     grids, base = tree.get("grid", [{}]), tree.get("base", {})
     if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
         raise ConfigError(f"{path}: 'grid' is a list of tables: write [[grid]]")
+    if not isinstance(base, dict):
+        raise ConfigError(f"{path}: 'base' is a table: write [base]")
     found: dict[str, Member] = {}
+    # What is wrong with many points, such as a setting of [base], is said of the first.
+    said: set[str] = set()
     for number, grid in enumerate(grids, 1):
         axes = dict(_axes(grid))
+        scalars = {n: v for n, v in axes.items() if not isinstance(v, list) or not v}
         problems += [
             f"{path}: [[grid]] {number}: {name} = {values!r}: wanted a list of values, not empty"
-            for name, values in axes.items()
-            if not isinstance(values, list) or not values
+            for name, values in scalars.items()
         ]
-        if problems:
+        if scalars:
             continue
         for point in _points(axes):
             try:
                 settings = config.load(_with(base, point))
             except ConfigError as error:
                 where = ", ".join(f"{name}={_plain(value)}" for name, value in point.items())
-                problems += [f"{path}: [[grid]] {number} ({where}): {p}" for p in error.problems]
+                fresh = [problem for problem in error.problems if problem not in said]
+                problems += [f"{path}: [[grid]] {number} ({where}): {p}" for p in fresh]
+                said.update(fresh)
                 continue
             found.setdefault(settings.identity(), Member(settings, point))
     if problems:
-        raise ConfigError(*dict.fromkeys(problems))
+        raise ConfigError(*problems)
     return list(found.values())
 
 

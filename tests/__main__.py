@@ -28,7 +28,9 @@ def count(report: Path) -> Counter[str]:
     found: Counter[str] = Counter()
     if report.exists():
         for suite in ElementTree.parse(report).getroot().iter("testsuite"):
-            number = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
+            number = {
+                key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")
+            }
             failed = number["failures"] + number["errors"]
             found["failed"] += failed
             found["skipped"] += number["skipped"]

@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 RANK, SIZE = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
 if RANK:
-    sys.stdout = open(os.devnull, "w")
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the whole session)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item):  # noqa: ANN201 (a generator, to pluggy's taste)
+def pytest_runtest_makereport(item: pytest.Item):
     """Says what failed and aborts: the others would wait in a collective for ever."""
     outcome = yield
     report = outcome.get_result()

@@ -55,32 +55,48 @@ def sgd(engine: Engine, module: nn.Module, t: int) -> torch.optim.SGD:
     )
 
 
-def train(engine: Engine, t: int, client: int, w: Tensor, mu: float = 0.0) -> tuple[Tensor, float]:
+def train(
+    engine: Engine, t: int, client: int, w: Tensor, mu: float = 0.0, mask: Tensor | None = None
+) -> tuple[Tensor, float]:
     """A client's model after its local training in round t, and its mean loss.
 
-    The loss that is minimised has the term mu / 2 * ||v - w||^2 besides.
+    Args:
+        engine: gives settings and samples.
+        t: the round.
+        client: whose samples.
+        w: the model at which training starts, [n].
+        mu: the loss that is minimised has the term mu / 2 * ||v - w||^2 besides.
+        mask: what gradients are multiplied by, [n].
     """
     module, losses = network(engine, w), []
-    optimiser = sgd(engine, module, t)
+    optimiser, parameters = sgd(engine, module, t), list(module.parameters())
     for positions in engine.trainer.batches(t, client):
         optimiser.zero_grad()
         loss = cross_entropy(module(engine.trainer.x[positions]), engine.trainer.y[positions])
         losses.append(float(loss.detach()))
         if mu:
-            loss = loss + mu / 2 * (parameters_to_vector(module.parameters()) - w).square().sum()
+            loss = loss + mu / 2 * (parameters_to_vector(parameters) - w).square().sum()
         loss.backward()
+        if mask is not None:
+            pieces = mask.split([parameter.numel() for parameter in parameters])
+            for parameter, piece in zip(parameters, pieces, strict=True):
+                parameter.grad.mul_(piece.view_as(parameter))
         if engine.settings.clip:
-            clip_grad_norm_(module.parameters(), engine.settings.clip)
+            clip_grad_norm_(parameters, engine.settings.clip)
         optimiser.step()
     return vector(module), sum(losses) / len(losses)
 
 
-def average(engine: Engine, t: int, w: Tensor, mu: float = 0.0) -> Tensor:
+def average(
+    engine: Engine, t: int, w: Tensor, mu: float = 0.0, mask: Tensor | None = None
+) -> Tensor:
     """The mean of the models of round t's clients, weighted by samples."""
-    clients = engine.population.sample(t)
-    sizes = [len(engine.population.shards[client]) for client in clients]
-    found = [train(engine, t, client, w, mu)[0] * n for client, n in zip(clients, sizes, strict=True)]
-    return torch.stack(found).sum(0) / sum(sizes)
+    total, samples = torch.zeros_like(w), 0
+    for client in engine.population.sample(t):
+        size = len(engine.population.shards[client])
+        total += size * train(engine, t, client, w, mu, mask)[0]
+        samples += size
+    return total / samples
 
 
 def accuracy(module: nn.Module, x: Tensor, y: Tensor) -> float:

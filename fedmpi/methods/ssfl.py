@@ -1,7 +1,8 @@
 """SSFL: all clients agree on a saliency mask before the first round, then only its values travel.
 
 R. Ohib, B. Thapaliya, G. K. Dziugaite, J. Liu, V. Calhoun, S. Plis, *SSFL: Discovering Sparse
-Unified Subnetworks at Initialization for Efficient Federated Learning*, TMLR 2026, arXiv 2405.09037.
+Unified Subnetworks at Initialization for Efficient Federated Learning*, TMLR 2026, arXiv
+2405.09037.
 
 In round -1 every client scores the parameters on one minibatch, s_j = |dL/dw_j * w_j| (SNIP's
 saliency), the server averages the scores by samples and keeps the floor((1 - sparsity) * d) best of

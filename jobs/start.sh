@@ -1,0 +1,78 @@
+# What the job scripts share: the job's environment, and how its ranks are started. Sourced by them.
+# shellcheck shell=bash
+
+fail() {
+    echo "$*" >&2
+    exit 2
+}
+
+ranks=${SLURM_NTASKS:?"submit with --ntasks"}
+threads=${SLURM_CPUS_PER_TASK:-1}
+export OMP_NUM_THREADS=$threads
+
+# sbatch passes the submitting shell's environment on. If that shell runs in a job step itself (an
+# interactive `srun`), it holds the place of another rank, and MPI and fedmpi would take it for
+# theirs.
+unset PMI_RANK PMI_SIZE PMI_FD PMI_JOBID MPI_LOCALRANKID "${!OMPI_COMM_WORLD_@}" "${!SLURM_STEP@}"
+for name in "${!PMIX_@}"; do
+    [[ $name == PMIX_MCA_* ]] || unset "$name"
+done
+
+# Open MPI's mpirun would tie each rank to one core, whatever the number of its threads. Which cores
+# the job has is SLURM's business; the rest is left to the kernel. (Open MPI 5, then 4.)
+export PRTE_MCA_hwloc_default_binding_policy=${PRTE_MCA_hwloc_default_binding_policy:-none}
+export OMPI_MCA_hwloc_base_binding_policy=${OMPI_MCA_hwloc_base_binding_policy:-none}
+
+# Relative to where sbatch was called: this script runs from a copy in SLURM's spool folder.
+venv=${FEDMPI_VENV:-.venv}
+[[ $venv == /* ]] || venv=$SLURM_SUBMIT_DIR/$venv
+if [[ -r $venv/bin/activate ]]; then
+    # shellcheck disable=SC1091
+    source "$venv/bin/activate"
+elif [[ -n ${FEDMPI_VENV:-} ]]; then
+    fail "FEDMPI_VENV: no virtual environment at $venv"
+fi
+command -v fedmpi >/dev/null ||
+    fail "no fedmpi in $venv, nor on \$PATH: 'make install' first, or set FEDMPI_VENV"
+
+# Whether the processes that `launcher` starts find each other. If it speaks another PMI than their
+# MPI, each one believes to be alone: they would all do the whole run, into the same file.
+launcher_works() {
+    local size=$((ranks < 2 ? ranks : 2)) said
+    local trial='from mpi4py import MPI; print("of", MPI.COMM_WORLD.size)'
+    said=$(timeout --kill-after=5 60 "${launcher[@]}" -n "$size" python3 -c "$trial" \
+        </dev/null 2>/dev/null) || return 1
+    [[ $(grep -cx "of $size" <<<"$said") == "$size" ]]
+}
+
+# Sets `launcher`: srun if it can start the MPI behind mpi4py, because SLURM then sees and binds
+# each rank; else mpirun. FEDMPI_START=srun or mpirun decides it untried; srun's PMI is then the
+# site's default, or $SLURM_MPI_TYPE.
+choose_launcher() {
+    # A rank that dies must not leave the others waiting. Since SLURM 22.05 a step does not inherit
+    # the job's --cpus-per-task.
+    local srun=(srun --kill-on-bad-exit=1 --cpus-per-task="$threads") kind
+    local mpirun=("${FEDMPI_MPIEXEC:-mpirun}")
+    case ${FEDMPI_START:-} in
+        srun) launcher=("${srun[@]}") && return ;;
+        mpirun) launcher=("${mpirun[@]}") && return ;;
+        ?*) fail "FEDMPI_START=$FEDMPI_START: wanted srun or mpirun" ;;
+    esac
+    # The site's own choice first; then Open MPI's, then MPICH's and Intel's.
+    for kind in "${SLURM_MPI_TYPE:-}" pmix pmi2; do
+        launcher=("${srun[@]}" ${kind:+"--mpi=$kind"})
+        launcher_works && return
+    done
+    launcher=("${mpirun[@]}")
+    launcher_works && return
+    fail "neither srun nor ${mpirun[*]} starts the MPI behind mpi4py: load its module," \
+        "then 'fedmpi doctor' says more; FEDMPI_START=srun or mpirun skips this trial"
+}
+
+# start WORDS...: turns this script into `fedmpi WORDS...` on all ranks.
+start() {
+    choose_launcher
+    set -- "${launcher[@]}" -n "$ranks" fedmpi "$@"
+    echo "$*" >&2
+    exec "$@"
+}

@@ -1,0 +1,278 @@
+"""The round: who is asked, who is told what, when accuracies are measured, and how it ends."""
+
+import hashlib
+from collections.abc import Sequence
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from fedmpi import config, sparse
+from fedmpi.clock import Clock
+from fedmpi.codec import Block, Kind, Message
+from fedmpi.config import ConfigError, Settings
+from fedmpi.engine import Engine, pick_device
+from fedmpi.methods import fedavg
+from fedmpi.train import Trainer
+from fedmpi.wire import Wire
+from tests import plain
+from tests.plain import METHODS, play
+from tests.small import run, small
+
+WORLD = MPI.COMM_WORLD
+
+
+def letter(t: int, client: int) -> Tensor:
+    """What the toy's server tells one client alone: the longer, the higher its number."""
+    return torch.full((2 * client + 2,), 10.0 * t + client)
+
+
+class Postman(fedavg.Server):
+    """Sends each client a letter, and keeps what comes back."""
+
+    sends = True
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.back: list[tuple[int, int, Tensor]] = []
+
+    def send(self, t: int, client: int) -> list[Block]:
+        """The letter."""
+        return [sparse.block(Kind.MASK, letter(t, client))]
+
+    def absorb(self, t: int, message: Message) -> None:
+        """The same letter, if all is well."""
+        self.back.append((t, message.client, sparse.values(message.blocks[0])))
+
+    def step(self, t: int) -> None:
+        """Nothing moves."""
+
+
+class Readers(fedavg.Clients):
+    """Send their letters back."""
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.letters: dict[int, Tensor] = {}
+        self.log: list[tuple[str, int, int]] = []
+
+    def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
+        """Keeps the letter."""
+        self.log.append(("accept", t, client))
+        self.letters[client] = sparse.values(blocks[0])
+
+    def work(self, t: int, clients: Sequence[int]) -> Tensor:
+        """No training."""
+        self.log += [("work", t, client) for client in clients]
+        return self.start.expand(len(clients), -1)
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """The letter."""
+        return [sparse.block(Kind.GRADIENT, self.letters.pop(client))]
+
+
+def teach(monkeypatch: pytest.MonkeyPatch, **halves: Any) -> None:
+    """From now on every method consists of these halves, and FedAvg's where there is none."""
+    module = config.module
+    toy = SimpleNamespace(**{"Server": fedavg.Server, "Clients": fedavg.Clients} | halves)
+
+    def find(table: str, name: str) -> ModuleType | SimpleNamespace:
+        return toy if table == "method" else module(table, name)
+
+    monkeypatch.setattr(config, "module", find)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("server", ["dedicated", "shared"])
+@pytest.mark.parametrize(
+    "words", [(), ("model.hidden=[1024]", "exchange.window=1")], ids=["", "waves"]
+)
+def test_a_letter_reaches_its_client_alone(
+    server: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small(*words, f"server={server}", "participation=0.8", "rounds=3")
+    teach(monkeypatch, Server=Postman, Clients=Readers)
+    engine = Engine(settings)
+    outcomes = list(play(engine, WORLD))
+    mine = engine.clients
+    # Whatever this rank accepted it has worked for and sent back: nobody else had the letter.
+    assert mine.letters == {}
+    accepted, worked = (
+        sorted((t, c) for what, t, c in mine.log if what == wanted) for wanted in ("accept", "work")
+    )
+    assert accepted == worked
+    firsts = [mine.log.index(("accept", t, c)) < mine.log.index(("work", t, c)) for t, c in worked]
+    assert all(firsts)
+    if WORLD.rank > 0:
+        assert outcomes == [None] * 3
+        return
+    asked = [(t, client) for t in range(3) for client in engine.population.sample(t)]
+    assert [(t, client) for t, client, _ in engine.server.back] == asked, "in client order"
+    assert all(torch.equal(back, letter(t, client)) for t, client, back in engine.server.back)
+    for outcome in outcomes:
+        for row in outcome.tables["clients"]:
+            length = 4 * (2 * int(row["client"]) + 2)
+            assert row["down_mask"] == length
+            assert row["up_gradient"] == length
+            assert row["down_model"] == 4 * engine.flat.size
+            assert row["down_header"] == 2 * 48
+            assert row["up_header"] == 48
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_there_is_a_round_before_the_first_exactly_if_a_method_agrees(name: str) -> None:
+    engine = Engine(small(f"method.name={name}", "rounds=3", "participation=0.4"))
+    first = -1 if engine.server.agrees else 0
+    outcomes = list(play(engine))
+    assert [int(o.tables["rounds"]["round"][0]) for o in outcomes] == list(range(first, 3))
+    for outcome in outcomes:
+        (row,), clients = outcome.tables["rounds"], outcome.tables["clients"]
+        everyone = row["round"] < 0
+        assert row["sampled"] == len(clients) == (5 if everyone else 2)
+        assert row["warmup"] == (row["round"] <= 0)
+        assert np.isnan(row["accuracy"]) == everyone
+
+
+def test_an_agreement_is_everyones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told to all, charged to all, and the model does not step."""
+    log: list[tuple[str, object]] = []
+
+    class Chair(fedavg.Server):
+        agrees = True
+
+        def absorb(self, t: int, message: Message) -> None:
+            log.append(("absorb", (t, message.client)))
+
+        def step(self, t: int) -> None:
+            log.append(("step", t))
+
+        def agreement(self) -> list[Block]:
+            log.append(("agreement", None))
+            return [sparse.places(torch.tensor([1, 2]), 64)]
+
+    class Members(fedavg.Clients):
+        def agree(self, blocks: Sequence[Block]) -> None:
+            log.append(("agree", sparse.indices(blocks[0]).tolist()))
+
+    settings = small("participation=0.2", "rounds=1")
+    teach(monkeypatch, Server=Chair, Clients=Members)
+    engine = Engine(settings)
+    before, first = play(engine)
+    (only,) = engine.population.sample(0)
+    asked = [("absorb", (-1, client)) for client in range(5)]
+    ends = [("agreement", None), ("agree", [1, 2]), ("absorb", (0, only)), ("step", 0)]
+    assert log == asked + ends
+    rows = before.tables["clients"]
+    # Two positions among 64 values: eight bytes, as positions or as bits.
+    assert rows["down_mask"].tolist() == [8] * 5
+    assert rows["down_header"].tolist() == [2 * 48] * 5
+    assert first.tables["clients"]["down_mask"].tolist() == [0]
+
+
+@pytest.mark.parametrize(("evaluate", "due"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3, 4]), (9, [4])])
+def test_accuracies_are_measured_when_they_are_due(evaluate: int, due: list[int]) -> None:
+    found = run(small("rounds=5", f"evaluate={evaluate}", "lr=0.5"))
+    always = run(small("rounds=5", "lr=0.5"))
+    assert found.sha256 == always.sha256, "looking does not change what is looked at"
+    rounds, clients = found.tables["rounds"], found.tables["clients"]
+    columns = [
+        c for c in rounds.dtype.names if c.startswith(("accuracy", "valid", "shard", "pers"))
+    ]
+    assert len(columns) == 6
+    for column in columns:
+        assert np.flatnonzero(np.isfinite(rounds[column])).tolist() == due
+        np.testing.assert_array_equal(rounds[column][due], always.tables["rounds"][column][due])
+    for column in ("accuracy", "personal"):
+        assert sorted(set(clients["round"][np.isfinite(clients[column])].tolist())) == due
+    assert np.isfinite(rounds["loss"]).all()
+
+
+def test_rounds_are_yielded_as_they_end() -> None:
+    """Whoever reads them may stop; the model is that of the round."""
+    engine = Engine(small("rounds=4"))
+    rounds, models = play(engine), []
+    for t in range(2):
+        outcome = next(rounds)
+        assert outcome.tables["rounds"]["round"].tolist() == [t]
+        models.append(engine.model_sha256())
+    rounds.close()
+    assert models[0] != models[1]
+    assert models[1] == run(small("rounds=2")).sha256
+
+
+def test_uploads_come_in_client_order_and_are_weighted_by_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, heard = Engine(small("rounds=1")), []
+    absorb = engine.server.absorb
+
+    def watch(t: int, message: Message) -> None:
+        heard.append((message.client, message.weight))
+        absorb(t, message)
+
+    monkeypatch.setattr(engine.server, "absorb", watch)
+    list(play(engine))
+    assert heard == [(client, float(n)) for client, n in enumerate(engine.population.sizes)]
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+@pytest.mark.parametrize("server", ["dedicated", "shared"])
+def test_who_hosts_clients(server: str) -> None:
+    found = run(small(f"server={server}", "clients=9", "partition.name=iid"), WORLD)
+    if WORLD.rank == 0:
+        first = 1 if server == "dedicated" and WORLD.size > 1 else 0
+        hosts = set(found.tables["clients"]["rank"].tolist())
+        assert hosts == set(range(first, WORLD.size))
+        assert sorted(found.tables["ranks"]["rank"].tolist()) == sorted([*range(WORLD.size)] * 2)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_a_model_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server says nothing, and all ranks know; bytes of that silence are nobody's."""
+
+    class Bursting(fedavg.Server):
+        def step(self, t: int) -> None:
+            super().step(t)
+            if t == 2:
+                self.w[0] = torch.nan
+
+    settings = small("rounds=9")
+    teach(monkeypatch, Server=Bursting)
+    clock = Clock()
+    wire = Wire(clock, WORLD)
+    engine = Engine(settings)
+    outcomes = list(engine.rounds(wire, clock))
+    assert len(outcomes) == 3
+    assert wire.down == 24, "an empty buffer"
+    assert wire.up == 0
+    if WORLD.rank == 0:
+        assert [outcome.finite for outcome in outcomes] == [True, True, False]
+
+
+def test_the_hash_is_that_of_the_parameters_in_their_order() -> None:
+    engine = Engine(small(*plain.CNN, "rounds=1"))
+    list(play(engine))
+    parameters = list(plain.network(engine, engine.server.w).parameters())
+    raw = b"".join(p.detach().numpy().astype("<f4").tobytes() for p in parameters)
+    assert engine.model_sha256() == hashlib.sha256(raw).hexdigest()
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert pick_device("cpu", 3) == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"cuda:99.*cpu is possible"):
+        pick_device("cuda:99", 0)
+    if torch.cuda.device_count() == 0:
+        with pytest.raises(ConfigError, match="there are 0 CUDA devices"):
+            Engine(small("device=cuda"))
+
+
+def test_ranks_of_a_node_share_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [pick_device("cuda", place).index for place in range(5)] == [0, 1, 0, 1, 0]
+    assert pick_device("cuda:1", 0).index == 1
+    with pytest.raises(ConfigError, match="there are 2"):
+        pick_device("cuda:2", 0)

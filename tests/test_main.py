@@ -1,0 +1,405 @@
+"""The command line: helps, exit codes, and one clear sentence for whatever is wrong."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import h5py
+import pytest
+from click.testing import CliRunner, Result
+
+from fedmpi import data, launch, record
+from fedmpi.__main__ import main
+from fedmpi.doctor import CHECKS
+
+QUICK = (
+    *("data.name=synthetic", "data.samples=200", "data.test_samples=40", "data.shape=[1,4,4]"),
+    *("model.hidden=[8]", "clients=4", "rounds=2"),
+)
+"""Words for a run that takes a tenth of a second."""
+COMMANDS = ("run", "sweep", "list", "show", "doctor")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder without data sets, in a shell that no launcher has touched."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "USUAL", ("data",))
+    for name in (*launch.RANK_VARIABLES, "FEDMPI_DATA", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    # A run replaces it.
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    return tmp_path
+
+
+def fedmpi(*words: str) -> Result:
+    """Runs a command in this process; an exception that it lets through is raised here."""
+    return CliRunner().invoke(main, words, catch_exceptions=False, prog_name="fedmpi")
+
+
+def python(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Runs Python in a process of its own."""
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+
+
+def results(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.h5"))
+
+
+@pytest.mark.parametrize("words", [[], *([command] for command in COMMANDS)])
+def test_help(words: list[str]) -> None:
+    found = fedmpi(*words, "--help")
+    assert found.exit_code == 0
+    assert found.output.startswith(f"Usage: {' '.join(['fedmpi', *words])} [OPTIONS]")
+    assert max(map(len, found.output.splitlines())) <= 80
+
+
+def test_every_command_is_known() -> None:
+    assert set(main.commands) == set(COMMANDS)
+
+
+def test_help_and_version_import_nothing_slow() -> None:
+    program = (
+        "import sys; from fedmpi.__main__ import main\n"
+        "main(sys.argv[1:], standalone_mode=False)\n"
+        "slow = {'torch', 'mpi4py', 'h5py', 'numpy', 'pydantic', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'imported {slow}' if slow else 0)"
+    )
+    for words in (["--help"], ["run", "--help"], ["--version"]):
+        done = python("-c", program, *words)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_lists_do_not_import_mpi() -> None:
+    program = (
+        "import sys; from fedmpi.__main__ import main\n"
+        "main(['list', 'settings'], standalone_mode=False)\n"
+        "sys.exit('imported mpi4py' if 'mpi4py' in sys.modules else 0)"
+    )
+    assert python("-c", program).returncode == 0
+
+
+def test_the_module_is_the_command() -> None:
+    found = python("-m", "fedmpi", "--version")
+    assert found.returncode == 0
+    assert found.stdout.startswith("fedmpi, version ")
+
+
+@pytest.mark.parametrize("words", [[], ["fly"], ["run", "--fast"], ["run", "--ranks", "0"]])
+def test_words_that_are_no_command(words: list[str]) -> None:
+    found = fedmpi(*words)
+    assert found.exit_code == 2
+    assert "Usage: fedmpi" in found.output
+
+
+def test_choices_of_doctor_are_its_checks() -> None:
+    check = next(p for p in main.commands["doctor"].params if p.name == "check")
+    assert isinstance(check.type, click.Choice)
+    assert list(check.type.choices) == list(CHECKS)
+
+
+SETTINGS = {
+    "unknown key": (["rouds=3"], "no setting 'rouds' (did you mean 'rounds'?); there are: seed,"),
+    "unknown key of a table": (["method.moo=1"], "no setting 'moo' in [method]; there are: name"),
+    "unknown key of a named table": (
+        ["method.name=topk", "method.sparsty=0.5"],
+        "no setting 'sparsty' in [method] (did you mean 'sparsity'?); there are: name, sparsity,",
+    ),
+    "wrong type": (["lr=fast"], "lr = 'fast': input should be a valid number"),
+    "a float for epochs": (["epochs=1.5"], "epochs = 1.5: input should be a valid integer"),
+    "a truth for a number": (["seed=true"], "seed = True: input should be a valid integer"),
+    "a value for a table": (["method=5"], "method = 5: wanted a table, such as method.name"),
+    "a value for a list": (["model.hidden=3"], "model.hidden = 3: wanted a list"),
+    "negative": (["momentum=-0.1"], "momentum = -0.1: input should be greater than or equal to 0"),
+    "zero": (["rounds=0"], "rounds = 0: input should be greater than or equal to 1"),
+    "zero where it is excluded": (["lr=0"], "lr = 0: input should be greater than 0"),
+    "not a number": (["lr=nan"], "lr = nan: input should be a finite number"),
+    "participation": (["participation=1.5"], "1.5: input should be less than or equal to 1"),
+    "method": (
+        ["method.name=fedpro"],
+        "method.name = 'fedpro': no such method (did you mean 'fedprox'?); there are: fedavg,",
+    ),
+    "model": (["model.name=cnm"], "no such model (did you mean 'cnn'?); there are: cnn, mlp"),
+    "data": (["data.name=cifar"], "no such data (did you mean 'cifar10'?); there are: cifar10,"),
+    "partition": (["partition.name=x"], "partition.name = 'x': no such partition; there are: diri"),
+    "exchange": (["exchange.name=tree"], "exchange.name = 'tree': input should be 'star'"),
+    "server": (["server=two"], "server = 'two': input should be 'dedicated' or 'shared'"),
+    "device": (["device=gpu"], "device = 'gpu': string should match pattern '^(cpu|cuda"),
+    "missing GPU": (["device=cuda:99"], "device = 'cuda:99': there are "),
+    "setting that is no table": (["lr=0.1", "lr.x=1"], "lr.x: 'lr' is a setting, not a table"),
+    "word without =": (["lr=0.1", "fast"], "'fast' is not a setting; wanted key=value, such as"),
+    "word without a key": (["=1"], "'=1' is not a setting; wanted key=value, such as lr=0.1"),
+    "split point": (
+        ["method.name=splitfed", "method.cut=conv1"],
+        "method.cut = 'conv1': the model has no such split point; there are: hidden1",
+    ),
+    "no split point at all": (
+        ["method.name=splitfed", "model.hidden=[]"],
+        "the model has no such split point; there are: none",
+    ),
+    "classes": (
+        ["partition.name=shards", "partition.classes_per_client=11"],
+        "classes_per_client = 11: the training set has 10 classes; possible are 1 to 10",
+    ),
+    "more clients than samples": (["clients=9999"], "clients = 9999: more than the 180 training"),
+    "smallest client": (
+        ["partition.name=dirichlet", "partition.minimum=60"],
+        "minimum = 60: 4 clients want 240 ",
+    ),
+    "images for a CNN": (
+        ["data.shape=[5]", "model.name=cnn"],
+        "model.name = 'cnn': wanted images, found samples of shape (5,)",
+    ),
+    "missing data": (["data.name=mnist"], "no MNIST; wanted train-images-idx3-ubyte"),
+    "missing data root": (
+        ["data.name=mnist", "data.root=/nowhere/at/all"],
+        "/nowhere/at/all (no such folder)",
+    ),
+}
+"""Settings that cannot be run, on top of `QUICK`, and what is said of them."""
+
+
+def quick(words: Sequence[str]) -> list[str]:
+    """`QUICK` with words on top; a new name empties its table."""
+    named = tuple(word.partition("name=")[0] for word in words if "name=" in word)
+    tables = tuple(word.partition("=")[0] + "." for word in words if "." not in word.split("=")[0])
+    return [*(w for w in QUICK if not w.startswith((*named, *tables))), *words]
+
+
+def refused(found: Result, said: str, folder: Path) -> None:
+    """Bad input: exit code 2, one clear error, no traceback, nothing written."""
+    assert found.exit_code == 2
+    assert said in found.stderr
+    assert found.stderr.count(said) == 1
+    assert "Traceback" not in found.stderr
+    assert not found.stdout
+    assert not results(folder)
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_bad_settings(case: str, here: Path) -> None:
+    words, said = SETTINGS[case]
+    refused(found := fedmpi("run", *quick(words)), said, here)
+    # One line, but for data, whose error lists where it was looked for.
+    assert len(found.stderr.splitlines()) == 1 or "data.name=mnist" in words
+
+
+def test_all_problems_are_said_at_once(here: Path) -> None:
+    found = fedmpi("run", "rouds=3", "lr=0", "method.name=x", "model.depth=2")
+    refused(found, "rouds", here)
+    assert len(found.stderr.splitlines()) == 4
+
+
+FILES = {
+    "missing file": ("a.toml", None, "a.toml: No such file or directory; wanted a file of"),
+    "no TOML": ("a.toml", b"lr = = 1", "a.toml: not TOML: Invalid value (at line 1, column 6)"),
+    "not even text": ("a.toml", b"\xff\xfe", "a.toml: not TOML: 'utf-8' codec can't decode"),
+    "unknown key": ("a.toml", b"rouds = 1", "no setting 'rouds' (did you mean 'rounds'?)"),
+    "nested too deep": ("a.toml", b"[lr]\nx = 1", "lr = {'x': 1}: input should be a valid number"),
+    "a sweep": ("a.toml", b"[base]\nlr = 1\n[[grid]]\n", "no setting 'base'; there are: seed,"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_bad_files(case: str, here: Path) -> None:
+    name, content, said = FILES[case]
+    if content is not None:
+        Path(name).write_bytes(content)
+    refused(fedmpi("run", name), said, here)
+
+
+NO_RESULTS = {
+    "missing": (None, "a.h5: no such file; wanted a result (HDF5)"),
+    "not HDF5": (b"lr = 1", "a.h5: not HDF5: "),
+    "cut short": (b"\x89HDF\r\n\x1a\n" + bytes(40), "a.h5: not HDF5: "),
+}
+
+
+@pytest.mark.parametrize("case", NO_RESULTS)
+@pytest.mark.parametrize("command", ["run", "show"])
+def test_files_that_are_no_results(case: str, command: str, here: Path) -> None:
+    content, said = NO_RESULTS[case]
+    if content is not None:
+        Path("a.h5").write_bytes(content)
+    found = fedmpi(command, "a.h5")
+    assert found.exit_code == 2
+    assert said in found.stderr
+    assert results(here) == ([] if content is None else [here / "a.h5"])
+
+
+def test_hdf5_that_is_no_result() -> None:
+    h5py.File("a.h5", "w").close()
+    for command in ("run", "show"):
+        found = fedmpi(command, "a.h5")
+        assert found.exit_code == 2
+        assert found.stderr == "a.h5: HDF5, but not a result: it holds no settings\n"
+
+
+SWEEPS = {
+    "a scalar in a grid": (
+        "[[grid]]\nlr = 0.1",
+        "a.toml: [[grid]] 1: lr = 0.1: wanted a list of values, not empty",
+    ),
+    "an empty list": ("[[grid]]\nlr = []", "a.toml: [[grid]] 1: lr = []: wanted a list of values"),
+    "one grid, not a list": ("[grid]\nlr = [1]", "'grid' is a list of tables: write [[grid]]"),
+    "no table": ("base = 1", "a.toml: 'base' is a table: write [base]"),
+    "unknown table": ("[bass]\nlr = 1", "a.toml: no table [bass]; there are: base, grid"),
+    "unknown key": ("[[grid]]\nrouds = [1, 2]", "[[grid]] 1 (rouds=1): no setting 'rouds' (did"),
+    "unknown base key": ("[base]\nrouds = 1", "no setting 'rouds'"),
+    "setting as a table": (
+        "[base]\nlr = 1\n[[grid]]\n'lr.x' = [1]",
+        "a.toml: [[grid]] 1 (lr.x=1): lr.x: 'lr' is a setting, not a table",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SWEEPS)
+@pytest.mark.parametrize("option", [[], ["--dry-run"], ["--count"], ["--ranks", "2"]])
+def test_bad_sweeps(case: str, option: list[str], here: Path) -> None:
+    text, said = SWEEPS[case]
+    Path("a.toml").write_text(text)
+    refused(fedmpi("sweep", "a.toml", *option), said, here)
+
+
+@pytest.mark.parametrize("option", [[], ["--dry-run"], ["--ranks", "2"]])
+def test_only_beyond_the_last_run(option: list[str], here: Path) -> None:
+    Path("a.toml").write_text("[[grid]]\nseed = [1, 2]")
+    found = fedmpi("sweep", "a.toml", "--only", "2", *option)
+    refused(found, "--only 2: a.toml has runs 0 to 1", here)
+
+
+def test_a_file_of_another_run_is_left_alone(here: Path) -> None:
+    assert fedmpi("run", *QUICK, "--out", "a.h5").exit_code == 0
+    before = Path("a.h5").read_bytes()
+    found = fedmpi("run", *QUICK, "seed=2", "--out", "a.h5")
+    assert found.exit_code == 2
+    assert "a.h5: holds another run, " in found.stderr
+    assert Path("a.h5").read_bytes() == before
+
+
+def test_a_file_that_is_no_result_is_left_alone() -> None:
+    Path("a.h5").write_text("my thesis")
+    found = fedmpi("run", *QUICK, "--out", "a.h5")
+    assert found.exit_code == 2
+    assert "a.h5: not HDF5" in found.stderr
+    assert Path("a.h5").read_text() == "my thesis"
+
+
+def test_a_folder_that_cannot_be_made(here: Path) -> None:
+    Path("file").touch()
+    found = fedmpi("run", *QUICK, "--out", "file/results")
+    refused(found, f"wanted a folder to write to, found {here / 'file'}, which is none", here)
+
+
+@pytest.mark.parametrize("case", ["unknown key", "missing data", "split point", "classes"])
+def test_nothing_is_started_for_bad_settings(
+    case: str, monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    words, said = SETTINGS[case]
+    monkeypatch.setattr(launch, "start", lambda *_: pytest.fail("ranks were started"))
+    refused(fedmpi("run", *quick(words), "--ranks", "2"), said, here)
+
+
+def test_no_launcher(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setenv("FEDMPI_MPIEXEC", "/nowhere/mpiexec")
+    refused(fedmpi("run", *QUICK, "--ranks", "2"), "/nowhere/mpiexec does not run: ", here)
+
+
+def test_a_launcher_of_another_size(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setenv("PMI_RANK", "0")
+    found = fedmpi("run", *QUICK, "--ranks", "3")
+    refused(found, "--ranks 3: the launcher around it started 1; leave it out", here)
+
+
+def test_srun_whose_tasks_mpi_does_not_join(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    refused(fedmpi("run", *QUICK), "srun started 4 tasks, but MPI sees each of them alone", here)
+
+
+@pytest.mark.parametrize(("code", "wanted"), [(0, 0), (2, 2), (1, 1), (137, 1), (-9, 1)])
+def test_the_exit_code_of_a_job(
+    code: int, wanted: int, monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    """What the ranks end with is passed on; a run that they left unfinished has failed."""
+
+    def start(ranks: int, words: Sequence[str]) -> int:
+        assert ranks == 2
+        assert words == ["run", *QUICK, "--out", "a.h5"]
+        if code == 137:
+            assert fedmpi("run", *QUICK, "--out", "a.h5").exit_code == 0
+            with h5py.File("a.h5", "r+") as file:
+                file.attrs["status"] = record.RUNNING
+        return code
+
+    monkeypatch.setattr(launch, "start", start)
+    assert fedmpi("run", *QUICK, "--out", "a.h5", "--ranks", "2").exit_code == wanted
+    if code == 137:
+        with h5py.File("a.h5") as file:
+            assert file.attrs["status"] == record.FAILED
+
+
+def test_a_run_is_recorded_once() -> None:
+    found = fedmpi("run", *QUICK)
+    assert found.exit_code == 0
+    (path,) = results(Path("results"))
+    assert found.stderr.splitlines()[0] == str(path)
+    assert found.stderr.splitlines()[-1].startswith("round 2/2  loss ")
+    before = path.read_bytes()
+    for ranks in ([], ["--ranks", "2"]):
+        again = fedmpi("run", *QUICK, *ranks)
+        assert again.exit_code == 0
+        assert again.stderr == f"{path}: done already\n"
+        assert path.read_bytes() == before
+
+
+def test_a_result_repeats_itself() -> None:
+    assert fedmpi("run", *QUICK, "method.name=ssfl", "--out", "first").exit_code == 0
+    (first,) = results(Path("first"))
+    assert fedmpi("run", str(first), "--out", "second").exit_code == 0
+    (second,) = results(Path("second"))
+    assert first.name == second.name
+    with h5py.File(first) as a, h5py.File(second) as b:
+        for name in ("identity", "settings", "partition_sha256", "model_sha256"):
+            assert a.attrs[name] == b.attrs[name]
+        assert len(a.attrs["model_sha256"]) == 64
+
+
+def test_words_change_a_file() -> None:
+    Path("a.toml").write_text("rounds = 7\nmethod = { name = 'topk', sparsity = 0.5 }\n")
+    words = [word for word in QUICK if not word.startswith("rounds")]
+    assert fedmpi("run", "a.toml", *words, "method.sparsity=0.75", "rounds=1").exit_code == 0
+    (path,) = results(Path("results"))
+    assert path.name.startswith("topk-")
+    settings = record.settings_of(path)
+    assert settings["method"] == {"name": "topk", "sparsity": 0.75, "error_feedback": True}
+    assert settings["rounds"] == 1
+
+
+ON_RANKS = {
+    "unknown key, bad value": (["rouds=3", "lr=0"], "no setting 'rouds'"),
+    "split point": (["method.name=splitfed", "method.cut=x"], "method.cut = 'x': the model has no"),
+    "missing GPU": (["device=cuda:99"], "device = 'cuda:99': there are "),
+}
+
+
+@pytest.mark.parametrize("case", ON_RANKS)
+def test_ranks_refuse_together(case: str, here: Path) -> None:
+    """No rank hangs, one of them speaks, and nothing is left."""
+    words, said = ON_RANKS[case]
+    launcher = launch.find()
+    program = [sys.executable, "-m", "fedmpi", "run", *words, "--out", "results"]
+    done = subprocess.run(
+        launcher.command(3, program),
+        env=launcher.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    text = done.stdout + done.stderr
+    assert done.returncode == 2, text
+    assert text.count(said) == 1
+    assert "Traceback" not in text
+    assert not results(here)

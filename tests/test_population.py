@@ -1,0 +1,174 @@
+"""Who holds what, who takes part, who hosts whom: all of it from the settings alone."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+
+from fedmpi import config
+from fedmpi.config import ConfigError
+from fedmpi.data import Dataset
+from fedmpi.population import EVERYONE_ROUND, Population, Wave, place
+from tests.small import small
+
+few = effort(max_examples=80, deadline=None)
+loads = st.lists(st.integers(1, 50), min_size=1, max_size=7)
+MIB = 2**20 // 4
+"""Floats in a MiB."""
+
+
+def population(*words: str) -> Population:
+    """The clients of the small run with these words."""
+    settings = small(*words)
+    data: Dataset = config.module("data", settings.data.name).load(settings.data, settings.seed)
+    return Population(settings, data)
+
+
+def burdens(sizes: list[int], hosts: list[int], ranks: range) -> list[int]:
+    """What each rank carries."""
+    return [sum(s for s, h in zip(sizes, hosts, strict=True) if h == rank) for rank in ranks]
+
+
+def test_the_largest_is_placed_first() -> None:
+    assert place(np.array([1, 2, 3, 4, 5]), [1, 2]) == [1, 1, 2, 2, 1]
+    assert place(np.array([5, 5, 5]), [0, 1, 2]) == [0, 1, 2], "ties go to the first"
+    assert place(np.array([1, 9, 1, 1]), [3, 7]) == [7, 3, 7, 7]
+    assert place(np.array([4, 4]), [1, 2, 3]) == [1, 2]
+    assert place(np.array([], np.int64), [0]) == []
+
+
+@few
+@given(loads, st.integers(1, 3))
+def test_placing_is_within_grahams_bound(sizes: list[int], count: int) -> None:
+    """The largest load first is at most 4/3 - 1/(3 m) of the best that there is."""
+    ranks = range(5, 5 + count)
+    hosts = place(np.array(sizes), ranks)
+    assert hosts == place(np.array(sizes), ranks)
+    assert set(hosts) <= set(ranks)
+    every = itertools.product(ranks, repeat=len(sizes))
+    best = min(max(burdens(sizes, list(some), ranks)) for some in every)
+    assert max(burdens(sizes, hosts, ranks)) <= (4 / 3 - 1 / (3 * count)) * best + 1e-9
+
+
+@few
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=200), st.integers(1, 16))
+def test_no_rank_is_ahead_by_more_than_its_last_client(sizes: list[int], count: int) -> None:
+    hosts = place(np.array(sizes), range(count))
+    carried = burdens(sizes, hosts, range(count))
+    for rank, burden in enumerate(carried):
+        own = [size for size, host in zip(sizes, hosts, strict=True) if host == rank]
+        assert not own or burden - min(own) <= min(carried)
+
+
+@pytest.mark.parametrize(
+    ("share", "clients", "count"),
+    [(1.0, 5, 5), (0.4, 5, 2), (0.1, 5, 1), (0.01, 20, 1), (0.5, 20, 10), (0.33, 9, 3)],
+)
+def test_a_sample_is_ascending_of_the_right_size_and_new_each_round(
+    share: float, clients: int, count: int
+) -> None:
+    words = (f"participation={share}", f"clients={clients}", "partition.name=iid")
+    one, other = population(*words), population(*words)
+    samples = [one.sample(t) for t in range(20)]
+    for t, sample in enumerate(samples):
+        assert len(sample) == count
+        assert list(sample) == sorted(set(sample))
+        assert set(sample) <= set(range(clients))
+        assert other.sample(t) == sample, "whoever asks, and whatever was asked before"
+    assert (len(set(samples)) > 1) == (count < clients)
+    assert one.sample(EVERYONE_ROUND) == tuple(range(clients))
+    if 1 < count < clients:
+        seeded = population(*words, "seed=2")
+        assert samples != [seeded.sample(t) for t in range(20)]
+
+
+def test_samples_are_uniform() -> None:
+    """600 rounds of 3 of 10 clients: 180 times each, give or take five standard deviations."""
+    drawn = population("participation=0.3", "clients=10", "partition.name=iid")
+    counts = np.bincount([client for t in range(600) for client in drawn.sample(t)], minlength=10)
+    assert np.abs(counts - 180).max() < 5 * np.sqrt(600 * 0.3 * 0.7)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 9])
+def test_waves_are_ascending_and_do_not_depend_on_ranks(width: int) -> None:
+    drawn = population("clients=9", "participation=0.9", "partition.name=iid", "exchange.window=3")
+    floats = 3 * MIB // width
+    for t, settled in itertools.product(range(3), (False, True)):
+        several = [drawn.waves(t, floats, ranks, settled) for ranks in ([0], [1, 2], [0, 1, 2, 3])]
+        for waves in several:
+            clients = [client for wave in waves for client in wave.clients]
+            assert tuple(clients) == drawn.sample(t)
+            sizes = [len(wave.clients) for wave in waves]
+            assert sizes[:-1] == [width] * (len(sizes) - 1)
+            assert 0 < sizes[-1] <= width
+        parts = [[wave.clients for wave in waves] for waves in several]
+        assert parts[0] == parts[1] == parts[2]
+        hosts = {host for wave in several[2] for host in wave.hosts}
+        assert hosts <= {0, 1, 2, 3}
+        assert len(hosts) > 1 or (width == 1 and not settled)
+
+
+def test_a_model_larger_than_the_window_goes_alone() -> None:
+    waves = population("exchange.window=1").waves(0, 100 * MIB, [0], False)
+    assert [wave.clients for wave in waves] == [(0,), (1,), (2,), (3,), (4,)]
+
+
+def test_each_wave_is_spread_by_load_unless_clients_are_settled() -> None:
+    drawn = population("clients=8", "participation=0.5", "partition.alpha=0.3")
+    homes = place(drawn.sizes, [1, 2, 3])
+    moved = False
+    for t in range(12):
+        (free,), (settled,) = (drawn.waves(t, 10, [1, 2, 3], keeps) for keeps in (False, True))
+        assert list(free.hosts) == place(drawn.sizes[list(free.clients)], [1, 2, 3])
+        assert list(settled.hosts) == [homes[client] for client in settled.clients]
+        moved = moved or free.hosts != settled.hosts
+    assert moved
+
+
+def test_a_wave_knows_who_is_on_a_rank() -> None:
+    wave = Wave((2, 5, 7, 9), (1, 0, 1, 3))
+    assert [wave.on(rank) for rank in range(4)] == [(5,), (2, 7), (), (9,)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("name", ["iid", "dirichlet"])
+def test_held_out_samples_are_in_no_shard(share: float, name: str) -> None:
+    drawn = population(f"validation={share}", f"partition.name={name}")
+    assert len(drawn.held_out) == round(share * 300)
+    everything = np.concatenate([drawn.held_out, *drawn.shards])
+    assert np.sort(everything).tolist() == list(range(300))
+    assert np.sort(np.concatenate(drawn.test_shards)).tolist() == list(range(60))
+    assert drawn.sizes.tolist() == [len(shard) for shard in drawn.shards]
+
+
+def test_more_clients_than_samples_are_left_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"clients = 200.*150.*validation = 0\.5"):
+        population("clients=200", "validation=0.5", "partition.name=iid")
+
+
+def test_the_fingerprint_changes_with_whatever_moves_a_sample() -> None:
+    base = population().fingerprint
+    assert population().fingerprint == base
+    assert population("lr=0.5", "rounds=9", "participation=0.4").fingerprint == base
+    others = ["seed=2", "clients=4", "partition.alpha=0.6", "validation=0.2", "data.samples=301"]
+    others += ["data.test_samples=61", "partition.name=iid"]
+    found = {base, *(population(word).fingerprint for word in others)}
+    assert len(found) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("epochs=1", "batch=16"), lambda n: -(-n // 16)),
+        (("epochs=3", "batch=16"), lambda n: 3 * -(-n // 16)),
+        (("epochs=3", "batch=1000"), lambda n: 3),
+        (("epochs=3", "local_steps=7"), lambda n: 7),
+    ],
+)
+def test_steps(words: tuple[str, ...], wanted: object) -> None:
+    drawn = population(*words)
+    for client, size in enumerate(drawn.sizes.tolist()):
+        assert drawn.steps(client) == wanted(size)

@@ -1,0 +1,148 @@
+"""The number of ranks never changes a result: models, bytes, losses and accuracies, bit for bit."""
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from fedmpi.config import Settings
+from fedmpi.engine import Engine
+from tests.plain import CNN, EVERYTHING, METHODS, play
+from tests.small import Run, run, small
+
+on_ranks = pytest.mark.parallel([1, 2, 3, 4])
+both_servers = pytest.mark.parametrize("server", ["dedicated", "shared"])
+
+WORLD = MPI.COMM_WORLD
+MOVES = {"rounds": {"seconds"}, "clients": {"seconds", "rank"}}
+"""What depends on where clients are hosted."""
+
+
+def equal(found: Run, wanted: Run) -> None:
+    """Two runs agree in their models and in every column of their tables that should not move."""
+    assert found.sha256 == wanted.sha256
+    assert np.isfinite(found.model).all()
+    for name, moving in MOVES.items():
+        assert len(found.tables[name]) == len(wanted.tables[name])
+        for column in set(found.tables[name].dtype.names) - moving:
+            np.testing.assert_array_equal(
+                found.tables[name][column], wanted.tables[name][column], err_msg=column
+            )
+
+
+def compare(settings: Settings) -> Run:
+    """Runs on all ranks, and on the root alone; the results are the same."""
+    found = run(settings, WORLD)
+    if WORLD.rank == 0:
+        equal(found, run(settings))
+    return found
+
+
+def hosts(found: Run) -> dict[int, set[int]]:
+    """On which ranks each client was."""
+    rows = found.tables["clients"]
+    return {
+        c: set(rows["rank"][rows["client"] == c].tolist()) for c in set(rows["client"].tolist())
+    }
+
+
+@on_ranks
+@both_servers
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(name: str, server: str) -> None:
+    found = compare(small(f"method.name={name}", f"server={server}", "epochs=1"))
+    if WORLD.rank == 0:
+        busy = set().union(*hosts(found).values())
+        first = 1 if server == "dedicated" and WORLD.size > 1 else 0
+        assert busy == set(range(first, WORLD.size)), "every rank that may host clients does"
+
+
+@on_ranks
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_with_all_of_sgd_and_few_clients_a_round(name: str) -> None:
+    compare(
+        small(f"method.name={name}", *EVERYTHING, "participation=0.4", "evaluate=2", "rounds=3")
+    )
+
+
+@on_ranks
+@both_servers
+@pytest.mark.parametrize("name", METHODS)
+def test_more_ranks_than_clients(name: str, server: str) -> None:
+    compare(small(f"method.name={name}", f"server={server}", "clients=2", "local_steps=3"))
+
+
+@on_ranks
+@pytest.mark.parametrize("name", METHODS)
+def test_convolutions(name: str) -> None:
+    compare(small(f"method.name={name}", *CNN, "momentum=0.9", "server=shared"))
+
+
+@on_ranks
+@both_servers
+def test_one_back_for_all(server: str) -> None:
+    words = ("method.name=splitfed", "method.version=v2", "method.cut=hidden2", "epochs=1")
+    compare(small(*words, f"server={server}", "participation=0.6", "rounds=3", "momentum=0.9"))
+
+
+@on_ranks
+@both_servers
+def test_state_stays_with_its_client(server: str) -> None:
+    words = ("method.name=topk", "method.sparsity=0.8", "participation=0.6", "rounds=6")
+    found = compare(small(*words, f"server={server}"))
+    if WORLD.rank == 0:
+        assert all(len(ranks) == 1 for ranks in hosts(found).values())
+
+
+@on_ranks
+def test_clients_without_state_move() -> None:
+    """Otherwise the test above would show nothing."""
+    found = compare(small("participation=0.6", "rounds=6", "server=shared"))
+    if WORLD.rank == 0 and WORLD.size > 1:
+        assert any(len(ranks) > 1 for ranks in hosts(found).values())
+
+
+@on_ranks
+@pytest.mark.parametrize("name", METHODS)
+def test_waves(name: str) -> None:
+    """Three clients, then two; on four ranks some then host nobody."""
+    words = ("model.hidden=[1024]", "exchange.window=1", "rounds=1")
+    compare(small(f"method.name={name}", *words))
+
+
+def diverge(settings: Settings, comm: MPI.Intracomm) -> list[tuple[bool, np.ndarray]]:
+    """What a run yields: is the model finite, and the rows of its clients; nothing off the root."""
+    outcomes = list(play(Engine(settings), comm))
+    # Every rank has been through the same rounds, and none waits for another.
+    rounds = np.array([len(outcomes)])
+    most, least = np.zeros_like(rounds), np.zeros_like(rounds)
+    comm.Allreduce(rounds, most, MPI.MAX)
+    comm.Allreduce(rounds, least, MPI.MIN)
+    assert most == least
+    assert all((outcome is None) == (comm.rank > 0) for outcome in outcomes)
+    return [(o.finite, o.tables["clients"]) for o in outcomes if o is not None]
+
+
+@on_ranks
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("server=dedicated", "lr=1e12"),
+        # Two sound rounds come first, so that losses of before could be taken for today's.
+        ("server=shared", "lr=1e8", "local_steps=1", "seed=8"),
+    ],
+    ids=["at once", "later"],
+)
+def test_divergence_ends_the_run_on_all_ranks(name: str, words: tuple[str, ...]) -> None:
+    settings = small(f"method.name={name}", *words, "participation=0.6", "rounds=20")
+    found = diverge(settings, WORLD)
+    if WORLD.rank > 0:
+        return
+    finite = [is_finite for is_finite, _ in found]
+    assert not finite[-1]
+    assert all(finite[:-1])
+    assert len(finite) < 20
+    alone = diverge(settings, MPI.COMM_SELF)
+    assert [is_finite for is_finite, _ in alone] == finite
+    for (_, rows), (_, wanted) in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(rows["loss"], wanted["loss"])

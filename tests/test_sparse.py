@@ -1,0 +1,280 @@
+"""From vectors to blocks and back: which values travel, and how far they are from the originals."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedmpi import sparse
+from fedmpi.codec import Block, Coding, Kind, Message, Scale, WireError, pack, unpack
+
+some = settings(max_examples=200, deadline=None)
+
+floats = st.floats(-(2.0**100), 2.0**100, width=32)
+vectors = st.lists(floats, min_size=1, max_size=60).map(
+    lambda numbers: torch.tensor(numbers, dtype=torch.float32)
+)
+
+
+def travel(block: Block) -> Block:
+    """The block as it comes out at the other end of the wire."""
+    return unpack(pack([Message(0, [block])]).data)[0][0].blocks[0]
+
+
+def random(size: int, seed: int = 0) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+@given(vectors, st.data())
+@some
+def test_top_are_the_largest(vector: Tensor, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, len(vector)))
+    found = sparse.top(vector, count)
+    assert (found.dtype, found.shape) == (torch.int64, (count,))
+    assert (found.diff() > 0).all()
+    left = torch.ones(len(vector), dtype=torch.bool)
+    left[found] = False
+    if 0 < count < len(vector):
+        assert vector[found].abs().min() >= vector[left].abs().max()
+
+
+def test_top_looks_at_absolute_values() -> None:
+    assert sparse.top(torch.tensor([1.0, -5.0, 3.0, -0.5, 4.0]), 3).tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize("count", range(7))
+def test_ties_do_not_change_the_count(count: int) -> None:
+    vector = torch.tensor([2.0, -2.0, 2.0, 2.0, -2.0, 3.0])
+    found = sparse.top(vector, count).tolist()
+    assert len(set(found)) == count
+    assert count == 0 or 5 in found
+    assert found == sparse.top(vector.clone(), count).tolist(), "the same each time"
+
+
+@pytest.mark.parametrize(
+    ("size", "sparsity", "wanted"),
+    [
+        *((1000, 0.9, 100), (1000, 0.0, 1000), (1000, 0.999, 1), (1000, 0.99951, 1)),
+        *((10, 0.99, 1), (1, 0.5, 1), (7, 0.5, 4), (1_663_370, 0.9, 166_337)),
+    ],
+)
+def test_kept(size: int, sparsity: float, wanted: int) -> None:
+    assert sparse.kept(size, sparsity) == wanted
+
+
+def test_a_block_of_kept_values_is_exact_where_it_gives_some() -> None:
+    vector = random(500)
+    positions = sparse.top(vector, 50)
+    block = travel(sparse.block(Kind.GRADIENT, vector[positions], 500, positions))
+    dense = sparse.vector(block, 500, torch.device("cpu"))
+    assert torch.equal(dense[positions], vector[positions])
+    assert int((dense != 0).sum()) == 50
+    assert torch.equal(sparse.indices(block), positions)
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=60))
+@some
+def test_f4_is_exact(numbers: list[float]) -> None:
+    vector = torch.tensor(numbers, dtype=torch.float32)
+    found = sparse.values(travel(sparse.block(Kind.MODEL, vector)))
+    assert found.numpy().tobytes() == vector.numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("coding", "form"), [(Coding.F2, torch.float16), (Coding.BF16, torch.bfloat16)]
+)
+def test_halves_are_torchs(coding: Coding, form: torch.dtype) -> None:
+    special = torch.tensor([0.0, -0.0, 1e-8, 65504.0, 1e30, -torch.inf, torch.nan, 1 / 3])
+    vector = torch.cat([special, random(1000)])
+    found = sparse.values(travel(sparse.block(Kind.MODEL, vector, coding=coding)))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, vector.to(form).float(), rtol=0, atol=0, equal_nan=True)
+    assert not torch.equal(found[8:], vector[8:])
+    again = sparse.values(travel(sparse.block(Kind.MODEL, found, coding=coding)))
+    torch.testing.assert_close(again, found, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("classes", "coding"), [(256, Coding.U1), (257, Coding.U2), (1 << 16, Coding.U2), (65537, 6)]
+)
+def test_labels_are_exact(classes: int, coding: Coding) -> None:
+    y = torch.tensor([0, 1, classes // 2, classes - 1])
+    block = travel(sparse.labels(y, classes))
+    assert (block.kind, block.coding, block.size) == (Kind.LABEL, coding, 4)
+    found = sparse.values(block)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, y)
+
+
+def test_places_are_positions_alone() -> None:
+    block = travel(sparse.places(torch.tensor([0, 7, 31]), 32))
+    assert (block.kind, block.coding, block.size, block.count) == (Kind.MASK, Coding.NONE, 32, 3)
+    assert sparse.indices(block).tolist() == [0, 7, 31]
+    with pytest.raises(WireError, match="positions alone"):
+        sparse.values(block)
+
+
+def test_shapes_are_flattened_and_gradients_left_behind() -> None:
+    weight = random(24).view(4, 6).requires_grad_()
+    block = sparse.block(Kind.MODEL, weight)
+    assert (block.size, block.count) == (24, 24)
+    np.testing.assert_array_equal(block.values, weight.detach().numpy().ravel())
+
+
+@given(vectors, st.integers(1, 16))
+@some
+def test_quantize_errs_by_half_a_step(vector: Tensor, bits: int) -> None:
+    codes, scale = sparse.quantize(vector.numpy(), bits)
+    exact = vector.numpy().astype(np.float64)
+    assert codes.max() < 2**bits
+    assert scale.low == exact.min()
+    step = (exact.max() - exact.min()) / (2**bits - 1)
+    assert scale.step == pytest.approx(step, rel=1e-6, abs=1e-44)
+    # Half a step, and what float32 loses on the way.
+    found = scale.low + scale.step * codes.astype(np.float64)
+    rounding = 2**-22 * (np.abs(exact).max() + np.ptp(exact))
+    assert (np.abs(found - exact) <= 0.5 * step + rounding + 1e-40).all()
+
+
+@given(vectors, st.integers(1, 16), st.integers(0, 2**32))
+@some
+def test_stochastic_rounding_errs_by_a_step(vector: Tensor, bits: int, seed: int) -> None:
+    codes, scale = sparse.quantize(vector.numpy(), bits, np.random.default_rng(seed))
+    exact = vector.numpy().astype(np.float64)
+    found = scale.low + scale.step * codes.astype(np.float64)
+    rounding = 2**-22 * (np.abs(exact).max() + np.ptp(exact))
+    assert (np.abs(found - exact) <= scale.step + rounding + 1e-40).all()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_stochastic_rounding_is_right_on_average(bits: int) -> None:
+    """A mean of 20,000 draws is within 5 of its standard deviations; the nearest would not be."""
+    draws, step = 20_000, 1.0 / (2**bits - 1)
+    values = np.array([0.0, 0.07, 0.3, 0.49, 0.81, 1.0], "f4")
+    rng = np.random.default_rng(bits)
+    many = np.tile(values, (draws, 1))
+    codes, scale = sparse.quantize(many.ravel(), bits, rng)
+    found = (scale.low + scale.step * codes).reshape(draws, -1)
+    fraction = (values / step) % 1
+    deviation = step * np.sqrt(fraction * (1 - fraction) / draws)
+    assert (np.abs(found.mean(0) - values) <= 5 * deviation + 1e-6).all()
+    nearest, _ = sparse.quantize(values, bits)
+    assert (np.abs(scale.step * nearest - values) > 5 * deviation + 1e-6).any()
+    assert (found.std(0)[[0, -1]] == 0).all(), "the ends of the range are exact"
+
+
+def test_stochastic_rounding_follows_its_stream() -> None:
+    values = random(100).numpy()
+    first, again, other = (
+        sparse.quantize(values, 3, np.random.default_rng(seed))[0] for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 9, 16])
+def test_constants_and_single_values_are_exact(bits: int) -> None:
+    for vector in (torch.full((5,), -3.7), torch.tensor([1e-30]), torch.zeros(4)):
+        block = travel(sparse.block(Kind.MODEL, vector, coding=Coding.CODES, bits=bits))
+        assert torch.equal(sparse.values(block), vector)
+
+
+@pytest.mark.parametrize("bits", [1, 7, 16])
+def test_nothing_is_quantized_to_nothing(bits: int) -> None:
+    block = travel(sparse.block(Kind.MODEL, torch.empty(0), coding=Coding.CODES, bits=bits))
+    assert (block.count, block.scale) == (0, Scale(0.0, 0.0))
+    assert sparse.values(block).shape == (0,)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 12])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [torch.nan, 1.0],
+        [torch.inf, 0.0],
+        [0.0, -torch.inf],
+        [torch.inf, -torch.inf],
+        [torch.inf],
+        [3.4e38, -3.4e38],
+    ],
+)
+def test_what_is_not_finite_stays_so(numbers: list[float], bits: int) -> None:
+    """A model that diverges must be seen to, whatever its values travel as."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        block = sparse.block(Kind.MODEL, torch.tensor(numbers), coding=Coding.CODES, bits=bits)
+    assert not sparse.values(travel(block)).isfinite().any()
+
+
+@pytest.mark.parametrize("bits", [1, 5, 8, 11, 16])
+def test_codes_of_some_values_add_to_their_positions(bits: int) -> None:
+    vector = random(64)
+    positions = sparse.top(vector, 20)
+    given = sparse.block(
+        Kind.GRADIENT, vector[positions], 64, positions, coding=Coding.CODES, bits=bits
+    )
+    block = travel(given)
+    dense = sparse.vector(block, 64, torch.device("cpu"))
+    assert (dense[positions] - vector[positions]).abs().max() <= 0.51 * block.scale.step
+    left = torch.ones(64, dtype=torch.bool).index_fill_(0, positions, False)
+    assert not dense[left].any()
+
+
+@pytest.mark.parametrize("sized", ["dense", "positions", "agreed"])
+def test_add_is_a_weighted_sum(sized: str) -> None:
+    target, vector, where = random(30, 1), random(30, 2), torch.tensor([1, 4, 29])
+    wanted, agreed = target.clone(), None
+    if sized == "dense":
+        block = sparse.block(Kind.MODEL, vector)
+        wanted += 2.5 * vector
+    else:
+        wanted[where] += 2.5 * vector[where]
+        agreed = where if sized == "agreed" else None
+        places = where if sized == "positions" else None
+        block = sparse.block(Kind.MODEL, vector[where], 30, places)
+    sparse.add(target, travel(block), 2.5, agreed)
+    torch.testing.assert_close(target, wanted)
+
+
+def test_positions_of_its_own_come_before_agreed_ones() -> None:
+    block = sparse.block(Kind.MODEL, torch.ones(2), 5, torch.tensor([0, 3]))
+    found = sparse.vector(block, 5, torch.device("cpu"), torch.tensor([1, 2]))
+    assert found.tolist() == [1, 0, 0, 1, 0]
+
+
+def test_values_can_be_changed_without_changing_the_buffer() -> None:
+    data = pack([Message(0, [sparse.block(Kind.MODEL, torch.ones(4))])]).data
+    block = unpack(data)[0][0].blocks[0]
+    sparse.values(block).fill_(9)
+    assert sparse.values(block).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("block", "size", "agreed", "text"),
+    [
+        (sparse.block(Kind.MODEL, torch.ones(4)), 5, None, "a vector of 4, wanted 5"),
+        (sparse.block(Kind.MODEL, torch.ones(4), 5), 5, None, "4 values, wanted 5"),
+        (sparse.block(Kind.MODEL, torch.ones(4), 5), 5, [0, 1, 2], "4 values, wanted 3"),
+        (sparse.block(Kind.MODEL, torch.ones(2), 5, torch.tensor([0, 1])), 6, None, "wanted 6"),
+        (sparse.places(torch.tensor([1]), 5), 5, None, "positions alone"),
+    ],
+)
+def test_blocks_of_another_vector_are_refused(
+    block: Block, size: int, agreed: list[int] | None, text: str
+) -> None:
+    where = None if agreed is None else torch.tensor(agreed)
+    target = torch.zeros(size)
+    with pytest.raises(WireError, match=text):
+        sparse.add(target, block, 1.0, where)
+    assert not target.any()
+    with pytest.raises(WireError, match=text):
+        sparse.vector(block, size, torch.device("cpu"), where)
+
+
+def test_positions_are_wanted() -> None:
+    with pytest.raises(WireError, match="without"):
+        sparse.indices(sparse.block(Kind.MODEL, torch.ones(4)))

@@ -1,0 +1,214 @@
+"""Every collective on one to four ranks: contents, accounts, and what the clock says of them."""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from fedmpi import wire
+from fedmpi.clock import OFF, Clock, Phase
+from fedmpi.wire import ROOT, WORD, Wire
+
+on_ranks = pytest.mark.parallel([1, 2, 3, 4])
+
+COMM = MPI.COMM_WORLD
+RANK, SIZE = COMM.Get_rank(), COMM.Get_size()
+ON = [phase for phase in Phase if phase not in OFF]
+
+
+@pytest.fixture
+def ours() -> Iterator[Wire]:
+    """A wire of all ranks; they begin and end together."""
+    COMM.Barrier()
+    yield Wire(Clock(), COMM)
+    COMM.Barrier()
+
+
+def data(words: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=words * WORD, dtype=np.uint8)
+
+
+def seconds(found: Wire, *phases: Phase) -> float:
+    return float(found.clock.seconds[list(phases)].sum())
+
+
+@on_ranks
+def test_ranks_know_their_places(ours: Wire) -> None:
+    assert (ours.rank, ours.size, ours.is_root) == (RANK, SIZE, RANK == ROOT)
+    assert (ours.up, ours.down) == (0, 0)
+    assert ours.place_on_node() in range(SIZE)
+    assert wire.host()
+    assert "\n" not in wire.library()
+
+
+@on_ranks
+@pytest.mark.parametrize("words", [0, 1, 5, 50_000])
+def test_bcast(ours: Wire, words: int) -> None:
+    wanted = data(words)
+    found = ours.bcast(wanted.copy() if ours.is_root else None)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, wanted)
+    assert (ours.up, ours.down) == (0, words * WORD)
+
+
+@on_ranks
+@pytest.mark.parametrize("empty", ["nobody", "root", "others", "everyone"])
+def test_gather(ours: Wire, empty: str) -> None:
+    """Lengths differ, and whoever has nothing still takes part."""
+    silent = {"nobody": (), "root": (ROOT,), "others": range(1, SIZE), "everyone": range(SIZE)}
+    words = [0 if rank in silent[empty] else 3 * rank + 1 for rank in range(SIZE)]
+    pieces = ours.gather(data(words[RANK], RANK))
+    assert (ours.up, ours.down) == (words[RANK] * WORD, 0)
+    if not ours.is_root:
+        assert pieces == []
+        return
+    assert len(pieces) == SIZE
+    for rank, piece in enumerate(pieces):
+        np.testing.assert_array_equal(piece, data(words[rank], rank))
+
+
+@on_ranks
+def test_gather_again_and_again(ours: Wire) -> None:
+    """The inbox grows when it must, and is used again; old pieces are then gone."""
+    for turn, words in enumerate((2, 1000, 3)):
+        pieces = ours.gather(data(words + RANK, turn * SIZE + RANK))
+        for rank, piece in enumerate(pieces):
+            np.testing.assert_array_equal(piece, data(words + rank, turn * SIZE + rank))
+            assert np.shares_memory(piece, ours.inbox)
+    whole = sum(words + RANK for words in (2, 1000, 3)) * WORD
+    assert (ours.up, ours.down) == (whole, 0)
+
+
+@on_ranks
+@pytest.mark.parametrize("empty", ["nobody", "root", "everyone"])
+def test_scatter(ours: Wire, empty: str) -> None:
+    silent = {"nobody": (), "root": (ROOT,), "everyone": range(SIZE)}[empty]
+    words = [0 if rank in silent else 2 * rank + 1 for rank in range(SIZE)]
+    pieces = [data(count, rank) for rank, count in enumerate(words)]
+    mine = ours.scatter(pieces if ours.is_root else [])
+    np.testing.assert_array_equal(mine, data(words[RANK], RANK))
+    assert mine.dtype == np.uint8
+    assert (ours.up, ours.down) == (0, words[RANK] * WORD)
+
+
+@on_ranks
+def test_accounts_add_up_until_reset(ours: Wire) -> None:
+    for _ in range(2):
+        ours.bcast(data(3) if ours.is_root else None)
+        ours.gather(data(RANK))
+        ours.scatter([data(7)] * SIZE if ours.is_root else [])
+    assert (ours.up, ours.down) == (2 * RANK * WORD, 2 * 10 * WORD)
+    ours.reset()
+    assert (ours.up, ours.down) == (0, 0)
+
+
+@on_ranks
+def test_report(ours: Wire) -> None:
+    """Rows of several dtypes, unequally many, off the clock and outside the accounts."""
+    form = np.dtype([("client", "i8"), ("loss", "f8"), ("name", "S8")])
+    for rows in (
+        np.arange(RANK, dtype="i8"),
+        np.array([np.nan, RANK / 3]),
+        np.array([(RANK, 0.5, b"front"), (7, np.inf, b"")][: RANK % 3], form),
+    ):
+        found = ours.report(rows)
+        assert len(found) == (SIZE if ours.is_root else 0)
+        if ours.is_root:
+            assert all(piece.dtype == rows.dtype for piece in found)
+            assert not any(np.shares_memory(piece, ours.inbox) for piece in found)
+    if ours.is_root:
+        assert [len(piece) for piece in found] == [min(rank % 3, 2) for rank in range(SIZE)]
+        assert all(piece[0]["client"] == rank for rank, piece in enumerate(found) if len(piece))
+    assert (ours.up, ours.down) == (0, 0)
+    assert seconds(ours, *ON) == 0
+    assert seconds(ours, Phase.RECORD) > 0
+
+
+@on_ranks
+def test_reports_values_survive_the_next_gather(ours: Wire) -> None:
+    found = ours.report(np.full(3, RANK))
+    ours.gather(data(9))
+    assert [piece.tolist() for piece in found] == [[r] * 3 for r in range(SIZE) if ours.is_root]
+
+
+@on_ranks
+def test_settle_is_off_the_clock(ours: Wire) -> None:
+    ours.settle()
+    assert (ours.up, ours.down) == (0, 0)
+    assert seconds(ours, *ON) == 0
+    assert seconds(ours, Phase.EVALUATE) > 0
+
+
+@on_ranks
+@pytest.mark.parametrize("verb", ["bcast", "gather", "scatter"])
+def test_waiting_is_not_transfer(ours: Wire, verb: str) -> None:
+    """One rank is late: the others wait for it, before the transfer and not in it."""
+    late = SIZE - 1
+    if RANK == late:
+        time.sleep(0.2)
+    if verb == "bcast":
+        ours.bcast(data(1) if ours.is_root else None)
+    elif verb == "gather":
+        ours.gather(data(1))
+    else:
+        ours.scatter([data(1)] * SIZE if ours.is_root else [])
+    assert seconds(ours, Phase.WAIT) > 0
+    assert seconds(ours, Phase.TRANSFER) > 0
+    assert seconds(ours, Phase.TRAIN, Phase.SERVE, *OFF) == 0
+    assert (seconds(ours, Phase.PACK) > 0) == (verb == "scatter" and ours.is_root)
+    if RANK != late:
+        assert seconds(ours, Phase.WAIT) > 0.1 > seconds(ours, Phase.TRANSFER)
+
+
+@on_ranks
+def test_settle_and_report_take_the_waiting_off_the_clock(ours: Wire) -> None:
+    for off in (ours.settle, lambda: ours.report(np.zeros(1))):
+        COMM.Barrier()
+        ours.clock.reset()
+        if RANK == ROOT:
+            with ours.clock(Phase.EVALUATE):
+                time.sleep(0.2)
+        off()
+        COMM.Barrier()
+        assert ours.clock.elapsed() < 0.15
+
+
+@on_ranks
+def test_lowest(ours: Wire) -> None:
+    assert ours.lowest(False) is None
+    assert ours.lowest(True) == 0
+    for first in range(SIZE):
+        assert ours.lowest(first == RANK) == first
+        assert ours.lowest(first <= RANK) == first
+    assert (ours.up, ours.down) == (0, 0)
+    assert seconds(ours, *Phase) == 0
+
+
+@on_ranks
+@pytest.mark.parametrize("wrong", [np.zeros(9, np.uint8), np.zeros(2)])
+def test_gather_wants_words(ours: Wire, wrong: np.ndarray) -> None:
+    """On every rank alike, because one that raises alone leaves the others waiting."""
+    with pytest.raises(ValueError, match=f"words of {WORD}"):
+        ours.gather(wrong)
+    with pytest.raises(ValueError, match=f"words of {WORD}"):
+        ours.report(np.zeros(9, np.uint8))
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(9, np.uint8), np.zeros(2)])
+def test_root_wants_words(wrong: np.ndarray) -> None:
+    alone = Wire(Clock(), MPI.COMM_SELF)
+    with pytest.raises(ValueError, match=f"words of {WORD}"):
+        alone.bcast(wrong)
+    with pytest.raises(ValueError, match=f"words of {WORD}"):
+        alone.scatter([wrong])
+    assert (alone.up, alone.down) == (0, 0)
+
+
+def test_what_mpi_cannot_count_is_an_error_that_says_so() -> None:
+    limit = 2**31 - 1
+    counts, displacements = wire._layout(np.array([limit - 2, 0, 2]))
+    assert (counts, displacements) == ([limit - 2, 0, 2], [0, limit - 2, limit - 2])
+    with pytest.raises(OverflowError, match=r"16\.0 GiB.*lower exchange\.window"):
+        wire._layout(np.array([limit, 1]))
