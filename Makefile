@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # The CPU build of torch. For a GPU: make install TORCH=2.13.0+cu130
 TORCH       ?= 2.13.0+cpu

@@ -29,6 +29,8 @@ from fedmpi.provenance import cores
 
 LIMIT = 60
 """Seconds after which a process counts as hanging; ranks that start from a busy disk are slow."""
+GRACE = 5
+"""Seconds that it is given to end by itself."""
 SPACE = 2**30
 """Bytes that should be free for results."""
 MPI = """
@@ -39,10 +41,11 @@ print(mpi4py.__version__)
 print(" ".join(MPI.Get_library_version().replace(chr(0), "").split()))
 """
 HELLO = """
+import os
 from mpi4py import MPI
-world = MPI.COMM_WORLD
-hosts = world.allgather(MPI.Get_processor_name())
-print("rank", world.rank, "of", world.size, "on", len(set(hosts)), flush=True)
+sizes = MPI.COMM_WORLD.gather(MPI.COMM_WORLD.size)
+if sizes:
+    os.write(1, ("sizes " + " ".join(map(str, sizes)) + chr(10)).encode())
 """
 HDF5 = """
 import h5py, json, sys
@@ -348,12 +351,17 @@ class Done:
 
     @property
     def sizes(self) -> list[int]:
-        """The size of its job, as each rank that said HELLO saw it."""
-        return sorted(map(int, re.findall(r"^rank \d+ of (\d+) on", self.out, re.MULTILINE)))
+        """Of those that said HELLO, the size of the job as each of its ranks saw it."""
+        return [
+            int(size) for line in re.findall(r"sizes ([\d ]+)", self.out) for size in line.split()
+        ]
 
 
 def _start(words: Sequence[str], environment: dict[str, str]) -> Done:
-    """A job that says HELLO. Its sizes are empty if it failed."""
+    """A job that says HELLO; its sizes are empty if it failed.
+
+    Only one rank of it speaks, and in one piece: launchers mix what ranks say, even within a line.
+    """
     done = _run(words, environment)
     return done if done.code == 0 else Done(done.code, "", done.err)
 
@@ -379,7 +387,7 @@ def _run(words: Sequence[str], environment: dict[str, str]) -> Done:
         # Asked first, because a launcher ends its ranks, which are not in its group.
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=5)
+            process.communicate(timeout=GRACE)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

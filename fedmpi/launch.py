@@ -103,8 +103,8 @@ def check_size(wanted: int | None, found: int) -> None:
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if found == 1 and tasks > 1:
         raise ConfigError(
-            f"srun started {tasks} tasks, but MPI sees each of them alone; 'fedmpi doctor mpi' says "
-            f"which --mpi joins them; --ranks {tasks} without srun does"
+            f"srun started {tasks} tasks, but MPI sees each of them alone; 'fedmpi doctor mpi' "
+            f"says which --mpi joins them; --ranks {tasks} without srun does"
         )
     if wanted is not None and wanted != found:
         raise ConfigError(f"--ranks {wanted}: the launcher around it started {found}; leave it out")

@@ -52,7 +52,8 @@ class Record:
         path.parent.mkdir(parents=True, exist_ok=True)
         # All metadata lie in one piece, the superblock included, so that a flush writes it at once:
         # otherwise a kill inside of a flush can leave a file that cannot be opened.
-        self.file = h5py.File(path, "w", meta_block_size=METADATA)
+        part = path.with_name(f"{path.name}.part")
+        self.file = h5py.File(part, "w", meta_block_size=METADATA)
         self.best = -np.inf
         attributes = self.file.attrs
         attributes["format"], attributes["status"], attributes["started"] = FORMAT, RUNNING, _now()
@@ -64,6 +65,7 @@ class Record:
             data = self.file.create_dataset(table, (0,), dtype, maxshape=(None,), chunks=(CHUNK,))
             data.attrs["columns"] = json.dumps({name: text for name, (_, text) in meaning.items()})
         self.file.flush()
+        part.replace(path)  # whole from its first moment
 
     def append(self, tables: Mapping[str, np.ndarray]) -> None:
         """Adds a round's rows, and the mark of the best validation accuracy so far."""

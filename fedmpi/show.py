@@ -488,7 +488,7 @@ def amount(count: float) -> str:
         if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.3g} TB"
+    return f"{count:,.0f} TB"
 
 
 def duration(seconds: float) -> str:

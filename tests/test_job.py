@@ -246,7 +246,7 @@ def test_one_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
         env=launcher.environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode != 0
     assert "rank 1 of 2 failed:\nTraceback" in done.stderr

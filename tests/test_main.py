@@ -41,7 +41,7 @@ def fedmpi(*words: str) -> Result:
 
 def python(*words: str) -> "subprocess.CompletedProcess[str]":
     """Runs Python in a process of its own."""
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
 
 
 def results(folder: Path) -> list[Path]:
@@ -396,7 +396,7 @@ def test_ranks_refuse_together(case: str, here: Path) -> None:
         env=launcher.environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     text = done.stdout + done.stderr
     assert done.returncode == 2, text

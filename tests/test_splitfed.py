@@ -257,6 +257,24 @@ def test_activations_are_those_of_the_front_on_the_clients_batch() -> None:
         np.testing.assert_allclose(sparse.values(message.blocks[0]), a, rtol=1e-5, atol=1e-6)
 
 
+def test_a_methods_hook_changes_the_fronts_gradients() -> None:
+    """As in `fedavg`, before each step; split methods that override it rely on that."""
+    engine = split("v1", "local_steps=3", "lr=0.5")
+    clients, seen = engine.clients, []
+
+    def ones(some: Sequence[int], w: Tensor, g: Tensor) -> None:
+        seen.append((*some, w.shape, g.shape))
+        g.fill_(1)
+
+    clients.adjust = ones
+    list(play(engine))
+    shape = (1, clients.front.size)
+    assert seen == [(client, shape, shape) for _ in range(6) for client in range(5)]
+    # Two rounds of three steps by a half, for every client alike.
+    wanted = engine.flat.initial[: clients.front.size] - 3
+    np.testing.assert_allclose(engine.server.w[: clients.front.size], wanted, atol=1e-5)
+
+
 @VERSIONS
 def test_the_servers_optimiser_keeps_its_state_over_the_batches(version: str) -> None:
     """And not longer: a round starts at rest. (The authors' code makes a new one each batch.)"""

@@ -146,8 +146,8 @@ def test_settle_is_off_the_clock(ours: Wire) -> None:
 def test_waiting_is_not_transfer(ours: Wire, verb: str) -> None:
     """One rank is late: the others wait for it, before the transfer and not in it."""
     late = SIZE - 1
-    if RANK == late:
-        time.sleep(0.2)
+    if late == RANK and SIZE > 1:
+        time.sleep(0.3)
     if verb == "bcast":
         ours.bcast(data(1) if ours.is_root else None)
     elif verb == "gather":
@@ -158,21 +158,21 @@ def test_waiting_is_not_transfer(ours: Wire, verb: str) -> None:
     assert seconds(ours, Phase.TRANSFER) > 0
     assert seconds(ours, Phase.TRAIN, Phase.SERVE, *OFF) == 0
     assert (seconds(ours, Phase.PACK) > 0) == (verb == "scatter" and ours.is_root)
-    if RANK != late:
-        assert seconds(ours, Phase.WAIT) > 0.1 > seconds(ours, Phase.TRANSFER)
+    if late != RANK:
+        assert seconds(ours, Phase.WAIT) > max(0.15, seconds(ours, Phase.TRANSFER))
 
 
 @on_ranks
-def test_settle_and_report_take_the_waiting_off_the_clock(ours: Wire) -> None:
-    for off in (ours.settle, lambda: ours.report(np.zeros(1))):
-        COMM.Barrier()
-        ours.clock.reset()
-        if RANK == ROOT:
-            with ours.clock(Phase.EVALUATE):
-                time.sleep(0.2)
-        off()
-        COMM.Barrier()
-        assert ours.clock.elapsed() < 0.15
+def test_settle_takes_the_waiting_off_the_clock(ours: Wire) -> None:
+    """The root measures for 0.3 s: no part of a round, neither for it nor for the others."""
+    COMM.Barrier()
+    ours.clock.reset()
+    if ours.is_root:
+        with ours.clock(Phase.EVALUATE):
+            time.sleep(0.3)
+    ours.settle()
+    assert ours.clock.elapsed() < 0.25
+    assert seconds(ours, Phase.EVALUATE) > 0.15
 
 
 @on_ranks

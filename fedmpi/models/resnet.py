@@ -1,0 +1,99 @@
+"""Residual networks for small images, with GroupNorm: 20, 32, 56 (16-32-64 channels) and 18, 50.
+
+K. He, X. Zhang, S. Ren, J. Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016, arXiv
+1512.03385: depths 20, 32 and 56 as in section 4.2, shortcuts without parameters (option A); depths
+18 and 50 as in table 1, with a 3x3 stem and no pooling behind it, as usual for 32x32 images. The
+norm layers are those of Y. Wu, K. He, *Group Normalization*, ECCV 2018, arXiv 1803.08494.
+
+Split points: stem, and the blocks: group1_block1, group1_block2, ...
+"""
+
+from collections import OrderedDict
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import pad, relu
+
+from fedmpi import config
+from fedmpi.config import ConfigError
+
+BLOCKS = {20: (3,) * 3, 32: (5,) * 3, 56: (9,) * 3, 18: (2,) * 4, 50: (3, 4, 6, 3)}
+"""Blocks in each group of a depth."""
+
+
+class Config(config.Model):
+    depth: Literal[18, 20, 32, 50, 56] = 20
+    """Layers with weights, shortcuts apart."""
+    groups: int = Field(8, ge=1)
+    """Groups of each GroupNorm; it divides the number of channels (SSFL: depth 18 with 32)."""
+
+
+def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
+    """Stem, one stage a block, and a head behind global average pooling.
+
+    Raises:
+        ConfigError: if the samples are no images, or `groups` does not divide the channels.
+    """
+    width = 16 if config.depth in (20, 32, 56) else 64
+    if len(shape) != 3:
+        raise ConfigError(f"model.name = 'resnet': wanted images, found samples of shape {shape}")
+    if width % config.groups:
+        raise ConfigError(f"model.groups = {config.groups}: must divide {width}, the channels")
+    found: OrderedDict[str, nn.Module] = OrderedDict()
+    found["stem"] = nn.Sequential(*convolution(shape[0], width, 3, 1, config.groups), nn.ReLU())
+    channels = width
+    for group, blocks in enumerate(BLOCKS[config.depth]):
+        for number in range(blocks):
+            stride = 2 if group and not number else 1
+            block = Block(config, channels, width << group, stride)
+            found[f"group{group + 1}_block{number + 1}"] = block
+            channels = block.channels
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+    found["head"] = nn.Sequential(*head)
+    return found
+
+
+def convolution(inputs: int, outputs: int, side: int, stride: int, groups: int) -> list[nn.Module]:
+    """A convolution that keeps height and width but for its stride, and its norm."""
+    layer = nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
+    return [layer, nn.GroupNorm(groups, outputs)]
+
+
+class Block(nn.Module):
+    """Two convolutions, or three at depth 50, and around them a shortcut."""
+
+    def __init__(self, config: Config, inputs: int, inner: int, stride: int) -> None:
+        super().__init__()
+        if config.depth == 50:
+            self.channels = 4 * inner
+            layers = [(inputs, inner, 1, 1), (inner, inner, 3, stride), (inner, 4 * inner, 1, 1)]
+        else:
+            self.channels = inner
+            layers = [(inputs, inner, 3, stride), (inner, inner, 3, 1)]
+        parts: list[nn.Module] = []
+        for layer in layers:
+            parts += [*convolution(*layer, config.groups), nn.ReLU()]
+        self.residual = nn.Sequential(*parts[:-1])
+        self.shortcut: nn.Module = nn.Identity()
+        if (inputs, 1) != (self.channels, stride):
+            narrow = convolution(inputs, self.channels, 1, stride, config.groups)
+            is_small = config.depth in (20, 32, 56)
+            more = self.channels - inputs
+            self.shortcut = OptionA(stride, more) if is_small else nn.Sequential(*narrow)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> [B, channels, H / stride, W / stride]."""
+        return relu(self.residual(x) + self.shortcut(x))
+
+
+class OptionA(nn.Module):
+    """A shortcut without parameters: every other pixel, and zeros for the new channels."""
+
+    def __init__(self, stride: int, more: int) -> None:
+        super().__init__()
+        self.stride, self.more = stride, more
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C + more, H / stride, W / stride]."""
+        return pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))

@@ -1,0 +1,108 @@
+"""Private streams: one for each purpose and ids, the same for ever, and none like another."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from fedmpi.streams import Purpose, stream, torch_seed
+
+IDS = {
+    Purpose.MODEL: 0,
+    Purpose.VALIDATION: 0,
+    Purpose.PARTITION: 0,
+    Purpose.SAMPLE: 1,
+    Purpose.BATCH: 2,
+    Purpose.SALIENCY: 1,
+    Purpose.ORDER: 1,
+    Purpose.QUANTIZE: 2,
+    Purpose.DATA: 0,
+}
+"""How many ids the streams of each purpose have."""
+
+
+def test_a_stream_can_be_had_again() -> None:
+    one, other = (stream(7, Purpose.BATCH, 3, 4) for _ in range(2))
+    np.testing.assert_array_equal(one.random(100), other.random(100))
+
+
+def test_what_was_drawn_before_does_not_matter() -> None:
+    stream(7, Purpose.BATCH, 3, 4).random(1000)
+    np.random.default_rng(1).random(10)
+    np.random.seed(0)
+    assert stream(7, Purpose.BATCH, 3, 4).integers(1 << 62) == 704632898344530987
+
+
+def test_no_two_streams_of_a_run_are_alike() -> None:
+    """All purposes, rounds -1 to 8 and ten clients, for a few seeds."""
+    first: dict[int, tuple] = {}
+    for seed, purpose in itertools.product((0, 1, 2, 2**32 - 1, 2**40), Purpose):
+        for ids in itertools.product(range(-1, 9), repeat=IDS[purpose]):
+            number = torch_seed(seed, purpose, *ids)
+            assert number not in first, f"{(seed, purpose, ids)} is like {first.get(number)}"
+            first[number] = (seed, purpose, ids)
+
+
+def test_streams_are_not_correlated() -> None:
+    """Neighbours in seed, round and client differ as much as any two."""
+    draws = 4000
+    base = stream(1, Purpose.BATCH, 0, 0).standard_normal(draws)
+    for other in (
+        stream(2, Purpose.BATCH, 0, 0),
+        stream(1, Purpose.BATCH, 0, 1),
+        stream(1, Purpose.BATCH, 1, 0),
+        stream(1, Purpose.QUANTIZE, 0, 0),
+    ):
+        assert abs(np.corrcoef(base, other.standard_normal(draws))[0, 1]) < 5 / np.sqrt(draws)
+
+
+def test_ids_are_ordered() -> None:
+    assert torch_seed(1, Purpose.BATCH, 2, 3) != torch_seed(1, Purpose.BATCH, 3, 2)
+
+
+def test_the_round_before_the_first_is_the_least() -> None:
+    stream(1, Purpose.SAMPLE, -1).random()
+    with pytest.raises(ValueError, match="non-negative"):
+        stream(1, Purpose.SAMPLE, -2)
+
+
+def test_every_purpose_is_tested() -> None:
+    assert IDS.keys() == set(Purpose)
+
+
+def test_purposes_are_never_renumbered() -> None:
+    assert {purpose.name: int(purpose) for purpose in Purpose} == {
+        "MODEL": 1,
+        "VALIDATION": 2,
+        "PARTITION": 3,
+        "SAMPLE": 4,
+        "BATCH": 5,
+        "SALIENCY": 6,
+        "ORDER": 7,
+        "QUANTIZE": 8,
+        "DATA": 9,
+    }
+
+
+@pytest.mark.parametrize(
+    ("seed", "purpose", "ids", "wanted"),
+    [
+        (1, Purpose.MODEL, (), [518, 331, 362, 611]),
+        (1, Purpose.PARTITION, (), [446, 14, 820, 136]),
+        (0, Purpose.DATA, (), [258, 567, 223, 985]),
+        (1, Purpose.SAMPLE, (0,), [605, 833, 3, 605]),
+        (2**40, Purpose.SAMPLE, (19,), [321, 172, 837, 201]),
+        (1, Purpose.BATCH, (0, 0), [66, 677, 453, 980]),
+        (1, Purpose.BATCH, (0, 1), [726, 229, 558, 517]),
+        (1, Purpose.SALIENCY, (3,), [965, 347, 103, 785]),
+        (1, Purpose.QUANTIZE, (-1, 5), [393, 954, 331, 781]),
+    ],
+)
+def test_golden_numbers(seed: int, purpose: Purpose, ids: tuple, wanted: list[int]) -> None:
+    """Otherwise every result of the past would change, and nobody would know."""
+    assert stream(seed, purpose, *ids).integers(1000, size=4).tolist() == wanted
+
+
+def test_golden_seeds_for_torch() -> None:
+    assert torch_seed(1, Purpose.MODEL) == 3060982538960348687
+    assert 0 <= torch_seed(0, Purpose.BATCH, -1, 0) < 2**63
