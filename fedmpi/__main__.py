@@ -107,6 +107,7 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -125,12 +126,19 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
 )
 @mends
 def sweep(
-    file: Path, out: Path, ranks: int | None, dry_run: bool, count: bool, only: tuple[int, ...]
+    file: Path,
+    words: tuple[str, ...],
+    out: Path,
+    ranks: int | None,
+    dry_run: bool,
+    count: bool,
+    only: tuple[int, ...],
 ) -> None:
     """Run all experiments of a sweep FILE that are not done yet.
 
     The file's [base] holds settings of all runs; in each [[grid]] every value is a list, and the
-    runs are the product of the lists. An interrupted sweep goes on where it was.
+    runs are the product of the lists. KEY=VALUE holds for all runs, whatever the file says. An
+    interrupted sweep goes on where it was.
     """
     from fedmpi import launch
     from fedmpi.sweep import Sweep
@@ -139,10 +147,10 @@ def sweep(
         from fedmpi.job import Job
 
         job = Job()
-        plan = job.check(lambda: Sweep(file, out, only))
+        plan = job.check(lambda: Sweep(file, out, only, words))
         job.check(lambda: launch.check_size(ranks, job.wire.size))
         sys.exit(job.sweep(plan))
-    plan = Sweep(file, out, only)
+    plan = Sweep(file, out, only, words)
     if count:
         print(len(plan.members))
     elif dry_run:

@@ -31,7 +31,7 @@ OFF = (Phase.EVALUATE, Phase.RECORD)
 
 
 class Clock:
-    """Adds up seconds by phase; phases do not nest."""
+    """Adds up seconds by phase; a phase inside of another takes its time from that one."""
 
     def __init__(self) -> None:
         self.reset()
@@ -39,16 +39,19 @@ class Clock:
     def reset(self) -> None:
         """Begins a round."""
         self.seconds = np.zeros(len(Phase))
+        self.inside = 0.0
         self.began = perf_counter()
 
     @contextmanager
     def __call__(self, phase: Phase) -> Iterator[None]:
         """Charges the time inside to `phase`."""
-        start = perf_counter()
+        start, outside, self.inside = perf_counter(), self.inside, 0.0
         try:
             yield
         finally:
-            self.seconds[phase] += perf_counter() - start
+            taken = perf_counter() - start
+            self.seconds[phase] += taken - self.inside
+            self.inside = outside + taken
 
     def elapsed(self) -> float:
         """Seconds since the round began, less what was off the clock."""

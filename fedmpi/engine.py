@@ -92,10 +92,13 @@ class Engine:
         if not self.server.sends:
             return
         messages = []
-        if self.wire.is_root:
-            messages = [Message(c, self.server.send(t, c)) for c in wave.clients]
-        for message in self.deliver(wave, messages):
-            self.clients.accept(t, message.client, message.blocks)
+        with self.clock(Phase.SERVE):
+            if self.wire.is_root:
+                messages = [Message(c, self.server.send(t, c)) for c in wave.clients]
+        told = self.deliver(wave, messages)
+        with self.clock(Phase.PACK):
+            for message in told:
+                self.clients.accept(t, message.client, message.blocks)
 
     def work(self, t: int, wave: Wave) -> list[Message]:
         """Clients train, and prepare what they upload."""
@@ -106,17 +109,18 @@ class Engine:
                     with self.trainer.timed(client):
                         blocks = self.clients.upload(t, client, w)
                     messages.append(Message(client, blocks, float(self.population.sizes[client])))
-                    own = self.clients.personal(client, w)
-                    if own is not None and self.observer.is_due(t):
-                        self.observer.keep(client, own)
+                    if self.observer.is_due(t):
+                        with self.clock(Phase.EVALUATE):
+                            self.observer.keep(client, self.clients.personal(client, w))
         return messages
 
     def converse(self, t: int, wave: Wave) -> None:
         """Clients and server take each local step together, all busy clients at once."""
         with self.clock(Phase.TRAIN):
             self.clients.open(t, wave.on(self.wire.rank))
-        if self.wire.is_root:
-            self.server.open(t, wave.clients)
+        with self.clock(Phase.SERVE):
+            if self.wire.is_root:
+                self.server.open(t, wave.clients)
         for _ in range(max(self.population.steps(client) for client in wave.clients)):
             with self.clock(Phase.TRAIN):
                 asked = self.clients.forward(t)
@@ -148,8 +152,10 @@ class Engine:
         with self.clock(Phase.SERVE):
             if self.wire.is_root:
                 messages = [Message(EVERYONE, self.server.agreement())]
-        for message in self.announce(messages, range(self.settings.clients)):
-            self.clients.agree(message.blocks)
+        word = self.announce(messages, range(self.settings.clients))
+        with self.clock(Phase.PACK):
+            for message in word:
+                self.clients.agree(message.blocks)
 
     def announce(self, messages: list[Message], clients: Sequence[int]) -> list[Message]:
         """The root's messages to all, on every rank, and charged to each of the clients."""

@@ -13,6 +13,8 @@ from fedmpi.provenance import cores
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MPI_LOCALRANKID")
 """Set for each process by Open MPI, PMIx, MPICH and Intel MPI, by `srun` in their place too."""
+BINDING = ("PRTE_MCA_hwloc_default_binding_policy", "OMPI_MCA_hwloc_base_binding_policy")
+"""How Open MPI ties ranks to cores: version 5, and before."""
 PROGRESS = "FEDMPI_TERMINAL"
 """Tells the ranks whether the launcher's standard output is a terminal: theirs never tells."""
 
@@ -41,8 +43,14 @@ class Launcher:
         return [self.path, *crowd, "-n", str(ranks), *words]
 
     def environment(self) -> dict[str, str]:
-        """This environment, with what the launcher needs to run as root (in a container, say)."""
+        """This environment, with what the launcher needs to run as root (in a container, say).
+
+        Open MPI would tie each rank to one core, whatever the number of its threads: unless told
+        otherwise it leaves that to the kernel.
+        """
         variables = {PROGRESS: str(int(sys.stderr.isatty()))}
+        for name in BINDING:
+            variables[name] = os.environ.get(name, "none")
         if sys.stderr.isatty():
             variables["COLUMNS"] = str(shutil.get_terminal_size().columns)
         if self.is_open_mpi and os.geteuid() == 0:

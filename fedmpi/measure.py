@@ -79,9 +79,10 @@ class Observer:
         if len(clients) and len(account):
             self.account[list(clients), direction] += account
 
-    def keep(self, client: int, w: Tensor) -> None:
-        """Sets a trained local model [n] aside until the clock has stopped."""
-        self.kept.append((client, w.clone()))
+    def keep(self, client: int, w: Tensor | None) -> None:
+        """Sets a trained local model [n], if there is one, aside until all have sent theirs."""
+        if w is not None:
+            self.kept.append((client, w.clone()))
 
     def judge_locals(self, wave: Wave, server: HasModel, wire: Wire, clock: Clock) -> None:
         """Accuracies of the wave's local models on their clients' test shards."""

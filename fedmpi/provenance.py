@@ -21,7 +21,7 @@ def about() -> dict[str, str | int]:
         "cpu": cpu(),
         "cores": cores(),
         "slurm": "\n".join(f"{name}={value}" for name, value in slurm.items()),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(["fedmpi", *sys.argv[1:]]),
         "commit": commit(),
     }
 

@@ -96,21 +96,29 @@ def quantize(
 
 
 def values(block: Block, device: torch.device | None = None) -> Tensor:
-    """The values of a block as float32 (labels as int64), dequantized, aligned and writable."""
+    """The values of a block as float32 (labels as int64), dequantized: a tensor of its own.
+
+    It is aligned: a buffer's sections are so to 8 bytes only, and results of a matrix product may
+    depend on alignment, that is on who else shares the buffer.
+    """
+    found = _values(block)
+    copied = found.to(device)
+    is_view = block.coding == Coding.F4 and copied.data_ptr() == found.data_ptr()
+    return copied.clone() if is_view else copied
+
+
+def _values(block: Block) -> Tensor:
+    """The same, but a view of the buffer where its values are float32 already."""
     given = block.values
     if given is None:
         raise WireError("wanted a block with values, found positions alone")
     if block.coding == Coding.CODES:
-        found = torch.from_numpy(given.astype(np.float32)) * block.scale.step + block.scale.low
-    elif block.coding == Coding.BF16:
-        found = torch.from_numpy(given.view(np.int16).copy()).view(torch.bfloat16).float()
-    elif block.coding in (Coding.F4, Coding.F2):
-        # A copy, because a buffer's sections are aligned to 8 bytes only, and because the results
-        # of vectorised kernels may depend on alignment, that is on who else shares the buffer.
-        found = torch.from_numpy(given.astype(np.float32))
-    else:
-        found = torch.from_numpy(given.astype(np.int64))
-    return found.to(device)
+        return torch.from_numpy(given.astype(np.float32)) * block.scale.step + block.scale.low
+    if block.coding == Coding.BF16:
+        return torch.from_numpy(given.view(np.int16).copy()).view(torch.bfloat16).float()
+    if block.coding == Coding.F4:
+        return torch.from_numpy(given)
+    return torch.from_numpy(given.astype(np.float32 if block.coding == Coding.F2 else np.int64))
 
 
 def indices(block: Block, device: torch.device | None = None) -> Tensor:
@@ -134,7 +142,7 @@ def add(target: Tensor, block: Block, weight: float = 1.0, agreed: Tensor | None
     """
     if block.size != len(target):
         raise WireError(f"a block of a vector of {block.size}, wanted {len(target)}")
-    found = values(block, target.device)
+    found = _values(block).to(target.device)
     where = indices(block, target.device) if block.indices is not None else agreed
     wanted = len(target) if where is None else len(where)
     if len(found) != wanted:
@@ -147,6 +155,8 @@ def add(target: Tensor, block: Block, weight: float = 1.0, agreed: Tensor | None
 
 def vector(block: Block, size: int, device: torch.device, agreed: Tensor | None = None) -> Tensor:
     """The dense vector [size] that a block stands for: zeros where it gives nothing."""
+    if block.count == size == block.size:
+        return values(block, device)
     target = torch.zeros(size, device=device)
     add(target, block, agreed=agreed)
     return target

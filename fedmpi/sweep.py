@@ -49,8 +49,11 @@ class Sweep:
         chosen: numbers of those to do.
     """
 
-    def __init__(self, file: Path, out: Path, only: Sequence[int] = ()) -> None:
-        self.file, self.out, self.members = file, out, members(file)
+    def __init__(
+        self, file: Path, out: Path, only: Sequence[int] = (), words: tuple[str, ...] = ()
+    ) -> None:
+        self.file, self.words, self.out = file, words, out
+        self.members = members(file, words)
         beyond = [number for number in only if number >= len(self.members)]
         if beyond:
             raise ConfigError(f"--only {beyond[0]}: {file} has runs 0 to {len(self.members) - 1}")
@@ -72,12 +75,13 @@ class Sweep:
         the rest.
         """
         left, failed, bad, alone = self._unfinished(self.chosen), False, False, False
+        out = ("--out", str(self.out))
         for number in left:
             record.mark_failed(self.path(number))
         while left:
             batch = left[:1] if alone else left
             only = [word for number in batch for word in ("--only", str(number))]
-            code = launch.start(ranks, ["sweep", str(self.file), "--out", str(self.out), *only])
+            code = launch.start(ranks, ["sweep", str(self.file), *self.words, *out, *only])
             if code in (0, 2):
                 bad |= code == 2
                 left = left[len(batch) :]
@@ -98,8 +102,8 @@ class Sweep:
         return [number for number in numbers if self.state(number) not in record.FINISHED]
 
 
-def members(path: Path) -> list[Member]:
-    """All runs of a sweep file, checked.
+def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
+    """All runs of a sweep file, checked; `key=value` words hold for all of them.
 
     Raises:
         ConfigError: for anything that is wrong with any of them.
@@ -127,7 +131,7 @@ def members(path: Path) -> list[Member]:
             continue
         for point in _points(axes):
             try:
-                settings = config.load(_with(base, point))
+                settings = config.load(_with(base, point, words))
             except ConfigError as error:
                 where = ", ".join(f"{name}={_plain(value)}" for name, value in point.items())
                 fresh = [problem for problem in error.problems if problem not in said]
@@ -154,8 +158,9 @@ def _points(axes: Mapping[str, list]) -> Iterator[dict[str, Any]]:
         yield dict(zip(axes, values, strict=True))
 
 
-def _with(base: Tree, point: Mapping[str, Any]) -> Tree:
+def _with(base: Tree, point: Mapping[str, Any], words: tuple[str, ...]) -> Tree:
     tree = copy.deepcopy(base)
     for path, value in point.items():
         config.assign(tree, path, value)
+    config.override(tree, words)
     return tree

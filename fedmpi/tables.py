@@ -23,7 +23,10 @@ ROUNDS: Columns = {
     ),
     "shard_std": ("f8", "standard deviation of the same (population)"),
     "shard_min": ("f8", "minimum of the same"),
-    "personal_mean": ("f8", "mean accuracy of the clients' last local models on their test shards"),
+    "personal_mean": (
+        "f8",
+        "mean accuracy of the clients' local models, as last evaluated, on their test shards",
+    ),
     "up": ("i8", "bytes from the clients, summed over them"),
     "down": ("i8", "bytes to the clients, summed over them"),
     "seconds": ("f8", "wall time of the round, without evaluation and recording"),

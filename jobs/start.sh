@@ -39,10 +39,12 @@ command -v fedmpi >/dev/null ||
 # MPI, each one believes to be alone: they would all do the whole run, into the same file.
 launcher_works() {
     local size=$((ranks < 2 ? ranks : 2)) said
-    local trial='from mpi4py import MPI; print("of", MPI.COMM_WORLD.size)'
+    # One rank speaks, in one piece: launchers mix what ranks say, even within a line.
+    local trial='import os; from mpi4py import MPI; w = MPI.COMM_WORLD; s = w.gather(w.size)'
+    trial+='; s and os.write(1, f"sizes {s}\n".encode())'
     said=$(timeout --kill-after=5 60 "${launcher[@]}" -n "$size" python3 -c "$trial" \
         </dev/null 2>/dev/null) || return 1
-    [[ $(grep -cx "of $size" <<<"$said") == "$size" ]]
+    grep -qxE "sizes \[($size(, )?){$size}\]" <<<"$said"
 }
 
 # Sets `launcher`: srun if it can start the MPI behind mpi4py, because SLURM then sees and binds

@@ -1,14 +1,11 @@
 """Under mpiexec: rank 0 speaks for all, and one rank's failure ends the whole job."""
 
-import os
 import sys
 
 import pytest
 from mpi4py import MPI
 
 RANK, SIZE = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
-if RANK:
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the whole session)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -16,6 +13,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """One report a job, not one a rank."""
     if RANK:
         config.option.xmlpath = None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """One voice a job."""
+    if RANK:
+        plugins = session.config.pluginmanager
+        plugins.unregister(plugins.get_plugin("terminalreporter"))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -173,7 +173,7 @@ def test_nothing_and_several(blocks: int, messages: int) -> None:
     assert len(data) == BUFFER.size + messages * (MESSAGE.size + blocks * (BLOCK.size + 8))
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 256, 257, 264, 1000])
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 25, 250, 256, 257, 264, 1000])
 def test_smaller_of_positions_and_bitmap(size: int) -> None:
     bitmap = -(-size // 8)
     for count in {0, 1, bitmap // 4 - 1, bitmap // 4, bitmap // 4 + 1, size} & set(range(size + 1)):
@@ -498,6 +498,15 @@ FIELDS = {
 }
 
 
+def changed(data: np.ndarray, field: str, value: int) -> np.ndarray:
+    """The buffer with another value in a field of its first head of that sort."""
+    found = data.copy()
+    place, form = FIELDS[field]
+    raw = np.frombuffer(struct.pack(form, value), np.uint8)
+    found[place : place + len(raw)] = raw
+    return found
+
+
 @pytest.mark.parametrize(
     ("field", "value", "text"),
     [
@@ -505,6 +514,7 @@ FIELDS = {
         ("version", 2, "version 2"),
         ("length", 8, "says 8 bytes"),
         ("messages", 2**32 - 1, "messages"),
+        ("messages", 2, "bytes behind the last message"),
         ("blocks", 2**32 - 1, "blocks"),
         ("kind", Kind.HEADER, "no such block"),
         ("coding", 8, "no such block"),
@@ -516,12 +526,47 @@ FIELDS = {
     ],
 )
 def test_errors_say_what_is_wrong(field: str, value: int, text: str) -> None:
-    data = VICTIM.copy()
-    place, form = FIELDS[field]
-    raw = np.frombuffer(struct.pack(form, value), np.uint8)
-    data[place : place + len(raw)] = raw
     with pytest.raises(WireError, match=text):
-        unpack(data)
+        unpack(changed(VICTIM, field, value))
+
+
+SIXTEEN = Block(Kind.MODEL, 4, Coding.CODES, np.ones(4, "u2"), None, 16)
+ELEVEN = Block(Kind.MASK, 11, Coding.NONE, None, places(1, 2, 10))
+
+
+@pytest.mark.parametrize(
+    ("block", "field", "value", "text"),
+    [
+        (SIXTEEN, "bits", 0, "codes of 0 bits"),
+        (SIXTEEN, "bits", 17, "codes of 17 bits"),
+        (SIXTEEN, "bits", 255, "codes of 255 bits"),
+        (SIXTEEN, "count", 5, "5 values of a vector of 4"),
+        (ELEVEN, "size", 10, "bits behind its end"),
+        (ELEVEN, "count", 2, "a bitmap with 3 positions for 2 values"),
+        (ELEVEN, "count", 4, "a bitmap with 3 positions for 4 values"),
+        (Block(Kind.MASK, 0, Coding.NONE, None, places()), "places", 0, "neither values nor"),
+    ],
+)
+def test_heads_that_do_not_fit_what_follows(
+    block: Block, field: str, value: int, text: str
+) -> None:
+    data = pack([Message(0, [block])]).data
+    unpack(data)
+    with pytest.raises(WireError, match=text):
+        unpack(changed(data, field, value))
+
+
+@pytest.mark.parametrize("bits", [1, 3, 5, 7, 9, 12, 15])
+def test_bits_behind_the_last_code(bits: int) -> None:
+    """Two buffers never stand for the same codes."""
+    count = 3
+    codes = np.zeros(count, code_dtype(bits))
+    data = pack([Message(0, [Block(Kind.MODEL, count, Coding.CODES, codes, None, bits)])]).data
+    for bit in range(count * bits, -(-count * bits // 8) * 8):
+        damaged = data.copy()
+        damaged[BUFFER.size + MESSAGE.size + BLOCK.size + bit // 8] |= 1 << bit % 8
+        with pytest.raises(WireError, match="bits behind their end"):
+            unpack(damaged)
 
 
 def test_a_vector_of_4_gi_elements_costs_nothing_but_its_values() -> None:
@@ -530,9 +575,7 @@ def test_a_vector_of_4_gi_elements_costs_nothing_but_its_values() -> None:
     data = pack([Message(0, [block])]).data
     assert len(data) == BUFFER.size + MESSAGE.size + BLOCK.size + 16
     assert unpack(data)[0][0].blocks[0].size == 2**32 - 1
-    place, form = FIELDS["places"]
-    data[place] = 2
-    assert form == "<B"
+    data = changed(data, "places", 2)
     tracemalloc.start()
     try:
         with pytest.raises(WireError):

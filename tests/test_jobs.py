@@ -27,9 +27,11 @@ words="${{0##*/}} $*"
 printf '%s\x1f' "${{0##*/}}" "$@" >> '{log}'
 echo >> '{log}'
 if [[ $words =~ -n\ ([0-9]+)\ python3 ]]; then
-    size=1
-    case $words in {works}) size=${{BASH_REMATCH[1]}} ;; esac
-    for ((i = 0; i < BASH_REMATCH[1]; i++)); do echo "of $size"; done
+    size=${{BASH_REMATCH[1]}}
+    case $words in
+        {works}) printf 'sizes [%s' "$size"; for ((i = 1; i < size; i++)); do printf ', %s' "$size"; done; echo ']' ;;
+        *) for ((i = 0; i < size; i++)); do echo 'sizes [1]'; done ;;
+    esac
 else
     export -p > '{log}.environment'
 fi
@@ -163,6 +165,7 @@ class TestLauncher:
             (("*srun*", "*mpirun*"), f"{SRUN} {RUN}"),
             (("*--mpi=pmix*", "*mpirun*"), f"{SRUN} --mpi=pmix {RUN}"),
             (("*--mpi=pmi2*", "*mpirun*"), f"{SRUN} --mpi=pmi2 {RUN}"),
+            (("*--mpi=pmi*",), f"{SRUN} --mpi=pmix {RUN}"),
             (("*mpirun*",), f"mpirun {RUN}"),
         ],
     )
@@ -307,7 +310,18 @@ class TestSweep:
         done = site.submit("sweep.sbatch", "a b.toml", *out, SLURM_ARRAY_TASK_ID="5")
         assert done.returncode == 0, done.stderr
         rest = ["--out", *out] if out else []
-        wanted = ["mpirun", "-n", "3", "fedmpi", "sweep", "a b.toml", *rest, "--only", "5"]
+        wanted = [
+            "mpirun",
+            "-n",
+            "3",
+            "fedmpi",
+            "sweep",
+            "a b.toml",
+            "threads=1",
+            *rest,
+            "--only",
+            "5",
+        ]
         assert site.calls()[-1] == wanted
 
     @pytest.mark.parametrize(
@@ -371,7 +385,7 @@ def missing() -> str:
     except subprocess.TimeoutExpired:
         return "sinfo does not answer"
     if done.returncode:
-        return f"sinfo: {done.stderr.strip().splitlines()[-1:]}"
+        return (done.stderr.strip().splitlines() or ["sinfo fails"])[-1]
     return "" if done.stdout.strip() else "no node that takes jobs"
 
 
@@ -438,12 +452,13 @@ def read(path: Path) -> tuple[Mapping[str, object], int]:
 
 
 @pytest.mark.slurm
-@pytest.mark.skipif(bool(missing()), reason=missing() or "there is SLURM")
 class TestSlurm:
     """Real jobs."""
 
     @pytest.fixture
     def slurm(self) -> Iterator[Slurm]:
+        if missing():
+            pytest.skip(missing())
         results = ROOT / "results"
         results.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="test-", dir=results) as folder:

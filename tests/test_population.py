@@ -159,6 +159,23 @@ def test_the_fingerprint_changes_with_whatever_moves_a_sample() -> None:
     assert len(found) == 1 + len(others)
 
 
+def test_the_fingerprint_tells_whose_a_sample_is() -> None:
+    """The same samples in the same order, but another client's; and a held-out one that is lost."""
+    found = set()
+    for held, shards, test in (
+        ([0], [[1], [2, 3]], [[0], []]),
+        ([0], [[1, 2], [3]], [[0], []]),
+        ([0], [[1], [2, 3]], [[], [0]]),
+        ([9], [[1], [2, 3]], [[0], []]),
+    ):
+        drawn = population()
+        drawn.held_out = np.array(held)
+        drawn.shards = [np.array(shard, np.int64) for shard in shards]
+        drawn.test_shards = [np.array(shard, np.int64) for shard in test]
+        found.add(drawn.fingerprint)
+    assert len(found) == 4
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
