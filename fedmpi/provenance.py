@@ -44,7 +44,16 @@ def cpu() -> str:
 def commit() -> str:
     """The checkout's commit, with `+` if it is changed; empty outside of one."""
     here = Path(__file__).parent
-    words = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    words = [
+        "git",
+        "-C",
+        str(here),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty=+",
+        "--exclude=*",
+    ]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

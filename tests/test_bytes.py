@@ -317,7 +317,10 @@ def test_rounds_bytes_are_the_sums_over_clients(formula: Formula, words: tuple[s
 def test_ranks_bytes_are_their_clients_and_headers(
     formula: Formula, words: tuple[str, ...], server: str
 ) -> None:
-    """A rank's buffers hold its clients' messages; what all are told, it is told once."""
+    """A rank's buffers hold its clients' messages; what all are told, it is told once.
+
+    The cases are one of each formula.
+    """
     comm = MPI.COMM_WORLD
     found = run(small(*WORDS, f"server={server}", *words), comm)
     if comm.rank:

@@ -251,6 +251,7 @@ FINE = {
     "indices": np.array([1, 4], np.uint32),
 }
 """A block without fault."""
+THREE = {"values": np.zeros(3, "f4"), "size": 1000}
 CODES = {"coding": Coding.CODES, "values": np.zeros(2, "u1"), "bits": 4}
 
 
@@ -285,6 +286,8 @@ def places(*numbers: int) -> np.ndarray:
         pytest.param({"indices": places(1, 8)}, id="a position beyond the vector"),
         pytest.param({"indices": places(1, 2000), "size": 1000}, id="the same, as positions"),
         pytest.param({"indices": places(5, 2), "size": 1000}, id="descend, as positions"),
+        pytest.param(THREE | {"indices": places(1, 5, 3)}, id="positions descend at last"),
+        pytest.param(THREE | {"indices": places(1, 5, 5)}, id="the last position twice"),
         pytest.param({"indices": np.array([1, 4])}, id="positions of int64"),
         pytest.param({"indices": np.array([1, 4], np.int32)}, id="positions of int32"),
         pytest.param({"indices": np.array([1, 4], ">u4")}, id="big-endian positions"),
@@ -346,7 +349,7 @@ VICTIM = pack(
         Message(
             4,
             [
-                Block(Kind.GRADIENT, 90, Coding.F4, np.ones(2, "f4"), places(3, 70)),
+                Block(Kind.GRADIENT, 130, Coding.F4, np.ones(4, "f4"), places(3, 70, 71, 129)),
                 Block(Kind.MODEL, 5, Coding.F2, np.ones(3, "f2"), places(0, 2, 4)),
                 Block(Kind.LABEL, 3, Coding.U1, np.ones(3, "u1")),
                 Block(Kind.MASK, 11, Coding.NONE, None, places(1, 2, 10)),

@@ -29,7 +29,10 @@ echo >> '{log}'
 if [[ $words =~ -n\ ([0-9]+)\ python3 ]]; then
     size=${{BASH_REMATCH[1]}}
     case $words in
-        {works}) printf 'sizes [%s' "$size"; for ((i = 1; i < size; i++)); do printf ', %s' "$size"; done; echo ']' ;;
+        {works})
+            printf 'sizes [%s' "$size"
+            for ((i = 1; i < size; i++)); do printf ', %s' "$size"; done
+            echo ']' ;;
         *) for ((i = 0; i < size; i++)); do echo 'sizes [1]'; done ;;
     esac
 else

@@ -1,4 +1,4 @@
-"""The reference that everyone writes: one client after the other, in eager mode, with data loaders."""
+"""The reference that everyone writes: client after client, in eager mode, with data loaders."""
 
 import copy
 from collections.abc import Sequence

@@ -5,6 +5,7 @@ training can be under. The textbook loop (see `textbook`) is what most codes do.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -23,6 +24,8 @@ MODELS = {
     "resnet18": ({"name": "resnet", "depth": 18, "groups": 32}, (3, 32, 32)),
 }
 """Names of the benchmark's models: the settings of each, and the shape of a sample."""
+STEPS = 40
+"""Least steps in a turn, so that a turn takes long enough to be timed."""
 SAMPLES = {"logistic": 32, "mlp": 32, "cnn": 128, "resnet20": 64, "resnet18": 32}
 """Samples of a client: few where a step is short, as in cross-device studies."""
 
@@ -33,7 +36,7 @@ def cases(
     """One case for each model and batch size."""
     for model in models:
         for batch in batches:
-            yield lambda model=model, batch=batch: measure(model, batch, repeats)
+            yield partial(measure, model, batch, repeats)
 
 
 def engine_for(model: str, batch: int, clients: int) -> Engine:
@@ -58,7 +61,7 @@ def measure(model: str, batch: int, repeats: int) -> Result:
         if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5):
             raise AssertionError(f"{model}: our weights are not those of the textbook's loop")
 
-    rounds = max(1, 400 // (sum(steps) * (1 if SAMPLES[model] > 32 else 1)) // 20)
+    rounds = max(1, STEPS // sum(steps))
 
     def ours_turn() -> float:
         began = perf_counter()

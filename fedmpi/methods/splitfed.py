@@ -6,8 +6,9 @@ Split Learning*, AAAI 2022, arXiv 2004.12088, algorithms 1 and 2.
 `v1` keeps a copy of the back for each client and averages the copies after the round; `v2` has one
 back, which the clients' batches train one after the other, in an order drawn each round.
 Differs from the paper: all clients take each step together, so that v2 meets one batch of every
-client in turn, not all batches of one client (of one wave of clients, where `exchange.window` is
-too small for all: it then matters to v2, and only to it); fronts and copies are averaged by samples.
+client in turn, not all batches of one client (of each client of a wave, where `exchange.window` is
+too small for all at once: it matters to v2, and to nothing else); fronts and copies are averaged by
+samples.
 Differs from the code: an optimiser's state is kept across the batches of a round.
 """
 
