@@ -44,6 +44,7 @@ The rooms
     codec        block <-> bytes                   wire        bytes <-> ranks
     record       one run, one HDF5 file            tables      its columns
     clock        seconds by phase                  streams     the only source of randomness
+    memory       of the process                    bench/      one module a benchmark
     data/        one module a data set             models/     one module a family of networks
     methods/     one module a method               partitions/ one module a way to divide samples
 

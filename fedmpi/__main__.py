@@ -204,5 +204,46 @@ def doctor(check: str | None, out: Path) -> None:
     sys.exit(examine(check, out))
 
 
+@main.group()
+def bench() -> None:
+    """Measure this program against references that it brings along."""
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+REPEATS = click.option(
+    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Turns that count."
+)
+
+
+@bench.command("train")
+@click.option(
+    "--model", "models", multiple=True, help="Only that model; may be given several times."
+)
+@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(10, 32))
+@REPEATS
+@JSON
+@mends
+def bench_train(
+    models: tuple[str, ...], batches: tuple[int, ...], repeats: int, as_json: bool
+) -> None:
+    """Time of a local step, against the textbook's loop and the bare forward and backward."""
+    from fedmpi.bench import chosen, run, train
+
+    run(train.cases(chosen(models, train.MODELS), batches, repeats), as_json)
+
+
+@bench.command("round")
+@click.option("--workload", "workloads", multiple=True, help="Only that one; may be repeated.")
+@click.option("--ranks", type=click.IntRange(min=1), default=3, show_default=True)
+@REPEATS
+@JSON
+@mends
+def bench_round(workloads: tuple[str, ...], ranks: int, repeats: int, as_json: bool) -> None:
+    """Time of a whole round on ranks, against the textbook's serial loop."""
+    from fedmpi.bench import chosen, round, run
+
+    run(round.cases(chosen(workloads, round.WORKLOADS), ranks, repeats), as_json)
+
+
 if __name__ == "__main__":
     main(prog_name="fedmpi")

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fedmpi import provenance, record, tables, wire
+from fedmpi import memory, provenance, record, tables, wire
 from fedmpi.clock import Clock
 from fedmpi.config import Settings
 from fedmpi.engine import Engine
@@ -29,6 +29,7 @@ class Job:
 
     def __init__(self) -> None:
         wire.abort_on_exception()
+        memory.keep()
         self.clock = Clock()
         self.wire = Wire(self.clock)
 

@@ -155,7 +155,7 @@ def add(target: Tensor, block: Block, weight: float = 1.0, agreed: Tensor | None
 
 def vector(block: Block, size: int, device: torch.device, agreed: Tensor | None = None) -> Tensor:
     """The dense vector [size] that a block stands for: zeros where it gives nothing."""
-    if block.count == size == block.size:
+    if block.count == size == block.size and agreed is None:
         return values(block, device)
     target = torch.zeros(size, device=device)
     add(target, block, agreed=agreed)

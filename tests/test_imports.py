@@ -25,6 +25,7 @@ LAW = {
     "codec": ("numpy", ""),
     "tables": ("numpy", "codec"),
     "config": ("pydantic", "errors"),
+    "memory": ("", ""),
     "provenance": ("", ""),
     "launch": ("", "config errors provenance"),
     "wire": ("mpi4py numpy", "clock"),
@@ -49,15 +50,15 @@ LAW = {
     "show": ("numpy rich", "config data errors flat models record tables"),
     # It examines packages, so it imports them, each where it is examined.
     "doctor": ("h5py rich torch", "config data errors launch provenance"),
-    "bench": ("click", "errors"),
+    "bench": ("click", "config"),
     "bench/*": (
         "click numpy torch",
-        "bench clock codec config data engine flat models population sparse streams train wire",
+        "bench clock config engine launch memory wire",
     ),
     # Where MPI and HDF5 meet, as modules of ours.
     "job": (
         "numpy rich",
-        "clock config engine errors launch provenance record sweep tables wire",
+        "clock config engine errors launch memory provenance record sweep tables wire",
     ),
     "__main__": ("click", "bench config doctor engine errors job launch record show sweep"),
 }

@@ -338,4 +338,5 @@ def test_killed_between_the_tables_of_a_round(path: Path) -> None:
     with record.open_result(path) as found:
         assert found["rounds"]["round"].tolist() == [0]
         assert found["clients"]["round"].tolist() == [0] * 4 + [1] * 4
-        assert found["ranks"][:2].tobytes() == rows(0)["ranks"].tobytes()
+        assert found["ranks"]["round"].tolist() == [0] * 2 + [1] * 2
+        assert found["phases"][:7].tobytes() == rows(0)["phases"].tobytes()

@@ -5,12 +5,14 @@ of the same turns are set against each other, because machines are noisy and dri
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 import click
+
+from fedmpi.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,20 @@ def compare(
     return Result(bench, dict(case), middle[ours], spread, against)
 
 
-def run(cases: Sequence[Callable[[], Result]], as_json: bool) -> None:
+def chosen(names: Sequence[str], there: Iterable[str]) -> tuple[str, ...]:
+    """The names that were asked for; all that there are, if none was.
+
+    Raises:
+        ConfigError: if there is no such case.
+    """
+    there = tuple(there)
+    for name in names:
+        if name not in there:
+            raise ConfigError(f"'{name}': no such case; there are: {', '.join(there)}")
+    return tuple(names) or there
+
+
+def run(cases: Iterable[Callable[[], Result]], as_json: bool) -> None:
     """Measures case after case and prints each result as it comes."""
     for case in cases:
         case().say(as_json)

@@ -1,0 +1,118 @@
+"""Whole rounds on ranks, against the textbook's serial loop in one process.
+
+Both start from the same parameters and see the same batches; dense methods have to end at the same
+weights, to rounding, before times count. A side's time is the median of its rounds after the first.
+The sides take turns, in processes of their own; each is set up as it is when it is used.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from fedmpi import config, launch, memory
+from fedmpi.bench import Result, compare
+from fedmpi.config import Tree
+
+CNN = {"name": "cnn", "padding": False}
+MLP = {"name": "mlp", "hidden": [4096, 1650]}
+WORKLOADS: dict[str, tuple[Tree, int]] = {
+    "small": ({"clients": 8, "batch": 32, "rounds": 6, "model": CNN}, 128),
+    "many": ({"clients": 64, "batch": 32, "rounds": 30, "model": {"hidden": []}}, 32),
+    "comm": ({"clients": 4, "batch": 32, "rounds": 8, "model": MLP}, 32),
+    "comm-topk": (
+        {
+            "clients": 4,
+            "batch": 32,
+            "rounds": 8,
+            "model": MLP,
+            "method": {"name": "topk", "sparsity": 0.99},
+        },
+        32,
+    ),
+}
+"""Settings of each workload, and the samples of a client; synthetic 1x28x28 images for all."""
+
+
+def cases(workloads: tuple[str, ...], ranks: int, repeats: int) -> Iterator[Callable[[], Result]]:
+    """One case for each workload."""
+    for workload in workloads:
+        yield partial(measure, workload, ranks, repeats)
+
+
+def tree_of(workload: str) -> Tree:
+    """The settings of a workload. Accuracies are measured after the last round alone."""
+    tree, samples = WORKLOADS[workload]
+    data = {"name": "synthetic", "shape": [1, 28, 28], "test_samples": 10}
+    data["samples"] = samples * tree["clients"]
+    common = {"epochs": 1, "validation": 0.0, "evaluate": tree["rounds"], "data": data}
+    return common | tree
+
+
+def measure(workload: str, ranks: int, repeats: int) -> Result:
+    """One workload: its rounds on so many ranks, and the textbook's."""
+    launcher = launch.find()
+    settings = config.load(tree_of(workload))
+    with tempfile.TemporaryDirectory() as folder:
+        script = [sys.executable, "-m", "fedmpi.bench.round", workload]
+        ours, theirs = Path(folder) / "ours", Path(folder) / "textbook"
+
+        def turn(command: list[str], out: Path) -> float:
+            subprocess.run([*command, str(out)], env=launcher.environment(), check=True)
+            return json.loads(out.with_suffix(".json").read_text())["seconds"]
+
+        def check() -> None:
+            found, wanted = (np.load(out.with_suffix(".npy")) for out in (ours, theirs))
+            if settings.method.name == "fedavg" and not np.allclose(found, wanted, 1e-3, 1e-4):
+                raise AssertionError(
+                    f"{workload}: our weights are not those of the textbook's loop"
+                )
+
+        def our_turn() -> float:
+            return turn(launcher.command(ranks, [*script, "ours"]), ours)
+
+        def their_turn() -> float:
+            seconds = turn([*script, "textbook"], theirs)
+            check()
+            return seconds
+
+        case: dict[str, Any] = {"workload": workload, "ranks": ranks}
+        return compare("round", case, {"ours": our_turn, "textbook": their_turn}, repeats)
+
+
+def main(workload: str, side: str, out: Path) -> None:
+    """One side's turn, in this process or on these ranks: leaves its seconds and its weights."""
+    from fedmpi.clock import Clock
+    from fedmpi.engine import Engine
+    from fedmpi.wire import Wire
+
+    engine = Engine(config.load(tree_of(workload)))
+    if side == "textbook":
+        from fedmpi.bench.textbook import Textbook
+
+        textbook, settings = Textbook(engine), engine.settings
+        everyone = range(settings.clients)
+        seconds = [textbook.round(t, everyone) for t in range(settings.rounds)]
+        model = textbook.vector()
+    else:
+        memory.keep()
+        clock = Clock()
+        wire = Wire(clock)
+        outcomes = [o for o in engine.rounds(wire, clock) if o is not None]
+        if not wire.is_root:
+            return
+        seconds = [float(outcome.tables["rounds"]["seconds"][0]) for outcome in outcomes]
+        model = engine.server.w
+    np.save(out.with_suffix(".npy"), model.numpy())
+    out.with_suffix(".json").write_text(json.dumps({"seconds": median(seconds[1:])}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
