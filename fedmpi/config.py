@@ -18,7 +18,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from fedmpi.errors import BadInput
 
@@ -43,6 +43,10 @@ class Part(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+
+Width = Annotated[StrictInt, Field(ge=1)]
+"""An item of a list of whole numbers, such as channels or units."""
 
 
 class Data(Part):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fedmpi import memory, provenance, record, tables, wire
 from fedmpi.clock import Clock
@@ -18,6 +18,7 @@ from fedmpi.engine import Engine
 from fedmpi.errors import BadInput
 from fedmpi.launch import PROGRESS
 from fedmpi.record import Record, file_of, state_of
+from fedmpi.show import amount, duration
 from fedmpi.sweep import Sweep
 from fedmpi.wire import Wire
 
@@ -133,12 +134,7 @@ def progress(rounds: int, is_root: bool) -> Iterator[Callable[[np.void], None]]:
     if not is_root:
         yield lambda row: None
     elif os.environ.get(PROGRESS, str(int(sys.stderr.isatty()))) == "1":
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-        )
+        columns = (MofNCompleteColumn(), BarColumn(16), TextColumn("{task.description}"))
         # Forced, because the launcher stands between this process and the terminal.
         with Progress(*columns, console=Console(stderr=True, force_terminal=True)) as bars:
             task = bars.add_task("", total=rounds)
@@ -153,7 +149,5 @@ def line(row: np.void) -> str:
     """A row of the table `rounds`, for people."""
     lost = "agreement" if row["round"] < 0 else f"loss {row['loss']:.3f}"
     seen = "" if np.isnan(row["accuracy"]) else f"accuracy {row['accuracy']:.3f}  "
-    return (
-        f"{lost}  {seen}up {row['up'] / 1e3:,.1f} kB  "
-        f"down {row['down'] / 1e3:,.1f} kB  {row['seconds']:.3f} s"
-    )
+    moved = f"up {amount(row['up'])}  down {amount(row['down'])}"
+    return f"{lost}  {seen}{moved}  {duration(row['seconds'])}"

@@ -95,6 +95,8 @@ def find() -> Launcher:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{path} does not run: {error}") from None
+    if done.returncode:
+        raise ConfigError(f"{path} --version ends with exit code {done.returncode}: no mpiexec")
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     # MPICH's says its version in the second line.
     first = lines[: 2 if lines and lines[0].startswith("HYDRA") else 1]

@@ -16,7 +16,7 @@ def about() -> dict[str, str | int]:
     slurm = {k: v for k, v in sorted(os.environ.items()) if k.startswith("SLURM_")}
     return {
         "python": platform.python_version(),
-        **{package: metadata.version(package) for package in PACKAGES},
+        **{package: version(package) for package in PACKAGES},
         "system": platform.platform(),
         "cpu": cpu(),
         "cores": cores(),
@@ -41,21 +41,26 @@ def cpu() -> str:
     return names[0] if names else platform.processor()
 
 
+def version(package: str) -> str:
+    """An installed package's version; empty where it is only on the path."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def commit() -> str:
     """The checkout's commit, with `+` if it is changed; empty outside of one."""
-    here = Path(__file__).parent
-    words = [
-        "git",
-        "-C",
-        str(here),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--dirty=+",
-        "--exclude=*",
-    ]
+    here = Path(__file__)
+    if not _git("ls-files", here.name):  # it may lie in somebody else's checkout, in a .venv
+        return ""
+    return _git("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -89,9 +89,11 @@ def quantize(
     if not 0 < step < np.inf:  # all values equal, or not finite: one code stands for all
         one = float(low) if step == 0 else np.nan
         return np.zeros(len(values), code_dtype(bits)), Scale(one, 0.0)
-    exact = (values - low) / step
-    shift = np.float32(0.5) if random is None else random.random(len(values), np.float32)
-    codes = np.floor(exact + shift).clip(0, (1 << bits) - 1)
+    # In float64: beside a code of 16 bits float32 has but 8 bits left for the fraction.
+    exact = (values.astype(np.float64) - low) / step
+    codes = np.floor(exact + (0.5 if random is None else random.random(len(values)))).clip(
+        0, (1 << bits) - 1
+    )
     return codes.astype(code_dtype(bits)), Scale(float(low), float(step))
 
 

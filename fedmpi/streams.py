@@ -34,7 +34,8 @@ class Purpose(IntEnum):
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:
     """A fresh generator; `ids` may be -1, the round before the first, but not less."""
-    return np.random.default_rng((seed, int(purpose), *(number + 1 for number in ids)))
+    # Their number is part of the key, because a seed's trailing zeros count for nothing.
+    return np.random.default_rng((seed, int(purpose), len(ids), *(number + 1 for number in ids)))
 
 
 def torch_seed(seed: int, purpose: Purpose, *ids: int) -> int:

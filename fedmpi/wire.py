@@ -110,13 +110,15 @@ class Wire:
         """Waits for all ranks without taking the core of one that still works.
 
         MPI waits by asking again and again, even where it yields in between: with three ranks on
-        two cores that made the working ones a third slower. What follows a meeting never naps.
+        two cores that made the working ones a third slower. Once all are there, a barrier lets
+        them go at once: what comes next is not to wait for one that naps.
         """
         with self.clock(phase):
             request, patience = self.comm.Ibarrier(), perf_counter() + EAGER
             while not request.Test():
                 if perf_counter() > patience:
                     sleep(NAP)
+            self.comm.Barrier()
 
     def _gather(self, data: np.ndarray, phase: Phase) -> list[np.ndarray]:
         count = np.array([_words(data)])

@@ -1,5 +1,7 @@
 """Seconds by phase, on a clock of our own."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,42 @@ def test_a_phase_ends_with_an_error_too(world: Time) -> None:
         fails()
     world.passes(1)
     assert ours.seconds[Phase.PACK] == 7
+
+
+def test_a_phase_inside_of_another_takes_its_time_from_it(world: Time) -> None:
+    """Two levels deep, two side by side, and one that fails: every second is charged once."""
+    ours = Clock()
+    with ours(Phase.TRAIN):
+        world.passes(1)
+        with ours(Phase.PACK):
+            world.passes(2)
+            with ours(Phase.WAIT):
+                world.passes(4)
+            world.passes(8)
+        world.passes(16)
+        with suppress(KeyError), ours(Phase.SERVE):
+            world.passes(32)
+            raise KeyError
+        world.passes(64)
+    with ours(Phase.TRAIN):
+        world.passes(128)
+    wanted = dict.fromkeys(Phase, 0) | {
+        Phase.TRAIN: 1 + 16 + 64 + 128,
+        Phase.PACK: 2 + 8,
+        Phase.WAIT: 4,
+        Phase.SERVE: 32,
+    }
+    assert ours.seconds.tolist() == [wanted[phase] for phase in Phase]
+    assert ours.elapsed() == ours.seconds.sum() == 255
+
+
+def test_what_is_off_the_clock_inside_of_a_phase_is_no_part_of_it(world: Time) -> None:
+    ours = Clock()
+    with ours(Phase.SERVE):
+        world.passes(1)
+        with ours(Phase.EVALUATE):
+            world.passes(5)
+    assert (ours.seconds[Phase.SERVE], ours.elapsed()) == (1, 1)
 
 
 def test_real_time_passes() -> None:

@@ -112,6 +112,17 @@ def test_what_is_unknown(tree: dict[str, Any], text: str) -> None:
     assert text in problem(tree)
 
 
+def test_sentences() -> None:
+    """The path as it is given, the value that was found, and what is wanted."""
+    for tree, sentence in (
+        ({"lr": -1.0}, "lr = -1.0: input should be greater than 0"),
+        ({"rounds": "3"}, "rounds = '3': input should be a valid integer"),
+        ({"model": {"hidden": 8}}, "model.hidden = 8: wanted a list"),
+        ({"data": "digits"}, "data = 'digits': wanted a table, such as data.name"),
+    ):
+        assert problem(tree) == sentence
+
+
 @pytest.mark.parametrize(
     ("words", "path"),
     [
@@ -151,9 +162,15 @@ def test_out_of_range(word: str) -> None:
     assert " = " in problem(overridden(word))
 
 
-@pytest.mark.parametrize(
-    "word", ["device=cuda", "device=cuda:3", "lr=1", "local_steps=7", "seed=0"]
-)
+BORDERS = [
+    *("device=cuda", "device=cuda:3", "lr=1", "lr=1e-9", "seed=0", "rounds=1", "clients=1"),
+    *("participation=1.0", "batch=1", "epochs=1", "local_steps=1", "lr_decay=1.0", "momentum=0.0"),
+    *("momentum=0.999", "weight_decay=0.0", "clip=0.0", "validation=0.0", "evaluate=1"),
+    *("threads=1", "exchange.window=1", "model.hidden=[1]"),
+]
+
+
+@pytest.mark.parametrize("word", BORDERS)
 def test_in_range(word: str) -> None:
     config.load(overridden(word))
 
@@ -283,6 +300,8 @@ def test_describe() -> None:
     assert rows["local_steps"][:2] == ("int >= 1", "absent")
     rows = {row[0]: row[1:] for row in config.describe(config.schema("model", "mlp"))}
     assert rows["hidden"][0] == "list of int >= 1"
+    rows = {row[0]: row[1:] for row in config.describe(config.schema("model", "cnn"))}
+    assert rows["channels"][0].startswith("list of 2 int")
 
 
 @every_choice

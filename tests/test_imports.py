@@ -58,7 +58,7 @@ LAW = {
     # Where MPI and HDF5 meet, as modules of ours.
     "job": (
         "numpy rich",
-        "clock config engine errors launch memory provenance record sweep tables wire",
+        "clock config engine errors launch memory provenance record show sweep tables wire",
     ),
     "__main__": ("click", "bench config doctor engine errors job launch record show sweep"),
 }

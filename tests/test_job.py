@@ -199,11 +199,11 @@ def row() -> np.void:
 
 def test_a_line_for_people() -> None:
     found = row()
-    assert line(found) == "loss 1.250  accuracy 0.500  up 1,234.6 kB  down 0.9 kB  0.062 s"
+    assert line(found) == "loss 1.250  accuracy 0.500  up 1.23 MB  down 890 B  62.5 ms"
     found["accuracy"] = np.nan
-    assert line(found) == "loss 1.250  up 1,234.6 kB  down 0.9 kB  0.062 s"
+    assert line(found) == "loss 1.250  up 1.23 MB  down 890 B  62.5 ms"
     found["round"], found["loss"] = -1, np.nan
-    assert line(found) == "agreement  up 1,234.6 kB  down 0.9 kB  0.062 s"
+    assert line(found) == "agreement  up 1.23 MB  down 890 B  62.5 ms"
 
 
 def test_progress_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

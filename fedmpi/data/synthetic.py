@@ -7,12 +7,11 @@ small, that is about 1.4 times as much from each other, and the best possible ru
 for one of a given other class with probability Phi(-0.7 * separation).
 """
 
-from typing import Annotated
-
 import numpy as np
-from pydantic import Field, StrictInt
+from pydantic import Field
 
 from fedmpi import config
+from fedmpi.config import Width
 from fedmpi.data import Dataset
 from fedmpi.streams import Purpose, stream
 
@@ -27,9 +26,7 @@ class Config(config.Data):
     classes: int = Field(10, ge=2)
     """Labels."""
     # Not strict, because TOML has lists only; the lengths are.
-    shape: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field(
-        (1, 28, 28), min_length=1, strict=False
-    )
+    shape: tuple[Width, ...] = Field((1, 28, 28), min_length=1, strict=False)
     """Shape of a sample, channels first."""
     separation: float = Field(4.0, ge=0, allow_inf_nan=False)
     """Distance of the classes' centres from the origin, in standard deviations of the noise."""

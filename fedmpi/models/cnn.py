@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import nn
 
 from fedmpi import config
-from fedmpi.config import ConfigError
+from fedmpi.config import ConfigError, Width
 
 
 class Config(config.Model):
-    channels: tuple[int, int] = Field((32, 64), strict=False)
+    channels: tuple[Width, Width] = Field((32, 64), strict=False)
     """Channels of the two convolutions."""
     kernel: int = Field(5, ge=1)
     """Side of the convolutions' windows."""

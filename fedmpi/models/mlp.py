@@ -6,16 +6,16 @@ Split points: hidden1, hidden2, ...
 from collections import OrderedDict
 from itertools import pairwise
 from math import prod
-from typing import Annotated
 
-from pydantic import Field, StrictInt
+from pydantic import Field
 from torch import nn
 
 from fedmpi import config
+from fedmpi.config import Width
 
 
 class Config(config.Model):
-    hidden: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field((200, 200), strict=False)
+    hidden: tuple[Width, ...] = Field((200, 200), strict=False)
     """Width of each hidden layer; [] for logistic regression. The default is the 2NN of McMahan et
     al. (AISTATS 2017)."""
 
