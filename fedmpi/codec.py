@@ -149,8 +149,12 @@ class Buffer(NamedTuple):
     bytes: np.ndarray
 
 
-def pack(messages: Sequence[Message]) -> Buffer:
+def pack(messages: Sequence[Message], room: np.ndarray | None = None) -> Buffer:
     """Writes messages one behind the other into one buffer.
+
+    Args:
+        messages: what to write.
+        room: uint8 memory to write into, taken if it is large enough; fresh memory is slow.
 
     Raises:
         WireError: if a block breaks its own rules (see `Block`), or a message's client or weight
@@ -183,7 +187,7 @@ def pack(messages: Sequence[Message]) -> Buffer:
             if values is not None:
                 write(values, block.kind, row)
 
-    data = np.empty(end, np.uint8)
+    data = np.empty(end, np.uint8) if room is None or len(room) < end else room[:end]
     data[: BUFFER.size] = np.frombuffer(
         BUFFER.pack(MAGIC, VERSION, 0, len(messages), 0, end), np.uint8
     )

@@ -8,11 +8,12 @@ only one role does stands behind `is_root` or loops over `mine`, which is empty 
 import hashlib
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from fedmpi import config, models
 from fedmpi.clock import Clock, Phase
-from fedmpi.codec import EVERYONE, Message, pack, unpack
+from fedmpi.codec import EVERYONE, Buffer, Message, pack, unpack
 from fedmpi.config import ConfigError, Settings
 from fedmpi.flat import Flat
 from fedmpi.measure import DOWN, UP, Observer, Outcome
@@ -41,6 +42,7 @@ class Engine:
         method = config.module("method", settings.method.name)
         self.server = method.Server(settings, self.trainer)
         self.clients = method.Clients(settings, self.trainer)
+        self.room = np.empty(0, np.uint8)
 
     def rounds(self, wire: Wire, clock: Clock) -> Iterator[Outcome | None]:
         """Runs; yields each round's outcome on the root, None elsewhere.
@@ -162,7 +164,7 @@ class Engine:
         word = None
         if self.wire.is_root:
             with self.clock(Phase.PACK):
-                word, account = pack(messages)
+                word, account = self.pack(messages)
                 self.observer.charge(DOWN, clients, account)
         word = self.wire.bcast(word)
         with self.clock(Phase.PACK):
@@ -171,7 +173,7 @@ class Engine:
     def hear(self, messages: list[Message]) -> list[Message]:
         """Messages of all ranks' clients on the root, in client order, and charged to them."""
         with self.clock(Phase.PACK):
-            word = pack(messages).data
+            word = self.pack(messages).data
         pieces, heard = self.wire.gather(word), []
         with self.clock(Phase.PACK):
             for piece in pieces:
@@ -194,6 +196,13 @@ class Engine:
         word = self.wire.scatter(words)
         with self.clock(Phase.PACK):
             return unpack(word)[0]
+
+    def pack(self, messages: list[Message]) -> Buffer:
+        """The messages as one buffer, in memory that is this rank's until the next call."""
+        packed = pack(messages, self.room)
+        if len(packed.data) > len(self.room):
+            self.room = packed.data
+        return packed
 
     def model_sha256(self) -> str:
         """Hash of the global model: float32, little-endian, in the order of the stages."""

@@ -38,7 +38,7 @@ class Wire:
         self.clock = clock
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self.is_root = self.rank == ROOT
-        self.inbox = np.empty(0, np.uint8)
+        self.rooms: dict[str, np.ndarray] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -46,13 +46,16 @@ class Wire:
         self.up = self.down = 0
 
     def bcast(self, data: np.ndarray | None) -> np.ndarray:
-        """The root's bytes on every rank: uint8 [words * 8]; `data` is None on the others."""
+        """The root's bytes on every rank: uint8 [words * 8]; `data` is None on the others.
+
+        What they get is a view of one inbox, which the next `bcast` or `scatter` overwrites.
+        """
         count = np.array([0 if data is None else _words(data)])
         self._meet(Phase.WAIT)
         with self.clock(Phase.TRANSFER):
             self.comm.Bcast(count, ROOT)
             if data is None:
-                data = np.empty(int(count[0]) * WORD, np.uint8)
+                data = self._room("root", int(count[0]))
             self.comm.Bcast([data, int(count[0]), MPI.UINT64_T], ROOT)
         self.down += data.nbytes
         return data
@@ -67,7 +70,10 @@ class Wire:
         return self._gather(data, Phase.TRANSFER)
 
     def scatter(self, data: Sequence[np.ndarray]) -> np.ndarray:
-        """This rank's share of the root's bytes; `data` is one piece a rank, empty elsewhere."""
+        """This rank's share of the root's bytes; `data` is one piece a rank, empty elsewhere.
+
+        It is a view of one inbox, which the next `bcast` or `scatter` overwrites.
+        """
         count, counts, send = np.zeros(1, np.int64), None, None
         if self.is_root:
             with self.clock(Phase.PACK):
@@ -76,7 +82,7 @@ class Wire:
         self._meet(Phase.WAIT)
         with self.clock(Phase.TRANSFER):
             self.comm.Scatter(counts, count, ROOT)
-            mine = np.empty(int(count[0]) * WORD, np.uint8)
+            mine = self._room("root", int(count[0]))
             self.comm.Scatterv(send, [mine, int(count[0]), MPI.UINT64_T], ROOT)
         self.down += mine.nbytes
         return mine
@@ -128,15 +134,21 @@ class Wire:
             self.comm.Gather(count, counts, ROOT)
             if counts is not None:
                 layout = _layout(counts)
-                if self.inbox.nbytes < counts.sum() * WORD:
-                    self.inbox = np.empty(int(counts.sum()) * WORD, np.uint8)
-                receive = [self.inbox, layout, MPI.UINT64_T]
+                inbox = self._room("ranks", int(counts.sum()))
+                receive = [inbox, layout, MPI.UINT64_T]
                 pieces = [
-                    self.inbox[start * WORD : (start + length) * WORD]
+                    inbox[start * WORD : (start + length) * WORD]
                     for length, start in zip(*layout, strict=True)
                 ]
             self.comm.Gatherv([data, int(count[0]), MPI.UINT64_T], receive, ROOT)
         return pieces
+
+    def _room(self, sender: str, words: int) -> np.ndarray:
+        """An inbox, the same one each time until it is too small: fresh memory is slow."""
+        room = self.rooms.get(sender)
+        if room is None or room.nbytes < words * WORD:
+            room = self.rooms[sender] = np.empty(words * WORD, np.uint8)
+        return room[: words * WORD]
 
 
 def _words(data: np.ndarray) -> int:

@@ -42,6 +42,29 @@ def test_top_are_the_largest(vector: Tensor, data: st.DataObject) -> None:
         assert vector[found].abs().min() >= vector[left].abs().max()
 
 
+@pytest.mark.parametrize("share", [1e-5, 0.001, 0.01, 0.1, 0.3, 1])
+@pytest.mark.parametrize("kind", ["random", "equal", "few", "ascending", "periodic", "nan"])
+def test_top_of_a_long_vector_is_exact(kind: str, share: float) -> None:
+    """Also where a sample misleads, or has nothing to tell."""
+    size = 5 * sparse.SAMPLE + 17
+    vector = {
+        "random": lambda: random(size),
+        "equal": lambda: torch.ones(size),
+        "few": lambda: torch.zeros(size).index_fill_(0, torch.arange(7, 900), -2.0),
+        "ascending": lambda: torch.arange(size) - size / 3,
+        "periodic": lambda: (torch.arange(size) % 5 == 0) * random(size),
+        "nan": lambda: random(size).index_fill_(0, torch.tensor([5, 77]), torch.nan),
+    }[kind]()
+    count = max(1, int(size * share))
+    found = sparse.top(vector, count)
+    assert found.shape == (count,)
+    assert (found.diff() > 0).all()
+    wanted = vector.abs().sort(descending=True).values[:count]
+    torch.testing.assert_close(
+        vector[found].abs().sort(descending=True).values, wanted, rtol=0, atol=0, equal_nan=True
+    )
+
+
 def test_top_looks_at_absolute_values() -> None:
     assert sparse.top(torch.tensor([1.0, -5.0, 3.0, -0.5, 4.0]), 3).tolist() == [1, 2, 4]
 
