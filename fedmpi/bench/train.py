@@ -1,7 +1,8 @@
 """Local training: milliseconds a client and step, against the textbook loop and the bare step.
 
 The bare step is forward and `autograd.grad` on one resident batch, nothing else: a floor that no
-training can be under. The textbook loop (see `textbook`) is what most codes do.
+training can be under. The textbook loop (see `textbook`) is what most codes do. All three run in one
+process, whose memory is kept as in a run.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from time import perf_counter
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedmpi import config
+from fedmpi import config, memory
 from fedmpi.bench import Result, compare
 from fedmpi.bench.textbook import Textbook
 from fedmpi.engine import Engine
@@ -50,6 +51,7 @@ def engine_for(model: str, batch: int, clients: int) -> Engine:
 
 def measure(model: str, batch: int, repeats: int) -> Result:
     """One case: some clients' local training, ours and the references in turns."""
+    memory.keep()
     engine = engine_for(model, batch, clients=2)
     textbook, trainer = Textbook(engine), engine.trainer
     start, adjust = engine.flat.initial, engine.clients.adjust
