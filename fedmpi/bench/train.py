@@ -1,8 +1,8 @@
 """Local training: milliseconds a client and step, against the textbook loop and the bare step.
 
 The bare step is forward and `autograd.grad` on one resident batch, nothing else: a floor that no
-training can be under. The textbook loop (see `textbook`) is what most codes do. All three run in one
-process, whose memory is kept as in a run.
+training can be under. The textbook loop (see `textbook`) is what most codes do. All three run in
+one process, whose memory is kept as in a run.
 """
 
 from collections.abc import Callable, Iterator
