@@ -45,7 +45,9 @@ class Part(BaseModel):
     )
 
 
-Width = Annotated[StrictInt, Field(ge=1)]
+MOST, LARGEST = 2**31 - 1, 3e38
+"""Bounds of counts, and of numbers that are float32 in the end."""
+Width = Annotated[StrictInt, Field(ge=1, le=MOST)]
 """An item of a list of whole numbers, such as channels or units."""
 
 
@@ -87,39 +89,39 @@ class Exchange(Part):
 class Settings(Part):
     """One run. The four named tables are narrowed to their modules' own settings by `load`."""
 
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, le=MOST)
     """Source of every random number in the run."""
-    rounds: int = Field(20, ge=1)
+    rounds: int = Field(20, ge=1, le=MOST)
     """Communication rounds."""
-    clients: int = Field(10, ge=1)
+    clients: int = Field(10, ge=1, le=MOST)
     """Logical clients; a rank hosts many."""
     participation: float = Field(1.0, gt=0, le=1)
     """Share of the clients that are sampled each round (at least one client)."""
-    batch: int = Field(16, ge=1)
+    batch: int = Field(16, ge=1, le=MOST)
     """Samples in a local step; the last batch of a pass may be smaller."""
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(2, ge=1, le=MOST)
     """Local passes over a client's samples a round."""
-    local_steps: int | None = Field(None, ge=1)
+    local_steps: int | None = Field(None, ge=1, le=MOST)
     """Local steps a round, the same for every client; replaces `epochs`."""
-    lr: float = Field(0.1, gt=0)
+    lr: float = Field(0.1, gt=0, le=LARGEST)
     """Learning rate of the local steps."""
     lr_decay: float = Field(1.0, gt=0, le=1)
     """The rate in round t is lr * lr_decay ** t."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Heavy-ball momentum, started afresh each round."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=LARGEST)
     """Adds weight_decay * w to the gradient, after clipping."""
-    clip: float = Field(0.0, ge=0)
+    clip: float = Field(0.0, ge=0, le=LARGEST)
     """Largest Euclidean norm of a client's gradient; 0 leaves it alone."""
     validation: float = Field(0.1, ge=0, lt=1)
     """Share of the training samples held out from all clients, to choose the best round by."""
-    evaluate: int = Field(1, ge=1)
+    evaluate: int = Field(1, ge=1, le=MOST)
     """Accuracies are measured every so many rounds, and after the last."""
     server: Literal["dedicated", "shared"] = "dedicated"
     """`dedicated`: rank 0 serves only; `shared`: it hosts clients too, as it always does alone."""
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     """Where models train: cpu, cuda (spread over a node's ranks) or cuda:K."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
     """Torch threads a rank."""
     data: Data
     partition: Partition
@@ -224,7 +226,7 @@ def read(path: Path) -> Tree:
         return tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; wanted a file of settings (TOML)") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
 
 
@@ -254,7 +256,7 @@ def override(tree: Tree, words: tuple[str, ...]) -> None:
             raise ConfigError(f"'{word}' is not a setting; wanted key=value, such as lr=0.1")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             value = text
         assign(tree, path, value)
 
@@ -291,6 +293,8 @@ def _type(annotation: Any, bounds: Sequence[Any] = ()) -> str:
         return f"list of {length}{_type(inner[0])}"
     text = getattr(annotation, "__name__", str(annotation))
     limits = {name: getattr(b, name) for b in bounds for name in SIGNS if hasattr(b, name)}
+    if limits.get("le") in (MOST, LARGEST):  # what hardly anybody reaches is no news
+        del limits["le"]
     low = next((name for name in ("gt", "ge") if name in limits), None)
     high = next((name for name in ("lt", "le") if name in limits), None)
     if low and high:

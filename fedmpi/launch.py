@@ -13,6 +13,8 @@ from fedmpi.provenance import cores
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MPI_LOCALRANKID")
 """Set for each process by Open MPI, PMIx, MPICH and Intel MPI, by `srun` in their place too."""
+CROWD = 64
+"""Ranks for each core that can be asked for."""
 BINDING = ("PRTE_MCA_hwloc_default_binding_policy", "OMPI_MCA_hwloc_base_binding_policy")
 """How Open MPI ties ranks to cores: version 5, and before."""
 PROGRESS = "FEDMPI_TERMINAL"
@@ -121,8 +123,17 @@ def check_size(wanted: int | None, found: int) -> None:
 
 
 def start(ranks: int, words: Sequence[str]) -> int:
-    """Runs `python -m fedmpi WORDS` on so many ranks; returns the job's exit code."""
-    launcher = find()
+    """Runs `python -m fedmpi WORDS` on so many ranks; returns the job's exit code.
+
+    Raises:
+        ConfigError: if there is no launcher, or the ranks are far more than the cores.
+    """
+    launcher, most = find(), CROWD * max(slots(), cores())
+    if ranks > most:
+        raise ConfigError(
+            f"--ranks {ranks}: more than {CROWD} for each core are of no use; {most} are possible "
+            "here; on several nodes use the site's launcher"
+        )
     program = [sys.executable, "-m", "fedmpi", *words]
     done = subprocess.run(launcher.command(ranks, program), env=launcher.environment())
     return done.returncode

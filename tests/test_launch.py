@@ -184,3 +184,8 @@ def test_check_size(
         return
     with pytest.raises(ConfigError, match=problem):
         launch.check_size(wanted, found)
+
+
+def test_a_crowd_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--ranks 100000: more than 64 for each core"):
+        launch.start(100_000, ["run"])

@@ -117,6 +117,9 @@ SETTINGS = {
     "zero": (["rounds=0"], "rounds = 0: input should be greater than or equal to 1"),
     "zero where it is excluded": (["lr=0"], "lr = 0: input should be greater than 0"),
     "not a number": (["lr=nan"], "lr = nan: input should be a finite number"),
+    "beyond float32": (["lr=1e308"], "lr = 1e+308: input should be less than or equal to 3"),
+    "beyond all threads": (["threads=5000"], "threads = 5000: input should be less than or equal"),
+    "digits without end": (["seed=" + "9" * 5000], "input should be a valid integer"),
     "participation": (["participation=1.5"], "1.5: input should be less than or equal to 1"),
     "method": (
         ["method.name=fedpro"],
