@@ -103,16 +103,36 @@ class Settings(Part):
     """Local passes over a client's samples a round."""
     local_steps: int | None = Field(None, ge=1, le=MOST)
     """Local steps a round, the same for every client; replaces `epochs`."""
+    augment: tuple[Literal["crop", "flip"], ...] = Field((), strict=False)
+    """What happens to images at random: crop (with 4 black pixels on each side), flip."""
     lr: float = Field(0.1, gt=0, le=LARGEST)
     """Learning rate of the local steps."""
+    schedule: Literal["decay", "steps", "cosine", "restarts"] = "decay"
+    """Rate in round t: lr * lr_decay ** t; or ** the number of lr_steps up to t; or half a cosine
+    from lr to lr_min over all rounds; or that over the local passes of each round."""
     lr_decay: float = Field(1.0, gt=0, le=1)
-    """The rate in round t is lr * lr_decay ** t."""
+    """Factor of the rate, each round or at each of lr_steps."""
+    lr_steps: tuple[Annotated[StrictInt, Field(ge=1, le=MOST)], ...] = Field((), strict=False)
+    """Rounds at which the rate is multiplied by lr_decay; only with schedule = steps."""
+    lr_min: float = Field(0.0, ge=0, le=LARGEST)
+    """Where a cosine ends."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Whose state starts afresh each round."""
     momentum: float = Field(0.0, ge=0, lt=1)
-    """Heavy-ball momentum, started afresh each round."""
+    """Heavy-ball momentum of SGD."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Adam's decay of the mean gradient."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Adam's decay of the mean square."""
+    epsilon: float = Field(1e-8, gt=0, le=1)
+    """Adam's addition to the root of the mean square."""
     weight_decay: float = Field(0.0, ge=0, le=LARGEST)
     """Adds weight_decay * w to the gradient, after clipping."""
     clip: float = Field(0.0, ge=0, le=LARGEST)
     """Largest Euclidean norm of a client's gradient; 0 leaves it alone."""
+    statistics: Literal["averaged", "local"] = "averaged"
+    """BatchNorm's running statistics: averaged like parameters, or each client's own, never sent;
+    the global model then normalises a batch by its own statistics when it is judged."""
     validation: float = Field(0.1, ge=0, lt=1)
     """Share of the training samples held out from all clients, to choose the best round by."""
     evaluate: int = Field(1, ge=1, le=MOST)
@@ -121,6 +141,10 @@ class Settings(Part):
     """`dedicated`: rank 0 serves only; `shared`: it hosts clients too, as it always does alone."""
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     """Where models train: cpu, cuda (spread over a node's ranks) or cuda:K."""
+    rows: int | None = Field(None, ge=1, le=MOST)
+    """Clients that train at once, stacked; absent: one on a CPU, else what device memory holds."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of matrix products: float32, TF32 on a GPU, or bfloat16 by autocast; all else is float32."""
     threads: int = Field(1, ge=1, le=1024)
     """Torch threads a rank."""
     data: Data
@@ -192,11 +216,41 @@ def load(tree: Tree) -> Settings:
     whole = pydantic.create_model("Settings", __base__=Settings, **narrowed)  # type: ignore[call-overload]
     try:
         settings = whole.model_validate(tree)
+        problems += _contradictions(settings)
     except pydantic.ValidationError as error:
         problems += [_sentence(whole, problem) for problem in error.errors()]
     if problems:
         raise ConfigError(*problems)
     return settings
+
+
+BELONGS = {
+    "lr_decay": ("schedule", ("decay", "steps")),
+    "lr_steps": ("schedule", ("steps",)),
+    "lr_min": ("schedule", ("cosine", "restarts")),
+    "momentum": ("optimizer", ("sgd",)),
+    "beta1": ("optimizer", ("adam",)),
+    "beta2": ("optimizer", ("adam",)),
+    "epsilon": ("optimizer", ("adam",)),
+}
+"""Settings that mean something only beside certain values of another one."""
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """What is wrong with settings that are right one by one."""
+    found = []
+    for name, (other, possible) in BELONGS.items():
+        value, choice = getattr(settings, name), getattr(settings, other)
+        if choice not in possible and value != Settings.model_fields[name].default:
+            means = " or ".join(f"{other} = '{one}'" for one in possible)
+            found.append(f"{name} = {written(value)}: wanted {means}, found '{choice}'")
+    if settings.schedule == "steps" and not settings.lr_steps:
+        found.append("lr_steps = []: wanted rounds, because schedule = 'steps'")
+    if settings.lr_min > settings.lr:
+        found.append(f"lr_min = {settings.lr_min}: wanted at most lr = {settings.lr}")
+    if settings.precision == "tf32" and settings.device == "cpu":
+        found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
+    return found
 
 
 def _sentence(whole: type[Part], problem: Mapping[str, Any]) -> str:

@@ -34,9 +34,11 @@ class Engine:
         self.settings = settings
         device = pick_device(settings.device, place_on_node)
         torch.set_num_threads(settings.threads)
+        use_tf32(settings.precision == "tf32")
         data = config.module("data", settings.data.name).load(settings.data, settings.seed)
         self.population = Population(settings, data)
-        self.flat = Flat(models.build(settings.model, data.shape, data.classes, settings.seed))
+        network = models.build(settings.model, data.shape, data.classes, settings.seed)
+        self.flat = Flat(network, settings.statistics == "local")
         self.trainer = Trainer(settings, self.flat, data, self.population, device)
         self.observer = Observer(settings, data, self.population, self.trainer)
         method = config.module("method", settings.method.name)
@@ -54,7 +56,8 @@ class Engine:
         if self.settings.server == "dedicated" and wire.size > 1:
             self.hosts = range(1, wire.size)
         for t in range(EVERYONE_ROUND if self.server.agrees else 0, self.settings.rounds):
-            waves = self.population.waves(t, self.flat.size, self.hosts, self.clients.keeps)
+            keeps = self.clients.keeps or self.trainer.keeps
+            waves = self.population.waves(t, self.flat.size, self.hosts, keeps)
             self.begin()
             if not self.tell(t, waves):
                 return
@@ -108,7 +111,7 @@ class Engine:
         with self.clock(Phase.TRAIN):
             for clients in self.trainer.chunks(mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
-                    with self.trainer.timed(client):
+                    with self.trainer.timed((client,)):
                         blocks = self.clients.upload(t, client, w)
                     messages.append(Message(client, blocks, float(self.population.sizes[client])))
                     if self.observer.is_due(t):
@@ -224,3 +227,10 @@ def pick_device(name: str, place_on_node: int) -> torch.device:
             f"device = '{name}': there are {count} CUDA devices here; cpu is possible"
         )
     return torch.device("cuda", number)
+
+
+def use_tf32(is_so: bool) -> None:
+    """Whether a GPU may round the inputs of matrix products to TF32, which libraries like to do."""
+    kind = "tf32" if is_so else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = kind
+    torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A network as one vector: parameters in `w`, gradients in `g`, the network's tensors are views.
+"""A network as one vector: its parameters and its running statistics, in the order of its modules.
 
 A model is a sequence of named stages, and the vector holds them in that order; the front of a split
 network is therefore a prefix of the vector, and its back is the rest.
@@ -6,56 +6,102 @@ network is therefore a prefix of the vector, and its back is the rest.
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from fedmpi import layers
 from fedmpi.config import ConfigError
 
-ALIGNMENT = 16
-"""Rows begin at multiples of 64 bytes: results must not depend on which row a client has."""
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a tensor of the network lies in a vector."""
+
+    name: str
+    start: int
+    shape: torch.Size
+
+    @property
+    def stop(self) -> int:
+        """Where the next piece starts."""
+        return self.start + prod(self.shape)
+
+    def of(self, vector: Tensor) -> Tensor:
+        """The tensor [..., *shape] in `vector` [..., n], a view."""
+        return vector[..., self.start : self.stop].view(*vector.shape[:-1], *self.shape)
 
 
 class Flat:
-    """The shape of a network: how its parameters lie in one vector of length `size`.
+    """The shape of a network: how it lies in one vector of length `size`.
+
+    Running statistics, that is float buffers that a state dict has too, are in the vector like
+    parameters, but no gradient moves them. If they are local they are in a vector of their own,
+    `aside`, which never travels. Integers, and buffers that are not saved, are in neither.
 
     Attributes:
-        stages: the network; its own parameters are the initial ones.
-        size: number of parameters.
-        initial: the initial parameters, [size].
+        stages: the network; its own tensors are the initial ones.
+        is_local: whether statistics are set aside.
+        parameters: pieces of the parameters.
+        statistics: pieces of the statistics, in the vector or aside.
+        size: length of the vector.
+        initial: the initial vector, [size].
+        aside: the initial statistics, if they are local, [number of them]; else [0].
+        moving: which positions a gradient moves, float32 [size]; None if all.
+        is_random: whether a step needs a random key.
     """
 
-    def __init__(self, stages: nn.Sequential) -> None:
-        self.stages = stages
-        shapes = [parameter.shape for parameter in stages.parameters()]
-        stops = list(accumulate(shape.numel() for shape in shapes))
-        self.size = stops[-1] if stops else 0
-        self.spans = list(zip([0, *stops[:-1]], stops, shapes, strict=True))
-        self.initial = torch.cat([p.detach().reshape(-1) for p in stages.parameters()])
+    def __init__(self, stages: nn.Sequential, is_local: bool = False) -> None:
+        self.stages, self.is_local = stages, is_local
+        self.parameters: list[Piece] = []
+        self.statistics: list[Piece] = []
+        ours: list[Tensor] = []
+        theirs: list[Tensor] = []
+        for name, tensor, moves in _tensors(stages):
+            place = theirs if is_local and not moves else ours
+            start = sum(piece.numel() for piece in place)
+            pieces = self.parameters if moves else self.statistics
+            pieces.append(Piece(name, start, tensor.shape))
+            place.append(tensor.detach().reshape(-1))
+        self.initial, self.aside = (torch.cat([torch.empty(0), *place]) for place in (ours, theirs))
+        self.size = len(self.initial)
+        self.moving = None
+        if len(ours) > len(self.parameters):
+            self.moving = torch.zeros(self.size)
+            for piece in self.parameters:
+                self.moving[piece.start : piece.stop] = 1
+        self.is_random = any(isinstance(module, layers.Dropout) for module in stages.modules())
 
-    def views(self, vector: Tensor) -> list[Tensor]:
-        """`vector` [size] as tensors of the parameters' shapes, without a copy."""
-        return [vector[start:stop].view(shape) for start, stop, shape in self.spans]
+    @property
+    def count(self) -> int:
+        """Number of parameters."""
+        return sum(prod(piece.shape) for piece in self.parameters)
 
-    def network(self, w: Tensor) -> nn.Sequential:
-        """A network whose parameters are views of `w` [size]."""
+    def network(self, w: Tensor, aside: Tensor | None = None) -> nn.Sequential:
+        """A network whose tensors are views of `w` [size], and of `aside` if it has local ones."""
         network = copy.deepcopy(self.stages).to(w.device)
-        for parameter, view in zip(network.parameters(), self.views(w), strict=True):
-            parameter.data = view
+        for piece in self.parameters:
+            network.get_parameter(piece.name).data = piece.of(w)
+        place = (
+            (self.aside.to(w.device, copy=True) if aside is None else aside) if self.is_local else w
+        )
+        for piece in self.statistics:
+            module, _, name = piece.name.rpartition(".")
+            setattr(network.get_submodule(module), name, piece.of(place))
         return network
 
     def prunable(self) -> Tensor:
-        """Which parameters are weights of convolutions or linear layers: bool [size]."""
-        layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-        weights = {id(m.weight) for m in self.stages.modules() if isinstance(m, layers)}
-        marks = [
-            torch.full((p.numel(),), id(p) in weights, dtype=torch.bool)
-            for p in self.stages.parameters()
-        ]
-        return torch.cat(marks)
+        """Which positions are weights of convolutions or linear layers: bool [size]."""
+        kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+        modules = self.stages.named_modules()
+        weights = {f"{name}.weight" for name, module in modules if isinstance(module, kinds)}
+        found = torch.zeros(self.size, dtype=torch.bool)
+        for piece in self.parameters:
+            found[piece.start : piece.stop] = piece.name in weights
+        return found
 
     def cuts(self) -> list[str]:
         """The split points: each is the name of the last stage in front of it."""
@@ -74,40 +120,21 @@ class Flat:
             )
         place = self.cuts().index(cut) + 1
         stages = list(self.stages.named_children())
-        front, back = OrderedDict(stages[:place]), OrderedDict(stages[place:])
-        return Flat(nn.Sequential(front)), Flat(nn.Sequential(back))
+        front, back = (
+            nn.Sequential(OrderedDict(part)) for part in (stages[:place], stages[place:])
+        )
+        return Flat(front, self.is_local), Flat(back, self.is_local)
 
 
-class Rows:
-    """`count` models of one shape: the rows of `w`, and of `g` their gradients, both [count, n]."""
-
-    def __init__(self, flat: Flat, count: int, device: torch.device) -> None:
-        width = -(-flat.size // ALIGNMENT) * ALIGNMENT
-        self.flat = flat
-        self.w = torch.zeros(count, width, device=device)[:, : flat.size]
-        self.g = torch.zeros(count, width, device=device)[:, : flat.size]
-        self.networks = [flat.network(row) for row in self.w]
-        self.parameters = [list(network.parameters()) for network in self.networks]
-        self.gradients = [flat.views(row) for row in self.g]
-
-    def __len__(self) -> int:
-        return len(self.networks)
-
-    def backward(
-        self, row: int, output: Tensor, cotangent: Tensor | None = None, also: Sequence[Tensor] = ()
-    ) -> tuple[Tensor, ...]:
-        """g[row] = the gradient of `output` (or of <output, cotangent>) by the row's parameters.
-
-        Returns:
-            The gradients by the tensors in `also`, from the same pass.
-        """
-        ours = self.parameters[row]
-        found = torch.autograd.grad(output, [*ours, *also], cotangent)
-        torch._foreach_copy_(self.gradients[row], found[: len(ours)])
-        return found[len(ours) :]
-
-    def loss(self, row: int, x: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy of the row's network on x [B, ...], y [B]; sets g[row]."""
-        loss = cross_entropy(self.networks[row](x), y)
-        self.backward(row, loss)
-        return loss.detach()
+def _tensors(stages: nn.Sequential) -> Iterator[tuple[str, Tensor, bool]]:
+    """Name and tensor of each parameter and statistic, module by module; whether it moves."""
+    parameters = dict(stages.named_parameters())
+    saved = stages.state_dict().keys()
+    for name, module in stages.named_modules():
+        prefix = f"{name}." if name else ""
+        for own, parameter in module.named_parameters(recurse=False):
+            if prefix + own in parameters:  # only one of those that are shared
+                yield prefix + own, parameter, True
+        for own, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and prefix + own in saved:
+                yield prefix + own, buffer, False

@@ -108,7 +108,7 @@ class Job:
                 "hosts": [host[0].decode() for host in hosts],
                 "threads_per_rank": settings.threads,
                 "device": str(engine.trainer.device),
-                "parameters": engine.flat.size,
+                "parameters": engine.flat.count,
                 "partition_sha256": engine.population.fingerprint,
             }
             file = Record(path, settings.tree(), settings.identity(), about, tables.TABLES)

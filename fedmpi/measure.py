@@ -59,7 +59,7 @@ class Observer:
         self.test_x = torch.from_numpy(data.test_x).to(trainer.device)
         self.test_y = torch.from_numpy(data.test_y).to(trainer.device)
         held_out = torch.from_numpy(population.held_out).to(trainer.device)
-        self.held_x, self.held_y = trainer.x[held_out], trainer.y[held_out]
+        self.held_x, self.held_y = trainer.feed.take(held_out)
         self.last_personal = np.full(settings.clients, np.nan)
         self.begin()
 
@@ -91,17 +91,18 @@ class Observer:
             if wire.is_root:
                 theirs = [(client, server.personal(client)) for client in wave.clients]
                 whole += [(client, w) for client, w in theirs if w is not None]
-            for client, w in whole:
-                shard = torch.from_numpy(self.population.test_shards[client])
-                right = self.trainer.correct(w, self.test_x[shard], self.test_y[shard])
-                self.personal[client] = mean(right)
+            clients = [client for client, _ in whole]
+            shards = [torch.from_numpy(self.population.test_shards[c]) for c in clients]
+            xs, ys = ([all_[s] for s in shards] for all_ in (self.test_x, self.test_y))
+            right = self.trainer.correct([w for _, w in whole], xs, ys, clients)
+            self.personal |= {c: mean(theirs) for c, theirs in zip(clients, right, strict=True)}
         wire.settle()
 
     def judge(self, w: Tensor) -> Verdict:
         """Accuracies of the global model w [n]."""
-        right = self.trainer.correct(w, self.test_x, self.test_y)
+        (right,) = self.trainer.correct([w], [self.test_x], [self.test_y])
         shards = [mean(right[shard]) for shard in self.population.test_shards]
-        known = self.trainer.correct(w, self.held_x, self.held_y)
+        (known,) = self.trainer.correct([w], [self.held_x], [self.held_y])
         return Verdict(mean(right), mean(known), np.array(shards))
 
     def outcome(

@@ -136,7 +136,7 @@ def _anatomy(name: str) -> Iterator[str]:
             settings: Any = config.schema("model", name)()
             flat = Flat(build(settings, shape, 10, seed=1))
             cuts = flat.cuts()
-            sizes.append(f"{flat.size:,} for {'x'.join(map(str, shape))} samples")
+            sizes.append(f"{flat.count:,} for {'x'.join(map(str, shape))} samples")
     yield f"split points: {', '.join(cuts) or 'none'} (with the default settings)"
     yield f"parameters: {', '.join(sizes)} of 10 classes"
 

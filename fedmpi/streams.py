@@ -30,6 +30,10 @@ class Purpose(IntEnum):
     """Stochastic rounding; ids: round, client."""
     DATA = 9
     """Synthetic samples."""
+    AUGMENT = 10
+    """How samples are cropped and flipped; ids: round, client."""
+    DROPOUT = 11
+    """Random keys of the steps (see `layers.Dropout`); ids: round, client."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

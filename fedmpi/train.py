@@ -1,7 +1,7 @@
-"""Rows of clients through their local steps.
+"""Clients through their local steps, as rows: the loop that all time is spent in.
 
-On a CPU a chunk is one row and clients train one after the other, because the caches like it; the
-interface is that of many rows, so that methods cannot tell.
+On a CPU clients train one after the other, because the caches like it; on a GPU as many at once as
+its memory holds. The settings `device` and `rows` decide, and nothing outside of this module knows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,52 +14,27 @@ from torch import Tensor
 
 from fedmpi.config import Settings
 from fedmpi.data import Dataset
-from fedmpi.flat import Flat, Rows
+from fedmpi.descent import Descent, descent, rate
+from fedmpi.feed import Feed
+from fedmpi.flat import Flat
 from fedmpi.population import Population
-from fedmpi.streams import Purpose, stream
+from fedmpi.rows import OneByOne, Rows
+from fedmpi.stacked import Stacked
 
 Adjust = Callable[[Sequence[int], Tensor, Tensor], None]
-"""Changes gradients in place before a step: clients of the rows, w [C, n], g [C, n]."""
+"""Changes gradients in place before a step: clients of the rows, w [k, n], g [k, n]."""
 
 EVALUATION_BATCH = 1024
-
-
-class Descent:
-    """Stochastic gradient descent on rows: clip, weight decay, momentum, step; all row-wise."""
-
-    def __init__(self, settings: Settings, rows: Rows) -> None:
-        self.settings, self.rows = settings, rows
-        self.velocity = torch.zeros_like(rows.w) if settings.momentum else None
-
-    def reset(self, start: Tensor) -> None:
-        """All rows begin at `start`, [n] or [C, n], at rest."""
-        self.rows.w.copy_(start)
-        if self.velocity is not None:
-            self.velocity.zero_()
-
-    def step(self, t: int, part: slice = slice(None)) -> None:
-        """Moves the rows in `part` against their gradients, at round t's learning rate."""
-        settings, w, g = self.settings, self.rows.w[part], self.rows.g[part]
-        if settings.clip:
-            norms = torch.linalg.vector_norm(g, dim=1, keepdim=True)
-            g.mul_((settings.clip / (norms + 1e-6)).clamp(max=1))
-        if settings.weight_decay:
-            g.add_(w, alpha=settings.weight_decay)
-        if self.velocity is not None:
-            g = self.velocity[part].mul_(settings.momentum).add_(g)
-        w.add_(g, alpha=-rate(settings, t))
-
-
-def rate(settings: Settings, t: int) -> float:
-    """The learning rate of round t."""
-    return settings.lr * settings.lr_decay ** max(t, 0)
+"""Samples that are judged at a time, over all rows."""
+SHARE_OF_MEMORY = 0.8
+"""Of a device's free memory; the rest is for what comes and goes."""
 
 
 class Trainer:
-    """The samples, the network and the local steps of one rank.
+    """The samples, the networks and the local steps of one rank.
 
     Attributes:
-        classes: number of labels.
+        feed: what clients learn from.
         losses: each client's losses in local training, this round: their sum and their number.
         seconds: each client's time in local training, and in preparing its upload, this round.
     """
@@ -73,12 +48,22 @@ class Trainer:
         device: torch.device,
     ) -> None:
         self.settings, self.flat, self.population, self.device = settings, flat, population, device
-        self.x = torch.from_numpy(data.train_x).to(device)
-        self.y = torch.from_numpy(data.train_y).to(device)
+        self.feed = Feed(settings, data, population, device, flat.is_random)
+        self.is_stacked = device.type == "cuda" or (settings.rows or 1) > 1
+        self.seats = settings.rows
         self.descent = self.descent_of(flat, 1)
-        self.rows = self.descent.rows
-        self.classes = data.classes
+        self.statistics: dict[int, Tensor] = {}
         self.begin()
+
+    @property
+    def rows(self) -> Rows:
+        """The whole networks that train here."""
+        return self.descent.rows
+
+    @property
+    def keeps(self) -> bool:
+        """Whether clients have something that stays on their rank: statistics of their own."""
+        return bool(len(self.flat.aside))
 
     def begin(self) -> None:
         """A round begins."""
@@ -87,12 +72,14 @@ class Trainer:
 
     def descent_of(self, flat: Flat, count: int) -> Descent:
         """`count` models of a shape, the whole network's or a part's, and what moves them."""
-        return Descent(self.settings, Rows(flat, count, self.device))
+        kind = Stacked if self.is_stacked else OneByOne
+        return descent(self.settings, kind(flat, count, self.device, self.settings))
 
-    def note(self, client: int, loss: Tensor) -> None:
-        """Takes down the loss of one of the client's steps."""
-        total, count = self.losses.get(client, (torch.zeros((), device=self.device), 0))
-        self.losses[client] = total + loss, count + 1
+    def note(self, clients: Sequence[int], losses: Tensor, steps: Sequence[int]) -> None:
+        """Takes down clients' losses [k], each the sum over so many steps."""
+        for client, loss, count in zip(clients, losses.unbind(), steps, strict=True):
+            total, before = self.losses.get(client, (torch.zeros((), device=self.device), 0))
+            self.losses[client] = total + loss, before + count
 
     def loss(self, client: int) -> float:
         """The client's mean loss, as far as this rank has seen its steps; else NaN."""
@@ -100,58 +87,144 @@ class Trainer:
         return float(total) / count
 
     @contextmanager
-    def timed(self, client: int) -> Iterator[None]:
-        """Adds the time inside to the client's seconds."""
+    def timed(self, clients: Sequence[int]) -> Iterator[None]:
+        """Adds the time inside to the clients' seconds, in equal shares."""
         start = perf_counter()
         yield
-        self.seconds[client] = self.seconds.get(client, 0.0) + perf_counter() - start
+        share = (perf_counter() - start) / max(1, len(clients))
+        for client in clients:
+            self.seconds[client] = self.seconds.get(client, 0.0) + share
+
+    def rates(self, t: int, clients: Sequence[int], step: int) -> float | Tensor:
+        """The learning rate of a step: one for all, or [k, 1] where it depends on the client."""
+        if self.settings.schedule != "restarts":
+            return rate(self.settings, t)
+        found = []
+        for client in clients:
+            each = -(-int(self.population.sizes[client]) // self.settings.batch)
+            passes = -(-self.population.steps(client) // each)
+            found.append(rate(self.settings, t, (step // each) / passes))
+        return torch.tensor(found, device=self.device).unsqueeze(1)
 
     def chunks(self, clients: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """The groups in which clients train together: single clients, on a CPU."""
-        return ((client,) for client in clients)
+        """The groups in which clients train together, in each those with most steps first."""
+        if not self.is_stacked:
+            yield from ((client,) for client in clients)
+            return
+        if self.seats is None and clients:
+            self.seats = self._fitting()
+        order = self.ordered(clients)
+        count = -(-len(order) // (self.seats or 1))
+        for number in range(count):
+            yield tuple(order[number * len(order) // count : (number + 1) * len(order) // count])
 
-    def batches(self, t: int, client: int) -> Iterator[Tensor]:
-        """Positions of the samples of each of the client's steps in round t, pass by pass."""
-        random = stream(self.settings.seed, Purpose.BATCH, t, client)
-        shard, batch = self.population.shards[client], self.settings.batch
-        left = self.population.steps(client)
-        while left:
-            order = torch.from_numpy(shard[random.permutation(len(shard))]).to(self.device)
-            for positions in order.split(batch)[:left]:
-                yield positions
-                left -= 1
+    def ordered(self, clients: Sequence[int]) -> list[int]:
+        """The clients with most steps first, as rows want them, and then by samples."""
+        steps, sizes = self.population.steps, self.population.sizes
+        return sorted(clients, key=lambda client: (-steps(client), -sizes[client], client))
+
+    def _fitting(self) -> int:
+        """How many rows the device's free memory holds, by what two need beyond one."""
+        largest = int(self.population.sizes.argmax())
+        needed = []
+        for count in (1, 2):
+            before = torch.cuda.memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            some = self.descent_of(self.flat, count)
+            some.rows.learn(self.feed, [next(self.feed.picks(0, largest))] * count)
+            needed.append(torch.cuda.max_memory_allocated(self.device) - before)
+            del some
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return max(1, int(SHARE_OF_MEMORY * free) // max(1, needed[1] - needed[0]))
+
+    def _seat(self, count: int) -> Rows:
+        """At least so many rows."""
+        if len(self.rows) < count:
+            self.descent = self.descent_of(self.flat, count)
+        return self.rows
 
     def train(self, t: int, clients: Sequence[int], start: Tensor, adjust: Adjust) -> Tensor:
-        """Round t's local steps of the clients, all from `start` [n].
+        """Round t's local steps of a chunk of clients, all from `start` [n].
 
         Returns:
             Their models, [C, n], until the next call.
         """
-        assert len(clients) == len(self.rows), "a chunk is as long as there are rows"
-        self.descent.reset(start)
-        for row, client in enumerate(clients):
-            part = slice(row, row + 1)
-            with self.timed(client):
-                for positions in self.batches(t, client):
-                    loss = self.rows.loss(row, self.x[positions], self.y[positions])
-                    adjust((client,), self.rows.w[part], self.rows.g[part])
-                    self.descent.step(t, part)
-                    self.note(client, loss)
-        return self.rows.w
+        steps = [self.population.steps(client) for client in clients]
+        assert steps == sorted(steps, reverse=True), "a chunk has those with most steps first"
+        with self.timed(clients):
+            rows, busy = self._seat(len(clients)), len(clients)
+            picks = [self.feed.picks(t, client) for client in clients]
+            losses = torch.zeros(busy, device=self.device)
+            self.descent.reset(start)
+            self._recall(clients)
+            rows.learning(True)
+            for step in range(steps[0]):
+                while steps[busy - 1] <= step:
+                    busy -= 1
+                found = rows.learn(self.feed, [next(picks[row]) for row in range(busy)])
+                adjust(clients[:busy], rows.w[:busy], rows.g[:busy])
+                self.descent.step(slice(busy), self.rates(t, clients[:busy], step))
+                losses[:busy] += found
+            self.note(clients, losses, steps)
+            self._remember(clients)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        return rows.w[: len(clients)]
+
+    def _recall(self, clients: Sequence[int]) -> None:
+        """Gives the first rows their clients' own statistics."""
+        for row, client in enumerate(clients if self.keeps else ()):
+            self.rows.aside[row] = self.statistics.get(client, self.flat.aside)
+
+    def _remember(self, clients: Sequence[int]) -> None:
+        for row, client in enumerate(clients if self.keeps else ()):
+            self.statistics[client] = self.rows.aside[row].to("cpu", copy=True)
 
     def gradient(self, w: Tensor, positions: np.ndarray) -> Tensor:
-        """The mean loss's gradient on those training samples at w [n]: [n], until the next call."""
+        """The mean loss's gradient on those training samples at w [n]: [n], until the next call.
+
+        Nothing is random, and nothing learnt: the network is as it is judged.
+        """
         self.rows.w[0] = w
-        self.rows.loss(0, self.x[positions], self.y[positions])
+        self.rows.learning(False)
+        x, y = self.feed.take(torch.from_numpy(positions))
+        self.rows.losses([x], [y], ())
         return self.rows.g[0]
 
     @torch.no_grad()
-    def correct(self, w: Tensor, x: Tensor, y: Tensor) -> np.ndarray:
-        """Which samples the model w [n] classifies rightly: bool [len(x)]."""
-        self.rows.w[0] = w
-        network, pieces = (
-            self.rows.networks[0],
-            zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True),
-        )
-        found = [(network(some).argmax(1) == labels).cpu() for some, labels in pieces]
-        return torch.cat(found).numpy() if found else np.zeros(0, bool)
+    def correct(
+        self,
+        models: Sequence[Tensor],
+        xs: Sequence[Tensor],
+        ys: Sequence[Tensor],
+        owners: Sequence[int] = (),
+    ) -> list[np.ndarray]:
+        """Which of its samples each model classifies rightly.
+
+        Args:
+            models: vectors [n].
+            xs: for each model its samples, [N_i, *shape].
+            ys: their labels.
+            owners: clients whose local models they are; others have no statistics of their own.
+
+        Returns:
+            For each model bool [N_i].
+        """
+        right: list[list[np.ndarray]] = [[np.zeros(0, bool)] for _ in models]
+        order = sorted((i for i, x in enumerate(xs) if len(x)), key=lambda i: -len(xs[i]))
+        width = self.seats or 1
+        for some in (order[first : first + width] for first in range(0, len(order), width)):
+            rows = self._seat(len(some))
+            theirs = [owners[i] for i in some] if owners else []
+            self._recall(theirs)
+            is_known = bool(theirs) and all(client in self.statistics for client in theirs)
+            rows.learning(False, by_batch=self.keeps and not is_known)
+            torch.stack([models[i] for i in some], out=rows.w[: len(some)])
+            length = max(1, EVALUATION_BATCH // len(some))
+            for first in range(0, len(xs[some[0]]), length):
+                part = slice(first, first + length)
+                busy = [i for i in some if len(xs[i]) > first]
+                outputs = rows.forward([xs[i][part] for i in busy])
+                for i, output in zip(busy, outputs, strict=True):
+                    right[i].append((output.argmax(1) == ys[i][part]).cpu().numpy())
+        return [np.concatenate(pieces) for pieces in right]

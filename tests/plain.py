@@ -33,8 +33,8 @@ def play(engine: Engine, comm: MPI.Intracomm = MPI.COMM_SELF) -> Iterator[Outcom
 
 def network(engine: Engine, w: Tensor) -> nn.Sequential:
     """The engine's model with the parameters w [n], built anew."""
-    settings, shape = engine.settings, tuple(engine.trainer.x.shape[1:])
-    stages = models.build(settings.model, shape, engine.trainer.classes, settings.seed)
+    settings, shape = engine.settings, tuple(engine.trainer.feed.x.shape[1:])
+    stages = models.build(settings.model, shape, engine.trainer.feed.classes, settings.seed)
     vector_to_parameters(w.clone(), stages.parameters())
     return stages
 
@@ -44,15 +44,14 @@ def vector(module: nn.Module) -> Tensor:
     return parameters_to_vector(module.parameters()).detach()
 
 
-def sgd(engine: Engine, module: nn.Module, t: int) -> torch.optim.SGD:
+def optimiser(engine: Engine, module: nn.Module, t: int) -> torch.optim.Optimizer:
     """Torch's own optimiser with the settings of round t."""
     settings = engine.settings
-    return torch.optim.SGD(
-        module.parameters(),
-        lr=settings.lr * settings.lr_decay**t,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
+    common = {"lr": settings.lr * settings.lr_decay**t, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adam":
+        betas = (settings.beta1, settings.beta2)
+        return torch.optim.Adam(module.parameters(), betas=betas, eps=settings.epsilon, **common)
+    return torch.optim.SGD(module.parameters(), momentum=settings.momentum, **common)
 
 
 def train(
@@ -69,10 +68,12 @@ def train(
         mask: what gradients are multiplied by, [n].
     """
     module, losses = network(engine, w), []
-    optimiser, parameters = sgd(engine, module, t), list(module.parameters())
-    for positions in engine.trainer.batches(t, client):
-        optimiser.zero_grad()
-        loss = cross_entropy(module(engine.trainer.x[positions]), engine.trainer.y[positions])
+    steps, parameters = optimiser(engine, module, t), list(module.parameters())
+    for positions in engine.trainer.feed.positions(t, client):
+        steps.zero_grad()
+        loss = cross_entropy(
+            module(engine.trainer.feed.x[positions]), engine.trainer.feed.y[positions]
+        )
         losses.append(float(loss.detach()))
         if mu:
             loss = loss + mu / 2 * (parameters_to_vector(parameters) - w).square().sum()
@@ -83,7 +84,7 @@ def train(
                 parameter.grad.mul_(piece.view_as(parameter))
         if engine.settings.clip:
             clip_grad_norm_(parameters, engine.settings.clip)
-        optimiser.step()
+        steps.step()
     return vector(module), sum(losses) / len(losses)
 
 

@@ -290,7 +290,7 @@ CASES = [
 def test_clients_bytes_are_the_formulas(formula: Formula, words: tuple[str, ...]) -> None:
     found = run(small(*WORDS, *words))
     assert N == found.engine.flat.size == 555
-    assert prod(found.engine.trainer.x.shape[1:]) == LAYERS[0]
+    assert prod(found.engine.trainer.feed.x.shape[1:]) == LAYERS[0]
     rows = found.tables["clients"]
     assert set(rows["round"]) >= {0, 1, 2}
     for row in rows:

@@ -205,16 +205,18 @@ def test_identity_does_not_depend_on_how_settings_were_given() -> None:
 
 def test_identity_depends_on_every_setting() -> None:
     words = [
+        *("augment=['flip']", "schedule=cosine", "optimizer=adam", "statistics=local", "rows=9"),
+        *("schedule=steps lr_steps=[9]", "schedule=cosine lr_min=0.01", "precision=bf16"),
+        *("optimizer=adam beta1=0.8", "optimizer=adam beta2=0.8", "optimizer=adam epsilon=0.1"),
         *("seed=9", "rounds=9", "clients=9", "participation=0.9", "batch=9", "epochs=9"),
         *("local_steps=9", "lr=0.9", "lr_decay=0.9", "momentum=0.9", "weight_decay=0.9"),
         *("clip=0.9", "validation=0.9", "evaluate=9", "server=shared", "device=cuda"),
         *("threads=9", "data.root=/x", "model.hidden=[9]", "method.name=topk"),
         *("partition.name=shards", "exchange.window=9", "data.name=synthetic", "model.name=cnn"),
     ]
-    assert {word.partition("=")[0].partition(".")[0] for word in words} == set(
-        Settings.model_fields
-    ), "a new setting needs a word here"
-    found = {config.load(overridden(word)).identity() for word in ["seed=1", *words]}
+    said = {one.partition("=")[0].partition(".")[0] for word in words for one in word.split(" ")}
+    assert said == set(Settings.model_fields), "a new setting needs a word here"
+    found = {config.load(overridden(*word.split(" "))).identity() for word in ["seed=1", *words]}
     assert len(found) == len(words) + 1
 
 

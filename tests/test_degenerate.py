@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedmpi.engine import Engine
-from tests.plain import CNN, EVERYTHING, average, network, play, sgd, train, vector
+from tests.plain import CNN, EVERYTHING, average, network, optimiser, play, train, vector
 from tests.small import run, small
 
 SGD = ("momentum=0.9", "weight_decay=0.01", "epochs=2", "lr_decay=0.9")
@@ -66,13 +66,15 @@ def test_one_client_is_central_training(words: tuple[str, ...]) -> None:
     found = run(small(*[f"method.{word}" for word in words], *given))
     engine = found.engine
     module = network(engine, engine.flat.initial)
-    optimiser = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    steps = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     losses = []
-    for positions in engine.trainer.batches(0, 0):
-        optimiser.zero_grad()
-        loss = cross_entropy(module(engine.trainer.x[positions]), engine.trainer.y[positions])
+    for positions in engine.trainer.feed.positions(0, 0):
+        steps.zero_grad()
+        loss = cross_entropy(
+            module(engine.trainer.feed.x[positions]), engine.trainer.feed.y[positions]
+        )
         loss.backward()
-        optimiser.step()
+        steps.step()
         losses.append(loss.item())
     assert len(losses) == 5 * -(-270 // 16)
     near(found.model, vector(module))
@@ -98,12 +100,12 @@ def test_splitfed_with_one_client_is_central_training_step_for_step(
     list(play(engine))
     module, taken = network(engine, engine.flat.initial), iter(steps)
     for t in range(3):
-        optimiser = sgd(engine, module, t)
-        for positions in engine.trainer.batches(t, 0):
-            optimiser.zero_grad()
-            x, y = engine.trainer.x[positions], engine.trainer.y[positions]
+        steps = optimiser(engine, module, t)
+        for positions in engine.trainer.feed.positions(t, 0):
+            steps.zero_grad()
+            x, y = engine.trainer.feed.x[positions], engine.trainer.feed.y[positions]
             cross_entropy(module(x), y).backward()
-            optimiser.step()
+            steps.step()
             when, w = next(taken)
             assert when == t
             near(w, vector(module))
@@ -153,10 +155,10 @@ def test_full_batches_are_gradient_descent_on_the_union(partition: str) -> None:
     union = torch.from_numpy(np.sort(np.concatenate(engine.population.shards)))
     module = network(engine, engine.flat.initial)
     for t in range(5):
-        optimiser = sgd(engine, module, t)
-        optimiser.zero_grad()
-        cross_entropy(module(engine.trainer.x[union]), engine.trainer.y[union]).backward()
-        optimiser.step()
+        steps = optimiser(engine, module, t)
+        steps.zero_grad()
+        cross_entropy(module(engine.trainer.feed.x[union]), engine.trainer.feed.y[union]).backward()
+        steps.step()
     near(found.model, vector(module))
 
 

@@ -82,7 +82,7 @@ def test_training_starts_at_the_model_of_the_round() -> None:
     engine.clients.receive(0, [1], engine.server.broadcast(0))
     w = engine.clients.work(0, (1,))[0].clone()
     shard = engine.population.shards[1]
-    x, y = engine.trainer.x[shard].double().reshape(-1), engine.trainer.y[shard]
+    x, y = engine.trainer.feed.x[shard].double().reshape(-1), engine.trainer.feed.y[shard]
     assert len(shard) <= engine.settings.batch, "one step is all"
     logits = x[:, None] * torch.tensor([1.0, 2.0]) + torch.tensor([3.0, 4.0])
     error = torch.softmax(logits, 1) - torch.nn.functional.one_hot(y, 2)

@@ -59,7 +59,7 @@ def test_training_ends_where_the_term_balances_the_loss(mu: float) -> None:
     engine = Engine(small(*words))
     w, shard = local(engine, 1), engine.population.shards[1]
     module = network(engine, w)
-    loss = cross_entropy(module(engine.trainer.x[shard]), engine.trainer.y[shard])
+    loss = cross_entropy(module(engine.trainer.feed.x[shard]), engine.trainer.feed.y[shard])
     slope = parameters_to_vector(torch.autograd.grad(loss, list(module.parameters())))
     pull = mu * (w - engine.flat.initial)
     assert float(pull.norm()) > 0.1, "the loss does pull"

@@ -6,13 +6,12 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from fedmpi.config import ConfigError
-from fedmpi.flat import Flat, Rows
+from fedmpi.flat import Flat
+from fedmpi.layers import BatchNorm
 
-CPU = torch.device("cpu")
-SHAPE, CLASSES, LINE = (2, 8, 8), 3, 64
+SHAPE, CLASSES = (2, 8, 8), 3
 
 
 @pytest.fixture
@@ -44,10 +43,6 @@ def plain(flat: Flat, w: Tensor) -> nn.Sequential:
     return network
 
 
-def gradient(network: nn.Sequential) -> Tensor:
-    return torch.cat([p.grad.reshape(-1) for p in network.parameters()])
-
-
 def test_the_vector_is_torchs(flat: Flat) -> None:
     wanted = nn.utils.parameters_to_vector(flat.stages.parameters())
     assert torch.equal(flat.initial, wanted)
@@ -56,7 +51,7 @@ def test_the_vector_is_torchs(flat: Flat) -> None:
 
 def test_views_are_the_vector(flat: Flat) -> None:
     w = torch.arange(float(flat.size))
-    views = flat.views(w)
+    views = [piece.of(w) for piece in flat.parameters]
     assert [view.shape for view in views] == [p.shape for p in flat.stages.parameters()]
     assert torch.equal(torch.cat([view.reshape(-1) for view in views]), w)
     w[3] = -1
@@ -83,7 +78,9 @@ def test_prunable_are_the_weights_of_convolutions_and_linear_layers(flat: Flat) 
     wanted = [m.weight for m in flat.stages.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     marks = flat.prunable()
     assert (marks.dtype, marks.shape) == (torch.bool, (flat.size,))
-    for parameter, view in zip(flat.stages.parameters(), flat.views(marks), strict=True):
+    for parameter, view in zip(
+        flat.stages.parameters(), [piece.of(marks) for piece in flat.parameters], strict=True
+    ):
         assert bool(view.all()) == any(parameter is weight for weight in wanted)
         assert view.all() == view.any()
     assert int(marks.sum()) == 72 + 1280 + 15
@@ -117,103 +114,55 @@ def test_one_stage_has_no_cut() -> None:
         alone.split("head")
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_rows_are_models_of_their_own(flat: Flat, count: int) -> None:
-    rows = Rows(flat, count, CPU)
-    assert len(rows) == count
-    assert rows.w.shape == rows.g.shape == (count, flat.size)
-    w = torch.stack([vector(flat, row) for row in range(count)])
-    rows.w.copy_(w)
-    x, _ = batch()
-    for row in range(count):
-        assert torch.equal(rows.networks[row](x), plain(flat, w[row])(x))
+def test_statistics_are_in_the_vector_and_do_not_move() -> None:
+    norm = BatchNorm(2)
+    stages = OrderedDict(
+        conv=nn.Sequential(nn.Conv2d(1, 2, 3), norm),
+        head=nn.Sequential(nn.Flatten(), nn.Linear(72, 3)),
+    )
+    flat = Flat(nn.Sequential(stages))
+    names = [piece.name for piece in flat.statistics]
+    assert names == ["conv.1.running_mean", "conv.1.running_var"]
+    assert (flat.count, flat.size, len(flat.aside)) == (20 + 4 + 219, 20 + 4 + 4 + 219, 0)
+    assert [piece.start for piece in flat.statistics] == [24, 26], "module by module"
+    assert flat.moving.tolist() == [1.0] * 24 + [0.0] * 4 + [1.0] * 219
+    assert flat.initial[24:28].tolist() == [0, 0, 1, 1]
+    front, back = flat.split("conv")
+    assert torch.equal(torch.cat([front.initial, back.initial]), flat.initial)
+    assert (front.size, front.count) == (28, 24)
+
+    w = flat.initial.clone()
+    network = flat.network(w)
+    network(torch.randn(4, 1, 8, 8))
+    assert torch.equal(w[24:26], network.conv[1].running_mean)
+    assert w[24:28].tolist() != flat.initial[24:28].tolist(), "they are views"
+    assert not flat.prunable()[20:28].any()
 
 
-@pytest.mark.parametrize("size", [1, 15, 16, 17])
-def test_rows_begin_at_cache_lines(size: int) -> None:
-    rows = Rows(Flat(nn.Sequential(nn.Linear(size, 1, bias=False))), 3, CPU)
-    for matrix in (rows.w, rows.g):
-        assert all(row.data_ptr() % LINE == 0 for row in matrix)
+def test_local_statistics_are_aside() -> None:
+    stages = OrderedDict(conv=nn.Sequential(nn.Conv2d(1, 2, 3), BatchNorm(2)), head=nn.Flatten())
+    flat = Flat(nn.Sequential(stages), is_local=True)
+    assert (flat.size, flat.count, flat.moving) == (24, 24, None)
+    assert flat.aside.tolist() == [0, 0, 1, 1]
+    w, aside = flat.initial.clone(), flat.aside.clone()
+    flat.network(w, aside)(torch.randn(4, 1, 8, 8))
+    assert torch.equal(w, flat.initial)
+    assert aside.tolist() != flat.aside.tolist()
+    flat.network(w)(torch.randn(4, 1, 8, 8))
+    assert flat.aside.tolist() == [0, 0, 1, 1], "without a place of its own it gets a copy"
 
 
-def test_no_rows_are_no_models(flat: Flat) -> None:
-    assert len(Rows(flat, 0, CPU)) == 0
+def test_only_float_buffers_that_are_saved_are_statistics() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3))
+            self.register_buffer("known", torch.ones(2))
+            self.register_buffer("unsaved", torch.ones(2), persistent=False)
+            self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("absent", None)
 
-
-@pytest.mark.parametrize("row", [0, 2])
-def test_gradients_are_torchs(flat: Flat, row: int) -> None:
-    rows = Rows(flat, 3, CPU)
-    rows.w.copy_(torch.stack([vector(flat, seed) for seed in range(3)]))
-    rows.g.fill_(7)
-    before = rows.w.clone()
-    x, y = batch()
-    network = plain(flat, rows.w[row])
-    wanted = cross_entropy(network(x), y)
-    wanted.backward()
-    loss = rows.loss(row, x, y)
-    assert torch.equal(loss, wanted)
-    assert not loss.requires_grad
-    torch.testing.assert_close(rows.g[row], gradient(network), rtol=1e-5, atol=1e-7)
-    others = [other for other in range(3) if other != row]
-    assert (rows.g[others] == 7).all(), "other rows keep their gradients"
-    assert torch.equal(rows.w, before)
-
-
-def test_gradients_replace_and_do_not_add(flat: Flat) -> None:
-    rows = Rows(flat, 1, CPU)
-    rows.w.copy_(flat.initial)
-    rows.loss(0, *batch())
-    first = rows.g.clone()
-    rows.loss(0, *batch())
-    assert torch.equal(rows.g, first)
-
-
-def test_a_step_on_the_rows_moves_the_networks(flat: Flat) -> None:
-    rows = Rows(flat, 1, CPU)
-    rows.w.copy_(flat.initial)
-    network = plain(flat, flat.initial)
-    descent = torch.optim.SGD(network.parameters(), lr=0.5)
-    for seed in range(3):
-        x, y = batch(seed=seed)
-        descent.zero_grad()
-        cross_entropy(network(x), y).backward()
-        descent.step()
-        rows.loss(0, x, y)
-        rows.w.add_(rows.g, alpha=-0.5)
-    wanted = nn.utils.parameters_to_vector(network.parameters())
-    torch.testing.assert_close(rows.w[0], wanted, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("cut", ["conv", "dense"])
-def test_a_split_pass_is_the_whole_pass(flat: Flat, cut: str) -> None:
-    """Front, gradient at the cut from the back (`also`), and back through the front with it."""
-    front, back = (Rows(part, 2, CPU) for part in flat.split(cut))
-    w, (x, y) = vector(flat, 4), batch()
-    front.w[1], back.w[1] = w[: front.flat.size], w[front.flat.size :]
-
-    a = front.networks[1](x)
-    there = a.detach().requires_grad_()
-    loss = cross_entropy(back.networks[1](there), y)
-    (at_cut,) = back.backward(1, loss, also=(there,))
-    assert front.backward(1, a, at_cut) == ()
-
-    network = plain(flat, w)
-    cross_entropy(network(x), y).backward()
-    found = torch.cat([front.g[1], back.g[1]])
-    torch.testing.assert_close(found, gradient(network), rtol=1e-5, atol=1e-7)
-    assert not front.g[0].any()
-    assert not back.g[0].any()
-
-
-def test_several_tensors_beside_the_parameters(flat: Flat) -> None:
-    rows = Rows(flat, 1, CPU)
-    rows.w.copy_(flat.initial)
-    x, y = batch()
-    x.requires_grad_()
-    scale = torch.tensor(3.0, requires_grad=True)
-    loss = scale * cross_entropy(rows.networks[0](x), y)
-    by_x, by_scale = rows.backward(0, loss, also=(x, scale))
-    again = cross_entropy(plain(flat, flat.initial)(x), y)
-    torch.testing.assert_close(by_scale, again.detach())
-    (wanted,) = torch.autograd.grad(3 * again, x)
-    torch.testing.assert_close(by_x, wanted)
+    flat = Flat(nn.Sequential(Odd()))
+    assert [piece.name for piece in flat.parameters] == ["0.weight"]
+    assert [piece.name for piece in flat.statistics] == ["0.known"]
+    assert flat.initial.tolist() == [0, 0, 0, 1, 1]

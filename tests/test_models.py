@@ -1,5 +1,7 @@
 """Networks: as many parameters as the papers say, and the same initial ones for the same seed."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from fedmpi import config, models
 from fedmpi.config import ConfigError
 from fedmpi.flat import Flat
+from fedmpi.layers import BatchNorm, Dropout
 from tests.small import small
 
 NAMES = config.names("model")
@@ -18,7 +21,7 @@ def build(shape: tuple[int, ...], *words: str, classes: int = 10, seed: int = 1)
 
 
 def size(shape: tuple[int, ...], *words: str, classes: int = 10) -> int:
-    return Flat(build(shape, *words, classes=classes)).size
+    return Flat(build(shape, *words, classes=classes)).count
 
 
 @pytest.mark.parametrize(
@@ -30,11 +33,40 @@ def size(shape: tuple[int, ...], *words: str, classes: int = 10) -> int:
         (GREY, ("model.name=mlp",), 199_210),
         (GREY, ("model.name=mlp", "model.hidden=[]"), 7_850),
         ((64,), ("model.name=mlp", "model.hidden=[64]"), 4_810),
+        (COLOUR, ("model.name=resnet",), 269_722),
+        (COLOUR, ("model.name=resnet", "model.norm=batch"), 269_722),
+        (COLOUR, ("model.name=resnet", "model.depth=18", "model.groups=32"), 11_173_962),
     ],
 )
 def test_parameters(shape: tuple[int, ...], words: tuple[str, ...], wanted: int) -> None:
     """1,663,370 and 199,210 are McMahan et al.'s CNN and 2NN; 7,850 is logistic regression."""
     assert size(shape, *words) == wanted
+
+
+@pytest.mark.parametrize("words", [("model.name=mlp",), ("model.name=cnn",)], ids=" ".join)
+def test_dropout_is_behind_hidden_layers(words: tuple[str, ...]) -> None:
+    with_, without = (build(GREY, *words, f"model.dropout={share}") for share in (0.25, 0.0))
+    found = [module for module in with_.modules() if isinstance(module, Dropout)]
+    assert [module.number for module in found] == list(range(2 if "mlp" in words[0] else 1))
+    assert {module.share for module in found} == {0.25}
+    assert not any(isinstance(module, Dropout) for module in without.modules())
+    assert torch.equal(Flat(with_).initial, Flat(without).initial)
+
+
+def test_batch_norm_is_where_group_norm_was() -> None:
+    group, batch = (
+        build(COLOUR, "model.name=resnet", f"model.norm={n}") for n in ("group", "batch")
+    )
+    kinds = [[type(m) for m in network.modules()] for network in (group, batch)]
+    assert [BatchNorm if kind is nn.GroupNorm else kind for kind in kinds[0]] == kinds[1]
+    assert Flat(batch).size == 269_722 + 2 * 688, "two statistics for each channel of a norm"
+
+
+def test_a_model_with_torchs_batch_norm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = config.module("model", "mlp")
+    monkeypatch.setattr(module, "stages", lambda *_: OrderedDict(norm=nn.BatchNorm1d(4)))
+    with pytest.raises(ConfigError, match=r"'norm' is torch's BatchNorm1d.*fedmpi\.layers"):
+        build(GREY, "model.name=mlp")
 
 
 @pytest.mark.parametrize("name", NAMES)

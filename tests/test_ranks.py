@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from fedmpi import models
 from fedmpi.config import Settings
 from fedmpi.engine import Engine
 from tests.plain import CNN, EVERYTHING, METHODS, play
-from tests.small import Run, run, small
+from tests.small import Run, run, small, smooth
 
 on_ranks = pytest.mark.parallel([1, 2, 3, 4])
 both_servers = pytest.mark.parametrize("server", ["dedicated", "shared"])
@@ -75,6 +76,29 @@ def test_more_ranks_than_clients(name: str, server: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_convolutions(name: str) -> None:
     compare(small(f"method.name={name}", *CNN, "momentum=0.9", "server=shared"))
+
+
+@on_ranks
+@pytest.mark.parametrize("statistics", ["averaged", "local"])
+@pytest.mark.parametrize("name", METHODS)
+def test_layers_that_look_beyond_a_sample(
+    name: str, statistics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    words = (f"method.name={name}", f"statistics={statistics}", "augment=['crop', 'flip']")
+    found = compare(small(*words, *EVERYTHING, "participation=0.6", "rounds=3"))
+    if WORLD.rank == 0 and statistics == "local":
+        assert all(len(ranks) == 1 for ranks in hosts(found).values())
+
+
+@on_ranks
+@pytest.mark.parametrize("name", METHODS)
+def test_stacked_rows(name: str) -> None:
+    """All clients of a rank at once: then the same to rounding, because chunks differ."""
+    words = (f"method.name={name}", "optimizer=adam", "lr=0.01", "rows=9", "server=shared")
+    found = run(small(*words), WORLD)
+    if WORLD.rank == 0:
+        np.testing.assert_allclose(found.model, run(small(*words)).model, rtol=0.01, atol=0.001)
 
 
 @on_ranks

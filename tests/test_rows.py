@@ -1,84 +1,231 @@
-"""Clients are rows: several in one chunk are the same clients one by one, bit for bit."""
+"""Clients are rows: one by one or stacked, on any row, beside anyone, they come out the same."""
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from fedmpi import models
+from fedmpi.descent import descent
 from fedmpi.engine import Engine
-from fedmpi.flat import Rows
-from fedmpi.train import Descent, Trainer
+from fedmpi.flat import Flat
+from fedmpi.layers import BatchNorm, Dropout
+from fedmpi.rows import OneByOne, Rows
+from fedmpi.stacked import GRAPHS, Stacked, graph_size, loaded
 from tests.plain import CNN, EVERYTHING, METHODS
-from tests.small import run, small
+from tests.small import Run, run, small, smooth
 
 CPU = torch.device("cpu")
+SHAPE, CLASSES, LINE = (2, 8, 8), 3, 64
+kinds = pytest.mark.parametrize("kind", [OneByOne, Stacked])
 networks = pytest.mark.parametrize("words", [(), CNN], ids=["mlp", "cnn"])
 
-
-def widen(trainer: Trainer, count: int) -> None:
-    """Gives the trainer so many rows."""
-    trainer.descent = trainer.descent_of(trainer.flat, count)
-    trainer.rows = trainer.descent.rows
-
-
-def chunked(monkeypatch: pytest.MonkeyPatch, width: int) -> list[int]:
-    """From now on clients train in chunks of `width`, and a rest; returns the widths to come."""
-    widths: list[int] = []
-
-    def chunks(self: Trainer, clients: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        for first in range(0, len(clients), width):
-            chunk = tuple(clients[first : first + width])
-            if len(self.rows) != len(chunk):
-                widen(self, len(chunk))
-            widths.append(len(chunk))
-            yield chunk
-
-    monkeypatch.setattr(Trainer, "chunks", chunks)
-    return widths
+RESNET = ("model.name=resnet", "model.norm=batch", "model.depth=20", "lr=0.02")
+ALL = (*EVERYTHING, "batch=7")
+CASES = {
+    "plain": (),
+    "all": ALL,
+    "dropout": (*ALL, "model.dropout=0.4"),
+    "cnn": (*ALL, *CNN, "model.dropout=0.3"),
+    "adam": ("optimizer=adam", "lr=0.01", "schedule=restarts", "weight_decay=0.01", "clip=1.0"),
+    "augment": (*ALL, *CNN, "augment=['crop', 'flip']"),
+}
+"""Everything that local training can do, with shards and last batches of all sizes."""
 
 
-@pytest.mark.parametrize("width", [2, 5])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_run_in_chunks_is_the_same_run(
-    name: str, width: int, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def flat() -> Flat:
+    """Stages of all sorts."""
+    torch.manual_seed(0)
+    stages = OrderedDict(
+        conv=nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU()),
+        dense=nn.Sequential(nn.Flatten(), nn.Linear(256, 5), nn.Tanh()),
+        head=nn.Linear(5, CLASSES),
+    )
+    return Flat(nn.Sequential(stages))
+
+
+def made(kind: type[Rows], flat: Flat, count: int, *words: str) -> Rows:
+    """Rows with models of their own."""
+    rows = kind(flat, count, CPU, small(*words))
+    for row in range(count):
+        rows.w[row] = flat.initial + vector(flat, row)
+    return rows
+
+
+def vector(flat: Flat, seed: int) -> Tensor:
+    return torch.randn(flat.size, generator=torch.Generator().manual_seed(seed)) / 10
+
+
+def batches(sizes: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    generator = torch.Generator().manual_seed(9)
+    xs = [torch.randn(size, *SHAPE, generator=generator) for size in sizes]
+    return xs, [torch.randint(CLASSES, (size,), generator=generator) for size in sizes]
+
+
+def module(flat: Flat, w: Tensor) -> nn.Sequential:
+    """Plain torch with the parameters w."""
+    network = flat.network(w.clone())
+    vector_to_parameters(w.clone(), network.parameters())
+    return network
+
+
+@kinds
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_are_models_of_their_own(kind: type[Rows], flat: Flat, count: int) -> None:
+    rows = made(kind, flat, count)
+    assert len(rows) == count
+    assert rows.w.shape == rows.g.shape == (count, flat.size)
+    xs, _ = batches((6, 2, 5)[:count])
+    for output, x, w in zip(rows.forward(xs), xs, rows.w, strict=True):
+        torch.testing.assert_close(output, module(flat, w)(x), rtol=1e-5, atol=1e-6)
+
+
+@kinds
+@pytest.mark.parametrize("size", [1, 15, 16, 17])
+def test_rows_begin_at_cache_lines(kind: type[Rows], size: int) -> None:
+    flat = Flat(nn.Sequential(nn.Linear(size, 1, bias=False)))
+    rows = kind(flat, 3, CPU, small())
+    for matrix in (rows.w, rows.g):
+        assert all(row.data_ptr() % LINE == 0 for row in matrix)
+
+
+@kinds
+def test_no_rows_are_no_models(kind: type[Rows], flat: Flat) -> None:
+    assert len(kind(flat, 0, CPU, small())) == 0
+
+
+@kinds
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (6, 3, 1), (5, 5)], ids=str)
+def test_losses_and_gradients_are_torchs(
+    kind: type[Rows], flat: Flat, sizes: tuple[int, ...]
 ) -> None:
-    settings = small(f"method.name={name}", *EVERYTHING)
-    single = run(settings)
-    assert len(set(single.engine.population.sizes.tolist())) > 1, "unequal shards"
-    widths = chunked(monkeypatch, width)
-    found = run(settings)
-    assert set(widths) == ({5} if width == 5 else {2, 1})
-    assert found.sha256 == single.sha256
-    for column in ("loss", "personal", "accuracy", "up_gradient", "down_model"):
-        np.testing.assert_array_equal(*(r.tables["clients"][column] for r in (found, single)))
+    rows = made(kind, flat, 3)
+    rows.g.fill_(7)
+    before = rows.w.clone()
+    xs, ys = batches(sizes)
+    for _ in range(2):  # gradients replace and do not add
+        losses, inputs = rows.losses(xs, ys, ())
+    assert losses.shape == (len(sizes),)
+    assert not losses.requires_grad
+    assert inputs == []
+    for row, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        network = module(flat, rows.w[row])
+        loss = cross_entropy(network(x), y)
+        wanted = parameters_to_vector(torch.autograd.grad(loss, list(network.parameters())))
+        torch.testing.assert_close(losses[row], loss.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(rows.g[row], wanted, rtol=1e-4, atol=1e-6)
+    assert (rows.g[len(sizes) :] == 7).all(), "rows without a batch keep their gradients"
+    assert torch.equal(rows.w, before)
+
+
+@kinds
+@pytest.mark.parametrize("cut", ["conv", "dense"])
+def test_a_split_pass_is_the_whole_pass(kind: type[Rows], flat: Flat, cut: str) -> None:
+    """Fronts forward, backs with the gradient at their inputs, fronts backward with it."""
+    front, back = (kind(part, 3, CPU, small()) for part in flat.split(cut))
+    w = flat.initial + torch.stack([vector(flat, row) for row in range(3)])
+    front.w.copy_(w[:, : front.flat.size])
+    back.w.copy_(w[:, front.flat.size :])
+    xs, ys = batches((5, 2, 2))
+    there = [a.detach().clone().requires_grad_() for a in front.forward(xs)]
+    _, gradients = back.losses(there, ys, ())
+    assert [gradient.shape for gradient in gradients] == [a.shape for a in there]
+    front.backward([gradient.reshape(-1) for gradient in gradients])
+    whole = kind(flat, 3, CPU, small())
+    whole.w.copy_(w)
+    whole.losses(xs, ys, ())
+    found = torch.cat([front.g, back.g], 1)
+    torch.testing.assert_close(found, whole.g, rtol=1e-4, atol=1e-6)
+
+
+@kinds
+def test_bfloat16_is_near(kind: type[Rows], flat: Flat) -> None:
+    xs, ys = batches((6, 3))
+    found = []
+    for words in ((), ("precision=bf16",)):
+        rows = made(kind, flat, 2, *words)
+        losses, _ = rows.losses(xs, ys, ())
+        outputs = rows.forward(xs)
+        assert {t.dtype for t in (rows.w, rows.g, losses, *outputs)} == {torch.float32}
+        found.append((losses, rows.g.clone(), torch.cat(outputs)))
+    for exact, rough in zip(*found, strict=True):
+        apart = float((exact - rough).detach().norm() / exact.detach().norm())
+        assert 1e-5 < apart < 0.05
+
+
+def apart(found: Run, wanted: Run) -> float:
+    """Distance of two final models as a share of the way that one of them went."""
+    way = wanted.model - wanted.engine.flat.initial.numpy()
+    return float(np.linalg.norm(found.model - wanted.model) / np.linalg.norm(way))
+
+
+def compare(settings: Sequence[str], rows: int) -> None:
+    """A run with stacked rows against the run one by one."""
+    single, stacked = run(small(*settings)), run(small(*settings, f"rows={rows}"))
+    sizes = single.engine.population.sizes
+    assert len(set(sizes.tolist())) > 2, "unequal shards"
+    assert isinstance(single.engine.trainer.rows, OneByOne)
+    assert isinstance(stacked.engine.trainer.rows, Stacked)
+    assert apart(stacked, single) < 1e-3
+    clients = [found.tables["clients"] for found in (stacked, single)]
+    np.testing.assert_allclose(*(table["loss"] for table in clients), rtol=1e-3)
+    for column in ("client", "steps", "up_gradient", "down_model", "up_activation"):
+        np.testing.assert_array_equal(*(table[column] for table in clients))
+    for column in ("accuracy", "personal"):
+        np.testing.assert_allclose(*(table[column] for table in clients), atol=0.1)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", METHODS)
+def test_stacked_equals_one_by_one(name: str, case: str) -> None:
+    compare((f"method.name={name}", *CASES[case]), 5 if case == "all" else 2)
+
+
+@pytest.mark.parametrize("statistics", ["averaged", "local"])
+@pytest.mark.parametrize("name", METHODS)
+def test_stacked_equals_one_by_one_with_batch_norm(
+    name: str, statistics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a smooth network: at a ReLU's kink rounding would grow from layer to layer."""
+    monkeypatch.setattr(models, "build", smooth)
+    compare((f"method.name={name}", *ALL, f"statistics={statistics}"), 3)
+
+
+def widen(engine: Engine, count: int) -> None:
+    """Gives the trainer so many rows."""
+    engine.trainer.descent = engine.trainer.descent_of(engine.flat, count)
 
 
 @networks
-def test_a_chunk_is_its_clients_one_by_one(words: tuple[str, ...]) -> None:
+def test_a_chunk_is_its_clients_one_by_one_bit_for_bit(words: tuple[str, ...]) -> None:
+    """Without stacking; split methods train so on a CPU."""
     engine = Engine(small(*words, *EVERYTHING))
     trainer, clients = engine.trainer, engine.clients
     clients.start = engine.flat.initial
-    alone = [clients.work(1, (client,))[0].clone() for client in range(5)]
-    losses = [trainer.loss(client) for client in range(5)]
+    order = trainer.ordered(range(5))
+    alone = [clients.work(1, (client,))[0].clone() for client in order]
+    losses = [trainer.loss(client) for client in order]
     trainer.begin()
-    widen(trainer, 5)
-    together = clients.work(1, tuple(range(5)))
+    widen(engine, 5)
+    together = clients.work(1, order)
     assert together.shape == (5, engine.flat.size)
     for row, wanted in zip(together, alone, strict=True):
         assert torch.equal(row, wanted)
-    assert [trainer.loss(client) for client in range(5)] == losses
+    assert [trainer.loss(client) for client in order] == losses
     assert len({tuple(row[:9].tolist()) for row in alone}) == 5, "no two clients are alike"
 
 
 @networks
 def test_a_result_does_not_depend_on_the_row(words: tuple[str, ...]) -> None:
-    engine = Engine(small(*words, *EVERYTHING))
+    engine = Engine(small(*words, *EVERYTHING, "local_steps=3"))
     assert engine.flat.size % 16, "rows that follow each other closely would not be aligned"
-    widen(engine.trainer, 4)
-    for rows in (engine.trainer.rows.w, engine.trainer.rows.g):
-        assert {row.data_ptr() % 64 for row in rows} == {0}
+    widen(engine, 4)
     found: dict[int, Tensor] = {}
     engine.clients.start = engine.flat.initial
     for clients in ((0, 1, 2, 3), (3, 0, 4, 1), (4, 4, 4, 4), (2, 3, 1, 0)):
@@ -86,52 +233,22 @@ def test_a_result_does_not_depend_on_the_row(words: tuple[str, ...]) -> None:
             assert torch.equal(row, found.setdefault(client, row.clone()))
 
 
-def test_one_step_of_all_rows_is_a_step_of_each() -> None:
-    """Clip, decay and momentum too: a stacked executor will take all rows at once."""
-    engine = Engine(small(*EVERYTHING))
-    n, random = engine.flat.size, torch.Generator().manual_seed(3)
-    stacked, single = (Rows(engine.flat, 4, CPU) for _ in range(2))
-    both = [Descent(engine.settings, rows) for rows in (stacked, single)]
-    start = torch.randn(4, n, generator=random)
-    for descent in both:
-        descent.reset(start)
-    for step in range(4):
-        g = torch.randn(4, n, generator=random) * torch.tensor([[0.01], [0.03], [1.0], [9.0]])
-        for rows in (stacked, single):
-            rows.g.copy_(g)
-        both[0].step(step)
-        for row in (2, 0, 3, 1):
-            both[1].step(step, slice(row, row + 1))
-        np.testing.assert_allclose(stacked.w, single.w, rtol=1e-6, atol=1e-7)
-
-
-def test_a_step_of_some_rows_leaves_the_others() -> None:
-    engine = Engine(small(*EVERYTHING))
-    rows = Rows(engine.flat, 3, CPU)
-    descent = Descent(engine.settings, rows)
-    descent.reset(engine.flat.initial)
-    rows.g.fill_(1)
-    descent.step(0, slice(1, 2))
-    assert torch.equal(rows.w[0], engine.flat.initial)
-    assert torch.equal(rows.w[2], engine.flat.initial)
-    assert (rows.w[1] != engine.flat.initial).all()
-    assert (rows.g[[0, 2]] == 1).all()
-    assert not descent.velocity[[0, 2]].any()
-
-
-@networks
-def test_a_rows_gradient_lands_in_its_row_alone(words: tuple[str, ...]) -> None:
-    engine = Engine(small(*words))
-    rows = Rows(engine.flat, 3, CPU)
-    rows.w.copy_(engine.flat.initial)
-    rows.g.fill_(7)
-    x, y = engine.trainer.x[:8], engine.trainer.y[:8]
-    rows.loss(1, x, y)
-    assert (rows.g[[0, 2]] == 7).all()
-    wanted = rows.g[1].clone()
-    for row in (0, 2):
-        rows.loss(row, x, y)
-        assert torch.equal(rows.g[row], wanted)
+@kinds
+def test_a_row_that_is_done_stays(kind: type[Rows]) -> None:
+    """Its statistics, too, though batches go on beside it."""
+    engine = Engine(small(*RESNET, "clients=3", "data.samples=90", "momentum=0.9"))
+    rows = kind(engine.flat, 3, CPU, engine.settings)
+    moves = descent(engine.settings, rows)
+    moves.reset(engine.flat.initial)
+    picks = [next(engine.trainer.feed.picks(0, client)) for client in range(3)]
+    for busy in (3, 1, 1):
+        before = rows.w.clone()
+        rows.learn(engine.trainer.feed, picks[:busy])
+        moves.step(slice(busy), 0.1)
+        assert torch.equal(rows.w[busy:], before[busy:])
+        assert all((row != old).any() for row, old in zip(rows.w[:busy], before, strict=False))
+        marks = engine.flat.moving == 0
+        assert (rows.w[:busy, marks] != before[:busy, marks]).any(1).all()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -150,3 +267,42 @@ def test_adjusting_rows_together_is_adjusting_each(name: str) -> None:
         part = g[row : row + 1].clone()
         clients.adjust((client,), w[row : row + 1].clone(), part)
         assert torch.equal(part[0], together[row])
+
+
+@kinds
+def test_layers_are_told_when_they_are_judged(kind: type[Rows]) -> None:
+    stages = OrderedDict(a=nn.Sequential(BatchNorm(2), Dropout(0.5)), head=nn.Flatten())
+    rows = kind(Flat(nn.Sequential(stages)), 2, CPU, small())
+
+    def training() -> dict[str, bool]:
+        return {type(m).__name__: m.training for m in rows.modules if not list(m.children())}
+
+    assert training() == {"BatchNorm": True, "Dropout": True, "Flatten": True}
+    rows.learning(False)
+    assert training() == {"BatchNorm": False, "Dropout": False, "Flatten": False}
+    rows.learning(False, by_batch=True)
+    assert training() == {"BatchNorm": True, "Dropout": False, "Flatten": False}
+    rows.learning(True)
+    assert training() == {"BatchNorm": True, "Dropout": True, "Flatten": True}
+
+
+def test_picks_are_padded_with_nothing() -> None:
+    feed = Engine(small(*CNN, "augment=['crop']", "model.dropout=0.5")).trainer.feed
+    picks = [next(feed.picks(0, client)) for client in range(2)]
+    picks[1] = picks[1]._replace(positions=picks[1].positions[:3], shifts=picks[1].shifts[:3])
+    batch = loaded(picks, 4, 20)
+    assert [tuple(tensor.shape) for tensor in batch] == [(4, 20), (4, 20), (4, 20, 3), (4,)]
+    assert batch.present.sum(1).tolist() == [16, 3, 0, 0]
+    assert torch.equal(batch.positions[0, :16], picks[0].positions)
+    assert torch.equal(batch.shifts[1, :3], picks[1].shifts)
+    assert batch.keys.tolist() == [picks[0].key, picks[1].key, 0, 0]
+    assert [len(tensor) for tensor in batch.first(2)] == [2] * 4
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 50, 64, 1000])
+def test_few_graphs_serve_all_numbers_of_rows(rows: int) -> None:
+    sizes = [graph_size(count, rows) for count in range(1, rows + 1)]
+    assert all(count <= size <= rows for count, size in enumerate(sizes, 1))
+    assert len(set(sizes)) <= GRAPHS
+    assert max(size - count for count, size in enumerate(sizes, 1)) <= rows / GRAPHS
+    assert sizes[-1] == rows

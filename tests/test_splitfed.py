@@ -13,7 +13,7 @@ from fedmpi import sparse
 from fedmpi.codec import Coding, Kind, Message
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
-from tests.plain import CNN, network, play, sgd, vector
+from tests.plain import CNN, network, optimiser, play, vector
 from tests.small import run, small
 
 SGD = ("momentum=0.9", "weight_decay=0.01", "participation=0.6", "rounds=3", "epochs=2", "seed=2")
@@ -57,20 +57,23 @@ def plain_round(engine: Engine, t: int, w: Tensor, waves: Sequence[Sequence[int]
     """
     alone = engine.settings.method.version == "v2"
     shared = halves(engine, w)[1]
-    shared_sgd = sgd(engine, shared, t)
+    shared_sgd = optimiser(engine, shared, t)
     fronts, backs, samples = 0.0, 0.0, 0
     for clients in waves:
         own = {}
         for client in clients:
             front, back = halves(engine, w)
-            back, back_sgd = (shared, shared_sgd) if alone else (back, sgd(engine, back, t))
-            batches = list(engine.trainer.batches(t, client))
-            own[client] = (front, sgd(engine, front, t), back, back_sgd, batches)
+            back, back_sgd = (shared, shared_sgd) if alone else (back, optimiser(engine, back, t))
+            batches = list(engine.trainer.feed.positions(t, client))
+            own[client] = (front, optimiser(engine, front, t), back, back_sgd, batches)
         for step in range(max(len(batches) for *_, batches in own.values())):
             for front, front_sgd, back, back_sgd, batches in own.values():
                 if step >= len(batches):
                     continue
-                x, y = (values[batches[step]] for values in (engine.trainer.x, engine.trainer.y))
+                x, y = (
+                    values[batches[step]]
+                    for values in (engine.trainer.feed.x, engine.trainer.feed.y)
+                )
                 sent = front(x)
                 arrived = sent.detach().requires_grad_()
                 back_sgd.zero_grad()
@@ -127,7 +130,8 @@ def test_copies_of_the_back_are_averaged_by_samples() -> None:
     server = engine.server
     server.open(0, (1, 3))
     server.w.zero_()
-    server.copies.rows.w[0], server.copies.rows.w[1] = 4.0, 8.0
+    server.back(1).fill_(4)
+    server.back(3).fill_(8)
     for client, value, weight in ((1, 1.0, 3.0), (3, 5.0, 1.0)):
         front = sparse.block(Kind.GRADIENT, torch.full((server.front,), value))
         server.absorb(0, Message(client, [front], weight))
@@ -163,8 +167,9 @@ def test_the_order_of_v2_is_drawn_each_round_and_repeats_with_the_seed() -> None
 
 
 def test_the_order_of_v1_does_not_matter() -> None:
-    for t, heard in orders(split("v1", "rounds=2")):
-        assert all(step == sorted(step) for step in heard), t
+    engine = split("v1", "rounds=2")
+    for t, heard in orders(engine):
+        assert all(step == engine.trainer.ordered(step) for step in heard), t
 
 
 @VERSIONS
@@ -174,11 +179,11 @@ def test_bytes(version: str, words: tuple[str, ...]) -> None:
     found = run(small("method.name=splitfed", f"method.version={version}", *given, *words))
     engine, rows = found.engine, found.tables["clients"]
     front, back = (vector(half).numel() for half in halves(engine, engine.flat.initial))
-    values = halves(engine, engine.flat.initial)[0](engine.trainer.x[:1]).numel()
+    values = halves(engine, engine.flat.initial)[0](engine.trainer.feed.x[:1]).numel()
     assert front + back == engine.flat.size
     assert len(rows) == 6
     for row in rows:
-        batches = list(engine.trainer.batches(int(row["round"]), int(row["client"])))
+        batches = list(engine.trainer.feed.positions(int(row["round"]), int(row["client"])))
         samples = sum(map(len, batches))
         wanted = {
             "up_activation": 4 * values * samples,
@@ -209,9 +214,9 @@ def test_more_than_256_classes_arrive_whole() -> None:
     clients.receive(0, [0], engine.server.broadcast(0))
     clients.open(0, (0,))
     (message,) = clients.forward(0)
-    positions = next(engine.trainer.batches(0, 0))
-    assert torch.equal(sparse.values(message.blocks[1]), engine.trainer.y[positions])
-    assert engine.trainer.y[positions].max() > 255
+    positions = next(engine.trainer.feed.positions(0, 0))
+    assert torch.equal(sparse.values(message.blocks[1]), engine.trainer.feed.y[positions])
+    assert engine.trainer.feed.y[positions].max() > 255
 
 
 @THREE_STAGES
@@ -227,8 +232,11 @@ def test_what_comes_back_is_the_gradient_at_the_cut(words: tuple[str, ...]) -> N
 
     def listen(t: int, messages: Sequence[Message]) -> None:
         front, back, asked = seen[-1]
-        for question, answer in zip(asked, messages, strict=True):
-            slot = clients.slots[question.client]
+        answers = {message.client: message for message in messages}
+        for question in asked:
+            answer = answers[question.client]
+            slot = clients.fronts.order.index(question.client)
+            assert server.copies.order[slot] == question.client
             whole = network(engine, torch.cat([front[slot], back[slot]]))
             a = sparse.values(question.blocks[0])
             y = sparse.values(question.blocks[1])
@@ -252,8 +260,8 @@ def test_activations_are_those_of_the_front_on_the_clients_batch() -> None:
     clients.receive(0, [0, 1], engine.server.broadcast(0))
     clients.open(0, (0, 1))
     for message in clients.forward(0):
-        positions = next(engine.trainer.batches(0, message.client))
-        a = front(engine.trainer.x[positions]).detach().reshape(-1)
+        positions = next(engine.trainer.feed.positions(0, message.client))
+        a = front(engine.trainer.feed.x[positions]).detach().reshape(-1)
         np.testing.assert_allclose(sparse.values(message.blocks[0]), a, rtol=1e-5, atol=1e-6)
 
 
@@ -268,8 +276,9 @@ def test_a_methods_hook_changes_the_fronts_gradients() -> None:
 
     clients.adjust = ones
     list(play(engine))
-    shape = (1, clients.front.size)
-    assert seen == [(client, shape, shape) for _ in range(6) for client in range(5)]
+    shape = (5, clients.front.size)
+    assert seen == [(*clients.fronts.order, shape, shape)] * 6
+    assert sorted(clients.fronts.order) == list(range(5))
     # Two rounds of three steps by a half, for every client alike.
     wanted = engine.flat.initial[: clients.front.size] - 3
     np.testing.assert_allclose(engine.server.w[: clients.front.size], wanted, atol=1e-5)
@@ -284,7 +293,7 @@ def test_the_servers_optimiser_keeps_its_state_over_the_batches(version: str) ->
     exchange = server.exchange
 
     def watch(t: int, messages: Sequence[Message]) -> list[Message]:
-        speeds.append(float(server.copies.velocity.norm()))
+        speeds.append(float(server.copies.descent.velocity.norm()))
         return exchange(t, messages)
 
     server.exchange = watch
@@ -304,10 +313,11 @@ def test_own_models_are_measured_whole(version: str) -> None:
     (outcome,) = play(engine)
     for row in outcome.tables["clients"]:
         client = int(row["client"])
-        slot = engine.clients.slots[client]
-        back = server.copies.rows.w[0 if version == "v2" else slot]
+        front, back = engine.clients.fronts.of(client), server.copies.rows.w[0]
+        if version == "v1":
+            back = server.copies.of(client)
         module = halves(engine, engine.flat.initial)
-        vector_to_parameters(engine.clients.fronts.rows.w[slot].clone(), module[0].parameters())
+        vector_to_parameters(front.clone(), module[0].parameters())
         vector_to_parameters(back.clone(), module[1].parameters())
         shard = engine.population.test_shards[client]
         x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]

@@ -41,7 +41,7 @@ def scores(engine: Engine) -> tuple[Tensor, Tensor]:
         module = network(engine, engine.flat.initial)
         random = stream(engine.settings.seed, Purpose.SALIENCY, client)
         some = random.choice(shard, min(engine.settings.batch, len(shard)), replace=False)
-        cross_entropy(module(engine.trainer.x[some]), engine.trainer.y[some]).backward()
+        cross_entropy(module(engine.trainer.feed.x[some]), engine.trainer.feed.y[some]).backward()
         saliency = [(p.grad * p.detach()).abs().flatten() for p in module.parameters()]
         total += len(shard) * torch.cat(saliency)
         weights += len(shard)

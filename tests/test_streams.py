@@ -17,6 +17,8 @@ IDS = {
     Purpose.ORDER: 1,
     Purpose.QUANTIZE: 2,
     Purpose.DATA: 0,
+    Purpose.AUGMENT: 2,
+    Purpose.DROPOUT: 2,
 }
 """How many ids the streams of each purpose have."""
 
@@ -87,6 +89,8 @@ def test_purposes_are_never_renumbered() -> None:
         "ORDER": 7,
         "QUANTIZE": 8,
         "DATA": 9,
+        "AUGMENT": 10,
+        "DROPOUT": 11,
     }
 
 

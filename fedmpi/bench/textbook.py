@@ -21,7 +21,7 @@ class Textbook:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.settings = engine, engine.settings
         self.model: nn.Module = copy.deepcopy(engine.flat.stages)
-        self.samples = TensorDataset(engine.trainer.x, engine.trainer.y)
+        self.samples = TensorDataset(engine.trainer.feed.x, engine.trainer.feed.y)
         self.state = copy.deepcopy(self.model.state_dict())
 
     def train(self, t: int, client: int) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ class Textbook:
         settings = self.settings
         self.model.load_state_dict(self.state)
         optimizer = torch.optim.SGD(self.model.parameters(), lr=settings.lr)
-        order = torch.cat(list(self.engine.trainer.batches(t, client))).tolist()
+        order = torch.cat(list(self.engine.trainer.feed.positions(t, client))).tolist()
         for x, y in DataLoader(Subset(self.samples, order), batch_size=settings.batch):
             optimizer.zero_grad()
             loss = cross_entropy(self.model(x), y)

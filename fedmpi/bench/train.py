@@ -79,7 +79,7 @@ def measure(model: str, batch: int, repeats: int) -> Result:
                 textbook.train(0, client)
         return perf_counter() - began
 
-    x, y = trainer.x[:batch], trainer.y[:batch]
+    x, y = trainer.feed.x[:batch], trainer.feed.y[:batch]
     network = engine.flat.network(start.clone())
     parameters = list(network.parameters())
 
@@ -90,5 +90,5 @@ def measure(model: str, batch: int, repeats: int) -> Result:
         return perf_counter() - began
 
     turns = {"ours": ours_turn, "textbook": textbook_turn, "bare": bare_turn}
-    case = {"model": model, "parameters": engine.flat.size, "batch": batch, "rows": 1}
+    case = {"model": model, "parameters": engine.flat.count, "batch": batch, "rows": 1}
     return compare("train", case, turns, repeats, unit=rounds * sum(steps))

@@ -17,12 +17,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from fedmpi import config, sparse
 from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import Settings
+from fedmpi.feed import Pick
 from fedmpi.flat import Flat
+from fedmpi.lockstep import Lockstep
 from fedmpi.methods import fedavg
 from fedmpi.streams import Purpose, stream
 from fedmpi.train import Trainer
@@ -48,12 +49,13 @@ class Server(fedavg.Server):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        front, self.back = self.method.halves(self.flat)
+        front, back = self.method.halves(self.flat)
         self.front = front.size
         with torch.no_grad():
-            self.shape = front.network(self.w[: self.front])(trainer.x[:1]).shape[1:]
-        self.copies = trainer.descent_of(self.back, 0)
-        self.slots: dict[int, int] = {}
+            network = front.network(self.w[: self.front]).train(False)
+            self.shape = network(trainer.feed.x[:1]).shape[1:]
+        self.copies = Lockstep(trainer, back)
+        self.keys: dict[int, Iterator[int]] = {}
         self.fronts: dict[int, Tensor] = {}
         self.round: int | None = None
 
@@ -63,32 +65,42 @@ class Server(fedavg.Server):
 
     def open(self, t: int, clients: Sequence[int]) -> None:
         """Begins a wave's conversation: v2's back goes on from wave to wave."""
-        alone = self.method.version == "v2"
-        self.slots = {client: 0 if alone else slot for slot, client in enumerate(clients)}
-        count = 1 if alone else len(clients)
-        if len(self.copies.rows) < count:
-            self.copies = self.trainer.descent_of(self.back, count)
-        if not alone or self.round != t:
-            self.copies.reset(self.w[self.front :])
+        self.keys = {client: self.trainer.feed.keys(t, client) for client in clients}
+        start = self.w[self.front :]
+        if self.method.version == "v1":
+            self.copies.open(clients, start)
+        else:
+            self.copies.open(clients[:1], None if self.round == t else start)
         self.round, self.fronts = t, {}
 
     def exchange(self, t: int, messages: Sequence[Message]) -> list[Message]:
         """One step of every busy client: activations and labels in, gradients at the cut out."""
         if self.method.version == "v2":
             order = stream(self.settings.seed, Purpose.ORDER, t).permutation(self.settings.clients)
-            messages = sorted(messages, key=lambda message: order[message.client])
-        return [Message(m.client, [self.train(t, m.client, *m.blocks)]) for m in messages]
+            chunks = [[m] for m in sorted(messages, key=lambda message: order[message.client])]
+        else:
+            said = {message.client: message for message in messages}
+            chunks = [[said[client] for client in self.copies.busy()]]
+        answers = [answer for chunk in chunks for answer in self.train(t, chunk)]
+        self.copies.done += 1
+        return answers
 
-    def train(self, t: int, client: int, activations: Block, labels: Block) -> Block:
-        """One step of the client's back."""
-        slot, rows = self.slots[client], self.copies.rows
-        y = sparse.values(labels, self.trainer.device)
-        a = self.decode(activations).view(len(y), *self.shape).requires_grad_()
-        loss = cross_entropy(rows.networks[slot](a), y)
-        (gradient,) = rows.backward(slot, loss, also=(a,))
-        self.copies.step(t, slice(slot, slot + 1))
-        self.trainer.note(client, loss.detach())
-        return self.encode(gradient)
+    def train(self, t: int, messages: Sequence[Message]) -> list[Message]:
+        """One step of the first backs, each with one client's batch."""
+        clients = [message.client for message in messages]
+        ys = [sparse.values(message.blocks[1], self.trainer.device) for message in messages]
+        xs = [
+            self.decode(message.blocks[0]).view(len(y), *self.shape).requires_grad_()
+            for message, y in zip(messages, ys, strict=True)
+        ]
+        keys = [next(self.keys[client]) for client in clients]
+        losses, gradients = self.copies.rows.losses(xs, ys, keys)
+        self.copies.step(t, clients)
+        self.trainer.note(clients, losses, [1] * len(messages))
+        return [
+            Message(client, [self.encode(gradient)])
+            for client, gradient in zip(clients, gradients, strict=True)
+        ]
 
     def decode(self, block: Block) -> Tensor:
         """Activations of a batch, flat, as they came over the cut."""
@@ -104,7 +116,7 @@ class Server(fedavg.Server):
         self.fronts[message.client] = update
         self.total[: self.front].add_(update, alpha=message.weight)
         if self.method.version == "v1":
-            change = self.copies.rows.w[self.slots[message.client]] - self.w[self.front :]
+            change = self.back(message.client) - self.w[self.front :]
             self.total[self.front :].add_(change, alpha=message.weight)
         self.weight += message.weight
 
@@ -117,7 +129,11 @@ class Server(fedavg.Server):
     def personal(self, client: int) -> Tensor | None:
         """The client's front and its back together."""
         front = self.w[: self.front] + self.fronts[client]
-        return torch.cat([front, self.copies.rows.w[self.slots[client]]])
+        return torch.cat([front, self.back(client)])
+
+    def back(self, client: int) -> Tensor:
+        """The client's back; v2's only one."""
+        return self.copies.of(client) if self.method.version == "v1" else self.copies.rows.w[0]
 
 
 class Clients(fedavg.Clients):
@@ -127,10 +143,8 @@ class Clients(fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.front, _ = self.method.halves(self.flat)
-        self.fronts = trainer.descent_of(self.front, 0)
-        self.slots: dict[int, int] = {}
-        self.left: dict[int, Iterator[Tensor]] = {}
-        self.outputs: dict[int, Tensor] = {}
+        self.fronts = Lockstep(trainer, self.front)
+        self.left: dict[int, Iterator[Pick]] = {}
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """The front."""
@@ -138,25 +152,22 @@ class Clients(fedavg.Clients):
 
     def open(self, t: int, clients: Sequence[int]) -> None:
         """Begins a wave's conversation."""
-        if len(self.fronts.rows) < len(clients):
-            self.fronts = self.trainer.descent_of(self.front, len(clients))
-        self.fronts.reset(self.start)
-        self.slots = {client: slot for slot, client in enumerate(clients)}
-        self.left = {client: self.trainer.batches(t, client) for client in clients}
+        self.fronts.open(clients, self.start)
+        self.left = {client: self.trainer.feed.picks(t, client) for client in clients}
 
     def forward(self, t: int) -> list[Message]:
         """The next batch of every client that has one: activations at the cut, and labels."""
-        messages, self.outputs = [], {}
-        for client, slot in self.slots.items():
-            with self.trainer.timed(client):
-                positions = next(self.left[client], None)
-                if positions is None:
-                    continue
-                a = self.fronts.rows.networks[slot](self.trainer.x[positions])
-                self.outputs[client] = a
-                labels = sparse.labels(self.trainer.y[positions], self.trainer.classes)
-                messages.append(Message(client, [self.encode(a), labels]))
-        return messages
+        busy, feed = self.fronts.busy(), self.trainer.feed
+        if not busy:
+            return []
+        with self.trainer.timed(busy):
+            picks = [next(self.left[client]) for client in busy]
+            xs, ys = zip(*(feed.take(pick.positions, pick.shifts) for pick in picks), strict=True)
+            outputs = self.fronts.rows.forward(xs, [pick.key for pick in picks])
+            return [
+                Message(client, [self.encode(a), sparse.labels(y, feed.classes)])
+                for client, a, y in zip(busy, outputs, ys, strict=True)
+            ]
 
     def encode(self, a: Tensor) -> Block:
         """Activations of a batch, for the server."""
@@ -167,19 +178,20 @@ class Clients(fedavg.Clients):
         return sparse.values(block, self.trainer.device)
 
     def backward(self, t: int, messages: Sequence[Message]) -> None:
-        """The rest of the step: from the gradient at the cut to new fronts."""
-        rows = self.fronts.rows
-        for message in messages:
-            with self.trainer.timed(message.client):
-                slot, a = self.slots[message.client], self.outputs[message.client]
-                part = slice(slot, slot + 1)
-                rows.backward(slot, a, self.decode(message.blocks[0]).view_as(a))
-                self.adjust((message.client,), rows.w[part], rows.g[part])
-                self.fronts.step(t, part)
+        """The rest of the step: from the gradients at the cut to new fronts."""
+        busy, rows = self.fronts.busy(), self.fronts.rows
+        if not busy:
+            return
+        with self.trainer.timed(busy):
+            given = {message.client: self.decode(message.blocks[0]) for message in messages}
+            rows.backward([given[client] for client in busy])
+            self.adjust(busy, rows.w[: len(busy)], rows.g[: len(busy)])
+            self.fronts.step(t, busy)
+        self.fronts.done += 1
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """The fronts as the conversation left them."""
-        return self.fronts.rows.w[[self.slots[client] for client in clients]]
+        return torch.stack([self.fronts.of(client) for client in clients])
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """A client has no whole model; the server has (see `Server.personal`)."""

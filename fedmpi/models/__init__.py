@@ -7,7 +7,7 @@ A module's docstring is its description in `fedmpi list models`.
 import torch
 from torch import nn
 
-from fedmpi import config
+from fedmpi import config, layers
 from fedmpi.streams import Purpose, torch_seed
 
 
@@ -19,8 +19,13 @@ def build(settings: config.Model, shape: tuple[int, ...], classes: int, seed: in
         shape: of one sample, channels first.
         classes: number of labels.
         seed: of the run.
+
+    Raises:
+        ConfigError: if the network does not fit the samples, or has a layer that cannot be.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Purpose.MODEL))
         stages = config.module("model", settings.name).stages(settings, shape, classes)
-    return nn.Sequential(stages)
+    network = nn.Sequential(stages)
+    layers.check(network)
+    return network

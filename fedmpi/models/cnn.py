@@ -12,6 +12,7 @@ from torch import nn
 
 from fedmpi import config
 from fedmpi.config import ConfigError, Width
+from fedmpi.layers import dropouts
 
 
 class Config(config.Model):
@@ -23,6 +24,8 @@ class Config(config.Model):
     """Pad the convolutions so that they keep height and width (an odd kernel then)."""
     hidden: int = Field(512, ge=1)
     """Units of the hidden layer."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the hidden layer's units that a training step drops."""
 
 
 def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
@@ -52,6 +55,8 @@ def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[
     return OrderedDict(
         conv1=convolution(shape[0], first),
         conv2=convolution(first, second),
-        dense=nn.Sequential(nn.Flatten(), nn.Linear(flat, config.hidden), nn.ReLU()),
+        dense=nn.Sequential(
+            nn.Flatten(), nn.Linear(flat, config.hidden), nn.ReLU(), *dropouts(config.dropout)
+        ),
         head=nn.Linear(config.hidden, classes),
     )

@@ -12,12 +12,15 @@ from torch import nn
 
 from fedmpi import config
 from fedmpi.config import Width
+from fedmpi.layers import dropouts
 
 
 class Config(config.Model):
     hidden: tuple[Width, ...] = Field((200, 200), strict=False)
     """Width of each hidden layer; [] for logistic regression. The default is the 2NN of McMahan et
     al. (AISTATS 2017)."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of each hidden layer's units that a training step drops."""
 
 
 def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
@@ -25,8 +28,7 @@ def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[
     widths = [prod(shape), *config.hidden]
     found: OrderedDict[str, nn.Module] = OrderedDict()
     for number, (inputs, outputs) in enumerate(pairwise(widths), 1):
-        found[f"hidden{number}"] = nn.Sequential(
-            nn.Flatten(), nn.Linear(inputs, outputs), nn.ReLU()
-        )
+        parts = [nn.Flatten(), nn.Linear(inputs, outputs), nn.ReLU(), *dropouts(config.dropout)]
+        found[f"hidden{number}"] = nn.Sequential(*parts)
     found["head"] = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1], classes))
     return found

@@ -1,9 +1,11 @@
-"""Residual networks for small images, with GroupNorm: 20, 32, 56 (16-32-64 channels) and 18, 50.
+"""Residual networks for small images: depths 20, 32, 56 (16-32-64 channels) and 18, 50.
 
 K. He, X. Zhang, S. Ren, J. Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016, arXiv
 1512.03385: depths 20, 32 and 56 as in section 4.2, shortcuts without parameters (option A); depths
 18 and 50 as in table 1, with a 3x3 stem and no pooling behind it, as usual for 32x32 images. The
-norm layers are those of Y. Wu, K. He, *Group Normalization*, ECCV 2018, arXiv 1803.08494.
+norm layers are by default those of Y. Wu, K. He, *Group Normalization*, ECCV 2018, arXiv
+1803.08494, because batches of federated clients are small and unlike each other; the paper's are
+those of `norm = batch`.
 
 Split points: stem, and the blocks: group1_block1, group1_block2, ...
 """
@@ -17,6 +19,7 @@ from torch.nn.functional import pad, relu
 
 from fedmpi import config
 from fedmpi.config import ConfigError
+from fedmpi.layers import BatchNorm
 
 BLOCKS = {20: (3,) * 3, 32: (5,) * 3, 56: (9,) * 3, 18: (2,) * 4, 50: (3, 4, 6, 3)}
 """Blocks in each group of a depth."""
@@ -25,6 +28,8 @@ BLOCKS = {20: (3,) * 3, 32: (5,) * 3, 56: (9,) * 3, 18: (2,) * 4, 50: (3, 4, 6, 
 class Config(config.Model):
     depth: Literal[18, 20, 32, 50, 56] = 20
     """Layers with weights, shortcuts apart."""
+    norm: Literal["group", "batch"] = "group"
+    """Over groups of a sample's channels, or over the batch (see the setting `statistics`)."""
     groups: int = Field(8, ge=1)
     """Groups of each GroupNorm; it divides the number of channels (SSFL: depth 18 with 32)."""
 
@@ -38,10 +43,10 @@ def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[
     width = 16 if config.depth in (20, 32, 56) else 64
     if len(shape) != 3:
         raise ConfigError(f"model.name = 'resnet': wanted images, found samples of shape {shape}")
-    if width % config.groups:
+    if config.norm == "group" and width % config.groups:
         raise ConfigError(f"model.groups = {config.groups}: must divide {width}, the channels")
     found: OrderedDict[str, nn.Module] = OrderedDict()
-    found["stem"] = nn.Sequential(*convolution(shape[0], width, 3, 1, config.groups), nn.ReLU())
+    found["stem"] = nn.Sequential(*convolution(config, shape[0], width, 3, 1), nn.ReLU())
     channels = width
     for group, blocks in enumerate(BLOCKS[config.depth]):
         for number in range(blocks):
@@ -54,10 +59,13 @@ def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[
     return found
 
 
-def convolution(inputs: int, outputs: int, side: int, stride: int, groups: int) -> list[nn.Module]:
+def convolution(
+    config: Config, inputs: int, outputs: int, side: int, stride: int
+) -> list[nn.Module]:
     """A convolution that keeps height and width but for its stride, and its norm."""
     layer = nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
-    return [layer, nn.GroupNorm(groups, outputs)]
+    is_group = config.norm == "group"
+    return [layer, nn.GroupNorm(config.groups, outputs) if is_group else BatchNorm(outputs)]
 
 
 class Block(nn.Module):
@@ -73,11 +81,11 @@ class Block(nn.Module):
             layers = [(inputs, inner, 3, stride), (inner, inner, 3, 1)]
         parts: list[nn.Module] = []
         for layer in layers:
-            parts += [*convolution(*layer, config.groups), nn.ReLU()]
+            parts += [*convolution(config, *layer), nn.ReLU()]
         self.residual = nn.Sequential(*parts[:-1])
         self.shortcut: nn.Module = nn.Identity()
         if (inputs, 1) != (self.channels, stride):
-            narrow = convolution(inputs, self.channels, 1, stride, config.groups)
+            narrow = convolution(config, inputs, self.channels, 1, stride)
             is_small = config.depth in (20, 32, 56)
             more = self.channels - inputs
             self.shortcut = OptionA(stride, more) if is_small else nn.Sequential(*narrow)

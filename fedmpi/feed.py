@@ -1,0 +1,136 @@
+"""What a step learns from: samples, in the order and with the crops of a client's round.
+
+All samples lie on the device, and a batch is gathered by their positions.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi.config import ConfigError, Settings
+from fedmpi.data import Dataset
+from fedmpi.population import Population
+from fedmpi.streams import Purpose, stream
+
+PADDING = 4
+"""Black pixels that an image gets on each side before it is cropped to its size."""
+
+
+class Pick(NamedTuple):
+    """What one client learns from in one step.
+
+    Attributes:
+        positions: of its samples, int64 [B] on the host.
+        shifts: crop's first row and column, and whether to flip, int64 [B, 3] on the host; None
+            without augmentation.
+        key: the network's random key.
+    """
+
+    positions: Tensor
+    shifts: Tensor | None
+    key: int
+
+
+class Feed:
+    """The training samples on a device.
+
+    Attributes:
+        x: samples, float32 [N, *shape].
+        y: labels, int64 [N].
+        classes: number of labels.
+        is_random: whether the network needs random keys.
+        longest: samples in the largest batch that any client has.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        data: Dataset,
+        population: Population,
+        device: torch.device,
+        is_random: bool,
+    ) -> None:
+        if settings.augment and len(data.shape) != 3:
+            raise ConfigError(
+                f"augment = {list(settings.augment)}: wanted images, found samples of shape "
+                f"{data.shape}"
+            )
+        self.settings, self.population, self.is_random = settings, population, is_random
+        self.x = torch.from_numpy(data.train_x).to(device)
+        self.y = torch.from_numpy(data.train_y).to(device)
+        self.classes = data.classes
+        self.longest = min(settings.batch, int(population.sizes.max()))
+        # A data set's black is each channel's least value, whatever its normalisation.
+        self.black = self.x.amin((0, 2, 3)) if settings.augment else torch.empty(0)
+
+    def picks(self, t: int, client: int) -> Iterator[Pick]:
+        """What the client learns from in each of its steps in round t."""
+        shifts, keys = self._shifts(t, client), self.keys(t, client)
+        for positions in self.positions(t, client):
+            yield Pick(positions, shifts(len(positions)), next(keys))
+
+    def positions(self, t: int, client: int) -> Iterator[Tensor]:
+        """Positions of the samples of each of the client's steps in round t, pass by pass."""
+        random = stream(self.settings.seed, Purpose.BATCH, t, client)
+        shard, batch = self.population.shards[client], self.settings.batch
+        left = self.population.steps(client)
+        while left:
+            order = torch.from_numpy(shard[random.permutation(len(shard))])
+            for positions in order.split(batch)[:left]:
+                yield positions
+                left -= 1
+
+    def keys(self, t: int, client: int) -> Iterator[int]:
+        """The random key of each of the client's steps in round t; zeros if none is needed."""
+        if not self.is_random:
+            return repeat(0)
+        random = stream(self.settings.seed, Purpose.DROPOUT, t, client)
+        return (int(random.integers(1 << 63)) for _ in repeat(None))
+
+    def _shifts(self, t: int, client: int) -> Callable[[int], Tensor | None]:
+        augment = self.settings.augment
+        if not augment:
+            return lambda _: None
+        random = stream(self.settings.seed, Purpose.AUGMENT, t, client)
+
+        def draw(count: int) -> Tensor:
+            found = np.full((count, 3), (PADDING, PADDING, 0))
+            if "crop" in augment:
+                found[:, :2] = random.integers(2 * PADDING + 1, size=(count, 2))
+            if "flip" in augment:
+                found[:, 2] = random.integers(2, size=count)
+            return torch.from_numpy(found)
+
+        return draw
+
+    def take(self, positions: Tensor, shifts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Samples [..., *shape] and labels [...] at the positions [...], cropped and flipped.
+
+        Args:
+            positions: int64, any shape.
+            shifts: int64 [..., 3] (see `Pick`).
+        """
+        x, y = self.x[positions], self.y[positions]
+        return (x if shifts is None else self._augmented(x, shifts)), y
+
+    def _augmented(self, x: Tensor, shifts: Tensor) -> Tensor:
+        """Images moved by up to `PADDING` pixels, black behind their edges, and mirrored."""
+        (channels, height, width), shape = x.shape[-3:], x.shape
+        x, shifts = x.reshape(-1, channels, height, width), shifts.reshape(-1, 3)
+        down, right, flips = shifts.split(1, dim=1)
+        rows = torch.arange(height, device=x.device) + down - PADDING
+        columns = torch.arange(width, device=x.device) + right - PADDING
+        columns = torch.where(flips > 0, columns.flip(1), columns)
+        is_row, is_column = (
+            rows.clamp(0, height - 1) == rows,
+            columns.clamp(0, width - 1) == columns,
+        )
+        rows = rows.clamp(0, height - 1)[:, None, :, None].expand(-1, channels, -1, width)
+        columns = columns.clamp(0, width - 1)[:, None, None].expand(-1, channels, height, -1)
+        inside = is_row[:, None, :, None] & is_column[:, None, None]
+        moved = x.gather(2, rows).gather(3, columns)
+        return torch.where(inside, moved, self.black.view(-1, 1, 1)).view(shape)

@@ -1,0 +1,151 @@
+"""Models of one shape as the rows of a matrix, and their losses and gradients.
+
+`Rows` is the memory and the interface; `OneByOne` runs one network after the other in plain
+autograd, which suits a CPU's caches, and `stacked.Stacked` all of them at once, which suits a GPU.
+Nobody else can tell which of them runs.
+
+Rows at work are always the first k: whoever uses rows puts the clients with most steps first.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fedmpi.config import Settings
+from fedmpi.feed import Feed, Pick
+from fedmpi.flat import Flat
+from fedmpi.layers import BatchNorm, Dropout
+
+ALIGNMENT = 16
+"""Rows begin at multiples of 64 bytes: results must not depend on which row a client has."""
+
+
+class Rows(ABC):
+    """`count` models of one shape.
+
+    Attributes:
+        w: the models, [count, n].
+        g: their gradients, [count, n]; zero where no gradient moves a model.
+        aside: their local statistics, [count, m].
+    """
+
+    def __init__(self, flat: Flat, count: int, device: torch.device, settings: Settings) -> None:
+        width = -(-flat.size // ALIGNMENT) * ALIGNMENT
+        self.flat, self.device, self.precision = flat, device, settings.precision
+        self.w = torch.zeros(count, width, device=device)[:, : flat.size]
+        self.g = torch.zeros(count, width, device=device)[:, : flat.size]
+        self.aside = flat.aside.to(device).repeat(count, 1)
+        self.modules: list[nn.Module] = []
+
+    def __len__(self) -> int:
+        return len(self.w)
+
+    def learning(self, is_so: bool, by_batch: bool = False) -> None:
+        """From now on the networks learn, or are judged.
+
+        Args:
+            is_so: whether batches are normalised by their own statistics, and values dropped.
+            by_batch: in judging, too, normalise batches by their own statistics.
+        """
+        for module in self.modules:
+            module.training = is_so or (by_batch and isinstance(module, BatchNorm))
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Where networks run: in bfloat16, if the settings say so."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        return nullcontext()
+
+    @abstractmethod
+    def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> list[Tensor]:
+        """Outputs of the first k rows' networks, each on its own batch.
+
+        Args:
+            xs: a batch for each, [B_i, ...].
+            keys: each row's random key of the step (see `Feed.keys`); for learning only.
+        """
+
+    @abstractmethod
+    def backward(self, cotangents: Sequence[Tensor]) -> None:
+        """Sets g of the rows that ran forward last, by the gradients at their outputs.
+
+        Args:
+            cotangents: for each row as many values as its output has, in any shape.
+        """
+
+    @abstractmethod
+    def losses(
+        self, xs: Sequence[Tensor], ys: Sequence[Tensor], keys: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Mean cross-entropies of the first k rows on a batch of each; sets their g.
+
+        Returns:
+            Losses [k], and the gradient at each of those inputs that require one.
+        """
+
+    @abstractmethod
+    def learn(self, feed: Feed, picks: Sequence[Pick]) -> Tensor:
+        """The same for samples of the feed: losses [k] of the first k rows; sets their g."""
+
+
+class OneByOne(Rows):
+    """Row after row, each with a network of its own."""
+
+    def __init__(self, flat: Flat, count: int, device: torch.device, settings: Settings) -> None:
+        super().__init__(flat, count, device, settings)
+        self.networks = [flat.network(*both) for both in zip(self.w, self.aside, strict=True)]
+        self.parameters = [list(network.parameters()) for network in self.networks]
+        self.gradients = [[piece.of(row) for piece in flat.parameters] for row in self.g]
+        self.modules = [m for network in self.networks for m in network.modules()]
+        self.dropouts = [
+            [module for module in network.modules() if isinstance(module, Dropout)]
+            for network in self.networks
+        ]
+        self.outputs: list[Tensor] = []
+
+    def _run(self, row: int, x: Tensor, keys: Sequence[int]) -> Tensor:
+        for module in self.dropouts[row] if keys else ():
+            module.key.fill_(keys[row])
+        return self.networks[row](x)
+
+    def _gradient(
+        self, row: int, output: Tensor, cotangent: Tensor | None = None, also: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
+        ours = self.parameters[row]
+        found = torch.autograd.grad(output, [*ours, *also], cotangent)
+        torch._foreach_copy_(self.gradients[row], found[: len(ours)])
+        return found[len(ours) :]
+
+    def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> list[Tensor]:
+        """See `Rows.forward`."""
+        with self.autocast():
+            self.outputs = [self._run(row, x, keys).float() for row, x in enumerate(xs)]
+        return self.outputs
+
+    def backward(self, cotangents: Sequence[Tensor]) -> None:
+        """See `Rows.backward`."""
+        for row, cotangent in enumerate(cotangents):
+            self._gradient(row, self.outputs[row], cotangent.view_as(self.outputs[row]))
+
+    def losses(
+        self, xs: Sequence[Tensor], ys: Sequence[Tensor], keys: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See `Rows.losses`."""
+        found: list[Tensor] = []
+        inputs: list[Tensor] = []
+        for row, (x, y) in enumerate(zip(xs, ys, strict=True)):
+            with self.autocast():
+                loss = cross_entropy(self._run(row, x, keys).float(), y)
+            inputs += self._gradient(row, loss, also=[x] if x.requires_grad else [])
+            found.append(loss.detach())
+        return torch.stack(found), inputs
+
+    def learn(self, feed: Feed, picks: Sequence[Pick]) -> Tensor:
+        """See `Rows.learn`."""
+        batches = [feed.take(pick.positions, pick.shifts) for pick in picks]
+        xs, ys = zip(*batches, strict=True)
+        return self.losses(xs, ys, [pick.key for pick in picks])[0]

@@ -1,0 +1,146 @@
+"""BatchNorm's running statistics, averaged or local, against plain torch modules."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fedmpi import models
+from fedmpi.engine import Engine
+from fedmpi.layers import BatchNorm, Dropout
+from tests import plain
+from tests.plain import play
+from tests.small import run, small, smooth
+
+WORDS = ("rounds=3", "participation=0.6", "momentum=0.9", "weight_decay=0.01", "epochs=2")
+
+
+@pytest.fixture(autouse=True)
+def _network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+
+
+def torchs(engine: Engine) -> nn.Sequential:
+    """The engine's initial network with torch's own norms, and without dropout."""
+    network = copy.deepcopy(engine.flat.stages)
+    for stage in network.children():
+        for name, module in list(stage.named_children()):
+            if isinstance(module, BatchNorm):
+                channels = len(module.weight)
+                kind = nn.BatchNorm2d if name == "1" else nn.BatchNorm1d
+                setattr(stage, name, kind(channels))
+                getattr(stage, name).load_state_dict(module.state_dict(), strict=False)
+    return network
+
+
+def engine_of(*words: str) -> Engine:
+    """An engine whose network drops nothing."""
+    engine = Engine(small(*WORDS, *words))
+    for network in (engine.flat.stages, *engine.trainer.rows.networks):
+        for module in network.modules():
+            if isinstance(module, Dropout):
+                module.share = 0.0
+    return engine
+
+
+def train(engine: Engine, t: int, client: int, module: nn.Sequential) -> None:
+    feed, steps = engine.trainer.feed, plain.optimiser(engine, module, t)
+    for positions in feed.positions(t, client):
+        steps.zero_grad()
+        cross_entropy(module(feed.x[positions]), feed.y[positions]).backward()
+        steps.step()
+
+
+def vector(module: nn.Sequential, statistics: bool) -> torch.Tensor:
+    """The state that floats: parameters, and statistics beside them in the order of modules."""
+    names = [name for name, _ in module.named_parameters()]
+    state = module.state_dict()
+    chosen = [name for name in state if name in names or statistics]
+    return torch.cat([state[n].reshape(-1) for n in chosen if state[n].is_floating_point()])
+
+
+def test_averaged_statistics_are_averaged_state_dicts() -> None:
+    engine = engine_of()
+    shared = torchs(engine)
+    assert torch.equal(vector(shared, statistics=True), engine.server.w)
+    for t, _ in enumerate(play(engine)):
+        clients = engine.population.sample(t)
+        weights = (
+            engine.population.sizes[list(clients)] / engine.population.sizes[list(clients)].sum()
+        )
+        states = []
+        for client in clients:
+            own = copy.deepcopy(shared)
+            train(engine, t, client, own)
+            states.append(own.state_dict())
+        mean = {
+            name: sum(w * state[name] for w, state in zip(weights, states, strict=True))
+            for name, value in states[0].items()
+            if value.is_floating_point()
+        }
+        shared.load_state_dict(mean, strict=False)
+        np.testing.assert_allclose(engine.server.w, vector(shared, True), rtol=1e-4, atol=1e-5)
+        shared.train(False)
+        x, y = engine.observer.test_x, engine.observer.test_y
+        verdict = engine.observer.judge(engine.server.w)
+        assert verdict.accuracy == pytest.approx(plain.accuracy(shared, x, y))
+        shared.train(True)
+
+
+def test_local_statistics_stay_with_their_clients() -> None:
+    engine = engine_of("statistics=local")
+    shared, own = torchs(engine), {}
+    assert torch.equal(vector(shared, statistics=False), engine.server.w)
+    names = {name for name, _ in shared.named_parameters()}
+    for t, outcome in enumerate(play(engine)):
+        clients = engine.population.sample(t)
+        mean = dict.fromkeys(names, 0)
+        sizes = engine.population.sizes
+        for client in clients:
+            module = own.setdefault(client, copy.deepcopy(shared))
+            module.load_state_dict(dict(shared.named_parameters()), strict=False)
+            train(engine, t, client, module)
+            for name, parameter in module.named_parameters():
+                mean[name] += sizes[client] / sizes[list(clients)].sum() * parameter.detach()
+            module.train(False)
+            shard = engine.population.test_shards[client]
+            x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+            row = outcome.tables["clients"][clients.index(client)]
+            np.testing.assert_allclose(row["personal"], plain.accuracy(module, x, y), atol=1e-6)
+            module.train(True)
+        shared.load_state_dict(mean, strict=False)
+        np.testing.assert_allclose(engine.server.w, vector(shared, False), rtol=1e-4, atol=1e-5)
+        # The global model has no statistics: a batch is normalised by its own.
+        x, y = engine.observer.test_x, engine.observer.test_y
+        verdict = engine.observer.judge(engine.server.w)
+        assert verdict.accuracy == pytest.approx(plain.accuracy(copy.deepcopy(shared), x, y))
+
+
+@pytest.mark.parametrize(("statistics", "extra"), [("averaged", 20), ("local", 0)])
+def test_what_is_local_does_not_travel(statistics: str, extra: int) -> None:
+    found = run(small(f"statistics={statistics}"))
+    rows, flat = found.tables["clients"], found.engine.flat
+    assert flat.size == flat.count + extra
+    assert set(rows["down_model"].tolist()) == {4 * flat.size}
+    assert set(rows["up_gradient"].tolist()) == {4 * flat.size}
+
+
+def test_scores_are_those_of_the_network_as_it_is_judged() -> None:
+    """SSFL's saliency: nothing is dropped, and no statistic moves."""
+    engine = Engine(small("method.name=ssfl"))
+    before = engine.server.w.clone()
+    positions = engine.population.shards[0][:16]
+    found = engine.trainer.gradient(before, positions).clone()
+    assert torch.equal(engine.trainer.rows.w[0], before)
+    module = torchs(engine).train(False)
+    for layer in module.modules():
+        if isinstance(layer, Dropout):
+            layer.share = 0.0
+    x, y = engine.trainer.feed.x[positions], engine.trainer.feed.y[positions]
+    parameters = list(module.parameters())
+    gradients = torch.autograd.grad(cross_entropy(module(x), y), parameters)
+    wanted = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    np.testing.assert_allclose(found[engine.flat.moving > 0], wanted, rtol=1e-4, atol=1e-6)
