@@ -220,16 +220,36 @@ REPEATS = click.option(
     "--model", "models", multiple=True, help="Only that model; may be given several times."
 )
 @click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(10, 32))
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1,),
+    help="Clients that train at once; may be given several times.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @REPEATS
 @JSON
 @mends
 def bench_train(
-    models: tuple[str, ...], batches: tuple[int, ...], repeats: int, as_json: bool
+    models: tuple[str, ...],
+    batches: tuple[int, ...],
+    rows: tuple[int, ...],
+    device: str,
+    repeats: int,
+    as_json: bool,
 ) -> None:
-    """Time of a local step, against the textbook's loop and the bare forward and backward."""
+    """Time of a local step, against the textbook's loop and the bare forward and backward.
+
+    With --device cuda on a machine without one it says "no device", and that is no failure.
+    """
     from fedmpi.bench import chosen, run, train
 
-    run(train.cases(chosen(models, train.MODELS), batches, repeats), as_json)
+    chosen_models = chosen(models, train.MODELS)
+    if device == "cuda" and not train.is_there(device):
+        print("no device: torch sees no GPU here")
+        return
+    run(train.cases(chosen_models, batches, rows, device, repeats), as_json)
 
 
 @bench.command("round")

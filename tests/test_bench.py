@@ -14,6 +14,8 @@ from fedmpi.bench import train
 from fedmpi.bench.textbook import Textbook
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
+from fedmpi.rows import OneByOne
+from fedmpi.stacked import Stacked
 from tests.small import run
 
 
@@ -57,17 +59,18 @@ def test_unknown_cases_are_refused() -> None:
 
 
 @pytest.mark.parametrize("model", ["logistic", "mlp"])
-def test_training_is_measured(model: str) -> None:
-    found = train.measure(model, batch=10, repeats=1)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_training_is_measured(model: str, rows: int) -> None:
+    found = train.measure(model, batch=10, rows=rows, device="cpu", repeats=1)
     assert found.case["model"] == model
-    assert set(found.against) == {"textbook", "bare"}
+    assert set(found.against) == {"textbook", "bare"} | ({"eager"} if rows > 1 else set())
     assert all(ratio > 0 for ratio in found.against.values())
 
 
 def test_a_wrong_training_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train.Textbook, "train", lambda *_: {"w": train.torch.zeros(7850)})
     with pytest.raises(AssertionError, match="not those of the textbook"):
-        train.measure("logistic", batch=10, repeats=1)
+        train.measure("logistic", batch=10, rows=1, device="cpu", repeats=1)
 
 
 def test_the_textbooks_rounds_are_fedavg() -> None:
@@ -85,6 +88,23 @@ def test_the_textbooks_rounds_are_fedavg() -> None:
 )
 def test_workloads_have_the_stated_models(workload: str, parameters: int) -> None:
     assert Engine(config.load(rounds.tree_of(workload))).flat.size == parameters
+
+
+def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.torch.cuda, "is_available", lambda: False)
+    found = CliRunner().invoke(main, ["bench", "train", "--device", "cuda"])
+    assert (found.exit_code, found.output) == (0, "no device: torch sees no GPU here\n")
+
+
+def test_the_eager_reference_is_the_same_training() -> None:
+    engine = train.engine_for("logistic", 10, 3, "cpu")
+    start, adjust = engine.server.w.clone(), engine.clients.adjust
+    together = engine.trainer.train(0, (0, 1, 2), start, adjust).clone()
+    single = train.one_by_one(engine)
+    assert (type(engine.trainer.rows), type(single.rows)) == (Stacked, OneByOne)
+    for client in range(3):
+        alone = single.train(0, (client,), start, adjust)[0]
+        np.testing.assert_allclose(together[client], alone, rtol=1e-4, atol=1e-6)
 
 
 def test_the_command_names_what_there_is() -> None:

@@ -20,7 +20,7 @@ class Textbook:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.settings = engine, engine.settings
-        self.model: nn.Module = copy.deepcopy(engine.flat.stages)
+        self.model: nn.Module = copy.deepcopy(engine.flat.stages).to(engine.trainer.device)
         self.samples = TensorDataset(engine.trainer.feed.x, engine.trainer.feed.y)
         self.state = copy.deepcopy(self.model.state_dict())
 

@@ -1,10 +1,12 @@
 """Local training: milliseconds a client and step, against the textbook loop and the bare step.
 
 The bare step is forward and `autograd.grad` on one resident batch, nothing else: a floor that no
-training can be under. The textbook loop (see `textbook`) is what most codes do. All three run in
-one process, whose memory is kept as in a run.
+training can be under. The textbook loop (see `textbook`) is what most codes do. Where rows are
+stacked, the same rows one by one are the reference `eager`. All run in one process, whose memory
+is kept as in a run.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from time import perf_counter
@@ -15,7 +17,9 @@ from torch.nn.functional import cross_entropy
 from fedmpi import config, memory
 from fedmpi.bench import Result, compare
 from fedmpi.bench.textbook import Textbook
+from fedmpi.config import Tree
 from fedmpi.engine import Engine
+from fedmpi.train import Trainer
 
 MODELS = {
     "logistic": ({"name": "mlp", "hidden": []}, (1, 28, 28)),
@@ -32,63 +36,96 @@ SAMPLES = {"logistic": 32, "mlp": 32, "cnn": 128, "resnet20": 64, "resnet18": 32
 
 
 def cases(
-    models: tuple[str, ...], batches: tuple[int, ...], repeats: int
+    models: tuple[str, ...],
+    batches: tuple[int, ...],
+    rows: tuple[int, ...],
+    device: str,
+    repeats: int,
 ) -> Iterator[Callable[[], Result]]:
-    """One case for each model and batch size."""
+    """One case for each model, batch size and number of rows."""
     for model in models:
         for batch in batches:
-            yield partial(measure, model, batch, repeats)
+            for count in rows:
+                yield partial(measure, model, batch, count, device, repeats)
 
 
-def engine_for(model: str, batch: int, clients: int) -> Engine:
-    """An engine on synthetic samples, of equal numbers for all clients."""
+def is_there(device: str) -> bool:
+    """Whether this machine has such a device."""
+    return device == "cpu" or torch.cuda.is_available()
+
+
+def engine_for(model: str, batch: int, rows: int, device: str) -> Engine:
+    """An engine on synthetic samples, of equal numbers for all clients: a chunk, or two clients."""
     table, shape = MODELS[model]
+    clients = max(2, rows)
     data = {"name": "synthetic", "shape": list(shape), "test_samples": 10}
     data["samples"] = clients * SAMPLES[model]
-    tree = {"clients": clients, "batch": batch, "epochs": 1, "validation": 0.0, "lr": 0.05}
-    return Engine(config.load(tree | {"data": data, "model": table}))
+    tree: Tree = {"clients": clients, "batch": batch, "epochs": 1, "validation": 0.0, "lr": 0.05}
+    tree |= {"rows": rows, "device": device, "data": data, "model": table}
+    return Engine(config.load(tree))
 
 
-def measure(model: str, batch: int, repeats: int) -> Result:
+def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Result:
     """One case: some clients' local training, ours and the references in turns."""
     memory.keep()
-    engine = engine_for(model, batch, clients=2)
-    textbook, trainer = Textbook(engine), engine.trainer
-    start, adjust = engine.flat.initial, engine.clients.adjust
-    steps = [engine.population.steps(client) for client in range(2)]
-    for client in range(2):
-        ours = trainer.train(0, (client,), start, adjust)[0].clone()
-        state = textbook.train(0, client)
-        theirs = torch.cat([value.reshape(-1) for value in state.values()])
-        if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5):
-            raise AssertionError(f"{model}: our weights are not those of the textbook's loop")
+    engine = engine_for(model, batch, rows, device)
+    trainer, textbook, feed = engine.trainer, Textbook(engine), engine.trainer.feed
+    start, adjust = engine.server.w.clone(), engine.clients.adjust
+    chunks = list(trainer.chunks(range(engine.settings.clients)))
+    for chunk in chunks:
+        for client, ours in zip(chunk, trainer.train(0, chunk, start, adjust), strict=True):
+            state = textbook.train(0, client)
+            theirs = torch.cat([value.reshape(-1) for value in state.values()])
+            if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5):
+                raise AssertionError(f"{model}: our weights are not those of the textbook's loop")
 
-    rounds = max(1, STEPS // sum(steps))
-
-    def ours_turn() -> float:
-        began = perf_counter()
-        for _ in range(rounds):
-            for client in range(2):
-                trainer.train(0, (client,), start, adjust)
-        return perf_counter() - began
-
-    def textbook_turn() -> float:
-        began = perf_counter()
-        for _ in range(rounds):
-            for client in range(2):
-                textbook.train(0, client)
-        return perf_counter() - began
-
-    x, y = trainer.feed.x[:batch], trainer.feed.y[:batch]
+    steps = sum(engine.population.steps(client) for chunk in chunks for client in chunk)
+    rounds = max(1, STEPS // steps)
+    x, y = feed.x[:batch], feed.y[:batch]
     network = engine.flat.network(start.clone())
     parameters = list(network.parameters())
 
-    def bare_turn() -> float:
-        began = perf_counter()
-        for _ in range(rounds * sum(steps)):
-            torch.autograd.grad(cross_entropy(network(x), y), parameters)
-        return perf_counter() - began
+    def ours_once() -> None:
+        for chunk in chunks:
+            trainer.train(0, chunk, start, adjust)
 
-    turns = {"ours": ours_turn, "textbook": textbook_turn, "bare": bare_turn}
-    case = {"model": model, "parameters": engine.flat.count, "batch": batch, "rows": 1}
-    return compare("train", case, turns, repeats, unit=rounds * sum(steps))
+    def textbook_once() -> None:
+        for client in range(engine.settings.clients):
+            textbook.train(0, client)
+
+    def bare_once() -> None:
+        for _ in range(steps):
+            torch.autograd.grad(cross_entropy(network(x), y), parameters)
+
+    turns: dict[str, Callable[[], object]] = {
+        "ours": ours_once,
+        "textbook": textbook_once,
+        "bare": bare_once,
+    }
+    if trainer.is_stacked:
+        single = one_by_one(engine)
+        turns["eager"] = lambda: [
+            single.train(0, (client,), start, adjust) for chunk in chunks for client in chunk
+        ]
+    case = {"model": model, "parameters": engine.flat.count, "batch": batch, "rows": rows}
+    timed = {name: partial(timing, once, rounds, trainer.device) for name, once in turns.items()}
+    return compare("train", case | {"device": device}, timed, repeats, unit=rounds * steps)
+
+
+def one_by_one(engine: Engine) -> Trainer:
+    """A trainer like the engine's whose clients train one after the other, in eager mode."""
+    found = copy.copy(engine.trainer)
+    found.is_stacked = False
+    found.descent = found.descent_of(engine.flat, 1)
+    found.begin()
+    return found
+
+
+def timing(once: Callable[[], object], rounds: int, device: torch.device) -> float:
+    """Seconds that it takes `rounds` times, until the device is done."""
+    began = perf_counter()
+    for _ in range(rounds):
+        once()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter() - began
