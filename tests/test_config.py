@@ -124,6 +124,41 @@ def test_sentences() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            "optimizer=adam momentum=0.9",
+            "momentum = 0.9: wanted optimizer = 'sgd', found 'adam'",
+        ),
+        ("beta1=0.5", "beta1 = 0.5: wanted optimizer = 'adam', found 'sgd'"),
+        ("beta2=0.5", "beta2 = 0.5: wanted optimizer = 'adam', found 'sgd'"),
+        ("epsilon=0.1", "epsilon = 0.1: wanted optimizer = 'adam', found 'sgd'"),
+        (
+            "schedule=cosine lr_decay=0.9",
+            "lr_decay = 0.9: wanted schedule = 'decay' or schedule = 'steps', found 'cosine'",
+        ),
+        ("lr_steps=[3]", "lr_steps = [3]: wanted schedule = 'steps', found 'decay'"),
+        ("schedule=steps", "lr_steps = []: wanted rounds, because schedule = 'steps'"),
+        (
+            "lr_min=0.01",
+            "lr_min = 0.01: wanted schedule = 'cosine' or schedule = 'restarts', found 'decay'",
+        ),
+        ("schedule=restarts lr=0.1 lr_min=0.2", "lr_min = 0.2: wanted at most lr = 0.1"),
+        (
+            "precision=tf32",
+            "precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(words: str, sentence: str) -> None:
+    """What would have no effect is an error; defaults may always be said."""
+    assert problem(overridden(*words.split(" "))) == sentence
+    config.load(
+        overridden("momentum=0.0", "beta1=0.9", "lr_decay=1.0", "lr_steps=[]", "lr_min=0.0")
+    )
+
+
+@pytest.mark.parametrize(
     ("words", "path"),
     [
         ("rounds=2.0", "rounds"),

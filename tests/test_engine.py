@@ -15,7 +15,7 @@ from fedmpi import config, sparse
 from fedmpi.clock import Clock
 from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import ConfigError, Settings
-from fedmpi.engine import Engine, pick_device
+from fedmpi.engine import Engine, pick_device, use_tf32
 from fedmpi.methods import fedavg
 from fedmpi.train import Trainer
 from fedmpi.wire import Wire
@@ -268,6 +268,31 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     if torch.cuda.device_count() == 0:
         with pytest.raises(ConfigError, match="there are 0 CUDA devices"):
             Engine(small("device=cuda"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bfloat16_is_rough_but_trains(name: str) -> None:
+    """Everything that is kept and sent stays float32; see also `test_rows`."""
+    words = (f"method.name={name}", "epochs=4", "lr=0.3", "data.separation=8.0")
+    exact, rough = (run(small(*words, *precision)) for precision in ((), ("precision=bf16",)))
+    assert rough.sha256 != exact.sha256
+    for column in ("up_gradient", "down_model", "up_activation"):
+        rows = (found.tables["clients"][column] for found in (exact, rough))
+        np.testing.assert_array_equal(*rows)
+    losses = rough.tables["rounds"]["loss"]
+    assert losses[-1] < losses[-2]
+    np.testing.assert_allclose(losses, exact.tables["rounds"]["loss"], rtol=0.1)
+
+
+def test_float32_means_float32_on_a_gpu_too() -> None:
+    """Torch's convolutions round to TF32 by default."""
+    flags = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    Engine(small())
+    assert [flag.fp32_precision for flag in flags] == ["ieee", "ieee"]
+    use_tf32(True)
+    assert [flag.fp32_precision for flag in flags] == ["tf32", "tf32"]
+    Engine(small())
+    assert [flag.fp32_precision for flag in flags] == ["ieee", "ieee"]
 
 
 def test_ranks_of_a_node_share_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
