@@ -17,7 +17,9 @@ A method that has to agree on something first (a mask) has a round -1 with every
 The laws
 --------
  1. A model is a vector: parameters in `w`, gradients in `g`, the network's tensors are views.
+    Running statistics are in it, too, unless they are local; no gradient moves them.
  2. Clients are rows of w[C, n]; method mathematics is written on rows, elementwise or row-wise.
+    Rows at work are the first ones: a chunk has the clients with most steps first.
  3. A method is a module; the file name is its name. There is no registry.
  4. A method is a difference from FedAvg, or from SplitFed: subclass, override one to four hooks.
  5. Server and clients meet only in messages. A method sees neither MPI, files, clocks nor ranks.
@@ -39,9 +41,12 @@ The rooms
     config       what a run is: the settings       errors      what the caller can mend
     engine       the round                         measure     what is known after it
     population   who holds which samples, who takes part, which rank hosts whom
-    train        rows of clients through their local steps
-    flat         a network as one vector           sparse      tensor <-> block
-    codec        block <-> bytes                   wire        bytes <-> ranks
+    train        rows of clients, local steps      lockstep    the same for parts of networks
+    rows stacked models side by side: one by one, or all at once
+    descent      a step against a gradient         feed        what a step learns from
+    flat         a network as one vector           layers      those that look beyond a sample
+    sparse       tensor <-> block                  codec       block <-> bytes
+    wire         bytes <-> ranks
     record       one run, one HDF5 file            tables      its columns
     clock        seconds by phase                  streams     the only source of randomness
     memory       of the process                    bench/      one module a benchmark
