@@ -39,8 +39,12 @@ LAW = {
     "models/*": ("pydantic torch", "config"),
     "flat": ("torch", "config"),
     "sparse": ("numpy torch", "codec"),
-    "train": ("numpy torch", "config data flat population streams"),
-    "methods/*": ("numpy pydantic torch", "codec config flat methods sparse streams train"),
+    "store": ("torch", "config errors"),
+    "train": ("numpy torch", "config data flat population store streams"),
+    "methods/*": (
+        "numpy pydantic torch",
+        "codec config flat methods sparse store streams train",
+    ),
     "measure": ("numpy torch", "clock codec config data population tables train wire"),
     "engine": (
         "numpy torch",
