@@ -10,6 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from fedmpi.config import State
 from fedmpi.errors import BadInput
 
 BLOCK = 1 << 22
-"""Bytes by which the memory grows, unless one vector takes more."""
+"""Bytes by which the memory grows, unless one vector takes more. They are mapped, not allocated:
+what stays for good would break up the heap, which then took half as much again."""
 LINE = 16
 """Float32 in a cache line, at which every vector begins: what is computed from it must not depend
 on who else is on the rank, and some sums depend on alignment."""
@@ -96,7 +98,9 @@ class Store(Mapping[int, Tensor]):
         """The vector in memory at that place: a view, which may be fresh."""
         block, row = divmod(place, self.rows)
         if block == len(self.blocks):
-            self.blocks.append(torch.empty(min(self.rows, self.room - place), self.stride))
+            rows = min(self.rows, self.room - place)
+            fresh = mmap(-1, rows * 4 * self.stride, MAP_PRIVATE | MAP_ANONYMOUS)
+            self.blocks.append(torch.frombuffer(fresh, dtype=torch.float32).view(rows, -1))
         return self.blocks[block][row, : self.size]
 
     def _move(self, move: Callable[[memoryview], int | None], place: int, vector: Tensor) -> None:
