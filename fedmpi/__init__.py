@@ -23,7 +23,7 @@ The laws
  3. A method is a module; the file name is its name. There is no registry.
  4. A method is a difference from FedAvg, or from SplitFed: subclass, override one to four hooks.
  5. Server and clients meet only in messages. A method sees neither MPI, files, clocks nor ranks.
- 6. A client owns its state, the network belongs to the rank; waiting state lies in host memory.
+ 6. A client owns its state, the network belongs to the rank; waiting state lies in `store`.
  7. Bytes are bytes: what is reported is the length of what MPI was handed, never a formula.
  8. One module knows MPI (`wire`), one HDF5 (`record`), one the wire format (`codec`).
  9. The round is on one screen.
@@ -46,7 +46,7 @@ The rooms
     descent      a step against a gradient         feed        what a step learns from
     flat         a network as one vector           layers      those that look beyond a sample
     sparse       tensor <-> block                  codec       block <-> bytes
-    wire         bytes <-> ranks
+    wire         bytes <-> ranks                   store       what clients keep between rounds
     record       one run, one HDF5 file            tables      its columns
     clock        seconds by phase                  streams     the only source of randomness
     memory       of the process                    bench/      one module a benchmark

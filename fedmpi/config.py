@@ -86,6 +86,15 @@ class Exchange(Part):
     """MiB of dense models that the server may hold at a time; more clients upload in waves."""
 
 
+class State(Part):
+    """Where clients' vectors wait between rounds, in methods whose clients keep any."""
+
+    memory: int = Field(1024, ge=0, le=MOST)
+    """MiB of waiting vectors that a rank holds in memory; the others lie in a temporary file."""
+    folder: str | None = None
+    """Folder for that file; if absent, the system's ($TMPDIR), which may itself be memory."""
+
+
 class Settings(Part):
     """One run. The four named tables are narrowed to their modules' own settings by `load`."""
 
@@ -152,6 +161,7 @@ class Settings(Part):
     model: Model
     method: Method
     exchange: Exchange = Exchange()
+    state: State = State()
 
     def tree(self) -> Tree:
         """Every setting, defaults included, as plain values."""

@@ -112,7 +112,7 @@ class Job:
                 "partition_sha256": engine.population.fingerprint,
             }
             file = Record(path, settings.tree(), settings.identity(), about, tables.TABLES)
-        with progress(settings.rounds, self.wire.is_root) as show:
+        with self._together(), progress(settings.rounds, self.wire.is_root) as show:
             for outcome in engine.rounds(self.wire, self.clock):
                 if outcome is None or file is None:
                     continue
@@ -122,6 +122,16 @@ class Job:
                     status = record.DIVERGED
         if file is not None:
             file.close(status, {"model_sha256": engine.model_sha256()})
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Bad input that a rank finds in here ends the job: the others are in a collective."""
+        try:
+            yield
+        except BadInput as error:
+            if self.wire.size > 1:
+                wire.abort(str(error))
+            raise
 
     def _say(self, text: str) -> None:
         if self.wire.is_root:

@@ -20,6 +20,7 @@ from fedmpi.flat import Flat
 from fedmpi.population import Population
 from fedmpi.rows import OneByOne, Rows
 from fedmpi.stacked import Stacked
+from fedmpi.store import Store
 
 Adjust = Callable[[Sequence[int], Tensor, Tensor], None]
 """Changes gradients in place before a step: clients of the rows, w [k, n], g [k, n]."""
@@ -52,7 +53,9 @@ class Trainer:
         self.is_stacked = device.type == "cuda" or (settings.rows or 1) > 1
         self.seats = settings.rows
         self.descent = self.descent_of(flat, 1)
-        self.statistics: dict[int, Tensor] = {}
+        self.statistics: dict[int, Tensor] | Store = {}
+        if self.keeps:
+            self.statistics = Store(settings.state, len(flat.aside))
         self.begin()
 
     @property
@@ -177,8 +180,9 @@ class Trainer:
             self.rows.aside[row] = self.statistics.get(client, self.flat.aside)
 
     def _remember(self, clients: Sequence[int]) -> None:
+        """Takes them back."""
         for row, client in enumerate(clients if self.keeps else ()):
-            self.statistics[client] = self.rows.aside[row].to("cpu", copy=True)
+            self.statistics[client] = self.rows.aside[row]
 
     def gradient(self, w: Tensor, positions: np.ndarray) -> Tensor:
         """The mean loss's gradient on those training samples at w [n]: [n], until the next call.

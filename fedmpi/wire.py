@@ -176,14 +176,18 @@ def abort_on_exception() -> None:
     """From now on an uncaught exception on one rank ends the job: traceback, then Abort(1)."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        text = "".join(traceback.format_exception(kind, error, trace))
-        rank = MPI.COMM_WORLD.Get_rank()
-        sys.stdout.flush()
-        sys.stderr.write(f"rank {rank} of {MPI.COMM_WORLD.Get_size()} failed:\n{text}")
-        sys.stderr.flush()
-        MPI.COMM_WORLD.Abort(1)
+        abort("".join(traceback.format_exception(kind, error, trace)))
 
     sys.excepthook = hook
+
+
+def abort(text: str) -> None:
+    """Ends the job, wherever its other ranks are, and says which rank failed, and why."""
+    rank = MPI.COMM_WORLD.Get_rank()
+    sys.stdout.flush()
+    sys.stderr.write(f"rank {rank} of {MPI.COMM_WORLD.Get_size()} failed:\n{text.rstrip()}\n")
+    sys.stderr.flush()
+    MPI.COMM_WORLD.Abort(1)
 
 
 def library() -> str:

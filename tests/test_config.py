@@ -189,6 +189,7 @@ def test_wrong_types_are_not_converted(words: str, path: str) -> None:
         *("weight_decay=inf", "clip=-1.0", "validation=1.0", "validation=-0.1", "evaluate=0"),
         *("server=both", "device=gpu", "device=cuda:", "device=xcpu", "threads=0"),
         *("exchange.window=0", "exchange.name=ring", "model.hidden=[0]"),
+        *("state.memory=-1", "state.memory=0.5", "state.folder=3"),
         *("method={name='topk', sparsity=1.0}", "method={name='ssfl', sparsity=-0.1}"),
         *("method={name='fedprox', mu=-1.0}", "method={name='splitfed', version='v3'}"),
     ],
@@ -202,6 +203,7 @@ BORDERS = [
     *("participation=1.0", "batch=1", "epochs=1", "local_steps=1", "lr_decay=1.0", "momentum=0.0"),
     *("momentum=0.999", "weight_decay=0.0", "clip=0.0", "validation=0.0", "evaluate=1"),
     *("threads=1", "exchange.window=1", "model.hidden=[1]"),
+    *("state.memory=0", "state.folder=/x"),
 ]
 
 
@@ -248,6 +250,7 @@ def test_identity_depends_on_every_setting() -> None:
         *("clip=0.9", "validation=0.9", "evaluate=9", "server=shared", "device=cuda"),
         *("threads=9", "data.root=/x", "model.hidden=[9]", "method.name=topk"),
         *("partition.name=shards", "exchange.window=9", "data.name=synthetic", "model.name=cnn"),
+        *("state.memory=9", "state.folder=/x"),
     ]
     said = {one.partition("=")[0].partition(".")[0] for word in words for one in word.split(" ")}
     assert said == set(Settings.model_fields), "a new setting needs a word here"
@@ -355,4 +358,4 @@ def test_every_setting_is_explained_and_has_a_default(table: str, name: str) -> 
 def test_every_setting_of_a_run_is_explained() -> None:
     for setting, form, _, text in config.describe(Settings):
         assert form
-        assert text.endswith(".") or setting in (*ROOMS, "exchange"), setting
+        assert text.endswith(".") or setting in (*ROOMS, "exchange", "state"), setting

@@ -40,15 +40,16 @@ LAW = {
     "models/*": ("pydantic torch", "config layers"),
     "flat": ("torch", "config layers"),
     "sparse": ("numpy torch", "codec"),
+    "store": ("torch", "config errors"),
     "feed": ("numpy torch", "config data population streams"),
     "rows": ("torch", "config feed flat layers"),
     "stacked": ("torch", "config feed flat layers rows"),
     "descent": ("torch", "config rows"),
-    "train": ("numpy torch", "config data descent feed flat population rows stacked"),
+    "train": ("numpy torch", "config data descent feed flat population rows stacked store"),
     "lockstep": ("torch", "flat rows train"),
     "methods/*": (
         "numpy pydantic torch",
-        "codec config feed flat lockstep methods sparse streams train",
+        "codec config feed flat lockstep methods sparse store streams train",
     ),
     "measure": ("numpy torch", "clock codec config data population tables train wire"),
     "engine": (

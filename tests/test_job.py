@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from fedmpi import launch, record, tables
+from fedmpi import launch, record, tables, wire
 from fedmpi.config import ConfigError, Settings
+from fedmpi.engine import Engine
 from fedmpi.errors import BadInput
 from fedmpi.job import Job, line, progress
 from fedmpi.sweep import Sweep
@@ -108,6 +109,23 @@ def test_what_is_finished_is_not_run_again(
     with h5py.File(path) as file:
         assert file.attrs["status"] == status
         assert len(file["rounds"]) < 9
+
+
+@on_ranks
+def test_bad_input_in_the_middle_ends_the_job(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, say: whoever finds it cannot tell the others, who wait in a collective."""
+    said: list[str] = []
+
+    def rounds(*_: object) -> None:
+        raise ConfigError("no room")
+
+    monkeypatch.setattr(Engine, "rounds", rounds)
+    monkeypatch.setattr(wire, "abort", said.append)
+    with pytest.raises(ConfigError, match="no room"):
+        Job().run(small(), folder)
+    assert said == ([] if WORLD.size == 1 else ["no room"])
 
 
 @on_ranks

@@ -129,6 +129,11 @@ SETTINGS = {
     "data": (["data.name=cifar"], "no such data (did you mean 'cifar10'?); there are: cifar10,"),
     "partition": (["partition.name=x"], "partition.name = 'x': no such partition; there are: diri"),
     "exchange": (["exchange.name=tree"], "exchange.name = 'tree': input should be 'star'"),
+    "state": (["state.memory=-1"], "state.memory = -1: input should be greater than or equal to 0"),
+    "no folder for state": (
+        ["method.name=topk", "state.folder=/nowhere/at/all"],
+        "state.folder = /nowhere/at/all: No such file or directory; wanted a folder with room",
+    ),
     "server": (["server=two"], "server = 'two': input should be 'dedicated' or 'shared'"),
     "device": (["device=gpu"], "device = 'gpu': string should match pattern '^(cpu|cuda"),
     "missing GPU": (["device=cuda:99"], "device = 'cuda:99': there are "),

@@ -176,6 +176,17 @@ def test_blocks_survive_the_wire(case: tuple[str, ...], monkeypatch: pytest.Monk
         same(one, other)
 
 
+@every_case
+def test_where_clients_vectors_wait_does_not_change_the_result(case: tuple[str, ...]) -> None:
+    """All in memory; some, of 302 KiB each, in memory; all in the file."""
+    more = ("model.hidden=[1024]", "participation=0.8", "rounds=3")
+    whole, *others = (run(words(case, *more, f"state.memory={mib}")) for mib in (1024, 1, 0))
+    for other in others:
+        assert other.sha256 == whole.sha256
+        for column in ("loss", "personal", "accuracy"):
+            np.testing.assert_array_equal(*(r.tables["clients"][column] for r in (whole, other)))
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("units", "width"), [(1024, 3), (3000, 1)])
 def test_waves_do_not_change_the_result(name: str, units: int, width: int) -> None:

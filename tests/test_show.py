@@ -120,11 +120,12 @@ def test_data_sets_are_found_or_not(said: Any, here: Path) -> None:
 def test_settings_are_all_there(said: Any) -> None:
     found = said(show_list, "settings", None)
     for key, kind, default, _ in config.describe(config.Settings):
-        if key not in {*config.ROOMS, "exchange"}:
+        if key not in {*config.ROOMS, "exchange", "state"}:
             assert re.search(rf"^{key}  +{re.escape(kind)}  +{re.escape(default)} ", found, re.M)
     for table in (*config.ROOMS, "exchange"):
         assert f"\n[{table}]\n" in found
         assert f"\n{table}.name " in found
+    assert "\n[state]\n" in found
     assert "\n[method] with name = topk\n" in found
     assert "There are: fedavg, fedprox," in words(found)
     assert "tuple" not in found and "typing" not in found

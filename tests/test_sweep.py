@@ -266,18 +266,18 @@ def test_a_run_that_dies_before_it_has_a_file(
 
 def test_an_interrupted_sweep_goes_on(killer: Path) -> None:
     """The sweep as a whole is killed in its second run; the next one does the rest."""
-    write("seed = [1]", LONG, "seed = [3]")
+    plan = Sweep(write("seed = [1]", LONG, "seed = [3]"), Path("results"))
     program = [sys.executable, "-m", "fedmpi", "sweep", "a.toml"]
     done = subprocess.run([killer, "-n", "1", *program], capture_output=True, timeout=120)
     assert done.returncode == 137
     assert states(sweep("--dry-run")) == ["done", "running", "to do"]
-    first = next(Path("results").glob("*.h5")).read_bytes()
+    first = plan.path(0).read_bytes()
 
     found = sweep()
     assert found.exit_code == 0
     assert found.stderr.count("done already") == 1
     assert states(sweep("--dry-run")) == ["done", "done", "done"]
-    assert first in [path.read_bytes() for path in Path("results").glob("*.h5")]
+    assert plan.path(0).read_bytes() == first
 
 
 def test_supervising_a_finished_sweep_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
+from fedmpi.store import Store
 from fedmpi.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
@@ -34,7 +35,7 @@ class Clients(fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.keeps = self.method.error_feedback
-        self.residuals: dict[int, Tensor] = {}
+        self.residuals = Store(settings.state, self.flat.size)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """The largest values of update + residual; the rest is the next residual."""
@@ -48,5 +49,5 @@ class Clients(fedavg.Clients):
         block = sparse.block(Kind.GRADIENT, update[positions], self.flat.size, positions)
         if self.keeps:
             update[positions] = 0
-            self.residuals[client] = update.cpu()
+            self.residuals[client] = update
         return [block]
