@@ -40,6 +40,7 @@ class Rows(ABC):
         self.g = torch.zeros(count, width, device=device)[:, : flat.size]
         self.aside = flat.aside.to(device).repeat(count, 1)
         self.modules: list[nn.Module] = []
+        self.mode = (True, False)
 
     def __len__(self) -> int:
         return len(self.w)
@@ -51,8 +52,10 @@ class Rows(ABC):
             is_so: whether batches are normalised by their own statistics, and values dropped.
             by_batch: in judging, too, normalise batches by their own statistics.
         """
-        for module in self.modules:
-            module.training = is_so or (by_batch and isinstance(module, BatchNorm))
+        if (is_so, by_batch) != self.mode:
+            self.mode = (is_so, by_batch)
+            for module in self.modules:
+                module.training = is_so or (by_batch and isinstance(module, BatchNorm))
 
     def autocast(self) -> AbstractContextManager[object]:
         """Where networks run: in bfloat16, if the settings say so."""
