@@ -46,7 +46,20 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         "seconds": 0.5,
         "spread": [0.25, 1.0],
         "against": {"theirs": 0.75},
+        "also": {},
     }
+
+
+@pytest.mark.parametrize(("seconds", "wanted"), [(2.5e-4, "250.000 us"), (0.25, "250.000 ms")])
+def test_times_are_said_in_fitting_units(
+    seconds: float, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spread, also = (seconds / 2, 4 * seconds), {"limit_us": 200.0}
+    bench.Result("some", {"size": 1}, seconds, spread, {"theirs": 0.75}, also).say(as_json=False)
+    number, unit = wanted.split()
+    low, high = f"{float(number) / 2:.3f}", f"{float(number) * 4:.3f}"
+    said = f"some  size=1  {number} {unit} ({low} to {high})  0.750 x theirs  limit_us=200\n"
+    assert capsys.readouterr().out == said
 
 
 def test_unknown_cases_are_refused() -> None:
