@@ -53,7 +53,7 @@ LAW = {
     "bench": ("click", "config"),
     "bench/*": (
         "click numpy torch",
-        "bench clock config engine launch memory wire",
+        "bench clock config engine launch memory methods train wire",
     ),
     # Where MPI and HDF5 meet, as modules of ours.
     "job": (
