@@ -36,7 +36,7 @@ SHARE = 0.1
 SAMPLES, BATCH, EPOCHS = 32, 10, 20
 STEPS = EPOCHS * -(-SAMPLES // BATCH)
 """Local steps of a client in a round."""
-CLIENT_ROUNDS, ROUNDS = 40, 2
+CLIENT_ROUNDS, ROUNDS = 200, 2
 """Least number of sampled clients, summed over the rounds that count, and of such rounds."""
 MIB = 2**20
 
