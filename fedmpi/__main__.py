@@ -265,5 +265,43 @@ def bench_round(workloads: tuple[str, ...], ranks: int, repeats: int, as_json: b
     run(round.cases(chosen(workloads, round.WORKLOADS), ranks, repeats), as_json)
 
 
+@bench.command("scale")
+@click.option(
+    "--clients",
+    "crowds",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(10, 100, 1_000, 10_000),
+    help="Logical clients; may be given several times.",
+)
+@REPEATS
+@JSON
+@mends
+def bench_scale(crowds: tuple[int, ...], repeats: int, as_json: bool) -> None:
+    """Time of a sampled client and round, and memory, with few and with many logical clients."""
+    from fedmpi.bench import scale
+
+    for result in scale.measure(crowds, repeats):
+        result.say(as_json)
+
+
+@bench.command("client")
+@click.option("--size", "sizes", multiple=True, help="Only that one; may be given several times.")
+@click.option("--clients", "crowds", type=click.IntRange(min=1), multiple=True, default=(1, 10))
+@REPEATS
+@JSON
+@mends
+def bench_client(
+    sizes: tuple[str, ...], crowds: tuple[int, ...], repeats: int, as_json: bool
+) -> None:
+    """Fixed cost of a client and round, against 150 us and two passes over its model."""
+    from fedmpi.bench import chosen, client
+
+    for size in chosen(sizes, client.SIZES):
+        for clients in crowds:
+            for result in client.measure(size, clients, repeats):
+                result.say(as_json)
+
+
 if __name__ == "__main__":
     main(prog_name="fedmpi")

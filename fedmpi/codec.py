@@ -160,43 +160,41 @@ def pack(messages: Sequence[Message], room: np.ndarray | None = None) -> Buffer:
         WireError: if a block breaks its own rules (see `Block`), or a message's client or weight
             is not what `unpack` reads.
     """
-    sections: list[tuple[int, bytes | np.ndarray]] = []
-    account = np.zeros((len(messages), len(Kind)), np.int64)
-    end = BUFFER.size
+    sections: list[bytes | memoryview] = []
+    accounts: list[list[int]] = []
 
-    def write(section: bytes | np.ndarray, kind: Kind, row: np.ndarray) -> None:
-        nonlocal end
-        length = len(section) if isinstance(section, bytes) else section.nbytes
-        padding = -length % 8
-        sections.append((end, section))
-        row[kind] += length
-        row[Kind.HEADER] += padding
-        end += length + padding
+    def write(section: bytes | np.ndarray, kind: Kind) -> None:
+        raw = section if isinstance(section, bytes) else section.view(np.uint8).data
+        padding = -len(raw) % 8
+        sections.append(raw)
+        if padding:
+            sections.append(bytes(padding))
+        accounts[-1][kind] += len(raw)
+        accounts[-1][Kind.HEADER] += padding
 
-    for message, row in zip(messages, account, strict=True):
+    for message in messages:
+        accounts.append([0] * len(Kind))
         _check_weight(message.weight)
         head = _write_head(MESSAGE, message.client, len(message.blocks), message.weight)
-        write(head, Kind.HEADER, row)
+        write(head, Kind.HEADER)
         for block in message.blocks:
             values = _write_values(block)
             places, positions = _write_places(block)
             shape = (block.kind, block.coding, places, block.bits, 0, block.size, block.count)
-            write(_write_head(BLOCK, *shape, *block.scale), Kind.HEADER, row)
+            write(_write_head(BLOCK, *shape, *block.scale), Kind.HEADER)
             if positions is not None:
-                write(positions, Kind.MASK, row)
+                write(positions, Kind.MASK)
             if values is not None:
-                write(values, block.kind, row)
+                write(values, block.kind)
 
+    end = BUFFER.size + sum(map(sum, accounts))
     data = np.empty(end, np.uint8) if room is None or len(room) < end else room[:end]
-    data[: BUFFER.size] = np.frombuffer(
-        BUFFER.pack(MAGIC, VERSION, 0, len(messages), 0, end), np.uint8
-    )
-    for start, section in sections:
-        raw = section if isinstance(section, bytes) else section.view(np.uint8)
-        stop = start + len(raw)
-        data[start:stop] = np.frombuffer(raw, np.uint8)
-        data[stop : stop + -len(raw) % 8] = 0
-    return Buffer(data, account)
+    start, view = 0, data.data
+    for section in (BUFFER.pack(MAGIC, VERSION, 0, len(messages), 0, end), *sections):
+        stop = start + len(section)
+        view[start:stop] = section
+        start = stop
+    return Buffer(data, np.array(accounts, np.int64).reshape(-1, len(Kind)))
 
 
 def unpack(data: np.ndarray) -> tuple[list[Message], np.ndarray]:
@@ -268,8 +266,9 @@ def _read_message(reader: _Reader, row: np.ndarray) -> Message:
 def _read_block(reader: _Reader, row: np.ndarray) -> Block:
     kind, coding, places, bits, zero, size, count, low, step = reader.head(BLOCK)
     row[Kind.HEADER] += BLOCK.size
-    if kind >= Kind.MASK + 1 or coding not in _CODINGS or places not in _PLACES or zero:
+    if kind not in _KINDS or coding not in _CODINGS or places not in _PLACES or zero:
         raise WireError(f"kind {kind}, coding {coding}, places {places}: no such block")
+    kind, coding, places = _KINDS[kind], _CODINGS[coding], _PLACES[places]
     if size > 0xFFFFFFFF or count > size:
         raise WireError(f"{count} values of a vector of {size}")
     if (coding == Coding.CODES) != (1 <= bits <= 16) or (coding != Coding.CODES and bits):
@@ -278,12 +277,15 @@ def _read_block(reader: _Reader, row: np.ndarray) -> Block:
         raise WireError(f"a scale of {low}, {step} without codes")
     if coding == Coding.NONE and places == Places.AGREED:
         raise WireError("a block with neither values nor positions")
-    indices = _read_places(reader, row, Places(places), size, count)
-    values = _read_values(reader, row, Kind(kind), Coding(coding), bits, count)
-    return Block(Kind(kind), size, Coding(coding), values, indices, bits, Scale(low, step))
+    indices = _read_places(reader, row, places, size, count)
+    values = _read_values(reader, row, kind, coding, bits, count)
+    return Block(kind, size, coding, values, indices, bits, Scale(low, step))
 
 
-_CODINGS, _PLACES = frozenset(Coding), frozenset(Places)
+# By value: calling an enumeration takes longer than reading a head.
+_KINDS = {int(kind): kind for kind in Kind if kind != Kind.HEADER}
+_CODINGS = {int(coding): coding for coding in Coding}
+_PLACES = {int(places): places for places in Places}
 
 
 def _check_weight(weight: float) -> None:

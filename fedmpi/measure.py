@@ -60,6 +60,9 @@ class Observer:
         self.test_y = torch.from_numpy(data.test_y).to(trainer.device)
         held_out = torch.from_numpy(population.held_out).to(trainer.device)
         self.held_x, self.held_y = trainer.feed.take(held_out)
+        self.counts = np.array([len(shard) for shard in population.test_shards])
+        self.owners = np.repeat(np.arange(settings.clients), self.counts)
+        self.owned = np.concatenate(population.test_shards)
         self.last_personal = np.full(settings.clients, np.nan)
         self.begin()
 
@@ -101,9 +104,10 @@ class Observer:
     def judge(self, w: Tensor) -> Verdict:
         """Accuracies of the global model w [n]."""
         (right,) = self.trainer.correct([w], [self.test_x], [self.test_y])
-        shards = [mean(right[shard]) for shard in self.population.test_shards]
+        hits = np.bincount(self.owners, right[self.owned], minlength=self.settings.clients)
+        shards = hits / np.where(self.counts, self.counts, np.nan)
         (known,) = self.trainer.correct([w], [self.held_x], [self.held_y])
-        return Verdict(mean(right), mean(known), np.array(shards))
+        return Verdict(mean(right), mean(known), shards)
 
     def outcome(
         self, t: int, waves: Sequence[Wave], server: HasModel, wire: Wire, clock: Clock

@@ -1,6 +1,8 @@
 """Memory of the process: what vectors give back stays at hand for the next ones."""
 
 import ctypes
+import resource
+import sys
 from contextlib import suppress
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
@@ -18,3 +20,9 @@ def keep() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(MMAP_MAX, 0)
         mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def peak() -> int:
+    """Bytes that this process has held in memory at most, so far (resident, shared ones too)."""
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else 1024 * found

@@ -60,6 +60,7 @@ class Population:
         )
         self.shards = [ours[shard] for shard in shards]
         self.sizes = np.array([len(shard) for shard in self.shards])
+        self.homes: dict[tuple[int, ...], list[int]] = {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -110,7 +111,10 @@ class Population:
         return waves
 
     def _homes(self, ranks: tuple[int, ...]) -> list[int]:
-        return place(self.sizes, ranks)
+        """Each client's rank for the whole run; worked out once, for it takes all clients."""
+        if ranks not in self.homes:
+            self.homes[ranks] = place(self.sizes, ranks)
+        return self.homes[ranks]
 
 
 def place(loads: np.ndarray, ranks: Sequence[int]) -> list[int]:

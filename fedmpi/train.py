@@ -81,8 +81,8 @@ class Trainer:
     def note(self, clients: Sequence[int], losses: Tensor, steps: Sequence[int]) -> None:
         """Takes down clients' losses [k], each the sum over so many steps."""
         for client, loss, count in zip(clients, losses.unbind(), steps, strict=True):
-            total, before = self.losses.get(client, (torch.zeros((), device=self.device), 0))
-            self.losses[client] = total + loss, before + count
+            total, before = self.losses.get(client, (0.0, 0))
+            self.losses[client] = loss + total, before + count
 
     def loss(self, client: int) -> float:
         """The client's mean loss, as far as this rank has seen its steps; else NaN."""

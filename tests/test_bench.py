@@ -1,19 +1,25 @@
 """Benchmarks: the harness's arithmetic, and that references do the same work as we do."""
 
 import json
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from mpi4py import MPI
 
-from fedmpi import bench, config
+from fedmpi import bench, config, memory
 from fedmpi.__main__ import main
+from fedmpi.bench import client, scale, train
 from fedmpi.bench import round as rounds
-from fedmpi.bench import train
 from fedmpi.bench.textbook import Textbook
+from fedmpi.codec import Block, Message
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
+from fedmpi.launch import Launcher
+from fedmpi.methods import fedavg
 from fedmpi.rows import OneByOne
 from fedmpi.stacked import Stacked
 from tests.small import run
@@ -48,7 +54,20 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         "seconds": 0.5,
         "spread": [0.25, 1.0],
         "against": {"theirs": 0.75},
+        "also": {},
     }
+
+
+@pytest.mark.parametrize(("seconds", "wanted"), [(2.5e-4, "250.000 us"), (0.25, "250.000 ms")])
+def test_times_are_said_in_fitting_units(
+    seconds: float, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spread, also = (seconds / 2, 4 * seconds), {"limit_us": 200.0}
+    bench.Result("some", {"size": 1}, seconds, spread, {"theirs": 0.75}, also).say(as_json=False)
+    number, unit = wanted.split()
+    low, high = f"{float(number) / 2:.3f}", f"{float(number) * 4:.3f}"
+    said = f"some  size=1  {number} {unit} ({low} to {high})  0.750 x theirs  limit_us=200\n"
+    assert capsys.readouterr().out == said
 
 
 def test_unknown_cases_are_refused() -> None:
@@ -102,11 +121,145 @@ def test_the_eager_reference_is_the_same_training() -> None:
     together = engine.trainer.train(0, (0, 1, 2), start, adjust).clone()
     single = train.one_by_one(engine)
     assert (type(engine.trainer.rows), type(single.rows)) == (Stacked, OneByOne)
-    for client in range(3):
-        alone = single.train(0, (client,), start, adjust)[0]
-        np.testing.assert_allclose(together[client], alone, rtol=1e-4, atol=1e-6)
+    for row in range(3):
+        alone = single.train(0, (row,), start, adjust)[0]
+        np.testing.assert_allclose(together[row], alone, rtol=1e-4, atol=1e-6)
 
 
-def test_the_command_names_what_there_is() -> None:
-    found = CliRunner().invoke(main, ["bench", "round", "--workload", "none"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["round", "--workload", "none"],
+        ["train", "--model", "none"],
+        ["client", "--size", "none"],
+        ["client", "--clients", "0"],
+        ["scale", "--clients", "0"],
+    ],
+)
+def test_commands_name_what_there_is(words: list[str]) -> None:
+    found = CliRunner().invoke(main, ["bench", *words])
     assert found.exit_code == 2
+
+
+@pytest.mark.parametrize(("clients", "count"), [(1, 1), (10, 1), (100, 10), (10_000, 1000)])
+def test_crowds_differ_in_nothing_but_their_number(clients: int, count: int) -> None:
+    tree = scale.tree_of(clients)
+    settings = config.load(tree)
+    assert scale.sampled(clients) == count
+    assert (settings.rounds - 1) * count >= scale.CLIENT_ROUNDS
+    assert settings.rounds > scale.ROUNDS
+    assert tree["data"]["samples"] == clients * scale.SAMPLES
+    alike = ("clients", "rounds", "evaluate", "data")
+    assert {k: v for k, v in tree.items() if k not in alike} == {
+        k: v for k, v in scale.tree_of(20).items() if k not in alike
+    }
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_crowds_turn_leaves_what_it_found(tmp_path: Path) -> None:
+    world, out = MPI.COMM_WORLD, tmp_path / "found.json"
+    scale.main(30, out)
+    assert out.exists() == (world.rank == 0)
+    if world.rank == 0:
+        found = json.loads(out.read_text())
+        assert found["seconds"] > 0
+        assert found["setup"] > 0
+        assert found["samples"] == 30 * 32 * 784 * 4
+        assert len(found["peaks"]) == world.size
+        assert min(found["peaks"]) > found["samples"]
+
+
+def test_another_work_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(scale, "STEPS", 79)
+    with pytest.raises(AssertionError, match=r"10 clients: 1 took part, in steps \[80\]"):
+        scale.main(10, tmp_path / "found.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_crowds_are_set_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds are medians, memory is the most; the first turn of each counts for memory alone."""
+    launched: list[int] = []
+
+    def start(words: Sequence[str], **_: object) -> None:
+        clients, out = int(words[-2]), Path(words[-1])
+        launched.append(clients)
+        turn = launched.count(clients)
+        peaks = [(100 + turn) * scale.MIB, (200 - turn) * scale.MIB]
+        found = {"seconds": clients * turn, "setup": turn, "peaks": peaks, "samples": scale.MIB}
+        out.write_text(json.dumps(found))
+
+    monkeypatch.setattr(scale.launch, "find", lambda: Launcher("mpiexec", "Open MPI"))
+    monkeypatch.setattr(scale.subprocess, "run", start)
+    few, many = scale.measure((10, 40), repeats=3)
+    assert launched == [10, 40] * 4
+    assert (few.case["clients"], few.seconds, few.against) == (10, 30, {"40": 0.25})
+    assert (many.case["clients"], many.seconds, many.against) == (40, 120, {"10": 4.0})
+    assert many.also == {
+        "setup_s": 2.5,
+        "server_MiB": 104.0,
+        "host_MiB": 199.0,
+        "samples_MiB": 1.0,
+    }
+
+
+def test_the_peak_holds_what_was_held() -> None:
+    held = np.ones(1 << 26, np.uint8)
+    peak = memory.peak()
+    assert held.nbytes < peak < 1 << 40
+    del held
+    assert memory.peak() >= peak
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [("10k", 9_550), ("100k", 100_180), ("1M", 993_760), ("10M", 9_991_920)],
+)
+def test_sizes_have_the_stated_models(size: str, parameters: int) -> None:
+    assert client.Lone(client.SIZES[size], 1).engine.flat.size == parameters
+
+
+def test_the_fixed_cost_of_a_client_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ROUNDS", (1, 3))
+    found = list(client.measure("10k", 2, repeats=1))
+    assert [result.case["half"] for result in found] == ["client", "server"]
+    for result in found:
+        assert result.also["limit_us"] > 150
+        limit = 1e-6 * result.also["limit_us"]
+        assert result.against == {"limit": pytest.approx(result.seconds / limit)}
+
+
+def test_steps_are_no_part_of_the_fixed_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that moves only in some hooks: 7 a step, 100 an upload, 30 when it is absorbed."""
+    now = 0.0
+
+    def pass_by(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    class Timed(client.Timed):
+        def adjust(self, *given: object) -> None:
+            pass_by(7)
+            super().adjust(*given)
+
+        def upload(self, *given: object) -> list[Block]:
+            pass_by(100)
+            return super().upload(*given)
+
+    class Server(fedavg.Server):
+        def absorb(self, t: int, message: Message) -> None:
+            pass_by(30)
+            super().absorb(t, message)
+
+    monkeypatch.setattr(client, "perf_counter", lambda: now)
+    monkeypatch.setattr(client, "Timed", Timed)
+    monkeypatch.setattr(fedavg, "Server", Server)
+    lone = client.Lone([12], 3)
+    assert [lone.round() for _ in range(2)] == [(100, 30)] * 2
+
+
+def test_a_rank_that_is_alone_computes_what_any_rank_does() -> None:
+    lone = client.Lone([12], 3)
+    for _ in range(4):
+        lone.round()
+    settings = lone.engine.settings.model_copy(update={"rounds": 4, "evaluate": 4})
+    assert run(settings).sha256 == lone.engine.model_sha256()

@@ -63,7 +63,7 @@ LAW = {
     "bench": ("click", "config"),
     "bench/*": (
         "click numpy torch",
-        "bench clock config engine launch memory train wire",
+        "bench clock config engine launch memory methods train wire",
     ),
     # Where MPI and HDF5 meet, as modules of ours.
     "job": (

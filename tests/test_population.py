@@ -128,6 +128,19 @@ def test_each_wave_is_spread_by_load_unless_clients_are_settled() -> None:
     assert moved
 
 
+def test_clients_settle_once_for_each_set_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Placing takes all clients, however few are sampled."""
+    drawn, placed = population("clients=8", "participation=0.5", "partition.name=iid"), []
+    monkeypatch.setattr(
+        "fedmpi.population.place", lambda loads, ranks: placed.append(ranks) or place(loads, ranks)
+    )
+    for t, ranks in itertools.product(range(5), ([0], [1, 2], [1, 2, 3])):
+        (wave,) = drawn.waves(t, 10, ranks, settled=True)
+        homes = place(drawn.sizes, ranks)
+        assert list(wave.hosts) == [homes[client] for client in wave.clients]
+    assert placed == [(0,), (1, 2), (1, 2, 3)]
+
+
 def test_a_wave_knows_who_is_on_a_rank() -> None:
     wave = Wave((2, 5, 7, 9), (1, 0, 1, 3))
     assert [wave.on(rank) for rank in range(4)] == [(5,), (2, 7), (), (9,)]

@@ -113,6 +113,15 @@ def test_golden_numbers(seed: int, purpose: Purpose, ids: tuple, wanted: list[in
     assert stream(seed, purpose, *ids).integers(1000, size=4).tolist() == wanted
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1, 2**32 - 1, 2**32, 2**40])
+@pytest.mark.parametrize("ids", [(), (-1,), (0, 0), (7, 2**32 - 2), (7, 2**32 - 1)])
+def test_a_stream_is_numpys_for_its_key(seed: int, ids: tuple[int, ...]) -> None:
+    """Whether or not all numbers of the key fit into words."""
+    key = (seed, int(Purpose.BATCH), len(ids), *(number + 1 for number in ids))
+    wanted = np.random.default_rng(key).bit_generator.state
+    assert stream(seed, Purpose.BATCH, *ids).bit_generator.state == wanted
+
+
 def test_golden_seeds_for_torch() -> None:
     assert torch_seed(1, Purpose.MODEL) == 3060982538960348687
     assert 0 <= torch_seed(0, Purpose.BATCH, -1, 0) < 2**63

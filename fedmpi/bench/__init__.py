@@ -6,7 +6,7 @@ of the same turns are set against each other, because machines are noisy and dri
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
@@ -25,6 +25,7 @@ class Result:
         seconds: median time.
         spread: least and largest time.
         against: for each reference our median over its median.
+        also: what else was found; names end in units.
     """
 
     bench: str
@@ -32,17 +33,53 @@ class Result:
     seconds: float
     spread: tuple[float, float]
     against: dict[str, float]
+    also: dict[str, float] = field(default_factory=dict)
 
     def say(self, as_json: bool) -> None:
         """Prints the result: for people, or one object on a line."""
         if as_json:
             click.echo(json.dumps(asdict(self)))
             return
-        case = "  ".join(f"{name}={value}" for name, value in self.case.items())
-        ratios = "  ".join(f"{ratio:.3f} x {name}" for name, ratio in self.against.items())
-        low, high = self.spread
-        spread = f"({1e3 * low:.3f} to {1e3 * high:.3f})"
-        click.echo(f"{self.bench}  {case}  {1e3 * self.seconds:.3f} ms {spread}  {ratios}")
+        unit, scale = ("us", 1e6) if self.seconds < 1e-3 else ("ms", 1e3)
+        middle, low, high = (scale * seconds for seconds in (self.seconds, *self.spread))
+        words = [self.bench, *(f"{name}={value}" for name, value in self.case.items())]
+        words.append(f"{middle:.3f} {unit} ({low:.3f} to {high:.3f})")
+        words += [f"{ratio:.3f} x {name}" for name, ratio in self.against.items()]
+        words += [f"{name}={value:.6g}" for name, value in self.also.items()]
+        click.echo("  ".join(words))
+
+
+def take_turns(
+    turns: Mapping[str, Callable[[], float]], repeats: int, unit: float = 1.0
+) -> dict[str, list[float]]:
+    """Lets the candidates take turns; returns the seconds of each.
+
+    Args:
+        turns: each does the work once, and returns the seconds that it took.
+        repeats: turns of each that count; one more comes first and does not.
+        unit: how many units of work a turn does; times are for one.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for turn in range(repeats + 1):
+        for name, work in turns.items():
+            taken = work() / unit
+            if turn:
+                seconds[name].append(taken)
+    return seconds
+
+
+def weigh(
+    bench: str,
+    case: Mapping[str, Any],
+    seconds: Mapping[str, Sequence[float]],
+    ours: str,
+    references: Iterable[str],
+    also: Mapping[str, float] | None = None,
+) -> Result:
+    """Sets the median of one candidate's turns against those of the references' turns."""
+    middle, taken = median(seconds[ours]), seconds[ours]
+    against = {name: middle / median(seconds[name]) for name in references}
+    return Result(bench, dict(case), middle, (min(taken), max(taken)), against, dict(also or {}))
 
 
 def compare(
@@ -58,20 +95,11 @@ def compare(
         bench: the benchmark's name.
         case: what distinguishes the case.
         turns: each does the work once, and returns the seconds that it took.
-        repeats: turns of each that count; one more comes first and does not.
+        repeats: turns of each that count; see `take_turns`.
         unit: how many units of work a turn does; times are for one.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for turn in range(repeats + 1):
-        for name, work in turns.items():
-            taken = work() / unit
-            if turn:
-                seconds[name].append(taken)
-    ours, *references = seconds
-    middle = {name: median(values) for name, values in seconds.items()}
-    against = {name: middle[ours] / middle[name] for name in references}
-    spread = (min(seconds[ours]), max(seconds[ours]))
-    return Result(bench, dict(case), middle[ours], spread, against)
+    ours, *references = turns
+    return weigh(bench, case, take_turns(turns, repeats, unit), ours, references)
 
 
 def chosen(names: Sequence[str], there: Iterable[str]) -> tuple[str, ...]:

@@ -1,0 +1,132 @@
+"""Seconds a sampled client and round, and memory, with ten to ten thousand logical clients.
+
+Logistic regression on two ranks: rank 0 serves, rank 1 hosts all clients, of whom a tenth takes
+part in each round. What a client costs should not depend on how many there are.
+
+A client's work is one of the field's usual settings (FedProx's: 20 passes in batches of 10, here
+over 32 samples), which makes 80 steps, some ten milliseconds. It must not be much less: a round has
+a fixed cost of under a millisecond, whoever takes part, and of ten clients a single one bears it.
+
+The crowds take turns, in processes of their own. A turn's time is the median of its rounds after
+the first; the numbers of its steps and of those who took part are checked.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from fedmpi import config, launch, memory
+from fedmpi.bench import Result, take_turns, weigh
+from fedmpi.config import Tree
+
+CROWDS = (10, 100, 1_000, 10_000)
+"""Logical clients."""
+RANKS = 2
+SHARE = 0.1
+"""Of the clients, sampled each round."""
+SAMPLES, BATCH, EPOCHS = 32, 10, 20
+STEPS = EPOCHS * -(-SAMPLES // BATCH)
+"""Local steps of a client in a round."""
+CLIENT_ROUNDS, ROUNDS = 200, 2
+"""Least number of sampled clients, summed over the rounds that count, and of such rounds."""
+MIB = 2**20
+
+
+def tree_of(clients: int) -> Tree:
+    """The settings of a crowd. Accuracies are measured after the last round alone."""
+    rounds = 1 + max(ROUNDS, -(-CLIENT_ROUNDS // sampled(clients)))
+    data = {"name": "synthetic", "shape": [1, 28, 28], "test_samples": 10}
+    return {
+        "clients": clients,
+        "participation": SHARE,
+        "batch": BATCH,
+        "epochs": EPOCHS,
+        "lr": 0.01,
+        "validation": 0.0,
+        "rounds": rounds,
+        "evaluate": rounds,
+        "model": {"hidden": []},
+        "data": data | {"samples": SAMPLES * clients},
+    }
+
+
+def sampled(clients: int) -> int:
+    """How many of the clients take part in a round."""
+    return max(1, round(SHARE * clients))
+
+
+def measure(crowds: tuple[int, ...], repeats: int) -> Iterator[Result]:
+    """A result for each crowd: seconds a sampled client and round, against the other crowds."""
+    launcher = launch.find()
+    found: dict[int, list[dict[str, Any]]] = {clients: [] for clients in crowds}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+
+        def turn(clients: int) -> float:
+            words = [sys.executable, "-m", "fedmpi.bench.scale", str(clients), str(out)]
+            subprocess.run(launcher.command(RANKS, words), env=launcher.environment(), check=True)
+            found[clients].append(json.loads(out.read_text()))
+            return found[clients][-1]["seconds"]
+
+        turns: dict[str, Callable[[], float]] = {
+            str(clients): partial(turn, clients) for clients in crowds
+        }
+        seconds = take_turns(turns, repeats)
+    for clients in crowds:
+        others = [str(other) for other in crowds if other != clients]
+        case = {"clients": clients, "sampled": sampled(clients), "ranks": RANKS}
+        yield weigh("scale", case, seconds, str(clients), others, about(found[clients]))
+
+
+def about(turns: list[dict[str, Any]]) -> dict[str, float]:
+    """Setting up, and memory: of the process with its samples (float32), and of them alone."""
+    server, host = (max(turn["peaks"][rank] for turn in turns) for rank in range(RANKS))
+    return {
+        "setup_s": median(turn["setup"] for turn in turns),
+        "server_MiB": server / MIB,
+        "host_MiB": host / MIB,
+        "samples_MiB": turns[0]["samples"] / MIB,
+    }
+
+
+def main(clients: int, out: Path) -> None:
+    """One crowd's turn, on these ranks: the root leaves what was found."""
+    from fedmpi.clock import Clock
+    from fedmpi.engine import Engine
+    from fedmpi.wire import Wire
+
+    memory.keep()
+    clock = Clock()
+    wire = Wire(clock)
+    began = perf_counter()
+    engine = Engine(config.load(tree_of(clients)))
+    setup = perf_counter() - began
+    outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
+    peaks = [int(peak[0]) for peak in wire.report(np.array([memory.peak()]))]
+    if not wire.is_root:
+        return
+    for outcome in outcomes:
+        steps = outcome.tables["clients"]["steps"].tolist()
+        if steps != [STEPS] * sampled(clients) or not outcome.finite:
+            raise AssertionError(f"{clients} clients: {len(steps)} took part, in steps {steps[:9]}")
+    seconds = [float(outcome.tables["rounds"]["seconds"][0]) for outcome in outcomes]
+    found = {
+        "seconds": median(seconds[1:]) / sampled(clients),
+        "setup": setup,
+        "peaks": peaks,
+        "samples": 4 * 28 * 28 * SAMPLES * clients,
+    }
+    out.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
