@@ -4,7 +4,7 @@ All samples lie on the device, and a batch is gathered by their positions.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import repeat
+from itertools import islice, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,8 @@ from fedmpi.data import Dataset
 from fedmpi.population import Population
 from fedmpi.streams import Purpose, stream
 
+SLAB = 1 << 18
+"""Bytes of samples that are gathered at once: they should stay in a cache until they are used."""
 PADDING = 4
 """Black pixels that an image gets on each side before it is cropped to its size."""
 
@@ -35,6 +37,20 @@ class Pick(NamedTuple):
     key: int
 
 
+class Batch(NamedTuple):
+    """The same with the samples themselves.
+
+    Attributes:
+        x: samples, float32 [B, *shape], on the device.
+        y: labels, int64 [B], on the device.
+        key: the network's random key.
+    """
+
+    x: Tensor
+    y: Tensor
+    key: int
+
+
 class Feed:
     """The training samples on a device.
 
@@ -44,6 +60,7 @@ class Feed:
         classes: number of labels.
         is_random: whether the network needs random keys.
         longest: samples in the largest batch that any client has.
+        slab: steps whose samples are gathered at once.
     """
 
     def __init__(
@@ -63,6 +80,7 @@ class Feed:
         self.x = torch.from_numpy(data.train_x).to(device)
         self.y = torch.from_numpy(data.train_y).to(device)
         self.classes = data.classes
+        self.slab = max(1, SLAB // (4 * settings.batch * self.x[0].numel()))
         self.longest = min(settings.batch, int(population.sizes.max()))
         # A data set's black is each channel's least value, whatever its normalisation.
         self.black = self.x.amin((0, 2, 3)) if settings.augment else torch.empty(0)
@@ -72,6 +90,18 @@ class Feed:
         shifts, keys = self._shifts(t, client), self.keys(t, client)
         for positions in self.positions(t, client):
             yield Pick(positions, shifts(len(positions)), next(keys))
+
+    def batches(self, t: int, client: int) -> Iterator[Batch]:
+        """The same, gathered for several steps at once: a step's share is small then."""
+        picks = self.picks(t, client)
+        while some := list(islice(picks, self.slab)):
+            lengths = [len(pick.positions) for pick in some]
+            positions = torch.cat([pick.positions for pick in some])
+            moved = [pick.shifts for pick in some if pick.shifts is not None]
+            shifts = torch.cat(moved) if moved else None
+            x, y = self.take(positions, shifts)
+            keys = [pick.key for pick in some]
+            yield from map(Batch, x.split(lengths), y.split(lengths), keys)
 
     def positions(self, t: int, client: int) -> Iterator[Tensor]:
         """Positions of the samples of each of the client's steps in round t, pass by pass."""

@@ -1,6 +1,7 @@
 """Parts of networks whose clients take each local step together, as split learning needs it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class Lockstep:
         self.done = 0
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> Rows[Any]:
         """The parts."""
         return self.descent.rows
 
@@ -42,7 +43,7 @@ class Lockstep:
 
     def step(self, t: int, clients: Sequence[int]) -> None:
         """Moves the first rows, which are those clients', against their gradients."""
-        self.descent.step(slice(len(clients)), self.trainer.rates(t, clients, self.done))
+        self.descent.step(len(clients), self.trainer.rates(t, clients, self.done))
 
     def of(self, client: int) -> Tensor:
         """The client's part, [n]."""

@@ -8,28 +8,32 @@ Rows at work are always the first k: whoever uses rows puts the clients with mos
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedmpi.config import Settings
-from fedmpi.feed import Feed, Pick
+from fedmpi.feed import Batch, Feed
 from fedmpi.flat import Flat
 from fedmpi.layers import BatchNorm, Dropout
+
+Lesson = TypeVar("Lesson")
+"""What a row learns from in a step."""
 
 ALIGNMENT = 16
 """Rows begin at multiples of 64 bytes: results must not depend on which row a client has."""
 
 
-class Rows(ABC):
+class Rows(ABC, Generic[Lesson]):
     """`count` models of one shape.
 
     Attributes:
         w: the models, [count, n].
-        g: their gradients, [count, n]; zero where no gradient moves a model.
+        g: where their gradients come to lie, [count, n]; only `first` sees to it that they do.
         aside: their local statistics, [count, m].
     """
 
@@ -41,6 +45,7 @@ class Rows(ABC):
         self.aside = flat.aside.to(device).repeat(count, 1)
         self.modules: list[nn.Module] = []
         self.mode = (True, False)
+        self.views: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.w)
@@ -91,18 +96,40 @@ class Rows(ABC):
         """
 
     @abstractmethod
-    def learn(self, feed: Feed, picks: Sequence[Pick]) -> Tensor:
-        """The same for samples of the feed: losses [k] of the first k rows; sets their g."""
+    def lessons(self, feed: Feed, t: int, client: int) -> Iterator[Lesson]:
+        """What a client's steps in round t learn from, as `learn` wants it."""
+
+    @abstractmethod
+    def learn(self, feed: Feed, lessons: Sequence[Lesson]) -> Tensor:
+        """Losses [k] of the first k rows on a lesson for each; sets their g."""
+
+    def first(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first rows' w and g, [count, n]; g is zero where no gradient moves a model."""
+        if count not in self.views:
+            self.views[count] = self.w[:count], self.g[:count]
+        return self.views[count]
+
+    def move(self, count: int, rate: float) -> None:
+        """The first rows go down their gradients: w -= rate * g."""
+        w, g = self.first(count)
+        w.add_(g, alpha=-rate)
 
 
-class OneByOne(Rows):
-    """Row after row, each with a network of its own."""
+class OneByOne(Rows[Batch]):
+    """Row after row, each with a network of its own.
+
+    Gradients come from autograd as tensors of the parameters' shapes. They are copied into g when
+    somebody looks there. Where nobody does, as in plain SGD, that saves two passes over the vector.
+    """
 
     def __init__(self, flat: Flat, count: int, device: torch.device, settings: Settings) -> None:
         super().__init__(flat, count, device, settings)
         self.networks = [flat.network(*both) for both in zip(self.w, self.aside, strict=True)]
+        self.layers = [list(layers(network)) for network in self.networks]
         self.parameters = [list(network.parameters()) for network in self.networks]
+        self.models = [[piece.of(row) for piece in flat.parameters] for row in self.w]
         self.gradients = [[piece.of(row) for piece in flat.parameters] for row in self.g]
+        self.fresh: dict[int, tuple[Tensor, ...]] = {}
         self.modules = [m for network in self.networks for m in network.modules()]
         self.dropouts = [
             [module for module in network.modules() if isinstance(module, Dropout)]
@@ -113,15 +140,32 @@ class OneByOne(Rows):
     def _run(self, row: int, x: Tensor, keys: Sequence[int]) -> Tensor:
         for module in self.dropouts[row] if keys else ():
             module.key.fill_(keys[row])
-        return self.networks[row](x)
+        for layer in self.layers[row]:
+            x = layer(x)
+        return x
 
     def _gradient(
         self, row: int, output: Tensor, cotangent: Tensor | None = None, also: Sequence[Tensor] = ()
     ) -> tuple[Tensor, ...]:
         ours = self.parameters[row]
         found = torch.autograd.grad(output, [*ours, *also], cotangent)
-        torch._foreach_copy_(self.gradients[row], found[: len(ours)])
+        self.fresh[row] = found[: len(ours)]
         return found[len(ours) :]
+
+    def first(self, count: int) -> tuple[Tensor, Tensor]:
+        """See `Rows.first`."""
+        for row, found in self.fresh.items():
+            torch._foreach_copy_(self.gradients[row], found)
+        self.fresh.clear()
+        return super().first(count)
+
+    def move(self, count: int, rate: float) -> None:
+        """See `Rows.move`."""
+        if not self.fresh:
+            super().move(count, rate)
+        for row, found in self.fresh.items():
+            torch._foreach_add_(self.models[row], found, alpha=-rate)
+        self.fresh.clear()
 
     def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> list[Tensor]:
         """See `Rows.forward`."""
@@ -145,10 +189,24 @@ class OneByOne(Rows):
                 loss = cross_entropy(self._run(row, x, keys).float(), y)
             inputs += self._gradient(row, loss, also=[x] if x.requires_grad else [])
             found.append(loss.detach())
-        return torch.stack(found), inputs
+        return (torch.stack(found) if len(found) > 1 else found[0].view(1)), inputs
 
-    def learn(self, feed: Feed, picks: Sequence[Pick]) -> Tensor:
+    def lessons(self, feed: Feed, t: int, client: int) -> Iterator[Batch]:
+        """See `Rows.lessons`."""
+        return feed.batches(t, client)
+
+    def learn(self, feed: Feed, lessons: Sequence[Batch]) -> Tensor:
         """See `Rows.learn`."""
-        batches = [feed.take(pick.positions, pick.shifts) for pick in picks]
-        xs, ys = zip(*batches, strict=True)
-        return self.losses(xs, ys, [pick.key for pick in picks])[0]
+        return self.losses(*zip(*lessons, strict=True))[0]
+
+
+def layers(network: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The functions of a network's layers in their order.
+
+    Going through nested sequences and looking for hooks takes as long as a small layer itself.
+    """
+    if type(network) is nn.Sequential:
+        for module in network:
+            yield from layers(module)
+    else:
+        yield network.forward

@@ -5,7 +5,7 @@ gradient; layers that look at a batch as a whole are told which samples are real
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,7 +34,7 @@ class Some(NamedTuple):
     gradients: list[Tensor]
 
 
-class Batch(NamedTuple):
+class Padded(NamedTuple):
     """What the first rows learn from in a step, padded, on the device.
 
     Attributes:
@@ -49,12 +49,12 @@ class Batch(NamedTuple):
     shifts: Tensor
     keys: Tensor
 
-    def first(self, count: int) -> "Batch":
+    def first(self, count: int) -> "Padded":
         """That of fewer rows."""
-        return Batch(*(tensor[:count] for tensor in self))
+        return Padded(*(tensor[:count] for tensor in self))
 
 
-class Stacked(Rows):
+class Stacked(Rows[Pick]):
     """All rows in one network whose tensors have a leading dimension."""
 
     def __init__(self, flat: Flat, count: int, device: torch.device, settings: Settings) -> None:
@@ -64,22 +64,22 @@ class Stacked(Rows):
         named = list(self.network.named_modules())
         self.norms = [f"{name}.present" for name, m in named if isinstance(m, BatchNorm)]
         self.dropouts = [f"{name}.key" for name, m in named if isinstance(m, Dropout)]
-        self.first: dict[int, Some] = {}
-        self.static: Batch | None = None
+        self.leaves: dict[int, Some] = {}
+        self.static: Padded | None = None
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.outputs = torch.empty(0)
 
     def _some(self, count: int) -> Some:
         """Leaves of autograd for so many rows; a slice of more would be none."""
-        if count not in self.first:
+        if count not in self.leaves:
             place = self.aside if self.flat.is_local else self.w
             # By `data`, or autograd would take new statistics for a change of the weights beside.
-            self.first[count] = Some(
+            self.leaves[count] = Some(
                 {p.name: p.of(self.w[:count]).requires_grad_() for p in self.flat.parameters},
                 {p.name: p.of(place[:count]).data for p in self.flat.statistics},
                 [p.of(self.g[:count]) for p in self.flat.parameters],
             )
-        return self.first[count]
+        return self.leaves[count]
 
     def _run(self, x: Tensor, present: Tensor | None, keys: Tensor | None) -> Tensor:
         """Outputs of the first rows: x [k, B, ...] -> [k, B, ...]."""
@@ -132,14 +132,18 @@ class Stacked(Rows):
         found = torch.tensor(keys, dtype=torch.int64, device=self.device) if keys else None
         return padded([x.detach() for x in xs]), present, found
 
-    def learn(self, feed: Feed, picks: Sequence[Pick]) -> Tensor:
+    def lessons(self, feed: Feed, t: int, client: int) -> Iterator[Pick]:
+        """See `Rows.lessons`."""
+        return feed.picks(t, client)
+
+    def learn(self, feed: Feed, lessons: Sequence[Pick]) -> Tensor:
         """See `Rows.learn`."""
-        count = len(picks)
+        count = len(lessons)
         if not self.w.is_cuda:
-            return self._step(feed, loaded(picks, count, max(len(p.positions) for p in picks)))
-        host = loaded(picks, len(self), feed.longest)
+            return self._step(feed, loaded(lessons, count, max(len(p.positions) for p in lessons)))
+        host = loaded(lessons, len(self), feed.longest)
         if self.static is None:
-            self.static = Batch(*(tensor.to(self.device) for tensor in host))
+            self.static = Padded(*(tensor.to(self.device) for tensor in host))
         size = graph_size(count, len(self))
         if size not in self.graphs:
             self._capture(feed, self.static.first(size))
@@ -149,14 +153,14 @@ class Stacked(Rows):
         graph.replay()
         return losses[:count].clone()
 
-    def _step(self, feed: Feed, batch: Batch) -> Tensor:
+    def _step(self, feed: Feed, batch: Padded) -> Tensor:
         """Losses [k] and gradients of the first rows."""
         x, y = feed.take(batch.positions, batch.shifts if feed.settings.augment else None)
         losses = _means(self._run(x, batch.present, batch.keys), y, batch.present)
         self._gradient(len(x), losses.sum(), None, ())
         return losses.detach()
 
-    def _capture(self, feed: Feed, batch: Batch) -> None:
+    def _capture(self, feed: Feed, batch: Padded) -> None:
         """Captures the step of some first rows; it warms up without samples, so nothing moves."""
         batch.present.zero_()
         aside = torch.cuda.Stream()
@@ -172,9 +176,9 @@ class Stacked(Rows):
         self.graphs[len(batch.keys)] = graph, losses
 
 
-def loaded(picks: Sequence[Pick], rows: int, length: int) -> Batch:
+def loaded(picks: Sequence[Pick], rows: int, length: int) -> Padded:
     """The picks as one batch on the host; rows without a pick have no samples."""
-    batch = Batch(
+    batch = Padded(
         torch.zeros(rows, length, dtype=torch.int64),
         torch.zeros(rows, length),
         torch.zeros(rows, length, 3, dtype=torch.int64),

@@ -7,6 +7,7 @@ its memory holds. The settings `device` and `rows` decide, and nothing outside o
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class Trainer:
         self.begin()
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> Rows[Any]:
         """The whole networks that train here."""
         return self.descent.rows
 
@@ -134,19 +135,20 @@ class Trainer:
             before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             some = self.descent_of(self.flat, count)
-            some.rows.learn(self.feed, [next(self.feed.picks(0, largest))] * count)
+            lesson = next(some.rows.lessons(self.feed, 0, largest))
+            some.rows.learn(self.feed, [lesson] * count)
             needed.append(torch.cuda.max_memory_allocated(self.device) - before)
             del some
         free, _ = torch.cuda.mem_get_info(self.device)
         return max(1, int(SHARE_OF_MEMORY * free) // max(1, needed[1] - needed[0]))
 
-    def _seat(self, count: int) -> Rows:
+    def _seat(self, count: int) -> Rows[Any]:
         """At least so many rows."""
         if len(self.rows) < count:
             self.descent = self.descent_of(self.flat, count)
         return self.rows
 
-    def train(self, t: int, clients: Sequence[int], start: Tensor, adjust: Adjust) -> Tensor:
+    def train(self, t: int, clients: Sequence[int], start: Tensor, adjust: Adjust | None) -> Tensor:
         """Round t's local steps of a chunk of clients, all from `start` [n].
 
         Returns:
@@ -155,19 +157,24 @@ class Trainer:
         steps = [self.population.steps(client) for client in clients]
         assert steps == sorted(steps, reverse=True), "a chunk has those with most steps first"
         with self.timed(clients):
-            rows, busy = self._seat(len(clients)), len(clients)
-            picks = [self.feed.picks(t, client) for client in clients]
-            losses = torch.zeros(busy, device=self.device)
+            rows = self._seat(len(clients))
+            lessons = [rows.lessons(self.feed, t, client) for client in clients]
+            losses = torch.zeros(len(clients), device=self.device)
             self.descent.reset(start)
             self._recall(clients)
             rows.learning(True)
-            for step in range(steps[0]):
-                while steps[busy - 1] <= step:
-                    busy -= 1
-                found = rows.learn(self.feed, [next(picks[row]) for row in range(busy)])
-                adjust(clients[:busy], rows.w[:busy], rows.g[:busy])
-                self.descent.step(slice(busy), self.rates(t, clients[:busy], step))
-                losses[:busy] += found
+            done = 0
+            for count in range(len(clients), 0, -1):
+                busy, found = clients[:count], []
+                for step in range(done, steps[count - 1]):
+                    some = [next(lesson) for lesson in lessons[:count]]
+                    found.append(rows.learn(self.feed, some))
+                    if adjust is not None:
+                        adjust(busy, *rows.first(count))
+                    self.descent.step(count, self.rates(t, busy, step))
+                if found:
+                    losses[:count] += torch.stack(found).sum(0)
+                done = steps[count - 1]
             self.note(clients, losses, steps)
             self._remember(clients)
             if self.device.type == "cuda":
@@ -193,7 +200,7 @@ class Trainer:
         self.rows.learning(False)
         x, y = self.feed.take(torch.from_numpy(positions))
         self.rows.losses([x], [y], ())
-        return self.rows.g[0]
+        return self.rows.first(1)[1][0]
 
     @torch.no_grad()
     def correct(

@@ -54,7 +54,7 @@ def test_descent_is_torchs_on_each_row(words: tuple[str, ...]) -> None:
             busy = 3 if step < 3 else 2
             g = torch.randn(3, n, generator=random) * scales * (step + 1)
             ours.rows.g.copy_(g)
-            ours.step(slice(busy), rate(settings, t))
+            ours.step(busy, rate(settings, t))
             for row in range(busy):
                 parameters[row].grad = g[row].clone()
                 if settings.clip:
@@ -71,7 +71,7 @@ def test_the_clip_is_a_rows_own() -> None:
     ours.reset(torch.zeros(engine.flat.size))
     ours.rows.g[0, :2] = torch.tensor([3.0, 4.0])
     ours.rows.g[1, :2] = torch.tensor([0.6, 0.8])
-    ours.step(slice(2), 1.0)
+    ours.step(2, 1.0)
     assert ours.rows.w[0, :2].tolist() == pytest.approx([-1.2, -1.6], rel=1e-6)
     assert ours.rows.w[1, :2].tolist() == pytest.approx([-0.6, -0.8], rel=1e-6)
 
@@ -79,18 +79,18 @@ def test_the_clip_is_a_rows_own() -> None:
 def test_decay_comes_after_the_clip_and_before_momentum() -> None:
     """By hand, one parameter: g = 4 -> 1 (clip), + 0.5 * 2 = 2, v = 2; then g = 0 -> v = 1 + ..."""
     engine = Engine(small("clip=1.0", "weight_decay=0.5", "momentum=0.5", "lr=1.0"))
-    ours, rows = moving(engine, 1), slice(1)
+    ours = moving(engine, 1)
     ours.reset(torch.zeros(engine.flat.size))
     w, g = ours.rows.w, ours.rows.g
     w[0, 0], g[0, 0] = 2.0, 4.0
-    ours.step(rows, 1.0)
+    ours.step(1, 1.0)
     assert w[0, 0].item() == pytest.approx(0.0, abs=1e-6)
     g.zero_()
-    ours.step(rows, 1.0)
+    ours.step(1, 1.0)
     assert w[0, 0].item() == pytest.approx(-1.0, abs=1e-6)
     ours.reset(torch.zeros(engine.flat.size))
     g.zero_()
-    ours.step(rows, 1.0)
+    ours.step(1, 1.0)
     assert not w.any(), "after a reset there is no momentum left"
 
 
@@ -100,9 +100,9 @@ def test_a_row_that_is_done_does_not_move(words: tuple[str, ...]) -> None:
     ours = moving(engine, 3)
     ours.reset(engine.flat.initial)
     ours.rows.g.fill_(1)
-    ours.step(slice(3), 0.1)
+    ours.step(3, 0.1)
     before = ours.rows.w[1:].clone()
-    ours.step(slice(1), 0.1)
+    ours.step(1, 0.1)
     assert torch.equal(ours.rows.w[1:], before)
     assert (ours.rows.w[0] != before[0]).all()
 
@@ -113,11 +113,11 @@ def test_rates_may_be_the_rows_own(words: tuple[str, ...]) -> None:
     together, alone = moving(engine, 2), moving(engine, 1)
     together.reset(engine.flat.initial)
     together.rows.g.fill_(0.5)
-    together.step(slice(2), torch.tensor([[0.1], [0.3]]))
+    together.step(2, torch.tensor([[0.1], [0.3]]))
     for row, each in enumerate((0.1, 0.3)):
         alone.reset(engine.flat.initial)
         alone.rows.g.fill_(0.5)
-        alone.step(slice(1), each)
+        alone.step(1, each)
         np.testing.assert_allclose(together.rows.w[row], alone.rows.w[0], rtol=1e-6, atol=1e-7)
 
 
@@ -135,7 +135,7 @@ def test_no_step_moves_statistics(words: tuple[str, ...]) -> None:
         for _ in range(2):
             ours.rows.g.fill_(0.25)
             ours.rows.g[:, ~marks] = extra
-            ours.step(slice(1), 0.5)
+            ours.step(1, 0.5)
         found.append(ours.rows.w[0].clone())
         assert torch.equal(found[-1][~marks], engine.flat.initial[~marks])
         assert (found[-1][marks] != engine.flat.initial[marks]).all()

@@ -114,6 +114,8 @@ class Lone:
         tree["data"] = data | {"samples": STEPS * BATCH * clients}
         tree["exchange"] = {"window": WINDOW}
         self.engine, self.wire = Engine(config.load(tree)), Loop()
+        # So that each step gathers its own samples: they are no fixed cost.
+        self.engine.trainer.feed.slab = 1
         self.clients = Timed(self.engine.settings, self.engine.trainer)
         self.engine.clients = self.clients
         self.rounds = self.engine.rounds(self.wire, Clock())

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedmpi import config, sparse
 from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import Settings
-from fedmpi.train import Trainer
+from fedmpi.train import Adjust, Trainer
 
 
 class Config(config.Method):
@@ -77,10 +77,13 @@ class Clients:
         converses: do clients and server speak in each local step (see `splitfed`)?
         method: the settings in `[method]`; a method narrows their type to its own.
         start: the model at which local training starts, [n].
+        adjust: a method that changes gradients has this hook, `adjust(clients, w, g)`; it is called
+            before each step and changes g [k, n], of models w [k, n], in place.
     """
 
     keeps = False
     converses = False
+    adjust: Adjust | None = None
     method: config.Method
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -99,9 +102,6 @@ class Clients:
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Local training of a chunk of clients; returns their models, [C, n]."""
         return self.trainer.train(t, clients, self.start, self.adjust)
-
-    def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-        """Changes the gradients g [C, n] of models w [C, n] in place, before each step."""
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """What a client with the local model w [n] says to the server."""

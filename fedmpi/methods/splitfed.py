@@ -21,7 +21,7 @@ from torch import Tensor
 from fedmpi import config, sparse
 from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import Settings
-from fedmpi.feed import Pick
+from fedmpi.feed import Batch
 from fedmpi.flat import Flat
 from fedmpi.lockstep import Lockstep
 from fedmpi.methods import fedavg
@@ -144,7 +144,7 @@ class Clients(fedavg.Clients):
         super().__init__(settings, trainer)
         self.front, _ = self.method.halves(self.flat)
         self.fronts = Lockstep(trainer, self.front)
-        self.left: dict[int, Iterator[Pick]] = {}
+        self.left: dict[int, Iterator[Batch]] = {}
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """The front."""
@@ -153,7 +153,7 @@ class Clients(fedavg.Clients):
     def open(self, t: int, clients: Sequence[int]) -> None:
         """Begins a wave's conversation."""
         self.fronts.open(clients, self.start)
-        self.left = {client: self.trainer.feed.picks(t, client) for client in clients}
+        self.left = {client: self.trainer.feed.batches(t, client) for client in clients}
 
     def forward(self, t: int) -> list[Message]:
         """The next batch of every client that has one: activations at the cut, and labels."""
@@ -161,9 +161,8 @@ class Clients(fedavg.Clients):
         if not busy:
             return []
         with self.trainer.timed(busy):
-            picks = [next(self.left[client]) for client in busy]
-            xs, ys = zip(*(feed.take(pick.positions, pick.shifts) for pick in picks), strict=True)
-            outputs = self.fronts.rows.forward(xs, [pick.key for pick in picks])
+            xs, ys, keys = zip(*(next(self.left[client]) for client in busy), strict=True)
+            outputs = self.fronts.rows.forward(xs, keys)
             return [
                 Message(client, [self.encode(a), sparse.labels(y, feed.classes)])
                 for client, a, y in zip(busy, outputs, ys, strict=True)
@@ -185,7 +184,8 @@ class Clients(fedavg.Clients):
         with self.trainer.timed(busy):
             given = {message.client: self.decode(message.blocks[0]) for message in messages}
             rows.backward([given[client] for client in busy])
-            self.adjust(busy, rows.w[: len(busy)], rows.g[: len(busy)])
+            if self.adjust is not None:
+                self.adjust(busy, *rows.first(len(busy)))
             self.fronts.step(t, busy)
         self.fronts.done += 1
 
