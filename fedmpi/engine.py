@@ -7,6 +7,7 @@ only one role does stands behind `is_root` or loops over `mine`, which is empty 
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -111,8 +112,9 @@ class Engine:
         with self.clock(Phase.TRAIN):
             for clients in self.trainer.chunks(mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
-                    with self.trainer.timed((client,)):
-                        blocks = self.clients.upload(t, client, w)
+                    began = perf_counter()
+                    blocks = self.clients.upload(t, client, w)
+                    self.trainer.spend((client,), began)
                     messages.append(Message(client, blocks, float(self.population.sizes[client])))
                     if self.observer.is_due(t):
                         with self.clock(Phase.EVALUATE):

@@ -4,7 +4,7 @@ All samples lie on the device, and a batch is gathered by their positions.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import islice, repeat
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -86,33 +86,38 @@ class Feed:
         self.black = self.x.amin((0, 2, 3)) if settings.augment else torch.empty(0)
 
     def picks(self, t: int, client: int) -> Iterator[Pick]:
-        """What the client learns from in each of its steps in round t."""
-        shifts, keys = self._shifts(t, client), self.keys(t, client)
-        for positions in self.positions(t, client):
-            yield Pick(positions, shifts(len(positions)), next(keys))
+        """What the client learns from in each of its steps in round t, pass by pass."""
+        keys, left = self.keys(t, client), self.population.steps(client)
+        batch = self.settings.batch
+        for order, shifts in self._passes(t, client):
+            for first in range(0, len(order), batch)[:left]:
+                part = slice(first, first + batch)
+                yield Pick(order[part], None if shifts is None else shifts[part], next(keys))
+                left -= 1
+            if not left:
+                return
 
     def batches(self, t: int, client: int) -> Iterator[Batch]:
         """The same, gathered for several steps at once: a step's share is small then."""
-        picks = self.picks(t, client)
-        while some := list(islice(picks, self.slab)):
-            lengths = [len(pick.positions) for pick in some]
-            positions = torch.cat([pick.positions for pick in some])
-            moved = [pick.shifts for pick in some if pick.shifts is not None]
-            shifts = torch.cat(moved) if moved else None
-            x, y = self.take(positions, shifts)
-            keys = [pick.key for pick in some]
-            yield from map(Batch, x.split(lengths), y.split(lengths), keys)
+        keys, left = self.keys(t, client), self.population.steps(client)
+        batch = self.settings.batch
+        for order, shifts in self._passes(t, client):
+            for first in range(0, len(order), self.slab * batch):
+                part = slice(first, first + min(self.slab, left) * batch)
+                x, y = self.take(order[part], None if shifts is None else shifts[part])
+                some, labels = x.split(batch), y.split(batch)
+                yield from map(Batch, some, labels, keys)
+                left -= len(some)
+                if not left:
+                    return
 
-    def positions(self, t: int, client: int) -> Iterator[Tensor]:
-        """Positions of the samples of each of the client's steps in round t, pass by pass."""
+    def _passes(self, t: int, client: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The client's samples in the order of each pass, and their shifts; without end."""
         random = stream(self.settings.seed, Purpose.BATCH, t, client)
-        shard, batch = self.population.shards[client], self.settings.batch
-        left = self.population.steps(client)
-        while left:
-            order = torch.from_numpy(shard[random.permutation(len(shard))])
-            for first in range(0, len(shard), batch)[:left]:
-                yield order[first : first + batch]
-                left -= 1
+        shard, shifts = self.population.shards[client], self._shifts(t, client)
+        while True:
+            order = shard[random.permutation(len(shard))]
+            yield torch.from_numpy(order), shifts(len(shard))
 
     def keys(self, t: int, client: int) -> Iterator[int]:
         """The random key of each of the client's steps in round t; zeros if none is needed."""

@@ -5,7 +5,6 @@ its memory holds. The settings `device` and `rows` decide, and nothing outside o
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -82,20 +81,19 @@ class Trainer:
     def note(self, clients: Sequence[int], losses: Tensor, steps: Sequence[int]) -> None:
         """Takes down clients' losses [k], each the sum over so many steps."""
         for client, loss, count in zip(clients, losses.unbind(), steps, strict=True):
-            total, before = self.losses.get(client, (0.0, 0))
-            self.losses[client] = loss + total, before + count
+            if client in self.losses:
+                total, before = self.losses[client]
+                loss, count = loss + total, count + before
+            self.losses[client] = loss, count
 
     def loss(self, client: int) -> float:
         """The client's mean loss, as far as this rank has seen its steps; else NaN."""
         total, count = self.losses.get(client, (torch.nan, 1))
         return float(total) / count
 
-    @contextmanager
-    def timed(self, clients: Sequence[int]) -> Iterator[None]:
-        """Adds the time inside to the clients' seconds, in equal shares."""
-        start = perf_counter()
-        yield
-        share = (perf_counter() - start) / max(1, len(clients))
+    def spend(self, clients: Sequence[int], began: float) -> None:
+        """Adds the time since `began` to the clients' seconds, in equal shares."""
+        share = (perf_counter() - began) / len(clients)
         for client in clients:
             self.seconds[client] = self.seconds.get(client, 0.0) + share
 
@@ -154,31 +152,30 @@ class Trainer:
         Returns:
             Their models, [C, n], until the next call.
         """
+        began = perf_counter()
         steps = [self.population.steps(client) for client in clients]
         assert steps == sorted(steps, reverse=True), "a chunk has those with most steps first"
-        with self.timed(clients):
-            rows = self._seat(len(clients))
-            lessons = [rows.lessons(self.feed, t, client) for client in clients]
-            losses = torch.zeros(len(clients), device=self.device)
-            self.descent.reset(start)
-            self._recall(clients)
-            rows.learning(True)
-            done = 0
-            for count in range(len(clients), 0, -1):
-                busy, found = clients[:count], []
-                for step in range(done, steps[count - 1]):
-                    some = [next(lesson) for lesson in lessons[:count]]
-                    found.append(rows.learn(self.feed, some))
-                    if adjust is not None:
-                        adjust(busy, *rows.first(count))
-                    self.descent.step(count, self.rates(t, busy, step))
-                if found:
-                    losses[:count] += torch.stack(found).sum(0)
-                done = steps[count - 1]
-            self.note(clients, losses, steps)
-            self._remember(clients)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+        rows = self._seat(len(clients))
+        lessons = [rows.lessons(self.feed, t, client) for client in clients]
+        self.descent.reset(start)
+        self._recall(clients)
+        rows.learning(True)
+        done = 0
+        for count in range(len(clients), 0, -1):
+            busy, losses = clients[:count], []
+            for step in range(done, steps[count - 1]):
+                some = [next(lesson) for lesson in lessons[:count]]
+                losses.append(rows.learn(self.feed, some))
+                if adjust is not None:
+                    adjust(busy, *rows.first(count))
+                self.descent.step(count, self.rates(t, busy, step))
+            if losses:
+                self.note(busy, torch.stack(losses).sum(0), [len(losses)] * count)
+            done = steps[count - 1]
+        self._remember(clients)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.spend(clients, began)
         return rows.w[: len(clients)]
 
     def _recall(self, clients: Sequence[int]) -> None:

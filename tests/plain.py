@@ -54,6 +54,11 @@ def optimiser(engine: Engine, module: nn.Module, t: int) -> torch.optim.Optimize
     return torch.optim.SGD(module.parameters(), momentum=settings.momentum, **common)
 
 
+def positions(engine: Engine, t: int, client: int) -> Iterator[Tensor]:
+    """Positions of the samples of each of the client's steps in round t."""
+    return (pick.positions for pick in engine.trainer.feed.picks(t, client))
+
+
 def train(
     engine: Engine, t: int, client: int, w: Tensor, mu: float = 0.0, mask: Tensor | None = None
 ) -> tuple[Tensor, float]:
@@ -69,11 +74,9 @@ def train(
     """
     module, losses = network(engine, w), []
     steps, parameters = optimiser(engine, module, t), list(module.parameters())
-    for positions in engine.trainer.feed.positions(t, client):
+    for some in positions(engine, t, client):
         steps.zero_grad()
-        loss = cross_entropy(
-            module(engine.trainer.feed.x[positions]), engine.trainer.feed.y[positions]
-        )
+        loss = cross_entropy(module(engine.trainer.feed.x[some]), engine.trainer.feed.y[some])
         losses.append(float(loss.detach()))
         if mu:
             loss = loss + mu / 2 * (parameters_to_vector(parameters) - w).square().sum()

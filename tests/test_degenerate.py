@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedmpi.engine import Engine
+from tests import plain
 from tests.plain import CNN, EVERYTHING, average, network, optimiser, play, train, vector
 from tests.small import run, small
 
@@ -68,7 +69,7 @@ def test_one_client_is_central_training(words: tuple[str, ...]) -> None:
     module = network(engine, engine.flat.initial)
     steps = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     losses = []
-    for positions in engine.trainer.feed.positions(0, 0):
+    for positions in plain.positions(engine, 0, 0):
         steps.zero_grad()
         loss = cross_entropy(
             module(engine.trainer.feed.x[positions]), engine.trainer.feed.y[positions]
@@ -101,7 +102,7 @@ def test_splitfed_with_one_client_is_central_training_step_for_step(
     module, taken = network(engine, engine.flat.initial), iter(steps)
     for t in range(3):
         steps = optimiser(engine, module, t)
-        for positions in engine.trainer.feed.positions(t, 0):
+        for positions in plain.positions(engine, t, 0):
             steps.zero_grad()
             x, y = engine.trainer.feed.x[positions], engine.trainer.feed.y[positions]
             cross_entropy(module(x), y).backward()

@@ -9,12 +9,13 @@ from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.feed import PADDING, Pick
 from fedmpi.streams import Purpose, stream
+from tests import plain
 from tests.small import small
 
 
 def batches(engine: Engine, t: int, client: int) -> list[list[int]]:
     """Positions in each of the client's steps."""
-    return [positions.tolist() for positions in engine.trainer.feed.positions(t, client)]
+    return [positions.tolist() for positions in plain.positions(engine, t, client)]
 
 
 def flat(some: list[list[int]]) -> list[int]:
@@ -76,7 +77,7 @@ def test_the_order_is_the_clients_and_the_rounds_own() -> None:
     np.random.default_rng(7).permutation(3)
     assert batches(again, 4, 2) == batches(engine, 4, 2)
     # Two that are read in turns do not disturb each other.
-    one, other = engine.trainer.feed.positions(4, 2), engine.trainer.feed.positions(4, 2)
+    one, other = plain.positions(engine, 4, 2), plain.positions(engine, 4, 2)
     assert all(torch.equal(left, right) for left, right in zip(one, other, strict=True))
 
 

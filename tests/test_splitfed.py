@@ -13,6 +13,7 @@ from fedmpi import sparse
 from fedmpi.codec import Coding, Kind, Message
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
+from tests import plain
 from tests.plain import CNN, network, optimiser, play, vector
 from tests.small import run, small
 
@@ -64,7 +65,7 @@ def plain_round(engine: Engine, t: int, w: Tensor, waves: Sequence[Sequence[int]
         for client in clients:
             front, back = halves(engine, w)
             back, back_sgd = (shared, shared_sgd) if alone else (back, optimiser(engine, back, t))
-            batches = list(engine.trainer.feed.positions(t, client))
+            batches = list(plain.positions(engine, t, client))
             own[client] = (front, optimiser(engine, front, t), back, back_sgd, batches)
         for step in range(max(len(batches) for *_, batches in own.values())):
             for front, front_sgd, back, back_sgd, batches in own.values():
@@ -183,7 +184,7 @@ def test_bytes(version: str, words: tuple[str, ...]) -> None:
     assert front + back == engine.flat.size
     assert len(rows) == 6
     for row in rows:
-        batches = list(engine.trainer.feed.positions(int(row["round"]), int(row["client"])))
+        batches = list(plain.positions(engine, int(row["round"]), int(row["client"])))
         samples = sum(map(len, batches))
         wanted = {
             "up_activation": 4 * values * samples,
@@ -214,7 +215,7 @@ def test_more_than_256_classes_arrive_whole() -> None:
     clients.receive(0, [0], engine.server.broadcast(0))
     clients.open(0, (0,))
     (message,) = clients.forward(0)
-    positions = next(engine.trainer.feed.positions(0, 0))
+    positions = next(plain.positions(engine, 0, 0))
     assert torch.equal(sparse.values(message.blocks[1]), engine.trainer.feed.y[positions])
     assert engine.trainer.feed.y[positions].max() > 255
 
@@ -260,7 +261,7 @@ def test_activations_are_those_of_the_front_on_the_clients_batch() -> None:
     clients.receive(0, [0, 1], engine.server.broadcast(0))
     clients.open(0, (0, 1))
     for message in clients.forward(0):
-        positions = next(engine.trainer.feed.positions(0, message.client))
+        positions = next(plain.positions(engine, 0, message.client))
         a = front(engine.trainer.feed.x[positions]).detach().reshape(-1)
         np.testing.assert_allclose(sparse.values(message.blocks[0]), a, rtol=1e-5, atol=1e-6)
 

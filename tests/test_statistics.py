@@ -48,7 +48,7 @@ def engine_of(*words: str) -> Engine:
 
 def train(engine: Engine, t: int, client: int, module: nn.Sequential) -> None:
     feed, steps = engine.trainer.feed, plain.optimiser(engine, module, t)
-    for positions in feed.positions(t, client):
+    for positions in plain.positions(engine, t, client):
         steps.zero_grad()
         cross_entropy(module(feed.x[positions]), feed.y[positions]).backward()
         steps.step()

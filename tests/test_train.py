@@ -125,7 +125,7 @@ def test_momentum_starts_afresh_each_round() -> None:
     module = plain.network(engine, engine.flat.initial)
     optimiser = plain.optimiser(engine, module, 0)
     for t in range(2):
-        for positions in engine.trainer.feed.positions(t, 0):
+        for positions in plain.positions(engine, t, 0):
             optimiser.zero_grad()
             x, y = engine.trainer.feed.x[positions], engine.trainer.feed.y[positions]
             cross_entropy(module(x), y).backward()

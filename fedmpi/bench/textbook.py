@@ -29,7 +29,8 @@ class Textbook:
         settings = self.settings
         self.model.load_state_dict(self.state)
         optimizer = torch.optim.SGD(self.model.parameters(), lr=settings.lr)
-        order = torch.cat(list(self.engine.trainer.feed.positions(t, client))).tolist()
+        picks = self.engine.trainer.feed.picks(t, client)
+        order = torch.cat([pick.positions for pick in picks]).tolist()
         for x, y in DataLoader(Subset(self.samples, order), batch_size=settings.batch):
             optimizer.zero_grad()
             loss = cross_entropy(self.model(x), y)

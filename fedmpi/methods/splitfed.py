@@ -13,6 +13,7 @@ Differs from the code: an optimiser's state is kept across the batches of a roun
 """
 
 from collections.abc import Iterator, Sequence
+from time import perf_counter
 from typing import Literal
 
 import torch
@@ -97,10 +98,8 @@ class Server(fedavg.Server):
         losses, gradients = self.copies.rows.losses(xs, ys, keys)
         self.copies.step(t, clients)
         self.trainer.note(clients, losses, [1] * len(messages))
-        return [
-            Message(client, [self.encode(gradient)])
-            for client, gradient in zip(clients, gradients, strict=True)
-        ]
+        answers = zip(clients, gradients, strict=True)
+        return [Message(client, [self.encode(gradient)]) for client, gradient in answers]
 
     def decode(self, block: Block) -> Tensor:
         """Activations of a batch, flat, as they came over the cut."""
@@ -157,16 +156,16 @@ class Clients(fedavg.Clients):
 
     def forward(self, t: int) -> list[Message]:
         """The next batch of every client that has one: activations at the cut, and labels."""
-        busy, feed = self.fronts.busy(), self.trainer.feed
+        busy, began = self.fronts.busy(), perf_counter()
         if not busy:
             return []
-        with self.trainer.timed(busy):
-            xs, ys, keys = zip(*(next(self.left[client]) for client in busy), strict=True)
-            outputs = self.fronts.rows.forward(xs, keys)
-            return [
-                Message(client, [self.encode(a), sparse.labels(y, feed.classes)])
-                for client, a, y in zip(busy, outputs, ys, strict=True)
-            ]
+        xs, ys, keys = zip(*(next(self.left[client]) for client in busy), strict=True)
+        outputs = self.fronts.rows.forward(xs, keys)
+        labels = [sparse.labels(y, self.trainer.feed.classes) for y in ys]
+        said = [[self.encode(a), label] for a, label in zip(outputs, labels, strict=True)]
+        messages = [Message(client, blocks) for client, blocks in zip(busy, said, strict=True)]
+        self.trainer.spend(busy, began)
+        return messages
 
     def encode(self, a: Tensor) -> Block:
         """Activations of a batch, for the server."""
@@ -178,16 +177,16 @@ class Clients(fedavg.Clients):
 
     def backward(self, t: int, messages: Sequence[Message]) -> None:
         """The rest of the step: from the gradients at the cut to new fronts."""
-        busy, rows = self.fronts.busy(), self.fronts.rows
+        busy, rows, began = self.fronts.busy(), self.fronts.rows, perf_counter()
         if not busy:
             return
-        with self.trainer.timed(busy):
-            given = {message.client: self.decode(message.blocks[0]) for message in messages}
-            rows.backward([given[client] for client in busy])
-            if self.adjust is not None:
-                self.adjust(busy, *rows.first(len(busy)))
-            self.fronts.step(t, busy)
+        given = {message.client: self.decode(message.blocks[0]) for message in messages}
+        rows.backward([given[client] for client in busy])
+        if self.adjust is not None:
+            self.adjust(busy, *rows.first(len(busy)))
+        self.fronts.step(t, busy)
         self.fronts.done += 1
+        self.trainer.spend(busy, began)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """The fronts as the conversation left them."""
