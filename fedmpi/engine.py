@@ -110,7 +110,7 @@ class Engine:
         """Clients train, and prepare what they upload."""
         mine, messages = wave.on(self.wire.rank), []
         with self.clock(Phase.TRAIN):
-            for clients in self.trainer.chunks(mine):
+            for clients in self.trainer.chunks(t, mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
                     began = perf_counter()
                     blocks = self.clients.upload(t, client, w)

@@ -36,6 +36,7 @@ class Trainer:
 
     Attributes:
         feed: what clients learn from.
+        keeps: whether clients have something that stays on their rank: statistics of their own.
         losses: each client's losses in local training, this round: their sum and their number.
         seconds: each client's time in local training, and in preparing its upload, this round.
     """
@@ -52,6 +53,7 @@ class Trainer:
         self.feed = Feed(settings, data, population, device, flat.is_random)
         self.is_stacked = device.type == "cuda" or (settings.rows or 1) > 1
         self.seats = settings.rows
+        self.keeps = flat.is_local and len(flat.statistics) > 0
         self.descent = self.descent_of(flat, 1)
         self.statistics: dict[int, Tensor] | Store = {}
         if self.keeps:
@@ -62,11 +64,6 @@ class Trainer:
     def rows(self) -> Rows[Any]:
         """The whole networks that train here."""
         return self.descent.rows
-
-    @property
-    def keeps(self) -> bool:
-        """Whether clients have something that stays on their rank: statistics of their own."""
-        return bool(len(self.flat.aside))
 
     def begin(self) -> None:
         """A round begins."""
@@ -108,8 +105,9 @@ class Trainer:
             found.append(rate(self.settings, t, (step // each) / passes))
         return torch.tensor(found, device=self.device).unsqueeze(1)
 
-    def chunks(self, clients: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """The groups in which clients train together, in each those with most steps first."""
+    def chunks(self, t: int, clients: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """The groups in which clients train in round t, in each those with most steps first."""
+        self.feed.draw(t, clients)
         if not self.is_stacked:
             yield from ((client,) for client in clients)
             return
@@ -176,7 +174,7 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.spend(clients, began)
-        return rows.w[: len(clients)]
+        return rows.first(len(clients))[0]
 
     def _recall(self, clients: Sequence[int]) -> None:
         """Gives the first rows their clients' own statistics."""

@@ -81,6 +81,35 @@ def test_the_order_is_the_clients_and_the_rounds_own() -> None:
     assert all(torch.equal(left, right) for left, right in zip(one, other, strict=True))
 
 
+def test_orders_that_were_drawn_before_are_the_same() -> None:
+    engine = Engine(small("epochs=2"))
+    feed = engine.trainer.feed
+    plainly = [batches(engine, 3, client) for client in range(5)]
+    feed.draw(3, range(5))
+    assert [batches(engine, 3, client) for client in range(5)] == plainly
+    assert feed.drawn == {}, "each is used once"
+    assert batches(engine, 3, 2) == plainly[2]
+    feed.draw(4, range(5))
+    assert batches(engine, 3, 1) == plainly[1], "of another round they are not"
+
+
+def test_batches_are_the_picks_with_their_samples() -> None:
+    """However many steps are gathered at once."""
+    for steps in ("epochs=3", "local_steps=7"):
+        engine = Engine(small(steps, "batch=9", "model.dropout=0.5", "augment=['crop','flip']"))
+        feed = engine.trainer.feed
+        for slab in (1, 2, 3, 1000):
+            feed.slab = slab
+            for client in range(5):
+                found, wanted = list(feed.batches(1, client)), list(feed.picks(1, client))
+                assert len(found) == len(wanted) == engine.population.steps(client)
+                for batch, pick in zip(found, wanted, strict=True):
+                    x, y = feed.take(pick.positions, pick.shifts)
+                    assert torch.equal(batch.x, x)
+                    assert torch.equal(batch.y, y)
+                    assert batch.key == pick.key
+
+
 IMAGES = ("data.shape=[3, 8, 6]", "model.name=mlp", "partition.name=iid")
 
 

@@ -71,7 +71,8 @@ def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Res
     engine = engine_for(model, batch, rows, device)
     trainer, textbook, feed = engine.trainer, Textbook(engine), engine.trainer.feed
     start, adjust = engine.server.w.clone(), engine.clients.adjust
-    chunks = list(trainer.chunks(range(engine.settings.clients)))
+    everyone = range(engine.settings.clients)
+    chunks = list(trainer.chunks(0, everyone))
     for chunk in chunks:
         for client, ours in zip(chunk, trainer.train(0, chunk, start, adjust), strict=True):
             state = textbook.train(0, client)
@@ -86,11 +87,11 @@ def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Res
     parameters = list(network.parameters())
 
     def ours_once() -> None:
-        for chunk in chunks:
+        for chunk in trainer.chunks(0, everyone):
             trainer.train(0, chunk, start, adjust)
 
     def textbook_once() -> None:
-        for client in range(engine.settings.clients):
+        for client in everyone:
             textbook.train(0, client)
 
     def bare_once() -> None:
