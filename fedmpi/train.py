@@ -135,6 +135,7 @@ class Trainer:
             some.rows.learn(self.feed, [lesson] * count)
             needed.append(torch.cuda.max_memory_allocated(self.device) - before)
             del some
+        torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self.device)
         return max(1, int(SHARE_OF_MEMORY * free) // max(1, needed[1] - needed[0]))
 

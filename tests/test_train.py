@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 
+from fedmpi.descent import Descent
 from fedmpi.engine import Engine
+from fedmpi.flat import Flat
 from fedmpi.train import EVALUATION_BATCH
 from tests import plain
 from tests.small import run, small
@@ -88,6 +90,35 @@ def test_chunks_are_of_like_clients_and_about_equally_many(rows: int) -> None:
         assert max(lengths, default=0) - min(lengths, default=0) <= 1
         counts = [steps(client) for chunk in chunks for client in chunk]
         assert counts == sorted(counts, reverse=True)
+
+
+@pytest.mark.parametrize(("free", "each", "wanted"), [(1000, 60, 13), (1000, 900, 1), (0, 7, 1)])
+def test_free_memory_says_how_many_rows(
+    free: int, each: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By made-up figures of a GPU: one row takes 100 and `each`, two take 100 and twice `each`."""
+    rows: list[int] = []
+    trainer = Engine(small("rows=2", "clients=13")).trainer
+    make = trainer.descent_of
+
+    def watch(flat: Flat, count: int) -> Descent:
+        rows.append(count)
+        return make(flat, count)
+
+    monkeypatch.setattr(trainer, "descent_of", watch)
+    for name, value in {
+        "memory_allocated": lambda _: 5,
+        "reset_peak_memory_stats": lambda _: None,
+        "max_memory_allocated": lambda _: 105 + each * rows[-1],
+        "empty_cache": lambda: None,
+        "mem_get_info": lambda _: (free, 10 * free),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    trainer.seats = None
+    chunks = list(trainer.chunks(0, range(13)))
+    assert rows == [1, 2]
+    assert trainer.seats == wanted
+    assert len(chunks) == -(-13 // wanted)
 
 
 def test_a_chunk_in_another_order_is_refused() -> None:
