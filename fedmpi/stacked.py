@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
@@ -178,19 +179,17 @@ class Stacked(Rows[Pick]):
 
 def loaded(picks: Sequence[Pick], rows: int, length: int) -> Padded:
     """The picks as one batch on the host; rows without a pick have no samples."""
-    batch = Padded(
-        torch.zeros(rows, length, dtype=torch.int64),
-        torch.zeros(rows, length),
-        torch.zeros(rows, length, 3, dtype=torch.int64),
-        torch.zeros(rows, dtype=torch.int64),
-    )
-    for row, (positions, shifts, key) in enumerate(picks):
-        batch.positions[row, : len(positions)] = positions
-        batch.present[row, : len(positions)] = 1
-        if shifts is not None:
-            batch.shifts[row, : len(positions)] = shifts
-        batch.keys[row] = key
-    return batch
+    # By numpy, which writes a few numbers in a tenth of the time that torch takes.
+    positions, shifts = (np.zeros((rows, length, *shape), np.int64) for shape in ((), (3,)))
+    present, keys = np.zeros((rows, length), np.float32), np.zeros(rows, np.int64)
+    for row, pick in enumerate(picks):
+        count = len(pick.positions)
+        positions[row, :count] = pick.positions.numpy()
+        present[row, :count] = 1
+        if pick.shifts is not None:
+            shifts[row, :count] = pick.shifts.numpy()
+        keys[row] = pick.key
+    return Padded(*map(torch.from_numpy, (positions, present, shifts, keys)))
 
 
 def padded(tensors: Sequence[Tensor]) -> Tensor:

@@ -43,7 +43,7 @@ LAW = {
     "store": ("torch", "config errors"),
     "feed": ("numpy torch", "config data population streams"),
     "rows": ("torch", "config feed flat layers"),
-    "stacked": ("torch", "config feed flat layers rows"),
+    "stacked": ("numpy torch", "config feed flat layers rows"),
     "descent": ("torch", "config rows"),
     "train": ("numpy torch", "config data descent feed flat population rows stacked store"),
     "lockstep": ("torch", "flat rows train"),
