@@ -175,3 +175,21 @@ def test_rounds_are_averages_of_plain_training(mu: float) -> None:
         np.testing.assert_allclose(rows["loss"], wanted, rtol=1e-5)
         w = average(found.engine, t, w, mu)
     near(found.model, w)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("schedule=restarts", "lr_min=0.01"),
+        ("optimizer=adam", "lr=0.01", "model.dropout=0.3"),
+        ("model.dropout=0.3", "momentum=0.9", "weight_decay=0.01"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_split_network_trains_like_a_whole_one(version: str, words: tuple[str, ...]) -> None:
+    """With one client: rates and dropped units are the same on both sides of the cut."""
+    given = ("clients=1", "epochs=3", *words)
+    split = run(small("method.name=splitfed", f"method.version={version}", *given))
+    whole = run(small(*given))
+    np.testing.assert_allclose(split.model, whole.model, rtol=1e-3, atol=1e-5)
