@@ -33,6 +33,21 @@ def check(samples: int, clients: int) -> None:
         )
 
 
+def check_minimum(minimum: int, samples: int, clients: int) -> None:
+    """Sees to it that there can be `minimum` training samples for every client.
+
+    Raises:
+        ConfigError: if there are fewer.
+    """
+    check(samples, clients)
+    if clients * minimum > samples:
+        raise ConfigError(
+            f"partition.minimum = {minimum}: {clients} clients want "
+            f"{clients * minimum} training samples, found {samples}; possible are "
+            f"1 to {samples // clients}, or 1 to {samples // minimum} clients"
+        )
+
+
 def scatter(owners: ndarray, clients: int) -> Shards:
     """The samples of each client, ascending; `owners[i]` (int [N]) is the client of sample i."""
     order = np.argsort(owners, kind="stable")
