@@ -34,7 +34,8 @@ LAW = {
     "data/*": ("numpy pydantic sklearn", "config data streams"),
     "partitions": ("numpy", "config"),
     "partitions/*": ("numpy pydantic", "config partitions"),
-    "population": ("numpy", "config data streams"),
+    "heterogeneity": ("numpy", ""),
+    "population": ("numpy", "config data heterogeneity partitions streams"),
     "layers": ("torch", "config"),
     "models": ("torch", "config layers streams"),
     "models/*": ("pydantic torch", "config layers"),
@@ -68,7 +69,8 @@ LAW = {
     # Where MPI and HDF5 meet, as modules of ours.
     "job": (
         "numpy rich",
-        "clock config engine errors launch memory provenance record show sweep tables wire",
+        "clock config engine errors heterogeneity launch memory provenance record show sweep "
+        "tables wire",
     ),
     "__main__": ("click", "bench config doctor engine errors job launch record show sweep"),
 }
