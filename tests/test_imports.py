@@ -58,6 +58,8 @@ LAW = {
         "clock codec config flat measure models population train wire",
     ),
     "sweep": ("", "config errors launch record"),
+    "picture": ("matplotlib numpy", "config heterogeneity"),
+    "survey": ("numpy rich", "config heterogeneity partitions picture population show"),
     "show": ("numpy rich", "config data errors flat models record tables"),
     # It examines packages, so it imports them, each where it is examined.
     "doctor": ("h5py rich torch", "config data errors launch provenance"),
@@ -72,7 +74,7 @@ LAW = {
         "clock config engine errors heterogeneity launch memory provenance record show sweep "
         "tables wire",
     ),
-    "__main__": ("click", "bench config doctor engine errors job launch record show sweep"),
+    "__main__": ("click", "bench config doctor engine errors job launch record show survey sweep"),
 }
 
 HEAVY = ("torch", "mpi4py", "h5py", "pandas", "matplotlib", "sklearn")
@@ -186,6 +188,7 @@ def test_only_config_imports_by_name() -> None:
         ("launch", HEAVY),
         ("codec", HEAVY),
         ("sweep", ("torch", "mpi4py")),
+        ("survey", ("torch", "mpi4py", "matplotlib")),
         ("record", ("torch", "mpi4py")),
         ("wire", ("torch", "h5py")),
         ("methods.fedavg", ("mpi4py", "h5py", "fedmpi.wire", "fedmpi.engine", "fedmpi.clock")),
