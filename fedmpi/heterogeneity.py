@@ -26,7 +26,8 @@ def total_variation(counts: ndarray) -> ndarray:
 
     TV_k = 1/2 sum_c |n_ck / n_k - n_c / n|: the share of its samples that would have to change
     their label. 0 is the same distribution; at most it is 1 - n_k / n, for a client that shares no
-    class with the others.
+    class with the others. The labels of few samples differ by chance, so that small clients are at
+    a distance even if their samples were drawn from all alike.
     """
     shares = counts / counts.sum(axis=0)
     whole = counts.sum(axis=1, keepdims=True) / counts.sum()
