@@ -38,6 +38,7 @@ The rooms
     __main__     the command line                  job         ranks run settings, the root records
     sweep        one file that stands for many runs  launch    which mpiexec, and how
     show doctor  results and machines, for people  provenance  where a result comes from
+    survey       a partition, for people           picture     of the same
     config       what a run is: the settings       errors      what the caller can mend
     engine       the round                         measure     what is known after it
     population   who holds which samples, who takes part, which rank hosts whom
@@ -50,6 +51,7 @@ The rooms
     record       one run, one HDF5 file            tables      its columns
     clock        seconds by phase                  streams     the only source of randomness
     memory       of the process                    bench/      one module a benchmark
+    heterogeneity  how far the clients differ
     data/        one module a data set             models/     one module a family of networks
     methods/     one module a method               partitions/ one module a way to divide samples
 

@@ -161,6 +161,28 @@ def sweep(
         sys.exit(plan.supervise(ranks))
 
 
+@main.command()
+@click.argument("words", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw it: .png or .svg."
+)
+@click.option(
+    "--freeze",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep it (.npz) for runs with partition.name=frozen partition.file=FILE.",
+)
+@mends
+def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) -> None:
+    """Show which client would have what, and how heterogeneous that is.
+
+    FILE and KEY=VALUE are settings, as for fedmpi run; nothing is trained.
+    """
+    from fedmpi.config import load
+    from fedmpi.survey import survey
+
+    survey(load(tree_of(words)), plot, freeze)
+
+
 @main.command("list")
 @click.argument("what", type=click.Choice(["methods", "data", "models", "partitions", "settings"]))
 @click.argument("name", required=False)

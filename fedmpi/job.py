@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from fedmpi import memory, provenance, record, tables, wire
+from fedmpi import heterogeneity, memory, provenance, record, tables, wire
 from fedmpi.clock import Clock
 from fedmpi.config import Settings
 from fedmpi.engine import Engine
@@ -110,6 +110,7 @@ class Job:
                 "device": str(engine.trainer.device),
                 "parameters": engine.flat.count,
                 "partition_sha256": engine.population.fingerprint,
+                **heterogeneity.measures(engine.population.counts),
             }
             file = Record(path, settings.tree(), settings.identity(), about, tables.TABLES)
         with self._together(), progress(settings.rounds, self.wire.is_root) as show:

@@ -1,14 +1,14 @@
 """The clients: who holds which samples, who takes part in a round, and which rank hosts whom."""
 
-import hashlib
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from fedmpi import config
+from fedmpi import config, heterogeneity, partitions
 from fedmpi.config import ConfigError, Settings
 from fedmpi.data import Dataset
 from fedmpi.streams import Purpose, stream
@@ -37,11 +37,26 @@ class Population:
         test_shards: each client's test samples; may be empty.
         held_out: training samples that no client has, for validation.
         sizes: int64 [clients], number of training samples.
+
+    Raises:
+        ConfigError: if the samples cannot be divided so, or are divided wrongly.
     """
 
     def __init__(self, settings: Settings, data: Dataset) -> None:
         self.settings = settings
-        samples = len(data.train_y)
+        self.labels, self.classes = data.train_y, data.classes
+        module = config.module("partition", settings.partition.name)
+        if hasattr(module, "restore"):
+            self._restore(module.restore, data)
+        else:
+            self._divide(module.divide, data)
+        self._check()
+        self.sizes = np.array([len(shard) for shard in self.shards])
+        self.homes: dict[tuple[int, ...], list[int]] = {}
+
+    def _divide(self, divide: Any, data: Dataset) -> None:
+        """Holds samples out, and divides the others."""
+        settings, samples = self.settings, len(data.train_y)
         order = stream(settings.seed, Purpose.VALIDATION).permutation(samples)
         self.held_out = np.sort(order[: round(settings.validation * samples)])
         ours = np.setdiff1d(np.arange(samples), self.held_out)
@@ -50,7 +65,7 @@ class Population:
                 f"clients = {settings.clients}: more than the {len(ours)} training samples "
                 f"that are left of {samples} after validation = {settings.validation}"
             )
-        shards, self.test_shards = config.module("partition", settings.partition.name).divide(
+        shards, self.test_shards = divide(
             settings.partition,
             data.train_y[ours],
             data.test_y,
@@ -59,17 +74,44 @@ class Population:
             stream(settings.seed, Purpose.PARTITION),
         )
         self.shards = [ours[shard] for shard in shards]
-        self.sizes = np.array([len(shard) for shard in self.shards])
-        self.homes: dict[tuple[int, ...], list[int]] = {}
+
+    def _restore(self, restore: Any, data: Dataset) -> None:
+        """Takes what was divided before, if as much was held out as the settings say."""
+        settings, samples = self.settings, len(data.train_y)
+        self.held_out, self.shards, self.test_shards = restore(
+            settings.partition, data.train_y, data.test_y, settings.clients
+        )
+        wanted, found = round(settings.validation * samples), len(self.held_out)
+        if wanted != found:
+            raise ConfigError(
+                f"validation = {settings.validation}: wanted {wanted} of {samples} samples held "
+                f"out, found {found} in partition.name = '{settings.partition.name}'; possible is "
+                f"{found / samples}"
+            )
+
+    def _check(self) -> None:
+        """Refuses a partition that gives a training sample twice, or one that is held out."""
+        owners = np.bincount(np.concatenate([self.held_out, *self.shards]))
+        twice = np.flatnonzero(owners > 1)
+        if len(twice):
+            sample = int(twice[0])
+            has = [f"client {k}" for k, shard in enumerate(self.shards) if sample in shard]
+            places = [*(["held out"] if sample in self.held_out else []), *has]
+            raise ConfigError(
+                f"partition.name = '{self.settings.partition.name}': wanted each training sample "
+                f"in one place, found {len(twice)} in several, the first of them, {sample}, in: "
+                f"{', '.join(places)}"
+            )
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of which client holds which samples."""
-        digest = hashlib.sha256()
-        for shard in (self.held_out, *self.shards, *self.test_shards):
-            digest.update(len(shard).to_bytes(8, "little"))
-            digest.update(shard.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return partitions.fingerprint([self.held_out, *self.shards, *self.test_shards])
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Training samples of each class that each client has, int64 [classes, clients]."""
+        return heterogeneity.counted(self.shards, self.labels, self.classes)
 
     def sample(self, t: int) -> tuple[int, ...]:
         """The clients of round `t`, ascending: everyone before the first round."""

@@ -34,7 +34,8 @@ LAW = {
     "data/*": ("numpy pydantic sklearn", "config data streams"),
     "partitions": ("numpy", "config"),
     "partitions/*": ("numpy pydantic", "config partitions"),
-    "population": ("numpy", "config data streams"),
+    "heterogeneity": ("numpy", ""),
+    "population": ("numpy", "config data heterogeneity partitions streams"),
     "layers": ("torch", "config"),
     "models": ("torch", "config layers streams"),
     "models/*": ("pydantic torch", "config layers"),
@@ -57,6 +58,8 @@ LAW = {
         "clock codec config flat measure models population train wire",
     ),
     "sweep": ("", "config errors launch record"),
+    "picture": ("matplotlib numpy", "config heterogeneity"),
+    "survey": ("numpy rich", "config heterogeneity partitions picture population show"),
     "show": ("numpy rich", "config data errors flat models record tables"),
     # It examines packages, so it imports them, each where it is examined.
     "doctor": ("h5py rich torch", "config data errors launch provenance"),
@@ -68,9 +71,10 @@ LAW = {
     # Where MPI and HDF5 meet, as modules of ours.
     "job": (
         "numpy rich",
-        "clock config engine errors launch memory provenance record show sweep tables wire",
+        "clock config engine errors heterogeneity launch memory provenance record show sweep "
+        "tables wire",
     ),
-    "__main__": ("click", "bench config doctor engine errors job launch record show sweep"),
+    "__main__": ("click", "bench config doctor engine errors job launch record show survey sweep"),
 }
 
 HEAVY = ("torch", "mpi4py", "h5py", "pandas", "matplotlib", "sklearn")
@@ -184,6 +188,7 @@ def test_only_config_imports_by_name() -> None:
         ("launch", HEAVY),
         ("codec", HEAVY),
         ("sweep", ("torch", "mpi4py")),
+        ("survey", ("torch", "mpi4py", "matplotlib")),
         ("record", ("torch", "mpi4py")),
         ("wire", ("torch", "h5py")),
         ("methods.fedavg", ("mpi4py", "h5py", "fedmpi.wire", "fedmpi.engine", "fedmpi.clock")),

@@ -76,6 +76,8 @@ def test_a_run_is_recorded_by_the_root(folder: Path) -> None:
         assert about["ranks"] == len(about["hosts"]) == WORLD.size
         assert about["started"] <= about["finished"]
         assert len(about["model_sha256"]) == len(about["partition_sha256"]) == 64
+        assert 0 < about["partition_tv_mean"] < about["partition_tv_max"] < 1
+        assert 0 < about["partition_gini"] < 1 < about["partition_classes"] < 10
         assert file["rounds"]["round"].tolist() == [-1, 0, 1, 2]
         assert file["rounds"]["warmup"][1:].tolist() == [True, False, False]
         assert set(file["ranks"]["rank"].tolist()) == set(range(WORLD.size))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedmpi import partitions
 from fedmpi.config import ConfigError
-from fedmpi.partitions import Shards, dirichlet, dirichlet_balanced, iid, shards
+from fedmpi.partitions import Shards, dirichlet, dirichlet_balanced, iid, quantity, shards
 
 few = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**32)
@@ -95,6 +95,14 @@ def test_dirichlet_balanced_shards_are_equal(problem: Problem, alpha: float) -> 
     follows(train, test)
 
 
+@given(problems, st.sampled_from([5e-324, 1e-4, 0.1, 1.0, 3e38]), st.integers(1, 4))
+@few
+def test_quantity_keeps_the_minimum(problem: Problem, alpha: float, minimum: int) -> None:
+    train, test = divide(quantity, *problem, alpha=alpha, minimum=minimum)
+    assert train.sum(axis=0).min() >= minimum
+    follows(train.sum(axis=0, keepdims=True), test.sum(axis=0, keepdims=True))
+
+
 @given(problems, st.data())
 @few
 def test_shards_hold_as_many_classes_as_asked(problem: Problem, data: st.DataObject) -> None:
@@ -112,6 +120,7 @@ CASES = [
     (iid, {}),
     (dirichlet, {"alpha": 0.3}),
     (dirichlet_balanced, {"alpha": 0.3}),
+    (quantity, {"alpha": 0.3, "minimum": 1}),
     (shards, {}),
 ]
 
@@ -130,7 +139,13 @@ def test_the_stream_alone_decides(module: ModuleType, given: dict[str, Any]) -> 
 
 @pytest.mark.parametrize(
     ("module", "given"),
-    [(iid, {}), (dirichlet, {"alpha": 50.0, "minimum": 1}), (dirichlet_balanced, {}), (shards, {})],
+    [
+        (iid, {}),
+        (dirichlet, {"alpha": 50.0, "minimum": 1}),
+        (dirichlet_balanced, {}),
+        (quantity, {"minimum": 5}),
+        (shards, {}),
+    ],
 )
 def test_many_clients(module: ModuleType, given: dict[str, Any]) -> None:
     y, z = np.arange(60_000) % 10, np.arange(10_000) % 10
@@ -157,7 +172,7 @@ def test_as_many_clients_as_samples(module: ModuleType) -> None:
 def test_a_class_that_training_lacks_is_tested(module: ModuleType, given: dict[str, Any]) -> None:
     train, test = divide(module, [40, 0, 40], [5, 60, 5], 4, **given)
     assert test[1].sum() == 60
-    if module is not iid:
+    if module not in (iid, quantity):
         follows(train, test)
 
 
@@ -228,6 +243,33 @@ def test_dirichlet_minimum_out_of_reach() -> None:
         divide(dirichlet, [40, 40], [1, 1], 10, alpha=0.1, minimum=8)
 
 
+def test_quantity_moments() -> None:
+    """Sizes beyond the minimum are Dir(alpha), and labels are as in the whole, give or take."""
+    clients, alpha, minimum = 5, 0.5, 100
+    sizes, distances = [], []
+    for seed in range(400):
+        train, _ = divide(
+            quantity, [2000, 1000], [0, 0], clients, seed, alpha=alpha, minimum=minimum
+        )
+        sizes.append(train.sum(axis=0))
+        # Standard errors of a share of 2/3 in so many samples.
+        share = train[0] / sizes[-1]
+        distances.append((share - 2 / 3) / np.sqrt(2 / 9 / sizes[-1]))
+    shares = (np.array(sizes) - minimum) / (3000 - clients * minimum)
+    mean = 1 / clients
+    np.testing.assert_allclose(shares.mean(axis=0), mean, atol=0.06)
+    variance = mean * (1 - mean) / (clients * alpha + 1)
+    np.testing.assert_allclose(shares.var(axis=0), variance, rtol=0.3)
+    assert abs(np.mean(distances)) < 0.2 and np.var(distances) < 1.2
+
+
+def test_quantity_at_the_limit() -> None:
+    train, _ = divide(quantity, [40, 40], [1, 1], 8, minimum=10)
+    assert np.all(train.sum(axis=0) == 10)
+    with pytest.raises(ConfigError, match=r"minimum = 11: 8 clients want 88 .* found 80; .* 7 cli"):
+        divide(quantity, [40, 40], [1, 1], 8, minimum=11)
+
+
 def one_by_one(
     priors: np.ndarray, totals: list[int], rng: np.random.Generator
 ) -> tuple[tuple[int, ...], ...]:
@@ -281,6 +323,15 @@ def test_more_concentration_is_less_skew() -> None:
         assert low > middle + 0.1 > high + 0.2
 
 
+def test_more_concentration_is_less_difference_of_sizes() -> None:
+    def largest(alpha: float) -> float:
+        train, _ = divide(quantity, [200] * 10, [0] * 10, 10, alpha=alpha)
+        return float(train.sum(axis=0).max() / 2000)
+
+    assert largest(0.01) > largest(1.0) + 0.2 > largest(1e9) + 0.25
+    assert largest(1e9) < 0.11
+
+
 @pytest.mark.parametrize(
     ("train", "clients", "wanted", "match"),
     [
@@ -313,6 +364,9 @@ def test_any_two_classes_may_meet() -> None:
         (dirichlet, {"alpha": float("inf")}),
         (dirichlet, {"minimum": 0}),
         (dirichlet_balanced, {"alpha": -1.0}),
+        (quantity, {"alpha": 0.0}),
+        (quantity, {"alpha": 1e308}),
+        (quantity, {"minimum": 0}),
         (shards, {"classes_per_client": 0}),
         (iid, {"alpha": 1.0}),
     ],

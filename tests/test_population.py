@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
+from mpi4py import MPI
 
 from fedmpi import config
 from fedmpi.config import ConfigError
@@ -155,6 +156,48 @@ def test_held_out_samples_are_in_no_shard(share: float, name: str) -> None:
     assert np.sort(everything).tolist() == list(range(300))
     assert np.sort(np.concatenate(drawn.test_shards)).tolist() == list(range(60))
     assert drawn.sizes.tolist() == [len(shard) for shard in drawn.shards]
+
+
+@pytest.mark.parametrize(
+    ("broken", "match"),
+    [
+        ([[0, 1], [1, 2]], r"name = 'iid'.* found 1 in several, .* 1, in: client 0, client 1"),
+        ([[0, 1, 2, 3], [3, 2]], r"found 2 in several, the first of them, 2, in: client 0, client"),
+        ([[0, 1, 1], [2]], r"found 1 in several, the first of them, 1, in: client 0$"),
+    ],
+)
+def test_a_sample_in_two_places_is_refused(
+    broken: list[list[int]], match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def divide(*_: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        return [np.array(shard) for shard in broken], [np.arange(60), np.arange(0)]
+
+    monkeypatch.setattr("fedmpi.partitions.iid.divide", divide)
+    with pytest.raises(ConfigError, match=match):
+        population("clients=2", "partition.name=iid", "validation=0")
+
+
+EVERY = {
+    "iid": (),
+    "dirichlet": ("partition.alpha=0.5", "partition.minimum=5"),
+    "dirichlet-balanced": ("partition.alpha=0.3",),
+    "quantity": ("partition.alpha=0.3",),
+    "shards": (),
+}
+"""Partitions that need no file."""
+
+
+def test_every_partition_is_among_them() -> None:
+    assert {*EVERY, "frozen"} == set(config.names("partition"))
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("name", EVERY)
+def test_a_population_is_the_same_on_every_rank(name: str) -> None:
+    drawn = population(f"partition.name={name}", *EVERY[name])
+    owned = np.concatenate([drawn.held_out, *drawn.shards])
+    assert np.sort(owned).tolist() == list(range(300))
+    assert len(set(MPI.COMM_WORLD.allgather(drawn.fingerprint))) == 1
 
 
 def test_more_clients_than_samples_are_left_is_refused() -> None:

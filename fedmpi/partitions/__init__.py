@@ -8,9 +8,18 @@ sample goes to exactly one client, and so does every test sample; a test shard m
 training shard never is. What cannot be divided so is a `ConfigError`.
 A module's docstring is its description in `fedmpi list partitions`.
 
+A partition that was made before, with what is held out, has instead of `divide`
+
+    restore(config, train, test, clients) -> (held out, shards, test shards)
+
+where `train` are all labels of the training set, and shards are positions among these.
+
 A partition by labels is a matrix `counts[classes, clients]`, so a module's own work is to draw one:
 `deal` turns it into shards of the training set, and `follow` divides the test set after it.
 """
+
+import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 from numpy import ndarray
@@ -31,6 +40,30 @@ def check(samples: int, clients: int) -> None:
             f"clients = {clients}: wanted a training sample for each, found {samples} samples; "
             f"possible are 1 to {samples} clients"
         )
+
+
+def check_minimum(minimum: int, samples: int, clients: int) -> None:
+    """Sees to it that there can be `minimum` training samples for every client.
+
+    Raises:
+        ConfigError: if there are fewer.
+    """
+    check(samples, clients)
+    if clients * minimum > samples:
+        raise ConfigError(
+            f"partition.minimum = {minimum}: {clients} clients want "
+            f"{clients * minimum} training samples, found {samples}; possible are "
+            f"1 to {samples // clients}, or 1 to {samples // minimum} clients"
+        )
+
+
+def fingerprint(parts: Iterable[ndarray]) -> str:
+    """SHA-256 of positions: what is held out, then the shards, then the test shards."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def scatter(owners: ndarray, clients: int) -> Shards:

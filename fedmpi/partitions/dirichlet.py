@@ -17,7 +17,7 @@ from pydantic import Field
 
 from fedmpi import config
 from fedmpi.config import ConfigError
-from fedmpi.partitions import Shards, check, deal, follow
+from fedmpi.partitions import Shards, check_minimum, deal, follow
 
 TRIES = 1000
 """Draws before a partition counts as out of reach: a few seconds with 10,000 clients."""
@@ -45,13 +45,7 @@ def divide(
     Raises:
         ConfigError: if there are not enough samples, or no draw gives every client its minimum.
     """
-    check(len(train), clients)
-    if clients * config.minimum > len(train):
-        raise ConfigError(
-            f"partition.minimum = {config.minimum}: {clients} clients want "
-            f"{clients * config.minimum} training samples, found {len(train)}; possible are "
-            f"1 to {len(train) // clients}, or 1 to {len(train) // config.minimum} clients"
-        )
+    check_minimum(config.minimum, len(train), clients)
     totals = np.bincount(train, minlength=classes)
     smallest = 0
     for _ in range(TRIES):

@@ -1,0 +1,173 @@
+"""Frozen: a partition from a file that `fedmpi partition --freeze` wrote, to the sample.
+
+The file holds the positions of all clients' samples and of those held out, so that runs of other
+seeds, or of another version of this program, train on the very same shards. Neither `seed` nor
+anything but the file plays a part; `clients`, `validation` and the data set must be those of the
+file. Only the path is a part of a run's settings: give `sha256` as well, and the path may not come
+to mean another partition.
+"""
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray
+from pydantic import Field
+
+from fedmpi import config
+from fedmpi.config import ConfigError
+from fedmpi.partitions import Shards, fingerprint
+
+FORMAT = "fedmpi partition 1"
+PARTS = ("train", "test")
+FIELDS = {"format": "U", "sha256": "U", "labels": "U", "samples": "i", "held_out": "i"} | {
+    name: "i" for part in PARTS for name in (part, f"{part}_sizes")
+}
+"""The arrays of a file, and their kinds: positions one client after the other, and how many each
+has; `samples` are the sizes of both sets, `labels` is the hash of their labels."""
+
+
+class Config(config.Partition):
+    """Which file."""
+
+    file: str | None = None
+    """What fedmpi partition --freeze wrote (.npz)."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """The partition's hash, as fedmpi partition prints it; if absent, any will do."""
+
+
+def restore(
+    config: Config, train: ndarray, test: ndarray, clients: int
+) -> tuple[ndarray, Shards, Shards]:
+    """What is held out, and the shards of both sets, as in `fedmpi.partitions`.
+
+    Raises:
+        ConfigError: if the file cannot be read, is damaged, or was made for other data or another
+            number of clients.
+    """
+    if config.file is None:
+        raise ConfigError(
+            "partition.file: wanted a file that fedmpi partition --freeze wrote, found none"
+        )
+    where = f"partition.file = {config.file}"
+    found = _read(Path(config.file), where)
+    made = [int(size) for size in found["samples"]]
+    if made != [len(train), len(test)]:
+        raise ConfigError(
+            f"{where}: was made for {_sets(made)}, but the data set has "
+            f"{_sets([len(train), len(test)])}; wanted the data set that it was made for"
+        )
+    if str(found["labels"]) != _labels(train, test):
+        raise ConfigError(
+            f"{where}: was made for other labels than the data set has, though as many; wanted the "
+            "data set that it was made for"
+        )
+    held_out = found["held_out"].astype(np.int64)
+    shards, test_shards = (
+        np.split(found[part].astype(np.int64), np.cumsum(found[f"{part}_sizes"])[:-1])
+        for part in PARTS
+    )
+    if len(shards) != clients:
+        raise ConfigError(
+            f"{where}: holds {len(shards)} clients, but clients = {clients}; wanted the same number"
+        )
+    sha256 = fingerprint([held_out, *shards, *test_shards])
+    if sha256 != str(found["sha256"]):
+        raise ConfigError(
+            f"{where}: damaged: its hash is {found['sha256']}, its content's {sha256}"
+        )
+    if config.sha256 not in (None, sha256):
+        raise ConfigError(
+            f"partition.sha256 = {config.sha256}: {config.file} holds another partition, {sha256}"
+        )
+    return held_out, shards, test_shards
+
+
+def freeze(
+    path: Path,
+    held_out: ndarray,
+    shards: Shards,
+    test_shards: Shards,
+    train: ndarray,
+    test: ndarray,
+) -> None:
+    """Writes a partition of the samples with the labels `train` and `test`.
+
+    A file that is there is replaced, in one step.
+
+    Raises:
+        ConfigError: if the name does not end in .npz, or nothing can be written there.
+    """
+    if path.suffix != ".npz":
+        raise ConfigError(f"{path}: wanted a name that ends in .npz")
+    fields = {
+        "format": FORMAT,
+        "sha256": fingerprint([held_out, *shards, *test_shards]),
+        "labels": _labels(train, test),
+        "samples": [len(train), len(test)],
+        "held_out": held_out,
+    }
+    for name, part in zip(PARTS, (shards, test_shards), strict=True):
+        fields |= {name: np.concatenate(part), f"{name}_sizes": [len(shard) for shard in part]}
+    arrays = {name: np.asarray(value) for name, value in fields.items()}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        unfinished.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+
+
+def _read(path: Path, where: str) -> dict[str, ndarray]:
+    """The file's arrays, which fit together as far as they go without the data set."""
+    try:
+        # Nothing in it is ever run: arrays of objects are refused.
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in FIELDS if name in file}
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror or error}") from None
+    except Exception as error:  # whatever bytes that are no such file make numpy and zipfile say
+        raise ConfigError(
+            f"{where}: wanted a file that fedmpi partition --freeze wrote, found: {error}"
+        ) from None
+    missing = [name for name in FIELDS if name not in found]
+    kind = str(found.get("format", "another file"))
+    if missing or kind != FORMAT:
+        lacks = f" without {', '.join(missing)}" if missing else ""
+        raise ConfigError(f"{where}: wanted '{FORMAT}', found '{kind}'{lacks}")
+    if not _is_whole(found):
+        raise ConfigError(f"{where}: damaged: its arrays do not fit together")
+    return found
+
+
+def _is_whole(found: dict[str, ndarray]) -> bool:
+    """Whether types, lengths and ranges are what `restore` relies on."""
+    if any(found[name].dtype.kind != kind for name, kind in FIELDS.items()):
+        return False
+    if any(found[name].ndim != (kind == "i") for name, kind in FIELDS.items()):
+        return False
+    if len(found["samples"]) != 2 or len({len(found[f"{part}_sizes"]) for part in PARTS}) != 1:
+        return False
+    if not len(found["train_sizes"]) or found["train_sizes"].min() < 1:
+        return False
+    if found["test_sizes"].min() < 0:
+        return False
+    if any(found[f"{part}_sizes"].sum() != len(found[part]) for part in PARTS):
+        return False
+    limits = zip((*PARTS, "held_out"), found["samples"][[0, 1, 0]], strict=True)
+    return all(np.all((found[name] >= 0) & (found[name] < limit)) for name, limit in limits)
+
+
+def _labels(train: ndarray, test: ndarray) -> str:
+    """SHA-256 of both sets' labels: whose positions these are."""
+    return hashlib.sha256(train.astype("<i8").tobytes() + test.astype("<i8").tobytes()).hexdigest()
+
+
+def _sets(sizes: list[int]) -> str:
+    return f"{sizes[0]} training and {sizes[1]} test samples"

@@ -1,0 +1,49 @@
+"""Quantity skew: sizes differ by a Dirichlet draw, labels as they fall.
+
+Partition "iid-diff-quantity" of NIID-Bench: Li, Diao, Chen, He, "Federated Learning on Non-IID Data
+Silos: An Experimental Study", ICDE 2022, arXiv 2102.02079. The clients' proportions are drawn from
+Dir(alpha, ..., alpha), and each client gets random samples, whatever their labels.
+
+Differs from the code: each client gets `minimum` samples first, and the proportions divide the
+others (the code draws until the smallest client has 10, which among many clients is for ever); the
+test set is divided as well.
+"""
+
+import numpy as np
+from numpy import ndarray
+from pydantic import Field
+
+from fedmpi import config
+from fedmpi.partitions import Shards, check_minimum, deal, follow
+
+
+class Config(config.Partition):
+    """How far the sizes differ, and how small they may be."""
+
+    alpha: float = Field(0.5, gt=0, le=config.LARGEST)
+    """Concentration: 0.1 gives a few clients nearly all samples, 100 gives all about as many."""
+    minimum: int = Field(10, ge=1)
+    """Samples of the smallest client."""
+
+
+def divide(
+    config: Config,
+    train: ndarray,
+    test: ndarray,
+    classes: int,
+    clients: int,
+    rng: np.random.Generator,
+) -> tuple[Shards, Shards]:
+    """Shards of both sets, as in `fedmpi.partitions`; the labels do not matter.
+
+    Raises:
+        ConfigError: if there are not enough samples for every client's minimum.
+    """
+    check_minimum(config.minimum, len(train), clients)
+    ends = np.cumsum(rng.dirichlet(np.full(clients, config.alpha)))
+    free = len(train) - clients * config.minimum
+    # Dividing first makes the last end exactly 1.
+    extra = np.diff((ends / ends[-1] * free).astype(np.int64), prepend=0)
+    # To `deal` and `follow` all samples are of one class.
+    counts = (config.minimum + extra)[np.newaxis]
+    return deal(np.zeros_like(train), counts, rng), follow(np.zeros_like(test), counts, rng)
