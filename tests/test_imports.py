@@ -57,7 +57,7 @@ LAW = {
         "clock codec config flat measure models population train wire",
     ),
     "sweep": ("", "config errors launch record"),
-    "show": ("numpy rich", "config data errors flat models record tables"),
+    "show": ("numpy rich", "config data errors models record tables"),
     # It examines packages, so it imports them, each where it is examined.
     "doctor": ("h5py rich torch", "config data errors launch provenance"),
     "bench": ("click", "config"),
