@@ -118,6 +118,9 @@ def test_models_are_cut_into_parts(said: Any) -> None:
     assert table(found, "a 3x32x32 sample")[-1][1] == "2,156,490"
     assert "a multiplication and an addition being two" in words(found)
     assert "a 6x128 sample" not in found, "cnn wants images"
+    assert table(said(show_list, "models", "cnn1d"), "a 6x128 sample")[1] == [
+        *("cut conv1", "19,012", f"{2 * 6 * 16 * 196 * 113:,}", "5,488"),
+    ]
     assert "FLOPs" not in said(show_list, "methods", "fedavg")
 
 
@@ -167,7 +170,7 @@ def test_some_settings(name: str, there: str, elsewhere: str, said: Any) -> None
     [
         ("methods", "fedpro", "no method 'fedpro' (did you mean 'fedprox'?); there are: fedavg,"),
         ("data", "x", "no data 'x'; there are: cifar10,"),
-        ("models", "cnm", "no model 'cnm' (did you mean 'cnn'?); there are: cnn, mlp"),
+        ("models", "cnm", "no model 'cnm' (did you mean 'cnn'?); there are: cnn, cnn1d"),
         ("partitions", "x", "no partition 'x'; there are: dirichlet,"),
         ("settings", "round", "no setting 'round' (did you mean 'rounds'?); there are: seed,"),
         ("settings", "method.m", "no setting 'method.m' (did you mean 'method.mu'?); there are: m"),
