@@ -6,6 +6,8 @@ which samples are real, and the step's random key. Torch's own layers of these k
 thing, and `check` refuses them.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
@@ -19,29 +21,47 @@ class BatchNorm(nn.Module):
     Its running statistics are float buffers, hence part of the model. It counts no batches: with a
     momentum that is fixed nothing would read the counter.
 
+    A static one keeps none, and a batch is normalised by its own statistics in judging, too. In
+    training that is the static batch norm of E. Diao, J. Ding, V. Tarokh, *HeteroFL*, ICLR 2021,
+    arXiv 2010.01264.
+    Differs from the paper: there the clients run their data through a model that has been trained,
+    one after the other, and it is judged by the statistics of all of them. Here nobody collects
+    any: a model is judged by those of the batch that is judged, of up to 256 samples.
+
     Attributes:
         present: 1.0 where a sample is real, else 0.0, [B]; None if all are.
+        running_mean: [channels]; None if it is static.
+        running_var: likewise.
     """
 
     present: Tensor | None
-    running_mean: Tensor
-    running_var: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
 
-    def __init__(self, channels: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
+    def __init__(
+        self,
+        channels: int,
+        momentum: float = 0.1,
+        epsilon: float = 1e-5,
+        is_static: bool = False,
+    ) -> None:
         super().__init__()
         self.momentum, self.epsilon = momentum, epsilon
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("running_mean", None if is_static else torch.zeros(channels))
+        self.register_buffer("running_var", None if is_static else torch.ones(channels))
         self.register_buffer("present", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, ...], likewise; in training, moves the running statistics."""
-        if self.training and self.present is not None:
+        """[B, channels, ...], likewise; in training, moves the running statistics if it has any."""
+        by_batch = self.training or self.running_mean is None
+        if by_batch and self.present is not None:
             return self._padded(x, self.present)
+        if by_batch and x.numel() == x.shape[1]:  # a lone value, which torch refuses to normalise
+            return self._padded(x, x.new_ones(1))
         known = (self.running_mean, self.running_var, self.weight, self.bias)
-        return batch_norm(x, *known, self.training, self.momentum, self.epsilon)
+        return batch_norm(x, *known, by_batch, self.momentum, self.epsilon)
 
     def _padded(self, x: Tensor, present: Tensor) -> Tensor:
         """The same of the real samples; nothing moves if there are none."""
@@ -53,11 +73,12 @@ class BatchNorm(nn.Module):
         mean = (wide * mask).sum(others) / divisor
         centred = wide - mean.view(channel)
         variance = (centred.square() * mask).sum(others) / divisor
-        with torch.no_grad():
-            momentum = self.momentum * (count > 0)
-            unbiased = variance * divisor / (divisor - 1).clamp(min=1)
-            self.running_mean.add_(momentum * (mean - self.running_mean))
-            self.running_var.add_(momentum * (unbiased - self.running_var))
+        if self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                momentum = self.momentum * (count > 0)
+                unbiased = variance * divisor / (divisor - 1).clamp(min=1)
+                self.running_mean.add_(momentum * (mean - self.running_mean))
+                self.running_var.add_(momentum * (unbiased - self.running_var))
         scale = self.weight * (variance + self.epsilon).rsqrt()
         return (centred * scale.view(channel) + self.bias.view(channel)).to(x.dtype)
 
@@ -94,6 +115,19 @@ class Dropout(nn.Module):
 def dropouts(share: float) -> list[nn.Module]:
     """A dropout of that share; nothing if it is zero."""
     return [Dropout(share)] if share else []
+
+
+Norm = Literal["none", "group", "batch", "static"]
+"""None; over groups of a sample's channels; over the batch; over the batch without statistics."""
+
+
+def norms(kind: Norm, channels: int, groups: int) -> list[nn.Module]:
+    """A norm layer of that kind, GroupNorm with so many groups; nothing if it is "none"."""
+    if kind == "none":
+        return []
+    if kind == "group":
+        return [nn.GroupNorm(groups, channels)]
+    return [BatchNorm(channels, is_static=kind == "static")]
 
 
 def scrambled(x: Tensor) -> Tensor:

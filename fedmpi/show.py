@@ -27,8 +27,14 @@ from fedmpi.data import DataError
 
 Setting = tuple[str, ...]
 """Path, type, default, explanation: see `config.describe`."""
-EXAMPLES = ((1, 28, 28), (3, 32, 32))
+EXAMPLES = ((1, 28, 28), (3, 32, 32), (6, 128))
 """Shapes of samples for which a model's parameters are counted."""
+CLASSES = 10
+"""Labels of those samples."""
+CONVENTION = (
+    "FLOPs are those of one sample's way forward: of convolutions and matrix products, a "
+    "multiplication and an addition being two. Floats are what a sample sends at the cut."
+)
 TREND, RANKS = 10, 8
 """Most rows of rounds, and of ranks, with which a result is shown."""
 VERSIONS = ("fedmpi", "python", "torch", "numpy", "h5py", "mpi4py", "pydantic")
@@ -86,6 +92,8 @@ def _show_one(out: Console, table: str, name: str) -> None:
     facts = list(_facts(table, name, whole=True))
     if facts:
         out.print(*map(prose, facts), "", sep="\n")
+    if table == "model":
+        out.print(*_cuts(name), "", sep="\n")
     rows = list(_own(table, name, common=True))
     out.print(_settings(rows, headers=True) if rows else "It has no settings.")
 
@@ -126,19 +134,40 @@ def _whereabouts(name: str, whole: bool) -> str:
 
 def _anatomy(name: str) -> Iterator[str]:
     """A model's split points and sizes with its default settings."""
-    # Here, because torch takes a second that other lists should not cost.
-    from fedmpi.flat import Flat
-    from fedmpi.models import build
-
     sizes, cuts = [], []
+    for samples, parts in _fronts(name):
+        cuts = [part.name for part in parts[:-1]]
+        sizes.append(f"{parts[-1].parameters:,} for {samples} samples")
+    yield f"split points: {', '.join(cuts) or 'none'} (with the default settings)"
+    yield f"parameters: {', '.join(sizes)} of {CLASSES} classes"
+
+
+def _cuts(name: str) -> Iterator[RenderableType]:
+    """For each shape of samples, what a model has in front of its split points, and in all."""
+    for samples, parts in _fronts(name):
+        table = grid("in front of", "parameters", "FLOPs", "floats there")
+        for part in parts:
+            numbers = (f"{count:,}" for count in (part.parameters, part.flops, part.floats))
+            is_whole = part is parts[-1]
+            table.add_row(
+                "the output" if is_whole else f"cut {part.name}",
+                *numbers,
+                style="bold" if is_whole else "",
+            )
+        yield Group(Text(f"a {samples} sample", "bold"), table, "")
+    yield Text(CONVENTION, "dim")
+
+
+def _fronts(name: str) -> Iterator[tuple[str, Sequence[Any]]]:
+    """The shapes of `EXAMPLES` that fit a model, and what it has in front of its cuts then."""
+    # Here, because torch takes a second that other lists should not cost.
+    from fedmpi.models import build, fronts
+
+    settings: Any = config.schema("model", name)()
     for shape in EXAMPLES:
         with suppress(ConfigError):
-            settings: Any = config.schema("model", name)()
-            flat = Flat(build(settings, shape, 10, seed=1))
-            cuts = flat.cuts()
-            sizes.append(f"{flat.count:,} for {'x'.join(map(str, shape))} samples")
-    yield f"split points: {', '.join(cuts) or 'none'} (with the default settings)"
-    yield f"parameters: {', '.join(sizes)} of 10 classes"
+            network = build(settings, shape, CLASSES, seed=1)
+            yield "x".join(map(str, shape)), fronts(network, shape)
 
 
 def _own(table: str, name: str, common: bool = False) -> Iterator[Setting]:

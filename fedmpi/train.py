@@ -25,8 +25,9 @@ from fedmpi.store import Store
 Adjust = Callable[[Sequence[int], Tensor, Tensor], None]
 """Changes gradients in place before a step: clients of the rows, w [k, n], g [k, n]."""
 
-EVALUATION_BATCH = 1024
-"""Samples that are judged at a time, over all rows."""
+EVALUATION_BATCH = 256
+"""Samples that a model is judged on at a time. The same for one row and for many: some networks
+normalise a batch by its own statistics."""
 SHARE_OF_MEMORY = 0.8
 """Of a device's free memory; the rest is for what comes and goes."""
 
@@ -227,9 +228,8 @@ class Trainer:
             is_known = bool(theirs) and all(client in self.statistics for client in theirs)
             rows.learning(False, by_batch=self.keeps and not is_known)
             torch.stack([models[i] for i in some], out=rows.w[: len(some)])
-            length = max(1, EVALUATION_BATCH // len(some))
-            for first in range(0, len(xs[some[0]]), length):
-                part = slice(first, first + length)
+            for first in range(0, len(xs[some[0]]), EVALUATION_BATCH):
+                part = slice(first, first + EVALUATION_BATCH)
                 busy = [i for i in some if len(xs[i]) > first]
                 outputs = rows.forward([xs[i][part] for i in busy])
                 for i, output in zip(busy, outputs, strict=True):

@@ -60,7 +60,7 @@ LAW = {
     "sweep": ("", "config errors launch record"),
     "picture": ("matplotlib numpy", "config heterogeneity"),
     "survey": ("numpy rich", "config heterogeneity partitions picture population show"),
-    "show": ("numpy rich", "config data errors flat models record tables"),
+    "show": ("numpy rich", "config data errors models record tables"),
     # It examines packages, so it imports them, each where it is examined.
     "doctor": ("h5py rich torch", "config data errors launch provenance"),
     "bench": ("click", "config"),

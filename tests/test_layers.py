@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedmpi import layers
 from fedmpi.config import ConfigError
 from fedmpi.layers import BatchNorm, Dropout, check, dropouts, scrambled
 
@@ -70,6 +71,38 @@ def test_batch_norm_of_nothing_moves_nothing() -> None:
 def test_batch_norm_counts_no_batches() -> None:
     norm = BatchNorm(2)
     assert set(norm.state_dict()) == {"weight", "bias", "running_mean", "running_var"}
+
+
+@pytest.mark.parametrize("padding", [None, 0, 3])
+@pytest.mark.parametrize("training", [True, False])
+def test_static_norms_are_torchs_without_statistics(training: bool, padding: int | None) -> None:
+    torch.manual_seed(2)
+    (ours,), torchs = layers.norms("static", 3, 8), nn.BatchNorm2d(3, track_running_stats=False)
+    assert isinstance(ours, BatchNorm)
+    assert set(ours.state_dict()) == set(torchs.state_dict()) == {"weight", "bias"}
+    x, weight = torch.randn(6, 3, 4, 5) * 3 + 1, torch.randn(6, 3, 4, 5)
+    wanted = passed(torchs.train(training), x, weight)
+    if padding is not None:
+        behind = torch.full((padding, 3, 4, 5), 1e3)
+        ours.present = torch.tensor([1.0] * len(x) + [0.0] * padding)
+        x, weight = torch.cat([x, behind]), torch.cat([weight, 0 * behind])
+    for one, other in zip(passed(ours.train(training), x, weight), wanted, strict=True):
+        torch.testing.assert_close(one[: len(other)], other.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_lone_value_is_its_own_mean() -> None:
+    """Torch refuses to normalise it; but a test may have one sample, and a network one pixel."""
+    for norm in (BatchNorm(3), BatchNorm(3, is_static=True)):
+        for x in (torch.randn(1, 3), torch.randn(1, 3, 1, 1)):
+            assert (norm(x) == 0).all()
+    assert BatchNorm(3, is_static=True).train(False)(torch.randn(1, 3)).tolist() == [[0, 0, 0]]
+
+
+def test_norms_by_name() -> None:
+    assert layers.norms("none", 4, 2) == []
+    (group,), (batch,) = layers.norms("group", 4, 2), layers.norms("batch", 4, 2)
+    assert isinstance(group, nn.GroupNorm) and (group.num_groups, group.num_channels) == (2, 4)
+    assert isinstance(batch, BatchNorm) and batch.running_mean is not None
 
 
 def dropped(share: float, key: int, number: int = 0, shape: tuple[int, ...] = (50, 200)) -> Tensor:

@@ -125,7 +125,7 @@ SETTINGS = {
         ["method.name=fedpro"],
         "method.name = 'fedpro': no such method (did you mean 'fedprox'?); there are: fedavg,",
     ),
-    "model": (["model.name=cnm"], "no such model (did you mean 'cnn'?); there are: cnn, mlp"),
+    "model": (["model.name=cnm"], "no such model (did you mean 'cnn'?); there are: cnn, cnn1d"),
     "data": (["data.name=cifar"], "no such data (did you mean 'cifar10'?); there are: cifar10,"),
     "partition": (["partition.name=x"], "partition.name = 'x': no such partition; there are: diri"),
     "exchange": (["exchange.name=tree"], "exchange.name = 'tree': input should be 'star'"),

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from fedmpi import models
+from fedmpi import config, models
 from fedmpi.descent import descent
 from fedmpi.engine import Engine
 from fedmpi.flat import Flat
 from fedmpi.layers import BatchNorm, Dropout
+from fedmpi.models import resnet
 from fedmpi.rows import OneByOne, Rows
 from fedmpi.stacked import GRAPHS, Stacked, graph_size, loaded
 from tests.plain import CNN, EVERYTHING, METHODS
@@ -179,6 +180,65 @@ def test_bfloat16_is_near(kind: type[Rows], flat: Flat) -> None:
     for exact, rough in zip(*found, strict=True):
         apart = float((exact - rough).detach().norm() / exact.detach().norm())
         assert 1e-5 < apart < 0.05
+
+
+FAMILIES = [
+    ("cnn", (1, 12, 12), ("model.dropout=0.3",)),
+    ("cnn1d", (6, 128), ()),
+    ("lenet", (3, 32, 32), ()),
+    ("mlp", (6, 5), ()),
+    *[("resnet", (3, 16, 16), (f"model.norm={norm}",)) for norm in ("group", "batch", "static")],
+    *[("vgg", (3, 32, 32), (f"model.norm={n}",)) for n in ("none", "group", "batch", "static")],
+]
+
+
+def test_every_family_is_compared() -> None:
+    assert {name for name, *_ in FAMILIES} == set(config.names("model"))
+
+
+def same_step(name: str, shape: tuple[int, ...], words: tuple[str, ...], most: float) -> None:
+    """Alone and stacked, with batches of unequal length, a family's rows differ by `most`."""
+    settings = small(f"model.name={name}", *words)
+    flat = Flat(models.build(settings.model, shape, CLASSES, 1))
+    generator = torch.Generator().manual_seed(4)
+    xs = [torch.randn(size, *shape, generator=generator) for size in (5, 3)]
+    ys = [torch.randint(CLASSES, (len(x),), generator=generator) for x in xs]
+    found = []
+    for kind in (OneByOne, Stacked):
+        rows = kind(flat, 2, CPU, settings)
+        for row, w in enumerate(rows.w):
+            w.copy_(flat.initial * (1 + row / 10))
+        before = rows.w.clone()
+        losses, _ = rows.losses(xs, ys, (11, 12))
+        gradient = rows.first(2)[1].clone()
+        rows.move(2, 0.01)
+        rows.learning(False)
+        judged = torch.cat([output.detach() for output in rows.forward(xs)])
+        found.append((losses, gradient, rows.w - before, judged))
+    for one, other in zip(*found, strict=True):
+        assert one.isfinite().all() and one.any()
+        assert float((one - other).norm() / one.norm()) < most
+
+
+@pytest.mark.parametrize(("name", "shape", "words"), FAMILIES)
+def test_every_family_makes_the_same_step_to_rounding(
+    name: str, shape: tuple[int, ...], words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without kinks, at which rounding would choose another branch and grow: tanh, mean pooling."""
+    smooth = {"ReLU": nn.Tanh, "MaxPool1d": nn.AvgPool1d, "MaxPool2d": nn.AvgPool2d}
+    for kink, layer in smooth.items():
+        monkeypatch.setattr(nn, kink, layer)
+    monkeypatch.setattr(resnet, "relu", torch.tanh)
+    same_step(name, shape, words, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"), {case[0]: case for case in reversed(FAMILIES)}.values()
+)
+def test_every_family_makes_the_same_step_with_kinks(
+    name: str, shape: tuple[int, ...], words: tuple[str, ...]
+) -> None:
+    same_step(name, shape, words, 0.02)
 
 
 def apart(found: Run, wanted: Run) -> float:

@@ -103,6 +103,25 @@ def test_models_have_split_points_and_sizes(said: Any) -> None:
     found = words(said(show_list, "models", "cnn"))
     assert "split points: conv1, conv2, dense (with the default settings)" in found
     assert "1,663,370 for 1x28x28 samples" in found
+    assert "in front of" not in said(show_list, "models", None)
+
+
+def test_models_are_cut_into_parts(said: Any) -> None:
+    found = said(show_list, "models", "cnn")
+    assert table(found, "a 1x28x28 sample") == [
+        ["in front of", "parameters", "FLOPs", "floats there"],
+        ["cut conv1", "832", "1,254,400", "6,272"],
+        ["cut conv2", "52,096", "21,324,800", "3,136"],
+        ["cut dense", "1,658,240", "24,536,064", "512"],
+        ["the output", "1,663,370", "24,546,304", "10"],
+    ]
+    assert table(found, "a 3x32x32 sample")[-1][1] == "2,156,490"
+    assert "a multiplication and an addition being two" in words(found)
+    assert "a 6x128 sample" not in found, "cnn wants images"
+    assert table(said(show_list, "models", "cnn1d"), "a 6x128 sample")[1] == [
+        *("cut conv1", "19,012", f"{2 * 6 * 16 * 196 * 113:,}", "5,488"),
+    ]
+    assert "FLOPs" not in said(show_list, "methods", "fedavg")
 
 
 def test_data_sets_are_found_or_not(said: Any, here: Path) -> None:
@@ -151,7 +170,7 @@ def test_some_settings(name: str, there: str, elsewhere: str, said: Any) -> None
     [
         ("methods", "fedpro", "no method 'fedpro' (did you mean 'fedprox'?); there are: fedavg,"),
         ("data", "x", "no data 'x'; there are: cifar10,"),
-        ("models", "cnm", "no model 'cnm' (did you mean 'cnn'?); there are: cnn, mlp"),
+        ("models", "cnm", "no model 'cnm' (did you mean 'cnn'?); there are: cnn, cnn1d"),
         ("partitions", "x", "no partition 'x'; there are: dirichlet,"),
         ("settings", "round", "no setting 'round' (did you mean 'rounds'?); there are: seed,"),
         ("settings", "method.m", "no setting 'method.m' (did you mean 'method.mu'?); there are: m"),

@@ -5,7 +5,7 @@ K. He, X. Zhang, S. Ren, J. Sun, *Deep Residual Learning for Image Recognition*,
 18 and 50 as in table 1, with a 3x3 stem and no pooling behind it, as usual for 32x32 images. The
 norm layers are by default those of Y. Wu, K. He, *Group Normalization*, ECCV 2018, arXiv
 1803.08494, because batches of federated clients are small and unlike each other; the paper's are
-those of `norm = batch`.
+those of `norm = batch`, and HeteroFL's (ICLR 2021, arXiv 2010.01264) those of `norm = static`.
 
 Split points: stem, and the blocks: group1_block1, group1_block2, ...
 """
@@ -19,7 +19,7 @@ from torch.nn.functional import pad, relu
 
 from fedmpi import config
 from fedmpi.config import ConfigError
-from fedmpi.layers import BatchNorm
+from fedmpi.layers import norms
 
 BLOCKS = {20: (3,) * 3, 32: (5,) * 3, 56: (9,) * 3, 18: (2,) * 4, 50: (3, 4, 6, 3)}
 """Blocks in each group of a depth."""
@@ -28,8 +28,9 @@ BLOCKS = {20: (3,) * 3, 32: (5,) * 3, 56: (9,) * 3, 18: (2,) * 4, 50: (3, 4, 6, 
 class Config(config.Model):
     depth: Literal[18, 20, 32, 50, 56] = 20
     """Layers with weights, shortcuts apart."""
-    norm: Literal["group", "batch"] = "group"
-    """Over groups of a sample's channels, or over the batch (see the setting `statistics`)."""
+    norm: Literal["group", "batch", "static"] = "group"
+    """Over groups of a sample's channels, or over the batch: with running statistics (see the
+    setting `statistics`) or, `static`, without."""
     groups: int = Field(8, ge=1)
     """Groups of each GroupNorm; it divides the number of channels (SSFL: depth 18 with 32)."""
 
@@ -64,8 +65,7 @@ def convolution(
 ) -> list[nn.Module]:
     """A convolution that keeps height and width but for its stride, and its norm."""
     layer = nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
-    is_group = config.norm == "group"
-    return [layer, nn.GroupNorm(config.groups, outputs) if is_group else BatchNorm(outputs)]
+    return [layer, *norms(config.norm, outputs, config.groups)]
 
 
 class Block(nn.Module):

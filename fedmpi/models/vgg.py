@@ -1,0 +1,82 @@
+"""VGG for small images: depths 11, 13, 16 and 19, with or without norm layers.
+
+K. Simonyan, A. Zisserman, *Very Deep Convolutional Networks for Large-Scale Image Recognition*,
+ICLR 2015, arXiv 1409.1556: the convolutions of its table 1 (A, B, D and E), 3x3 with bias and
+ReLU, in five blocks that each end in 2x2 max pooling.
+Differs from the paper: the hidden layers have 512 units instead of 4096, as usual for 32x32
+images, of which one pixel is left. So `depth = 11` is the VGG-11 of NIID-Bench and SPATL
+(9,750,922 parameters for 3x32x32 samples of ten classes), and with `depth = 19`, `norm = batch`
+and `hidden = []` there are the 20,040,522 of VGG-19 with BatchNorm and a linear head, as is usual
+for CIFAR-10.
+Differs from the code: NIID-Bench drops values in front of the hidden layers, the paper behind
+them.
+
+Split points: conv1, conv2, ... (a block's last one with the pooling), dense1, dense2.
+"""
+
+from collections import OrderedDict
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from fedmpi import config
+from fedmpi.config import ConfigError, Width
+from fedmpi.layers import Norm, dropouts, norms
+
+BLOCKS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+"""Convolutions in each block of a depth."""
+CHANNELS = (64, 128, 256, 512, 512)
+"""Of the convolutions of each block."""
+LEAST = 2 ** len(CHANNELS)
+"""Side of the smallest images of which a pixel is left behind the blocks."""
+
+
+class Config(config.Model):
+    depth: Literal[11, 13, 16, 19] = 11
+    """Layers with weights in the paper, where there are always two hidden layers."""
+    norm: Norm = "none"
+    """Behind each convolution: none; over groups of a sample's channels; or over the batch, with
+    running statistics (see the setting `statistics`) or, `static`, without."""
+    groups: int = Field(8, ge=1)
+    """Groups of each GroupNorm; it divides the number of channels."""
+    hidden: tuple[Width, ...] = Field((512, 512), strict=False)
+    """Units of each hidden layer; [] for a linear head alone."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """Share of each hidden layer's units that a training step drops."""
+
+
+def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
+    """conv1, conv2, ..., dense1, ..., head.
+
+    Raises:
+        ConfigError: if the samples are no images, or too small, or `groups` does not divide the
+            channels.
+    """
+    if len(shape) != 3 or min(shape[1:]) < LEAST:
+        raise ConfigError(
+            f"model.name = 'vgg': wanted images of at least {LEAST}x{LEAST} pixels, "
+            f"found samples of shape {shape}"
+        )
+    if config.norm == "group" and CHANNELS[0] % config.groups:
+        raise ConfigError(
+            f"model.groups = {config.groups}: must divide {CHANNELS[0]}, the channels"
+        )
+    found: OrderedDict[str, nn.Module] = OrderedDict()
+    inputs = shape[0]
+    for count, outputs in zip(BLOCKS[config.depth], CHANNELS, strict=True):
+        for number in range(1, count + 1):
+            norm = norms(config.norm, outputs, config.groups)
+            parts = [nn.Conv2d(inputs, outputs, 3, padding=1), *norm, nn.ReLU()]
+            if number == count:
+                parts.append(nn.MaxPool2d(2))
+            found[f"conv{len(found) + 1}"] = nn.Sequential(*parts)
+            inputs = outputs
+    inputs *= (shape[1] // LEAST) * (shape[2] // LEAST)
+    for number, outputs in enumerate(config.hidden, 1):
+        linear = nn.Linear(inputs, outputs)
+        dense = (nn.Flatten(), linear, nn.ReLU(), *dropouts(config.dropout))
+        found[f"dense{number}"] = nn.Sequential(*dense)
+        inputs = outputs
+    found["head"] = nn.Sequential(nn.Flatten(), nn.Linear(inputs, classes))
+    return found
