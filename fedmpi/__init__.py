@@ -29,7 +29,8 @@ The laws
  9. The round is on one screen.
 10. (settings, round) alone tell every rank which collectives come next. The one way to end early
     is the server's: an empty word instead of the next round's, which every rank hears alike.
-11. The number of ranks never changes the result, bit for bit on a CPU.
+11. The number of ranks never changes the result, bit for bit on a CPU; to rounding where rows are
+    stacked.
 12. Waiting is not transfer, and nothing unknown passes: a timed barrier precedes each collective,
     evaluation and recording are off the clock, bad settings are errors before any collective.
 

@@ -90,7 +90,7 @@ class State(Part):
     """Where clients' vectors wait between rounds, in methods whose clients keep any."""
 
     memory: int = Field(1024, ge=0, le=MOST)
-    """MiB of waiting vectors that a rank holds in memory; the others lie in a temporary file."""
+    """MiB of waiting vectors of one kind that a rank holds in memory; others lie in a file."""
     folder: str | None = None
     """Folder for that file; if absent, the system's ($TMPDIR), which may itself be memory."""
 
@@ -133,7 +133,7 @@ class Settings(Part):
     """Adam's decay of the mean gradient."""
     beta2: float = Field(0.999, ge=0, lt=1)
     """Adam's decay of the mean square."""
-    epsilon: float = Field(1e-8, gt=0, le=1)
+    epsilon: float = Field(1e-8, ge=1e-30, le=1)
     """Adam's addition to the root of the mean square."""
     weight_decay: float = Field(0.0, ge=0, le=LARGEST)
     """Adds weight_decay * w to the gradient, after clipping."""
@@ -151,7 +151,8 @@ class Settings(Part):
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     """Where models train: cpu, cuda (spread over a node's ranks) or cuda:K."""
     rows: int | None = Field(None, ge=1, le=MOST)
-    """Clients that train at once, stacked; absent: one on a CPU, else what device memory holds."""
+    """Clients that train at once, stacked; absent: one on a CPU, else what device memory holds. In
+    split methods all of a wave train at once."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Of matrix products: float32, TF32 on a GPU, or bfloat16 by autocast; all else is float32."""
     threads: int = Field(1, ge=1, le=1024)
@@ -256,6 +257,10 @@ def _contradictions(settings: Settings) -> list[str]:
             found.append(f"{name} = {written(value)}: wanted {means}, found '{choice}'")
     if settings.schedule == "steps" and not settings.lr_steps:
         found.append("lr_steps = []: wanted rounds, because schedule = 'steps'")
+    if settings.schedule == "steps" and settings.lr_decay == 1:
+        found.append("lr_decay = 1.0: wanted a factor below 1, because schedule = 'steps'")
+    if len(set(settings.augment)) < len(settings.augment):
+        found.append(f"augment = {list(settings.augment)}: wanted each at most once")
     if settings.lr_min > settings.lr:
         found.append(f"lr_min = {settings.lr_min}: wanted at most lr = {settings.lr}")
     if settings.precision == "tf32" and settings.device == "cpu":
@@ -274,10 +279,19 @@ def _sentence(whole: type[Part], problem: Mapping[str, Any]) -> str:
         guess = f" (did you mean '{close[0]}'?)" if close else ""
         where = f" in [{'.'.join(path[:-1])}]" if path[:-1] else ""
         return f"no setting '{path[-1]}'{where}{guess}; there are: {', '.join(table.model_fields)}"
-    table_wanted = f"wanted a table, such as {path[-1]}.name"
+    table_wanted = f"wanted a table, such as {path[-1]}.{_first(whole, path)}"
     wanted = {"model_type": table_wanted, "tuple_type": "wanted a list"}
     message = wanted.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
     return f"{'.'.join(path)} = {problem['input']!r}: {message}"
+
+
+def _first(whole: type[Part], path: Sequence[str]) -> str:
+    """The first setting of the table at that path."""
+    table: Any = whole
+    for step in path:
+        table = getattr(table, "model_fields", {step: Part}).get(step)
+        table = getattr(table, "annotation", table)
+    return next(iter(getattr(table, "model_fields", {})), "name")
 
 
 def read(path: Path) -> Tree:

@@ -40,6 +40,11 @@ class Engine:
         self.population = Population(settings, data)
         network = models.build(settings.model, data.shape, data.classes, settings.seed)
         self.flat = Flat(network, settings.statistics == "local")
+        if self.flat.is_local and not self.flat.statistics:
+            raise ConfigError(
+                "statistics = 'local': the model has no running statistics; wanted a model with "
+                "some, such as model.norm = 'batch' of a resnet, or 'averaged'"
+            )
         self.trainer = Trainer(settings, self.flat, data, self.population, device)
         self.observer = Observer(settings, data, self.population, self.trainer)
         method = config.module("method", settings.method.name)
@@ -228,6 +233,8 @@ def pick_device(name: str, place_on_node: int) -> torch.device:
         raise ConfigError(
             f"device = '{name}': there are {count} CUDA devices here; cpu is possible"
         )
+    # Streams and graphs that are made without a word about a device belong to the current one.
+    torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
 

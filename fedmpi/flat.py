@@ -51,6 +51,7 @@ class Flat:
         initial: the initial vector, [size].
         aside: the initial statistics, if they are local, [number of them]; else [0].
         moving: which positions a gradient moves, float32 [size]; None if all.
+        still: the others, those of statistics in the vector, int64.
         is_random: whether a step needs a random key.
     """
 
@@ -73,6 +74,9 @@ class Flat:
             self.moving = torch.zeros(self.size)
             for piece in self.parameters:
                 self.moving[piece.start : piece.stop] = 1
+        self.still = torch.empty(0, dtype=torch.int64)
+        if self.moving is not None:
+            self.still = (self.moving == 0).nonzero().squeeze(1)
         self.is_random = any(isinstance(module, layers.Dropout) for module in stages.modules())
 
     @property
@@ -90,7 +94,8 @@ class Flat:
         )
         for piece in self.statistics:
             module, _, name = piece.name.rpartition(".")
-            setattr(network.get_submodule(module), name, piece.of(place))
+            # By `data`: changing one is no change of the others, which autograd may still want.
+            setattr(network.get_submodule(module), name, piece.of(place).data)
         return network
 
     def prunable(self) -> Tensor:
@@ -113,10 +118,12 @@ class Flat:
         Raises:
             ConfigError: if the network has no such split point.
         """
+        if not self.cuts():
+            raise ConfigError("the model has no split point: it is a single stage")
         if cut not in self.cuts():
             raise ConfigError(
                 f"method.cut = '{cut}': the model has no such split point; "
-                f"there are: {', '.join(self.cuts()) or 'none'}"
+                f"there are: {', '.join(self.cuts())}"
             )
         place = self.cuts().index(cut) + 1
         stages = list(self.stages.named_children())

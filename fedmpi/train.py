@@ -138,11 +138,14 @@ class Trainer:
             del some
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self.device)
-        return max(1, int(SHARE_OF_MEMORY * free) // max(1, needed[1] - needed[0]))
+        # At least its model and gradients, twice, whatever libraries took for the first row alone.
+        each = max(needed[1] - needed[0], 16 * self.flat.size)
+        return max(1, int(SHARE_OF_MEMORY * free) // each)
 
     def _seat(self, count: int) -> Rows[Any]:
         """At least so many rows."""
         if len(self.rows) < count:
+            self.descent = self.descent_of(self.flat, 0)  # the old ones go before the new ones come
             self.descent = self.descent_of(self.flat, count)
         return self.rows
 

@@ -119,6 +119,7 @@ def test_sentences() -> None:
         ({"rounds": "3"}, "rounds = '3': input should be a valid integer"),
         ({"model": {"hidden": 8}}, "model.hidden = 8: wanted a list"),
         ({"data": "digits"}, "data = 'digits': wanted a table, such as data.name"),
+        ({"state": 5}, "state = 5: wanted a table, such as state.memory"),
     ):
         assert problem(tree) == sentence
 
@@ -138,7 +139,15 @@ def test_sentences() -> None:
             "lr_decay = 0.9: wanted schedule = 'decay' or schedule = 'steps', found 'cosine'",
         ),
         ("lr_steps=[3]", "lr_steps = [3]: wanted schedule = 'steps', found 'decay'"),
-        ("schedule=steps", "lr_steps = []: wanted rounds, because schedule = 'steps'"),
+        (
+            "schedule=steps lr_decay=0.1",
+            "lr_steps = []: wanted rounds, because schedule = 'steps'",
+        ),
+        (
+            "schedule=steps lr_steps=[3]",
+            "lr_decay = 1.0: wanted a factor below 1, because schedule = 'steps'",
+        ),
+        ("augment=['flip','flip']", "augment = ['flip', 'flip']: wanted each at most once"),
         (
             "lr_min=0.01",
             "lr_min = 0.01: wanted schedule = 'cosine' or schedule = 'restarts', found 'decay'",
@@ -243,7 +252,11 @@ def test_identity_does_not_depend_on_how_settings_were_given() -> None:
 def test_identity_depends_on_every_setting() -> None:
     words = [
         *("augment=['flip']", "schedule=cosine", "optimizer=adam", "statistics=local", "rows=9"),
-        *("schedule=steps lr_steps=[9]", "schedule=cosine lr_min=0.01", "precision=bf16"),
+        *(
+            "schedule=steps lr_steps=[9] lr_decay=0.5",
+            "schedule=cosine lr_min=0.01",
+            "precision=bf16",
+        ),
         *("optimizer=adam beta1=0.8", "optimizer=adam beta2=0.8", "optimizer=adam epsilon=0.1"),
         *("seed=9", "rounds=9", "clients=9", "participation=0.9", "batch=9", "epochs=9"),
         *("local_steps=9", "lr=0.9", "lr_decay=0.9", "momentum=0.9", "weight_decay=0.9"),

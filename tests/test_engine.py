@@ -296,8 +296,11 @@ def test_float32_means_float32_on_a_gpu_too() -> None:
 
 
 def test_ranks_of_a_node_share_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert [pick_device("cuda", place).index for place in range(5)] == [0, 1, 0, 1, 0]
     assert pick_device("cuda:1", 0).index == 1
+    assert chosen == [0, 1, 0, 1, 0, 1], "streams and graphs without a word belong to it"
     with pytest.raises(ConfigError, match="there are 2"):
         pick_device("cuda:2", 0)

@@ -110,7 +110,7 @@ def test_a_missing_cut_is_an_error_that_names_the_possible(flat: Flat, cut: str)
 
 def test_one_stage_has_no_cut() -> None:
     alone = Flat(nn.Sequential(OrderedDict(head=nn.Linear(3, 2))))
-    with pytest.raises(ConfigError, match="there are: none"):
+    with pytest.raises(ConfigError, match="no split point: it is a single stage"):
         alone.split("head")
 
 

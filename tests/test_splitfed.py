@@ -332,7 +332,7 @@ def test_own_models_are_measured_whole(version: str) -> None:
     [
         (("method.cut=head",), "method.cut = 'head'.*hidden1, hidden2"),
         (("method.cut=nowhere",), "method.cut = 'nowhere'.*hidden1, hidden2"),
-        (("model.hidden=[]",), "none"),
+        (("model.hidden=[]",), "no split point"),
     ],
 )
 def test_a_cut_that_is_not_there_is_refused(words: tuple[str, ...], match: str) -> None:

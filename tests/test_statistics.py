@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedmpi import models
+from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.layers import BatchNorm, Dropout
 from tests import plain
@@ -117,6 +118,24 @@ def test_local_statistics_stay_with_their_clients() -> None:
         x, y = engine.observer.test_x, engine.observer.test_y
         verdict = engine.observer.judge(engine.server.w)
         assert verdict.accuracy == pytest.approx(plain.accuracy(copy.deepcopy(shared), x, y))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("batch", [1, 7])
+def test_lone_values_are_normalised(batch: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a batch of one sample meets a feature map of one pixel, torch's own layer raises."""
+    monkeypatch.undo()
+    words = ("model.name=resnet", "model.norm=batch", "data.shape=[1,4,4]", f"batch={batch}")
+    given = ("data.samples=31", "data.test_samples=5", "clients=3", "partition.minimum=1")
+    found = run(small(*words, *given, "lr=0.01", "validation=0.0", "rounds=1", f"rows={rows}"))
+    assert np.isfinite(found.model).all()
+    assert (found.engine.population.sizes % batch == 1 % batch).any(), "one sample is left over"
+
+
+def test_without_statistics_none_are_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="statistics = 'local': the model has no running"):
+        Engine(small("statistics=local"))
 
 
 @pytest.mark.parametrize(("statistics", "extra"), [("averaged", 20), ("local", 0)])

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmpi import sparse
+from fedmpi import models, sparse
 from fedmpi.codec import Block, Message
 from fedmpi.engine import Engine
 from tests.plain import play
-from tests.small import run, small
+from tests.small import run, small, smooth
 from tests.test_fedavg import TINY
 
 
@@ -144,3 +144,25 @@ def test_sparsity_slows_learning_down_and_error_feedback_helps() -> None:
     without = loss("method.name=topk", "method.sparsity=0.95", "method.error_feedback=false")
     assert np.isfinite([dense, with_feedback, without]).all()
     assert dense < with_feedback < without
+
+
+def test_statistics_all_travel_and_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they would compete with parameters, and a leftover could make a variance negative."""
+    monkeypatch.setattr(models, "build", smooth)
+    words = ("method.name=topk", "method.sparsity=0.99", "rounds=6", "epochs=3", "momentum=0.9")
+    found = run(small(*words))
+    flat, rows = found.engine.flat, found.tables["clients"]
+    still = flat.still.numpy()
+    assert len(still) == flat.size - flat.count == 20
+    kept = sparse.kept(flat.count, 0.99)
+    assert set(rows["up_gradient"].tolist()) == {4 * kept + 4 * 20}
+    variances = [p for p in flat.statistics if p.name.endswith("running_var")]
+    for piece in variances:
+        assert (piece.of(found.engine.server.w) > 0).all()
+    for residual in found.engine.clients.residuals.values():
+        assert not residual.numpy()[still].any()
+        assert residual.numpy().any()
+    # They are averaged as FedAvg does it.
+    one, other = (run(small("rounds=1", *name)) for name in (("method.name=topk",), ()))
+    np.testing.assert_allclose(one.model[still], other.model[still], rtol=1e-5, atol=1e-7)
+    assert (one.model != other.model).any()

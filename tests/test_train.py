@@ -92,11 +92,17 @@ def test_chunks_are_of_like_clients_and_about_equally_many(rows: int) -> None:
         assert counts == sorted(counts, reverse=True)
 
 
-@pytest.mark.parametrize(("free", "each", "wanted"), [(1000, 60, 13), (1000, 900, 1), (0, 7, 1)])
+@pytest.mark.parametrize(
+    ("free", "each", "wanted"),
+    [(10**6, 60_000, 13), (10**6, 900_000, 1), (0, 60_000, 1), (10**6, 0, 51)],
+)
 def test_free_memory_says_how_many_rows(
     free: int, each: int, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By made-up figures of a GPU: one row takes 100 and `each`, two take 100 and twice `each`."""
+    """By made-up figures of a GPU: one row takes 100 and `each`, two take 100 and twice `each`.
+
+    If a second row seems to take nothing, it is taken to need four vectors of 974 float32.
+    """
     rows: list[int] = []
     trainer = Engine(small("rows=2", "clients=13")).trainer
     make = trainer.descent_of

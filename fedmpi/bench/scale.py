@@ -28,8 +28,6 @@ from fedmpi import config, launch, memory
 from fedmpi.bench import Result, take_turns, weigh
 from fedmpi.config import Tree
 
-CROWDS = (10, 100, 1_000, 10_000)
-"""Logical clients."""
 RANKS = 2
 SHARE = 0.1
 """Of the clients, sampled each round."""

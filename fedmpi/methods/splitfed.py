@@ -8,7 +8,7 @@ back, which the clients' batches train one after the other, in an order drawn ea
 Differs from the paper: all clients take each step together, so that v2 meets one batch of every
 client in turn, not all batches of one client (of each client of a wave, where `exchange.window` is
 too small for all at once: it matters to v2, and to nothing else); fronts and copies are averaged by
-samples.
+samples; a clip is by the norm of the front's or the back's gradient, not of both.
 Differs from the code: an optimiser's state is kept across the batches of a round.
 """
 

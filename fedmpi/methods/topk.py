@@ -5,21 +5,19 @@ S. U. Stich, J.-B. Cordonnier, M. Jaggi, *Sparsified SGD with Memory*, NeurIPS 2
 Descent*, EMNLP 2017, arXiv 1704.05021.
 
 Differs from the paper: what is sparsified is the update of a whole round of local training, not one
-gradient; the values are chosen over all parameters together, not layer by layer.
+gradient; the values are chosen over all parameters together, not layer by layer. Running statistics
+are no gradients and all travel: what is left over of a variance, added later, may make it negative.
 """
 
 from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config, sparse
-from fedmpi.codec import Block, Kind
+from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg
-from fedmpi.methods.fedavg import Server
 from fedmpi.store import Store
 from fedmpi.train import Trainer
-
-__all__ = ["Clients", "Config", "Server"]
 
 
 class Config(config.Method):
@@ -29,25 +27,46 @@ class Config(config.Method):
     """Add what was not sent to the client's next update."""
 
 
+class Server(fedavg.Server):
+    method: Config
+
+    def absorb(self, t: int, message: Message) -> None:
+        """Largest values, and statistics if there are any."""
+        for statistics in message.blocks[1:]:
+            still = self.flat.still.to(self.trainer.device)
+            sparse.add(self.total, statistics, message.weight, still)
+        super().absorb(t, message)
+
+
 class Clients(fedavg.Clients):
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.keeps = self.method.error_feedback
-        self.residuals = Store(settings.state, self.flat.size)
+        self.residuals: Store | dict[int, Tensor] = {}
+        if self.keeps:
+            self.residuals = Store(settings.state, self.flat.size)
+        self.still = self.flat.still.to(trainer.device)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The largest values of update + residual; the rest is the next residual."""
+        """The largest values of update + residual; the rest is the next residual.
+
+        Statistics, if the model has any, are a second block; both sides know where they belong.
+        """
         update = w - self.start
+        others = []
+        if len(self.still):
+            others = [sparse.block(Kind.GRADIENT, update[self.still], self.flat.size)]
+            update[self.still] = 0
         if client in self.residuals:
             update += self.residuals[client].to(update.device)
-        count = sparse.kept(self.flat.size, self.method.sparsity)
-        if count == self.flat.size:
-            return [sparse.block(Kind.GRADIENT, update)]
+        count = sparse.kept(self.flat.count, self.method.sparsity)
+        if count == self.flat.count:
+            return [sparse.block(Kind.GRADIENT, update), *others]
         positions = sparse.top(update, count)
         block = sparse.block(Kind.GRADIENT, update[positions], self.flat.size, positions)
         if self.keeps:
             update[positions] = 0
             self.residuals[client] = update
-        return [block]
+        return [block, *others]
