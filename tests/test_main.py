@@ -146,7 +146,7 @@ SETTINGS = {
     ),
     "no split point at all": (
         ["method.name=splitfed", "model.hidden=[]"],
-        "the model has no such split point; there are: none",
+        "the model has no split point: it is a single stage",
     ),
     "classes": (
         ["partition.name=shards", "partition.classes_per_client=11"],
