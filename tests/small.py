@@ -51,6 +51,17 @@ def smooth(settings: Model, shape: tuple[int, ...], classes: int, seed: int) -> 
     return network
 
 
+def sorts(classes: int) -> nn.Sequential:
+    """Stages of all sorts, for samples of 2x8x8; the same each time."""
+    torch.manual_seed(0)
+    stages = OrderedDict(
+        conv=nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU()),
+        dense=nn.Sequential(nn.Flatten(), nn.Linear(256, 5), nn.Tanh()),
+        head=nn.Linear(5, classes),
+    )
+    return nn.Sequential(stages)
+
+
 @dataclass
 class Run:
     """A finished run; tables and model are on the root alone."""

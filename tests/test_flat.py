@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedmpi.config import ConfigError
 from fedmpi.flat import Flat
 from fedmpi.layers import BatchNorm
+from tests.small import sorts
 
 SHAPE, CLASSES = (2, 8, 8), 3
 
@@ -17,13 +18,7 @@ SHAPE, CLASSES = (2, 8, 8), 3
 @pytest.fixture
 def flat() -> Flat:
     """Stages of all sorts; a norm's parameters are no weights to prune."""
-    torch.manual_seed(0)
-    stages = OrderedDict(
-        conv=nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU()),
-        dense=nn.Sequential(nn.Flatten(), nn.Linear(256, 5), nn.Tanh()),
-        head=nn.Linear(5, CLASSES),
-    )
-    return Flat(nn.Sequential(stages))
+    return Flat(sorts(CLASSES))
 
 
 def batch(size: int = 6, seed: int = 1) -> tuple[Tensor, Tensor]:

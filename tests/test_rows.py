@@ -19,7 +19,7 @@ from fedmpi.models import resnet
 from fedmpi.rows import OneByOne, Rows
 from fedmpi.stacked import GRAPHS, Stacked, graph_size, loaded
 from tests.plain import CNN, EVERYTHING, METHODS
-from tests.small import Run, run, small, smooth
+from tests.small import Run, run, small, smooth, sorts
 
 CPU = torch.device("cpu")
 SHAPE, CLASSES, LINE = (2, 8, 8), 3, 64
@@ -42,13 +42,7 @@ CASES = {
 @pytest.fixture
 def flat() -> Flat:
     """Stages of all sorts."""
-    torch.manual_seed(0)
-    stages = OrderedDict(
-        conv=nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU()),
-        dense=nn.Sequential(nn.Flatten(), nn.Linear(256, 5), nn.Tanh()),
-        head=nn.Linear(5, CLASSES),
-    )
-    return Flat(nn.Sequential(stages))
+    return Flat(sorts(CLASSES))
 
 
 def made(kind: type[Rows], flat: Flat, count: int, *words: str) -> Rows:
