@@ -272,26 +272,27 @@ def _sentence(whole: type[Part], problem: Mapping[str, Any]) -> str:
     """What pydantic found wrong, as one sentence in the words of the settings."""
     path = [str(step) for step in problem["loc"]]
     if problem["type"] == "extra_forbidden":
-        table: Any = whole
-        for step in path[:-1]:
-            table = table.model_fields[step].annotation
-        close = difflib.get_close_matches(path[-1], table.model_fields, 1)
+        names = list(_table(whole, path[:-1]).model_fields)
+        close = difflib.get_close_matches(path[-1], names, 1)
         guess = f" (did you mean '{close[0]}'?)" if close else ""
         where = f" in [{'.'.join(path[:-1])}]" if path[:-1] else ""
-        return f"no setting '{path[-1]}'{where}{guess}; there are: {', '.join(table.model_fields)}"
-    table_wanted = f"wanted a table, such as {path[-1]}.{_first(whole, path)}"
-    wanted = {"model_type": table_wanted, "tuple_type": "wanted a list"}
+        return f"no setting '{path[-1]}'{where}{guess}; there are: {', '.join(names)}"
+    if problem["type"] == "model_type":
+        first = next(iter(_table(whole, path).model_fields))
+        return (
+            f"{'.'.join(path)} = {problem['input']!r}: wanted a table, such as {path[-1]}.{first}"
+        )
+    wanted = {"tuple_type": "wanted a list"}
     message = wanted.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
     return f"{'.'.join(path)} = {problem['input']!r}: {message}"
 
 
-def _first(whole: type[Part], path: Sequence[str]) -> str:
-    """The first setting of the table at that path."""
+def _table(whole: type[Part], path: Sequence[str]) -> type[Part]:
+    """The table of settings at that path."""
     table: Any = whole
     for step in path:
-        table = getattr(table, "model_fields", {step: Part}).get(step)
-        table = getattr(table, "annotation", table)
-    return next(iter(getattr(table, "model_fields", {})), "name")
+        table = table.model_fields[step].annotation
+    return table
 
 
 def read(path: Path) -> Tree:

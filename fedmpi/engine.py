@@ -115,7 +115,9 @@ class Engine:
         """Clients train, and prepare what they upload."""
         mine, messages = wave.on(self.wire.rank), []
         with self.clock(Phase.TRAIN):
-            for clients in self.trainer.chunks(t, mine):
+            if t > EVERYONE_ROUND and not self.clients.converses:
+                self.trainer.feed.draw(t, mine)
+            for clients in self.trainer.chunks(mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
                     began = perf_counter()
                     blocks = self.clients.upload(t, client, w)

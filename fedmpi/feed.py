@@ -179,12 +179,9 @@ class Feed:
         rows = torch.arange(height, device=x.device) + down - PADDING
         columns = torch.arange(width, device=x.device) + right - PADDING
         columns = torch.where(flips > 0, columns.flip(1), columns)
-        is_row, is_column = (
-            rows.clamp(0, height - 1) == rows,
-            columns.clamp(0, width - 1) == columns,
-        )
-        rows = rows.clamp(0, height - 1)[:, None, :, None].expand(-1, channels, -1, width)
-        columns = columns.clamp(0, width - 1)[:, None, None].expand(-1, channels, height, -1)
-        inside = is_row[:, None, :, None] & is_column[:, None, None]
-        moved = x.gather(2, rows).gather(3, columns)
-        return torch.where(inside, moved, self.black.view(-1, 1, 1)).view(shape)
+        near_rows, near_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+        inside = (rows == near_rows)[:, :, None] & (columns == near_columns)[:, None]
+        near_rows = near_rows[:, None, :, None].expand(-1, channels, -1, width)
+        near_columns = near_columns[:, None, None].expand(-1, channels, height, -1)
+        moved = x.gather(2, near_rows).gather(3, near_columns)
+        return torch.where(inside[:, None], moved, self.black.view(-1, 1, 1)).view(shape)

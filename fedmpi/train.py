@@ -76,13 +76,11 @@ class Trainer:
         kind = Stacked if self.is_stacked else OneByOne
         return descent(self.settings, kind(flat, count, self.device, self.settings))
 
-    def note(self, clients: Sequence[int], losses: Tensor, steps: Sequence[int]) -> None:
+    def note(self, clients: Sequence[int], losses: Tensor, steps: int) -> None:
         """Takes down clients' losses [k], each the sum over so many steps."""
-        for client, loss, count in zip(clients, losses.unbind(), steps, strict=True):
-            if client in self.losses:
-                total, before = self.losses[client]
-                loss, count = loss + total, count + before
-            self.losses[client] = loss, count
+        for client, loss in zip(clients, losses.unbind(), strict=True):
+            total, before = self.losses.get(client, (None, 0))
+            self.losses[client] = loss if total is None else loss + total, before + steps
 
     def loss(self, client: int) -> float:
         """The client's mean loss, as far as this rank has seen its steps; else NaN."""
@@ -106,9 +104,8 @@ class Trainer:
             found.append(rate(self.settings, t, (step // each) / passes))
         return torch.tensor(found, device=self.device).unsqueeze(1)
 
-    def chunks(self, t: int, clients: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """The groups in which clients train in round t, in each those with most steps first."""
-        self.feed.draw(t, clients)
+    def chunks(self, clients: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """The groups in which clients train together, in each those with most steps first."""
         if not self.is_stacked:
             yield from ((client,) for client in clients)
             return
@@ -173,7 +170,7 @@ class Trainer:
                     adjust(busy, *rows.first(count))
                 self.descent.step(count, self.rates(t, busy, step))
             if losses:
-                self.note(busy, torch.stack(losses).sum(0), [len(losses)] * count)
+                self.note(busy, torch.stack(losses).sum(0), len(losses))
             done = steps[count - 1]
         self._remember(clients)
         if self.device.type == "cuda":

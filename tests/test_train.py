@@ -75,7 +75,7 @@ def test_correct_judges_every_sample_once_and_in_order(count: int) -> None:
 
 def test_training_takes_one_client_at_a_time_here() -> None:
     engine = Engine(small())
-    assert list(engine.trainer.chunks(0, [4, 0, 2])) == [(4,), (0,), (2,)]
+    assert list(engine.trainer.chunks([4, 0, 2])) == [(4,), (0,), (2,)]
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 5, 9])
@@ -83,7 +83,7 @@ def test_chunks_are_of_like_clients_and_about_equally_many(rows: int) -> None:
     trainer = Engine(small(f"rows={rows}", "clients=9", "partition.minimum=2")).trainer
     steps = trainer.population.steps
     for clients in ([], [3], [7, 1], list(range(9))):
-        chunks = list(trainer.chunks(0, clients))
+        chunks = list(trainer.chunks(clients))
         assert sorted(client for chunk in chunks for client in chunk) == sorted(clients)
         assert len(chunks) == -(-len(clients) // rows)
         lengths = [len(chunk) for chunk in chunks]
@@ -121,7 +121,7 @@ def test_free_memory_says_how_many_rows(
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     trainer.seats = None
-    chunks = list(trainer.chunks(0, range(13)))
+    chunks = list(trainer.chunks(range(13)))
     assert rows == [1, 2]
     assert trainer.seats == wanted
     assert len(chunks) == -(-13 // wanted)

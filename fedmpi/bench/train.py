@@ -72,7 +72,7 @@ def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Res
     trainer, textbook, feed = engine.trainer, Textbook(engine), engine.trainer.feed
     start, adjust = engine.server.w.clone(), engine.clients.adjust
     everyone = range(engine.settings.clients)
-    chunks = list(trainer.chunks(0, everyone))
+    chunks = list(trainer.chunks(everyone))
     for chunk in chunks:
         for client, ours in zip(chunk, trainer.train(0, chunk, start, adjust), strict=True):
             state = textbook.train(0, client)
@@ -87,7 +87,8 @@ def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Res
     parameters = list(network.parameters())
 
     def ours_once() -> None:
-        for chunk in trainer.chunks(0, everyone):
+        feed.draw(0, everyone)
+        for chunk in chunks:
             trainer.train(0, chunk, start, adjust)
 
     def textbook_once() -> None:
