@@ -37,7 +37,7 @@ class Engine:
         torch.set_num_threads(settings.threads)
         use_tf32(settings.precision == "tf32")
         data = config.module("data", settings.data.name).load(settings.data, settings.seed)
-        self.population = Population(settings, data)
+        self.origin, self.population = data.origin, Population(settings, data)
         network = models.build(settings.model, data.shape, data.classes, settings.seed)
         self.flat = Flat(network, settings.statistics == "local")
         if self.flat.is_local and not self.flat.statistics:
