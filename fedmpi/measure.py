@@ -27,6 +27,7 @@ class HasModel(Protocol):
     """The server's half of a method, as far as it is measured."""
 
     w: Tensor
+    is_global: bool
 
     def personal(self, client: int) -> Tensor | None:
         """See `methods.fedavg.Server.personal`."""
@@ -115,7 +116,7 @@ class Observer:
         """All ranks' measurements as rows, on the root; None elsewhere."""
         seconds, verdict = clock.elapsed(), None
         with clock(Phase.EVALUATE):
-            if wire.is_root and self.is_due(t):
+            if wire.is_root and self.is_due(t) and server.is_global:
                 verdict = self.judge(server.w)
         wire.settle()
         reports = wire.report(self._report(waves, wire.rank))
@@ -175,12 +176,13 @@ class Observer:
         row["round"], row["warmup"], row["sampled"] = t, t <= 0, len(clients)
         row["loss"], row["seconds"] = clients["loss"].mean(), seconds
         row["up"], row["down"] = self.account.sum((0, 2))
+        if self.is_due(t):
+            row["personal_mean"] = mean(self.last_personal[np.isfinite(self.last_personal)])
         if verdict is not None:
             shards = verdict.shards[np.isfinite(verdict.shards)]
-            personal = self.last_personal[np.isfinite(self.last_personal)]
             row["accuracy"], row["validation"] = verdict.accuracy, verdict.validation
             row["shard_mean"], row["shard_std"] = shards.mean(), shards.std()
-            row["shard_min"], row["personal_mean"] = shards.min(), mean(personal)
+            row["shard_min"] = shards.min()
         return row
 
 

@@ -15,7 +15,7 @@ ROUNDS: Columns = {
     "warmup": ("?", "whether libraries and caches warm up in it: the first round, and round -1"),
     "sampled": ("i4", "clients that took part"),
     "loss": ("f8", "mean over those clients of their mean loss in local training"),
-    "accuracy": ("f8", "of the global model on the test set"),
+    "accuracy": ("f8", "of the global model, if there is one, on the test set"),
     "validation": ("f8", "accuracy of the global model on the held-out training samples"),
     "shard_mean": (
         "f8",
