@@ -54,6 +54,8 @@ The rooms
     clock        seconds by phase                  streams     the only source of randomness
     memory       of the process                    bench/      one module a benchmark
     heterogeneity  how far the clients differ
+    files        where data sets lie               cache       what was decoded of them
+    layouts/     one module a layout of files
     data/        one module a data set             models/     one module a family of networks
     methods/     one module a method               partitions/ one module a way to divide samples
 

@@ -57,6 +57,8 @@ class Data(Part):
     name: str = ""
     root: str | None = None
     """Folder that holds the data set; if absent, `$FEDMPI_DATA` and the usual places are tried."""
+    cache: str | None = None
+    """Folder for what was decoded, for all runs; if absent, `$FEDMPI_CACHE` or the user's own."""
 
 
 class Partition(Part):

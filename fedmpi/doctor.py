@@ -301,13 +301,13 @@ def check_hdf5(out: Path) -> Iterator[Finding]:
 
 def check_data(out: Path) -> Iterator[Finding]:
     """Which data sets are here; none is required."""
-    from fedmpi import config, data
+    from fedmpi import config, files
 
     lost = False
     for name in config.names("data"):
         try:
             folder = config.module("data", name).where(config.schema("data", name)())
-        except data.DataError:
+        except files.DataError:
             lost = True
             yield Finding(
                 "note", f"{name}: not here", f"fedmpi list data {name} says how to get it"
@@ -318,7 +318,7 @@ def check_data(out: Path) -> Iterator[Finding]:
     if named and not Path(named).expanduser().is_dir():
         yield Finding("warning", f"$FEDMPI_DATA = {named}: no such folder")
     if lost:
-        looked = ", ".join(map(str, data.places(None)))
+        looked = ", ".join(map(str, files.places(None)))
         yield Finding("note", f"looked in {looked}", "$FEDMPI_DATA may name another folder")
 
 

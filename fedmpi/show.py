@@ -23,7 +23,7 @@ from rich.text import Text
 
 from fedmpi import config, record, tables
 from fedmpi.config import ConfigError
-from fedmpi.data import DataError
+from fedmpi.files import DataError
 
 Setting = tuple[str, ...]
 """Path, type, default, explanation: see `config.describe`."""
@@ -310,6 +310,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "command": about.get("command", ""),
         "commit": commit.replace("+", ", with changes"),
         "identity": about.get("identity", ""),
+        "data files": about.get("data_files", ""),
         "partition": about.get("partition_sha256", ""),
         "model": about.get("model_sha256", "no hash before the end"),
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",

@@ -1,9 +1,14 @@
 """Under mpiexec: rank 0 speaks for all, and one rank's failure ends the whole job."""
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
 from mpi4py import MPI
+
+# Decoded sets are kept from test to test, and from rank to rank, but not among the user's.
+os.environ["FEDMPI_CACHE"] = str(Path(__file__).parent.parent / ".pytest_cache" / "decoded")
 
 RANK, SIZE = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
 

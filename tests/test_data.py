@@ -15,8 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmpi import data
-from fedmpi.data import DataError, cifar10, digits, fashion_mnist, mnist, synthetic
+from fedmpi import data, files
+from fedmpi.data import cifar10, digits, fashion_mnist, mnist, synthetic
+from fedmpi.files import DataError
+from fedmpi.layouts import cifar
+from fedmpi.layouts.idx import FILES
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"there are no real data sets in {SHARED}")
@@ -30,7 +33,8 @@ def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.delenv("FEDMPI_DATA", raising=False)
-    monkeypatch.setattr(data, "USUAL", data.USUAL[:-1])
+    monkeypatch.setenv("FEDMPI_CACHE", str(folder.parent / "cache"))
+    monkeypatch.setattr(files, "USUAL", files.USUAL[:-1])
     return folder
 
 
@@ -60,9 +64,7 @@ def images(count: int, seed: int = 0) -> np.ndarray:
 
 def write_idx(folder: Path, train: list[int], test: list[int], packed: bool = False) -> None:
     """A set in MNIST's layout with these labels."""
-    for (x_name, y_name), y in zip(
-        (data.IDX_FILES[:2], data.IDX_FILES[2:]), (train, test), strict=True
-    ):
+    for (x_name, y_name), y in zip((FILES[:2], FILES[2:]), (train, test), strict=True):
         write(folder / x_name, idx(images(len(y))), packed)
         write(folder / y_name, idx(np.array(y)), packed)
 
@@ -180,7 +182,7 @@ def test_sets_without_files_are_nowhere(module: ModuleType) -> None:
 
 
 def test_places(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert data.places("~/mine") == [nowhere / "mine"]
+    assert files.places("~/mine") == [nowhere / "mine"]
     usual = [
         nowhere / "data",
         nowhere.parent / "data",
@@ -188,10 +190,10 @@ def test_places(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         nowhere / "data",
         nowhere / ".cache" / "fedmpi",
     ]
-    assert data.places(None) == usual
+    assert files.places(None) == usual
     monkeypatch.setenv("FEDMPI_DATA", "~/theirs")
-    assert data.places(None) == [nowhere / "theirs", *usual]
-    assert data.places("mine") == [nowhere / "mine"]
+    assert files.places(None) == [nowhere / "theirs", *usual]
+    assert files.places("mine") == [nowhere / "mine"]
 
 
 def test_the_first_place_wins(nowhere: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +297,7 @@ def test_missing(
         module.where(module.Config())
     text = str(error.value)
     assert wanted in text and source in text and "data.root or $FEDMPI_DATA" in text
-    assert all(f"\n  {place}" in text for place in data.places(None))
+    assert all(f"\n  {place}" in text for place in files.places(None))
     assert "/nonexistent (no such folder)" in text and f"{nowhere / 'data'}\n" in text
     with pytest.raises(DataError) as error:
         read(module, nowhere)
@@ -319,7 +321,7 @@ def test_idx(root: Path, packed: bool, train: int, test: int) -> None:
         )
 
 
-X, Y = data.IDX_FILES[:2]
+X, Y = FILES[:2]
 WRONG_IDX: dict[str, tuple[str, bytes, str]] = {
     "empty": (X, b"", "begins with 00000803 .* found nothing, 0 bytes"),
     "short header": (X, idx(images(3))[:9], "header of 16 bytes, found 00000803, 9 bytes"),
@@ -481,7 +483,7 @@ def test_the_pickles_of_these_tests_are_real() -> None:
 def test_columns_first(root: Path) -> None:
     path, pixels = root / "batch", pictures(3)
     write(path, python3(4)(np.asfortranarray(pixels), [1, 2, 3]))
-    np.testing.assert_array_equal(cifar10.read_py(path)[0].reshape(3, -1), pixels)
+    np.testing.assert_array_equal(cifar.read_py(path, "labels", 10)[0].reshape(3, -1), pixels)
 
 
 @pytest.mark.parametrize(
@@ -538,7 +540,7 @@ def test_a_pickle_never_executes(root: Path, protocol: int) -> None:
 def test_names_in_a_pickle(root: Path, name: str) -> None:
     write(root / "batch", b"\x80\x02c" + name.encode() + b"\n.")
     with pytest.raises(DataError, match=name.replace("\n", r"\.") + ", which is not part"):
-        cifar10.read_py(root / "batch")
+        cifar.read_py(root / "batch", "labels", 10)
 
 
 def batch(**changes: Any) -> bytes:
@@ -570,7 +572,7 @@ def batch(**changes: Any) -> bytes:
 def test_wrong_pickles(root: Path, content: bytes, match: str) -> None:
     write(root / "batch", content)
     with pytest.raises(DataError, match=match) as error:
-        cifar10.read_py(root / "batch")
+        cifar.read_py(root / "batch", "labels", 10)
     assert str(error.value).startswith(str(root / "batch"))
 
 
@@ -599,7 +601,7 @@ def test_damaged_pickles(
     for content in (bytes(damaged), bytes(damaged[:end])):
         path.write_bytes(content)
         try:
-            pixels, y = cifar10.read_py(path)
+            pixels, y = cifar.read_py(path, "labels", 10)
         except DataError:
             continue
         assert pixels.shape == (len(y), 3, 32, 32) and pixels.dtype == np.uint8

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedmpi import data, doctor, launch
+from fedmpi import doctor, files, launch
 from fedmpi.doctor import CHECKS, Done, Finding, examine
 
 
@@ -19,7 +19,7 @@ from fedmpi.doctor import CHECKS, Done, Finding, examine
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder without data sets, in a shell that no launcher has touched."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "USUAL", ("data",))
+    monkeypatch.setattr(files, "USUAL", ("data",))
     monkeypatch.setenv("COLUMNS", "200")
     for name in (*launch.RANK_VARIABLES, "FEDMPI_DATA", "SLURM_JOB_ID", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)

@@ -10,7 +10,7 @@ import h5py
 import pytest
 from click.testing import CliRunner, Result
 
-from fedmpi import data, launch, record
+from fedmpi import files, launch, record
 from fedmpi.__main__ import main
 from fedmpi.doctor import CHECKS
 
@@ -26,7 +26,7 @@ COMMANDS = ("run", "sweep", "partition", "list", "show", "doctor", "bench")
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder without data sets, in a shell that no launcher has touched."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "USUAL", ("data",))
+    monkeypatch.setattr(files, "USUAL", ("data",))
     for name in (*launch.RANK_VARIABLES, "FEDMPI_DATA", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     # A run replaces it.

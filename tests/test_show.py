@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from fedmpi import config, data, record, tables
+from fedmpi import config, files, record, tables
 from fedmpi.clock import Phase
 from fedmpi.config import ConfigError
 from fedmpi.record import Record, RecordError
@@ -25,7 +25,7 @@ ENTRIES = [(folder, name) for folder, table in FOLDERS.items() for name in confi
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder without data sets, and a pipe of 80 columns."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "USUAL", ("data",))
+    monkeypatch.setattr(files, "USUAL", ("data",))
     monkeypatch.delenv("FEDMPI_DATA", raising=False)
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
@@ -219,7 +219,13 @@ ABOUT = {
     **{"python": "3.11.7", "fedmpi": "0.1.0", "torch": "2.13.0", "cpu": "A CPU", "cores": 4},
     **{"system": "Linux", "slurm": "SLURM_JOB_ID=77\nSLURM_NTASKS=3", "command": "fedmpi run"},
     **{"commit": "c0ffee+", "mpi_library": "Open MPI 5", "ranks": 3, "hosts": ["n1", "n1", "n2"]},
-    **{"threads_per_rank": 1, "device": "cpu", "parameters": 1234, "partition_sha256": "ab" * 32},
+    **{
+        "threads_per_rank": 1,
+        "device": "cpu",
+        "parameters": 1234,
+        "data_files": "official",
+        "partition_sha256": "ab" * 32,
+    },
 }
 
 

@@ -10,7 +10,8 @@ import importlib.util
 import numpy as np
 
 from fedmpi import config
-from fedmpi.data import DataError, Dataset
+from fedmpi.data import Dataset
+from fedmpi.files import DataError
 
 MEAN, STD = 4.884, 6.017
 """Of all pixels, which are 0 .. 16."""

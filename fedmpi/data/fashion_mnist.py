@@ -7,11 +7,20 @@ Its files have the names of MNIST's, so the folder's path must say "fashion".
 
 from pathlib import Path
 
-from fedmpi import config
-from fedmpi.data import Dataset, find_idx, load_idx, missing
+from fedmpi import cache, config
+from fedmpi.data import Dataset
+from fedmpi.files import missing
+from fedmpi.layouts import idx
 
 MEAN, STD = 0.2860, 0.3530
 """Of the training pixels, scaled to 0 .. 1: the values in common use."""
+
+MD5 = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
 
 
 class Config(config.Data):
@@ -24,7 +33,7 @@ def where(config: Config) -> Path:
     Raises:
         DataError: if there is none.
     """
-    folder = find_idx(config.root, _fits)
+    folder = idx.search(config.root, _fits)
     if folder is None:
         raise missing(
             "Fashion-MNIST",
@@ -53,4 +62,5 @@ def load(config: Config, seed: int) -> Dataset:
     Raises:
         DataError: if it is not there, or a file is damaged.
     """
-    return load_idx(where(config), MEAN, STD)
+    paths = idx.paths(where(config))
+    return cache.decoded(config, paths, MD5, lambda: idx.images(paths, MEAN, STD))

@@ -1,0 +1,157 @@
+"""Source files of data sets: where they are searched for, what is in them, and whose they are.
+
+Files are searched for in `places`: in each of these folders, and in their folders to two levels
+below. What is wrong with a file is a `DataError` that names it. Nothing is written here.
+"""
+
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from fedmpi.errors import BadInput
+
+USUAL = (
+    "data",
+    "../data",
+    "../shared/data",
+    "~/data",
+    "~/.cache/fedmpi",
+    "/usr/share/datasets",
+)
+"""Where data sets are searched for when the settings name no folder."""
+
+DEPTH = 2
+"""Levels of folders that are searched below each of the places."""
+
+
+class DataError(BadInput):
+    """Files that are missing or not what they should be; says where was looked, and the mend."""
+
+
+def places(root: str | None) -> list[Path]:
+    """The folders to search, in order: `root` alone, or else `$FEDMPI_DATA` and the usual ones."""
+    named = os.environ.get("FEDMPI_DATA")
+    texts = (root,) if root is not None else (*([named] if named else []), *USUAL)
+    return [Path(os.path.abspath(os.path.expanduser(text))) for text in texts]
+
+
+def find(root: str | None, inside: Sequence[str], holds: Callable[[Path], bool]) -> Path | None:
+    """The first folder that `holds` a data set, or None.
+
+    Args:
+        root: the setting, see `places`.
+        inside: paths below a searched folder that the set's layout may add, such as "raw"; "" is
+            the folder itself.
+        holds: whether a folder is the one.
+    """
+    for place in places(root):
+        for folder in _folders(place, DEPTH):
+            for path in inside:
+                if holds(folder / path):
+                    return folder / path
+    return None
+
+
+def _folders(top: Path, depth: int) -> Iterator[Path]:
+    """A folder and those below it, nearer ones first, in the order of their names."""
+    level = [top]
+    for _ in range(depth + 1):
+        yield from level
+        level = [below for folder in level for below in _inner(folder)]
+
+
+def _inner(folder: Path) -> list[Path]:
+    """The folders in a folder that can be read, or none."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry.path) for entry in entries if _is_folder(entry))
+    except OSError:
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # `entry.is_dir()` alone would raise for a link that leads nowhere one may go.
+    linked = entry.is_symlink() and os.path.isdir(entry.path)
+    return linked or entry.is_dir(follow_symlinks=False)
+
+
+def missing(title: str, root: str | None, wanted: str, source: str) -> DataError:
+    """The error for a set that `find` did not find: what was wanted, where, and how to get it."""
+    looked = "".join(
+        f"\n  {place}" + ("" if os.path.isdir(place) else " (no such folder)")
+        for place in places(root)
+    )
+    return DataError(
+        f"no {title}; wanted {wanted}, looked in these folders and {DEPTH} levels below:{looked}\n"
+        f"To get it: {source}; then set data.root or $FEDMPI_DATA to the folder."
+    )
+
+
+def contents(path: Path) -> bytes:
+    """The bytes of a file, unpacked if its name ends in `.gz`.
+
+    Raises:
+        DataError: if it cannot be read, is not gzip, or is cut short.
+    """
+    try:
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        with gzip.open(path) as file:
+            return file.read()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: wanted a whole gzip file, found: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+
+
+def either(folder: Path, name: str) -> Path | None:
+    """The file of that name, or the one packed with gzip, or None."""
+    # Unlike the method of Path, `isfile` is false in a folder that one may not enter.
+    return next((p for p in (folder / name, folder / f"{name}.gz") if os.path.isfile(p)), None)
+
+
+def one(folder: Path, name: str) -> Path:
+    """The same, if it is there.
+
+    Raises:
+        DataError: if it is not.
+    """
+    path = either(folder, name)
+    if path is None:
+        raise DataError(f"{folder}: wanted a file {name} or {name}.gz, found neither")
+    return path
+
+
+def origin(paths: Sequence[Path], known: Mapping[str, str]) -> str:
+    """Whether files are the official ones, in words.
+
+    Args:
+        paths: the files.
+        known: MD5 digests of official files by name; a name without `.gz` is for the content.
+
+    Returns:
+        "official", "unknown" if no digest is known of any, or which of them differ.
+    """
+    judged = {path: _is_official(path, known) for path in paths}
+    differ = [path.name for path, verdict in judged.items() if verdict is False]
+    if differ:
+        return f"not the official {', '.join(differ)}"
+    return "official" if all(judged.values()) else "unknown"
+
+
+def _is_official(path: Path, known: Mapping[str, str]) -> bool | None:
+    """None if nothing is known about a file of that name."""
+    found = []
+    if path.name in known:
+        found.append(known[path.name] == _md5(path.read_bytes()))
+    if path.suffix == ".gz" and path.stem in known:
+        # Packed anew, a file has other bytes, and the same content.
+        found.append(known[path.stem] == _md5(contents(path)))
+    return any(found) if found else None
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
