@@ -52,15 +52,15 @@ def where(config: Config) -> Path:
     Raises:
         DataError: if there is neither.
     """
-    inside = ("", "data", "data/shakespeare/data", ROLES, f"raw_data/{ROLES}")
-    inside += tuple(f"{above}/raw_data/{ROLES}" for above in inside[1:3])
+    homes = ("", "data/", "data/shakespeare/data/")
+    roles = (f"{home}{above}{ROLES}" for home in homes for above in ("", "raw_data/"))
 
     def holds(folder: Path) -> bool:
         chosen = config.root is not None and folder == places(config.root)[0]
         is_roles = (folder.name == ROLES or chosen) and any(folder.glob("*.txt"))
         return is_roles or leaf.holds(folder, "shakespeare", config.root)
 
-    folder = find(config.root, inside, holds)
+    folder = find(config.root, (*homes, *roles), holds)
     if folder is None:
         raise missing(
             "Shakespeare",
