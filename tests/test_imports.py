@@ -37,7 +37,7 @@ LAW = {
     "cache": ("filelock numpy platformdirs", "config data files layouts"),
     "data/*": ("numpy pydantic sklearn", "cache config data files layouts streams"),
     "partitions": ("numpy", "config"),
-    "partitions/*": ("numpy pydantic", "config partitions"),
+    "partitions/*": ("numpy pydantic", "config heterogeneity partitions"),
     "heterogeneity": ("numpy", ""),
     "population": ("numpy", "config data heterogeneity partitions streams"),
     "layers": ("torch", "config"),
