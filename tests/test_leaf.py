@@ -9,6 +9,7 @@ import pytest
 
 from fedmpi import config, data
 from fedmpi.data import femnist, shakespeare
+from fedmpi.engine import Engine
 from fedmpi.files import DataError
 from fedmpi.layouts import leaf
 from tests.small import run, small
@@ -386,3 +387,12 @@ def test_a_set_knows_what_it_is_made_of() -> None:
     for kind, wanted in ((np.uint8, "symbols"), (np.float32, "numbers")):
         x = np.zeros((2, 5), kind)
         assert data.Dataset(x, y, x, y, 2).kind == wanted
+
+
+def test_roles_are_natural_clients(root: Path) -> None:
+    write_roles(root / "by_play_and_character", ANN="abcdefgh" * 80, BEA="fghabcde" * 70)
+    words = ("data.name=shakespeare", f"data.root={root}", "partition.name=natural", "clients=2")
+    settings = small(*words, "model.name=rnn", "validation=0")
+    found = Engine(settings).population
+    theirs = {(len(x), len(y)) for x, y in zip(found.shards, found.test_shards, strict=True)}
+    assert theirs == {(448, 560 - 448 - 80), (384, 480 - 384 - 80)}
