@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     """The same with the samples themselves.
 
     Attributes:
-        x: samples, float32 [B, *shape], on the device.
+        x: samples, float32 [B, *shape] or symbols, on the device.
         y: labels, int64 [B], on the device.
         key: the network's random key.
     """
@@ -55,7 +55,7 @@ class Feed:
     """The training samples on a device.
 
     Attributes:
-        x: samples, float32 [N, *shape].
+        x: samples, float32 [N, *shape] or symbols (see `Dataset`).
         y: labels, int64 [N].
         classes: number of labels.
         is_random: whether the network needs random keys.
@@ -80,7 +80,7 @@ class Feed:
         self.x = torch.from_numpy(data.train_x).to(device)
         self.y = torch.from_numpy(data.train_y).to(device)
         self.classes = data.classes
-        self.slab = max(1, SLAB // (4 * settings.batch * self.x[0].numel()))
+        self.slab = max(1, SLAB // (settings.batch * self.x[0].nbytes))
         self.longest = min(settings.batch, int(population.sizes.max()))
         self.drawn: dict[tuple[int, int], tuple[np.random.Generator, np.ndarray]] = {}
         # A data set's black is each channel's least value, whatever its normalisation.

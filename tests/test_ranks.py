@@ -6,9 +6,10 @@ from mpi4py import MPI
 
 from fedmpi import models
 from fedmpi.config import Settings
+from fedmpi.data import synthetic
 from fedmpi.engine import Engine
-from tests.plain import CNN, EVERYTHING, METHODS, play
-from tests.small import Run, run, small, smooth
+from tests.plain import CNN, EVERYTHING, METHODS, RNN, play
+from tests.small import Run, run, small, smooth, text
 
 on_ranks = pytest.mark.parallel([1, 2, 3, 4])
 both_servers = pytest.mark.parametrize("server", ["dedicated", "shared"])
@@ -76,6 +77,14 @@ def test_more_ranks_than_clients(name: str, server: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_convolutions(name: str) -> None:
     compare(small(f"method.name={name}", *CNN, "momentum=0.9", "server=shared"))
+
+
+@on_ranks
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("name", METHODS)
+def test_text(name: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "load", text)
+    compare(small(f"method.name={name}", *RNN, f"model.cell={cell}", "server=shared", "epochs=1"))
 
 
 @on_ranks

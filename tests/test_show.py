@@ -121,6 +121,10 @@ def test_models_are_cut_into_parts(said: Any) -> None:
     assert table(said(show_list, "models", "cnn1d"), "a 6x128 sample")[1] == [
         *("cut conv1", "19,012", f"{2 * 6 * 16 * 196 * 113:,}", "5,488"),
     ]
+    text = said(show_list, "models", "rnn")
+    assert table(text, "a text sample")[-1] == ["the output", "819,920", "127,180,800", "80"]
+    assert "819,920 for text samples of 80 classes" in words(text)
+    assert "a 1x28x28 sample" not in text, "images are no symbols"
     assert "FLOPs" not in said(show_list, "methods", "fedavg")
 
 
