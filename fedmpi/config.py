@@ -106,6 +106,18 @@ class Settings(Part):
     """Logical clients; a rank hosts many."""
     participation: float = Field(1.0, gt=0, le=1)
     """Share of the clients that are sampled each round (at least one client)."""
+    sampling: Literal["uniform", "samples", "trace"] = "uniform"
+    """How they are drawn, without replacement: all alike; or one after the other, each with
+    probability proportional to its training samples among those that are left, whereupon all
+    uploads count alike in averages, as in FedProx (see `Population.weight`); or all alike among
+    those that are available in `trace`, everyone of these if there are fewer. If no client is left
+    out, `samples` is the same as `uniform`: uploads count by their samples."""
+    trace: str | None = None
+    """File that says who is available when: a CSV with the columns client, first and last (rounds,
+    from 0, both included), which starts again after its last round; only with sampling = trace.
+    A round before the first has every client."""
+    trace_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """That file's hash, as a result records it; if absent, any will do."""
     batch: int = Field(16, ge=1, le=MOST)
     """Samples in a local step; the last batch of a pass may be smaller."""
     epochs: int = Field(2, ge=1, le=MOST)
@@ -236,6 +248,8 @@ def load(tree: Tree) -> Settings:
 
 
 BELONGS = {
+    "trace": ("sampling", ("trace",)),
+    "trace_sha256": ("sampling", ("trace",)),
     "lr_decay": ("schedule", ("decay", "steps")),
     "lr_steps": ("schedule", ("steps",)),
     "lr_min": ("schedule", ("cosine", "restarts")),
@@ -255,6 +269,8 @@ def _contradictions(settings: Settings) -> list[str]:
         if choice not in possible and value != Settings.model_fields[name].default:
             means = " or ".join(f"{other} = '{one}'" for one in possible)
             found.append(f"{name} = {written(value)}: wanted {means}, found '{choice}'")
+    if settings.sampling == "trace" and settings.trace is None:
+        found.append("trace: wanted a file, found none, because sampling = 'trace'")
     if settings.schedule == "steps" and not settings.lr_steps:
         found.append("lr_steps = []: wanted rounds, because schedule = 'steps'")
     if settings.schedule == "steps" and settings.lr_decay == 1:

@@ -308,6 +308,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "commit": commit.replace("+", ", with changes"),
         "identity": about.get("identity", ""),
         "partition": about.get("partition_sha256", ""),
+        "trace": about.get("trace_sha256", ""),
         "model": about.get("model_sha256", "no hash before the end"),
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():

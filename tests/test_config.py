@@ -138,6 +138,12 @@ def test_sentences() -> None:
             "schedule=cosine lr_decay=0.9",
             "lr_decay = 0.9: wanted schedule = 'decay' or schedule = 'steps', found 'cosine'",
         ),
+        ("trace=a.csv", "trace = a.csv: wanted sampling = 'trace', found 'uniform'"),
+        (
+            f"trace_sha256={'0' * 64} sampling=samples",
+            f"trace_sha256 = {'0' * 64}: wanted sampling = 'trace', found 'samples'",
+        ),
+        ("sampling=trace", "trace: wanted a file, found none, because sampling = 'trace'"),
         ("lr_steps=[3]", "lr_steps = [3]: wanted schedule = 'steps', found 'decay'"),
         (
             "schedule=steps lr_decay=0.1",
@@ -198,6 +204,7 @@ def test_wrong_types_are_not_converted(words: str, path: str) -> None:
         *("weight_decay=inf", "clip=-1.0", "validation=1.0", "validation=-0.1", "evaluate=0"),
         *("server=both", "device=gpu", "device=cuda:", "device=xcpu", "threads=0"),
         *("exchange.window=0", "exchange.name=ring", "model.hidden=[0]"),
+        *("sampling=all", "trace_sha256=abc"),
         *("state.memory=-1", "state.memory=0.5", "state.folder=3"),
         *("method={name='topk', sparsity=1.0}", "method={name='ssfl', sparsity=-0.1}"),
         *("method={name='fedprox', mu=-1.0}", "method={name='splitfed', version='v3'}"),
@@ -263,7 +270,8 @@ def test_identity_depends_on_every_setting() -> None:
         *("clip=0.9", "validation=0.9", "evaluate=9", "server=shared", "device=cuda"),
         *("threads=9", "data.root=/x", "model.hidden=[9]", "method.name=topk"),
         *("partition.name=shards", "exchange.window=9", "data.name=synthetic", "model.name=cnn"),
-        *("state.memory=9", "state.folder=/x"),
+        *("state.memory=9", "state.folder=/x", "sampling=samples", "sampling=trace trace=a.csv"),
+        f"sampling=trace trace=a.csv trace_sha256={'0' * 64}",
     ]
     said = {one.partition("=")[0].partition(".")[0] for word in words for one in word.split(" ")}
     assert said == set(Settings.model_fields), "a new setting needs a word here"

@@ -55,7 +55,7 @@ class Server:
         self.weight += message.weight
 
     def step(self, t: int) -> None:
-        """All uploads of the round are in: moves the model by the mean, weighted by samples."""
+        """All uploads of the round are in: moves the model by their weighted mean."""
         self.w.add_(self.total, alpha=1 / self.weight)
         self.total.zero_()
         self.weight = 0.0
