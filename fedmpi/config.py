@@ -65,6 +65,24 @@ class Partition(Part):
     name: str = ""
 
 
+class Skew(Part):
+    """What else tells clients' samples apart, in training and in their test shards: nothing."""
+
+    rotations: tuple[Literal[0, 90, 180, 270], ...] = Field((), strict=False)
+    """Degrees, counter-clockwise, by which clients' images are rotated: each client has one of
+    them, drawn so that all have equally many clients, and one that is given twice twice as many."""
+    colour: float = Field(0.0, ge=0, lt=1)
+    """Each channel of a client's images, as a network sees them, is multiplied by a factor between
+    1 - colour and 1 + colour and increased by a number between -colour and colour."""
+    noise: float = Field(0.0, ge=0, le=LARGEST)
+    """Variance of Gaussian noise in the last client's samples, as a network sees them; client k of
+    K, k from 1, has k / K of it. A sample's noise is always the same."""
+    labels: float = Field(0.0, ge=0, le=1)
+    """Share of a client's training labels that are wrong: another class, all of them as likely."""
+    labels_to: float | None = Field(None, ge=0, le=1)
+    """Where given, each client has its own share, drawn between labels and this."""
+
+
 class Model(Part):
     """The network."""
 
@@ -171,6 +189,7 @@ class Settings(Part):
     """Torch threads a rank."""
     data: Data
     partition: Partition
+    skew: Skew = Skew()
     model: Model
     method: Method
     exchange: Exchange = Exchange()
@@ -279,6 +298,11 @@ def _contradictions(settings: Settings) -> list[str]:
         found.append(f"augment = {list(settings.augment)}: wanted each at most once")
     if settings.lr_min > settings.lr:
         found.append(f"lr_min = {settings.lr_min}: wanted at most lr = {settings.lr}")
+    if settings.skew.labels_to is not None and settings.skew.labels_to < settings.skew.labels:
+        found.append(
+            f"skew.labels_to = {settings.skew.labels_to}: wanted at least skew.labels = "
+            f"{settings.skew.labels}"
+        )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
     return found

@@ -125,7 +125,10 @@ class Population:
 
     @property
     def counts(self) -> np.ndarray:
-        """Training samples of each class that each client has, int64 [classes, clients]."""
+        """Training samples of each class that each client has, int64 [classes, clients].
+
+        By their true labels, whatever `skew.labels` makes of them.
+        """
         return heterogeneity.counted(self.shards, self.labels, self.classes)
 
     def sample(self, t: int) -> tuple[int, ...]:

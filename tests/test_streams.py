@@ -19,6 +19,11 @@ IDS = {
     Purpose.DATA: 0,
     Purpose.AUGMENT: 2,
     Purpose.DROPOUT: 2,
+    Purpose.ROTATION: 0,
+    Purpose.COLOUR: 1,
+    Purpose.NOISE: 2,
+    Purpose.SHARE: 1,
+    Purpose.MISLABEL: 1,
 }
 """How many ids the streams of each purpose have."""
 
