@@ -194,8 +194,12 @@ def test_wrong_labels_are_any_other_class_alike() -> None:
         others = np.delete(table[label], label)
         count = others.sum()
         assert np.abs(others - count / 3).max() < 5 * np.sqrt(count * 2 / 9)
-        # Which samples are wrong does not depend on their labels.
+        # Which samples are wrong depends neither on their labels nor on their places.
         assert abs(count - len(ours) / 8) < 5 * np.sqrt(len(ours) / 16)
+    for shard in world.population.shards:
+        wrong = world.y[shard] != world.data.train_y[shard]
+        half = wrong[: len(shard) // 2].sum()
+        assert abs(half - len(shard) / 4) < 5 * np.sqrt(len(shard) / 16)
 
 
 def test_clients_may_differ_in_their_wrong_labels() -> None:
