@@ -96,6 +96,11 @@ def test_purposes_are_never_renumbered() -> None:
         "DATA": 9,
         "AUGMENT": 10,
         "DROPOUT": 11,
+        "ROTATION": 12,
+        "COLOUR": 13,
+        "NOISE": 14,
+        "SHARE": 15,
+        "MISLABEL": 16,
     }
 
 
