@@ -123,7 +123,7 @@ class Engine:
                     began = perf_counter()
                     blocks = self.clients.upload(t, client, w)
                     self.trainer.spend((client,), began)
-                    messages.append(Message(client, blocks, float(self.population.sizes[client])))
+                    messages.append(Message(client, blocks, self.population.weight(t, client)))
                     if self.observer.is_due(t):
                         with self.clock(Phase.EVALUATE):
                             self.observer.keep(client, self.clients.personal(client, w))

@@ -64,6 +64,9 @@ class Observer:
         self.counts = np.array([len(shard) for shard in population.test_shards])
         self.owners = np.repeat(np.arange(settings.clients), self.counts)
         self.owned = np.concatenate(population.test_shards)
+        seen = trainer.feed.traits.test(data, population)
+        self.seen = None if seen is None else torch.from_numpy(seen).to(trainer.device)
+        self.ends = np.cumsum(self.counts)
         self.last_personal = np.full(settings.clients, np.nan)
         self.begin()
 
@@ -96,16 +99,27 @@ class Observer:
                 theirs = [(client, server.personal(client)) for client in wave.clients]
                 whole += [(client, w) for client, w in theirs if w is not None]
             clients = [client for client, _ in whole]
-            shards = [torch.from_numpy(self.population.test_shards[c]) for c in clients]
-            xs, ys = ([all_[s] for s in shards] for all_ in (self.test_x, self.test_y))
+            shards = [self.shard(client) for client in clients]
+            xs, ys = ([shard[part] for shard in shards] for part in range(2))
             right = self.trainer.correct([w for _, w in whole], xs, ys, clients)
             self.personal |= {c: mean(theirs) for c, theirs in zip(clients, right, strict=True)}
         wire.settle()
 
+    def shard(self, client: int) -> tuple[Tensor, Tensor]:
+        """The client's test samples as it sees them, and their labels."""
+        positions = torch.from_numpy(self.population.test_shards[client])
+        if self.seen is None:
+            return self.test_x[positions], self.test_y[positions]
+        end = self.ends[client]
+        return self.seen[end - self.counts[client] : end], self.test_y[positions]
+
     def judge(self, w: Tensor) -> Verdict:
         """Accuracies of the global model w [n]."""
         (right,) = self.trainer.correct([w], [self.test_x], [self.test_y])
-        hits = np.bincount(self.owners, right[self.owned], minlength=self.settings.clients)
+        theirs = right[self.owned]
+        if self.seen is not None:
+            (theirs,) = self.trainer.correct([w], [self.seen], [self.test_y[self.owned]])
+        hits = np.bincount(self.owners, theirs, minlength=self.settings.clients)
         shards = hits / np.where(self.counts, self.counts, np.nan)
         (known,) = self.trainer.correct([w], [self.held_x], [self.held_y])
         return Verdict(mean(right), mean(known), shards)

@@ -312,6 +312,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "identity": about.get("identity", ""),
         "data files": about.get("data_files", ""),
         "partition": about.get("partition_sha256", ""),
+        "trace": about.get("trace_sha256", ""),
         "model": about.get("model_sha256", "no hash before the end"),
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():

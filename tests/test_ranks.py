@@ -142,6 +142,14 @@ def test_waves(name: str) -> None:
     compare(small(f"method.name={name}", *words))
 
 
+@on_ranks
+@pytest.mark.parametrize("name", METHODS)
+def test_every_skew_and_drawing_by_samples(name: str) -> None:
+    words = (f"method.name={name}", "skew.rotations=[0,90,180,270]", "skew.noise=0.5", "epochs=1")
+    others = ("skew.colour=0.3", "skew.labels=0.1", "skew.labels_to=0.5", "sampling=samples")
+    compare(small(*words, *others, "participation=0.6"))
+
+
 def diverge(settings: Settings, comm: MPI.Intracomm) -> list[tuple[bool, np.ndarray]]:
     """What a run yields: is the model finite, and the rows of its clients; nothing off the root."""
     outcomes = list(play(Engine(settings), comm))

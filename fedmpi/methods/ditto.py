@@ -39,9 +39,9 @@ class Clients(fedavg.Clients):
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Own models first, and then what FedAvg does."""
-        starts = torch.stack(
-            [self.models.get(c, self.initial).to(self.start.device) for c in clients]
-        )
+        starts = self.initial.repeat(len(clients), 1)
+        for row, client in enumerate(clients):
+            starts[row] = self.models.get(client, self.initial)
         found = self.trainer.train(t, clients, starts, self.draw)
         for row, client in enumerate(clients):
             self.models[client] = found[row]

@@ -68,7 +68,7 @@ class Server:
         sparse.add(self.total, blocks[0], weight)
 
     def step(self, t: int) -> None:
-        """All uploads of the round are in: moves the model by the mean, weighted by samples."""
+        """All uploads of the round are in: moves the model by their weighted mean."""
         self.w.add_(self.total, alpha=1 / self.weight)
         self.total.zero_()
         self.weight = 0.0
