@@ -40,6 +40,7 @@ class Trainer:
         keeps: whether clients have something that stays on their rank: statistics of their own.
         losses: each client's losses in local training, this round: their sum and their number.
         seconds: each client's time in local training, and in preparing its upload, this round.
+        at: steps that the chunk at work has behind it, for methods whose steps differ.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Trainer:
 
     def begin(self) -> None:
         """A round begins."""
+        self.at = 0
         self.losses: dict[int, tuple[Tensor, int]] = {}
         self.seconds: dict[int, float] = {}
 
@@ -187,6 +189,7 @@ class Trainer:
             for step in range(done, steps[count - 1]):
                 some = [next(lesson) for lesson in lessons[:count]]
                 losses.append(rows.learn(self.feed, some))
+                self.at = step
                 if adjust is not None:
                     adjust(busy, *rows.first(count))
                 self.descent.step(count, self.rates(t, busy, step))

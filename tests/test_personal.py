@@ -1,4 +1,4 @@
-"""Methods whose clients keep a part of the model, or all: what stays, what travels, what it does."""
+"""Methods whose clients keep a part of the model, or all: what stays, what travels, and why."""
 
 import numpy as np
 import pytest

@@ -241,9 +241,10 @@ def test_every_family_makes_the_same_step_with_kinks(
 
 
 def apart(found: Run, wanted: Run) -> float:
-    """Distance of two final models as a share of the way that one of them went."""
-    way = wanted.model - wanted.engine.flat.initial.numpy()
-    return float(np.linalg.norm(found.model - wanted.model) / np.linalg.norm(way))
+    """Distance of two final models as a share of the way that one of them went; 0 at rest."""
+    way = np.linalg.norm(wanted.model - wanted.engine.flat.initial.numpy())
+    distance = float(np.linalg.norm(found.model - wanted.model))
+    return distance / float(way) if way or distance else 0.0
 
 
 def compare(settings: Sequence[str], rows: int) -> None:

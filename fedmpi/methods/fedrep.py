@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi.codec import Block
 from fedmpi.methods import fedper
 from fedmpi.methods.fedper import Server
 
@@ -27,15 +26,8 @@ class Config(fedper.Config):
 class Clients(fedper.Clients):
     method: Config
 
-    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """The shared part; a round begins."""
-        super().receive(t, clients, blocks)
-        self.done: dict[int, int] = {}
-
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Lets one part rest."""
         for row, client in enumerate(clients):
-            step = self.done.get(client, 0)
-            self.done[client] = step + 1
-            is_head = step < round(self.method.head * self.trainer.population.steps(client))
-            g[row].mul_(self.private if is_head else ~self.private)
+            heads = round(self.method.head * self.trainer.population.steps(client))
+            g[row].mul_(self.private if self.trainer.at < heads else ~self.private)

@@ -1,8 +1,10 @@
 """Local: every client trains a model of its own, and nothing travels.
 
-The baseline that personalised methods have to beat. There is no global model to judge: what counts
-are the local models' accuracies (`personal`). All begin at the same initial model, which follows
-from the seed; what is counted are headers.
+The baseline that personalised methods have to beat, as in T. Li, S. Hu, A. Beirami, V. Smith,
+*Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021, arXiv 2012.04221.
+
+There is no global model to judge: what counts are the local models' accuracies (`personal`). All
+begin at the same initial model, which follows from the seed; bytes are those of headers.
 """
 
 from collections.abc import Sequence
