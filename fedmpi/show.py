@@ -208,14 +208,17 @@ def _tree() -> Iterator[tuple[str, Sequence[Setting]]]:
         rows = [(f"{table}.{key}", *rest) for key, *rest in config.describe(base)]
         if table not in config.ROOMS:
             yield f"[{table}]", rows
+            for title, path, kind in config.inner(base, table):
+                own = (row for row in config.describe(kind) if row[0] != "kind")
+                yield title, [(f"{path}.{key}", *rest) for key, *rest in own]
             continue
         names, default = config.names(table), config.ROOMS[table][1]
         choice = f"{cleandoc(base.__doc__ or '')} There are: {', '.join(names)}."
         yield f"[{table}]", [(f"{table}.name", "str", default, choice), *rows[1:]]
         for name in names:
-            own = list(_own(table, name))
-            if own:
-                yield f"[{table}] with name = {name}", own
+            settings = list(_own(table, name))
+            if settings:
+                yield f"[{table}] with name = {name}", settings
 
 
 def _is_table(field: Any) -> bool:

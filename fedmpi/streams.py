@@ -34,6 +34,12 @@ class Purpose(IntEnum):
     """How samples are cropped and flipped; ids: round, client."""
     DROPOUT = 11
     """Random keys of the steps (see `layers.Dropout`); ids: round, client."""
+    DEVICE = 12
+    """Which client has which device, and how far away."""
+    CHANNEL = 13
+    """How a client's channel fades; ids: round, client."""
+    FATE = 14
+    """Whether a client's upload is lost, and whether it is slow; ids: round, client."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

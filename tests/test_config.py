@@ -263,7 +263,7 @@ def test_identity_depends_on_every_setting() -> None:
         *("clip=0.9", "validation=0.9", "evaluate=9", "server=shared", "device=cuda"),
         *("threads=9", "data.root=/x", "model.hidden=[9]", "method.name=topk"),
         *("partition.name=shards", "exchange.window=9", "data.name=synthetic", "model.name=cnn"),
-        *("state.memory=9", "state.folder=/x"),
+        *("state.memory=9", "state.folder=/x", "devices.dropouts=0.9"),
     ]
     said = {one.partition("=")[0].partition(".")[0] for word in words for one in word.split(" ")}
     assert said == set(Settings.model_fields), "a new setting needs a word here"
@@ -371,4 +371,4 @@ def test_every_setting_is_explained_and_has_a_default(table: str, name: str) -> 
 def test_every_setting_of_a_run_is_explained() -> None:
     for setting, form, _, text in config.describe(Settings):
         assert form
-        assert text.endswith(".") or setting in (*ROOMS, "exchange", "state"), setting
+        assert text.endswith(".") or setting in (*ROOMS, "exchange", "state", "devices"), setting

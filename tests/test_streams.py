@@ -19,6 +19,9 @@ IDS = {
     Purpose.DATA: 0,
     Purpose.AUGMENT: 2,
     Purpose.DROPOUT: 2,
+    Purpose.DEVICE: 0,
+    Purpose.CHANNEL: 2,
+    Purpose.FATE: 2,
 }
 """How many ids the streams of each purpose have."""
 
@@ -91,6 +94,9 @@ def test_purposes_are_never_renumbered() -> None:
         "DATA": 9,
         "AUGMENT": 10,
         "DROPOUT": 11,
+        "DEVICE": 12,
+        "CHANNEL": 13,
+        "FATE": 14,
     }
 
 
