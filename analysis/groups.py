@@ -1,8 +1,8 @@
 """Runs that belong together: in groups that solve the same problem, in rows that differ in seeds.
 
 A group is a problem: how the samples are spread over the clients and, where they vary, data set,
-model, number of clients and participation. A row is a method with the settings that vary; runs that
-differ in their seed alone are averaged. Only finished runs are.
+model, number of clients, participation and devices. A row is a method with the settings that vary;
+runs that differ in their seed alone are averaged. Only finished runs are.
 """
 
 import math
@@ -19,14 +19,14 @@ Row = Mapping[Any, Any]
 
 DONE = "done"
 SPARSITY = "method.sparsity"
-PROBLEM = ("partition.", "data.", "model.", "clients", "participation")
+PROBLEM = ("partition.", "data.", "model.", "clients", "participation", "devices.")
 """Beginnings of the names of the settings that make a group."""
 INDIFFERENT = ("seed", "data.root")
 """Settings in which the runs of one row may differ."""
 NUMBERS = [
     name
     for name in frames.RESULTS
-    if name.startswith((*frames.ACCURACIES, "up_", "down_", "bytes_", "seconds_"))
+    if name.startswith((*frames.ACCURACIES, "up_", "down_", "bytes_", "seconds_", "sim_", "flops_"))
 ]
 """Columns of `frames.runs` that are averaged."""
 ROW = ["group", "variant", "sparsity"]

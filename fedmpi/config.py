@@ -434,15 +434,28 @@ def read(path: Path) -> Tree:
 def assign(tree: Tree, path: str, value: Any) -> None:
     """Sets `tree[a][b] = value` for the path `a.b`, making tables on the way.
 
+    In a list of tables a step is a number: `devices.tiers.0.memory`.
+
     Raises:
-        ConfigError: if a step of the path is a value, not a table.
+        ConfigError: if a step of the path is a value, not a table, or beyond the end of a list.
     """
-    *tables, leaf = path.split(".")
-    for step in tables:
-        tree = tree.setdefault(step, {})
-        if not isinstance(tree, dict):
+    *steps, leaf = path.split(".")
+    place: Any = tree
+    for step in steps:
+        place = place.setdefault(step, {}) if isinstance(place, dict) else _item(place, path, step)
+        if not isinstance(place, dict | list):
             raise ConfigError(f"{path}: '{step}' is a setting, not a table")
-    tree[leaf] = value
+    if isinstance(place, list):
+        _item(place, path, leaf)
+        place[int(leaf)] = value
+    else:
+        place[leaf] = value
+
+
+def _item(items: list[Any], path: str, step: str) -> Any:
+    if not step.isdecimal() or int(step) >= len(items):
+        raise ConfigError(f"{path}: wanted a number below {len(items)}, found '{step}'")
+    return items[int(step)]
 
 
 def override(tree: Tree, words: tuple[str, ...]) -> None:
