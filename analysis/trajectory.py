@@ -1,14 +1,15 @@
 """Accuracy on its way: over simulated time, simulated energy, bytes or rounds; and when it is met.
 
-One panel a group (see `groups`), one line a method and sparsity: after each round the accuracy, over
-what all rounds so far took, those before the first included. Runs that differ in their seed alone
-are one line: their mean, in a band of the sample standard deviation. Between two rounds a run has
-the accuracy of the first of them.
+One panel a group (see `groups`), one line a method and sparsity: after each round the accuracy,
+over what all rounds so far took, one before the first included. Runs that differ in their seed
+alone are one line, from where all of them have begun to where one of them ends: their mean, in a
+band of the sample standard deviation. Between two rounds a run has the accuracy of the first.
 """
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -22,15 +23,15 @@ from analysis import frames, panels
 from analysis.compare import PATHS, read
 from analysis.groups import ROW, is_unset, labelled
 
-TIMES: panels.Units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"))
+SECONDS: panels.Units = ((1, "s"), (1e-3, "ms"), (1e-6, "µs"))
 JOULES: panels.Units = ((1e6, "MJ"), (1e3, "kJ"), (1, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
 WAYS: dict[str, tuple[tuple[str, ...], str, panels.Units]] = {
-    "time": (("sim_seconds",), "simulated time", TIMES),
+    "time": (("sim_seconds",), "simulated time", SECONDS),
     "energy": (("sim_joules",), "simulated energy of the clients", JOULES),
     "bytes": (("up", "down"), "bytes to and from the clients", panels.BYTES),
     "rounds": ((), "rounds", ((1, ""),)),
 }
-"""What accuracy stands over: columns of the table `rounds` that are summed up, and what they are."""
+"""What accuracy stands over: the sum of columns of the table `rounds`; what it is; its units."""
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 """A method's sparsities, the least first."""
 
@@ -111,7 +112,7 @@ def picture(
     _, label, units = WAYS[way]
     groups = [(str(title), some) for title, some in rows.groupby("group", sort=False)]
     looks = panels.looks([str(one) for one in dict.fromkeys(rows["variant"])])
-    dashes = {}
+    dashes: dict[Any, Any] = {}
     for variant, some in rows.groupby("variant", sort=False):
         sparsities = sorted(some["sparsity"].dropna().unique())
         dashes |= {(variant, one): DASHES[i % len(DASHES)] for i, one in enumerate(sparsities)}
