@@ -132,7 +132,7 @@ class Population:
         """Samples that those steps learn from, again and again counted again."""
         size = int(self.sizes[client])
         passes, steps = divmod(self.steps(client), -(-size // self.settings.batch))
-        return passes * size + min(steps * self.settings.batch, size)
+        return passes * size + steps * self.settings.batch
 
     def waves(self, t: int, floats: int, ranks: Sequence[int], settled: bool) -> list[Wave]:
         """Round `t`'s clients in waves, each spread over the ranks, largest client first.
