@@ -75,10 +75,12 @@ def measure_label(measure: str, at: str = "last") -> str:
 
 
 def scale(panel: Axes, units: Units) -> None:
-    """A logarithmic axis whose ticks bear units: powers of ten, and between if there are few."""
+    """A logarithmic axis whose ticks bear units: powers of ten, and between if there is room."""
     panel.set_xscale("log")
     low, high = panel.get_xlim()
-    between = (1.0, 2.0, 5.0) if high < 15 * low else (1.0,)
+    place = panel.get_subplotspec()
+    is_alone = place is not None and place.get_gridspec().ncols == 1
+    between = (1.0, 2.0, 5.0) if high < (100 if is_alone else 15) * low else (1.0,)
     panel.xaxis.set_major_locator(LogLocator(subs=between))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda count, _: amount(count, units)))
     panel.xaxis.set_minor_formatter(NullFormatter())

@@ -53,6 +53,7 @@ The rooms
     clock        seconds by phase                  streams     the only source of randomness
     memory       of the process                    bench/      one module a benchmark
     heterogeneity  how far the clients differ
+    burden       FLOPs and memory of training      devices     simulated: seconds, joules, losses
     data/        one module a data set             models/     one module a family of networks
     methods/     one module a method               partitions/ one module a way to divide samples
 

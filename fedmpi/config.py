@@ -358,7 +358,7 @@ def _impossible(devices: Devices) -> list[str]:
     for place, tier in enumerate(devices.tiers):
         if isinstance(tier.link, Wireless) and tier.link.distance[0] > tier.link.distance[1]:
             path, value = f"devices.tiers.{place}.link.distance", written(tier.link.distance)
-            found.append(f"{path} = {value}: wanted the nearest first, then the farthest")
+            found.append(f"{path} = {value}: wanted the nearest, then the farthest")
     for name in ("stragglers", "server_gflops"):
         value = getattr(devices, name)
         if value and not names:

@@ -58,17 +58,17 @@ class Fleet:
 
     def is_lost(self, t: int, client: int) -> bool:
         """Whether what the client uploads in round t gets lost; never before the first round."""
-        return t > EVERYONE_ROUND and self.devices.dropouts > float(self._fate(t, client)[0])
+        return t > EVERYONE_ROUND and self._befalls(self.devices.dropouts, t, client, 0)
 
     def is_slow(self, t: int, client: int) -> bool:
         """Whether the client is a straggler in round t."""
-        return self.devices.stragglers > float(self._fate(t, client)[1])
+        return self._befalls(self.devices.stragglers, t, client, 1)
 
-    def _fate(self, t: int, client: int) -> np.ndarray:
-        """Two uniform numbers: where more uploads are to be lost, others are besides the same."""
-        if not (self.devices.dropouts or self.devices.stragglers):
-            return np.ones(2)
-        return stream(self.settings.seed, Purpose.FATE, t, client).random(2)
+    def _befalls(self, share: float, t: int, client: int, place: int) -> bool:
+        """Whether the client is among such a share; among a larger one it is then, too."""
+        if not share:
+            return False
+        return bool(stream(self.settings.seed, Purpose.FATE, t, client).random(2)[place] < share)
 
     def rates(self, t: int, client: int) -> tuple[float, float]:
         """Bits a second from and to the client in round t."""
