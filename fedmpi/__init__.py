@@ -33,6 +33,7 @@ The laws
     stacked.
 12. Waiting is not transfer, and nothing unknown passes: a timed barrier precedes each collective,
     evaluation and recording are off the clock, bad settings are errors before any collective.
+13. What is simulated is called `sim_`, and is never added to what was measured.
 
 The rooms
 ---------

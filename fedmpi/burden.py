@@ -30,7 +30,8 @@ class Burden:
     """What one client trains in a round.
 
     Attributes:
-        flat: the network that samples go into: whole, a front, or a narrower one.
+        flat: the network that samples go into: whole, a front, or a narrower one; always the same
+            object for the same network, which is counted once.
         samples: how often a sample goes through it, forward and back.
         batch: samples in its largest step.
         kept: which positions of it are not pruned, nonzero where they are kept, [flat.size]; None

@@ -168,7 +168,7 @@ class Engine:
     def step(self, t: int) -> None:
         """The server moves the model; in round -1 it closes the agreement instead.
 
-        A round of which nothing has reached the server leaves the model as it was.
+        A round in which all uploads were lost leaves the model as it was, with all of its parts.
         """
         if t > EVERYONE_ROUND:
             with self.clock(Phase.SERVE):

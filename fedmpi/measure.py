@@ -1,4 +1,7 @@
-"""What is known after a round: bytes, seconds, losses, accuracies. All of it is off the clock."""
+"""What is known after a round: bytes, seconds, losses, accuracies. All of it is off the clock.
+
+Where devices are simulated, what the round would cost on them stands beside it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from fedmpi.wire import Wire
 UP, DOWN = 0, 1
 """Directions of a client's bytes, in the order of `tables.DIRECTIONS`."""
 SPENT = ("flops", "server_flops", "memory")
+"""What a client's round asks of the devices, as `burden` counts it; NaN without devices."""
 REPORT = np.dtype([("client", "i8"), *((n, "f8") for n in ("loss", "seconds", "personal", *SPENT))])
 """What a rank knows of each of its clients after a round."""
 
@@ -130,7 +134,7 @@ class Observer:
         wire: Wire,
         clock: Clock,
     ) -> Outcome | None:
-        """All ranks' measurements as rows, on the root; None elsewhere."""
+        """All ranks' measurements as rows, on the root; None elsewhere. `ours` are the clients."""
         seconds, verdict = clock.elapsed(), None
         with clock(Phase.EVALUATE):
             if wire.is_root and self.is_due(t):

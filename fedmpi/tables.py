@@ -6,10 +6,11 @@ from fedmpi.codec import Kind
 
 Columns = dict[str, tuple[str, str]]
 
-SIM = "on the simulated device, not measured: "
 DIRECTIONS = ("up", "down")
 BYTES = [f"{direction}_{kind.name.lower()}" for direction in DIRECTIONS for kind in Kind]
 """A client's bytes: up is from client to server."""
+SIM = "on the simulated device, not measured: "
+"""Begins what is said of columns that are; their names begin with `sim_`."""
 
 ROUNDS: Columns = {
     "round": ("i4", "communication round; -1 is the agreement before the first"),

@@ -5,7 +5,7 @@ Split Learning*, AAAI 2022, arXiv 2004.12088, algorithms 1 and 2.
 
 `v1` keeps a copy of the back for each client and averages the copies after the round; `v2` has one
 back, which the clients' batches train one after the other, in an order drawn each round. Where a
-client's upload is lost, its copy counts as little as its front; v2's back has learnt from it.
+client's upload is lost, its copy counts as little as its front; v2's back has learnt all the same.
 Differs from the paper: all clients take each step together, so that v2 meets one batch of every
 client in turn, not all batches of one client (of each client of a wave, where `exchange.window` is
 too small for all at once: it matters to v2, and to nothing else); fronts and copies are averaged by
