@@ -5,7 +5,8 @@ imported, so that results outlive the code that made them.
 
     python -m analysis.compare DIR...     methods side by side, in the terminal
     python -m analysis.tradeoff DIR...    accuracy against bytes, as a picture
+    python -m analysis.trajectory DIR...  accuracy over simulated time, bytes or rounds, likewise
 
-`frames` turns files into data frames, `groups` says which runs are compared and which averaged; the
-commands are built on both.
+`frames` turns files into data frames, `groups` says which runs are compared and which averaged,
+`panels` is what pictures share; the commands are built on them.
 """

@@ -34,7 +34,7 @@ class Column:
     Attributes:
         name: of the numbers, in `NUMBERS`.
         title: what stands above it.
-        form: share (shown in percent), bytes or seconds.
+        form: share (shown in percent), bytes, seconds or joules.
     """
 
     name: str
@@ -62,7 +62,8 @@ class Column:
         return [self._form(mean, 0.0 if np.isnan(std) else std) for mean, std in pairs]
 
     def _form(self, mean: float, std: float) -> str:
-        return {"share": _percent, "bytes": _bytes, "seconds": _seconds}[self.form](mean, std)
+        forms = {"share": _percent, "bytes": _bytes, "seconds": _seconds, "joules": _joules}
+        return forms[self.form](mean, std)
 
 
 def _percent(mean: float, std: float) -> str:
@@ -82,6 +83,10 @@ def _seconds(mean: float, std: float) -> str:
     return _digits(mean, std, ("s",))
 
 
+def _joules(mean: float, std: float) -> str:
+    return _digits(mean, std, ("J", "kJ", "MJ", "GJ"))
+
+
 def _digits(mean: float, std: float, units: Sequence[str]) -> str:
     if np.isnan(mean):
         return MISSING
@@ -98,7 +103,7 @@ def _deviation(text: str) -> str:
     return f"±{text}" if float(text) else ""
 
 
-def columns(at: str) -> tuple[list[Column], list[Column]]:
+def columns(at: str, has_devices: bool) -> tuple[list[Column], list[Column]]:
     """The columns on quality and on cost; shards' accuracies are of the `last` or `best` round."""
     quality = [
         Column("accuracy_last", "accuracy\nlast", "share"),
@@ -114,12 +119,16 @@ def columns(at: str) -> tuple[list[Column], list[Column]]:
         Column("bytes_total", "bytes\ntotal", "bytes"),
         Column("seconds_round", "time\n/round", "seconds"),
     ]
-    return quality, cost
+    simulated = [
+        Column("sim_seconds_total", "sim. time\ntotal", "seconds"),
+        Column("sim_joules_total", "sim. energy\ntotal", "joules"),
+    ]
+    return quality, cost + simulated * has_devices
 
 
 def show(console: Console, rows: pd.DataFrame, at: str = "last") -> None:
     """Prints a `summary` as one table a group; as two of half the columns if it is too wide."""
-    quality, cost = columns(at)
+    quality, cost = columns(at, has_devices(rows))
     whole = _tables(rows, quality + cost)
     if max(_width(console, table) for table in whole) <= console.width:
         tables = whole
@@ -130,6 +139,11 @@ def show(console: Console, rows: pd.DataFrame, at: str = "last") -> None:
         # Wider than the console: the terminal may wrap it, but nothing is cut.
         console.print(table, width=max(console.width, _width(console, table)))
         console.print()
+
+
+def has_devices(rows: pd.DataFrame) -> bool:
+    """Whether a run of a `summary` simulated devices."""
+    return bool(rows["sim_seconds_total_mean"].notna().any())
 
 
 def _width(console: Console, table: Table) -> int:
@@ -186,6 +200,11 @@ def notes(runs: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
     ]
     if (rows["n"] > 1).any():
         found.append("± sample standard deviation of n runs with different seeds, where it shows.")
+    if has_devices(rows):
+        found.append(
+            "sim.: what the clients' devices would take, by the measured bytes and counted FLOPs; "
+            "time of the slowest client of each round, energy of all."
+        )
     done = runs[runs["status"] == DONE]
     for name in MACHINE:
         if name in done and done[name].nunique() > 1:

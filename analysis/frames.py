@@ -56,6 +56,10 @@ RESULTS = {
     "seconds_once": "seconds of the agreement before the first round",
     "seconds_round": "median seconds of a round, without the agreement and the warm-up round",
     "seconds_total": "seconds of everything but the warm-up round",
+    "sim_seconds_total": "simulated seconds of all rounds; NA without devices, like the next two",
+    "sim_joules_total": "simulated joules of all clients",
+    "flops_total": "floating-point operations of all clients' training",
+    "lost_total": "uploads that were lost",
 }
 """Columns of `runs` that are computed from a file, and their meanings."""
 ABOUT = "about."
@@ -231,12 +235,21 @@ def _facts(result: Result) -> dict[str, Any]:
     facts["seconds_once"] = once["seconds"].sum()
     facts["seconds_round"] = warm.loc[warm["round"] > AGREEMENT, "seconds"].median()
     facts["seconds_total"] = warm["seconds"].sum(min_count=1)
+    for name in ("sim_seconds", "sim_joules", "flops", "lost"):
+        # Results of earlier versions lack them.
+        known = rounds[name] if name in rounds else pd.Series(dtype=float)
+        facts[f"{name}_total"] = known.sum(min_count=1)
     return facts
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """A tree's leaves under their dotted paths; lists as tuples, which can be compared."""
+    """A tree's leaves under their dotted paths; lists as tuples, which can be compared.
+
+    In a list of tables each goes by its number.
+    """
     for name, value in tree.items():
+        if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            value = {str(place): one for place, one in enumerate(value)}
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:

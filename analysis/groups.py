@@ -1,8 +1,8 @@
 """Runs that belong together: in groups that solve the same problem, in rows that differ in seeds.
 
 A group is a problem: how the samples are spread over the clients and, where they vary, data set,
-skew, model, number of clients and who takes part. A row is a method with the settings that vary;
-runs that differ in their seed alone are averaged. Only finished runs are.
+skew, model, number of clients, who takes part, and devices. A row is a method with the settings
+that vary; runs that differ in their seed alone are averaged. Only finished runs are.
 """
 
 import math
@@ -21,7 +21,7 @@ DONE = "done"
 SPARSITY = "method.sparsity"
 PROBLEM = (
     *("partition.", "skew.", "data.", "model."),
-    *("clients", "participation", "sampling", "trace"),
+    *("clients", "participation", "sampling", "trace", "devices."),
 )
 """Beginnings of the names of the settings that make a group."""
 INDIFFERENT = ("seed", "data.root")
@@ -29,7 +29,7 @@ INDIFFERENT = ("seed", "data.root")
 NUMBERS = [
     name
     for name in frames.RESULTS
-    if name.startswith((*frames.ACCURACIES, "up_", "down_", "bytes_", "seconds_"))
+    if name.startswith((*frames.ACCURACIES, "up_", "down_", "bytes_", "seconds_", "sim_", "flops_"))
 ]
 """Columns of `frames.runs` that are averaged."""
 ROW = ["group", "variant", "sparsity"]

@@ -5,50 +5,31 @@ point. A point is the mean over seeds, its bar the sample standard deviation of 
 """
 
 import math
-import textwrap
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from analysis import panels
 from analysis.compare import AT, PATHS, read
 from analysis.groups import summary
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
-"""Told apart by all kinds of eyes: M. Okabe, K. Ito, *Color Universal Design*, 2008."""
-MARKERS = "osD^vPXph<>"
 WAYS = {
     "up": ("up_total", "bytes from the clients"),
     "down": ("down_total", "bytes to the clients"),
     "total": ("bytes_total", "bytes to and from the clients"),
 }
 """Which bytes of a whole run: their name in `groups.NUMBERS`, and what they are."""
-MEASURES = {
-    "accuracy": "accuracy on the test set (%)",
-    "shard_mean": "mean accuracy on clients' test shards (%)",
-    "shard_min": "lowest accuracy on a client's test shard (%)",
-    "personal_mean": "mean accuracy of clients' local models (%)",
-}
-"""Which accuracy: what it is."""
-UNITS = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 MARKER = [(x, y) for x in (-4, -2, 0, 2, 4) for y in (-4, -2, 0, 2, 4)]
 """Pixels of a marker, around its middle."""
-WIDTH = 8.0
-"""Inches; text is 9 points high."""
-CROWD = 6
-"""So many lines need wider panels."""
-STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 9, "figure.labelsize": 9}
 
 
-@rc_context(STYLE)
+@panels.STYLED
 def picture(
     rows: pd.DataFrame, way: str = "total", measure: str = "accuracy", at: str = "last"
 ) -> Figure:
@@ -57,55 +38,29 @@ def picture(
     Args:
         rows: the summary.
         way: which bytes, a key of `WAYS`.
-        measure: which accuracy, a key of `MEASURES`.
+        measure: which accuracy, a key of `panels.MEASURES`.
         at: in which round: last or best.
     """
     groups = [(str(name), some) for name, some in rows.groupby("group", sort=False)]
     names = [str(name) for name in dict.fromkeys(rows["variant"])]
-    # Of coprime lengths: a colour that comes again has another marker.
-    looks = {name: (COLOURS[i % 7], MARKERS[i % 11]) for i, name in enumerate(names)}
-    wide = min(len(groups), 3 if len(names) < CROWD else 2)
-    high = -(-len(groups) // wide)
-    width = WIDTH if wide > 1 else 0.7 * WIDTH
-    figure = Figure(figsize=(width, 1.1 + 2.7 * high), layout="constrained")
-    panels = list(figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False).flat)
+    looks = panels.looks(names)
+    figure, shown = panels.figure([name for name, _ in groups], len(names))
     lines: dict[str, ErrorbarContainer] = {}
-    for panel, (name, some) in zip(panels, groups, strict=False):
-        panel.set_title(textwrap.fill(name, 100 // wide))
+    for panel, (_, some) in zip(shown, groups, strict=True):
         for variant, points in some.groupby("variant", sort=False):
             x, y = WAYS[way][0], f"{measure}_{at}"
             lines[str(variant)] = _line(panel, points, x, y, *looks[str(variant)])
-    for place, panel in enumerate(panels):
-        _dress(panel)
-        panel.set_visible(place < len(groups))
-        # Above a gap in the last row, nobody else labels the axis.
-        panel.tick_params(labelbottom=place + wide >= len(groups))
-    _bytes_axis(panels[0])
+    panels.scale(shown[0], panels.BYTES)
     figure.supxlabel(f"{WAYS[way][1]}, the whole run")
-    figure.supylabel(MEASURES[measure] + ("\nin the best validation round" if at == "best" else ""))
-    _legend(figure, {name: lines[name] for name in names}, bool(rows["sparsity"].notna().any()))
+    figure.supylabel(panels.measure_label(measure, at))
+    is_sparse = bool(rows["sparsity"].notna().any())
+    title = "numbers beside points: sparsity" if is_sparse else None
+    panels.legend(figure, {name: lines[name].lines[0] for name in names}, title)
     # Settles the layout: only now is it known what lies where.
     figure.draw_without_rendering()
-    for panel in panels[: len(groups)]:
+    for panel in shown:
         _place(panel)
     return figure
-
-
-def _dress(panel: Axes) -> None:
-    panel.margins(0.07, 0.1)
-    panel.set_axisbelow(True)
-    panel.grid(color="0.92", linewidth=0.8)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(figure: Figure, lines: dict[str, ErrorbarContainer], has_sparsity: bool) -> None:
-    """Above the panels, where it covers nothing; in as many columns as there is room for."""
-    room = 72 * figure.get_figwidth() / (50 + 5 * max(map(len, lines)))
-    figure.legend(
-        [line.lines[0] for line in lines.values()], list(lines), loc="outside upper center",
-        ncols=max(1, min(len(lines), int(room))), frameon=False, handlelength=3,
-        title="numbers beside points: sparsity" if has_sparsity else None,
-    )  # fmt: skip
 
 
 def _line(
@@ -129,21 +84,6 @@ def _line(
             )  # fmt: skip
             text.set_in_layout(False)
     return line
-
-
-def _bytes_axis(panel: Axes) -> None:
-    """A logarithmic axis whose ticks bear units: powers of ten, and between if there are few."""
-    panel.set_xscale("log")
-    low, high = panel.get_xlim()
-    between = (1.0, 2.0, 5.0) if high < 15 * low else (1.0,)
-    panel.xaxis.set_major_locator(LogLocator(subs=between))
-    panel.xaxis.set_major_formatter(FuncFormatter(_size))
-    panel.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _size(count: float, _: object) -> str:
-    scale, unit = next((pair for pair in UNITS if count >= pair[0]), UNITS[-1])
-    return f"{count / scale:g} {unit}"
 
 
 def _place(panel: Axes) -> None:
@@ -193,14 +133,8 @@ def _traces(panel: Axes) -> np.ndarray:
     "--bytes", "way", type=click.Choice(list(WAYS)), default="total", show_default=True,
     help="Bytes from the clients, to them, or both.",
 )  # fmt: skip
-@click.option(
-    "--accuracy", "measure", type=click.Choice(list(MEASURES)), default="accuracy",
-    show_default=True, help="Of the global model, on shards of it, or of the clients' own models.",
-)  # fmt: skip
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("tradeoff.png"),
-    show_default=True, help="The picture: .png, .pdf or .svg.",
-)  # fmt: skip
+@panels.ACCURACY
+@panels.out("tradeoff.png")
 def main(paths: tuple[Path, ...], at: str, way: str, measure: str, out: Path) -> None:
     """Draw accuracy against bytes for the results in PATH... (files, or folders at any depth).
 
@@ -209,12 +143,7 @@ def main(paths: tuple[Path, ...], at: str, way: str, measure: str, out: Path) ->
     rows = summary(read(paths))
     if rows.empty:
         raise click.UsageError("no finished run; python -m analysis.compare lists what there is")
-    if out.suffix not in (".png", ".pdf", ".svg"):
-        raise click.UsageError(f"--out {out}: wanted a name that ends in .png, .pdf or .svg")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Type 42: letters stay letters in a PDF.
-    with rc_context({"pdf.fonttype": 42}):
-        picture(rows, way, measure, at).savefig(out, dpi=200)
+    panels.save(lambda: picture(rows, way, measure, at), out)
     print(out)
 
 

@@ -33,6 +33,7 @@ The laws
     stacked.
 12. Waiting is not transfer, and nothing unknown passes: a timed barrier precedes each collective,
     evaluation and recording are off the clock, bad settings are errors before any collective.
+13. What is simulated is called `sim_`, and is never added to what was measured.
 
 The rooms
 ---------
@@ -58,6 +59,7 @@ The rooms
     heterogeneity  how far the clients differ      feedback    what compression left out
     files        where data sets lie               cache       what was decoded of them
     layouts/     one module a layout of files
+    burden       FLOPs and memory of training      devices     simulated: seconds, joules, losses
     data/        one module a data set             models/     one module a family of networks
     methods/     one module a method               partitions/ one module a way to divide samples
 

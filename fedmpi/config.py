@@ -12,7 +12,7 @@ import importlib
 import json
 import pkgutil
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -49,6 +49,7 @@ MOST, LARGEST = 2**31 - 1, 3e38
 """Bounds of counts, and of numbers that are float32 in the end."""
 Width = Annotated[StrictInt, Field(ge=1, le=MOST)]
 """An item of a list of whole numbers, such as channels or units."""
+Metres = Annotated[float, Field(gt=0, le=LARGEST, strict=True)]
 
 
 class Data(Part):
@@ -113,6 +114,82 @@ class State(Part):
     """MiB of waiting vectors of one kind that a rank holds in memory; others lie in a file."""
     folder: str | None = None
     """Folder for that file; if absent, the system's ($TMPDIR), which may itself be memory."""
+
+
+class Fixed(Part):
+    """A link of fixed rates."""
+
+    kind: Literal["fixed"]
+    """Of the link."""
+    up: float = Field(10.0, gt=0, le=LARGEST)
+    """Mbit/s from the device; the defaults of devices are round numbers of ours."""
+    down: float = Field(50.0, gt=0, le=LARGEST)
+    """Mbit/s to the device."""
+    latency: float = Field(0.02, ge=0, le=LARGEST)
+    """Seconds that each message takes besides, either way."""
+    power: float = Field(1.0, ge=0, le=LARGEST)
+    """Watts of the device while it sends."""
+
+
+class Wireless(Part):
+    """A radio channel of its own for each device, whose rate is Shannon's capacity."""
+
+    kind: Literal["wireless"]
+    """Of the link."""
+    bandwidth: float = Field(1.0, gt=0, le=LARGEST)
+    """MHz of the device's channel, the same both ways."""
+    power: float = Field(0.1, gt=0, le=LARGEST)
+    """Watts that the device radiates while it sends."""
+    server_power: float = Field(1.0, gt=0, le=LARGEST)
+    """Watts that the server radiates on the device's channel."""
+    distance: tuple[Metres, Metres] = Field((10.0, 100.0), strict=False)
+    """Metres to the server, nearest and farthest; devices are spread evenly over that ring."""
+    exponent: float = Field(3.0, ge=1, le=10)
+    """By which power of the distance the signal fades: 2 in free space, 3 to 5 in towns."""
+    loss: float = Field(40.0, ge=0, le=LARGEST)
+    """dB that the signal loses on the first metre; 40 is free space at 2.4 GHz."""
+    noise: float = Field(-174.0, ge=-250, le=0)
+    """dBm/Hz of noise; -174 is what 290 K give."""
+    fading: bool = True
+    """Rayleigh block fading: drawn for each client and round, the same both ways."""
+    latency: float = Field(0.02, ge=0, le=LARGEST)
+    """Seconds that each message takes besides, either way."""
+
+
+class Tier(Part):
+    """A kind of device."""
+
+    name: str = Field("device", pattern=r"^[A-Za-z0-9._-]{1,16}$")
+    """As it is called in results; at most 16 letters and digits."""
+    share: float = Field(1.0, gt=0, le=1)
+    """Of the clients; all shares together are 1."""
+    gflops: float = Field(1.0, gt=0, le=LARGEST)
+    """Billion floating-point operations a second that the device sustains in training."""
+    memory: float | None = Field(None, gt=0, le=LARGEST)
+    """MiB for training; if absent, enough."""
+    keep: float = Field(1.0, gt=0, le=1)
+    """Share of the model that the device takes, in methods that fit the model to the device;
+    others leave it alone."""
+    power: float = Field(5.0, ge=0, le=LARGEST)
+    """Watts of the device while it computes."""
+    link: Fixed | Wireless = Field(Fixed(kind="fixed"), discriminator="kind")
+    """Between the device and the server; `kind` is fixed or wireless."""
+
+
+class Devices(Part):
+    """What the clients' devices are simulated to be; nothing is simulated without tiers."""
+
+    tiers: tuple[Tier, ...] = Field((), strict=False)
+    """Kinds of devices; which client has which is drawn once, so that the shares are met."""
+    server_gflops: float | None = Field(None, gt=0, le=LARGEST)
+    """Billion operations a second of the server, which trains in split methods; if absent, it
+    takes no time."""
+    stragglers: float = Field(0.0, ge=0, le=1)
+    """Share of the clients in each round that compute `slowdown` times as long, by chance."""
+    slowdown: float = Field(5.0, ge=1, le=LARGEST)
+    """How many times as long."""
+    dropouts: float = Field(0.0, ge=0, le=1)
+    """Share of the uploads that are lost on their way, by chance; what they cost is not."""
 
 
 class Settings(Part):
@@ -196,6 +273,7 @@ class Settings(Part):
     method: Method
     exchange: Exchange = Exchange()
     state: State = State()
+    devices: Devices = Devices()
 
     def tree(self) -> Tree:
         """Every setting, defaults included, as plain values."""
@@ -307,34 +385,78 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
+    return found + _impossible(settings.devices)
+
+
+def _impossible(devices: Devices) -> list[str]:
+    """What is wrong with the devices of a run."""
+    found = []
+    names, total = [tier.name for tier in devices.tiers], sum(tier.share for tier in devices.tiers)
+    if names and abs(total - 1) > 1e-6:
+        shares = ", ".join(str(tier.share) for tier in devices.tiers)
+        found.append(f"devices.tiers have shares {shares}: wanted a sum of 1, found {total:.6g}")
+    if len(set(names)) < len(names):
+        found.append(f"devices.tiers have names {', '.join(names)}: wanted each at most once")
+    for place, tier in enumerate(devices.tiers):
+        if isinstance(tier.link, Wireless) and tier.link.distance[0] > tier.link.distance[1]:
+            path, value = f"devices.tiers.{place}.link.distance", written(tier.link.distance)
+            found.append(f"{path} = {value}: wanted the nearest, then the farthest")
+    for name in ("stragglers", "server_gflops"):
+        value = getattr(devices, name)
+        if value and not names:
+            found.append(f"devices.{name} = {value}: wanted devices.tiers, found none")
+    if devices.slowdown != Devices().slowdown and not devices.stragglers:
+        found.append(f"devices.slowdown = {devices.slowdown}: wanted devices.stragglers above 0")
     return found
 
 
 def _sentence(whole: type[Part], problem: Mapping[str, Any]) -> str:
     """What pydantic found wrong, as one sentence in the words of the settings."""
-    path = [str(step) for step in problem["loc"]]
+    steps = [str(step) for step in problem["loc"]]
     if problem["type"] == "extra_forbidden":
-        names = list(_table(whole, path[:-1]).model_fields)
+        table, path = _walk(whole, steps[:-1])
+        names, path = list(table.model_fields), [*path, steps[-1]]
         close = difflib.get_close_matches(path[-1], names, 1)
         guess = f" (did you mean '{close[0]}'?)" if close else ""
         where = f" in [{'.'.join(path[:-1])}]" if path[:-1] else ""
         return f"no setting '{path[-1]}'{where}{guess}; there are: {', '.join(names)}"
+    table, path = _walk(whole, steps)
+    said = f"{'.'.join(path)} = {problem['input']!r}"
     if problem["type"] == "model_type":
-        first = next(iter(_table(whole, path).model_fields))
-        return (
-            f"{'.'.join(path)} = {problem['input']!r}: wanted a table, such as {path[-1]}.{first}"
-        )
+        first = next(iter(table.model_fields))
+        example = f"{{{first} = ...}}" if path[-1].isdigit() else f"{path[-1]}.{first}"
+        return f"{said}: wanted a table, such as {example}"
+    if problem["type"].startswith(("union_tag", "model_attributes")):
+        return f"{said}: wanted a table with kind = {' or '.join(_kinds(table))}"
     wanted = {"tuple_type": "wanted a list"}
     message = wanted.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
-    return f"{'.'.join(path)} = {problem['input']!r}: {message}"
+    return f"{said}: {message}"
 
 
-def _table(whole: type[Part], path: Sequence[str]) -> type[Part]:
-    """The table of settings at that path."""
-    table: Any = whole
-    for step in path:
-        table = table.model_fields[step].annotation
-    return table
+def _walk(whole: type[Part], steps: Sequence[str]) -> tuple[Any, list[str]]:
+    """The type of the settings at a path of pydantic's, and the path as people write it."""
+    kind: Any = whole
+    path = []
+    for step in steps:
+        if _kinds(kind):  # pydantic names the kind, too, that the table says it is of
+            kind = _kinds(kind)[step]
+            continue
+        path.append(step)
+        if get_origin(kind) is tuple:
+            kind = get_args(kind)[0]
+        elif step in getattr(kind, "model_fields", ()):
+            kind = kind.model_fields[step].annotation
+    return kind, path
+
+
+def _kinds(annotation: Any) -> dict[str, type[Part]]:
+    """The tables that a setting may be, by their `kind`; nothing if it is no such setting."""
+    tables = [one for one in get_args(annotation) if _is_part(one) and "kind" in one.model_fields]
+    return {get_args(table.model_fields["kind"].annotation)[0]: table for table in tables}
+
+
+def _is_part(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Part)
 
 
 def read(path: Path) -> Tree:
@@ -354,15 +476,28 @@ def read(path: Path) -> Tree:
 def assign(tree: Tree, path: str, value: Any) -> None:
     """Sets `tree[a][b] = value` for the path `a.b`, making tables on the way.
 
+    In a list of tables a step is a number: `devices.tiers.0.memory`.
+
     Raises:
-        ConfigError: if a step of the path is a value, not a table.
+        ConfigError: if a step of the path is a value, not a table, or beyond the end of a list.
     """
-    *tables, leaf = path.split(".")
-    for step in tables:
-        tree = tree.setdefault(step, {})
-        if not isinstance(tree, dict):
+    *steps, leaf = path.split(".")
+    place: Any = tree
+    for step in steps:
+        place = place.setdefault(step, {}) if isinstance(place, dict) else _item(place, path, step)
+        if not isinstance(place, dict | list):
             raise ConfigError(f"{path}: '{step}' is a setting, not a table")
-    tree[leaf] = value
+    if isinstance(place, list):
+        _item(place, path, leaf)
+        place[int(leaf)] = value
+    else:
+        place[leaf] = value
+
+
+def _item(items: list[Any], path: str, step: str) -> Any:
+    if not step.isdecimal() or int(step) >= len(items):
+        raise ConfigError(f"{path}: wanted a number below {len(items)}, found '{step}'")
+    return items[int(step)]
 
 
 def override(tree: Tree, words: tuple[str, ...]) -> None:
@@ -388,15 +523,37 @@ def describe(kind: type[Part]) -> list[tuple[str, str, str, str]]:
     for name, field in kind.model_fields.items():
         text = _type(field.annotation, field.metadata)
         default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if isinstance(default, Part):
+            default = default.model_dump(exclude_defaults=True)
         rows.append((name, text, written(default), " ".join((field.description or "").split())))
     return rows
+
+
+def inner(kind: type[Part], path: str) -> Iterator[tuple[str, str, type[Part]]]:
+    """The tables inside of the table at that path, at any depth: heading, path and settings."""
+    for name, field in kind.model_fields.items():
+        below, (item, *_) = f"{path}.{name}", (*get_args(field.annotation), None)
+        if get_origin(field.annotation) is tuple and _is_part(item):
+            yield f"[[{below}]]", below, item
+            yield from inner(item, below)
+        for choice, table in _kinds(field.annotation).items():
+            yield f"[{below}] with kind = {choice}", below, table
 
 
 def written(value: Any) -> str:
     """A setting's value as it is written behind `key=`; "absent" if it is not written at all."""
     if value is None:
         return "absent"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return value if isinstance(value, str) else _toml(value)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        inside = (f"{name} = {_toml(one)}" for name, one in value.items() if one is not None)
+        return f"{{{', '.join(inside)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, default=str)
 
 
 def _type(annotation: Any, bounds: Sequence[Any] = ()) -> str:
@@ -407,9 +564,13 @@ def _type(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     if origin is Annotated:
         # A bound stands there as it is, or inside of what pydantic's `Field` gives.
         return _type(inner[0], [b for one in inner[1:] for b in getattr(one, "metadata", [one])])
+    if _kinds(annotation):
+        return f"table: {' | '.join(_kinds(annotation))}"
     if origin in (Union, UnionType):
         return " | ".join(_type(one, bounds) for one in inner if one is not type(None))
     if origin is tuple:
+        if _is_part(inner[0]):
+            return "list of tables"
         length = "" if inner[-1] is Ellipsis else f"{len(inner)} "
         return f"list of {length}{_type(inner[0])}"
     text = getattr(annotation, "__name__", str(annotation))

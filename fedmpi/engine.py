@@ -12,10 +12,11 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from fedmpi import config, models
+from fedmpi import burden, config, models
 from fedmpi.clock import Clock, Phase
 from fedmpi.codec import EVERYONE, Buffer, Message, pack, unpack
 from fedmpi.config import ConfigError, Settings
+from fedmpi.devices import Fleet
 from fedmpi.flat import Flat
 from fedmpi.measure import DOWN, UP, Observer, Outcome
 from fedmpi.population import EVERYONE_ROUND, Population, Wave
@@ -47,10 +48,16 @@ class Engine:
                 "some, such as model.norm = 'batch' of a resnet, or 'averaged'"
             )
         self.trainer = Trainer(settings, self.flat, data, self.population, device)
-        self.observer = Observer(settings, data, self.population, self.trainer)
+        self.fleet = Fleet(settings)
+        self.meter = burden.Meter(settings, data.shape, self.flat)
+        self.observer = Observer(
+            settings, data, self.population, self.trainer, self.fleet, self.meter
+        )
         method = config.module("method", settings.method.name)
         self.server = method.Server(settings, self.trainer)
         self.clients = method.Clients(settings, self.trainer)
+        self.first = EVERYONE_ROUND if self.server.agrees else 0
+        burden.check(self.fleet, self.meter, self.clients, self.first)
         self.room = np.empty(0, np.uint8)
 
     def rounds(self, wire: Wire, clock: Clock) -> Iterator[Outcome | None]:
@@ -62,7 +69,7 @@ class Engine:
         self.hosts = range(wire.size)
         if self.settings.server == "dedicated" and wire.size > 1:
             self.hosts = range(1, wire.size)
-        for t in range(EVERYONE_ROUND if self.server.agrees else 0, self.settings.rounds):
+        for t in range(self.first, self.settings.rounds):
             keeps = self.clients.keeps or self.trainer.keeps
             waves = self.population.waves(t, self.flat.size, self.hosts, keeps)
             self.begin()
@@ -74,12 +81,13 @@ class Engine:
                     self.converse(t, wave)
                 self.collect(t, wave, self.work(t, wave))
             self.step(t)
-            outcome = self.observer.outcome(t, waves, self.server, wire, clock)
+            outcome = self.observer.outcome(t, waves, self.server, self.clients, wire, clock)
             self.is_sound = outcome is None or outcome.finite
             yield outcome
 
     def begin(self) -> None:
         """All ranks together: clocks and accounts at zero."""
+        self.is_void = True
         self.wire.settle()
         self.clock.reset()
         self.wire.reset()
@@ -148,19 +156,24 @@ class Engine:
                 self.clients.backward(t, told)
 
     def collect(self, t: int, wave: Wave, messages: list[Message]) -> None:
-        """Clients -> server: uploads, absorbed in client order."""
+        """Clients -> server: uploads, absorbed in client order, but for those that are lost."""
         uploads = self.hear(messages)
         with self.clock(Phase.SERVE):
             for message in uploads:
-                self.server.absorb(t, message)
+                if not self.fleet.is_lost(t, message.client):
+                    self.server.absorb(t, message)
+                    self.is_void = False
         if self.observer.is_due(t):
             self.observer.judge_locals(wave, self.server, self.wire, self.clock)
 
     def step(self, t: int) -> None:
-        """The server moves the model; in round -1 it closes the agreement instead."""
+        """The server moves the model; in round -1 it closes the agreement instead.
+
+        A round in which all uploads were lost leaves the model as it was, with all of its parts.
+        """
         if t > EVERYONE_ROUND:
             with self.clock(Phase.SERVE):
-                if self.wire.is_root:
+                if self.wire.is_root and not self.is_void:
                     self.server.step(t)
             return
         messages = []

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from fedmpi import layers
 from fedmpi.config import ConfigError
 
+PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""Layers whose weights may be zero for good; all others stay dense."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -106,9 +109,8 @@ class Flat:
 
     def prunable(self) -> Tensor:
         """Which positions are weights of convolutions or linear layers: bool [size]."""
-        kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
         modules = self.stages.named_modules()
-        weights = {f"{name}.weight" for name, module in modules if isinstance(module, kinds)}
+        weights = {f"{name}.weight" for name, module in modules if isinstance(module, PRUNABLE)}
         found = torch.zeros(self.size, dtype=torch.bool)
         for piece in self.parameters:
             found[piece.start : piece.stop] = piece.name in weights

@@ -1,4 +1,7 @@
-"""What is known after a round: bytes, seconds, losses, accuracies. All of it is off the clock."""
+"""What is known after a round: bytes, seconds, losses, accuracies. All of it is off the clock.
+
+Where devices are simulated, what the round would cost on them stands beside it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +12,21 @@ import torch
 from torch import Tensor
 
 from fedmpi import tables
+from fedmpi.burden import HasBurden, Meter
 from fedmpi.clock import Clock, Phase
 from fedmpi.codec import Kind
 from fedmpi.config import Settings
 from fedmpi.data import Dataset
+from fedmpi.devices import Fleet
 from fedmpi.population import EVERYONE_ROUND, Population, Wave
 from fedmpi.train import Trainer
 from fedmpi.wire import Wire
 
 UP, DOWN = 0, 1
 """Directions of a client's bytes, in the order of `tables.DIRECTIONS`."""
-REPORT = np.dtype([("client", "i8"), ("loss", "f8"), ("seconds", "f8"), ("personal", "f8")])
+SPENT = ("flops", "server_flops", "memory")
+"""What a client's round asks of the devices, as `burden` counts it; NaN without devices."""
+REPORT = np.dtype([("client", "i8"), *((n, "f8") for n in ("loss", "seconds", "personal", *SPENT))])
 """What a rank knows of each of its clients after a round."""
 
 
@@ -54,9 +61,16 @@ class Observer:
     """Measures a rank's part of each round; on the root it makes the rows of all tables."""
 
     def __init__(
-        self, settings: Settings, data: Dataset, population: Population, trainer: Trainer
+        self,
+        settings: Settings,
+        data: Dataset,
+        population: Population,
+        trainer: Trainer,
+        fleet: Fleet,
+        meter: Meter,
     ) -> None:
         self.settings, self.population, self.trainer = settings, population, trainer
+        self.fleet, self.meter = fleet, meter
         self.test_x = torch.from_numpy(data.test_x).to(trainer.device)
         self.test_y = torch.from_numpy(data.test_y).to(trainer.device)
         held_out = torch.from_numpy(population.held_out).to(trainer.device)
@@ -73,6 +87,7 @@ class Observer:
     def begin(self) -> None:
         """A round begins: nothing is known."""
         self.account = np.zeros((self.settings.clients, 2, len(Kind)), np.int64)
+        self.messages = np.zeros((self.settings.clients, 2), np.int64)
         self.kept: list[tuple[int, Tensor]] = []
         self.personal: dict[int, float] = {}
 
@@ -85,6 +100,7 @@ class Observer:
         """Adds messages' bytes (int64 [messages, kinds], or one row for all) to their clients."""
         if len(clients) and len(account):
             self.account[list(clients), direction] += account
+            self.messages[list(clients), direction] += 1
 
     def keep(self, client: int, w: Tensor | None) -> None:
         """Sets a trained local model [n], if there is one, aside until all have sent theirs."""
@@ -125,21 +141,30 @@ class Observer:
         return Verdict(mean(right), mean(known), shards)
 
     def outcome(
-        self, t: int, waves: Sequence[Wave], server: HasModel, wire: Wire, clock: Clock
+        self,
+        t: int,
+        waves: Sequence[Wave],
+        server: HasModel,
+        ours: HasBurden,
+        wire: Wire,
+        clock: Clock,
     ) -> Outcome | None:
-        """All ranks' measurements as rows, on the root; None elsewhere."""
+        """All ranks' measurements as rows, on the root; None elsewhere. `ours` are the clients."""
         seconds, verdict = clock.elapsed(), None
         with clock(Phase.EVALUATE):
             if wire.is_root and self.is_due(t) and server.is_global:
                 verdict = self.judge(server.w)
         wire.settle()
-        reports = wire.report(self._report(waves, wire.rank))
+        reports = wire.report(self._report(t, waves, ours, wire.rank))
         moved = wire.report(np.array([wire.up, wire.down]))
         spent = wire.report(clock.seconds)
         if not wire.is_root:
             return None
-        clients = self._client_rows(t, waves, np.concatenate(reports), verdict)
+        report = np.sort(np.concatenate(reports), order="client")
+        clients = self._client_rows(t, waves, report, verdict)
         rounds = self._round_row(t, seconds, clients, verdict)
+        if self.fleet.tiers:
+            self._simulate(t, report, clients, rounds)
         rows = {
             "rounds": rounds,
             "clients": clients,
@@ -148,19 +173,29 @@ class Observer:
         }
         return Outcome(rows, bool(torch.isfinite(server.w).all()))
 
-    def _report(self, waves: Sequence[Wave], rank: int) -> np.ndarray:
+    def _report(self, t: int, waves: Sequence[Wave], ours: HasBurden, rank: int) -> np.ndarray:
         mine = [client for wave in waves for client in wave.on(rank)]
         trainer, nan = self.trainer, np.nan
         rows = [
-            (c, trainer.loss(c), trainer.seconds.get(c, nan), self.personal.get(c, nan))
+            (
+                *(c, trainer.loss(c), trainer.seconds.get(c, nan), self.personal.get(c, nan)),
+                *self._spent(t, ours, c),
+            )
             for c in mine
         ]
         return np.array(rows, REPORT)
 
+    def _spent(self, t: int, ours: HasBurden, client: int) -> tuple[float, float, float]:
+        """The columns `SPENT`, of one client."""
+        if not self.fleet.tiers:
+            return np.nan, np.nan, np.nan
+        burden, meter = ours.burden(t, client), self.meter
+        behind = meter.behind(burden) if ours.converses else 0.0
+        return meter.flops(burden), behind, meter.memory(burden)
+
     def _client_rows(
         self, t: int, waves: Sequence[Wave], report: np.ndarray, verdict: Verdict | None
     ) -> np.ndarray:
-        report = np.sort(report, order="client")
         clients = report["client"]
         rows = tables.empty(tables.CLIENTS, len(clients))
         rows["round"], rows["client"] = t, clients
@@ -179,6 +214,7 @@ class Observer:
         bytes_of = self.account.reshape(len(self.account), -1)
         for column, name in enumerate(tables.BYTES):
             rows[name] = bytes_of[clients, column]
+        rows["lost"] = [self.fleet.is_lost(t, client) for client in clients.tolist()]
         fresh = np.isfinite(rows["personal"])
         self.last_personal[clients[fresh]] = rows["personal"][fresh]
         return rows
@@ -192,12 +228,26 @@ class Observer:
         row["up"], row["down"] = self.account.sum((0, 2))
         if self.is_due(t):
             row["personal_mean"] = mean(self.last_personal[np.isfinite(self.last_personal)])
+        row["lost"] = clients["lost"].sum()
         if verdict is not None:
             shards = verdict.shards[np.isfinite(verdict.shards)]
             row["accuracy"], row["validation"] = verdict.accuracy, verdict.validation
             row["shard_mean"], row["shard_std"] = shards.mean(), shards.std()
             row["shard_min"] = shards.min()
         return row
+
+    def _simulate(self, t: int, report: np.ndarray, rows: np.ndarray, row: np.ndarray) -> None:
+        """Fills in what the round costs on the devices, in the clients' rows and the round's."""
+        clients, flops = report["client"].tolist(), report["flops"]
+        moved, messages = self.account[clients].sum(2), self.messages[clients]
+        rows["tier"] = [self.fleet.tier(client).name for client in clients]
+        rows["flops"], rows["memory"] = flops, report["memory"]
+        for name, column in self.fleet.cost(t, clients, moved, messages, flops).items():
+            rows[name] = column
+        row["flops"], row["server_flops"] = flops.sum(), report["server_flops"].sum()
+        served = self.fleet.serve(float(report["server_flops"].sum()))
+        row["sim_seconds"] = rows["sim_seconds"].max() + served
+        row["sim_joules"] = (rows["sim_compute_joules"] + rows["sim_transmit_joules"]).sum()
 
 
 def _phase_rows(t: int, spent: Sequence[np.ndarray]) -> np.ndarray:

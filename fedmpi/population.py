@@ -171,6 +171,12 @@ class Population:
             return self.settings.local_steps
         return self.settings.epochs * -(-int(self.sizes[client]) // self.settings.batch)
 
+    def seen(self, client: int) -> int:
+        """Samples that those steps learn from, again and again counted again."""
+        size = int(self.sizes[client])
+        passes, steps = divmod(self.steps(client), -(-size // self.settings.batch))
+        return passes * size + steps * self.settings.batch
+
     def waves(self, t: int, floats: int, ranks: Sequence[int], settled: bool) -> list[Wave]:
         """Round `t`'s clients in waves, each spread over the ranks, largest client first.
 

@@ -211,14 +211,17 @@ def _tree() -> Iterator[tuple[str, Sequence[Setting]]]:
         rows = [(f"{table}.{key}", *rest) for key, *rest in config.describe(base)]
         if table not in config.ROOMS:
             yield f"[{table}]", rows
+            for title, path, kind in config.inner(base, table):
+                own = (row for row in config.describe(kind) if row[0] != "kind")
+                yield title, [(f"{path}.{key}", *rest) for key, *rest in own]
             continue
         names, default = config.names(table), config.ROOMS[table][1]
         choice = f"{cleandoc(base.__doc__ or '')} There are: {', '.join(names)}."
         yield f"[{table}]", [(f"{table}.name", "str", default, choice), *rows[1:]]
         for name in names:
-            own = list(_own(table, name))
-            if own:
-                yield f"[{table}] with name = {name}", own
+            settings = list(_own(table, name))
+            if settings:
+                yield f"[{table}] with name = {name}", settings
 
 
 def _is_table(field: Any) -> bool:
@@ -284,8 +287,11 @@ def show_result(path: Path) -> None:
         ("a client's bytes, mean over those that took part", _bytes(found)),
         ("bytes of a rank's buffers, mean over the rounds", _buffers(found)),
         (f"{unit} by phase, {_span(rounds)}", seconds),
+        ("simulated devices, mean over their clients' rounds", _devices(found)),
         ("rounds", _trend(rounds)),
     ):
+        if part is None:
+            continue
         out.print("", Text(title, "bold"), part, sep="\n")
 
 
@@ -496,6 +502,31 @@ def _phases(found: Mapping[str, np.ndarray]) -> tuple[RenderableType, str]:
         table.add_row(rank, *(f"{value * scale:,.2f}" for value in values))
     remark = f"a round: {wall * scale:,.2f}; evaluate and record are no part of it"
     return Group(table, Text(remark, "dim")), unit
+
+
+def _devices(found: Mapping[str, np.ndarray]) -> RenderableType | None:
+    """What a round costs on each kind of device; None if none were simulated, and none lost."""
+    rounds, rows = found["rounds"], found["clients"]
+    if "lost" not in (rows.dtype.names or ()):  # a result of an earlier version
+        return None
+    lost = f"{rows['lost'].sum():,} of {_several((rows['round'] >= 0).sum(), 'upload')} lost"
+    if np.isnan(rounds["sim_seconds"]).all():
+        return Text(f"none; {lost}") if rows["lost"].any() else None
+    table = grid("tier", "clients", "compute", "up", "down", "joules", "MFLOP", "MiB", "lost")
+    for tier in np.unique(rows["tier"]):
+        some = rows[rows["tier"] == tier]
+        regular = some[some["round"] >= 0]
+        spans = (duration(regular[f"sim_{name}"].mean()) for name in ("compute", "up", "down"))
+        joules = (regular["sim_compute_joules"] + regular["sim_transmit_joules"]).mean()
+        numbers = (joules, regular["flops"].mean() / 1e6, some["memory"].max())
+        table.add_row(
+            *(tier.decode(), str(len(np.unique(some["client"]))), *spans),
+            *(f"{value:.3g}" for value in numbers),
+            f"{regular['lost'].mean():.1%}",
+        )
+    total = duration(rounds["sim_seconds"].sum())
+    remark = f"the whole run: {total} simulated, {rounds['sim_joules'].sum():.3g} J, {lost}"
+    return Group(table, Text(remark, "dim"))
 
 
 def _trend(rounds: np.ndarray) -> Table:

@@ -34,15 +34,21 @@ class Purpose(IntEnum):
     """How samples are cropped and flipped; ids: round, client."""
     DROPOUT = 11
     """Random keys of the steps (see `layers.Dropout`); ids: round, client."""
-    ROTATION = 12
+    DEVICE = 12
+    """Which client has which device, and how far away."""
+    CHANNEL = 13
+    """How a client's channel fades; ids: round, client."""
+    FATE = 14
+    """Whether a client's upload is lost, and whether it is slow; ids: round, client."""
+    ROTATION = 15
     """Which clients' images are rotated by which angle."""
-    COLOUR = 13
+    COLOUR = 16
     """How a client's images are coloured; ids: client."""
-    NOISE = 14
+    NOISE = 17
     """The noise of a client's samples; ids: 0 in training or 1 in tests, client."""
-    SHARE = 15
+    SHARE = 18
     """How many of a client's labels are wrong; ids: client."""
-    MISLABEL = 16
+    MISLABEL = 19
     """Which of them, and what stands there instead; ids: client."""
     POSITIONS = 20
     """Which values travel, where both sides draw them; ids: round, client."""

@@ -9,6 +9,8 @@ Columns = dict[str, tuple[str, str]]
 DIRECTIONS = ("up", "down")
 BYTES = [f"{direction}_{kind.name.lower()}" for direction in DIRECTIONS for kind in Kind]
 """A client's bytes: up is from client to server."""
+SIM = "on the simulated device, not measured: "
+"""Begins what is said of columns that are; their names begin with `sim_`."""
 
 ROUNDS: Columns = {
     "round": ("i4", "communication round; -1 is the agreement before the first"),
@@ -33,6 +35,11 @@ ROUNDS: Columns = {
     "up": ("i8", "bytes from the clients, summed over them"),
     "down": ("i8", "bytes to the clients, summed over them"),
     "seconds": ("f8", "wall time of the round, without evaluation and recording"),
+    "lost": ("i4", "clients whose upload was lost: the server never learnt of it"),
+    "flops": ("f8", "of the clients' training, summed over them; NaN without devices"),
+    "server_flops": ("f8", "of the server's training of what lies behind a cut"),
+    "sim_seconds": ("f8", "simulated, not measured: the slowest client's, then the server's"),
+    "sim_joules": ("f8", "simulated, not measured: all clients' for computing and sending"),
 }
 CLIENTS: Columns = {
     "round": ("i4", "communication round; -1 is the agreement before the first"),
@@ -48,6 +55,16 @@ CLIENTS: Columns = {
     ),
     "personal": ("f8", "of its own model, after local training, on the same"),
     **dict.fromkeys(BYTES, ("i8", "bytes of that kind in that direction")),
+    "lost": ("?", "whether its upload was lost: it costs, but the server never learnt of it"),
+    "tier": ("S16", "kind of device; empty without devices"),
+    "flops": ("f8", "of its training, counted on the network that it has; NaN without devices"),
+    "memory": ("f8", "MiB that its training takes: weights, gradients, optimiser, activations"),
+    "sim_compute": ("f8", f"{SIM}seconds of training"),
+    "sim_up": ("f8", f"{SIM}seconds of sending, latencies included"),
+    "sim_down": ("f8", f"{SIM}seconds of receiving, latencies included"),
+    "sim_seconds": ("f8", f"{SIM}the three together"),
+    "sim_compute_joules": ("f8", f"{SIM}energy of training"),
+    "sim_transmit_joules": ("f8", f"{SIM}energy of sending"),
 }
 PHASES: Columns = {
     "round": ("i4", "communication round; -1 is the agreement before the first"),

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.container import ErrorbarContainer
 
-from analysis import compare, frames, groups, tradeoff
+from analysis import compare, frames, groups, panels, tradeoff, trajectory
 from fedmpi import tables
 from fedmpi.record import DONE, Record
 
@@ -375,7 +375,7 @@ def test_many_methods_and_panels(folder: Path) -> None:
     assert box.x1 <= figure.bbox.x1
 
 
-@pytest.mark.parametrize("command", [compare.main, tradeoff.main])
+@pytest.mark.parametrize("command", [compare.main, tradeoff.main, trajectory.main])
 def test_bad_input_is_an_error_that_says_so(command: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path, message in (("empty", "no results"), ("nowhere", "does not exist")):
@@ -385,7 +385,7 @@ def test_bad_input_is_an_error_that_says_so(command: Any, tmp_path: Path) -> Non
     write(tmp_path / "a.h5", settings(), rounds([0.5]), "failed")
     result = run(command, tmp_path / "a.h5")
     assert re.search("no finished run", result.output)
-    assert result.exit_code == (2 if command is tradeoff.main else 0)
+    assert result.exit_code == (0 if command is compare.main else 2)
 
 
 def test_more_bad_input(folder: Path) -> None:
@@ -395,6 +395,124 @@ def test_more_bad_input(folder: Path) -> None:
     result = run(tradeoff.main, folder, "--out", folder / "t.xyz")
     assert result.exit_code == 2
     assert ".pdf" in result.output
+
+
+def simulated(rows: np.ndarray, seconds: float) -> np.ndarray:
+    """The same rounds with devices that took so long, and ten times as many joules."""
+    rows["sim_seconds"], rows["sim_joules"] = seconds, 10 * seconds
+    rows["flops"], rows["lost"] = 7, 1
+    return rows
+
+
+@pytest.fixture
+def simulations(tmp_path: Path) -> Path:
+    """Two seeds of fedavg, of 4 s and 6 s a round; an ssfl of 1 s, which begins with one more."""
+    for seed, seconds, accuracy in ((1, 4.0, [0.2, 0.6, 0.8]), (2, 6.0, [0.4, 0.5, 0.9])):
+        tree = settings(seed=seed)
+        write(tmp_path / f"fedavg{seed}.h5", tree, simulated(rounds(accuracy), seconds))
+    rows = simulated(rounds([0.1, 0.5, 0.7], once=500), 1.0)
+    write(tmp_path / "ssfl.h5", settings("ssfl", sparsity=0.5), rows)
+    return tmp_path
+
+
+def test_what_devices_took_is_summed_up(simulations: Path, folder: Path) -> None:
+    runs = frames.runs(simulations / "ssfl.h5").iloc[0]
+    assert (runs["sim_seconds_total"], runs["sim_joules_total"]) == (4, 40)
+    assert (runs["flops_total"], runs["lost_total"]) == (28, 4)
+    without = frames.runs(folder / "iid" / "fedavg1.h5").iloc[0]
+    assert np.isnan(without["sim_seconds_total"]) and np.isnan(without["flops_total"])
+    found = run(compare.main, simulations).output
+    assert "sim. energy" in found and "4.00 s*" in found and "40.0 J*" in found
+    assert "sim." not in run(compare.main, folder / "iid" / "fedavg1.h5").output
+
+
+def test_results_of_earlier_versions_know_no_devices(simulations: Path) -> None:
+    path = simulations / "ssfl.h5"
+    with h5py.File(path, "r+") as file:
+        rows = file["rounds"][:]
+        known = [n for n in rows.dtype.names if not n.startswith(("sim_", "lost"))]
+        kept = np.empty(len(rows), [(name, rows.dtype[name]) for name in known])
+        for name in known:
+            kept[name] = rows[name]
+        del file["rounds"]
+        file["rounds"] = kept
+    one = frames.runs(path).iloc[0]
+    assert np.isnan(one["sim_seconds_total"]) and np.isnan(one["lost_total"])
+    assert run(compare.main, path).exit_code == 0
+    rows = trajectory.curves(frames.runs(path), frames.rounds(path), "time", "accuracy")
+    assert rows.empty
+
+
+def test_devices_are_settings_and_part_of_the_problem(tmp_path: Path) -> None:
+    """A list of tables: each goes by its number."""
+    for number, up in enumerate((1.0, 2.0)):
+        tiers = [{"name": "a", "link": {"up": up}}, {"name": "b"}]
+        tree = settings() | {"devices": {"tiers": tiers, "dropouts": 0.0}}
+        write(tmp_path / f"{number}.h5", tree, rounds([0.5]))
+    runs = frames.runs(tmp_path)
+    assert frames.varying(runs) == ["devices.tiers.0.link.up"]
+    assert list(runs["devices.tiers.1.name"]) == ["b", "b"]
+    titles = set(groups.summary(runs)["group"])
+    assert titles == {f"iid devices.tiers.0.link.up={up}" for up in (1.0, 2.0)}
+
+
+def test_curves(simulations: Path) -> None:
+    runs, table = frames.runs(simulations), frames.rounds(simulations)
+    fedavg, ssfl = trajectory.curves(runs, table, "time", "accuracy")["curves"]
+    np.testing.assert_allclose(fedavg[0], [[4, 8, 12], [0.2, 0.6, 0.8]])
+    np.testing.assert_allclose(fedavg[1], [[6, 12, 18], [0.4, 0.5, 0.9]])
+    np.testing.assert_allclose(ssfl, [[[2, 3, 4], [0.1, 0.5, 0.7]]])
+    _, ssfl = trajectory.curves(runs, table, "rounds", "accuracy")["curves"]
+    np.testing.assert_allclose(ssfl[0][0], [1, 2, 3])
+    _, ssfl = trajectory.curves(runs, table, "bytes", "shard_min")["curves"]
+    np.testing.assert_allclose(ssfl, [[[2600, 3700, 4800], [0.0, 0.4, 0.6]]])
+    # Both have begun after 6 s, and one has ended after 12; in between each keeps what it has.
+    grid, mean, spread = trajectory.mean(fedavg)
+    np.testing.assert_allclose(grid, [6, 8, 12])
+    np.testing.assert_allclose(mean, [(0.2 + 0.4) / 2, (0.6 + 0.4) / 2, (0.8 + 0.5) / 2])
+    np.testing.assert_allclose(spread, np.array([0.2, 0.2, 0.3]) / 2**0.5)
+    assert [trajectory.met(curve, 0.55) for curve in fedavg] == [8, 18]
+    assert np.isnan(trajectory.met(fedavg[0], 0.85))
+
+
+def test_the_trajectory(simulations: Path) -> None:
+    rows = trajectory.curves(
+        frames.runs(simulations), frames.rounds(simulations), "time", "accuracy"
+    )
+    (panel,) = trajectory.picture(rows, "time", "accuracy", 0.5).axes
+    fedavg, ssfl, target = panel.get_lines()
+    np.testing.assert_allclose(fedavg.get_xydata(), [[6, 30], [8, 50], [12, 65]])
+    np.testing.assert_allclose(ssfl.get_xydata(), [[2, 10], [3, 50], [4, 70]])
+    assert set(target.get_ydata()) == {50}
+    assert fedavg.get_color() != ssfl.get_color()
+    assert panel.get_xscale() == "log"
+    (legend,) = panel.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["fedavg", "ssfl 0.5"]
+    assert trajectory.picture(rows, "rounds").axes[0].get_xscale() == "linear"
+
+
+def test_when_a_target_is_met(simulations: Path) -> None:
+    out = simulations / "deep" / "t.png"
+    result = run(trajectory.main, simulations, "--target", "0.75", "--out", out)
+    assert result.exit_code == 0, result.output
+    lines = [line.split("  ") for line in result.output.splitlines()]
+    cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert ["iid", "fedavg", "15 s", "2 of 2"] in cells
+    assert ["iid", "ssfl 0.5", "never", "0 of 1"] in cells
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_devices_there_is_no_time(folder: Path) -> None:
+    result = run(trajectory.main, folder, "--out", folder / "t.png")
+    assert result.exit_code == 2
+    assert "possible are --x bytes" in " ".join(result.output.split())
+    assert run(trajectory.main, folder, "--x", "bytes", "--out", folder / "t.png").exit_code == 0
+
+
+def test_amounts() -> None:
+    found = [panels.amount(count, panels.BYTES, 3) for count in (0, 12, 1234, 5e6)]
+    assert found == ["0 B", "12 B", "1.23 kB", "5 MB"]
+    assert panels.amount(20, ((1, ""),)) == "20"
 
 
 BLOCKED = """
@@ -409,9 +527,10 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("module", ["compare", "tradeoff"])
+@pytest.mark.parametrize("module", ["compare", "tradeoff", "trajectory"])
 def test_files_are_enough(folder: Path, module: str) -> None:
-    words = ["--out", folder / "t.png"] if module == "tradeoff" else []
+    words = [] if module == "compare" else ["--out", folder / "t.png"]
+    words += ["--x", "rounds"] if module == "trajectory" else []
     command = [sys.executable, "-c", BLOCKED, f"analysis.{module}", folder, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

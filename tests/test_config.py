@@ -36,6 +36,11 @@ def overridden(*words: str, tree: dict[str, Any] | None = None) -> dict[str, Any
     return tree
 
 
+def tier(**settings: Any) -> dict[str, Any]:
+    """A tree with one kind of devices."""
+    return {"devices": {"tiers": [settings]}}
+
+
 def test_nothing_is_enough() -> None:
     settings = config.load({})
     assert isinstance(settings, Settings)
@@ -64,6 +69,21 @@ def test_every_tree_can_be_written_as_text(table: str, name: str) -> None:
             if one is not None:
                 words.append(f"{key}{f'.{leaf}' if leaf else ''}={config.written(one)}")
     assert config.load(overridden(*words)).identity() == settings.identity()
+
+
+def test_devices_can_be_written_as_text() -> None:
+    words = (
+        "devices.tiers=[{name='a', share=0.4, memory=2}, "
+        "{name='b', share=0.6, link={kind='wireless', fading=false}}]"
+    )
+    settings = config.load(overridden(words))
+    text = config.written(settings.tree()["devices"]["tiers"])
+    assert text.startswith('[{name = "a", share = 0.4, ')
+    again = config.load(overridden(f"devices.tiers={text}"))
+    assert again.identity() == settings.identity() != config.load({}).identity()
+    for place, change in ((0, "memory=3.0"), (1, "link.fading=true"), (1, "keep=0.5")):
+        tree = overridden(words, f"devices.tiers.{place}.{change}")
+        assert config.load(tree).identity() != settings.identity()
 
 
 def test_every_error_at_once() -> None:
@@ -97,13 +117,21 @@ def test_every_error_at_once() -> None:
         ({"exchange": {"windw": 3}}, "no setting 'windw' in [exchange] (did you mean 'window'?)"),
         (
             {"method": {"name": "fedprx"}},
-            "method.name = 'fedprx': no such method (did you mean 'fedprox'?); there are: fedavg,",
+            "method.name = 'fedprx': no such method (did you mean 'fedprox'?); there are: dgc, ditto, fedavg,",
         ),
         ({"data": {"name": "xyzzy"}}, "data.name = 'xyzzy': no such data; there are: cifar10,"),
         ({"data": {"name": "__init__"}}, "data.name = '__init__': no such data; there are: "),
         ({"data": {"name": "../models/mlp"}}, "data.name = '../models/mlp': no such data; there"),
         ({"partition": {"name": "dirichlet_balanced"}}, "(did you mean 'dirichlet-balanced'?)"),
-        ({"method": {"name": 3}}, "method.name = 3: no such method; there are: fedavg,"),
+        (tier(gflop=1), "no setting 'gflop' in [devices.tiers.0] (did you mean 'gflops'?); there"),
+        (
+            tier(link={"kind": "fixed", "bandwidth": 1}),
+            "no setting 'bandwidth' in [devices.tiers.0.link]; there are: kind, up, down, latency,",
+        ),
+        (
+            {"method": {"name": 3}},
+            "method.name = 3: no such method; there are: dgc, ditto, fedavg,",
+        ),
         ({"method": {"name": ["topk"]}}, "method.name = ['topk']: no such method"),
     ],
 )
@@ -120,6 +148,23 @@ def test_sentences() -> None:
         ({"model": {"hidden": 8}}, "model.hidden = 8: wanted a list"),
         ({"data": "digits"}, "data = 'digits': wanted a table, such as data.name"),
         ({"state": 5}, "state = 5: wanted a table, such as state.memory"),
+        (tier(link=5), "devices.tiers.0.link = 5: wanted a table with kind = fixed or wireless"),
+        (
+            tier(link={"kind": "x"}),
+            "devices.tiers.0.link = {'kind': 'x'}: wanted a table with kind = fixed or wireless",
+        ),
+        (
+            tier(link={"kind": "fixed", "up": 0.0}),
+            "devices.tiers.0.link.up = 0.0: input should be greater than 0",
+        ),
+        (
+            tier(link={"kind": "wireless", "distance": [1, "2"]}),
+            "devices.tiers.0.link.distance.1 = '2': input should be a valid number",
+        ),
+        (tier(gflops="1"), "devices.tiers.0.gflops = '1': input should be a valid number"),
+        ({"devices": {"tiers": [7]}}, "devices.tiers.0 = 7: wanted a table, such as {name = ...}"),
+        ({"devices": {"tiers": 7}}, "devices.tiers = 7: wanted a list"),
+        ({"devices": 7}, "devices = 7: wanted a table, such as devices.tiers"),
     ):
         assert problem(tree) == sentence
 
@@ -163,6 +208,27 @@ def test_sentences() -> None:
             "lr_min = 0.01: wanted schedule = 'cosine' or schedule = 'restarts', found 'decay'",
         ),
         ("schedule=restarts lr=0.1 lr_min=0.2", "lr_min = 0.2: wanted at most lr = 0.1"),
+        (
+            "devices.tiers=[{share=0.3},{name='b',share=0.3}]",
+            "devices.tiers have shares 0.3, 0.3: wanted a sum of 1, found 0.6",
+        ),
+        (
+            "devices.tiers=[{share=0.5},{share=0.5}]",
+            "devices.tiers have names device, device: wanted each at most once",
+        ),
+        (
+            "devices.tiers=[{link={kind='wireless',distance=[5,1]}}]",
+            "devices.tiers.0.link.distance = [5.0, 1.0]: wanted the nearest, then the farthest",
+        ),
+        ("devices.stragglers=0.1", "devices.stragglers = 0.1: wanted devices.tiers, found none"),
+        (
+            "devices.server_gflops=2.0",
+            "devices.server_gflops = 2.0: wanted devices.tiers, found none",
+        ),
+        (
+            "devices.tiers=[{}] devices.slowdown=2.0",
+            "devices.slowdown = 2.0: wanted devices.stragglers above 0",
+        ),
         (
             "precision=tf32",
             "precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16",
@@ -280,7 +346,7 @@ def test_identity_depends_on_every_setting() -> None:
         *("state.memory=9", "state.folder=/x", "sampling=samples", "sampling=trace trace=a.csv"),
         f"sampling=trace trace=a.csv trace_sha256={'0' * 64}",
         *("skew.rotations=[90]", "skew.colour=0.9", "skew.noise=0.9", "skew.labels=0.9"),
-        "skew.labels_to=0.9",
+        *("skew.labels_to=0.9", "devices.dropouts=0.9"),
     ]
     said = {one.partition("=")[0].partition(".")[0] for word in words for one in word.split(" ")}
     assert said == set(Settings.model_fields), "a new setting needs a word here"
@@ -336,6 +402,18 @@ def test_assign_makes_tables_but_not_of_settings() -> None:
         config.assign(tree, "lr.decay", 1)
 
 
+def test_assign_reaches_into_lists_of_tables() -> None:
+    tree: dict[str, Any] = tier(name="a")
+    config.assign(tree, "devices.tiers.0.link.up", 3)
+    config.assign(tree, "devices.tiers.0.name", "b")
+    assert tree == tier(name="b", link={"up": 3})
+    for path in ("devices.tiers.1.name", "devices.tiers.a.name", "devices.tiers.1"):
+        with pytest.raises(ConfigError, match=f"{path}: wanted a number below 1, found '.'"):
+            config.assign(tree, path, 1)
+    config.assign(tree, "devices.tiers.0", {})
+    assert tree == tier()
+
+
 def test_read(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     text = "lr = 0.5\n[method]\nname = 'topk'\nsparsity = 0.75\n"
@@ -374,6 +452,23 @@ def test_describe() -> None:
     assert rows["channels"][0].startswith("list of 2 int")
 
 
+def test_describe_tables_inside_of_tables() -> None:
+    rows = {row[0]: row[1:] for row in config.describe(config.Devices)}
+    assert rows["tiers"][:2] == ("list of tables", "[]")
+    found = list(config.inner(config.Devices, "devices"))
+    assert [(title, path) for title, path, _ in found] == [
+        ("[[devices.tiers]]", "devices.tiers"),
+        ("[devices.tiers.link] with kind = fixed", "devices.tiers.link"),
+        ("[devices.tiers.link] with kind = wireless", "devices.tiers.link"),
+    ]
+    rows = {row[0]: row[1:] for row in config.describe(found[0][2])}
+    assert rows["link"][:2] == ("table: fixed | wireless", '{kind = "fixed"}')
+    for _, _, kind in found:
+        for setting, form, default, text in config.describe(kind):
+            assert form and text.endswith("."), setting
+            assert default != "absent" or setting in ("kind", "memory")
+
+
 @every_choice
 def test_every_setting_is_explained_and_has_a_default(table: str, name: str) -> None:
     kind = config.schema(table, name)
@@ -388,4 +483,6 @@ def test_every_setting_is_explained_and_has_a_default(table: str, name: str) -> 
 def test_every_setting_of_a_run_is_explained() -> None:
     for setting, form, _, text in config.describe(Settings):
         assert form
-        assert text.endswith(".") or setting in (*ROOMS, "skew", "exchange", "state"), setting
+        assert text.endswith(".") or setting in (*ROOMS, "skew", "exchange", "state", "devices"), (
+            setting
+        )

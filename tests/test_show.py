@@ -143,7 +143,7 @@ def test_data_sets_are_found_or_not(said: Any, here: Path) -> None:
 def test_settings_are_all_there(said: Any) -> None:
     found = said(show_list, "settings", None)
     for key, kind, default, _ in config.describe(config.Settings):
-        if key not in {*config.ROOMS, "skew", "exchange", "state"}:
+        if key not in {*config.ROOMS, "skew", "exchange", "state", "devices"}:
             assert re.search(rf"^{key}  +{re.escape(kind)}  +{re.escape(default)} ", found, re.M)
     for table in (*config.ROOMS, "exchange"):
         assert f"\n[{table}]\n" in found
@@ -161,6 +161,9 @@ def test_settings_are_all_there(said: Any) -> None:
         ("method", "method.error_feedback", "rounds"),
         ("method.sparsity", "with name = ssfl", "error_feedback"),
         ("exchange", "exchange.window", "method"),
+        ("devices", "devices.tiers.link.exponent", "exchange"),
+        ("devices.tiers.link", "with kind = wireless", "gflops"),
+        ("devices.dropouts", "Share of the uploads", "tiers"),
     ],
 )
 def test_some_settings(name: str, there: str, elsewhere: str, said: Any) -> None:
@@ -350,6 +353,33 @@ def test_how_it_went(said: Any) -> None:
     trend = table(found, "rounds")
     assert [int(row[0]) for row in trend[1:]] == [1, 3, 5, 7, 9, 12, 14, 16, 18, 20]
     assert trend[2] == ["3", "8.000", "0.120", "0.880", "0.500", "0.750", "5 kB", "10 kB", "3 ms"]
+
+
+def test_devices(said: Any) -> None:
+    path = write(Path("a.h5"), 4, once=True)
+    assert "devices" not in said(show_result, path).split("rounds\n")[-1]
+    with h5py.File(path, "r+") as file:
+        clients, rounds = file["clients"][:], file["rounds"][:]
+        clients["tier"] = np.where(clients["client"] < 2, b"sensor", b"a-name-of-16-let")
+        clients["lost"] = (clients["client"] == 0) & (clients["round"] > 1)
+        file["clients"][:] = clients
+    assert words("devices, mean over their clients' rounds\nnone; 2 of 20 uploads lost") in words(
+        said(show_result, path)
+    )
+    with h5py.File(path, "r+") as file:
+        for name, value in (("compute", 0.5), ("up", 2.0), ("down", 0.001)):
+            clients[f"sim_{name}"] = np.where(clients["round"] < 0, 99, value)
+        clients["sim_compute_joules"], clients["sim_transmit_joules"] = 3, clients["client"]
+        clients["flops"], clients["memory"] = 5e6, np.where(clients["round"] < 0, 8, 4)
+        rounds["sim_seconds"], rounds["sim_joules"] = 3, 25
+        file["clients"][:], file["rounds"][:] = clients, rounds
+    assert table(said(show_result, path), "simulated devices, mean over their clients' rounds") == [
+        ["tier", "clients", "compute", "up", "down", "joules", "MFLOP", "MiB", "lost"],
+        ["a-name-of-16-let", "3", "500 ms", "2 s", "1 ms", "6", "5", "8", "0.0%"],
+        ["sensor", "2", "500 ms", "2 s", "1 ms", "3.5", "5", "8", "25.0%"],
+        ["the whole run: 15 s simulated, 125 J, 2 of 20 uploads lost"],
+    ]
+    assert max(map(len, said(show_result, path).splitlines())) <= 80
 
 
 def test_many_ranks_are_summed_up(said: Any) -> None:

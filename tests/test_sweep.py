@@ -13,8 +13,11 @@ from click.testing import CliRunner, Result
 from fedmpi import launch, record, tables
 from fedmpi.__main__ import main
 from fedmpi.config import ConfigError
+from fedmpi.engine import Engine
 from fedmpi.sweep import Sweep, members
 
+FILES = sorted((Path(__file__).parents[1] / "jobs" / "sweeps").glob("*.toml"))
+"""The studies that come along."""
 QUICK = """
 [base]
 rounds = 3
@@ -316,3 +319,23 @@ def test_a_launcher_that_never_works_is_not_tried_for_ever(
     write("seed = [1, 2, 3]")
     assert sweep("--ranks", "3").exit_code == 1
     assert len(started) == 4
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_studies_that_come_along(file: Path) -> None:
+    """All of their settings are right, and a run of each method could begin."""
+    found = {member.settings.method.name: member.settings for member in members(file)}
+    assert {"fedavg", "topk", "ssfl", "splitfed"} <= found.keys()
+    for settings in found.values():
+        Engine(settings)
+
+
+def test_devices_too_small_for_all_but_a_front() -> None:
+    (file,) = (file for file in FILES if file.stem == "constrained-devices")
+    small = members(file, ("devices.tiers.0.memory=0.2",))
+    for settings in {member.settings.method.name: member.settings for member in small}.values():
+        if settings.method.name == "splitfed":
+            Engine(settings)
+        else:
+            with pytest.raises(ConfigError, match="is a 'sensor': wanted at most its memory"):
+                Engine(settings)

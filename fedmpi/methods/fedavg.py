@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedmpi import config, sparse
+from fedmpi.burden import Burden
 from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import Settings
 from fedmpi.train import Adjust, Trainer
@@ -91,6 +92,7 @@ class Clients:
         method: the settings in `[method]`; a method narrows their type to its own.
         start: the model at which local training starts, [n].
         still: positions in it of running statistics, int64; there may be none.
+        held: the network that a client has, or its part of it.
         adjust: a method that changes gradients has this hook, `adjust(clients, w, g)`; it is called
             before each step and changes g [k, n], of models w [k, n], in place.
     """
@@ -105,6 +107,7 @@ class Clients:
         self.trainer, self.flat = trainer, trainer.flat
         self.start = torch.zeros(self.flat.size, device=trainer.device)
         self.still = self.flat.still.to(trainer.device)
+        self.held = self.flat
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Takes what all of this rank's active clients were told."""
@@ -138,6 +141,12 @@ class Clients:
     def agree(self, blocks: Sequence[Block]) -> None:
         """Takes what the server closed round -1 with."""
         raise NotImplementedError
+
+    def burden(self, t: int, client: int) -> Burden:
+        """What the client trains in round t, to estimate what a device spends; one batch in -1."""
+        population, batch = self.trainer.population, self.settings.batch
+        batch = min(batch, int(population.sizes[client]))
+        return Burden(self.held, population.seen(client) if t >= 0 else batch, batch)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """The client's whole local model [n], to measure its accuracy; None if it has no such."""

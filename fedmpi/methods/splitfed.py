@@ -4,7 +4,8 @@ C. Thapa, P. C. Mahawaga Arachchige, S. Camtepe, L. Sun, *SplitFed: When Federat
 Split Learning*, AAAI 2022, arXiv 2004.12088, algorithms 1 and 2.
 
 `v1` keeps a copy of the back for each client and averages the copies after the round; `v2` has one
-back, which the clients' batches train one after the other, in an order drawn each round.
+back, which the clients' batches train one after the other, in an order drawn each round. Where a
+client's upload is lost, its copy counts as little as its front; v2's back has learnt all the same.
 Differs from the paper: all clients take each step together, so that v2 meets one batch of every
 client in turn, not all batches of one client (of each client of a wave, where `exchange.window` is
 too small for all at once: it matters to v2, and to nothing else); fronts and copies are averaged by
@@ -126,9 +127,10 @@ class Server(fedavg.Server):
             self.w[self.front :] = self.copies.rows.w[0]
 
     def personal(self, client: int) -> Tensor | None:
-        """The client's front and its back together."""
-        front = self.w[: self.front] + self.fronts[client]
-        return torch.cat([front, self.back(client)])
+        """The client's front and its back together; None if its front was lost."""
+        if client not in self.fronts:
+            return None
+        return torch.cat([self.w[: self.front] + self.fronts[client], self.back(client)])
 
     def back(self, client: int) -> Tensor:
         """The client's back; v2's only one."""
@@ -141,7 +143,7 @@ class Clients(fedavg.Clients):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.front, _ = self.method.halves(self.flat)
+        self.front = self.held = self.method.halves(self.flat)[0]
         self.fronts = Lockstep(trainer, self.front)
         self.left: dict[int, Iterator[Batch]] = {}
 

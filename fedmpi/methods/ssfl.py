@@ -13,12 +13,14 @@ Differs from the code: the gradient-norm clip sees the masked gradient, not the 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config, sparse
+from fedmpi.burden import Burden
 from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg
@@ -105,6 +107,10 @@ class Clients(fedavg.Clients):
             return [sparse.block(Kind.GRADIENT, w[self.prunable])]
         update = w[self.active] - self.start[self.active]
         return [sparse.block(Kind.GRADIENT, update, self.flat.size)]
+
+    def burden(self, t: int, client: int) -> Burden:
+        """All of the model for the scores, what is not pruned afterwards."""
+        return replace(super().burden(t, client), kept=None if t < 0 else self.mask)
 
     def agree(self, blocks: Sequence[Block]) -> None:
         """Learns the mask."""

@@ -1,0 +1,120 @@
+"""What the pictures share: panels side by side, one a group; lines that are told apart; units."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
+"""Told apart by all kinds of eyes: M. Okabe, K. Ito, *Color Universal Design*, 2008."""
+MARKERS = "osD^vPXph<>"
+MEASURES = {
+    "accuracy": "accuracy on the test set (%)",
+    "shard_mean": "mean accuracy on clients' test shards (%)",
+    "shard_min": "lowest accuracy on a client's test shard (%)",
+    "personal_mean": "mean accuracy of clients' local models (%)",
+}
+"""Which accuracy: what it is."""
+Units = Sequence[tuple[float, str]]
+"""Sizes of units and their names, the largest first."""
+BYTES: Units = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
+WIDTH = 8.0
+"""Inches; text is 9 points high."""
+CROWD = 6
+"""So many lines need wider panels."""
+STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 9, "figure.labelsize": 9}
+STYLED = rc_context(STYLE)
+"""Around whatever draws."""
+
+
+def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each; of coprime lengths: a colour twice has another marker."""
+    return {name: (COLOURS[i % 7], MARKERS[i % 11]) for i, name in enumerate(names)}
+
+
+def figure(titles: Sequence[str], lines: int) -> tuple[Figure, list[Axes]]:
+    """A figure with a dressed panel for each title, with common axes, for so many lines."""
+    wide = min(len(titles), 3 if lines < CROWD else 2)
+    high = -(-len(titles) // wide)
+    width = WIDTH if wide > 1 else 0.7 * WIDTH
+    found = Figure(figsize=(width, 1.1 + 2.7 * high), layout="constrained")
+    every = list(found.subplots(high, wide, sharex=True, sharey=True, squeeze=False).flat)
+    for place, panel in enumerate(every):
+        panel.margins(0.07, 0.1)
+        panel.set_axisbelow(True)
+        panel.grid(color="0.92", linewidth=0.8)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_visible(place < len(titles))
+        # Above a gap in the last row, nobody else labels the axis.
+        panel.tick_params(labelbottom=place + wide >= len(titles))
+    shown = every[: len(titles)]
+    for panel, title in zip(shown, titles, strict=True):
+        panel.set_title(textwrap.fill(title, 100 // wide))
+    return found, shown
+
+
+def legend(figure: Figure, handles: Mapping[str, Artist], title: str | None = None) -> None:
+    """Above the panels, where it covers nothing; in as many columns as there is room for."""
+    room = 72 * figure.get_figwidth() / (50 + 5 * max(map(len, handles)))
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside upper center",
+        ncols=max(1, min(len(handles), int(room))), frameon=False, handlelength=3, title=title,
+    )  # fmt: skip
+
+
+def measure_label(measure: str, at: str = "last") -> str:
+    """What stands beside an axis of accuracies, of the `last` or the `best` round."""
+    return MEASURES[measure] + ("\nin the best validation round" if at == "best" else "")
+
+
+def scale(panel: Axes, units: Units) -> None:
+    """A logarithmic axis whose ticks bear units: powers of ten, and between if there is room."""
+    panel.set_xscale("log")
+    low, high = panel.get_xlim()
+    place = panel.get_subplotspec()
+    is_alone = place is not None and place.get_gridspec().ncols == 1
+    between = (1.0, 2.0, 5.0) if high < (100 if is_alone else 15) * low else (1.0,)
+    panel.xaxis.set_major_locator(LogLocator(subs=between))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda count, _: amount(count, units)))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+
+
+def amount(count: float, units: Units, digits: int = 6) -> str:
+    """A number in the largest unit that is no larger than it."""
+    size, unit = next((pair for pair in units if count >= pair[0]), units[-1])
+    return f"{count / size:.{digits}g} {unit}".rstrip()
+
+
+ACCURACY = click.option(
+    "--accuracy", "measure", type=click.Choice(list(MEASURES)), default="accuracy",
+    show_default=True, help="Of the global model, on shards of it, or of the clients' own models.",
+)  # fmt: skip
+
+
+def out(name: str) -> Callable[[Any], Any]:
+    """The option that says where a picture goes; by default to `name`."""
+    return click.option(
+        "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path(name),
+        show_default=True, help="The picture: .png, .pdf or .svg.",
+    )  # fmt: skip
+
+
+def save(draw: Callable[[], Figure], out: Path) -> None:
+    """Writes the picture that `draw` makes.
+
+    Raises:
+        click.UsageError: if the file's name says none of the known formats.
+    """
+    if out.suffix not in (".png", ".pdf", ".svg"):
+        raise click.UsageError(f"--out {out}: wanted a name that ends in .png, .pdf or .svg")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Type 42: letters stay letters in a PDF.
+    with rc_context({"pdf.fonttype": 42}):
+        draw().savefig(out, dpi=200)

@@ -1,0 +1,192 @@
+"""Accuracy on its way: over simulated time, simulated energy, bytes or rounds; and when it is met.
+
+One panel a group (see `groups`), one line a method and sparsity: after each round the accuracy,
+over what all rounds so far took, one before the first included. Runs that differ in their seed
+alone are one line, from where all of them have begun to where one of them ends: their mean, in a
+band of the sample standard deviation. Between two rounds a run has the accuracy of the first.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from rich.console import Console
+from rich.table import Table
+
+from analysis import frames, panels
+from analysis.compare import PATHS, read
+from analysis.groups import ROW, is_unset, labelled
+
+SECONDS: panels.Units = ((1, "s"), (1e-3, "ms"), (1e-6, "µs"))
+JOULES: panels.Units = ((1e6, "MJ"), (1e3, "kJ"), (1, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
+WAYS: dict[str, tuple[tuple[str, ...], str, panels.Units]] = {
+    "time": (("sim_seconds",), "simulated time", SECONDS),
+    "energy": (("sim_joules",), "simulated energy of the clients", JOULES),
+    "bytes": (("up", "down"), "bytes to and from the clients", panels.BYTES),
+    "rounds": ((), "rounds", ((1, ""),)),
+}
+"""What accuracy stands over: the sum of columns of the table `rounds`; what it is; its units."""
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+"""A method's sparsities, the least first."""
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""A run: what its rounds have taken, ascending, [r]; and the accuracy after each of them, [r]."""
+
+
+def curves(runs: pd.DataFrame, rounds: pd.DataFrame, way: str, measure: str) -> pd.DataFrame:
+    """The finished runs' curves, a row a line.
+
+    Args:
+        runs: as from `frames.runs`.
+        rounds: of the same files, as from `frames.rounds`.
+        way: what accuracy stands over, a key of `WAYS`.
+        measure: which accuracy, a key of `panels.MEASURES`.
+
+    Returns:
+        `group`, `variant` and `sparsity` as in `groups.labelled`, and `curves`, a list. A run that
+        knows nothing of the way is left out.
+    """
+    known = labelled(runs)
+    finished = known[known["reason"] == ""]
+    found = []
+    for _, some in finished.groupby(ROW, sort=False, dropna=False):
+        mine = [_curve(rounds[rounds["path"] == path], way, measure) for path in some["path"]]
+        mine = [curve for curve in mine if len(curve[0])]
+        if mine:
+            found.append({name: some[name].iloc[0] for name in ROW} | {"curves": mine})
+    return pd.DataFrame(found, columns=[*ROW, "curves"])
+
+
+def _curve(rounds: pd.DataFrame, way: str, measure: str) -> Curve:
+    rounds, columns = rounds.sort_values("round"), WAYS[way][0]
+    if not set(columns) <= set(rounds.columns):  # results of an earlier version
+        return np.empty(0), np.empty(0)
+    spent = rounds[list(columns)].sum(axis=1, skipna=False).cumsum() if columns else None
+    x = (rounds["round"] + 1 if spent is None else spent).to_numpy(float)
+    y = rounds[measure].to_numpy(float)
+    is_there = np.isfinite(x) & np.isfinite(y)
+    return x[is_there], y[is_there]
+
+
+def mean(some: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What runs have taken, [r], where all of them have an accuracy; its mean and deviation."""
+    first, last = max(x[0] for x, _ in some), min(x[-1] for x, _ in some)
+    grid = np.unique(np.concatenate([x for x, _ in some]))
+    grid = grid[(grid >= first) & (grid <= last)]
+    values = np.stack([y[np.searchsorted(x, grid, side="right") - 1] for x, y in some])
+    spread = values.std(0, ddof=1) if len(some) > 1 else np.zeros(len(grid))
+    return grid, values.mean(0), spread
+
+
+def met(curve: Curve, target: float) -> float:
+    """What the run had taken when it first was as accurate as `target`; NaN if it never was."""
+    x, y = curve
+    places = np.flatnonzero(y >= target)
+    return float(x[places[0]]) if len(places) else np.nan
+
+
+def name(row: pd.Series) -> str:
+    """A line's name in the legend."""
+    sparsity = "" if is_unset(row["sparsity"]) else f" {row['sparsity']:g}"
+    return f"{row['variant']}{sparsity}"
+
+
+@panels.STYLED
+def picture(
+    rows: pd.DataFrame, way: str, measure: str = "accuracy", target: float | None = None
+) -> Figure:
+    """Draws `curves` of at least one row.
+
+    Args:
+        rows: the curves.
+        way: what they stand over, a key of `WAYS`.
+        measure: which accuracy it is, a key of `panels.MEASURES`.
+        target: an accuracy to mark; a share.
+    """
+    _, label, units = WAYS[way]
+    groups = [(str(title), some) for title, some in rows.groupby("group", sort=False)]
+    looks = panels.looks([str(one) for one in dict.fromkeys(rows["variant"])])
+    dashes: dict[Any, Any] = {}
+    for variant, some in rows.groupby("variant", sort=False):
+        sparsities = sorted(some["sparsity"].dropna().unique())
+        dashes |= {(variant, one): DASHES[i % len(DASHES)] for i, one in enumerate(sparsities)}
+    figure, shown = panels.figure([title for title, _ in groups], len(rows))
+    lines: dict[str, Line2D] = {}
+    for panel, (_, some) in zip(shown, groups, strict=True):
+        for _, row in some.iterrows():
+            x, y, spread = (np.asarray(one) for one in mean(row["curves"]))
+            colour = looks[row["variant"]][0]
+            dash = dashes.get((row["variant"], row["sparsity"]), "-")
+            y, spread = 100 * y, 100 * spread
+            # Steps, because nothing is known between two rounds.
+            (lines[name(row)],) = panel.step(
+                x, y, where="post", color=colour, linestyle=dash, linewidth=1.4
+            )
+            if spread.any():
+                panel.fill_between(
+                    x, y - spread, y + spread, step="post", color=colour, alpha=0.15, linewidth=0
+                )
+        if target is not None:
+            panel.axhline(100 * target, color="0.5", linewidth=0.8, linestyle=":", zorder=1)
+    if way != "rounds":
+        panels.scale(shown[0], units)
+    figure.supxlabel(label)
+    figure.supylabel(panels.MEASURES[measure])
+    is_sparse = bool(rows["sparsity"].notna().any())
+    panels.legend(figure, lines, "numbers behind names: sparsity" if is_sparse else None)
+    return figure
+
+
+def table(rows: pd.DataFrame, way: str, target: float) -> Table:
+    """What each line took until it first was as accurate as `target`: mean over its runs."""
+    _, label, units = WAYS[way]
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for head, side in (("", "left"), ("method", "left"), (label, "right"), ("runs", "right")):
+        found.add_column(head, justify=side)  # type: ignore[arg-type]
+    for _, row in rows.iterrows():
+        when = np.array([met(curve, target) for curve in row["curves"]])
+        there = when[np.isfinite(when)]
+        text = panels.amount(float(there.mean()), units, digits=3) if len(there) else "never"
+        found.add_row(row["group"], name(row), text, f"{len(there)} of {len(when)}")
+    return found
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@PATHS
+@click.option(
+    "--x", "way", type=click.Choice(list(WAYS)), default="time", show_default=True,
+    help="What accuracy stands over; time and energy are those of simulated devices.",
+)  # fmt: skip
+@panels.ACCURACY
+@click.option(
+    "--target", type=click.FloatRange(0, 1), metavar="SHARE",
+    help="Say when each method first was so accurate, such as 0.9, and mark it.",
+)  # fmt: skip
+@panels.out("trajectory.png")
+def main(paths: tuple[Path, ...], way: str, measure: str, target: float | None, out: Path) -> None:
+    """Draw accuracy on its way for the results in PATH... (files, or folders at any depth).
+
+    Only finished runs count; analysis.compare lists the others.
+    """
+    rows = curves(read(paths), frames.rounds(paths), way, measure)
+    if rows.empty:
+        raise click.UsageError(
+            f"no finished run that knows its {WAYS[way][1]}; time and energy need devices.tiers, "
+            "possible are --x bytes and --x rounds; python -m analysis.compare lists what there is"
+        )
+    panels.save(lambda: picture(rows, way, measure, target), out)
+    if target is not None:
+        width = shutil.get_terminal_size(fallback=(120, 24)).columns
+        console = Console(width=width, highlight=False, markup=False, emoji=False)
+        console.print(f"accuracy {target:g} first met after", table(rows, way, target), sep="\n")
+    print(out)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m analysis.trajectory")

@@ -1,0 +1,187 @@
+"""What training asks of a device: FLOPs, counted by torch, and memory, measured on a batch.
+
+Conventions. FLOPs are those of convolutions and matrix products, of which a multiplication and an
+addition are two; biases, norms, activations and pooling count nothing. A step of training has three
+times as many for each sample as its way forward. Of a masked weight nothing counts, on the way
+forward or back, whether or not there is hardware that profits: SSFL and DisPFL count so. Memory is
+that of float32 weights, their gradients, the optimiser's state, and all that autograd keeps of a
+batch; a mask costs a bit a position besides. What a method keeps beside these (the round's model, a
+residual) is not in it, nor are libraries.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from fedmpi.config import ConfigError, Settings
+from fedmpi.devices import Fleet
+from fedmpi.flat import PRUNABLE, Flat, Piece
+
+TRAINING = 3
+"""A step's FLOPs over those of the way forward: the loss's gradients by inputs and by weights."""
+MIB = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Burden:
+    """What one client trains in a round.
+
+    Attributes:
+        flat: the network that samples go into: whole, a front, or a narrower one; always the same
+            object for the same network, which is counted once.
+        samples: how often a sample goes through it, forward and back.
+        batch: samples in its largest step.
+        kept: which positions of it are not pruned, nonzero where they are kept, [flat.size]; None
+            if all are.
+    """
+
+    flat: Flat
+    samples: int
+    batch: int
+    kept: Tensor | None = None
+
+
+class HasBurden(Protocol):
+    """The clients' half of a method, as far as a device is concerned."""
+
+    converses: bool
+
+    def burden(self, t: int, client: int) -> Burden:
+        """See `methods.fedavg.Clients.burden`."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """FLOPs of one sample's way through a network.
+
+    Attributes:
+        all: of them.
+        layers: the weights of convolutions and linear layers, and the layer's share of all.
+    """
+
+    all: int
+    layers: list[tuple[Piece, int]]
+
+
+class Meter:
+    """Counts, each network once."""
+
+    def __init__(self, settings: Settings, shape: tuple[int, ...], whole: Flat) -> None:
+        self.settings, self.shape, self.whole = settings, shape, whole
+        self.forwards: dict[Flat, Forward] = {}
+        self.activations: dict[tuple[Flat, int], int] = {}
+
+    def flops(self, burden: Burden) -> float:
+        """Of a client's training in a round: three times its samples' ways forward."""
+        forward = self._forward(burden.flat)
+        flops = float(forward.all)
+        if burden.kept is not None:
+            for piece, own in forward.layers:
+                kept = int(piece.of(burden.kept).count_nonzero()) / piece.shape.numel()
+                flops -= own * (1 - kept)
+        return TRAINING * burden.samples * flops
+
+    def behind(self, burden: Burden) -> float:
+        """FLOPs of training the rest of the whole network on what comes out of a client's front."""
+        rest = self._forward(self.whole).all - self._forward(burden.flat).all
+        return float(TRAINING * burden.samples * rest)
+
+    def memory(self, burden: Burden) -> float:
+        """MiB that training takes at its peak."""
+        key, size = (burden.flat, burden.batch), burden.flat.size
+        if key not in self.activations:
+            self.activations[key] = activations(burden.flat, self._batch(burden.batch))
+        kept = size if burden.kept is None else int(burden.kept.count_nonzero())
+        mask = 0.0 if burden.kept is None else size / 8
+        # Weights and gradients; momentum is one more, Adam's means are two.
+        settings = self.settings
+        vectors = 4 if settings.optimizer == "adam" else 2 + (settings.momentum > 0)
+        return (4 * vectors * kept + mask + self.activations[key]) / MIB
+
+    def _batch(self, samples: int) -> Tensor:
+        return torch.zeros(samples, *self.shape)
+
+    def _forward(self, flat: Flat) -> Forward:
+        if flat not in self.forwards:
+            self.forwards[flat] = forward(flat, self._batch(1))
+        return self.forwards[flat]
+
+
+def forward(flat: Flat, x: Tensor) -> Forward:
+    """FLOPs of a network on one sample [1, ...], as it is judged."""
+    # Here, because a GPU's torch loads its compiler for it, which most runs have no use for.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = flat.network(flat.initial.clone()).train(False)
+    pieces = {piece.name: piece for piece in flat.parameters}
+    spent: dict[str, int] = {}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+
+        def listen(name: str, layer: nn.Module) -> None:
+            def before(*_: Any) -> None:
+                spent[name] = spent.get(name, 0) - counter.get_total_flops()
+
+            def after(*_: Any) -> None:
+                spent[name] += counter.get_total_flops()
+
+            layer.register_forward_pre_hook(before)
+            layer.register_forward_hook(after)
+
+        for name, layer in network.named_modules():
+            if isinstance(layer, PRUNABLE):
+                listen(f"{name}.weight", layer)
+        network(x)
+    layers = [(pieces[name], flops) for name, flops in spent.items() if name in pieces]
+    return Forward(counter.get_total_flops(), layers)
+
+
+def activations(flat: Flat, x: Tensor) -> int:
+    """Bytes that autograd keeps of a batch [B, ...] on its way forward, that of the loss aside.
+
+    Each piece of memory counts once, however many tensors lie in it; parameters do not count.
+    """
+    network = flat.network(flat.initial.clone(), flat.aside.clone()).train(True)
+    ours = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in ours:
+            kept[place] = tensor
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(x)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def check(fleet: Fleet, meter: Meter, clients: HasBurden, first: int) -> None:
+    """Refuses clients whose devices cannot hold what they are to train.
+
+    Args:
+        fleet: the devices.
+        meter: counts.
+        clients: a method's.
+        first: the first round.
+
+    Raises:
+        ConfigError: with a sentence for each kind of device that is too small for some client.
+    """
+    worst: dict[str, tuple[float, int]] = {}
+    for client, tier in fleet.owners():
+        if tier.memory is not None:
+            need = meter.memory(clients.burden(first, client))
+            if need > max(tier.memory, worst.get(tier.name, (0.0, 0))[0]):
+                worst[tier.name] = need, client
+    way = "an earlier cut" if clients.converses else "a method that splits the model"
+    problems = [
+        f"devices.tiers: client {client} is a '{name}': wanted at most its memory, "
+        f"{fleet.tier(client).memory:g} MiB; found {need:.3g} MiB for training with batch = "
+        f"{meter.settings.batch}; possible: more memory, a smaller batch or model, or {way}"
+        for name, (need, client) in worst.items()
+    ]
+    if problems:
+        raise ConfigError(*problems)
