@@ -91,7 +91,7 @@ def _owners(folder: Path) -> list[Path]:
     """QMNIST's two files, if they are beside MNIST's as in torchvision's folders, or nearer."""
     for above in (folder, folder.parent, folder.parent.parent):
         for below in ("", "raw", "QMNIST", "QMNIST/raw"):
-            if either(above / below, OWNERS[0]) is not None:
+            if any(either(above / below, name) for name in OWNERS):
                 return [one(above / below, name) for name in OWNERS]
     return []
 
