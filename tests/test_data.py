@@ -1,5 +1,6 @@
 """Data sets are what they should be: classes, shapes, statistics, owners."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -10,12 +11,15 @@ import pydantic
 import pytest
 
 from fedmpi import data
-from fedmpi.data import cifar10, digits, mnist, synthetic
+from fedmpi.data import cifar10, cifar100, digits, mnist, synthetic, tiny_imagenet
 from fedmpi.files import DataError
+from fedmpi.layouts import jpeg as jpeg_layout
 from tests.made import (
     SHARED,
+    WNIDS,
     binary,
     idx,
+    jpeg,
     pictures,
     python2,
     python3,
@@ -24,8 +28,10 @@ from tests.made import (
     sound,
     write,
     write_cifar10,
+    write_cifar100,
     write_idx,
     write_qmnist,
+    write_tiny_imagenet,
     writers,
 )
 
@@ -251,3 +257,173 @@ def test_a_file_of_writers_that_is_cut(root: Path) -> None:
     write(root / mnist.OWNERS[0], idx(TRAIN)[:-4])
     with pytest.raises(DataError, match=r"train.*wanted 108 bytes for its 3 records, found 104"):
         read(mnist, root)
+
+
+# ---- CIFAR-100
+
+LAYOUTS = pytest.mark.parametrize(
+    ("pack", "layout", "suffix"),
+    [
+        (binary, "cifar-100-binary", ".bin"),
+        (python2, "cifar-100-python", ""),
+        (python3(2, str.encode), "cifar-100-python", ""),
+    ],
+    ids=["bin", "py", "py by Python 3 in bytes"],
+)
+
+
+@LAYOUTS
+def test_cifar100(root: Path, pack: Callable[..., bytes], layout: str, suffix: str) -> None:
+    write_cifar100(root / layout, pack, suffix)
+    fine, coarse = read(cifar100, root), read(cifar100, root, labels="coarse")
+    for found in (fine, coarse):
+        sound(found, (3, 32, 32), 3, 1)
+        pixels = pictures(3, 1).reshape(3, 3, 32, 32) / 255
+        for channel in range(3):
+            wanted = (pixels[:, channel] - cifar100.MEAN[channel]) / cifar100.STD[channel]
+            np.testing.assert_allclose(found.train_x[:, channel], wanted, rtol=1e-5, atol=1e-6)
+    assert (fine.classes, coarse.classes) == (100, 20)
+    assert fine.train_y.tolist() == [99, 0, 50] and fine.test_y.tolist() == [5]
+    assert coarse.train_y.tolist() == [19, 3, 7] and coarse.test_y.tolist() == [2]
+
+
+def test_cifar100_is_nothing_else(root: Path) -> None:
+    """Files and folders of these names are everywhere."""
+    write(root / "tiny-imagenet-200" / "train" / "n01" / "x.JPEG", b"")
+    write(root / "other" / "train", b"something")
+    write(root / "more" / "train.bin", b"something")
+    write_cifar10(root / "cifar-10-batches-py", python2)
+    with pytest.raises(DataError, match=r"no CIFAR-100; wanted train\.bin"):
+        read(cifar100, root)
+    write_cifar100(root / "plain", binary, ".bin")
+    with pytest.raises(DataError, match="no CIFAR-100"):
+        read(cifar100, root)
+    assert read(cifar100, root / "plain").classes == 100, "the user says so"
+    write(root / "plain" / "fine_label_names.txt", b"apple\n")
+    assert cifar100.where(cifar100.Config(root=str(root))) == root / "plain"
+
+
+@pytest.mark.parametrize(
+    ("labels", "content", "match"),
+    [
+        ("fine", bytes(3073), "wanted whole records of 3074 bytes, found 3073"),
+        ("fine", bytes([0, 100]) + bytes(3072), "wanted labels 0 to 99, found 100 in record 0"),
+        ("coarse", bytes([20, 1]) + bytes(3072), "wanted labels 0 to 19, found 20 in record 0"),
+    ],
+)
+def test_wrong_cifar100(root: Path, labels: str, content: bytes, match: str) -> None:
+    write_cifar100(root, binary, ".bin")
+    write(root / "train.bin", content)
+    with pytest.raises(DataError, match=match) as error:
+        read(cifar100, root, labels=labels)
+    assert str(error.value).startswith(str(root / "train.bin"))
+
+
+def test_cifar10_as_cifar100(root: Path) -> None:
+    """Swapped files: records have another length, pickles no such key."""
+    for name in ("train.bin", "test.bin"):
+        write(root / name, binary(pictures(2), labels=[1, 2]))
+    with pytest.raises(DataError, match="wanted whole records of 3074 bytes, found 6146"):
+        read(cifar100, root)
+    write(root / "py" / "train", python2(pictures(2), labels=[1, 2]))
+    write(root / "py" / "test", python2(pictures(2), labels=[1, 2]))
+    with pytest.raises(DataError, match="wanted 'data' and 'fine_labels', found"):
+        read(cifar100, root / "py")
+
+
+# ---- Tiny ImageNet
+
+
+@pytest.mark.parametrize("below", ["", "tiny-imagenet-200", "a/b", "a/b/tiny-imagenet-200"])
+def test_tiny_imagenet(root: Path, below: str) -> None:
+    write_tiny_imagenet(root / below)
+    assert tiny_imagenet.where(tiny_imagenet.Config(root=str(root))) == root / below
+    found = read(tiny_imagenet, root)
+    sound(found, (3, 64, 64), 6, 3)
+    assert found.classes == 3
+    # The class is the place among the sorted names.
+    assert found.train_y.tolist() == [0, 0, 1, 1, 2, 2]
+    assert found.test_y.tolist() == [1, 2, 1]
+    mean, std = (np.reshape(x, (3, 1, 1)) for x in (tiny_imagenet.MEAN, tiny_imagenet.STD))
+    train, test = ((x * std + mean) * 255 for x in (found.train_x, found.test_x))
+    # Grey pictures are alike in all channels; the first class is the second that was written.
+    for place, shade in ((0, 100), (2, 150), (4, 50)):
+        np.testing.assert_allclose(train[place], shade, atol=2)
+    for place, blue in ((1, 20), (3, 30), (5, 10)):
+        wanted = np.reshape([250, 0, blue], (3, 1, 1))
+        np.testing.assert_allclose(train[place], np.broadcast_to(wanted, (3, 64, 64)), atol=4)
+    np.testing.assert_allclose(test[:, 0, 5, 5], [100, 101, 102], atol=1)
+
+
+def test_tiny_imagenet_sees_pictures_come_and_go(root: Path) -> None:
+    write_tiny_imagenet(root)
+    assert len(read(tiny_imagenet, root).train_y) == 6
+    folder = root / "train" / WNIDS[0] / "images"
+    write(folder / "more.JPEG", jpeg(1))
+    assert read(tiny_imagenet, root).train_y.tolist() == [0, 0, 1, 1, 2, 2, 2]
+    (folder / "more.JPEG").unlink()
+    os.utime(folder, ns=(1, 1))
+    assert len(read(tiny_imagenet, root).train_y) == 6
+
+
+IMAGE = f"train/{WNIDS[1]}/images/{WNIDS[1]}_0.JPEG"
+HEADER = jpeg(9).index(b"\xff\xc0") + 5
+BOMB = jpeg(9)[:HEADER] + b"\xff" * 4 + jpeg(9)[HEADER + 4 :]
+"""Says of itself that it has 65,535 x 65,535 pixels."""
+WRONG: dict[str, tuple[str, bytes | None, str]] = {
+    "no JPEG": (IMAGE, b"GIF89a", "wanted a whole JPEG picture, found: something else"),
+    "empty": (IMAGE, b"", "wanted a whole JPEG picture"),
+    "cut": (IMAGE, jpeg(9)[:-20], "wanted a whole JPEG picture, found: image file is truncated"),
+    "size": (IMAGE, jpeg(9, (64, 63)), "wanted 64 x 64 pixels, found 64 x 63"),
+    "large": (IMAGE, jpeg(9, (20_000, 10)), "wanted 64 x 64 pixels, found 20000 x 10"),
+    "bomb": (IMAGE, BOMB, "found: Image size .* exceeds limit"),
+    "no picture": ("val/images/val_1.JPEG", None, "No such file"),
+    "no classes": ("wnids.txt", b"\n", "wanted lines of text, found none"),
+    "a class more": ("wnids.txt", b"n00000009\n", "No such file or directory"),
+    "a class twice": ("wnids.txt", b"n00000003\nn00000003\n", "found n00000003 twice"),
+    "a way out": ("wnids.txt", b"../../../etc\n", r"found '\.\./\.\./\.\./etc'"),
+    "no notes": ("val/val_annotations.txt", None, "No such file"),
+    "an unknown class": ("val/val_annotations.txt", b"val_0.JPEG\tn9\t0\n", "found 'val_0.*line 1"),
+    "spaces": ("val/val_annotations.txt", b"val_0.JPEG n00000001 0\n", "wanted a picture, a tab"),
+    "another way out": (
+        "val/val_annotations.txt",
+        b"../x.JPEG\tn00000001\n",
+        "wanted a picture, a tab",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_tiny_imagenet(root: Path, case: str) -> None:
+    name, content, match = WRONG[case]
+    write_tiny_imagenet(root)
+    (root / name).unlink()
+    if content is not None:
+        write(root / name, content)
+    with pytest.raises(DataError, match=match) as error:
+        read(tiny_imagenet, root)
+    start = root / "train" / "n00000009" if case == "a class more" else root / name
+    assert str(error.value).startswith(str(start))
+
+
+def test_a_class_without_pictures(root: Path) -> None:
+    write_tiny_imagenet(root)
+    for path in (root / "train" / WNIDS[0] / "images").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"images: wanted pictures \*\.JPEG, found none"):
+        read(tiny_imagenet, root)
+
+
+def test_pictures_by_several_threads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, and the first wrong one is named, whoever finds another one sooner."""
+    monkeypatch.setattr(jpeg_layout, "cores", lambda: 4)
+    monkeypatch.setattr(jpeg_layout, "LOT", 2)
+    paths = [root / f"{number}.JPEG" for number in range(21)]
+    for number, path in enumerate(paths):
+        write(path, jpeg(10 * number, (8, 8)))
+    found = jpeg_layout.read_all(paths, 8, [0] * 3, [1] * 3)
+    np.testing.assert_allclose(found[:, 2, 3, 4] * 255, np.arange(0, 210, 10), atol=1)
+    for number in (5, 9, 20):
+        write(paths[number], b"")
+    with pytest.raises(DataError, match=r"5\.JPEG"):
+        jpeg_layout.read_all(paths, 8, [0] * 3, [1] * 3)

@@ -33,7 +33,7 @@ LAW = {
     "files": ("", "errors"),
     "data": ("numpy", "files"),
     "layouts": ("", ""),
-    "layouts/*": ("numpy", "data files layouts"),
+    "layouts/*": ("PIL numpy scipy", "data files layouts provenance"),
     "cache": ("filelock numpy platformdirs", "config data files layouts"),
     "data/*": ("numpy pydantic sklearn", "cache config data files layouts streams"),
     "partitions": ("numpy", "config"),
