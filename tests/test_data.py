@@ -9,9 +9,20 @@ from typing import Any
 import numpy as np
 import pydantic
 import pytest
+from scipy.io import loadmat
 
 from fedmpi import data
-from fedmpi.data import cifar10, cifar100, digits, mnist, synthetic, tiny_imagenet
+from fedmpi.config import ConfigError
+from fedmpi.data import (
+    cifar10,
+    cifar100,
+    digits,
+    mnist,
+    synthetic,
+    synthetic_fedprox,
+    tiny_imagenet,
+    uschad,
+)
 from fedmpi.files import DataError
 from fedmpi.layouts import jpeg as jpeg_layout
 from tests.made import (
@@ -32,6 +43,8 @@ from tests.made import (
     write_idx,
     write_qmnist,
     write_tiny_imagenet,
+    write_trial,
+    write_uschad,
     writers,
 )
 
@@ -129,7 +142,7 @@ def test_synthetic_settings_from_a_file() -> None:
             synthetic.Config.model_validate({"shape": wrong})
 
 
-@pytest.mark.parametrize("module", [digits, synthetic])
+@pytest.mark.parametrize("module", [digits, synthetic, synthetic_fedprox])
 def test_sets_without_files_are_nowhere(module: ModuleType) -> None:
     assert module.where(module.Config(root="/nonexistent")) is None
 
@@ -427,3 +440,173 @@ def test_pictures_by_several_threads(root: Path, monkeypatch: pytest.MonkeyPatch
         write(paths[number], b"")
     with pytest.raises(DataError, match=r"5\.JPEG"):
         jpeg_layout.read_all(paths, 8, [0] * 3, [1] * 3)
+
+
+# ---- FedProx's synthetic data
+
+
+def devices(seed: int = 1, **given: Any) -> data.Dataset:
+    return synthetic_fedprox.load(synthetic_fedprox.Config(**given), seed)
+
+
+def test_synthetic_fedprox() -> None:
+    found = devices()
+    sound(found, (60,), len(found.train_y), len(found.test_y))
+    assert found.classes == 10 and found.train_owners is not None
+    train, test = np.bincount(found.train_owners), np.bincount(found.test_owners)
+    assert len(train) == len(test) == 30
+    assert (train + test).min() >= 50 and (train + test).max() > 1000
+    np.testing.assert_array_equal(train, (0.9 * (train + test)).astype(int))
+    again, other = devices(), devices(seed=2)
+    np.testing.assert_array_equal(found.train_x, again.train_x)
+    np.testing.assert_array_equal(found.test_y, again.test_y)
+    assert not np.array_equal(found.train_x[:50], other.train_x[:50])
+    few = devices(devices=3)
+    np.testing.assert_array_equal(few.train_x, found.train_x[found.train_owners < 3])
+
+
+def test_synthetic_fedprox_sizes_are_lognormal() -> None:
+    found = devices(devices=2000, iid=True)
+    sizes = np.bincount(found.train_owners) + np.bincount(found.test_owners) - 50
+    logs = np.log(sizes + 0.5)
+    # Rounding down costs the small ones something.
+    assert abs(np.median(logs) - 4) < 0.15 and abs(logs.std() - 2) < 0.15
+
+
+def moments(found: data.Dataset, owner: int) -> tuple[np.ndarray, np.ndarray]:
+    x = found.train_x[found.train_owners == owner]
+    return x.mean(axis=0), x.var(axis=0)
+
+
+def largest(found: data.Dataset, count: int) -> np.ndarray:
+    """The devices with most samples."""
+    return np.argsort(np.bincount(found.train_owners))[-count:]
+
+
+def test_synthetic_fedprox_inputs() -> None:
+    """Of all devices: Sigma is the same; beta moves a device's mean as a whole."""
+    spreads = []
+    for beta in (0.0, 5.0):
+        found = devices(devices=60, beta=beta)
+        means = []
+        for owner in largest(found, 20):
+            mean, variance = moments(found, owner)
+            np.testing.assert_allclose(variance, np.arange(1, 61) ** -1.2, rtol=0.35)
+            means.append(mean)
+        # Around its B_k a device's mean is N(0, 1) in each place.
+        assert abs(np.std(means - np.mean(means, axis=1, keepdims=True)) - 1) < 0.1
+        spreads.append(np.std(np.mean(means, axis=1)))
+    assert spreads[0] < 0.3 and 2.5 < spreads[1] < 8
+
+
+def fitted(found: data.Dataset, train: Any = slice(None), test: Any = slice(None)) -> float:
+    """Accuracy of a linear model by least squares."""
+
+    def inputs(x: np.ndarray) -> np.ndarray:
+        return np.column_stack([x, np.ones(len(x))])
+
+    wanted = np.eye(10)[found.train_y[train]]
+    w = np.linalg.lstsq(inputs(found.train_x[train]), wanted, rcond=None)[0]
+    return (np.argmax(inputs(found.test_x[test]) @ w, axis=1) == found.test_y[test]).mean()
+
+
+def test_synthetic_fedprox_models() -> None:
+    """What one device teaches holds on others if they are alike, else on itself alone."""
+    for found, low, high in ((devices(iid=True), 0.6, 1.0), (devices(), 0.0, 0.35)):
+        trains, tests = (
+            [owners == owner for owner in largest(found, 3)]
+            for owners in (found.train_owners, found.test_owners)
+        )
+        accuracies = np.array([[fitted(found, one, other) for other in tests] for one in trains])
+        own = np.eye(3, dtype=bool)
+        assert accuracies[own].min() > 0.65
+        assert low <= accuracies[~own].min() and accuracies[~own].max() < high
+    alike = devices(iid=True)
+    np.testing.assert_allclose(moments(alike, largest(alike, 1)[0])[0], 0, atol=0.2)
+
+
+def test_alpha_changes_no_label() -> None:
+    one, other = devices(alpha=0.0), devices(alpha=7.0)
+    np.testing.assert_array_equal(one.train_x, other.train_x)
+    np.testing.assert_array_equal(one.train_y, other.train_y)
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+def test_synthetic_fedprox_both_alike_and_different(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{name} = 0.5: wanted data\.iid = false"):
+        devices(iid=True, **{name: 0.5})
+
+
+# ---- USC-HAD
+
+
+@pytest.mark.parametrize("below", ["", "USC-HAD", "sets/USC-HAD", "a/b"])
+def test_uschad(root: Path, below: str) -> None:
+    write_uschad(root / below)
+    assert uschad.where(uschad.Config(root=str(root))) == root / below
+    found = read(uschad, root)
+    # 300 readings have windows from 0, 64 and 128 on; 2 subjects, 2 activities, 4 + 1 trials.
+    sound(found, (6, 128), 48, 12)
+    assert found.classes == 12
+    assert np.bincount(found.train_y).nonzero()[0].tolist() == [0, 11]
+    assert np.unique(found.train_owners, return_counts=True)[1].tolist() == [24, 24]
+    assert np.unique(found.test_owners).tolist() == [2, 14]
+    tables = {
+        (subject, activity, trial): loadmat(
+            root / below / f"Subject{subject}" / f"a{activity}t{trial}.mat"
+        )["sensor_readings"]
+        for subject in (2, 14)
+        for activity in (1, 12)
+        for trial in range(1, 6)
+    }
+    known = np.concatenate([table for (_, _, trial), table in tables.items() if trial < 5])
+    scaled = {key: (table - known.mean(0)) / known.std(0) for key, table in tables.items()}
+    expected = [
+        (scaled[subject, activity, trial][start : start + 128].T, activity - 1, subject)
+        for subject in (2, 14)
+        for activity in (1, 12)
+        for trial in range(1, 5)
+        for start in (0, 64, 128)
+    ]
+    for place, (x, y, owner) in enumerate(expected):
+        np.testing.assert_allclose(found.train_x[place], x, atol=1e-5)
+        assert (found.train_y[place], found.train_owners[place]) == (y, owner)
+    np.testing.assert_allclose(found.test_x[-1], scaled[14, 12, 5][128:256].T, atol=1e-5)
+
+
+@pytest.mark.parametrize(("step", "windows"), [(128, 2), (172, 2), (1, 173)])
+def test_uschad_windows(root: Path, step: int, windows: int) -> None:
+    write_uschad(root)
+    if step > 128:
+        with pytest.raises(pydantic.ValidationError, match="step"):
+            read(uschad, root, step=step)
+    else:
+        found = read(uschad, root, step=step)
+        assert len(found.test_x) == 4 * windows and len(found.train_x) == 16 * windows
+
+
+def test_uschad_of_few_files(root: Path) -> None:
+    """A trial that is too short has no window, a silent channel stays at zero."""
+    rng = np.random.default_rng(1)
+    readings = rng.standard_normal((128, 6))
+    readings[:, 5] = 3
+    write_trial(root, 7, 3, 1, readings)
+    write_trial(root, 7, 3, 2, readings[:127])
+    with pytest.raises(DataError, match="wanted a trial of 128 readings or more to train and one"):
+        read(uschad, root)
+    write_trial(root, 7, 3, 5, readings[::-1])
+    found = read(uschad, root)
+    sound(found, (6, 128), 1, 1)
+    assert found.train_y.tolist() == [2] and found.test_owners.tolist() == [7]
+    assert not found.train_x[0, 5].any() and not found.test_x[0, 5].any()
+    write_trial(root, 7, 3, 1, readings[:100])
+    with pytest.raises(DataError, match="wanted a trial of 128"):
+        read(uschad, root)
+
+
+def test_uschad_is_nothing_else(root: Path) -> None:
+    write(root / "Subject1" / "notes.txt", b"")
+    write(root / "Subject15" / "a1t1.mat", b"")
+    write(root / "Subject2" / "a13t1.mat", b"")
+    with pytest.raises(DataError, match="no USC-HAD; wanted folders Subject1 to Subject14"):
+        read(uschad, root)

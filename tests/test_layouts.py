@@ -1,5 +1,6 @@
 """Readers take the upstream layouts, and name what is wrong with a file."""
 
+import io
 import os
 import pickle
 import warnings
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.io import savemat
 
 from fedmpi.data import cifar10, fashion_mnist, mnist
 from fedmpi.files import DataError
-from fedmpi.layouts import cifar
+from fedmpi.layouts import cifar, mat
 from fedmpi.layouts.idx import FILES
 from tests.made import (
     binary,
@@ -247,3 +249,60 @@ def test_damaged_pickles(
             continue
         assert pixels.shape == (len(y), 3, 32, 32) and pixels.dtype == np.uint8
         assert len(y) > 0 and np.all((y >= 0) & (y < 10))
+
+
+# ---- MAT
+
+
+@pytest.mark.parametrize("form", ["4", "5"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_mat(root: Path, form: str, packed: bool) -> None:
+    table = np.random.default_rng(1).standard_normal((7, 6))
+    savemat(root / "x.mat", {"other": 1, "table": table}, format=form, do_compression=packed)
+    found = mat.read(root / "x.mat", "table", 6)
+    np.testing.assert_allclose(found, table, rtol=1e-6)
+    assert found.dtype == np.float32
+
+
+def table(value: Any, **given: Any) -> bytes:
+    file = io.BytesIO()
+    savemat(file, {"table": value}, **given)
+    return file.getvalue()
+
+
+LONG = table(np.random.default_rng(1).standard_normal((99, 6)), do_compression=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "wanted a file of MATLAB"),
+        (b"no such file" * 99, "wanted a file of MATLAB"),
+        (LONG[: len(LONG) // 2], "wanted a file of MATLAB"),
+        (table(np.ones((99, 6)))[:-200], "wanted a file of MATLAB"),
+        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(99), "wanted a file of MATLAB"),
+        (table(np.ones((5, 7))), "wanted table of N x 6 numbers, found 5 x 7"),
+        (table(np.ones((0, 6))), "found 0 x 6"),
+        (table(np.ones((2, 3, 6))), "found 2 x 3 x 6"),
+        (table("text"), "wanted numbers named table, found none"),
+        (table({"a": 1}), "wanted numbers named table, found none"),
+        (table(np.array([[1, "a"]], object)), "wanted numbers named table, found none"),
+        (table(np.ones((5, 6)) * 1j), "wanted numbers named table, found none"),
+        (table(np.full((5, 6), np.nan)), "wanted finite numbers"),
+        (table(np.full((5, 6), 1e300)), "wanted finite numbers"),
+    ],
+)
+def test_wrong_mat(root: Path, content: bytes, match: str) -> None:
+    path = root / "x.mat"
+    write(path, content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match=match) as error:
+            mat.read(path, "table", 6)
+    assert str(error.value).startswith(str(path))
+
+
+def test_no_table_in_a_mat(root: Path) -> None:
+    savemat(root / "x.mat", {"other": np.ones((5, 6))})
+    with pytest.raises(DataError, match="wanted numbers named table"):
+        mat.read(root / "x.mat", "table", 6)

@@ -1,10 +1,10 @@
 """Tiny ImageNet: 110,000 photographs, 64x64 RGB, 200 classes.
 
 Made of ImageNet for Stanford's course CS231n, http://cs231n.stanford.edu/tiny-imagenet-200.zip;
-ImageNet's terms: for research and teaching, not for commerce. The official folder, with `wnids.txt`,
-`train` and `val`. 500 pictures of each class train; the 10,000 for validation test, because nobody
-has the labels of the official test part. A class is its place among the *sorted* names of
-`wnids.txt`. Pictures that are grey become RGB. Fewer classes or pictures load, too.
+ImageNet's terms: for research and teaching, not for commerce. The official folder, with
+`wnids.txt`, `train` and `val`. 500 pictures of each class train; the 10,000 for validation test,
+because nobody has the labels of the official test part. A class is its place among the *sorted*
+names of `wnids.txt`. Pictures that are grey become RGB. Fewer classes or pictures load, too.
 
 Decoded it takes 5.4 GB of the cache, and as much memory once. Whether it changed is judged by the
 two text files and the folders: pictures that come, go or get another name are noticed, but not one
