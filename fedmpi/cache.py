@@ -144,7 +144,8 @@ def _write(found: Dataset, whole: Path) -> None:
             value = getattr(found, field.name)
             if isinstance(value, np.ndarray):
                 about[ARRAYS].append(field.name)
-                np.save(part / f"{field.name}.npy", value, allow_pickle=False)
+                array = np.ascontiguousarray(value)
+                np.save(part / f"{field.name}.npy", array, allow_pickle=False)
             else:
                 about[field.name] = value
         (part / ABOUT).write_text(json.dumps(about))

@@ -34,6 +34,7 @@ LAW = {
     "data": ("numpy", "files"),
     "layouts": ("", ""),
     "layouts/*": ("PIL numpy scipy", "data files layouts provenance"),
+    "fetch": ("rich", "config files"),
     "cache": ("filelock numpy platformdirs", "config data files layouts"),
     "data/*": ("numpy pydantic sklearn", "cache config data files layouts streams"),
     "partitions": ("numpy", "config"),
@@ -66,7 +67,7 @@ LAW = {
     "survey": ("numpy rich", "config heterogeneity partitions picture population show"),
     "show": ("numpy rich", "config errors files models record tables"),
     # It examines packages, so it imports them, each where it is examined.
-    "doctor": ("h5py rich torch", "config errors files launch provenance"),
+    "doctor": ("h5py rich torch", "cache config errors files launch provenance"),
     "bench": ("click", "config"),
     "bench/*": (
         "click numpy torch",
@@ -78,7 +79,10 @@ LAW = {
         "clock config engine errors heterogeneity launch memory provenance record show sweep "
         "tables wire",
     ),
-    "__main__": ("click", "bench config doctor engine errors job launch record show survey sweep"),
+    "__main__": (
+        "click",
+        "bench config doctor engine errors fetch job launch record show survey sweep",
+    ),
 }
 
 HEAVY = ("torch", "mpi4py", "h5py", "pandas", "matplotlib", "sklearn")

@@ -12,7 +12,7 @@ from typing import Literal
 
 from fedmpi import cache, config
 from fedmpi.data import Dataset, normalise
-from fedmpi.files import find, missing, places
+from fedmpi.files import Source, find, missing, places
 from fedmpi.layouts import cifar
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -29,6 +29,18 @@ LABELS = {"coarse_labels": 20, "fine_labels": 100}
 """The labels of a record."""
 
 MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
+
+SOURCES = (
+    Source(
+        # The one to which the official address leads now, and that address.
+        (
+            "https://cave.cs.toronto.edu/kriz/cifar-100-python.tar.gz",
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        ),
+        "cifar-100-python",
+        "eb9058c3a382ffc7106e4002c42a8d85",
+    ),
+)
 
 
 class Config(config.Data):
@@ -62,6 +74,7 @@ def where(config: Config) -> Path:
             config.root,
             "train.bin (binary version) or train (Python version) in a folder cifar-100-binary or "
             "cifar-100-python",
+            "fedmpi data fetch cifar100, or "
             "either version from https://www.cs.toronto.edu/~kriz/cifar.html, unpacked",
         )
     return folder

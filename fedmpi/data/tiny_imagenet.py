@@ -19,7 +19,7 @@ import numpy as np
 
 from fedmpi import cache, config
 from fedmpi.data import Dataset
-from fedmpi.files import DataError, contents, find, missing
+from fedmpi.files import DataError, Source, contents, find, missing
 from fedmpi.layouts import jpeg
 
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
@@ -29,6 +29,14 @@ SIZE = 64
 """Pixels on each side."""
 NAMES, NOTES = "wnids.txt", "val/val_annotations.txt"
 """The names of the classes; which class a picture for validation is of."""
+
+SOURCES = (
+    Source(
+        ("http://cs231n.stanford.edu/tiny-imagenet-200.zip",),
+        "tiny-imagenet-200",
+        "90528d7ca1a48142e341f4ef8d21d0de",
+    ),
+)
 
 
 class Config(config.Data):
@@ -51,6 +59,7 @@ def where(config: Config) -> Path:
             "Tiny ImageNet",
             config.root,
             "wnids.txt beside the folders train and val",
+            "fedmpi data fetch tiny-imagenet, or "
             "http://cs231n.stanford.edu/tiny-imagenet-200.zip, unpacked",
         )
     return folder

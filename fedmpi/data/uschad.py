@@ -1,9 +1,9 @@
-"""USC-HAD: daily activities by acceleration and rotation, 6x128, 12 classes; by subject.
+"""USC-HAD: daily activities by motion, 6x128, 12 classes; natural clients: subjects.
 
 Zhang, Sawchuk, "USC-HAD: A Daily Activity Dataset for Ubiquitous Activity Recognition Using
 Wearable Sensors", UbiComp 2012 workshops; https://sipi.usc.edu/had, freely available, no licence
 stated, cite. The official files `SubjectS/aAtT.mat`: 14 subjects, 12 activities, 5 trials of each.
-Natural clients are the subjects, 1 to 14; each has samples of both parts.
+Each subject has samples of both parts.
 
 Readings of 3 axes of acceleration (g) and 3 of rotation (degrees/s), 100 a second, are cut into
 windows of 128, each half over the one before; no window reaches beyond its trial, and what is left
@@ -22,7 +22,7 @@ from pydantic import Field
 
 from fedmpi import cache, config
 from fedmpi.data import Dataset
-from fedmpi.files import DataError, find, missing
+from fedmpi.files import DataError, Source, find, missing
 from fedmpi.layouts import mat
 
 SUBJECTS, ACTIVITIES, TRIALS = 14, 12, 5
@@ -32,6 +32,8 @@ WINDOW, CHANNELS = 128, 6
 """Shape of a sample: readings, and numbers in each."""
 READINGS = "sensor_readings"
 """What they are called in a file."""
+
+SOURCES = (Source(("https://sipi.usc.edu/had/USC-HAD.zip",), "USC-HAD"),)
 
 
 class Config(config.Data):
@@ -53,7 +55,7 @@ def where(config: Config) -> Path:
             "USC-HAD",
             config.root,
             "folders Subject1 to Subject14 with files a1t1.mat and the like",
-            "https://sipi.usc.edu/had/USC-HAD.zip, unpacked",
+            "fedmpi data fetch uschad, or https://sipi.usc.edu/had/USC-HAD.zip, unpacked",
         )
     return folder
 
