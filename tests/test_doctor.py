@@ -314,14 +314,14 @@ def test_data(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_decoded_data(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = here / "a" / "cache"
     monkeypatch.setenv("FEDMPI_CACHE", str(home))
-    assert found("data")[-1].text.startswith(f"decoded data: 0 MiB in {home}, ")
+    assert found("data")[-1].text.startswith(f"decoded data in {home}: 0 MiB, ")
     (home / "set").mkdir(parents=True)
     (home / "set" / "x.npy").write_bytes(bytes(3 * 2**20))
     (home / "set.lock").touch()
-    assert found("data")[-1].text.startswith(f"decoded data: 3 MiB in {home}, ")
+    assert found("data")[-1].text.startswith(f"decoded data in {home}: 3 MiB, ")
     assert levels("data") == {"ok", "note"}
     monkeypatch.setattr(doctor, "SPACE", 2**80)
-    assert "$FEDMPI_CACHE may name another" in worst("data").mend
+    assert "name another folder: data.cache or $FEDMPI_CACHE" in worst("data").mend
 
 
 def test_what_a_process_said() -> None:

@@ -49,7 +49,13 @@ def where(config: Config) -> Path:
     Raises:
         DataError: if there is none.
     """
-    folder = find(config.root, ("", "USC-HAD"), lambda path: bool(_trials(path)))
+
+    def holds(folder: Path) -> bool:
+        # Not to ask every folder for 840 files.
+        subjects = (folder / f"Subject{subject}" for subject in range(1, SUBJECTS + 1))
+        return any(map(os.path.isdir, subjects)) and bool(_trials(folder))
+
+    folder = find(config.root, ("", "USC-HAD"), holds)
     if folder is None:
         raise missing(
             "USC-HAD",
