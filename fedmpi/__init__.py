@@ -52,7 +52,7 @@ The rooms
     record       one run, one HDF5 file            tables      its columns
     clock        seconds by phase                  streams     the only source of randomness
     memory       of the process                    bench/      one module a benchmark
-    heterogeneity  how far the clients differ
+    heterogeneity  how far the clients differ      feedback    what compression left out
     files        where data sets lie               cache       what was decoded of them
     fetch        gets them, if there is a network  layouts/    one module a layout of files
     data/        one module a data set             models/     one module a family of networks

@@ -11,6 +11,7 @@ import numpy as np
 from fedmpi import config, heterogeneity, partitions
 from fedmpi.config import ConfigError, Settings
 from fedmpi.data import Dataset
+from fedmpi.partitions import Samples
 from fedmpi.streams import Purpose, stream
 
 EVERYONE_ROUND = -1
@@ -65,11 +66,11 @@ class Population:
                 f"clients = {settings.clients}: more than the {len(ours)} training samples "
                 f"that are left of {samples} after validation = {settings.validation}"
             )
+        owners = None if data.train_owners is None else data.train_owners[ours]
         shards, self.test_shards = divide(
             settings.partition,
-            data.train_y[ours],
-            data.test_y,
-            data.classes,
+            Samples(data.train_y[ours], data.classes, owners),
+            Samples(data.test_y, data.classes, data.test_owners),
             settings.clients,
             stream(settings.seed, Purpose.PARTITION),
         )

@@ -104,6 +104,27 @@ class Trainer:
             found.append(rate(self.settings, t, (step // each) / passes))
         return torch.tensor(found, device=self.device).unsqueeze(1)
 
+    def paces(self, t: int, client: int) -> list[float]:
+        """The learning rate of each of the client's steps in round t."""
+        steps = range(self.population.steps(client))
+        return [float(self.rates(t, [client], step)) for step in steps]
+
+    def distance(self, t: int, client: int) -> float:
+        """How far the client's steps go in round t along gradients of 1: the sum of rates."""
+        return sum(self.paces(t, client))
+
+    def reach(self, t: int, client: int) -> float:
+        """The sum of the weights of the client's gradients in its update, in first rates.
+
+        A gradient weighs on all steps that come after it, by the momentum to the power of how long
+        ago it was (FedNova's norm of a_k).
+        """
+        paces, weight, total = self.paces(t, client), 0.0, 0.0
+        for pace in reversed(paces):
+            weight = pace + self.settings.momentum * weight
+            total += weight
+        return total / paces[0]
+
     def chunks(self, clients: Sequence[int]) -> Iterator[tuple[int, ...]]:
         """The groups in which clients train together, in each those with most steps first."""
         if not self.is_stacked:

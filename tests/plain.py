@@ -1,6 +1,6 @@
 """Plain torch as a second opinion: networks as modules, local training by `torch.optim.SGD`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,6 +18,8 @@ from fedmpi.wire import Wire
 FILES = sorted((Path(config.__file__).parent / "methods").glob("[!_]*.py"))
 """Every method's file: a new one is tested the moment that it exists."""
 METHODS = [path.stem.replace("_", "-") for path in FILES]
+
+Change = Callable[[Tensor], Tensor]
 
 CNN = ("model.name=cnn", "model.channels=[3,4]", "model.kernel=3", "model.hidden=10")
 """Convolutions, for images of 8x8 pixels."""
@@ -60,7 +62,7 @@ def positions(engine: Engine, t: int, client: int) -> Iterator[Tensor]:
 
 
 def train(
-    engine: Engine, t: int, client: int, w: Tensor, mu: float = 0.0, mask: Tensor | None = None
+    engine: Engine, t: int, client: int, w: Tensor, mu: float = 0.0, change: Change | None = None
 ) -> tuple[Tensor, float]:
     """A client's model after its local training in round t, and its mean loss.
 
@@ -70,7 +72,7 @@ def train(
         client: whose samples.
         w: the model at which training starts, [n].
         mu: the loss that is minimised has the term mu / 2 * ||v - w||^2 besides.
-        mask: what gradients are multiplied by, [n].
+        change: makes of a gradient [n] the one that is followed.
     """
     module, losses = network(engine, w), []
     steps, parameters = optimiser(engine, module, t), list(module.parameters())
@@ -81,10 +83,11 @@ def train(
         if mu:
             loss = loss + mu / 2 * (parameters_to_vector(parameters) - w).square().sum()
         loss.backward()
-        if mask is not None:
-            pieces = mask.split([parameter.numel() for parameter in parameters])
+        if change is not None:
+            gradient = change(parameters_to_vector([p.grad for p in parameters]))
+            pieces = gradient.split([parameter.numel() for parameter in parameters])
             for parameter, piece in zip(parameters, pieces, strict=True):
-                parameter.grad.mul_(piece.view_as(parameter))
+                parameter.grad.copy_(piece.view_as(parameter))
         if engine.settings.clip:
             clip_grad_norm_(parameters, engine.settings.clip)
         steps.step()
@@ -92,13 +95,13 @@ def train(
 
 
 def average(
-    engine: Engine, t: int, w: Tensor, mu: float = 0.0, mask: Tensor | None = None
+    engine: Engine, t: int, w: Tensor, mu: float = 0.0, change: Change | None = None
 ) -> Tensor:
     """The mean of the models of round t's clients, weighted by samples."""
     total, samples = torch.zeros_like(w), 0
     for client in engine.population.sample(t):
         size = len(engine.population.shards[client])
-        total += size * train(engine, t, client, w, mu, mask)[0]
+        total += size * train(engine, t, client, w, mu, change)[0]
         samples += size
     return total / samples
 

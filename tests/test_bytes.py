@@ -85,23 +85,33 @@ GOLDEN = [
         "01 07 00 0c 00000000 0200000000000000 0200000000000000 00000000 0000803f"
         "bc 3a 12 0000000000",
     ),
+    (
+        Block(
+            *(Kind.GRADIENT, 100, Coding.CODES, np.array([0, 1], "u1"), places(3, 64)),
+            *(1, Scale(-0.5, 1.0), True),
+        ),
+        # Gaps of 3 and 60 with five lower bits: 1 01 | 11000 00111
+        "01 07 03 01 03000000 6400000000000000 0200000000000000 000000bf 0000803f"
+        "1d 1c 000000000000"
+        "02 00000000000000",
+    ),
 ]
-"""Blocks of every coding, with their bytes in version 1."""
+"""Blocks of every coding, with their bytes in version 2."""
 
 
 def buffer(messages: int, content: str) -> bytes:
-    """A whole buffer of version 1, its header written out."""
+    """A whole buffer of version 2, its header written out."""
     body = bytes.fromhex(content)
     length = (24 + len(body)).to_bytes(8, "little").hex()
-    return bytes.fromhex(f"464d5049 0100 0000 {messages:02x}000000 00000000 {length}") + body
+    return bytes.fromhex(f"464d5049 0200 0000 {messages:02x}000000 00000000 {length}") + body
 
 
 @pytest.mark.parametrize(
     ("block", "content"), GOLDEN, ids=[f"{b.coding.name}-{b.bits}" for b, _ in GOLDEN]
 )
 def test_golden_bytes(block: Block, content: str) -> None:
-    """Another version may have other bytes; version 1 never."""
-    assert VERSION == 1
+    """Another version may have other bytes; version 2 never."""
+    assert VERSION == 2
     wanted = buffer(1, f"07000000 01000000 0000000000000c40 {content}")
     assert pack([Message(7, [block], 3.5)]).data.tobytes() == wanted
     (found,), _ = unpack(np.frombuffer(wanted, np.uint8))

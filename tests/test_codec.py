@@ -29,6 +29,7 @@ from fedmpi.codec import (
     WireError,
     code_dtype,
     pack,
+    rice,
     unpack,
 )
 
@@ -58,6 +59,7 @@ def check_equal(found: Sequence[Message], wanted: Sequence[Message]) -> None:
             assert same(np.array(a.scale, "f4"), np.array(b.scale, "f4"))
             assert same(a.values, b.values)
             assert same(a.indices, b.indices)
+            assert a.golomb == (b.golomb and b.indices is not None)
 
 
 def check_sound(message: Message) -> None:
@@ -96,16 +98,17 @@ def blocks(draw: st.DrawFn) -> Block:
     if coding == Coding.NONE or draw(st.booleans()):
         indices = np.sort(rng.choice(size, count, replace=False)).astype(np.uint32)
     kind = draw(st.sampled_from(KINDS))
+    golomb = draw(st.booleans())
     if coding == Coding.NONE:
-        return Block(kind, size, coding, None, indices)
+        return Block(kind, size, coding, None, indices, golomb=golomb)
     if coding != Coding.CODES:
         # All patterns of bits, NaN with a payload included.
         values = np.frombuffer(rng.bytes(DTYPES[coding].itemsize * count), DTYPES[coding])
-        return Block(kind, size, coding, values, indices)
+        return Block(kind, size, coding, values, indices, golomb=golomb)
     bits = draw(st.integers(1, 16))
     codes = rng.integers(2**bits, size=count).astype(code_dtype(bits))
     scale = Scale(draw(st.floats(width=32)), draw(st.floats(width=32)))
-    return Block(kind, size, coding, codes, indices, bits, scale)
+    return Block(kind, size, coding, codes, indices, bits, scale, golomb)
 
 
 messages = st.builds(
@@ -496,6 +499,7 @@ FIELDS = {
     "coding": (BUFFER.size + MESSAGE.size + 1, "<B"),
     "places": (BUFFER.size + MESSAGE.size + 2, "<B"),
     "bits": (BUFFER.size + MESSAGE.size + 3, "<B"),
+    "unary": (BUFFER.size + MESSAGE.size + 4, "<I"),
     "size": (BUFFER.size + MESSAGE.size + 8, "<Q"),
     "count": (BUFFER.size + MESSAGE.size + 16, "<Q"),
 }
@@ -514,14 +518,15 @@ def changed(data: np.ndarray, field: str, value: int) -> np.ndarray:
     ("field", "value", "text"),
     [
         ("magic", 0, "not a buffer"),
-        ("version", 2, "version 2"),
+        ("version", 3, "version 3"),
         ("length", 8, "says 8 bytes"),
         ("messages", 2**32 - 1, "messages"),
         ("messages", 2, "bytes behind the last message"),
         ("blocks", 2**32 - 1, "blocks"),
         ("kind", Kind.HEADER, "no such block"),
         ("coding", 8, "no such block"),
-        ("places", 3, "no such block"),
+        ("places", 4, "no such block"),
+        ("unary", 1, "1 unary bits without"),
         ("bits", 4, "codes of 4 bits"),
         ("size", 2**32, "of a vector of"),
         ("size", 1, "of a vector of 1"),
@@ -586,3 +591,68 @@ def test_a_vector_of_4_gi_elements_costs_nothing_but_its_values() -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 16
     finally:
         tracemalloc.stop()
+
+
+# ---- Golomb's code
+
+
+def golomb(indices: np.ndarray, size: int) -> Block:
+    return Block(Kind.MASK, size, Coding.NONE, None, indices, golomb=True)
+
+
+@given(st.integers(1, 5000), st.floats(0, 1), st.integers(0, 2**32 - 1))
+@some
+def test_golombs_code_goes_round_trip(size: int, share: float, seed: int) -> None:
+    kept = np.random.default_rng(seed).random(size) < share
+    indices = np.flatnonzero(kept).astype(np.uint32)
+    (found,), _ = unpack(pack([Message(0, [golomb(indices, size)])]).data)
+    np.testing.assert_array_equal(found.blocks[0].indices, indices)
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [
+        [],
+        [0],
+        [2**32 - 2],
+        [0, 2**32 - 2],
+        list(range(40)),
+        [*range(1000, 3000), 2**31],
+    ],
+    ids=str,
+)
+def test_golombs_code_of_positions_far_from_random(indices: list[int]) -> None:
+    given = np.array(indices, np.uint32)
+    (found,), _ = unpack(pack([Message(0, [golomb(given, 2**32 - 1)])]).data)
+    np.testing.assert_array_equal(found.blocks[0].indices, given)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01, 0.0025, 0.001])
+def test_golombs_code_is_as_long_as_its_formula_says(share: float) -> None:
+    """Bits a position: b + 1 / (1 - (1 - p)^(2^b)), Sattler et al., eq. 15."""
+    size = 2_000_000
+    count = int(share * size)
+    indices = np.sort(np.random.default_rng(1).choice(size, count, replace=False))
+    account = pack([Message(0, [golomb(indices.astype(np.uint32), size)])]).bytes[0]
+    bits = rice(size, count)
+    assert bits == {0.5: 0, 0.1: 3, 0.01: 6, 0.0025: 8, 0.001: 9}[share]
+    wanted = bits + 1 / (1 - (1 - share) ** (2**bits))
+    assert 8 * account[Kind.MASK] / count == pytest.approx(wanted, rel=0.02)
+    entropy = -(share * np.log2(share) + (1 - share) * np.log2(1 - share)) / share
+    assert entropy <= wanted < 1.07 * entropy, "close to the best that there is"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("unary", 2, "2 unary bits for 3 of 100 positions"),
+        ("unary", 200, "200 unary bits for 3 of 100 positions"),
+        ("unary", 4, "gaps|padding"),
+        ("count", 2, "gaps|unary|bytes"),
+        ("size", 64, "unary|below 64|bits behind"),
+    ],
+)
+def test_golombs_code_that_does_not_fit(field: str, value: int, text: str) -> None:
+    data = pack([Message(0, [golomb(places(3, 64, 99), 100)])]).data
+    with pytest.raises(WireError, match=text):
+        unpack(changed(data, field, value))

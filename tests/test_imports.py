@@ -38,7 +38,7 @@ LAW = {
     "cache": ("filelock numpy platformdirs", "config data files layouts"),
     "data/*": ("numpy pydantic sklearn", "cache config data files layouts streams"),
     "partitions": ("numpy", "config"),
-    "partitions/*": ("numpy pydantic", "config partitions"),
+    "partitions/*": ("numpy pydantic", "config heterogeneity partitions"),
     "heterogeneity": ("numpy", ""),
     "population": ("numpy", "config data heterogeneity partitions streams"),
     "layers": ("torch", "config"),
@@ -47,6 +47,7 @@ LAW = {
     "flat": ("torch", "config layers"),
     "sparse": ("numpy torch", "codec"),
     "store": ("torch", "config errors"),
+    "feedback": ("torch", "config store"),
     "feed": ("numpy torch", "config data population streams"),
     "rows": ("torch", "config feed flat layers"),
     "stacked": ("numpy torch", "config feed flat layers rows"),
@@ -55,7 +56,7 @@ LAW = {
     "lockstep": ("torch", "flat rows train"),
     "methods/*": (
         "numpy pydantic torch",
-        "codec config feed flat lockstep methods sparse store streams train",
+        "codec config feed feedback flat lockstep methods sparse store streams train",
     ),
     "measure": ("numpy torch", "clock codec config data population tables train wire"),
     "engine": (

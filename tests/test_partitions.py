@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from fedmpi import partitions
 from fedmpi.config import ConfigError
-from fedmpi.partitions import Shards, dirichlet, dirichlet_balanced, iid, quantity, shards
+from fedmpi.partitions import (
+    Samples,
+    Shards,
+    dirichlet,
+    dirichlet_balanced,
+    iid,
+    natural,
+    quantity,
+    shards,
+)
 
 few = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**32)
@@ -35,7 +44,9 @@ def divide(
     """The counts [classes, clients] in both sets, after a check that the shards tile them."""
     y, z = labels(train), labels(test, 1)
     rng = np.random.default_rng(seed)
-    parts = module.divide(module.Config(**given), y, z, len(train), clients, rng)
+    parts = module.divide(
+        module.Config(**given), Samples(y, len(train)), Samples(z, len(train)), clients, rng
+    )
     for part, found in zip(parts, (y, z), strict=True):
         tiles(part, len(found), clients)
     assert all(len(shard) > 0 for shard in parts[0])
@@ -129,7 +140,13 @@ CASES = [
 def test_the_stream_alone_decides(module: ModuleType, given: dict[str, Any]) -> None:
     y = labels([100] * 10)
     first, again, other = (
-        module.divide(module.Config(**given), y, y[:300], 10, 5, np.random.default_rng(seed))
+        module.divide(
+            module.Config(**given),
+            Samples(y, 10),
+            Samples(y[:300], 10),
+            5,
+            np.random.default_rng(seed),
+        )
         for seed in (7, 7, 8)
     )
     for one, same, different in zip(first, again, other, strict=True):
@@ -150,7 +167,9 @@ def test_the_stream_alone_decides(module: ModuleType, given: dict[str, Any]) -> 
 def test_many_clients(module: ModuleType, given: dict[str, Any]) -> None:
     y, z = np.arange(60_000) % 10, np.arange(10_000) % 10
     began = time.perf_counter()
-    parts = module.divide(module.Config(**given), y, z, 10, 10_000, np.random.default_rng(1))
+    parts = module.divide(
+        module.Config(**given), Samples(y, 10), Samples(z, 10), 10_000, np.random.default_rng(1)
+    )
     assert time.perf_counter() - began < 10  # a tenth of a second, unless it is quadratic
     tiles(parts[0], 60_000, 10_000)
     tiles(parts[1], 10_000, 10_000)
@@ -374,3 +393,74 @@ def test_any_two_classes_may_meet() -> None:
 def test_settings_out_of_range(module: ModuleType, given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(given))):
         module.Config(**given)
+
+
+# ---- natural
+
+
+def people(
+    train: list[int], test: list[int], clients: int, seed: int = 0, **given: Any
+) -> tuple[Shards, Shards]:
+    """Shards of samples whose owners are these; labels are the owners modulo 3."""
+    both = [np.array(who, np.int64) for who in (train, test)]
+    parts = [Samples(who % 3, 3, who) for who in both]
+    rng = np.random.default_rng(seed)
+    return natural.divide(natural.Config(**given), *parts, clients, rng)
+
+
+def owners_of(part: Shards, owners: list[int]) -> list[set[int]]:
+    return [set(np.array(owners, np.int64)[shard].tolist()) for shard in part]
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=80),
+    st.lists(st.integers(0, 25), max_size=30),
+    st.data(),
+    seeds,
+)
+@few
+def test_natural_clients_are_groups_of_people(
+    train: list[int], test: list[int], data: st.DataObject, seed: int
+) -> None:
+    everybody = set(train)
+    clients = data.draw(st.integers(1, len(everybody)))
+    shards, test_shards = people(train, test, clients, seed)
+    tiles(shards, len(train), clients)
+    tiles(test_shards, len(test), clients)
+    groups = owners_of(shards, train)
+    assert sum(map(len, groups)) == len(everybody) == len(set().union(*groups))
+    assert max(map(len, groups)) - min(map(len, groups)) <= 1
+    # A test sample is with whoever made it, if that one trains.
+    for group, tested in zip(groups, owners_of(test_shards, test), strict=True):
+        assert tested & everybody <= group
+
+
+def test_natural_clients_may_be_drawn() -> None:
+    train, test = [7] * 5 + [8] * 2 + [9] * 6 + [4] * 3, [7, 8, 9, 4, 4]
+    seen = set()
+    for seed in range(20):
+        shards, test_shards = people(train, test, 2, seed, people="drawn", minimum=3)
+        groups = owners_of(shards, train)
+        assert [len(group) for group in groups] == [1, 1]
+        assert owners_of(test_shards, test) == groups
+        for group, shard in zip(groups, shards, strict=True):
+            assert len(shard) == train.count(*group)
+        seen |= set.union(*groups)
+    assert seen == {7, 9, 4}
+
+
+def test_strangers_in_the_test_set_follow_the_labels() -> None:
+    # Person k has label k alone; the test samples are by others.
+    shards, test_shards = people([0] * 9 + [1] * 9 + [2] * 9, [30] * 4 + [31] * 5 + [32] * 6, 3)
+    for shard, theirs in zip(shards, test_shards, strict=True):
+        (label,) = {int(np.array([0] * 9 + [1] * 9 + [2] * 9)[i]) for i in shard}
+        wanted = {0: range(4), 1: range(4, 9), 2: range(9, 15)}[label]
+        assert theirs.tolist() == list(wanted)
+
+
+def test_natural_needs_people() -> None:
+    none = Samples(np.zeros(4, np.int64), 1)
+    with pytest.raises(ConfigError, match="wanted data whose makers are known, found none"):
+        natural.divide(natural.Config(), none, none, 2, np.random.default_rng(0))
+    with pytest.raises(ConfigError, match=r"found 1 with at least partition.minimum = 2 .* of 2"):
+        people([5, 5, 6], [], 2, minimum=2)

@@ -1,6 +1,7 @@
 """Who holds what, who takes part, who hosts whom: all of it from the settings alone."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,10 +23,11 @@ MIB = 2**20 // 4
 
 
 def population(*words: str) -> Population:
-    """The clients of the small run with these words."""
+    """The clients of the small run with these words; nine people made its samples."""
     settings = small(*words)
     data: Dataset = config.module("data", settings.data.name).load(settings.data, settings.seed)
-    return Population(settings, data)
+    people = [np.arange(len(labels)) % 9 for labels in (data.train_y, data.test_y)]
+    return Population(settings, replace(data, train_owners=people[0], test_owners=people[1]))
 
 
 def burdens(sizes: list[int], hosts: list[int], ranks: range) -> list[int]:
@@ -179,6 +181,7 @@ def test_a_sample_in_two_places_is_refused(
 
 EVERY = {
     "iid": (),
+    "natural": (),
     "dirichlet": ("partition.alpha=0.5", "partition.minimum=5"),
     "dirichlet-balanced": ("partition.alpha=0.3",),
     "quantity": ("partition.alpha=0.3",),

@@ -304,7 +304,8 @@ def test_where_a_result_comes_from(said: Any) -> None:
         "python 3.11.7",
         "Open MPI 5",
         "command fedmpi run commit c0ffee, with changes",
-        f"identity {identity} partition {'ab' * 32} model {'cd' * 32} parameters 1,234",
+        f"identity {identity} data files official partition {'ab' * 32}",
+        f"model {'cd' * 32} parameters 1,234",
     ):
         assert part in found
     changed, default = found.split(" changed ")[1].split(" default ")

@@ -38,19 +38,20 @@ def read(block: Block) -> tuple[list[int], list[float]]:
 def test_what_is_left_out_comes_with_the_next_update() -> None:
     engine = halved()
     assert read(say(engine, 0, 0.5, -3, 1, 2)) == ([1, 3], [-3, 2])
-    assert engine.clients.residuals[0].tolist() == [0.5, 0, 1, 0]
+    assert engine.clients.feedback.residuals[0].tolist() == [0.5, 0, 1, 0]
     assert read(say(engine, 0, 0.5, 0, 1, 0.5)) == ([0, 2], [1, 2])
-    assert engine.clients.residuals[0].tolist() == [0, 0, 0, 0.5]
+    assert engine.clients.feedback.residuals[0].tolist() == [0, 0, 0, 0.5]
     assert read(say(engine, 0, 0.25, 0, 8, -0.5)) == ([0, 2], [0.25, 8])
-    assert engine.clients.residuals[0].tolist() == [0, 0, 0, 0], "an update may cancel what waits"
+    rest = engine.clients.feedback.residuals[0]
+    assert rest.tolist() == [0, 0, 0, 0], "an update may cancel what waits"
 
 
 def test_each_client_has_its_own_residual() -> None:
     engine = halved()
     say(engine, 0, 1, 2, 3, 4)
     assert read(say(engine, 1, 0.5, 0, 0.25, 0)) == ([0, 2], [0.5, 0.25])
-    assert engine.clients.residuals[0].tolist() == [1, 2, 0, 0]
-    assert engine.clients.residuals[1].tolist() == [0, 0, 0, 0]
+    assert engine.clients.feedback.residuals[0].tolist() == [1, 2, 0, 0]
+    assert engine.clients.feedback.residuals[1].tolist() == [0, 0, 0, 0]
 
 
 def test_without_error_feedback_nothing_is_remembered() -> None:
@@ -58,7 +59,7 @@ def test_without_error_feedback_nothing_is_remembered() -> None:
     assert not engine.clients.keeps
     for _ in range(2):
         assert read(say(engine, 0, 0.5, -3, 1, 2)) == ([1, 3], [-3, 2])
-    assert engine.clients.residuals == {}
+    assert engine.clients.feedback.residuals == {}
     assert halved().clients.keeps
 
 
@@ -94,15 +95,15 @@ def test_a_run_conserves_every_update(
         rest[positions] = 0
         assert sent[positions].abs().min() >= rest.abs().max()
         if feedback:
-            assert torch.equal(sent + clients.residuals[client], whole)
-            assert torch.equal(clients.residuals[client], rest)
+            assert torch.equal(sent + clients.feedback.residuals[client], whole)
+            assert torch.equal(clients.feedback.residuals[client], rest)
             waiting[client] = rest
         rounds[client].append(t)
         return blocks
 
     monkeypatch.setattr(clients, "upload", watch)
     list(play(engine))
-    assert set(clients.residuals) == (set(rounds) if feedback else set())
+    assert set(clients.feedback.residuals) == (set(rounds) if feedback else set())
     gaps = [later - earlier for ts in rounds.values() for earlier, later in itertools.pairwise(ts)]
     assert max(gaps) > 1, "a residual has waited for its client's next round"
 
@@ -159,7 +160,7 @@ def test_statistics_all_travel_and_leave_nothing_behind(monkeypatch: pytest.Monk
     variances = [p for p in flat.statistics if p.name.endswith("running_var")]
     for piece in variances:
         assert (piece.of(found.engine.server.w) > 0).all()
-    for residual in found.engine.clients.residuals.values():
+    for residual in found.engine.clients.feedback.residuals.values():
         assert not residual.numpy()[still].any()
         assert residual.numpy().any()
     # They are averaged as FedAvg does it.

@@ -29,6 +29,7 @@ class Server:
         sends: does each client get a part of its own, beside the broadcast?
         method: the settings in `[method]`; a method narrows their type to its own.
         w: the global model, [n].
+        still: positions in it of running statistics, int64; there may be none.
     """
 
     agrees = False
@@ -39,6 +40,7 @@ class Server:
         self.settings, self.method = settings, settings.method
         self.trainer, self.flat = trainer, trainer.flat
         self.w = self.flat.initial.to(trainer.device, copy=True)
+        self.still = self.flat.still.to(trainer.device)
         self.total, self.weight = torch.zeros_like(self.w), 0.0
 
     def broadcast(self, t: int) -> list[Block]:
@@ -50,8 +52,14 @@ class Server:
         raise NotImplementedError
 
     def absorb(self, t: int, message: Message) -> None:
-        """Takes in one client's upload; uploads come in client order, and are gone afterwards."""
-        sparse.add(self.total, message.blocks[0], message.weight)
+        """Takes in one client's upload; uploads come in client order, and are gone afterwards.
+
+        What comes behind the update's own block are statistics that travelled apart from it.
+        """
+        update, *statistics = message.blocks
+        sparse.add(self.total, update, message.weight)
+        for block in statistics:
+            sparse.add(self.total, block, message.weight, self.still)
         self.weight += message.weight
 
     def step(self, t: int) -> None:
@@ -77,6 +85,7 @@ class Clients:
         converses: do clients and server speak in each local step (see `splitfed`)?
         method: the settings in `[method]`; a method narrows their type to its own.
         start: the model at which local training starts, [n].
+        still: positions in it of running statistics, int64; there may be none.
         adjust: a method that changes gradients has this hook, `adjust(clients, w, g)`; it is called
             before each step and changes g [k, n], of models w [k, n], in place.
     """
@@ -90,6 +99,7 @@ class Clients:
         self.settings, self.method = settings, settings.method
         self.trainer, self.flat = trainer, trainer.flat
         self.start = torch.zeros(self.flat.size, device=trainer.device)
+        self.still = self.flat.still.to(trainer.device)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Takes what all of this rank's active clients were told."""
@@ -106,6 +116,19 @@ class Clients:
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """What a client with the local model w [n] says to the server."""
         return [sparse.block(Kind.GRADIENT, w - self.start)]
+
+    def part(self, update: Tensor) -> list[Block]:
+        """Takes running statistics out of an update [n], as a block to send behind it.
+
+        A method that sends an update otherwise than as it is sends statistics as they are: they are
+        no gradients, and of a variance that is a little off the root may not exist. Both sides know
+        where they belong.
+        """
+        if not len(self.still):
+            return []
+        block = sparse.block(Kind.GRADIENT, update[self.still], self.flat.size)
+        update[self.still] = 0
+        return [block]
 
     def agree(self, blocks: Sequence[Block]) -> None:
         """Takes what the server closed round -1 with."""

@@ -13,11 +13,14 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config, sparse
-from fedmpi.codec import Block, Kind, Message
+from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
+from fedmpi.feedback import Feedback
 from fedmpi.methods import fedavg
-from fedmpi.store import Store
+from fedmpi.methods.fedavg import Server
 from fedmpi.train import Trainer
+
+__all__ = ["Clients", "Config", "Server"]
 
 
 class Config(config.Method):
@@ -27,46 +30,24 @@ class Config(config.Method):
     """Add what was not sent to the client's next update."""
 
 
-class Server(fedavg.Server):
-    method: Config
-
-    def absorb(self, t: int, message: Message) -> None:
-        """Largest values, and statistics if there are any."""
-        for statistics in message.blocks[1:]:
-            still = self.flat.still.to(self.trainer.device)
-            sparse.add(self.total, statistics, message.weight, still)
-        super().absorb(t, message)
-
-
 class Clients(fedavg.Clients):
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.keeps = self.method.error_feedback
-        self.residuals: Store | dict[int, Tensor] = {}
-        if self.keeps:
-            self.residuals = Store(settings.state, self.flat.size)
-        self.still = self.flat.still.to(trainer.device)
+        self.feedback = Feedback(settings.state, self.flat.size, self.keeps)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The largest values of update + residual; the rest is the next residual.
-
-        Statistics, if the model has any, are a second block; both sides know where they belong.
-        """
+        """The largest values of update + residual; the rest is the next residual."""
         update = w - self.start
-        others = []
-        if len(self.still):
-            others = [sparse.block(Kind.GRADIENT, update[self.still], self.flat.size)]
-            update[self.still] = 0
-        if client in self.residuals:
-            update += self.residuals[client].to(update.device)
+        statistics = self.part(update)
+        self.feedback.add(client, update)
         count = sparse.kept(self.flat.count, self.method.sparsity)
         if count == self.flat.count:
-            return [sparse.block(Kind.GRADIENT, update), *others]
+            return [sparse.block(Kind.GRADIENT, update), *statistics]
         positions = sparse.top(update, count)
         block = sparse.block(Kind.GRADIENT, update[positions], self.flat.size, positions)
-        if self.keeps:
-            update[positions] = 0
-            self.residuals[client] = update
-        return [block, *others]
+        update[positions] = 0
+        self.feedback.keep(client, update)
+        return [block, *statistics]

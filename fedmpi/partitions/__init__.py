@@ -1,11 +1,12 @@
 """Partitions: one module each, with a `Config` and
 
-    divide(config, train, test, classes, clients, rng) -> (shards, test shards)
+    divide(config, train, test, clients, rng) -> (shards, test shards)
 
-`train` and `test` are the labels (int64), the results are lists of `clients` index arrays (int64,
-ascending), and the test set is divided with the same priors as the training set. Every training
-sample goes to exactly one client, and so does every test sample; a test shard may be empty, a
-training shard never is. What cannot be divided so is a `ConfigError`.
+`train` and `test` are what is known of the `Samples`, the results are lists of `clients` index
+arrays (int64, ascending), and the test set is divided with the same priors as the training set.
+Every training sample goes to exactly one client, and so does every test sample, unless a setting
+leaves some out; a test shard may be empty, a training shard never is. What cannot be divided so is
+a `ConfigError`.
 A module's docstring is its description in `fedmpi list partitions`.
 
 A partition that was made before, with what is held out, has instead of `divide`
@@ -20,6 +21,7 @@ A partition by labels is a matrix `counts[classes, clients]`, so a module's own 
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
@@ -27,6 +29,29 @@ from numpy import ndarray
 from fedmpi.config import ConfigError
 
 Shards = list[ndarray]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is known of the samples that are to be divided.
+
+    Attributes:
+        labels: int64 [N], 0 .. classes - 1.
+        classes: how many labels there are.
+        owners: int64 [N], who made each sample; None if nobody knows.
+    """
+
+    labels: ndarray
+    classes: int
+    owners: ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def totals(self) -> ndarray:
+        """Samples of each class, int64 [classes]."""
+        return np.bincount(self.labels, minlength=self.classes)
 
 
 def check(samples: int, clients: int) -> None:

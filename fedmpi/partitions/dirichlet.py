@@ -17,7 +17,7 @@ from pydantic import Field
 
 from fedmpi import config
 from fedmpi.config import ConfigError
-from fedmpi.partitions import Shards, check_minimum, deal, follow
+from fedmpi.partitions import Samples, Shards, check_minimum, deal, follow
 
 TRIES = 1000
 """Draws before a partition counts as out of reach: a few seconds with 10,000 clients."""
@@ -34,9 +34,8 @@ class Config(config.Partition):
 
 def divide(
     config: Config,
-    train: ndarray,
-    test: ndarray,
-    classes: int,
+    train: Samples,
+    test: Samples,
     clients: int,
     rng: np.random.Generator,
 ) -> tuple[Shards, Shards]:
@@ -46,13 +45,13 @@ def divide(
         ConfigError: if there are not enough samples, or no draw gives every client its minimum.
     """
     check_minimum(config.minimum, len(train), clients)
-    totals = np.bincount(train, minlength=classes)
+    totals = train.totals
     smallest = 0
     for _ in range(TRIES):
         counts = draw(totals, clients, config.alpha, rng)
         size = int(counts.sum(axis=0).min())
         if size >= config.minimum:
-            return deal(train, counts, rng), follow(test, counts, rng)
+            return deal(train.labels, counts, rng), follow(test.labels, counts, rng)
         smallest = max(smallest, size)
     raise ConfigError(
         f"partition.minimum = {config.minimum}: in {TRIES} draws of {clients} clients with alpha = "

@@ -16,7 +16,7 @@ from numpy import ndarray
 from pydantic import Field
 
 from fedmpi import config
-from fedmpi.partitions import Shards, check, deal, follow
+from fedmpi.partitions import Samples, Shards, check, deal, follow
 
 CELLS = 1 << 22
 """Numbers that are compared at a time while classes are drawn: 32 MiB."""
@@ -31,9 +31,8 @@ class Config(config.Partition):
 
 def divide(
     config: Config,
-    train: ndarray,
-    test: ndarray,
-    classes: int,
+    train: Samples,
+    test: Samples,
     clients: int,
     rng: np.random.Generator,
 ) -> tuple[Shards, Shards]:
@@ -43,9 +42,9 @@ def divide(
         ConfigError: if there are more clients than training samples.
     """
     check(len(train), clients)
-    priors = rng.dirichlet(np.full(classes, config.alpha), size=clients)
-    counts = draw(priors, np.bincount(train, minlength=classes), rng)
-    return deal(train, counts, rng), follow(test, counts, rng)
+    priors = rng.dirichlet(np.full(train.classes, config.alpha), size=clients)
+    counts = draw(priors, train.totals, rng)
+    return deal(train.labels, counts, rng), follow(test.labels, counts, rng)
 
 
 def draw(priors: ndarray, totals: ndarray, rng: np.random.Generator) -> ndarray:

@@ -6,10 +6,9 @@ AISTATS 2017, arXiv 1602.05629, and "homo" of NIID-Bench.
 """
 
 import numpy as np
-from numpy import ndarray
 
 from fedmpi import config
-from fedmpi.partitions import Shards, check, scatter
+from fedmpi.partitions import Samples, Shards, check, scatter
 
 
 class Config(config.Partition):
@@ -18,9 +17,8 @@ class Config(config.Partition):
 
 def divide(
     config: Config,
-    train: ndarray,
-    test: ndarray,
-    classes: int,
+    train: Samples,
+    test: Samples,
     clients: int,
     rng: np.random.Generator,
 ) -> tuple[Shards, Shards]:

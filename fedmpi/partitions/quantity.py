@@ -10,11 +10,10 @@ test set is divided as well.
 """
 
 import numpy as np
-from numpy import ndarray
 from pydantic import Field
 
 from fedmpi import config
-from fedmpi.partitions import Shards, check_minimum, deal, follow
+from fedmpi.partitions import Samples, Shards, check_minimum, deal, follow
 
 
 class Config(config.Partition):
@@ -28,9 +27,8 @@ class Config(config.Partition):
 
 def divide(
     config: Config,
-    train: ndarray,
-    test: ndarray,
-    classes: int,
+    train: Samples,
+    test: Samples,
     clients: int,
     rng: np.random.Generator,
 ) -> tuple[Shards, Shards]:
@@ -46,4 +44,6 @@ def divide(
     extra = np.diff((ends / ends[-1] * free).astype(np.int64), prepend=0)
     # To `deal` and `follow` all samples are of one class.
     counts = (config.minimum + extra)[np.newaxis]
-    return deal(np.zeros_like(train), counts, rng), follow(np.zeros_like(test), counts, rng)
+    return deal(np.zeros_like(train.labels), counts, rng), follow(
+        np.zeros_like(test.labels), counts, rng
+    )

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from fedmpi import config
 from fedmpi.config import ConfigError
-from fedmpi.partitions import Shards, check, deal, follow
+from fedmpi.partitions import Samples, Shards, check, deal, follow
 
 
 class Config(config.Partition):
@@ -30,9 +30,8 @@ class Config(config.Partition):
 
 def divide(
     config: Config,
-    train: ndarray,
-    test: ndarray,
-    classes: int,
+    train: Samples,
+    test: Samples,
     clients: int,
     rng: np.random.Generator,
 ) -> tuple[Shards, Shards]:
@@ -46,7 +45,7 @@ def divide(
     """
     check(len(train), clients)
     wanted = config.classes_per_client
-    totals = np.bincount(train, minlength=classes)
+    totals = train.totals
     present = np.flatnonzero(totals)
     found, rarest = len(present), int(totals[present].min())
     setting = f"partition.classes_per_client = {wanted}"
@@ -65,7 +64,7 @@ def divide(
             f"clients, but the rarest class has {rarest} samples; possible are up to "
             f"{rarest * found // wanted} clients"
         )
-    counts = np.zeros((classes, clients), np.int64)
+    counts = np.zeros((train.classes, clients), np.int64)
     for client, hand in enumerate(hands(present, clients, wanted, rng)):
         counts[hand, client] = 1
     for label in present:
@@ -73,7 +72,7 @@ def divide(
         share, rest = divmod(int(totals[label]), len(holders))
         counts[label, holders] = share
         counts[label, holders[:rest]] += 1
-    return deal(train, counts, rng), follow(test, counts, rng)
+    return deal(train.labels, counts, rng), follow(test.labels, counts, rng)
 
 
 def hands(present: ndarray, clients: int, wanted: int, rng: np.random.Generator) -> list[list[int]]:

@@ -1,0 +1,54 @@
+"""FedNova: updates are normalised by how far a client's steps could carry it.
+
+J. Wang, Q. Liu, H. Liang, G. Joshi, H. V. Poor, *Tackling the Objective Inconsistency Problem in
+Heterogeneous Federated Optimization*, NeurIPS 2020, arXiv 2007.07481, eq. 6 and section 4.
+
+With a_k the sum of the weights that the client's gradients have in its update, d_k its update over
+a_k and p_k its share of the samples, w moves by (sum of p_k a_k) * (sum of p_k d_k). For SGD of tau
+equal steps a_k = tau, with momentum m it is (tau - m (1 - m^tau) / (1 - m)) / (1 - m). If all
+clients take equally many steps this is FedAvg.
+
+Differs from the code: a client's number of steps follows from the settings, so that the server
+knows a_k without a byte, and clients upload what they do in FedAvg. Running statistics are
+averaged.
+Reconstruction: Adam's steps count as those of plain SGD do.
+"""
+
+import torch
+
+from fedmpi import config, sparse
+from fedmpi.codec import Message
+from fedmpi.config import Settings
+from fedmpi.methods import fedavg
+from fedmpi.methods.fedavg import Clients
+from fedmpi.train import Trainer
+
+__all__ = ["Clients", "Config", "Server"]
+
+
+class Config(config.Method):
+    """Nothing to set."""
+
+
+class Server(fedavg.Server):
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.effective = 0.0
+        self.plain = torch.zeros_like(self.w[self.still])
+
+    def absorb(self, t: int, message: Message) -> None:
+        """A client's update, normalised."""
+        scale = self.trainer.reach(t, message.client)
+        self.effective += message.weight * scale
+        update = sparse.vector(message.blocks[0], self.flat.size, self.w.device)
+        self.plain.add_(update[self.still], alpha=message.weight)
+        self.total.add_(update, alpha=message.weight / scale)
+        self.weight += message.weight
+
+    def step(self, t: int) -> None:
+        """Moves the model by the mean direction, as far as the mean client could go."""
+        self.total.mul_(self.effective / self.weight)
+        self.total[self.still] = self.plain
+        super().step(t)
+        self.effective = 0.0
+        self.plain.zero_()

@@ -1,0 +1,72 @@
+"""FedOpt: to the server the clients' mean update is a gradient, and it has an optimiser of its own.
+
+S. J. Reddi, Z. Charles, M. Zaheer, Z. Garrett, K. Rush, J. Konecny, S. Kumar, H. B. McMahan,
+*Adaptive Federated Optimization*, ICLR 2021, arXiv 2003.00295, algorithm 2: FedAdagrad, FedYogi
+and FedAdam. T.-M. H. Hsu, H. Qi, M. Brown, *Measuring the Effects of Non-Identical Data
+Distribution for Federated Visual Classification*, arXiv 1909.06335: FedAvgM, heavy-ball momentum on
+the server.
+
+Differs from the paper: updates are averaged by samples; running statistics are averaged, without an
+optimiser.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from fedmpi import config
+from fedmpi.config import Settings
+from fedmpi.methods import fedavg
+from fedmpi.methods.fedavg import Clients
+from fedmpi.train import Trainer
+
+__all__ = ["Clients", "Config", "Server"]
+
+
+class Config(config.Method):
+    rule: Literal["adam", "yogi", "adagrad", "momentum"] = "adam"
+    """The server's optimiser."""
+    lr: float = Field(0.1, gt=0, le=config.LARGEST)
+    """The server's learning rate; 1 with momentum 0 is FedAvg."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the mean update, or the momentum."""
+    beta2: float = Field(0.99, ge=0, lt=1)
+    """Decay of the mean square, in Adam and Yogi."""
+    tau: float = Field(1e-3, gt=0, le=1)
+    """Degree of adaptivity: what is added to the root of the mean square, which begins as its
+    square."""
+
+
+class Server(fedavg.Server):
+    method: Config
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.mean = torch.zeros_like(self.w)
+        self.square = torch.full_like(self.w, self.method.tau**2)
+
+    def step(self, t: int) -> None:
+        """Moves the model by the optimiser's step along the mean update."""
+        method = self.method
+        delta = self.total / self.weight
+        if method.rule == "momentum":
+            direction = self.mean.mul_(method.beta1).add_(delta)
+        else:
+            self.mean.lerp_(delta, 1 - method.beta1)
+            self._watch(delta.square())
+            direction = self.mean / (self.square.sqrt() + method.tau)
+        self.total = direction * (method.lr * self.weight)
+        self.total[self.still] = delta[self.still] * self.weight
+        super().step(t)
+
+    def _watch(self, seen: torch.Tensor) -> None:
+        """Takes squares of the mean update into their mean, as the rule does."""
+        match self.method.rule:
+            case "adagrad":
+                self.square.add_(seen)
+            case "adam":
+                self.square.lerp_(seen, 1 - self.method.beta2)
+            case "yogi":
+                sign = torch.sign(self.square - seen)
+                self.square.addcmul_(seen, sign, value=self.method.beta2 - 1)

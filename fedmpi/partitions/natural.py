@@ -1,0 +1,80 @@
+"""Natural: clients are the people who made the samples: writers, subjects, roles.
+
+As in LEAF: Caldas et al., "LEAF: A Benchmark for Federated Settings", arXiv 1812.01097. The data
+set must know its people; `fedmpi list data NAME` tells. With fewer clients than people, either each
+client is a group of people, drawn such that groups have equally many to within one, or clients are
+people drawn at random, and the samples of the others are left out.
+
+A test sample goes to the client of whoever made it, if that is a person of the training set. Where
+the two sets are different people's (MNIST), the test set is divided in the proportions in which the
+clients share each class of the training set.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy import ndarray
+from pydantic import Field
+
+from fedmpi import config
+from fedmpi.config import ConfigError
+from fedmpi.heterogeneity import counted
+from fedmpi.partitions import Samples, Shards, follow, scatter
+
+
+class Config(config.Partition):
+    """What becomes of people when there are more of them than clients."""
+
+    people: Literal["grouped", "drawn"] = "grouped"
+    """`grouped`: a client is one or several people; `drawn`: one, and others are left out."""
+    minimum: int = Field(1, ge=1, le=config.MOST)
+    """People with fewer training samples are left out."""
+
+
+def divide(
+    config: Config,
+    train: Samples,
+    test: Samples,
+    clients: int,
+    rng: np.random.Generator,
+) -> tuple[Shards, Shards]:
+    """Shards of both sets, as in `fedmpi.partitions`.
+
+    Raises:
+        ConfigError: if nobody knows who made the samples, or there are fewer people than clients.
+    """
+    if train.owners is None:
+        raise ConfigError(
+            "partition.name = 'natural': wanted data whose makers are known, found none; "
+            "fedmpi list data NAME says where they come from"
+        )
+    everybody, sizes = np.unique(train.owners, return_counts=True)
+    people = everybody[sizes >= config.minimum]
+    if clients > len(people):
+        raise ConfigError(
+            f"clients = {clients}: wanted a person for each, found {len(people)} with at least "
+            f"partition.minimum = {config.minimum} training samples, of {len(everybody)}; "
+            f"possible are 1 to {len(people)} clients"
+        )
+    chosen = rng.permutation(people)
+    if config.people == "drawn":
+        chosen = chosen[:clients]
+    client_of = dict(zip(chosen.tolist(), (np.arange(len(chosen)) % clients).tolist(), strict=True))
+    shards = _of(train.owners, client_of, clients)
+    strangers = np.arange(len(test))
+    test_shards: Shards = [np.empty(0, np.int64)] * clients
+    if test.owners is not None:
+        strangers = np.flatnonzero(~np.isin(test.owners, everybody))
+        test_shards = _of(test.owners, client_of, clients)
+    counts = counted(shards, train.labels, train.classes)
+    followed = follow(test.labels[strangers], counts, rng)
+    pairs = zip(test_shards, followed, strict=True)
+    return shards, [np.sort(np.concatenate([own, strangers[more]])) for own, more in pairs]
+
+
+def _of(owners: ndarray, client_of: dict[int, int], clients: int) -> Shards:
+    """Each client's samples, ascending; those of people who are no client's are left out."""
+    people, places = np.unique(owners, return_inverse=True)
+    clients_of = [client_of.get(person, clients) for person in people.tolist()]
+    holders = np.array(clients_of, np.int64)[places]
+    return scatter(holders, clients + 1)[:clients]

@@ -1,0 +1,70 @@
+"""SCAFFOLD's algebra: c is the mean of all c_k, and c_k the mean gradient of its last pass."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedmpi.engine import Engine
+from tests.plain import play, train
+from tests.small import run, small
+
+WORDS = ("method.name=scaffold", "participation=0.6", "epochs=3", "rounds=6", "lr_decay=0.9")
+
+
+def controls(engine: Engine) -> Tensor:
+    """All c_k, [clients, n]."""
+    return torch.stack([engine.clients.own(client) for client in range(engine.settings.clients)])
+
+
+@pytest.mark.parametrize("participation", [0.2, 0.6, 1.0])
+def test_c_is_the_mean_of_all_c_k(participation: float) -> None:
+    engine = Engine(small(*WORDS, f"participation={participation}"))
+    for _ in play(engine):
+        own = controls(engine)
+        assert float(own.abs().max()) > 1e-3
+        np.testing.assert_allclose(engine.server.control, own.mean(0), atol=1e-6)
+    moved = own.abs().amax(1) > 0
+    assert moved.sum() > 1
+
+
+def test_c_k_is_the_mean_gradient_of_the_last_pass_and_corrects_the_next() -> None:
+    """Held against plain training that follows g + c - c_k, and remembers g."""
+    engine = Engine(small(*WORDS))
+    w, c, own = engine.server.w.clone(), torch.zeros(engine.flat.size), controls(engine)
+    for t, _ in enumerate(play(engine)):
+        total, samples, before = torch.zeros_like(w), 0, c.clone()
+        for client in engine.population.sample(t):
+            seen: list[Tensor] = []
+            drift = before - own[client]
+
+            def change(g: Tensor, seen: list[Tensor] = seen, drift: Tensor = drift) -> Tensor:
+                seen.append(g.clone())
+                return g + drift
+
+            local, _ = train(engine, t, client, w, change=change)
+            size = len(engine.population.shards[client])
+            total, samples = total + size * (local - w), samples + size
+            mean = torch.stack(seen).mean(0)
+            c = c + (mean - own[client]) / engine.settings.clients
+            own[client] = mean
+        free = w + total / samples
+        np.testing.assert_allclose(engine.server.w, free, rtol=1e-4, atol=2e-5)
+        np.testing.assert_allclose(controls(engine), own, rtol=1e-3, atol=2e-4)
+        np.testing.assert_allclose(engine.server.control, c, rtol=1e-3, atol=2e-4)
+        w = engine.server.w.clone()
+
+
+def test_the_first_round_of_full_participation_is_fedavgs() -> None:
+    words = ("rounds=1",)
+    assert run(small("method.name=scaffold", *words)).sha256 == run(small(*words)).sha256
+    words = ("rounds=2",)
+    assert run(small("method.name=scaffold", *words)).sha256 != run(small(*words)).sha256
+
+
+def test_it_costs_twice_the_bytes() -> None:
+    drifting, plain = (run(small(*words)) for words in (("method.name=scaffold",), ()))
+    extra = 32 + (4 * plain.engine.flat.size + 7) // 8 * 8
+    for way in ("up", "down"):
+        wanted = plain.tables["rounds"][way] + 5 * extra
+        assert drifting.tables["rounds"][way].tolist() == wanted.tolist()
