@@ -15,7 +15,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
@@ -81,13 +81,12 @@ def fetch(name: str, to: str | None = None) -> None:
             continue
         try:
             _place(source, folder, console)
-        except DataError as error:
+        except _Gone as error:
             raise DataError(f"{error}\n{_by_hand(name, sources, folder)}") from None
-    found = module.where(module.Config(root=str(folder)))
-    if folder in files.places(None):
-        hint = f"fedmpi run data.name={name} finds it from here"
-    else:
-        hint = f"set data.root={folder}, or $FEDMPI_DATA"
+    found, hint = module.where(module.Config(root=str(folder))), f"data.root={folder} finds it"
+    with suppress(DataError):
+        if module.where(module.Config()) == found:
+            hint = "runs that start here find it by themselves"
     console.print(f"{name} is in {found}; {hint}", soft_wrap=True)
 
 
@@ -137,7 +136,7 @@ def _download(source: Source, file: Path, console: Console) -> None:
     """Fetches a file from one of its addresses.
 
     Raises:
-        DataError: if none of them has it; says why of each.
+        _Gone: if none of them has it; says why of each.
     """
     part, reasons = file.with_name(f"{file.name}.part"), []
     for url in source.urls:
@@ -156,7 +155,11 @@ def _download(source: Source, file: Path, console: Console) -> None:
                 return
             part.unlink()
             reasons.append(f"{url}: wanted MD5 {source.md5}, found {found}")
-    raise DataError("\n".join(reasons))
+    raise _Gone("\n".join(reasons))
+
+
+class _Gone(DataError):
+    """A file that no address has."""
 
 
 class _Lost(Exception):

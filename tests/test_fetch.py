@@ -108,7 +108,7 @@ def made(server: Server, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A set of one file, "made", which is fetched to `folder`."""
     module = SimpleNamespace(
         Config=config.Data,
-        where=lambda settings: Path(settings.root),
+        where=lambda settings: files.places(settings.root)[0],
         SOURCES=(Source((f"{server.url}/file",), "made/file", md5(CONTENT)),),
     )
     server.files["file"] = CONTENT
@@ -142,7 +142,7 @@ def test_a_file(
     assert left(made.folder) == ["file"]
     said = capsys.readouterr().out
     assert f"{made.folder}/file: fetched from {server.url}/file, has the known MD5" in said
-    assert "fedmpi run data.name=made finds it from here" in said
+    assert f"made is in {made.folder.parent}; runs that start here find it" in said
     assert server.asked == [("file", 0)]
     fetch.fetch("made")
     assert f"{made.folder}/file: there already\n" in capsys.readouterr().out
@@ -364,8 +364,10 @@ def test_a_wrong_archive(
     made: SimpleNamespace, server: Server, name: str, content: bytes, match: str
 ) -> None:
     offer(made, server, name, content)
-    with pytest.raises(DataError, match=match):
+    with pytest.raises(DataError, match=match) as error:
         fetch.fetch("made")
+    assert str(error.value).startswith(str(Path("data").absolute() / name))
+    assert "no network" not in str(error.value)
     assert left(Path("data")) == [name], "and nothing of what was in it"
     assert not list(Path().absolute().parent.glob("out")) and not Path("/out").exists()
 
@@ -473,7 +475,10 @@ def test_the_command(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     found = say("mnist", "--to", "sets")
     assert found.exit_code == 0
     place = Path("sets").absolute()
-    assert f"mnist is in {place}/mnist; set data.root={place}, or $FEDMPI_DATA" in found.stdout
+    assert f"mnist is in {place}/mnist; data.root={place} finds it\n" in found.stdout
+    found = say("mnist")
+    here = Path("data/mnist").absolute()
+    assert f"mnist is in {here}; runs that start here find it by themselves\n" in found.stdout
     monkeypatch.setenv("FEDMPI_DATA", "theirs")
     server.files.clear()
     found = say("mnist")
