@@ -98,6 +98,12 @@ class Flat:
             setattr(network.get_submodule(module), name, piece.of(place).data)
         return network
 
+    def movable(self) -> Tensor:
+        """Positions that gradients move, ascending: int64 [count]."""
+        if self.moving is None:
+            return torch.arange(self.size)
+        return self.moving.nonzero().squeeze(1)
+
     def prunable(self) -> Tensor:
         """Which positions are weights of convolutions or linear layers: bool [size]."""
         kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

@@ -118,6 +118,61 @@ def quantize(
     return codes.astype(code_dtype(bits)), Scale(float(low), float(step))
 
 
+def signs(kind: Kind, values: Tensor, size: int, indices: Tensor | None = None) -> Block:
+    """One bit a value: its sign, times the mean absolute value of all.
+
+    Args:
+        kind: what the values are.
+        values: [count]; zero counts as positive.
+        size: length of the whole vector.
+        indices: their positions, which travel in Golomb's code; None where both sides know them.
+    """
+    mean = float(values.abs().mean()) if len(values) else 0.0
+    codes = (values >= 0).to("cpu", torch.uint8).numpy()
+    where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
+    return Block(kind, size, Coding.CODES, codes, where, 1, Scale(-mean, 2 * mean), True)
+
+
+def levels(
+    kind: Kind, values: Tensor, bits: int, bucket: int, random: np.random.Generator
+) -> list[Block]:
+    """Values in signed levels of their bucket's norm, right on average, and the norms: two blocks.
+
+    QSGD: v_i becomes ||v|| * sign(v_i) * l / s, with s = 2^(bits - 1) - 1 levels and l the level
+    below or above s |v_i| / ||v||, by the probability that makes the mean v_i (Alistarh et al., eq.
+    2 and 3). A bucket whose norm is not finite becomes NaN: nothing is hidden.
+
+    Args:
+        kind: what the values are.
+        values: [count].
+        bits: bits of a level with its sign, 2 to 16.
+        bucket: values that share a norm.
+        random: rounds up or down.
+    """
+    top = (1 << bits - 1) - 1
+    given = values.detach().to("cpu", torch.float64).numpy()
+    buckets = np.pad(given, (0, -len(given) % bucket)).reshape(-1, bucket)
+    norms = np.linalg.norm(buckets, axis=1, keepdims=True).astype(np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        exact = np.where(norms > 0, top * np.abs(buckets) / norms, 0)
+    exact = np.where(np.isfinite(norms), exact, 0)
+    level = np.floor(exact + random.random(exact.shape)).clip(0, top)
+    codes = (top + np.sign(np.nan_to_num(buckets)) * level).ravel()[: len(given)]
+    integers = codes.astype(code_dtype(bits))
+    scale = Scale(-float(top), 1.0)
+    return [
+        Block(kind, len(given), Coding.CODES, integers, None, bits, scale),
+        block(kind, torch.from_numpy(norms.ravel())),
+    ]
+
+
+def leveled(codes: Block, norms: Block, bucket: int, device: torch.device) -> Tensor:
+    """What `levels` stands for, [count]."""
+    top = (1 << codes.bits - 1) - 1
+    found = values(codes, device) / top
+    return found * values(norms, device).repeat_interleave(bucket)[: len(found)]
+
+
 def values(block: Block, device: torch.device | None = None) -> Tensor:
     """The values of a block as float32 (labels as int64), dequantized: a tensor of its own.
 

@@ -34,6 +34,10 @@ class Purpose(IntEnum):
     """How samples are cropped and flipped; ids: round, client."""
     DROPOUT = 11
     """Random keys of the steps (see `layers.Dropout`); ids: round, client."""
+    POSITIONS = 20
+    """Which values travel, where both sides draw them; ids: round, client."""
+    SKETCH = 21
+    """Where a search for low ranks begins; ids: client."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

@@ -162,6 +162,8 @@ def test_blocks_survive_the_wire(case: tuple[str, ...], monkeypatch: pytest.Monk
 
     listen(engine.server, "broadcast")
     listen(engine.clients, "upload")
+    if engine.server.sends:
+        listen(engine.server, "send")
     if engine.server.agrees:
         listen(engine.server, "agreement")
     rounds = len(list(play(engine)))

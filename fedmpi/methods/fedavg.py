@@ -27,6 +27,7 @@ class Server:
     Attributes:
         agrees: is there a round -1 with every client, to agree on something (a mask)?
         sends: does each client get a part of its own, beside the broadcast?
+        parts: blocks of an encoded update, without those of statistics that travel apart.
         method: the settings in `[method]`; a method narrows their type to its own.
         w: the global model, [n].
         still: positions in it of running statistics, int64; there may be none.
@@ -34,6 +35,7 @@ class Server:
 
     agrees = False
     sends = False
+    parts = 1
     method: config.Method
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -52,15 +54,16 @@ class Server:
         raise NotImplementedError
 
     def absorb(self, t: int, message: Message) -> None:
-        """Takes in one client's upload; uploads come in client order, and are gone afterwards.
-
-        What comes behind the update's own block are statistics that travelled apart from it.
-        """
-        update, *statistics = message.blocks
-        sparse.add(self.total, update, message.weight)
-        for block in statistics:
-            sparse.add(self.total, block, message.weight, self.still)
+        """Takes in one client's upload; uploads come in client order, and are gone afterwards."""
+        blocks = list(message.blocks)
+        if len(blocks) > self.parts:  # statistics that travelled apart, see `Clients.part`
+            sparse.add(self.total, blocks.pop(), message.weight, self.still)
+        self.add(t, message.client, blocks, message.weight)
         self.weight += message.weight
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """Adds weight * update, of which the client sent these blocks, to `total`."""
+        sparse.add(self.total, blocks[0], weight)
 
     def step(self, t: int) -> None:
         """All uploads of the round are in: moves the model by the mean, weighted by samples."""

@@ -14,10 +14,12 @@ averaged.
 Reconstruction: Adam's steps count as those of plain SGD do.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from fedmpi import config, sparse
-from fedmpi.codec import Message
+from fedmpi.codec import Block
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Clients
@@ -36,14 +38,13 @@ class Server(fedavg.Server):
         self.effective = 0.0
         self.plain = torch.zeros_like(self.w[self.still])
 
-    def absorb(self, t: int, message: Message) -> None:
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """A client's update, normalised."""
-        scale = self.trainer.reach(t, message.client)
-        self.effective += message.weight * scale
-        update = sparse.vector(message.blocks[0], self.flat.size, self.w.device)
-        self.plain.add_(update[self.still], alpha=message.weight)
-        self.total.add_(update, alpha=message.weight / scale)
-        self.weight += message.weight
+        scale = self.trainer.reach(t, client)
+        self.effective += weight * scale
+        update = sparse.vector(blocks[0], self.flat.size, self.w.device)
+        self.plain.add_(update[self.still], alpha=weight)
+        self.total.add_(update, alpha=weight / scale)
 
     def step(self, t: int) -> None:
         """Moves the model by the mean direction, as far as the mean client could go."""

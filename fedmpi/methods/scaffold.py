@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedmpi import config, sparse
-from fedmpi.codec import Block, Kind, Message
+from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg
 from fedmpi.store import Store
@@ -28,6 +28,8 @@ class Config(config.Method):
 
 
 class Server(fedavg.Server):
+    parts = 2
+
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.control = torch.zeros_like(self.w)
@@ -36,11 +38,10 @@ class Server(fedavg.Server):
         """The model, and c."""
         return [*super().broadcast(t), sparse.block(Kind.GRADIENT, self.control)]
 
-    def absorb(self, t: int, message: Message) -> None:
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """A client's update, and by how much its c_k changes."""
-        update, change = message.blocks
-        super().absorb(t, Message(message.client, [update], message.weight))
-        sparse.add(self.control, change, 1 / self.settings.clients)
+        super().add(t, client, blocks[:1], weight)
+        sparse.add(self.control, blocks[1], 1 / self.settings.clients)
 
 
 class Clients(fedavg.Clients):

@@ -1,0 +1,64 @@
+"""Deep Gradient Compression: top-k with momentum that is corrected for what waits.
+
+Y. Lin, S. Han, H. Mao, Y. Wang, W. J. Dally, *Deep Gradient Compression: Reducing the Communication
+Bandwidth for Distributed Training*, ICLR 2018, arXiv 1712.01887, algorithm 1 with momentum
+correction and factor masking: u = m u + update, v = v + u, the largest values of v travel, and u
+and v are zero where they did. Sparsity warms up as in the paper: 75 %, and then a quarter of the
+density each round.
+
+Differs from the paper: what is sparsified is the update of a whole round of local training; values
+are chosen over all parameters together; the choice is exact and needs no threshold from a sample;
+gradients are clipped by the setting `clip`. Running statistics all travel.
+"""
+
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi import config, sparse
+from fedmpi.codec import Block, Kind
+from fedmpi.config import Settings
+from fedmpi.feedback import Feedback
+from fedmpi.methods import fedavg
+from fedmpi.methods.fedavg import Server
+from fedmpi.train import Trainer
+
+__all__ = ["Clients", "Config", "Server"]
+
+
+class Config(config.Method):
+    sparsity: float = Field(0.99, ge=0, lt=1)
+    """Share of the values that are not sent, after the warm-up."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum m of a client's updates; 0 without warm-up is top-k with error feedback."""
+    warmup: int = Field(4, ge=0, le=config.MOST)
+    """Rounds in which sparsity is at most 1 - 0.25^(round + 1)."""
+
+
+class Clients(fedavg.Clients):
+    method: Config
+    keeps = True
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.velocities = Feedback(settings.state, self.flat.size)
+        self.feedback = Feedback(settings.state, self.flat.size)
+
+    def sparsity(self, t: int) -> float:
+        """In round t, the first being 0."""
+        wanted = self.method.sparsity
+        return min(wanted, 1 - 0.25 ** (t + 1)) if t < self.method.warmup else wanted
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """The largest values of v."""
+        velocity = w - self.start
+        statistics = self.part(velocity)
+        self.velocities.add(client, velocity)
+        waiting = velocity.clone()
+        self.feedback.add(client, waiting)
+        positions = sparse.top(waiting, sparse.kept(self.flat.count, self.sparsity(t)))
+        block = sparse.block(Kind.GRADIENT, waiting[positions], self.flat.size, positions)
+        velocity[positions] = 0
+        waiting[positions] = 0
+        self.velocities.keep(client, velocity.mul_(self.method.momentum))
+        self.feedback.keep(client, waiting)
+        return [block, *statistics]

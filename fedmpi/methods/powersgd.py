@@ -1,0 +1,135 @@
+"""PowerSGD: updates of weight matrices travel as the product of two thin ones.
+
+T. Vogels, S. P. Karimireddy, M. Jaggi, *PowerSGD: Practical Low-Rank Gradient Compression for
+Distributed Optimization*, NeurIPS 2019, arXiv 1905.13727, algorithms 1 and 2: one step of subspace
+iteration, begun at the factor of the last time (warm start), with error feedback. The weight of a
+layer is a matrix of its outputs and all else; biases and norms travel as they are.
+
+Reconstruction: clients are many and take part now and then, so each has factors of its own (the
+paper's workers share Q, by two reductions a step), and the server adds the products; a client's
+first Q is drawn at random. What is compressed is the update of a whole round of local training.
+Running statistics travel as they are.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi import config, sparse
+from fedmpi.codec import Block, Kind
+from fedmpi.config import Settings
+from fedmpi.feedback import Feedback
+from fedmpi.flat import Flat, Piece
+from fedmpi.methods import fedavg
+from fedmpi.store import Store
+from fedmpi.streams import Purpose, stream
+from fedmpi.train import Trainer
+
+
+class Config(config.Method):
+    rank: int = Field(2, ge=1, le=config.MOST)
+    """Columns of the factors; a matrix that would not become smaller travels as it is."""
+    error_feedback: bool = True
+    """Add what was not sent to the client's next update."""
+
+
+class Shapes:
+    """Which parameters travel as factors.
+
+    Attributes:
+        matrices: piece, rows, columns and rank of each that does.
+        others: positions of all other parameters, int64.
+        columns: length of all second factors together.
+    """
+
+    def __init__(self, flat: Flat, rank: int) -> None:
+        self.matrices: list[tuple[Piece, int, int]] = []
+        others = []
+        for piece in flat.parameters:
+            rows = piece.shape[0] if len(piece.shape) > 1 else 1
+            columns = (piece.stop - piece.start) // rows
+            if rank * (rows + columns) < rows * columns:
+                self.matrices.append((piece, rows, columns))
+            else:
+                others.append(torch.arange(piece.start, piece.stop))
+        self.rank = rank
+        self.others = torch.cat([torch.empty(0, dtype=torch.int64), *others])
+        self.columns = rank * sum(columns for _, _, columns in self.matrices)
+
+    def factors(self, values: Tensor) -> Iterator[tuple[Piece, Tensor, Tensor]]:
+        """Each matrix' P and Q in values [rank * (all rows and columns) ...], as views."""
+        start = 0
+        for piece, rows, columns in self.matrices:
+            middle, stop = start + self.rank * rows, start + self.rank * (rows + columns)
+            yield (
+                piece,
+                values[start:middle].view(rows, self.rank),
+                values[middle:stop].view(columns, self.rank),
+            )
+            start = stop
+
+    @property
+    def length(self) -> int:
+        """Values that travel."""
+        return self.columns + self.rank * sum(r for _, r, _ in self.matrices) + len(self.others)
+
+    def product(self, values: Tensor, size: int) -> Tensor:
+        """The update [size] that values [length] stand for; zero where statistics are."""
+        update = torch.zeros(size, device=values.device)
+        for piece, p, q in self.factors(values):
+            update[piece.start : piece.stop] = (p @ q.T).reshape(-1)
+        update[self.others.to(values.device)] = values[self.length - len(self.others) :]
+        return update
+
+
+class Server(fedavg.Server):
+    method: Config
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.shapes = Shapes(self.flat, self.method.rank)
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """Factors, and what travels as it is."""
+        values = sparse.vector(blocks[0], self.shapes.length, self.w.device)
+        self.total.add_(self.shapes.product(values, self.flat.size), alpha=weight)
+
+
+class Clients(fedavg.Clients):
+    method: Config
+    keeps = True
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.shapes = Shapes(self.flat, self.method.rank)
+        self.feedback = Feedback(settings.state, self.flat.size, self.method.error_feedback)
+        self.bases = Store(settings.state, self.shapes.columns)
+
+    def base(self, client: int) -> Tensor:
+        """The client's second factors as its last round left them, or drawn: [columns]."""
+        if client in self.bases:
+            return self.bases[client].to(self.start.device)
+        random = stream(self.settings.seed, Purpose.SKETCH, client)
+        drawn = random.standard_normal(self.shapes.columns, dtype="f4")
+        return torch.from_numpy(drawn).to(self.start.device)
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """Factors of update + residual, and the other parameters."""
+        update = w - self.start
+        statistics = self.part(update)
+        self.feedback.add(client, update)
+        values = torch.zeros(self.shapes.length, device=update.device)
+        bases = self.base(client).split(
+            [self.method.rank * columns for _, _, columns in self.shapes.matrices]
+        )
+        for (piece, p, q), base in zip(self.shapes.factors(values), bases, strict=True):
+            matrix = update[piece.start : piece.stop].view(len(p), len(q))
+            p.copy_(torch.linalg.qr(matrix @ base.view(q.shape)).Q)
+            torch.matmul(matrix.T, p, out=q)
+        values[self.shapes.length - len(self.shapes.others) :] = update[self.shapes.others]
+        factors = self.shapes.factors(values)
+        self.bases[client] = torch.cat([q.reshape(-1) for _, _, q in factors])
+        self.feedback.keep(client, update - self.shapes.product(values, self.flat.size))
+        return [sparse.block(Kind.GRADIENT, values), *statistics]

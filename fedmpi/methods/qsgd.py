@@ -1,0 +1,53 @@
+"""QSGD: an update's values travel in a few bits, rounded at random so that their mean is right.
+
+D. Alistarh, D. Grubic, J. Li, R. Tomioka, M. Vojnovic, *QSGD: Communication-Efficient SGD via
+Gradient Quantization and Encoding*, NeurIPS 2017, arXiv 1610.02132, section 3. On the update of a
+round of local training it is FedPAQ: A. Reisizadeh, A. Mokhtari, H. Hassani, A. Jadbabaie, R.
+Pedarsani, AISTATS 2020, arXiv 1909.13014.
+
+Differs from the paper: levels travel in a fixed number of bits, not in Elias' code. Running
+statistics travel as they are.
+"""
+
+from collections.abc import Sequence
+
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi import config, sparse
+from fedmpi.codec import Block, Kind
+from fedmpi.methods import fedavg
+from fedmpi.streams import Purpose, stream
+
+
+class Config(config.Method):
+    bits: int = Field(8, ge=2, le=16)
+    """Bits of a value: its sign and one of 2^(bits - 1) - 1 levels."""
+    bucket: int = Field(128, ge=1, le=config.MOST)
+    """Values that share a norm."""
+
+
+class Server(fedavg.Server):
+    method: Config
+    parts = 2
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """Levels and norms."""
+        codes, norms = blocks
+        update = sparse.leveled(codes, norms, self.method.bucket, self.w.device)
+        self.total.add_(update, alpha=weight)
+
+
+class Clients(fedavg.Clients):
+    method: Config
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """Levels and norms."""
+        update = w - self.start
+        statistics = self.part(update)
+        random = stream(self.settings.seed, Purpose.QUANTIZE, t, client)
+        method = self.method
+        return [
+            *sparse.levels(Kind.GRADIENT, update, method.bits, method.bucket, random),
+            *statistics,
+        ]

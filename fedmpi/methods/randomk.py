@@ -1,0 +1,71 @@
+"""Random-k: values at random positions travel, which cost nothing because both sides draw them.
+
+J. Konecny, H. B. McMahan, F. X. Yu, P. Richtarik, A. T. Suresh, D. Bacon, *Federated Learning:
+Strategies for Improving Communication Efficiency*, arXiv 1610.05492, section 2 ("random mask"); S.
+U. Stich, J.-B. Cordonnier, M. Jaggi, *Sparsified SGD with Memory*, NeurIPS 2018, arXiv 1809.07599.
+
+Without error feedback values are scaled by n / k, so that the update is right on average; with it
+they travel as they are, as in the second paper. Positions are drawn anew for each client and round.
+Running statistics all travel.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi import config, sparse
+from fedmpi.codec import Block, Kind
+from fedmpi.config import Settings
+from fedmpi.feedback import Feedback
+from fedmpi.flat import Flat
+from fedmpi.methods import fedavg
+from fedmpi.streams import Purpose, stream
+from fedmpi.train import Trainer
+
+
+class Config(config.Method):
+    sparsity: float = Field(0.9, ge=0, lt=1)
+    """Share of an update's values that are not sent; 0 is FedAvg."""
+    error_feedback: bool = False
+    """Add what was not sent to the client's next update, instead of scaling what is."""
+
+
+def drawn(settings: Settings, flat: Flat, t: int, client: int) -> Tensor:
+    """The positions of the client's values in round t, ascending: int64 [k]."""
+    assert isinstance(settings.method, Config)
+    random = stream(settings.seed, Purpose.POSITIONS, t, client)
+    count = sparse.kept(flat.count, settings.method.sparsity)
+    chosen = torch.from_numpy(random.permutation(flat.count)[:count]).sort().values
+    return flat.movable()[chosen]
+
+
+class Server(fedavg.Server):
+    method: Config
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """Values at positions that the server draws, too."""
+        where = drawn(self.settings, self.flat, t, client).to(self.w.device)
+        sparse.add(self.total, blocks[0], weight, where)
+
+
+class Clients(fedavg.Clients):
+    method: Config
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.keeps = self.method.error_feedback
+        self.feedback = Feedback(settings.state, self.flat.size, self.keeps)
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """The update's values at the round's positions."""
+        update = w - self.start
+        statistics = self.part(update)
+        self.feedback.add(client, update)
+        where = drawn(self.settings, self.flat, t, client).to(update.device)
+        scale = 1.0 if self.keeps else self.flat.count / len(where)
+        block = sparse.block(Kind.GRADIENT, scale * update[where], self.flat.size)
+        update[where] = 0
+        self.feedback.keep(client, update)
+        return [block, *statistics]

@@ -1,0 +1,134 @@
+"""STC: sparse ternary compression of what clients upload, and of what the server sends.
+
+F. Sattler, S. Wiedemann, K.-R. Mueller, W. Samek, *Robust and Communication-Efficient Federated
+Learning from Non-IID Data*, IEEE TNNLS 2020, arXiv 1903.02891, algorithms 1 and 2. The largest
+values of update + residual travel as +mu or -mu, mu the mean of their absolute values: positions in
+Golomb's code, and one bit a value. The server compresses the mean update likewise, with a residual
+of its own, so that all sides hold the same, compressed model.
+
+A client that was not sampled for some rounds gets the updates that it missed, or the model, if that
+is shorter (the paper: their sum, by section V-C, which may be shorter than one after the other).
+Differs from the paper: updates are averaged by samples; values are chosen over all parameters
+together. Running statistics travel as they are.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi import config, sparse
+from fedmpi.codec import Block, Kind, Message, pack
+from fedmpi.config import Settings
+from fedmpi.feedback import Feedback
+from fedmpi.flat import Flat
+from fedmpi.methods import fedavg
+from fedmpi.store import Store
+from fedmpi.train import Trainer
+
+
+class Config(config.Method):
+    sparsity: float = Field(0.9, ge=0, lt=1)
+    """Share of a client's values that are not sent."""
+    sparsity_down: float | None = Field(None, ge=0, lt=1)
+    """The same for the server's values; if absent, that of the clients."""
+
+
+def ternary(update: Tensor, flat: Flat, sparsity: float) -> Block:
+    """The largest values of an update [n], which is zero where statistics are, as one size.
+
+    Zeros never travel: there is no sign for them.
+    """
+    positions = sparse.top(update, sparse.kept(flat.count, sparsity))
+    positions = positions[update[positions] != 0]
+    return sparse.signs(Kind.GRADIENT, update[positions], flat.size, positions)
+
+
+class Server(fedavg.Server):
+    method: Config
+    sends = True
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.rest = torch.zeros_like(self.w)
+        down = self.method.sparsity_down
+        self.sparsity = self.method.sparsity if down is None else down
+        self.history: dict[int, list[Block]] = {}
+        self.forgotten = 0
+        self.knows: dict[int, int] = {}
+
+    def broadcast(self, t: int) -> list[Block]:
+        """Nothing: clients know different things."""
+        return []
+
+    def send(self, t: int, client: int) -> list[Block]:
+        """What the client has missed since it last took part, or the model."""
+        first, self.knows[client] = self.knows.get(client), t
+        if first is None or first < self.forgotten:
+            return [sparse.block(Kind.MODEL, self.w)]
+        return [
+            block for round, blocks in self.history.items() if round >= first for block in blocks
+        ]
+
+    def step(self, t: int) -> None:
+        """Moves the model by the compressed mean update; what that leaves out waits."""
+        update = self.total / self.weight
+        statistics = []
+        if len(self.still):
+            statistics = [sparse.block(Kind.GRADIENT, update[self.still], self.flat.size)]
+            update[self.still] = 0
+        update += self.rest
+        block = ternary(update, self.flat, self.sparsity)
+        self.rest = update - sparse.vector(block, self.flat.size, self.w.device)
+        self.history[t] = [block, *statistics]
+        follow(self.w, self.history[t], self.still)
+        self.total.zero_()
+        self.weight = 0.0
+        # Who has missed more than a model's worth gets the model.
+        while sum(map(length, self.history.values())) >= 4 * self.flat.size:
+            self.forgotten = next(iter(self.history)) + 1
+            del self.history[self.forgotten - 1]
+
+
+def length(blocks: Sequence[Block]) -> int:
+    """Bytes of a round's update, with its headers."""
+    return len(pack([Message(0, blocks)]).data)
+
+
+def follow(w: Tensor, blocks: Sequence[Block], still: Tensor) -> None:
+    """Moves a model [n] by compressed updates, in place: the server's and the clients' alike."""
+    for block in blocks:
+        sparse.add(w, block, agreed=None if block.indices is not None else still)
+
+
+class Clients(fedavg.Clients):
+    method: Config
+    keeps = True
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.feedback = Feedback(settings.state, self.flat.size)
+        self.models = Store(settings.state, self.flat.size)
+
+    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
+        """Nothing comes for all."""
+
+    def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
+        """The model, or what is to be added to the client's own."""
+        device = self.trainer.device
+        if blocks and blocks[0].kind == Kind.MODEL:
+            model = sparse.vector(blocks[0], self.flat.size, device)
+        else:
+            model = self.models[client].to(device, copy=True)
+            follow(model, blocks, self.still)
+        self.models[client] = self.start = model
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """The largest values of update + residual, all of one size."""
+        update = w - self.start
+        statistics = self.part(update)
+        self.feedback.add(client, update)
+        block = ternary(update, self.flat, self.method.sparsity)
+        self.feedback.keep(client, update - sparse.vector(block, self.flat.size, update.device))
+        return [block, *statistics]
