@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ import torch
 from fedmpi import cache, config
 from fedmpi.data import Dataset, cifar10, mnist
 from fedmpi.files import DataError
-from tests.made import SHARED, binary, read, real, write_cifar10, write_idx
+from tests.made import SHARED, binary, read, real, write_cifar10, write_idx, write_qmnist, writers
 
 pytestmark = pytest.mark.usefixtures("nowhere")
 
@@ -205,15 +206,19 @@ def test_a_damaged_file_in_the_cache(made: Set, name: str, keep: int | None) -> 
 # ---- who comes together, and who is killed
 
 TOGETHER = """
-import hashlib, os, pathlib, sys, time
+import hashlib, os, pathlib, signal, sys, time
 from fedmpi.data import mnist
 from fedmpi.layouts import idx
 
-marks, root = map(pathlib.Path, sys.argv[1:])
+marks, root = map(pathlib.Path, sys.argv[1:3])
+victims = int(sys.argv[3])
 real = idx.images
 
 def counting(*given):
     (marks / str(os.getpid())).touch(exist_ok=False)
+    if len(list(marks.iterdir())) <= victims:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
     return real(*given)
 
 idx.images = counting
@@ -227,22 +232,35 @@ print(found.origin, found.classes)
 """
 
 
-@real
-def test_eight_processes_on_a_cold_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    marks = root / "marks"
+@pytest.mark.parametrize("victims", [0, 2])
+def test_eight_processes_on_a_cold_cache(
+    root: Path, victims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One decodes; if he is killed, one of those who wait for him does."""
+    marks, source = root / "marks", root / "mnist"
     marks.mkdir()
     monkeypatch.setenv("FEDMPI_CACHE", str(root / "cache"))
-    words = [sys.executable, "-c", TOGETHER, str(marks), str(SHARED)]
+    if SHARED.is_dir():
+        source = SHARED
+    else:
+        digits = [number % 10 for number in range(1000)]
+        write_idx(source, digits, digits[:100], packed=True)
+        write_qmnist(source, writers(digits, digits), writers(digits[:100], digits[:100]))
+    words = [sys.executable, "-c", TOGETHER, str(marks), str(source), str(victims)]
     processes = [
         subprocess.Popen(words, cwd=ROOM, stdout=subprocess.PIPE, text=True) for _ in range(8)
     ]
     while len(list(root.glob("ready*"))) < 8:
+        assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
     (root / "go").touch()
-    said = {process.communicate(timeout=120)[0] for process in processes}
-    assert [process.returncode for process in processes] == [0] * 8
-    assert len(said) == 1 and said.pop().endswith("official 10\n")
-    assert len(list(marks.iterdir())) == 1
+    said = Counter(process.communicate(timeout=120)[0] for process in processes)
+    codes = Counter(process.returncode for process in processes)
+    assert codes == Counter({0: 8 - victims, -signal.SIGKILL: victims})
+    assert len(list(marks.iterdir())) == 1 + victims
+    assert said.pop("", 0) == victims
+    ((text, count),) = said.items()
+    assert count == 8 - victims and text.count("\n") == 7
     (folder,) = [path for path in (root / "cache").iterdir() if path.is_dir()]
     assert folder.name.startswith("mnist-")
 
