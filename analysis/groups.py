@@ -1,8 +1,8 @@
 """Runs that belong together: in groups that solve the same problem, in rows that differ in seeds.
 
 A group is a problem: how the samples are spread over the clients and, where they vary, data set,
-model, number of clients and participation. A row is a method with the settings that vary; runs that
-differ in their seed alone are averaged. Only finished runs are.
+skew, model, number of clients and who takes part. A row is a method with the settings that vary;
+runs that differ in their seed alone are averaged. Only finished runs are.
 """
 
 import math
@@ -19,7 +19,10 @@ Row = Mapping[Any, Any]
 
 DONE = "done"
 SPARSITY = "method.sparsity"
-PROBLEM = ("partition.", "data.", "model.", "clients", "participation")
+PROBLEM = (
+    *("partition.", "skew.", "data.", "model."),
+    *("clients", "participation", "sampling", "trace"),
+)
 """Beginnings of the names of the settings that make a group."""
 INDIFFERENT = ("seed", "data.root")
 """Settings in which the runs of one row may differ."""

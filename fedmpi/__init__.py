@@ -43,10 +43,13 @@ The rooms
     config       what a run is: the settings       errors      what the caller can mend
     engine       the round                         measure     what is known after it
     population   who holds which samples, who takes part, which rank hosts whom
+    trace        who is available in which round
+    skew         what clients make of their samples, and of the labels
     train        rows of clients, local steps      lockstep    the same for parts of networks
     rows stacked models side by side: one by one, or all at once
     descent      a step against a gradient         feed        what a step learns from
     flat         a network as one vector           layers      those that look beyond a sample
+    recurrent    LSTM and GRU for rows
     sparse       tensor <-> block                  codec       block <-> bytes
     wire         bytes <-> ranks                   store       what clients keep between rounds
     record       one run, one HDF5 file            tables      its columns

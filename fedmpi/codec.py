@@ -132,7 +132,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """What one client says, or is told: a few blocks, and the weight of its word (its samples)."""
+    """What one client says, or is told: a few blocks, and the weight of its word in averages."""
 
     client: int
     blocks: Sequence[Block]

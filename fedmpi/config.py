@@ -67,6 +67,24 @@ class Partition(Part):
     name: str = ""
 
 
+class Skew(Part):
+    """What else tells clients' samples apart, in training and in their test shards: nothing."""
+
+    rotations: tuple[Literal[0, 90, 180, 270], ...] = Field((), strict=False)
+    """Degrees, counter-clockwise, by which clients' images are rotated: each client has one of
+    them, drawn so that all have equally many clients, and one that is given twice twice as many."""
+    colour: float = Field(0.0, ge=0, lt=1)
+    """Each channel of a client's images, as a network sees them, is multiplied by a factor between
+    1 - colour and 1 + colour and increased by a number between -colour and colour."""
+    noise: float = Field(0.0, ge=0, le=LARGEST)
+    """Variance of Gaussian noise in the last client's samples, as a network sees them; client k of
+    K, k from 1, has k / K of it. A sample's noise is always the same."""
+    labels: float = Field(0.0, ge=0, le=1)
+    """Share of a client's training labels that are wrong: another class, all of them as likely."""
+    labels_to: float | None = Field(None, ge=0, le=1)
+    """Where given, each client has its own share, drawn between labels and this."""
+
+
 class Model(Part):
     """The network."""
 
@@ -108,6 +126,18 @@ class Settings(Part):
     """Logical clients; a rank hosts many."""
     participation: float = Field(1.0, gt=0, le=1)
     """Share of the clients that are sampled each round (at least one client)."""
+    sampling: Literal["uniform", "samples", "trace"] = "uniform"
+    """How they are drawn, without replacement: all alike; or one after the other, each with
+    probability proportional to its training samples among those that are left, whereupon all
+    uploads count alike in averages, as in FedProx (see `Population.weight`); or all alike among
+    those that are available in `trace`, everyone of these if there are fewer. If no client is left
+    out, `samples` is the same as `uniform`: uploads count by their samples."""
+    trace: str | None = None
+    """File that says who is available when: a CSV with the columns client, first and last (rounds,
+    from 0, both included), which starts again after its last round; only with sampling = trace.
+    A round before the first has every client."""
+    trace_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """That file's hash, as a result records it; if absent, any will do."""
     batch: int = Field(16, ge=1, le=MOST)
     """Samples in a local step; the last batch of a pass may be smaller."""
     epochs: int = Field(2, ge=1, le=MOST)
@@ -161,6 +191,7 @@ class Settings(Part):
     """Torch threads a rank."""
     data: Data
     partition: Partition
+    skew: Skew = Skew()
     model: Model
     method: Method
     exchange: Exchange = Exchange()
@@ -238,6 +269,8 @@ def load(tree: Tree) -> Settings:
 
 
 BELONGS = {
+    "trace": ("sampling", ("trace",)),
+    "trace_sha256": ("sampling", ("trace",)),
     "lr_decay": ("schedule", ("decay", "steps")),
     "lr_steps": ("schedule", ("steps",)),
     "lr_min": ("schedule", ("cosine", "restarts")),
@@ -257,6 +290,8 @@ def _contradictions(settings: Settings) -> list[str]:
         if choice not in possible and value != Settings.model_fields[name].default:
             means = " or ".join(f"{other} = '{one}'" for one in possible)
             found.append(f"{name} = {written(value)}: wanted {means}, found '{choice}'")
+    if settings.sampling == "trace" and settings.trace is None:
+        found.append("trace: wanted a file, found none, because sampling = 'trace'")
     if settings.schedule == "steps" and not settings.lr_steps:
         found.append("lr_steps = []: wanted rounds, because schedule = 'steps'")
     if settings.schedule == "steps" and settings.lr_decay == 1:
@@ -265,6 +300,11 @@ def _contradictions(settings: Settings) -> list[str]:
         found.append(f"augment = {list(settings.augment)}: wanted each at most once")
     if settings.lr_min > settings.lr:
         found.append(f"lr_min = {settings.lr_min}: wanted at most lr = {settings.lr}")
+    if settings.skew.labels_to is not None and settings.skew.labels_to < settings.skew.labels:
+        found.append(
+            f"skew.labels_to = {settings.skew.labels_to}: wanted at least skew.labels = "
+            f"{settings.skew.labels}"
+        )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
     return found

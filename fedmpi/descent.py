@@ -23,8 +23,8 @@ class Descent(ABC):
         self.moving = None if moving is None else moving.to(rows.device)
 
     def reset(self, start: Tensor) -> None:
-        """All rows begin at `start`, [n] or [C, n], at rest."""
-        self.rows.w.copy_(start)
+        """All rows begin at `start` [n], or the first ones at `start` [k, n], at rest."""
+        (self.rows.w if start.dim() == 1 else self.rows.w[: len(start)]).copy_(start)
 
     def step(self, count: int, rate: float | Tensor) -> None:
         """One step of the first rows; their rate is one number, or [count, 1]."""

@@ -38,7 +38,8 @@ class Engine:
         use_tf32(settings.precision == "tf32")
         data = config.module("data", settings.data.name).load(settings.data, settings.seed)
         self.origin, self.population = data.origin, Population(settings, data)
-        network = models.build(settings.model, data.shape, data.classes, settings.seed)
+        kind = (data.shape, data.classes, settings.seed, data.kind)
+        network = models.build(settings.model, *kind)
         self.flat = Flat(network, settings.statistics == "local")
         if self.flat.is_local and not self.flat.statistics:
             raise ConfigError(
@@ -122,7 +123,7 @@ class Engine:
                     began = perf_counter()
                     blocks = self.clients.upload(t, client, w)
                     self.trainer.spend((client,), began)
-                    messages.append(Message(client, blocks, float(self.population.sizes[client])))
+                    messages.append(Message(client, blocks, self.population.weight(t, client)))
                     if self.observer.is_due(t):
                         with self.clock(Phase.EVALUATE):
                             self.observer.keep(client, self.clients.personal(client, w))

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedmpi.config import ConfigError, Settings
 from fedmpi.data import Dataset
 from fedmpi.population import Population
+from fedmpi.skew import Traits
 from fedmpi.streams import Purpose, stream
 
 SLAB = 1 << 18
@@ -41,7 +42,7 @@ class Batch(NamedTuple):
     """The same with the samples themselves.
 
     Attributes:
-        x: samples, float32 [B, *shape], on the device.
+        x: samples, float32 [B, *shape] or symbols, on the device.
         y: labels, int64 [B], on the device.
         key: the network's random key.
     """
@@ -52,10 +53,11 @@ class Batch(NamedTuple):
 
 
 class Feed:
-    """The training samples on a device.
+    """The training samples on a device, as their owners have them.
 
     Attributes:
-        x: samples, float32 [N, *shape].
+        traits: what each client makes of its samples.
+        x: samples, float32 [N, *shape] or symbols (see `Dataset`).
         y: labels, int64 [N].
         classes: number of labels.
         is_random: whether the network needs random keys.
@@ -77,14 +79,17 @@ class Feed:
                 f"{data.shape}"
             )
         self.settings, self.population, self.is_random = settings, population, is_random
-        self.x = torch.from_numpy(data.train_x).to(device)
-        self.y = torch.from_numpy(data.train_y).to(device)
+        self.traits = Traits(settings, data)
+        x, y = self.traits.train(data, population)
+        self.x, self.y = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
         self.classes = data.classes
-        self.slab = max(1, SLAB // (4 * settings.batch * self.x[0].numel()))
+        self.slab = max(1, SLAB // (settings.batch * self.x[0].nbytes))
         self.longest = min(settings.batch, int(population.sizes.max()))
         self.drawn: dict[tuple[int, int], tuple[np.random.Generator, np.ndarray]] = {}
-        # A data set's black is each channel's least value, whatever its normalisation.
-        self.black = self.x.amin((0, 2, 3)) if settings.augment else torch.empty(0)
+        # A data set's black is each channel's least value, whatever its normalisation; noise is not
+        # darker than black.
+        clean = torch.from_numpy(data.train_x)
+        self.black = clean.amin((0, 2, 3)).to(device) if settings.augment else torch.empty(0)
 
     def picks(self, t: int, client: int) -> Iterator[Pick]:
         """What the client learns from in each of its steps in round t, pass by pass."""

@@ -114,6 +114,15 @@ class Flat:
             found[piece.start : piece.stop] = piece.name in weights
         return found
 
+    def normalising(self) -> Tensor:
+        """Which positions belong to normalisation layers, statistics included: bool [size]."""
+        kinds = (layers.BatchNorm, nn.GroupNorm, nn.LayerNorm)
+        names = {name for name, module in self.stages.named_modules() if isinstance(module, kinds)}
+        found = torch.zeros(self.size, dtype=torch.bool)
+        for piece in [*self.parameters, *([] if self.is_local else self.statistics)]:
+            found[piece.start : piece.stop] = piece.name.rpartition(".")[0] in names
+        return found
+
     def cuts(self) -> list[str]:
         """The split points: each is the name of the last stage in front of it."""
         return [name for name, _ in self.stages.named_children()][:-1]

@@ -2,6 +2,7 @@
 
 n_ck is the number of samples of class c that client k has, n_k its size, n the sum of all, C the
 number of classes and K that of clients. Every client has a sample; samples held out do not count.
+Labels are the true ones: neither these nor other skews (see `skew`) are measured here.
 """
 
 import numpy as np

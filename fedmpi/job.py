@@ -113,6 +113,8 @@ class Job:
                 "partition_sha256": engine.population.fingerprint,
                 **heterogeneity.measures(engine.population.counts),
             }
+            if engine.population.trace is not None:
+                about["trace_sha256"] = engine.population.trace.sha256
             file = Record(path, settings.tree(), settings.identity(), about, tables.TABLES)
         with self._together(), progress(settings.rounds, self.wire.is_root) as show:
             for outcome in engine.rounds(self.wire, self.clock):

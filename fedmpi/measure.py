@@ -27,6 +27,7 @@ class HasModel(Protocol):
     """The server's half of a method, as far as it is measured."""
 
     w: Tensor
+    is_global: bool
 
     def personal(self, client: int) -> Tensor | None:
         """See `methods.fedavg.Server.personal`."""
@@ -63,6 +64,9 @@ class Observer:
         self.counts = np.array([len(shard) for shard in population.test_shards])
         self.owners = np.repeat(np.arange(settings.clients), self.counts)
         self.owned = np.concatenate(population.test_shards)
+        seen = trainer.feed.traits.test(data, population)
+        self.seen = None if seen is None else torch.from_numpy(seen).to(trainer.device)
+        self.ends = np.cumsum(self.counts)
         self.last_personal = np.full(settings.clients, np.nan)
         self.begin()
 
@@ -95,16 +99,27 @@ class Observer:
                 theirs = [(client, server.personal(client)) for client in wave.clients]
                 whole += [(client, w) for client, w in theirs if w is not None]
             clients = [client for client, _ in whole]
-            shards = [torch.from_numpy(self.population.test_shards[c]) for c in clients]
-            xs, ys = ([all_[s] for s in shards] for all_ in (self.test_x, self.test_y))
+            shards = [self.shard(client) for client in clients]
+            xs, ys = ([shard[part] for shard in shards] for part in range(2))
             right = self.trainer.correct([w for _, w in whole], xs, ys, clients)
             self.personal |= {c: mean(theirs) for c, theirs in zip(clients, right, strict=True)}
         wire.settle()
 
+    def shard(self, client: int) -> tuple[Tensor, Tensor]:
+        """The client's test samples as it sees them, and their labels."""
+        positions = torch.from_numpy(self.population.test_shards[client])
+        if self.seen is None:
+            return self.test_x[positions], self.test_y[positions]
+        end = self.ends[client]
+        return self.seen[end - self.counts[client] : end], self.test_y[positions]
+
     def judge(self, w: Tensor) -> Verdict:
         """Accuracies of the global model w [n]."""
         (right,) = self.trainer.correct([w], [self.test_x], [self.test_y])
-        hits = np.bincount(self.owners, right[self.owned], minlength=self.settings.clients)
+        theirs = right[self.owned]
+        if self.seen is not None:
+            (theirs,) = self.trainer.correct([w], [self.seen], [self.test_y[self.owned]])
+        hits = np.bincount(self.owners, theirs, minlength=self.settings.clients)
         shards = hits / np.where(self.counts, self.counts, np.nan)
         (known,) = self.trainer.correct([w], [self.held_x], [self.held_y])
         return Verdict(mean(right), mean(known), shards)
@@ -115,7 +130,7 @@ class Observer:
         """All ranks' measurements as rows, on the root; None elsewhere."""
         seconds, verdict = clock.elapsed(), None
         with clock(Phase.EVALUATE):
-            if wire.is_root and self.is_due(t):
+            if wire.is_root and self.is_due(t) and server.is_global:
                 verdict = self.judge(server.w)
         wire.settle()
         reports = wire.report(self._report(waves, wire.rank))
@@ -175,12 +190,13 @@ class Observer:
         row["round"], row["warmup"], row["sampled"] = t, t <= 0, len(clients)
         row["loss"], row["seconds"] = clients["loss"].mean(), seconds
         row["up"], row["down"] = self.account.sum((0, 2))
+        if self.is_due(t):
+            row["personal_mean"] = mean(self.last_personal[np.isfinite(self.last_personal)])
         if verdict is not None:
             shards = verdict.shards[np.isfinite(verdict.shards)]
-            personal = self.last_personal[np.isfinite(self.last_personal)]
             row["accuracy"], row["validation"] = verdict.accuracy, verdict.validation
             row["shard_mean"], row["shard_std"] = shards.mean(), shards.std()
-            row["shard_min"], row["personal_mean"] = shards.min(), mean(personal)
+            row["shard_min"] = shards.min()
         return row
 
 

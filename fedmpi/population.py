@@ -4,6 +4,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedmpi.config import ConfigError, Settings
 from fedmpi.data import Dataset
 from fedmpi.partitions import Samples
 from fedmpi.streams import Purpose, stream
+from fedmpi.trace import Trace
 
 EVERYONE_ROUND = -1
 """The round before the first, in which every client takes part (in methods that agree)."""
@@ -38,13 +40,16 @@ class Population:
         test_shards: each client's test samples; may be empty.
         held_out: training samples that no client has, for validation.
         sizes: int64 [clients], number of training samples.
+        trace: who is available when; None if everyone always is.
 
     Raises:
-        ConfigError: if the samples cannot be divided so, or are divided wrongly.
+        ConfigError: if the samples cannot be divided so, or are divided wrongly, or the trace is
+            not one for these clients.
     """
 
     def __init__(self, settings: Settings, data: Dataset) -> None:
         self.settings = settings
+        self.trace = self._trace()
         self.labels, self.classes = data.train_y, data.classes
         module = config.module("partition", settings.partition.name)
         if hasattr(module, "restore"):
@@ -54,6 +59,16 @@ class Population:
         self._check()
         self.sizes = np.array([len(shard) for shard in self.shards])
         self.homes: dict[tuple[int, ...], list[int]] = {}
+
+    def _trace(self) -> Trace | None:
+        """The trace that the settings name, if it is the one that they mean."""
+        file, wanted = self.settings.trace, self.settings.trace_sha256
+        trace = None if file is None else Trace(Path(file), self.settings.clients)
+        if trace is not None and wanted not in (None, trace.sha256):
+            raise ConfigError(
+                f"trace_sha256 = {wanted}: {file} holds another trace, {trace.sha256}"
+            )
+        return trace
 
     def _divide(self, divide: Any, data: Dataset) -> None:
         """Holds samples out, and divides the others."""
@@ -111,17 +126,44 @@ class Population:
 
     @property
     def counts(self) -> np.ndarray:
-        """Training samples of each class that each client has, int64 [classes, clients]."""
+        """Training samples of each class that each client has, int64 [classes, clients].
+
+        By their true labels, whatever `skew.labels` makes of them.
+        """
         return heterogeneity.counted(self.shards, self.labels, self.classes)
 
     def sample(self, t: int) -> tuple[int, ...]:
         """The clients of round `t`, ascending: everyone before the first round."""
-        everyone, share = self.settings.clients, self.settings.participation
-        count = max(1, round(share * everyone))
-        if t == EVERYONE_ROUND or count == everyone:
+        everyone = self.settings.clients
+        if t == EVERYONE_ROUND:
             return tuple(range(everyone))
-        drawn = stream(self.settings.seed, Purpose.SAMPLE, t).choice(everyone, count, replace=False)
-        return tuple(np.sort(drawn).tolist())
+        some = np.arange(everyone) if self.trace is None else self.trace.available(t)
+        if self.drawn < len(some):
+            # With p, numpy draws one after the other, in proportion among those that are left.
+            p = self.sizes / self.sizes.sum() if self.settings.sampling == "samples" else None
+            random = stream(self.settings.seed, Purpose.SAMPLE, t)
+            some = np.sort(random.choice(some, self.drawn, replace=False, p=p))
+        return tuple(some.tolist())
+
+    @property
+    def drawn(self) -> int:
+        """Clients that are drawn in a round, if so many are there."""
+        return max(1, round(self.settings.participation * self.settings.clients))
+
+    def weight(self, t: int, client: int) -> float:
+        """What the client's word counts in averages of round `t`: its training samples, or 1.
+
+        Where samples decided already who was drawn, they would count twice. Then all uploads count
+        alike, as in T. Li, A. K. Sahu, M. Zaheer, M. Sanjabi, A. Talwalkar, V. Smith, *Federated
+        Optimization in Heterogeneous Networks*, MLSys 2020, arXiv 1812.06127, algorithm 2 (with
+        p_k = n_k / n). Nobody is drawn twice here, so that large clients are drawn less often than
+        in proportion, and this mean is biased towards small ones: hardly where few of many take
+        part. Nobody is drawn in the round before the first, nor if everyone takes part.
+        """
+        is_drawn = t > EVERYONE_ROUND and self.drawn < self.settings.clients
+        if is_drawn and self.settings.sampling == "samples":
+            return 1.0
+        return float(self.sizes[client])
 
     def steps(self, client: int) -> int:
         """Local steps that the client makes in a round."""

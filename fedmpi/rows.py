@@ -20,6 +20,7 @@ from fedmpi.config import Settings
 from fedmpi.feed import Batch, Feed
 from fedmpi.flat import Flat
 from fedmpi.layers import BatchNorm, Dropout
+from fedmpi.recurrent import Recurrent
 
 Lesson = TypeVar("Lesson")
 """What a row learns from in a step."""
@@ -131,6 +132,9 @@ class OneByOne(Rows[Batch]):
         self.gradients = [[piece.of(row) for piece in flat.parameters] for row in self.g]
         self.fresh: dict[int, tuple[Tensor, ...]] = {}
         self.modules = [m for network in self.networks for m in network.modules()]
+        for module in self.modules:
+            if isinstance(module, Recurrent):
+                module.is_fused = True
         self.dropouts = [
             [module for module in network.modules() if isinstance(module, Dropout)]
             for network in self.networks

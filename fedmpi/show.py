@@ -27,10 +27,13 @@ from fedmpi.files import DataError
 
 Setting = tuple[str, ...]
 """Path, type, default, explanation: see `config.describe`."""
-EXAMPLES = ((1, 28, 28), (3, 32, 32), (6, 128))
-"""Shapes of samples for which a model's parameters are counted."""
-CLASSES = 10
-"""Labels of those samples."""
+EXAMPLES = {
+    "1x28x28": ((1, 28, 28), 10, "numbers"),
+    "3x32x32": ((3, 32, 32), 10, "numbers"),
+    "6x128": ((6, 128), 10, "numbers"),
+    "text": ((80,), 80, "symbols"),
+}
+"""Samples for which a model's parameters are counted: shape, classes, and what they are made of."""
 CONVENTION = (
     "FLOPs are those of one sample's way forward: of convolutions and matrix products, a "
     "multiplication and an addition being two. Floats are what a sample sends at the cut."
@@ -134,12 +137,12 @@ def _whereabouts(name: str, whole: bool) -> str:
 
 def _anatomy(name: str) -> Iterator[str]:
     """A model's split points and sizes with its default settings."""
-    sizes, cuts = [], []
+    sizes, cuts, classes = [], [], 0
     for samples, parts in _fronts(name):
-        cuts = [part.name for part in parts[:-1]]
+        cuts, classes = [part.name for part in parts[:-1]], parts[-1].floats
         sizes.append(f"{parts[-1].parameters:,} for {samples} samples")
     yield f"split points: {', '.join(cuts) or 'none'} (with the default settings)"
-    yield f"parameters: {', '.join(sizes)} of {CLASSES} classes"
+    yield f"parameters: {', '.join(sizes)} of {classes} classes"
 
 
 def _cuts(name: str) -> Iterator[RenderableType]:
@@ -159,15 +162,15 @@ def _cuts(name: str) -> Iterator[RenderableType]:
 
 
 def _fronts(name: str) -> Iterator[tuple[str, Sequence[Any]]]:
-    """The shapes of `EXAMPLES` that fit a model, and what it has in front of its cuts then."""
+    """Those of `EXAMPLES` that fit a model, and what it has in front of its cuts then."""
     # Here, because torch takes a second that other lists should not cost.
     from fedmpi.models import build, fronts
 
     settings: Any = config.schema("model", name)()
-    for shape in EXAMPLES:
+    for samples, (shape, classes, kind) in EXAMPLES.items():
         with suppress(ConfigError):
-            network = build(settings, shape, CLASSES, seed=1)
-            yield "x".join(map(str, shape)), fronts(network, shape)
+            network = build(settings, shape, classes, 1, kind)
+            yield samples, fronts(network, shape)
 
 
 def _own(table: str, name: str, common: bool = False) -> Iterator[Setting]:
@@ -309,6 +312,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "identity": about.get("identity", ""),
         "data files": about.get("data_files", ""),
         "partition": about.get("partition_sha256", ""),
+        "trace": about.get("trace_sha256", ""),
         "model": about.get("model_sha256", "no hash before the end"),
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():

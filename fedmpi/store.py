@@ -51,7 +51,7 @@ class Store(Mapping[int, Tensor]):
 
     def __init__(self, settings: State, size: int) -> None:
         self.settings, self.size = settings, size
-        self.stride = -(-size // LINE) * LINE
+        self.stride = max(1, -(-size // LINE)) * LINE
         self.room = settings.memory * 2**20 // (4 * self.stride)
         self.rows = max(1, BLOCK // (4 * self.stride))
         self.places: dict[int, int] = {}

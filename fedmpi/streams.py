@@ -34,6 +34,16 @@ class Purpose(IntEnum):
     """How samples are cropped and flipped; ids: round, client."""
     DROPOUT = 11
     """Random keys of the steps (see `layers.Dropout`); ids: round, client."""
+    ROTATION = 12
+    """Which clients' images are rotated by which angle."""
+    COLOUR = 13
+    """How a client's images are coloured; ids: client."""
+    NOISE = 14
+    """The noise of a client's samples; ids: 0 in training or 1 in tests, client."""
+    SHARE = 15
+    """How many of a client's labels are wrong; ids: client."""
+    MISLABEL = 16
+    """Which of them, and what stands there instead; ids: client."""
     POSITIONS = 20
     """Which values travel, where both sides draw them; ids: round, client."""
     SKETCH = 21

@@ -11,12 +11,15 @@ from fedmpi.config import ConfigError, Settings
 from fedmpi.partitions import frozen
 from fedmpi.population import Population
 from fedmpi.show import console, grid, number
+from fedmpi.skew import Traits
 
 CROWD = 20
 """Most clients that are listed one by one."""
 OUTERMOST = 3
 """Of more than these, so many stand at each end."""
 PICTURES = (".png", ".svg")
+Peculiar = dict[str, tuple[str, list[str] | None]]
+"""Skews by name: a text about all clients, and one for each of them if it fits into a column."""
 HEADS = ("samples", "test", "classes", "effective", "distance")
 LEGEND = """\
 distance: total variation between the client's labels and those of all clients; 0 is no difference
@@ -38,11 +41,13 @@ def survey(settings: Settings, plot: Path | None, freeze: Path | None) -> None:
     if plot is not None and plot.suffix not in PICTURES:
         raise ConfigError(f"--plot {plot}: wanted a name that ends in {' or '.join(PICTURES)}")
     data = config.module("data", settings.data.name).load(settings.data, settings.seed)
-    population = Population(settings, data)
+    population, traits = Population(settings, data), Traits(settings, data)
     counts = population.counts
     tests = np.array([len(shard) for shard in population.test_shards])
+    peculiar = _peculiar(traits, population.sizes)
     out = console()
-    out.print(_whole(settings, population, counts, tests), "", _clients(counts, tests), sep="\n")
+    out.print(_whole(settings, population, counts, tests, peculiar), "", sep="\n")
+    out.print(_clients(counts, tests, peculiar))
     out.print("", Text(LEGEND, "dim"), sep="\n")
     if freeze is not None:
         parts = population.held_out, population.shards, population.test_shards
@@ -64,7 +69,11 @@ def _name(settings: Settings) -> str:
 
 
 def _whole(
-    settings: Settings, population: Population, counts: np.ndarray, tests: np.ndarray
+    settings: Settings,
+    population: Population,
+    counts: np.ndarray,
+    tests: np.ndarray,
+    peculiar: Peculiar,
 ) -> Table:
     """What is divided, and how unevenly."""
     table = grid("", "", left=(0, 1))
@@ -82,20 +91,48 @@ def _whole(
         "sizes": f"Gini coefficient {number(found['partition_gini'])}",
         "effective": f"mean {found['partition_classes']:.2f} of {classes} classes",
         "sha256": population.fingerprint,
+        **{name: text for name, (text, _) in peculiar.items()},
     }.items():
         table.add_row(name, text)
     return table
 
 
-def _clients(counts: np.ndarray, tests: np.ndarray) -> Table:
+def _peculiar(traits: Traits, sizes: np.ndarray) -> Peculiar:
+    """What tells clients' samples apart besides."""
+    found: Peculiar = {}
+    skew, angles = traits.skew, traits.angles
+    if skew.rotations:
+        counts = (f"{angle}° {(angles == angle).sum():,}" for angle in sorted(set(skew.rotations)))
+        text = f"clients by angle: {', '.join(counts)}"
+        found["rotated"] = (text, [f"{angle}°" for angle in angles])
+    if skew.colour:
+        text = f"contrast {_range(traits.contrasts)}, brightness {_range(traits.brightnesses)}"
+        found["colour"] = (text, None)
+    if skew.noise:
+        cells = [number(value) for value in traits.variances]
+        found["noise"] = (f"variance {_range(traits.variances)}", cells)
+    if traits.shares.any():
+        wrong = [traits.replaced(client, size) for client, size in enumerate(sizes.tolist())]
+        text = f"{sum(wrong):,} training labels, {_range(traits.shares)} of a client's"
+        found["wrong"] = (f"{text}; distances are of true ones", [f"{n:,}" for n in wrong])
+    return found
+
+
+def _range(values: np.ndarray) -> str:
+    return f"{values.min():.2f} to {values.max():.2f}"
+
+
+def _clients(counts: np.ndarray, tests: np.ndarray, peculiar: Peculiar) -> Table:
     """A row for each client; of many, quartiles of each column and the clients at the ends."""
     sizes, distances = counts.sum(axis=0), heterogeneity.total_variation(counts)
     effective = heterogeneity.effective_classes(counts)
     columns = np.stack([sizes, tests, (counts > 0).sum(axis=0), effective, distances])
     if len(sizes) <= CROWD:
-        table = grid("client", *HEADS)
+        theirs = {name: cells for name, (_, cells) in peculiar.items() if cells is not None}
+        table = grid("client", *HEADS, *theirs)
         for client, values in enumerate(columns.T):
-            table.add_row(str(client), *_cells(values))
+            row = (*_cells(values), *(cells[client] for cells in theirs.values()))
+            table.add_row(str(client), *row)
         return table
     table = grid(f"of {len(sizes):,} clients", *HEADS)
     for name, share in (("least", 0), ("quarter", 25), ("median", 50), ("", 75), ("most", 100)):

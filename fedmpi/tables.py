@@ -15,11 +15,14 @@ ROUNDS: Columns = {
     "warmup": ("?", "whether libraries and caches warm up in it: the first round, and round -1"),
     "sampled": ("i4", "clients that took part"),
     "loss": ("f8", "mean over those clients of their mean loss in local training"),
-    "accuracy": ("f8", "of the global model on the test set"),
-    "validation": ("f8", "accuracy of the global model on the held-out training samples"),
+    "accuracy": (
+        "f8",
+        "of the global model, if there is one, on the test set without skew",
+    ),
+    "validation": ("f8", "its accuracy on the held-out training samples, likewise"),
     "shard_mean": (
         "f8",
-        "mean over all clients of the global model's accuracy on their test shard",
+        "mean over all clients of the global model's accuracy on their test shard, as they see it",
     ),
     "shard_std": ("f8", "standard deviation of the same (population)"),
     "shard_min": ("f8", "minimum of the same"),
@@ -39,7 +42,10 @@ CLIENTS: Columns = {
     "steps": ("i4", "local steps"),
     "loss": ("f8", "mean loss in local training"),
     "seconds": ("f8", "its local training, and preparing its upload"),
-    "accuracy": ("f8", "of the global model, after the round, on the client's test shard"),
+    "accuracy": (
+        "f8",
+        "of the global model, after the round, on the client's test shard, as it sees it",
+    ),
     "personal": ("f8", "of its own model, after local training, on the same"),
     **dict.fromkeys(BYTES, ("i8", "bytes of that kind in that direction")),
 }

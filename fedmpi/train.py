@@ -168,7 +168,7 @@ class Trainer:
         return self.rows
 
     def train(self, t: int, clients: Sequence[int], start: Tensor, adjust: Adjust | None) -> Tensor:
-        """Round t's local steps of a chunk of clients, all from `start` [n].
+        """Round t's local steps of a chunk of clients, from `start` [n] or [C, n].
 
         Returns:
             Their models, [C, n], until the next call.

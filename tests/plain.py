@@ -23,6 +23,8 @@ Change = Callable[[Tensor], Tensor]
 
 CNN = ("model.name=cnn", "model.channels=[3,4]", "model.kernel=3", "model.hidden=10")
 """Convolutions, for images of 8x8 pixels."""
+RNN = ("model.name=rnn", "model.hidden=9", "lr=0.5")
+"""Recurrent layers, for sequences of symbols (see `small.text`)."""
 EVERYTHING = ("momentum=0.9", "weight_decay=0.01", "clip=1.0", "lr_decay=0.9", "epochs=2")
 """All that local training can do."""
 

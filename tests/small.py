@@ -12,6 +12,7 @@ from torch import nn
 from fedmpi import config
 from fedmpi.clock import Clock
 from fedmpi.config import Model, Settings
+from fedmpi.data import Dataset
 from fedmpi.engine import Engine
 from fedmpi.layers import BatchNorm, Dropout, check
 from fedmpi.wire import Wire
@@ -38,7 +39,9 @@ def small(*words: str) -> Settings:
     return config.load(tree)
 
 
-def smooth(settings: Model, shape: tuple[int, ...], classes: int, seed: int) -> nn.Sequential:
+def smooth(
+    settings: Model, shape: tuple[int, ...], classes: int, seed: int, *_: str
+) -> nn.Sequential:
     """In place of `models.build`: no kinks, and layers that look beyond a sample around a cut."""
     torch.manual_seed(seed)
     stages = OrderedDict(
@@ -49,6 +52,19 @@ def smooth(settings: Model, shape: tuple[int, ...], classes: int, seed: int) -> 
     network = nn.Sequential(stages)
     check(network)
     return network
+
+
+def text(config: Any, seed: int) -> Dataset:
+    """In place of `synthetic.load`: sequences of 9 of 7 symbols, of which the last tells the next.
+
+    Args:
+        config: says how many.
+        seed: of the run.
+    """
+    symbols = np.random.default_rng(seed).integers(7, size=(config.samples, 9), dtype=np.uint8)
+    labels = (symbols[:, -1] + 1).astype(np.int64) % 7
+    test = config.test_samples
+    return Dataset(symbols, labels, symbols[:test], labels[:test], 7)
 
 
 def sorts(classes: int) -> nn.Sequential:

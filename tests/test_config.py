@@ -138,6 +138,16 @@ def test_sentences() -> None:
             "schedule=cosine lr_decay=0.9",
             "lr_decay = 0.9: wanted schedule = 'decay' or schedule = 'steps', found 'cosine'",
         ),
+        ("trace=a.csv", "trace = a.csv: wanted sampling = 'trace', found 'uniform'"),
+        (
+            f"trace_sha256={'0' * 64} sampling=samples",
+            f"trace_sha256 = {'0' * 64}: wanted sampling = 'trace', found 'samples'",
+        ),
+        ("sampling=trace", "trace: wanted a file, found none, because sampling = 'trace'"),
+        (
+            "skew.labels=0.3 skew.labels_to=0.2",
+            "skew.labels_to = 0.2: wanted at least skew.labels = 0.3",
+        ),
         ("lr_steps=[3]", "lr_steps = [3]: wanted schedule = 'steps', found 'decay'"),
         (
             "schedule=steps lr_decay=0.1",
@@ -198,6 +208,9 @@ def test_wrong_types_are_not_converted(words: str, path: str) -> None:
         *("weight_decay=inf", "clip=-1.0", "validation=1.0", "validation=-0.1", "evaluate=0"),
         *("server=both", "device=gpu", "device=cuda:", "device=xcpu", "threads=0"),
         *("exchange.window=0", "exchange.name=ring", "model.hidden=[0]"),
+        *("skew.rotations=[45]", "skew.rotations=90", "skew.colour=1.0", "skew.noise=-0.1"),
+        *("skew.labels=1.1", "skew.labels=-0.1", "skew.labels_to=1.1"),
+        *("sampling=all", "trace_sha256=abc"),
         *("state.memory=-1", "state.memory=0.5", "state.folder=3"),
         *("method={name='topk', sparsity=1.0}", "method={name='ssfl', sparsity=-0.1}"),
         *("method={name='fedprox', mu=-1.0}", "method={name='splitfed', version='v3'}"),
@@ -212,7 +225,8 @@ BORDERS = [
     *("participation=1.0", "batch=1", "epochs=1", "local_steps=1", "lr_decay=1.0", "momentum=0.0"),
     *("momentum=0.999", "weight_decay=0.0", "clip=0.0", "validation=0.0", "evaluate=1"),
     *("threads=1", "exchange.window=1", "model.hidden=[1]"),
-    *("state.memory=0", "state.folder=/x"),
+    *("state.memory=0", "state.folder=/x", "skew.labels=1.0", "skew.labels_to=0.0"),
+    *("skew.rotations=[0]", "skew.rotations=[0, 90, 90]", "skew.colour=0.99", "skew.noise=1e9"),
 ]
 
 
@@ -263,7 +277,10 @@ def test_identity_depends_on_every_setting() -> None:
         *("clip=0.9", "validation=0.9", "evaluate=9", "server=shared", "device=cuda"),
         *("threads=9", "data.root=/x", "model.hidden=[9]", "method.name=topk"),
         *("partition.name=shards", "exchange.window=9", "data.name=synthetic", "model.name=cnn"),
-        *("state.memory=9", "state.folder=/x"),
+        *("state.memory=9", "state.folder=/x", "sampling=samples", "sampling=trace trace=a.csv"),
+        f"sampling=trace trace=a.csv trace_sha256={'0' * 64}",
+        *("skew.rotations=[90]", "skew.colour=0.9", "skew.noise=0.9", "skew.labels=0.9"),
+        "skew.labels_to=0.9",
     ]
     said = {one.partition("=")[0].partition(".")[0] for word in words for one in word.split(" ")}
     assert said == set(Settings.model_fields), "a new setting needs a word here"
@@ -371,4 +388,4 @@ def test_every_setting_is_explained_and_has_a_default(table: str, name: str) -> 
 def test_every_setting_of_a_run_is_explained() -> None:
     for setting, form, _, text in config.describe(Settings):
         assert form
-        assert text.endswith(".") or setting in (*ROOMS, "exchange", "state"), setting
+        assert text.endswith(".") or setting in (*ROOMS, "skew", "exchange", "state"), setting

@@ -219,6 +219,36 @@ def test_uploads_come_in_client_order_and_are_weighted_by_samples(
     assert heard == [(client, float(n)) for client, n in enumerate(engine.population.sizes)]
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_uploads_count_alike_where_samples_decide_who_is_drawn(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an agreement of all their samples count: nobody was drawn."""
+    words = (f"method.name={name}", "rounds=2", "participation=0.6", "sampling=samples")
+    engine, heard = Engine(small(*words)), []
+    absorb, sizes = engine.server.absorb, engine.population.sizes.tolist()
+
+    def watch(t: int, message: Message) -> None:
+        heard.append((t, message.client, message.weight))
+        absorb(t, message)
+
+    monkeypatch.setattr(engine.server, "absorb", watch)
+    list(play(engine))
+    first = [(-1, client, size) for client, size in enumerate(sizes) if engine.server.agrees]
+    drawn = [(t, client, 1) for t in range(2) for client in engine.population.sample(t)]
+    assert heard == first + drawn
+
+
+def test_a_mean_of_those_whom_samples_drew() -> None:
+    """By plain torch: not weighted."""
+    engine = Engine(small("rounds=1", "participation=0.6", "sampling=samples"))
+    start = engine.server.w.clone()
+    list(play(engine))
+    models = [plain.train(engine, 0, c, start)[0] for c in engine.population.sample(0)]
+    torch.testing.assert_close(engine.server.w, torch.stack(models).mean(0))
+    assert not torch.allclose(engine.server.w, plain.average(engine, 0, start))
+
+
 @pytest.mark.parallel([1, 2, 3, 4])
 @pytest.mark.parametrize("server", ["dedicated", "shared"])
 def test_who_hosts_clients(server: str) -> None:

@@ -1,5 +1,6 @@
 """A job: its ranks check together, run together, and the root records what comes out."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,23 @@ def test_a_run_is_recorded_by_the_root(folder: Path) -> None:
         }
         best = np.argmax(file["rounds"]["validation"][1:])
         assert about["best_round"] == best
+
+
+@on_ranks
+def test_a_result_says_which_trace_it_had(folder: Path) -> None:
+    """By its content: the name is among the settings."""
+    file = folder / "a.csv"
+    if WORLD.rank == 0:
+        file.write_text("client,first,last\n1,0,1\n3,0,0\n")
+    WORLD.Barrier()
+    settings = small("sampling=trace", f"trace={file}")
+    Job().run(settings, folder)
+    if WORLD.rank:
+        return
+    with h5py.File(path_of(settings, folder)) as found:
+        assert found.attrs["trace_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert found["clients"]["client"].tolist() == [1, 3, 1]
+        assert found["rounds"]["sampled"].tolist() == [2, 1]
 
 
 @on_ranks

@@ -13,14 +13,20 @@ from fedmpi.layers import BatchNorm, Dropout
 from tests.small import small
 
 NAMES = config.names("model")
-GREY, COLOUR, WINDOW = (1, 28, 28), (3, 32, 32), (6, 128)
-FITS = {"cnn1d": WINDOW, "vgg": COLOUR}
+GREY, COLOUR, WINDOW, TEXT = (1, 28, 28), (3, 32, 32), (6, 128), (80,)
+FITS = {"cnn1d": WINDOW, "vgg": COLOUR, "rnn": TEXT}
 """Shapes of samples for the models that do not fit 1x28x28 images."""
 VGG19 = ("model.name=vgg", "model.depth=19", "model.norm=batch", "model.hidden=[]")
 
 
 def build(shape: tuple[int, ...], *words: str, classes: int = 10, seed: int = 1) -> nn.Sequential:
-    return models.build(small(*words).model, shape, classes, seed)
+    settings = small(*words).model
+    return models.build(settings, shape, classes, seed, reads(settings.name))
+
+
+def reads(name: str) -> str:
+    """What a model's samples are made of."""
+    return "symbols" if name == "rnn" else "numbers"
 
 
 def size(shape: tuple[int, ...], *words: str, classes: int = 10) -> int:
@@ -63,6 +69,72 @@ def test_the_parameters_of_windows() -> None:
     """196 channels of 16 steps, pooled from 113 steps to 28, and 1024 units; six classes."""
     wanted = (6 * 16 + 1) * 196 + (196 * 28 + 1) * 1024 + (1024 + 1) * 6
     assert size(WINDOW, "model.name=cnn1d", classes=6) == wanted == 5_645_898
+
+
+@pytest.mark.parametrize(
+    ("words", "symbols", "wanted"),
+    [((), 80, 819_920), ((), 90, 822_570), (("model.cell=gru", "model.layers=1"), 80, 225_488)],
+    ids=str,
+)
+def test_the_parameters_of_characters(words: tuple[str, ...], symbols: int, wanted: int) -> None:
+    """An embedding, gates with two biases each, and a linear layer; 80 characters are LEAF's."""
+    gates, layers = (3, 1) if words else (4, 2)
+    inputs = [8, 256][:layers]
+    cells = sum(gates * 256 * (width + 256 + 2) for width in inputs)
+    assert size(TEXT, "model.name=rnn", *words, classes=symbols) == wanted
+    assert wanted == 8 * symbols + cells + (256 + 1) * symbols
+
+
+def test_leafs_network_has_one_bias_a_gate() -> None:
+    network = build(TEXT, "model.name=rnn", classes=80)
+    second = sum(p.numel() for n, p in network.named_parameters() if n.endswith("recurrent.bias"))
+    assert Flat(network).count - second == 817_872
+
+
+@pytest.mark.parametrize(("cell", "gates"), [("lstm", 4), ("gru", 3)])
+def test_the_split_points_of_characters(cell: str, gates: int) -> None:
+    """A cut between recurrent layers carries all steps, one behind them the last."""
+    network = build(TEXT, "model.name=rnn", f"model.cell={cell}", classes=80)
+    products = [gates * 256 * (8 + 256), gates * 256 * (256 + 256)]
+    first, second, whole = models.fronts(network, TEXT)
+    assert (first.name, first.floats) == ("recurrent1", 80 * 256)
+    assert (second.name, second.floats) == ("recurrent2", 256)
+    assert (whole.name, whole.floats) == ("head", 80)
+    assert first.parameters == 80 * 8 + products[0] + 2 * gates * 256
+    assert first.flops == 2 * 80 * products[0]
+    assert second.flops == 2 * 80 * sum(products)
+    assert whole.flops == second.flops + 2 * 256 * 80
+
+
+def test_symbols_of_any_type_are_the_same() -> None:
+    network = build(TEXT, "model.name=rnn", "model.hidden=6", classes=80)
+    x = torch.randint(80, (3, 80))
+    for kind in (torch.uint8, torch.int32):
+        assert torch.equal(network(x), network(x.to(kind)))
+    later = x.clone()
+    later[:, -1] = (x[:, -1] + 1) % 80
+    assert (network(later) != network(x)).all(), "the last symbol counts"
+    later[:, 0] = (x[:, 0] + 1) % 80
+    assert (network(later) != network(x)).any(1).all(), "and so does the first"
+
+
+@pytest.mark.parametrize("shape", [GREY, WINDOW])
+def test_characters_come_in_sequences(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"wanted sequences of symbols, found samples of shape"):
+        build(shape, "model.name=rnn")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_of_numbers_and_of_symbols(name: str) -> None:
+    ours, shape = reads(name), FITS.get(name, GREY)
+    other = {"numbers": "symbols", "symbols": "numbers"}[ours]
+    possible = [model for model in NAMES if reads(model) == other]
+    with pytest.raises(ConfigError) as error:
+        models.build(small(f"model.name={name}").model, shape, 10, 1, other)
+    assert str(error.value) == (
+        f"model.name = '{name}': wanted samples of {ours}, found samples of {other}; "
+        f"models for those are: {', '.join(possible)}"
+    )
 
 
 def test_the_split_points_of_vgg19() -> None:

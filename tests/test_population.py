@@ -1,7 +1,9 @@
 """Who holds what, who takes part, who hosts whom: all of it from the settings alone."""
 
+import hashlib
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from fedmpi import config
 from fedmpi.config import ConfigError
 from fedmpi.data import Dataset
 from fedmpi.population import EVERYONE_ROUND, Population, Wave, place
-from tests.small import small
+from tests.small import run, small
 
 few = effort(max_examples=80, deadline=None)
 loads = st.lists(st.integers(1, 50), min_size=1, max_size=7)
@@ -248,3 +250,102 @@ def test_steps(words: tuple[str, ...], wanted: object) -> None:
     drawn = population(*words)
     for client, size in enumerate(drawn.sizes.tolist()):
         assert drawn.steps(client) == wanted(size)
+
+
+UNEQUAL = ("clients=5", "partition.name=quantity", "partition.alpha=0.7", "seed=3")
+"""The largest client has twelve times the samples of the smallest."""
+
+
+def successive(p: np.ndarray, count: int) -> np.ndarray:
+    """How likely each is among `count` that are drawn one by one, each in proportion to p."""
+    found = np.zeros(len(p))
+    for order in itertools.permutations(range(len(p)), count):
+        chance, left = 1.0, 1.0
+        for one in order:
+            chance, left = chance * p[one] / left, left - p[one]
+        found[list(order)] += chance
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_samples_decide_who_is_drawn(count: int) -> None:
+    """As often as they should to within five standard deviations, and neither else."""
+    rounds = 1500
+    drawn = population(*UNEQUAL, "sampling=samples", f"participation={count / 5}")
+    p = drawn.sizes / drawn.sizes.sum()
+    assert drawn.sizes.max() > 8 * drawn.sizes.min()
+    samples = [drawn.sample(t) for t in range(rounds)]
+    assert all(list(sample) == sorted(set(sample)) and len(sample) == count for sample in samples)
+    found = np.bincount(np.concatenate(samples), minlength=5)
+    wanted = successive(p, count)
+    bound = 5 * np.sqrt(rounds * wanted * (1 - wanted))
+    assert (np.abs(found - rounds * wanted) < bound).all()
+    for wrong in (np.full(5, count / 5), *([] if count == 1 else [count * p])):
+        assert (np.abs(found - rounds * wrong) > bound).any()
+    assert [population(*UNEQUAL, "participation=0.2").sample(t) for t in range(9)] != samples[:9]
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "samples"])
+@pytest.mark.parametrize("share", [0.4, 0.95, 1.0])
+def test_what_a_word_counts(sampling: str, share: float) -> None:
+    """Who was drawn by its samples counts as much as any other; otherwise its samples count."""
+    drawn = population(*UNEQUAL, f"sampling={sampling}", f"participation={share}")
+    alike = sampling == "samples" and share == 0.4
+    for client, size in enumerate(drawn.sizes.tolist()):
+        assert drawn.weight(0, client) == (1 if alike else size)
+        assert drawn.weight(EVERYONE_ROUND, client) == size, "nobody was drawn"
+
+
+def test_where_everyone_takes_part_nobody_is_drawn() -> None:
+    """0.95 of five clients are five."""
+    one, other = (run(small(*UNEQUAL, f"sampling={s}")) for s in ("uniform", "samples"))
+    assert one.sha256 == other.sha256
+    words = (*UNEQUAL, "participation=0.6")
+    one, other = (run(small(*words, f"sampling={s}")) for s in ("uniform", "samples"))
+    assert one.sha256 != other.sha256
+
+
+def test_draws_of_old_runs_are_the_same() -> None:
+    """Numbers that the first version drew."""
+    drawn = population("participation=0.4", "clients=10", "partition.name=iid")
+    assert [drawn.sample(t) for t in range(3)] == [(0, 1, 3, 9), (5, 7, 8, 9), (0, 2, 6, 7)]
+
+
+def test_who_is_available_is_drawn_alike(tmp_path: Path) -> None:
+    """Rounds of 4 of 10 clients, among seven, four, two, and again."""
+    file = tmp_path / "a.csv"
+    lines = ["client,first,last", *(f"{client},0,0" for client in range(3, 10))]
+    lines += ["1,1,2", "8,1,2", "4,1,1", "6,1,1"]
+    file.write_text("\n".join(lines))
+    words = ("clients=10", "partition.name=iid", "participation=0.4")
+    drawn = population(*words, "sampling=trace", f"trace={file}")
+    samples = [drawn.sample(t) for t in range(1500)]
+    assert set(samples[1::3]) == {(1, 4, 6, 8)}
+    assert set(samples[2::3]) == {(1, 8)}, "fewer than would be drawn"
+    assert len(set(samples[::3])) == 35, "any four of seven"
+    found = np.bincount(np.concatenate(samples[::3]), minlength=10)
+    assert found[:3].tolist() == [0, 0, 0]
+    assert np.abs(found[3:] - 500 * 4 / 7).max() < 5 * np.sqrt(500 * 4 / 7 * 3 / 7)
+    assert drawn.sample(EVERYONE_ROUND) == tuple(range(10))
+    assert {drawn.weight(0, client) for client in range(10)} == set(drawn.sizes.tolist())
+
+
+def test_a_trace_of_everyone_is_as_none(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("client,first,last\n" + "".join(f"{client},0,0\n" for client in range(5)))
+    words = ("participation=0.4", "rounds=3")
+    with_trace = run(small(*words, "sampling=trace", f"trace={file}"))
+    assert with_trace.sha256 == run(small(*words)).sha256
+
+
+def test_a_trace_may_be_named_by_its_hash(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("client,first,last\n0,0,0\n")
+    words, sha256 = ("sampling=trace", f"trace={file}"), hashlib.sha256(file.read_bytes())
+    found = population(*words, f"trace_sha256={sha256.hexdigest()}").trace
+    assert found is not None and found.sha256 == sha256.hexdigest()
+    with pytest.raises(ConfigError, match=rf"trace_sha256 = {'0' * 64}: .*{sha256.hexdigest()}"):
+        population(*words, f"trace_sha256={'0' * 64}")
+    file.write_text("client,first,last\n5,0,0\n")
+    with pytest.raises(ConfigError, match=r"a\.csv, line 2: no client 5; there are 0 to 4"):
+        population(*words)

@@ -6,9 +6,10 @@ from mpi4py import MPI
 
 from fedmpi import models
 from fedmpi.config import Settings
+from fedmpi.data import synthetic
 from fedmpi.engine import Engine
-from tests.plain import CNN, EVERYTHING, METHODS, play
-from tests.small import Run, run, small, smooth
+from tests.plain import CNN, EVERYTHING, METHODS, RNN, play
+from tests.small import Run, run, small, smooth, text
 
 on_ranks = pytest.mark.parallel([1, 2, 3, 4])
 both_servers = pytest.mark.parametrize("server", ["dedicated", "shared"])
@@ -79,6 +80,14 @@ def test_convolutions(name: str) -> None:
 
 
 @on_ranks
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("name", METHODS)
+def test_text(name: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "load", text)
+    compare(small(f"method.name={name}", *RNN, f"model.cell={cell}", "server=shared", "epochs=1"))
+
+
+@on_ranks
 @pytest.mark.parametrize("statistics", ["averaged", "local"])
 @pytest.mark.parametrize("name", METHODS)
 def test_layers_that_look_beyond_a_sample(
@@ -131,6 +140,14 @@ def test_waves(name: str) -> None:
     """Three clients, then two; on four ranks some then host nobody."""
     words = ("model.hidden=[1024]", "exchange.window=1", "rounds=1")
     compare(small(f"method.name={name}", *words))
+
+
+@on_ranks
+@pytest.mark.parametrize("name", METHODS)
+def test_every_skew_and_drawing_by_samples(name: str) -> None:
+    words = (f"method.name={name}", "skew.rotations=[0,90,180,270]", "skew.noise=0.5", "epochs=1")
+    others = ("skew.colour=0.3", "skew.labels=0.1", "skew.labels_to=0.5", "sampling=samples")
+    compare(small(*words, *others, "participation=0.6"))
 
 
 def diverge(settings: Settings, comm: MPI.Intracomm) -> list[tuple[bool, np.ndarray]]:

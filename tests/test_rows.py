@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fedmpi import config, models
+from fedmpi.data import synthetic
 from fedmpi.descent import descent
 from fedmpi.engine import Engine
 from fedmpi.flat import Flat
@@ -18,8 +19,8 @@ from fedmpi.layers import BatchNorm, Dropout
 from fedmpi.models import resnet
 from fedmpi.rows import OneByOne, Rows
 from fedmpi.stacked import GRAPHS, Stacked, graph_size, loaded
-from tests.plain import CNN, EVERYTHING, METHODS
-from tests.small import Run, run, small, smooth, sorts
+from tests.plain import CNN, EVERYTHING, METHODS, RNN
+from tests.small import Run, run, small, smooth, sorts, text
 
 CPU = torch.device("cpu")
 SHAPE, CLASSES, LINE = (2, 8, 8), 3, 64
@@ -181,6 +182,7 @@ FAMILIES = [
     ("cnn1d", (6, 128), ()),
     ("lenet", (3, 32, 32), ()),
     ("mlp", (6, 5), ()),
+    *[("rnn", (9,), (f"model.cell={cell}", "model.hidden=16")) for cell in ("lstm", "gru")],
     *[("resnet", (3, 16, 16), (f"model.norm={norm}",)) for norm in ("group", "batch", "static")],
     *[("vgg", (3, 32, 32), (f"model.norm={n}",)) for n in ("none", "group", "batch", "static")],
 ]
@@ -193,9 +195,12 @@ def test_every_family_is_compared() -> None:
 def same_step(name: str, shape: tuple[int, ...], words: tuple[str, ...], most: float) -> None:
     """Alone and stacked, with batches of unequal length, a family's rows differ by `most`."""
     settings = small(f"model.name={name}", *words)
-    flat = Flat(models.build(settings.model, shape, CLASSES, 1))
+    kind = "symbols" if name == "rnn" else "numbers"
+    flat = Flat(models.build(settings.model, shape, CLASSES, 1, kind))
     generator = torch.Generator().manual_seed(4)
     xs = [torch.randn(size, *shape, generator=generator) for size in (5, 3)]
+    if kind == "symbols":
+        xs = [torch.randint(CLASSES, x.shape, generator=generator).byte() for x in xs]
     ys = [torch.randint(CLASSES, (len(x),), generator=generator) for x in xs]
     found = []
     for kind in (OneByOne, Stacked):
@@ -271,6 +276,12 @@ def test_stacked_equals_one_by_one_with_batch_norm(
     """In a smooth network: at a ReLU's kink rounding would grow from layer to layer."""
     monkeypatch.setattr(models, "build", smooth)
     compare((f"method.name={name}", *ALL, f"statistics={statistics}"), 3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stacked_equals_one_by_one_with_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "load", text)
+    compare((f"method.name={name}", *RNN, "momentum=0.9", "batch=7"), 3)
 
 
 def widen(engine: Engine, count: int) -> None:

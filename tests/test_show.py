@@ -121,6 +121,10 @@ def test_models_are_cut_into_parts(said: Any) -> None:
     assert table(said(show_list, "models", "cnn1d"), "a 6x128 sample")[1] == [
         *("cut conv1", "19,012", f"{2 * 6 * 16 * 196 * 113:,}", "5,488"),
     ]
+    text = said(show_list, "models", "rnn")
+    assert table(text, "a text sample")[-1] == ["the output", "819,920", "127,180,800", "80"]
+    assert "819,920 for text samples of 80 classes" in words(text)
+    assert "a 1x28x28 sample" not in text, "images are no symbols"
     assert "FLOPs" not in said(show_list, "methods", "fedavg")
 
 
@@ -139,14 +143,14 @@ def test_data_sets_are_found_or_not(said: Any, here: Path) -> None:
 def test_settings_are_all_there(said: Any) -> None:
     found = said(show_list, "settings", None)
     for key, kind, default, _ in config.describe(config.Settings):
-        if key not in {*config.ROOMS, "exchange", "state"}:
+        if key not in {*config.ROOMS, "skew", "exchange", "state"}:
             assert re.search(rf"^{key}  +{re.escape(kind)}  +{re.escape(default)} ", found, re.M)
     for table in (*config.ROOMS, "exchange"):
         assert f"\n[{table}]\n" in found
         assert f"\n{table}.name " in found
     assert "\n[state]\n" in found
     assert "\n[method] with name = topk\n" in found
-    assert "There are: fedavg, fedprox," in words(found)
+    assert f"There are: {', '.join(config.names('method'))}" in words(found)
     assert "tuple" not in found and "typing" not in found
 
 
@@ -168,7 +172,11 @@ def test_some_settings(name: str, there: str, elsewhere: str, said: Any) -> None
 @pytest.mark.parametrize(
     ("what", "name", "problem"),
     [
-        ("methods", "fedpro", "no method 'fedpro' (did you mean 'fedprox'?); there are: fedavg,"),
+        (
+            "methods",
+            "fedpro",
+            "no method 'fedpro' (did you mean 'fedprox'?); there are: dgc, ditto, fedavg,",
+        ),
         ("data", "x", "no data 'x'; there are: cifar10,"),
         ("models", "cnm", "no model 'cnm' (did you mean 'cnn'?); there are: cnn, cnn1d"),
         ("partitions", "x", "no partition 'x'; there are: dirichlet,"),

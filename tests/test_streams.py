@@ -19,6 +19,13 @@ IDS = {
     Purpose.DATA: 0,
     Purpose.AUGMENT: 2,
     Purpose.DROPOUT: 2,
+    Purpose.ROTATION: 0,
+    Purpose.COLOUR: 1,
+    Purpose.NOISE: 2,
+    Purpose.SHARE: 1,
+    Purpose.MISLABEL: 1,
+    Purpose.POSITIONS: 2,
+    Purpose.SKETCH: 1,
 }
 """How many ids the streams of each purpose have."""
 
@@ -91,6 +98,13 @@ def test_purposes_are_never_renumbered() -> None:
         "DATA": 9,
         "AUGMENT": 10,
         "DROPOUT": 11,
+        "ROTATION": 12,
+        "COLOUR": 13,
+        "NOISE": 14,
+        "SHARE": 15,
+        "MISLABEL": 16,
+        "POSITIONS": 20,
+        "SKETCH": 21,
     }
 
 

@@ -70,6 +70,30 @@ def test_few_clients_are_listed() -> None:
     assert about["effective"][:2] == ["mean", f"{effective.mean():.2f}"]
 
 
+SKEWS = ("skew.rotations=[0,90]", "skew.colour=0.3", "skew.noise=0.8", "skew.labels=0.5")
+
+
+def test_what_tells_clients_apart_besides() -> None:
+    found = fedmpi("partition", *SKEWED, "clients=4", *SKEWS, columns=80)
+    assert found.exit_code == 0, found.output
+    drawn, table = population(*SKEWED, "clients=4"), rows(found)
+    head = next(number for number, words in enumerate(table) if words[:1] == ["client"])
+    assert table[head][-3:] == ["rotated", "noise", "wrong"]
+    cells = [row[-3:] for row in table[head + 1 : head + 5]]
+    assert sorted(turned for turned, _, _ in cells) == ["0°", "0°", "90°", "90°"]
+    assert [noise for _, noise, _ in cells] == ["0.200", "0.400", "0.600", "0.800"]
+    wrong = [round(size / 2) for size in drawn.sizes.tolist()]
+    assert [int(count) for _, _, count in cells] == wrong
+    about = {words[0]: " ".join(words[1:]) for words in table[:head] if words}
+    assert about["rotated"] == "clients by angle: 0° 2, 90° 2"
+    assert about["noise"] == "variance 0.20 to 0.80"
+    assert about["wrong"].startswith(f"{sum(wrong)} training labels, 0.50 to 0.50 of a client's")
+    assert about["colour"].startswith("contrast 0.") and "brightness -0." in about["colour"]
+    many = fedmpi("partition", *SKEWED, "clients=40", "partition.minimum=1", *SKEWS, columns=80)
+    assert "clients by angle: 0° 20, 90° 20" in many.output
+    assert "rotated" not in fedmpi("partition", *SKEWED, "clients=4").output
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_many_clients_are_summed_up(columns: int) -> None:
     found = fedmpi("partition", *SKEWED, "clients=50", "partition.minimum=1", columns=columns)
@@ -116,6 +140,7 @@ REFUSED = {
     "a picture": (["--plot", "a.gif"], "--plot a.gif: wanted a name that ends in .png or .svg"),
     "a frozen file": (["--freeze", "a.npy"], "a.npy: wanted a name that ends in .npz"),
     "settings": (["rouds=3"], "no setting 'rouds'"),
+    "vectors": (["data.shape=[4]", "skew.rotations=[90]"], "skew.rotations = [90]: wanted images"),
     "clients": (["clients=999"], "clients = 999: more than the 270 training samples"),
     "no file": (["partition={name='frozen'}"], "partition.file: wanted a file that fedmpi"),
     "missing file": (

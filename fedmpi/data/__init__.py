@@ -28,9 +28,10 @@ class Dataset:
     """Samples ready for training.
 
     Attributes:
-        train_x: float32 [N, *shape], normalised.
+        train_x: float32 [N, *shape], normalised; or, of text, uint8 [N, steps]: symbols of the same
+            vocabulary as the labels.
         train_y: int64 [N], labels 0 .. classes - 1.
-        test_x: float32 [M, *shape].
+        test_x: [M, *shape], likewise.
         test_y: int64 [M].
         classes: how many labels there are.
         train_owners: int64 [N], who made each sample: a writer, a subject, a role; None if nobody
@@ -52,6 +53,11 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample, channels first."""
         return self.train_x.shape[1:]
+
+    @property
+    def kind(self) -> str:
+        """What samples are made of: numbers or symbols."""
+        return "symbols" if self.train_x.dtype == np.uint8 else "numbers"
 
 
 def checked(labels: np.ndarray, classes: int, path: Path) -> np.ndarray:

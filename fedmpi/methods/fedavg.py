@@ -27,6 +27,7 @@ class Server:
     Attributes:
         agrees: is there a round -1 with every client, to agree on something (a mask)?
         sends: does each client get a part of its own, beside the broadcast?
+        is_global: is `w` a model that can be judged, or do parts of it never leave the clients?
         parts: blocks of an encoded update, without those of statistics that travel apart.
         method: the settings in `[method]`; a method narrows their type to its own.
         w: the global model, [n].
@@ -35,6 +36,7 @@ class Server:
 
     agrees = False
     sends = False
+    is_global = True
     parts = 1
     method: config.Method
 
@@ -66,7 +68,7 @@ class Server:
         sparse.add(self.total, blocks[0], weight)
 
     def step(self, t: int) -> None:
-        """All uploads of the round are in: moves the model by the mean, weighted by samples."""
+        """All uploads of the round are in: moves the model by their weighted mean."""
         self.w.add_(self.total, alpha=1 / self.weight)
         self.total.zero_()
         self.weight = 0.0

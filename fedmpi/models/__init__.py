@@ -1,6 +1,7 @@
 """Models: one module a family, with a `Config` and `stages(config, shape, classes)`.
 
-A model is a sequence of named stages; each name but the last is a split point, `method.cut`.
+A model is a sequence of named stages; each name but the last is a split point, `method.cut`. One
+whose samples are symbols has `READS = "symbols"` besides; as many symbols as there are classes.
 A module's docstring is its description in `fedmpi list models`.
 """
 
@@ -11,10 +12,17 @@ import torch
 from torch import nn
 
 from fedmpi import config, layers
+from fedmpi.config import ConfigError
 from fedmpi.streams import Purpose, torch_seed
 
 
-def build(settings: config.Model, shape: tuple[int, ...], classes: int, seed: int) -> nn.Sequential:
+def build(
+    settings: config.Model,
+    shape: tuple[int, ...],
+    classes: int,
+    seed: int,
+    samples: str = "numbers",
+) -> nn.Sequential:
     """A network with its initial parameters, the same on every rank.
 
     Args:
@@ -22,16 +30,29 @@ def build(settings: config.Model, shape: tuple[int, ...], classes: int, seed: in
         shape: of one sample, channels first.
         classes: number of labels.
         seed: of the run.
+        samples: what they are made of, numbers or symbols (see `Dataset.kind`).
 
     Raises:
         ConfigError: if the network does not fit the samples, or has a layer that cannot be.
     """
+    module = config.module("model", settings.name)
+    if _reads(settings.name) != samples:
+        possible = (name for name in config.names("model") if _reads(name) == samples)
+        raise ConfigError(
+            f"model.name = '{settings.name}': wanted samples of {_reads(settings.name)}, found "
+            f"samples of {samples}; models for those are: {', '.join(possible)}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Purpose.MODEL))
-        stages = config.module("model", settings.name).stages(settings, shape, classes)
+        stages = module.stages(settings, shape, classes)
     network = nn.Sequential(stages)
     layers.check(network)
     return network
+
+
+def _reads(name: str) -> str:
+    """What the samples of a family of networks are made of."""
+    return getattr(config.module("model", name), "READS", "numbers")
 
 
 @dataclass(frozen=True)

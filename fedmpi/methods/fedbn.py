@@ -1,0 +1,26 @@
+"""FedBN: normalisation layers stay with the client, all others are averaged.
+
+X. Li, M. Jiang, X. Zhang, M. Kamp, Q. Dou, *FedBN: Federated Learning on Non-IID Features via Local
+Batch Normalization*, ICLR 2021, arXiv 2102.07623, algorithm 1. Scale, shift and running statistics
+of every norm are the client's own; a model without norms is trained as in FedAvg.
+
+There is no global model to judge: what counts are the local models' accuracies (`personal`).
+Differs from the paper: GroupNorm's scales and shifts count as well; clients are averaged by
+samples.
+"""
+
+from torch import Tensor
+
+from fedmpi.flat import Flat
+from fedmpi.methods import fedper
+from fedmpi.methods.fedper import Clients, Server
+
+__all__ = ["Clients", "Config", "Server"]
+
+
+class Config(fedper.Config):
+    """Nothing to set."""
+
+    def private(self, flat: Flat) -> Tensor:
+        """Which positions of the model never leave a client: bool [size]."""
+        return flat.normalising()

@@ -1,0 +1,95 @@
+"""FedPer: the last layers of the network stay with the client, the others are averaged.
+
+M. G. Arivazhagan, V. Aggarwal, A. K. Singh, S. Choudhary, *Federated Learning with Personalization
+Layers*, arXiv 1912.00818, section 3. Both parts are trained together.
+
+There is no global model to judge: what counts are the local models' accuracies (`personal`).
+Differs from the paper: clients are sampled, and averaged by samples.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedmpi import config, sparse
+from fedmpi.codec import Block, Kind
+from fedmpi.config import Settings
+from fedmpi.flat import Flat
+from fedmpi.methods import fedavg
+from fedmpi.store import Store
+from fedmpi.train import Trainer
+
+
+class Config(config.Method):
+    cut: str | None = None
+    """The last stage that is shared; by default all but the last are."""
+
+    def private(self, flat: Flat) -> Tensor:
+        """Which positions of the model never leave a client: bool [size].
+
+        Raises:
+            ConfigError: if the model has no such split point, or none at all.
+        """
+        found = torch.ones(flat.size, dtype=torch.bool)
+        front, _ = flat.split(self.cut or (flat.cuts() or [""])[-1])
+        found[: front.size] = False
+        return found
+
+
+class Server(fedavg.Server):
+    method: Config
+    is_global = False
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.private = self.method.private(self.flat).to(trainer.device)
+        self.shared = (~self.private).nonzero().squeeze(1)
+
+    def broadcast(self, t: int) -> list[Block]:
+        """The shared part."""
+        return [sparse.block(Kind.MODEL, self.w[self.shared], self.flat.size)]
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """The shared part of an update."""
+        sparse.add(self.total, blocks[0], weight, self.shared)
+
+
+class Clients(fedavg.Clients):
+    """Clients with a part of the model of their own.
+
+    Attributes:
+        private: which positions that is, bool [n].
+        shared: the others, int64.
+        own: each client's part.
+    """
+
+    method: Config
+    keeps = True
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.private = self.method.private(self.flat).to(trainer.device)
+        self.shared = (~self.private).nonzero().squeeze(1)
+        self.initial = self.flat.initial.to(trainer.device)[self.private]
+        self.own = Store(settings.state, len(self.initial))
+
+    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
+        """The shared part."""
+        size, device = self.flat.size, self.trainer.device
+        self.start = sparse.vector(blocks[0], size, device, self.shared)
+
+    def work(self, t: int, clients: Sequence[int]) -> Tensor:
+        """Local training of both parts; a client's own begins where it was left."""
+        starts = self.start.repeat(len(clients), 1)
+        for row, client in enumerate(clients):
+            starts[row, self.private] = self.own.get(client, self.initial).to(starts.device)
+        found = self.trainer.train(t, clients, starts, self.adjust)
+        for row, client in enumerate(clients):
+            self.own[client] = found[row, self.private]
+        return found
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """The update of the shared part."""
+        update = w[self.shared] - self.start[self.shared]
+        return [sparse.block(Kind.GRADIENT, update, self.flat.size)]

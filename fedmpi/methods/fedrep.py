@@ -1,0 +1,41 @@
+"""FedRep: each round a client trains its own head first, and then the shared body below it.
+
+L. Collins, H. Hassani, A. Mokhtari, S. Shakkottai, *Exploiting Shared Representations for
+Personalized Federated Learning*, ICML 2021, arXiv 2102.07078, algorithm 1.
+
+Differs from the paper: clients are averaged by samples; steps of both kinds are shares of the local
+steps that the settings name. With momentum a part that rests goes on with what it had.
+"""
+
+from collections.abc import Sequence
+
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi.codec import Block
+from fedmpi.methods import fedper
+from fedmpi.methods.fedper import Server
+
+__all__ = ["Clients", "Config", "Server"]
+
+
+class Config(fedper.Config):
+    head: float = Field(0.5, ge=0, le=1)
+    """Share of a client's steps that train the head; the others train the body."""
+
+
+class Clients(fedper.Clients):
+    method: Config
+
+    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
+        """The shared part; a round begins."""
+        super().receive(t, clients, blocks)
+        self.done: dict[int, int] = {}
+
+    def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
+        """Lets one part rest."""
+        for row, client in enumerate(clients):
+            step = self.done.get(client, 0)
+            self.done[client] = step + 1
+            is_head = step < round(self.method.head * self.trainer.population.steps(client))
+            g[row].mul_(self.private if is_head else ~self.private)

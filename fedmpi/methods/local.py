@@ -1,0 +1,59 @@
+"""Local: every client trains a model of its own, and nothing travels.
+
+The baseline that personalised methods have to beat. There is no global model to judge: what counts
+are the local models' accuracies (`personal`). All begin at the same initial model, which follows
+from the seed; what is counted are headers.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fedmpi import config
+from fedmpi.codec import Block
+from fedmpi.config import Settings
+from fedmpi.methods import fedavg
+from fedmpi.store import Store
+from fedmpi.train import Trainer
+
+
+class Config(config.Method):
+    """Nothing to set."""
+
+
+class Server(fedavg.Server):
+    is_global = False
+    parts = 0
+
+    def broadcast(self, t: int) -> list[Block]:
+        """Nothing but the word that a round begins."""
+        return []
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """Nothing came."""
+
+
+class Clients(fedavg.Clients):
+    keeps = True
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.initial = self.flat.initial.to(trainer.device)
+        self.models = Store(settings.state, self.flat.size)
+
+    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
+        """A round begins."""
+
+    def work(self, t: int, clients: Sequence[int]) -> Tensor:
+        """Local training, from where the last round ended."""
+        starts = self.initial.repeat(len(clients), 1)
+        for row, client in enumerate(clients):
+            starts[row] = self.models.get(client, self.initial)
+        found = self.trainer.train(t, clients, starts, None)
+        for row, client in enumerate(clients):
+            self.models[client] = found[row]
+        return found
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """Nothing."""
+        return []

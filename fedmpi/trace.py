@@ -1,0 +1,79 @@
+"""An availability trace: which clients can take part in which rounds, from a file.
+
+The file is a CSV whose first line is `client,first,last`; every other line says that a client is
+available from round `first` to round `last`, both included, counted from 0. A client may have
+several lines, or none. A run that is longer than the trace starts it again from its beginning: the
+trace has as many rounds as its largest `last` says, and one more.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from fedmpi.config import MOST, ConfigError
+
+COLUMNS = "client,first,last"
+
+
+class Trace:
+    """Who is available when.
+
+    Attributes:
+        sha256: hash of the file's content, in hex.
+        rounds: after so many it starts again.
+
+    Raises:
+        ConfigError: naming file and line, if it cannot be read, a line is not what it should be,
+            or no client is available in some round.
+    """
+
+    def __init__(self, path: Path, clients: int) -> None:
+        self.path = path
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"trace = {path}: {error.strerror or error}") from None
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        # Spreadsheets begin a file with a mark of its encoding.
+        head, *lines = content.decode("utf-8-sig", "replace").splitlines() or [""]
+        if head != COLUMNS:
+            raise ConfigError(f"{path}, line 1: wanted '{COLUMNS}', found '{head}'")
+        spans = [self._span(number, line, clients) for number, line in enumerate(lines, 2)]
+        self.spans = np.array(spans, np.int64).reshape(-1, 3)
+        self.rounds = int(self.spans[:, 2].max(initial=-1)) + 1
+        self._check()
+
+    def _span(self, number: int, line: str, clients: int) -> tuple[int, ...]:
+        """A line's client, and its first and last round."""
+        where, texts = f"{self.path}, line {number}", line.split(",")
+        # Ten digits at most: Python refuses thousands of them with an error of its own.
+        if len(texts) != 3 or not all(text.isdecimal() and len(text) <= 10 for text in texts):
+            raise ConfigError(f"{where}: wanted whole numbers {COLUMNS}, found '{line}'")
+        client, first, last = (int(text) for text in texts)
+        if client >= clients:
+            raise ConfigError(f"{where}: no client {client}; there are 0 to {clients - 1}")
+        if not first <= last <= MOST:
+            raise ConfigError(
+                f"{where}: wanted rounds with first <= last <= {MOST}, found {first} to {last}"
+            )
+        return client, first, last
+
+    def _check(self) -> None:
+        """Sees to it that no round is without a client."""
+        reached = 0
+        for first, last in sorted(map(tuple, self.spans[:, 1:].tolist())):
+            if first > reached:
+                break
+            reached = max(reached, last + 1)
+        if reached < max(self.rounds, 1):
+            raise ConfigError(
+                f"trace = {self.path}: wanted a client for every round, found none for round "
+                f"{reached}"
+            )
+
+    def available(self, t: int) -> np.ndarray:
+        """The clients that can take part in round `t` (of at least 0): int64, ascending."""
+        clients, first, last = self.spans.T
+        t %= self.rounds
+        return np.unique(clients[(first <= t) & (t <= last)])

@@ -1,0 +1,197 @@
+"""Methods whose clients keep a part of the model, or all: what stays, what travels, what it does."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fedmpi import models
+from fedmpi.engine import Engine
+from tests.plain import Change, average, network, play, train
+from tests.small import run, small, smooth
+
+FEW = ("participation=0.6", "rounds=4", "momentum=0.5")
+
+
+def near(found: Tensor, wanted: Tensor) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def private(engine: Engine) -> Tensor:
+    """Which positions stay with the clients: bool [n]."""
+    return engine.clients.private
+
+
+# ---- local
+
+
+def test_local_is_training_alone() -> None:
+    engine = Engine(small("method.name=local", *FEW))
+    own: dict[int, Tensor] = {}
+    for t, _ in enumerate(play(engine)):
+        for client in engine.population.sample(t):
+            own[client], _ = train(engine, t, client, own.get(client, engine.flat.initial))
+            near(engine.clients.models[client], own[client])
+            own[client] = engine.clients.models[client].clone()
+    assert torch.equal(engine.server.w, engine.flat.initial)
+
+
+@pytest.mark.parametrize("name", ["local", "fedper", "fedrep", "fedbn"])
+def test_there_is_no_global_model_to_judge(name: str) -> None:
+    found = run(small(f"method.name={name}"))
+    rounds, clients = found.tables["rounds"], found.tables["clients"]
+    for column in ("accuracy", "validation", "shard_mean", "shard_std", "shard_min"):
+        assert np.isnan(rounds[column]).all()
+    assert np.isnan(clients["accuracy"]).all()
+    assert np.isfinite(rounds["personal_mean"]).all()
+
+
+def test_local_sends_headers_alone() -> None:
+    clients = run(small("method.name=local")).tables["clients"]
+    for column in clients.dtype.names:
+        if column.startswith(("up_", "down_")):
+            assert (clients[column] == (16 if column.endswith("header") else 0)).all()
+
+
+# ---- FedPer
+
+
+@pytest.mark.parametrize("cut", ["hidden1", "hidden2"])
+def test_fedper_averages_the_front_and_leaves_the_rest(cut: str) -> None:
+    engine = Engine(small("method.name=fedper", f"method.cut={cut}", *FEW))
+    stays = private(engine)
+    assert 0 < int(stays.sum()) < engine.flat.size
+    w, own = engine.server.w.clone(), {}
+    for t, _ in enumerate(play(engine)):
+        total, samples = torch.zeros_like(w), 0
+        for client in engine.population.sample(t):
+            start = w.clone()
+            start[stays] = own.get(client, engine.flat.initial[stays])
+            local, _ = train(engine, t, client, start)
+            near(engine.clients.own[client], local[stays])
+            own[client] = engine.clients.own[client].clone()
+            size = len(engine.population.shards[client])
+            total, samples = total + size * local, samples + size
+        near(engine.server.w[~stays], (total / samples)[~stays])
+        assert torch.equal(engine.server.w[stays], engine.flat.initial[stays])
+        w = engine.server.w.clone()
+
+
+def test_fedper_never_sends_what_is_private() -> None:
+    found = run(small("method.name=fedper"))
+    shared = found.engine.flat.size - int(private(found.engine).sum())
+    assert shared == 12 * 64 + 12 + 8 * 12 + 8, "all but the head"
+    clients = found.tables["clients"]
+    assert set(clients["up_gradient"].tolist()) == {4 * shared}
+    assert set(clients["down_model"].tolist()) == {4 * shared}
+
+
+def test_personal_accuracy_is_of_both_parts_together() -> None:
+    found = run(small("method.name=fedper", "rounds=1"))
+    engine, rows = found.engine, found.tables["clients"]
+    clients = engine.clients
+    for row in rows:
+        client = int(row["client"])
+        shard = engine.population.test_shards[client]
+        if not len(shard):
+            continue
+        w = engine.flat.initial.clone()
+        w[private(engine)] = clients.own[client]
+        w[~private(engine)] = train(engine, 0, client, engine.flat.initial)[0][~private(engine)]
+        module = network(engine, w)
+        x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+        right = (module(x).argmax(1) == y).float().mean()
+        assert row["personal"] == pytest.approx(float(right.detach()), abs=1e-6)
+
+
+# ---- FedRep
+
+
+def rests(engine: Engine, client: int, share: float) -> Change:
+    """First the front's gradient is zero, then the head's."""
+    stays, steps = private(engine), engine.population.steps(client)
+    done = iter(range(steps))
+
+    def change(g: Tensor) -> Tensor:
+        is_head = next(done) < round(share * steps)
+        return g * (stays if is_head else ~stays)
+
+    return change
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_fedrep_trains_the_head_first(share: float) -> None:
+    words = ("method.name=fedrep", f"method.head={share}", "epochs=3", "rounds=1")
+    engine = Engine(small(*words))
+    list(play(engine))
+    stays, start = private(engine), engine.flat.initial
+    total, samples = torch.zeros_like(start), 0
+    for client in range(5):
+        local, _ = train(engine, 0, client, start, change=rests(engine, client, share))
+        near(engine.clients.own[client], local[stays])
+        size = len(engine.population.shards[client])
+        total, samples = total + size * local, samples + size
+    near(engine.server.w[~stays], (total / samples)[~stays])
+    moved = float((engine.server.w - start)[~stays].norm())
+    assert (moved > 0) == (share < 1)
+
+
+# ---- FedBN
+
+
+def test_fedbn_keeps_norms_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    engine = Engine(small("method.name=fedbn", "rounds=3"))
+    stays = private(engine)
+    assert int(stays.sum()) == 4 * (4 + 6), "scale, shift, mean and variance of two norms"
+    list(play(engine))
+    assert torch.equal(engine.server.w[stays], engine.flat.initial[stays])
+    assert not torch.equal(engine.server.w[~stays], engine.flat.initial[~stays])
+    own = torch.stack([engine.clients.own[client] for client in range(5)])
+    assert (own.std(0) > 0).all(), "each client has its own"
+
+
+def test_fedbn_without_norms_is_fedavg() -> None:
+    found = run(small("method.name=fedbn", *FEW))
+    np.testing.assert_allclose(found.model, run(small(*FEW)).model, rtol=1e-4, atol=2e-5)
+
+
+# ---- Ditto
+
+
+def test_dittos_global_model_is_fedavgs() -> None:
+    ditto, plain = run(small("method.name=ditto", *FEW)), run(small(*FEW))
+    assert ditto.sha256 == plain.sha256
+    for name in ("up", "down", "accuracy"):
+        np.testing.assert_array_equal(ditto.tables["rounds"][name], plain.tables["rounds"][name])
+
+
+@pytest.mark.parametrize("pull", [0.0, 0.7])
+def test_dittos_own_models_are_drawn_to_the_global_one(pull: float) -> None:
+    engine = Engine(small("method.name=ditto", f"method.pull={pull}", *FEW))
+    own: dict[int, Tensor] = {}
+    w = engine.server.w.clone()
+    for t, _ in enumerate(play(engine)):
+        for client in engine.population.sample(t):
+            near(engine.clients.models[client], alone(engine, t, client, own, w, pull))
+            own[client] = engine.clients.models[client].clone()
+        near(engine.server.w, average(engine, t, w))
+        w = engine.server.w.clone()
+
+
+def alone(
+    engine: Engine, t: int, client: int, own: dict[int, Tensor], w: Tensor, pull: float
+) -> Tensor:
+    """An own model after plain training on the loss with the term lambda / 2 * ||v - w||^2."""
+    module = network(engine, own.get(client, engine.flat.initial))
+    parameters = list(module.parameters())
+    steps = torch.optim.SGD(parameters, lr=engine.settings.lr, momentum=0.5)
+    x, y = engine.trainer.feed.x, engine.trainer.feed.y
+    for pick in engine.trainer.feed.picks(t, client):
+        steps.zero_grad()
+        v = torch.cat([parameter.reshape(-1) for parameter in parameters])
+        loss = cross_entropy(module(x[pick.positions]), y[pick.positions])
+        (loss + pull / 2 * (v - w).square().sum()).backward()
+        steps.step()
+    return torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
