@@ -185,28 +185,3 @@ def write_tiny_imagenet(folder: Path) -> None:
         write(folder / "val" / "images" / f"val_{count}.JPEG", jpeg(100 + count))
         lines.append(f"val_{count}.JPEG\t{wnid}\t0\t32\t44\t62\n")
     write(folder / "val" / "val_annotations.txt", "".join(lines).encode())
-
-
-# ---- USC-HAD
-
-
-def write_trial(folder: Path, subject: int, activity: int, trial: int, readings: Any) -> Path:
-    """One file of MATLAB, with the fields of the official ones."""
-    from scipy.io import savemat
-
-    path = folder / f"Subject{subject}" / f"a{activity}t{trial}.mat"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"title": "USC Human Motion Database", "subject": str(subject), "trial": str(trial)}
-    savemat(path, {**about, "activity_number": str(activity), "sensor_readings": readings})
-    return path
-
-
-def write_uschad(folder: Path, length: int = 300) -> None:
-    """Subjects 2 and 14, activities 1 and 12, five trials each, of so many random readings."""
-    rng = np.random.default_rng(1)
-    scale, offset = np.array([1, 1, 1, 50, 50, 50]), np.array([1, 0, 0, 5, 0, 0])
-    for subject in (2, 14):
-        for activity in (1, 12):
-            for trial in range(1, 6):
-                readings = offset + scale * rng.standard_normal((length, 6))
-                write_trial(folder, subject, activity, trial, readings)

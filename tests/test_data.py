@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pydantic
 import pytest
-from scipy.io import loadmat
 
 from fedmpi import data
 from fedmpi.config import ConfigError
@@ -21,7 +20,6 @@ from fedmpi.data import (
     synthetic,
     synthetic_fedprox,
     tiny_imagenet,
-    uschad,
 )
 from fedmpi.files import DataError
 from fedmpi.layouts import jpeg as jpeg_layout
@@ -43,8 +41,6 @@ from tests.made import (
     write_idx,
     write_qmnist,
     write_tiny_imagenet,
-    write_trial,
-    write_uschad,
     writers,
 )
 
@@ -535,78 +531,3 @@ def test_alpha_changes_no_label() -> None:
 def test_synthetic_fedprox_both_alike_and_different(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"data\.{name} = 0.5: wanted data\.iid = false"):
         devices(iid=True, **{name: 0.5})
-
-
-# ---- USC-HAD
-
-
-@pytest.mark.parametrize("below", ["", "USC-HAD", "sets/USC-HAD", "a/b"])
-def test_uschad(root: Path, below: str) -> None:
-    write_uschad(root / below)
-    assert uschad.where(uschad.Config(root=str(root))) == root / below
-    found = read(uschad, root)
-    # 300 readings have windows from 0, 64 and 128 on; 2 subjects, 2 activities, 4 + 1 trials.
-    sound(found, (6, 128), 48, 12)
-    assert found.classes == 12
-    assert np.bincount(found.train_y).nonzero()[0].tolist() == [0, 11]
-    assert np.unique(found.train_owners, return_counts=True)[1].tolist() == [24, 24]
-    assert np.unique(found.test_owners).tolist() == [2, 14]
-    tables = {
-        (subject, activity, trial): loadmat(
-            root / below / f"Subject{subject}" / f"a{activity}t{trial}.mat"
-        )["sensor_readings"]
-        for subject in (2, 14)
-        for activity in (1, 12)
-        for trial in range(1, 6)
-    }
-    known = np.concatenate([table for (_, _, trial), table in tables.items() if trial < 5])
-    scaled = {key: (table - known.mean(0)) / known.std(0) for key, table in tables.items()}
-    expected = [
-        (scaled[subject, activity, trial][start : start + 128].T, activity - 1, subject)
-        for subject in (2, 14)
-        for activity in (1, 12)
-        for trial in range(1, 5)
-        for start in (0, 64, 128)
-    ]
-    for place, (x, y, owner) in enumerate(expected):
-        np.testing.assert_allclose(found.train_x[place], x, atol=1e-5)
-        assert (found.train_y[place], found.train_owners[place]) == (y, owner)
-    np.testing.assert_allclose(found.test_x[-1], scaled[14, 12, 5][128:256].T, atol=1e-5)
-
-
-@pytest.mark.parametrize(("step", "windows"), [(128, 2), (172, 2), (1, 173)])
-def test_uschad_windows(root: Path, step: int, windows: int) -> None:
-    write_uschad(root)
-    if step > 128:
-        with pytest.raises(pydantic.ValidationError, match="step"):
-            read(uschad, root, step=step)
-    else:
-        found = read(uschad, root, step=step)
-        assert len(found.test_x) == 4 * windows and len(found.train_x) == 16 * windows
-
-
-def test_uschad_of_few_files(root: Path) -> None:
-    """A trial that is too short has no window, a silent channel stays at zero."""
-    rng = np.random.default_rng(1)
-    readings = rng.standard_normal((128, 6))
-    readings[:, 5] = 3
-    write_trial(root, 7, 3, 1, readings)
-    write_trial(root, 7, 3, 2, readings[:127])
-    with pytest.raises(DataError, match="wanted a trial of 128 readings or more to train and one"):
-        read(uschad, root)
-    write_trial(root, 7, 3, 5, readings[::-1])
-    found = read(uschad, root)
-    sound(found, (6, 128), 1, 1)
-    assert found.train_y.tolist() == [2] and found.test_owners.tolist() == [7]
-    assert not found.train_x[0, 5].any() and not found.test_x[0, 5].any()
-    write_trial(root, 7, 3, 1, readings[:100])
-    with pytest.raises(DataError, match="wanted a trial of 128"):
-        read(uschad, root)
-
-
-def test_uschad_is_nothing_else(root: Path) -> None:
-    write(root / "Subject1" / "notes.txt", b"")
-    write(root / "Subject15" / "a1t1.mat", b"")
-    write(root / "Subject2" / "a13t1.mat", b"")
-    with pytest.raises(DataError, match="no USC-HAD; wanted folders Subject1 to Subject14"):
-        read(uschad, root)

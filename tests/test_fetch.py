@@ -9,6 +9,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from scipy.io import savemat
 
 from fedmpi import config, fetch, files
 from fedmpi.__main__ import main
-from fedmpi.data import cifar100, fashion_mnist, mnist, tiny_imagenet, uschad
+from fedmpi.data import cifar100, fashion_mnist, mnist, tiny_imagenet, usc_had
 from fedmpi.files import DataError, Source
-from tests.made import binary, idx, images, read, write_cifar100, write_tiny_imagenet, write_uschad
+from tests.made import binary, idx, images, read, write_cifar100, write_tiny_imagenet
 
 pytestmark = pytest.mark.usefixtures("nowhere")
 
@@ -387,7 +389,7 @@ SETS = {
     "cifar10": 1,
     "cifar100": 1,
     "tiny-imagenet": 1,
-    "uschad": 1,
+    "usc-had": 1,
 }
 
 
@@ -425,12 +427,19 @@ def test_files_of_a_set_are_found(
     assert read(module, Path("elsewhere").absolute()).test_y.tolist() == [1, 2]
 
 
+def write_usc_had(folder: Path) -> None:
+    for name in product(range(1, 15), range(1, 13), range(1, 6)):
+        path = folder / f"Subject{name[0]}" / "a{}t{}.mat".format(*name[1:])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        savemat(path, {usc_had.KEY: np.ones((128, 6))})
+
+
 @pytest.mark.parametrize(
     ("module", "write"),
     [
         (cifar100, lambda folder: write_cifar100(folder, binary, ".bin")),
         (tiny_imagenet, write_tiny_imagenet),
-        (uschad, write_uschad),
+        (usc_had, write_usc_had),
     ],
 )
 def test_archives_of_a_set_are_found(
@@ -453,7 +462,7 @@ def test_sources(name: str) -> None:
     for source in sources:
         assert all(url.startswith(("http://", "https://")) for url in source.urls)
         assert {url.rpartition("/")[2] for url in source.urls} == {source.name}
-        assert (source.md5 is None) == (name == "uschad")
+        assert (source.md5 is None) == (name == "usc-had")
         assert source.md5 is None or len(source.md5) == 32
         assert source.is_archive == (Path(source.path).name != source.name)
 
@@ -462,6 +471,12 @@ def test_what_is_there_after_all(nowhere: Path, capsys: pytest.CaptureFixture[st
     fetch.fetch("digits")
     fetch.fetch("synthetic-fedprox")
     assert capsys.readouterr().out == "digits: needs no files\nsynthetic-fedprox: needs no files\n"
+
+
+def test_a_set_that_has_no_address(nowhere: Path) -> None:
+    """LEAF's come from its own scripts, as the set says itself."""
+    with pytest.raises(DataError, match=r"no FEMNIST[\s\S]*To get it: "):
+        fetch.fetch("femnist")
 
 
 # ---- the command

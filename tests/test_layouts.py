@@ -1,10 +1,8 @@
 """Readers take the upstream layouts, and name what is wrong with a file."""
 
-import io
 import os
 import pickle
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.io import savemat
 
 from fedmpi.data import cifar10, fashion_mnist, mnist
 from fedmpi.files import DataError
-from fedmpi.layouts import cifar, jpeg, mat
+from fedmpi.layouts import cifar, jpeg
 from fedmpi.layouts.idx import FILES
 from tests.made import (
     binary,
@@ -255,135 +252,13 @@ def test_damaged_pickles(
         assert len(y) > 0 and np.all((y >= 0) & (y < 10))
 
 
-# ---- MAT
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("dtype", ["f8", "f4", "i1", "u2", "i4"])
-def test_mat(root: Path, dtype: str, packed: bool) -> None:
-    """As scipy writes them, with others before and after."""
-    table = (100 * np.random.default_rng(1).random((7, 6))).astype(dtype)
-    others = {"a": "text", "b": {"c": 1}, "d": np.ones((3, 4)), "e": np.array([[1, "x"]], object)}
-    savemat(root / "x.mat", {**others, "table": table, "f": 2j}, do_compression=packed)
-    found = mat.read(root / "x.mat", "table", 6)
-    np.testing.assert_allclose(found, table, rtol=1e-6)
-    assert found.dtype == np.float32 and found.flags.writeable
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_mat_by_matlab(root: Path, order: str) -> None:
-    """From its description: doubles that are small whole numbers are stored as bytes."""
-
-    def words(*values: int) -> bytes:
-        return np.array(values, f"{order}u4").tobytes()
-
-    parts = words(6, 8, 6, 0) + words(5, 8, 2, 3) + words(1, 5) + b"table\0\0\0"
-    parts += words(2, 6) + bytes([1, 4, 2, 5, 3, 6]) + bytes(2)
-    small = words(6, 8, 6, 0) + words(5, 8, 1, 3) + words(1 | 1 << 16) + b"x\0\0\0"
-    small += words(2 | 3 << 16) + bytes([7, 8, 9, 0])
-    end = b"\0\1IM" if order == "<" else b"\1\0MI"
-    content = b"MATLAB 5.0 MAT-file".ljust(124) + end
-    content += words(14, len(small)) + small + words(14, len(parts)) + parts
-    write(root / "x.mat", content)
-    assert mat.read(root / "x.mat", "table", 3).tolist() == [[1, 2, 3], [4, 5, 6]]
-    assert mat.read(root / "x.mat", "x", 3).tolist() == [[7, 8, 9]]
-
-
-def table(value: Any, **given: Any) -> bytes:
-    file = io.BytesIO()
-    savemat(file, {"table": value}, **given)
-    return file.getvalue()
-
-
-LONG = table(np.random.default_rng(1).standard_normal((99, 6)), do_compression=True)
-PLAIN = table(np.ones((3, 6)))
-
-
-def packed(content: bytes) -> bytes:
-    """An element with another one in it."""
-    content = zlib.compress(content, 1)
-    return np.array([mat.PACKED, len(content)], "<u4").tobytes() + content
-
-
-HEADER = PLAIN[: mat.HEADER]
-TWICE = HEADER + packed(packed(PLAIN[mat.HEADER :]))
-BOMB = HEADER + packed(bytes(mat.LIMIT + 1))
-DEEP = np.array([6, 8, 6, 0, 5, 4 * 99, *[1] * 99, 0, 1, 5], "<u4").tobytes() + b"table\0\0\0"
-DEEP += np.array([2 | 1 << 16, 7], "<u4").tobytes()
-DEEP = HEADER + np.array([mat.MATRIX, len(DEEP)], "<u4").tobytes() + DEEP
-
-
-@pytest.mark.parametrize(
-    ("content", "match"),
-    [
-        (b"", "wanted a file of MATLAB 5 to 7.2, found: no header"),
-        (b"no such file" * 99, "wanted a file of MATLAB .* no header"),
-        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(99), "no header of version 5"),
-        (LONG[: len(LONG) // 2], "wanted a file of MATLAB .* bytes of"),
-        (table(np.ones((99, 6)))[:-200], "wanted a file of MATLAB .* bytes of"),
-        (LONG[:-8] + bytes(8), "wanted a file of MATLAB"),
-        (TWICE, "an element of kind 15 in the place of a matrix"),
-        (DEEP, "99 dimensions"),
-        (BOMB, "a packed element that is cut or too large"),
-        (PLAIN.replace(b"\x09\0\0\0\x90", b"\x09\x0f\0\0\x90"), "kind 3849 in the place of num"),
-        (PLAIN.replace(b"\x03\0\0\0\x06", b"\x04\0\0\0\x06"), "144 bytes for 4 x 6 numbers"),
-        (table(np.ones((5, 7))), "wanted table of N x 6 numbers, found 5 x 7"),
-        (table(np.ones((0, 6))), "found 0 x 6"),
-        (table(np.ones((2, 3, 6))), "found 2 x 3 x 6"),
-        (table("text"), "wanted real numbers named table, found none"),
-        (table({"a": 1}), "wanted real numbers named table, found none"),
-        (table(np.array([[1, "a"]], object)), "wanted real numbers named table, found none"),
-        (table(np.ones((5, 6)) * 1j), "wanted real numbers named table, found none"),
-        (table(np.full((5, 6), np.nan)), "wanted finite numbers"),
-        (table(np.full((5, 6), 1e300)), "wanted finite numbers"),
-    ],
-    ids=str,
-)
-def test_wrong_mat(root: Path, content: bytes, match: str) -> None:
-    path = root / "x.mat"
-    write(path, content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(DataError, match=match) as error:
-            mat.read(path, "table", 6)
-    assert str(error.value).startswith(str(path))
-
-
-def test_no_table_in_a_mat(root: Path) -> None:
-    savemat(root / "x.mat", {"other": np.ones((5, 6))})
-    with pytest.raises(DataError, match="wanted real numbers named table"):
-        mat.read(root / "x.mat", "table", 6)
-
-
-DAMAGE = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4)
-
-
-@pytest.mark.parametrize("good", [PLAIN, LONG], ids=["plain", "packed"])
-@given(end=st.integers(0, 1000), damage=DAMAGE)
-@settings(max_examples=300, deadline=None)
-def test_damaged_mat(
-    tmp_path_factory: pytest.TempPathFactory,
-    good: bytes,
-    end: int,
-    damage: list[tuple[int, int]],
-) -> None:
-    content = bytearray(good)
-    for place, value in damage:
-        content[(mat.HEADER + place) % len(good)] = value
-    path = tmp_path_factory.getbasetemp() / "damaged.mat"
-    for damaged in (bytes(content), bytes(content[:end])):
-        path.write_bytes(damaged)
-        try:
-            found = mat.read(path, "table", 6)
-        except DataError:
-            continue
-        assert found.ndim == 2 and found.shape[1] == 6 and found.dtype == np.float32
-
-
 # ---- JPEG
 
 
-@given(end=st.integers(0, 1000), damage=DAMAGE)
+@given(
+    end=st.integers(0, 1000),
+    damage=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
+)
 @settings(max_examples=300, deadline=None)
 def test_damaged_jpeg(
     tmp_path_factory: pytest.TempPathFactory, end: int, damage: list[tuple[int, int]]
