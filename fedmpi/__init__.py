@@ -58,7 +58,7 @@ The rooms
     memory       of the process                    bench/      one module a benchmark
     heterogeneity  how far the clients differ      feedback    what compression left out
     files        where data sets lie               cache       what was decoded of them
-    layouts/     one module a layout of files
+    fetch        gets them, if there is a network  layouts/    one module a layout of files
     burden       FLOPs and memory of training      devices     simulated: seconds, joules, losses
     data/        one module a data set             models/     one module a family of networks
     methods/     one module a method               partitions/ one module a way to divide samples

@@ -227,6 +227,30 @@ def doctor(check: str | None, out: Path) -> None:
 
 
 @main.group()
+def data() -> None:
+    """Get data sets."""
+
+
+@data.command("fetch")
+@click.argument("name")
+@click.option(
+    "--to",
+    type=click.Path(file_okay=False),
+    help="Folder for data; by default $FEDMPI_DATA, or else data in this folder.",
+)
+@mends
+def data_fetch(name: str, to: str | None) -> None:
+    """Fetch the data set NAME from its official address, unless it is there.
+
+    What was interrupted goes on where it was. Without a network it says what to place where;
+    fedmpi list data shows the names.
+    """
+    from fedmpi.fetch import fetch
+
+    fetch(name, to)
+
+
+@main.group()
 def bench() -> None:
     """Measure this program against references that it brings along."""
 

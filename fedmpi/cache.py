@@ -12,8 +12,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -25,6 +27,8 @@ from fedmpi.files import DataError
 
 ABOUT = "about.json"
 """The file with what is no array, written last."""
+ARRAYS = "arrays"
+"""The entry in it with the names of the arrays."""
 
 
 def folder(settings: config.Data) -> Path:
@@ -48,38 +52,65 @@ def decoded(
 
     Args:
         settings: the table `[data]`.
-        sources: every file that `decode` reads.
+        sources: every file that `decode` reads; of a set with very many of them some files and
+            folders that change with the rest.
         known: MD5 digests of the official ones, see `files.origin`.
         decode: reads them; a function of the set's own module.
 
     Raises:
-        DataError: what `decode` raises, or if the folder of the cache cannot be written to.
+        DataError: what `decode` raises, or if a source changed meanwhile, or the folder of the
+            cache cannot be written to.
     """
     home = folder(settings)
     name = decode.__module__.rpartition(".")[2].replace("_", "-")
-    whole = home / f"{name}-{_key(settings, sources, decode)}"
+    key = _key(settings, sources, decode)
+    whole = home / f"{name}-{key}"
     found = _mapped(whole)
     if found is not None:
         return found
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{whole}.lock"):
-            found = _mapped(whole)
-            if found is not None:
-                return found
+    with _lock(home, whole.name):
+        found = _mapped(whole)
+        if found is not None:
+            return found
+        fresh = decode()
+        fresh = dataclasses.replace(fresh, origin=files.origin(sources, known))
+        if _key(settings, sources, decode) != key:
+            raise DataError(f"{sources[0].parent}: files of {name} changed while they were read")
+        with _room(home):
             # Left by those who were killed: nobody else works on this set while we hold the lock.
             for rest in (whole, *home.glob(f"{whole.name}.*.part")):
                 shutil.rmtree(rest, ignore_errors=True)
-            origin = files.origin(sources, known)
-            _write(dataclasses.replace(decode(), origin=origin), whole)
-    except OSError as error:
+            _write(fresh, whole)
+    found = _mapped(whole)
+    if found is None:
+        raise DataError(f"{whole}: cannot be read although it was just written; remove it")
+    return found
+
+
+@contextmanager
+def _room(home: Path) -> Iterator[None]:
+    """Says what to do if the folder of the cache is no good."""
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:  # the latter of a file system without locks
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{home}: {error.strerror or error}; wanted a folder for decoded data, with room; "
+            f"{home}: {reason}; wanted a folder for decoded data, with room; "
             "data.cache or $FEDMPI_CACHE may name another"
         ) from None
-    found = _mapped(whole)
-    assert found is not None
-    return found
+
+
+@contextmanager
+def _lock(home: Path, name: str) -> Iterator[None]:
+    """Holds the lock of one set; the kernel takes it back from whoever is killed."""
+    with _room(home):
+        home.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(home / f"{name}.lock")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _key(settings: config.Data, sources: Sequence[Path], decode: Callable[[], Dataset]) -> str:
@@ -89,13 +120,14 @@ def _key(settings: config.Data, sources: Sequence[Path], decode: Callable[[], Da
     digest = hashlib.sha256(json.dumps([chosen, seen], sort_keys=True).encode())
     readers = sorted(Path(layouts.__path__[0]).glob("*.py"))
     own = Path(inspect.getfile(inspect.unwrap(decode)))
-    for path in (own, Path(files.__file__), Path(inspect.getfile(Dataset)), *readers):
+    ours = (Path(files.__file__), Path(inspect.getfile(Dataset)), Path(__file__))
+    for path in (own, *ours, *readers):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _version(path: Path) -> tuple[int, int]:
-    """A file's size, and when it was changed."""
+    """Size of a file or folder, and when it was changed."""
     try:
         stat = path.stat()
     except OSError as error:
@@ -107,27 +139,34 @@ def _write(found: Dataset, whole: Path) -> None:
     """Makes the folder `whole` of the set, in one step as others see it."""
     part = Path(tempfile.mkdtemp(prefix=f"{whole.name}.", suffix=".part", dir=whole.parent))
     try:
-        about = {}
+        about: dict[str, Any] = {ARRAYS: []}
         for field in dataclasses.fields(found):
             value = getattr(found, field.name)
             if isinstance(value, np.ndarray):
-                np.save(part / f"{field.name}.npy", value, allow_pickle=False)
+                about[ARRAYS].append(field.name)
+                array = np.ascontiguousarray(value)
+                np.save(part / f"{field.name}.npy", array, allow_pickle=False)
             else:
                 about[field.name] = value
         (part / ABOUT).write_text(json.dumps(about))
         part.chmod(0o755)  # the temporary folder is its maker's alone
-        part.rename(whole)
-    except BaseException:
+        try:
+            part.rename(whole)
+        except OSError:
+            # Another node made it, and the file system was slow to show us that.
+            if _mapped(whole) is None:
+                raise
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def _mapped(whole: Path) -> Dataset | None:
     """The set in a folder; None if there is none, or it is damaged."""
     try:
         about = json.loads((whole / ABOUT).read_text())
-        # Mapped for copying on write: torch does not take arrays that cannot be written to.
-        arrays = {p.stem: np.load(p, mmap_mode="c") for p in sorted(whole.glob("*.npy"))}
-        return Dataset(**about, **arrays)
-    except (OSError, ValueError, TypeError):
+        for name in about.pop(ARRAYS):
+            # Mapped for copying on write: torch does not take arrays that cannot be written to.
+            about[name] = np.asarray(np.load(whole / f"{name}.npy", mmap_mode="c"))
+        return Dataset(**about)
+    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -300,8 +300,8 @@ def check_hdf5(out: Path) -> Iterator[Finding]:
 
 
 def check_data(out: Path) -> Iterator[Finding]:
-    """Which data sets are here; none is required."""
-    from fedmpi import config, files
+    """Which data sets are here, none of which is required, and what was decoded of them."""
+    from fedmpi import cache, config, files
 
     lost = False
     for name in config.names("data"):
@@ -320,6 +320,23 @@ def check_data(out: Path) -> Iterator[Finding]:
     if lost:
         looked = ", ".join(map(str, files.places(None)))
         yield Finding("note", f"looked in {looked}", "$FEDMPI_DATA may name another folder")
+    yield _decoded(cache.folder(config.Data()))
+
+
+def _decoded(folder: Path) -> Finding:
+    """Where decoded data lie, and how much room they take and leave."""
+    used = 0
+    for path in folder.glob("*/*"):
+        with suppress(OSError):  # what a run is just moving
+            used += path.stat().st_size
+    above = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    free = shutil.disk_usage(above).free
+    sizes = f"{used / 2**20:.0f} MiB, {free / 2**30:.0f} GiB are free"
+    text = f"decoded data in {folder}: {sizes}"
+    if free < SPACE or not os.access(above, os.W_OK):
+        mend = "empty it, or name another folder: data.cache or $FEDMPI_CACHE"
+        return Finding("warning", text, mend)
+    return Finding("ok", text)
 
 
 CHECKS = {

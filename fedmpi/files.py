@@ -9,6 +9,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedmpi.errors import BadInput
@@ -25,6 +26,36 @@ USUAL = (
 
 DEPTH = 2
 """Levels of folders that are searched below each of the places."""
+
+
+ARCHIVES = (".tar.gz", ".zip")
+"""How the names of archives end that can be unpacked."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An official file, as a data set's module lists it for `fetch`.
+
+    Attributes:
+        urls: where it is; the official address first, then others with the same file.
+        path: where it belongs below a folder for data: the file itself; of an archive the folder
+            that is in it.
+        md5: digest of the file; None if nobody says.
+    """
+
+    urls: tuple[str, ...]
+    path: str
+    md5: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the file is called."""
+        return self.urls[0].rpartition("/")[2]
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it is to be unpacked."""
+        return self.name.endswith(ARCHIVES)
 
 
 class DataError(BadInput):
@@ -146,12 +177,23 @@ def _is_official(path: Path, known: Mapping[str, str]) -> bool | None:
     """None if nothing is known about a file of that name."""
     found = []
     if path.name in known:
-        found.append(known[path.name] == _md5(path.read_bytes()))
+        found.append(known[path.name] == md5(path))
     if path.suffix == ".gz" and path.stem in known:
         # Packed anew, a file has other bytes, and the same content.
-        found.append(known[path.stem] == _md5(contents(path)))
+        content = hashlib.md5(contents(path), usedforsecurity=False)
+        found.append(known[path.stem] == content.hexdigest())
     return any(found) if found else None
 
 
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+def md5(path: Path) -> str:
+    """The MD5 digest of a file, in hexadecimal.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            made = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    return made.hexdigest()

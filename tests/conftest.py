@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from mpi4py import MPI
 
+from fedmpi import files
+
 # Decoded sets are kept from test to test, and from rank to rank, but not among the user's.
 os.environ["FEDMPI_CACHE"] = str(Path(__file__).parent.parent / ".pytest_cache" / "decoded")
 
@@ -37,3 +39,22 @@ def pytest_runtest_makereport(item: pytest.Item):
         sys.stderr.write(f"rank {RANK}: {item.nodeid}\n{report.longreprtext}\n")
         sys.stderr.flush()
         MPI.COMM_WORLD.Abort(1)
+
+
+@pytest.fixture
+def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, which is home as well; nothing is found that a test did not make."""
+    folder = tmp_path_factory.mktemp("nowhere") / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.delenv("FEDMPI_DATA", raising=False)
+    monkeypatch.setenv("FEDMPI_CACHE", str(folder.parent / "cache"))
+    monkeypatch.setattr(files, "USUAL", files.USUAL[:-1])
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose path, unlike `tmp_path`, does not hold the name of the test."""
+    return tmp_path_factory.mktemp("sets")

@@ -1,9 +1,6 @@
-"""Loaders read the upstream layouts, find the right files, and name what is wrong with others."""
+"""Data sets are what they should be: classes, shapes, statistics, owners."""
 
-import gzip
 import os
-import pickle
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,74 +9,42 @@ from typing import Any
 import numpy as np
 import pydantic
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fedmpi import data, files
-from fedmpi.data import cifar10, digits, fashion_mnist, mnist, synthetic
+from fedmpi import data
+from fedmpi.config import ConfigError
+from fedmpi.data import (
+    cifar10,
+    cifar100,
+    digits,
+    mnist,
+    synthetic,
+    synthetic_fedprox,
+    tiny_imagenet,
+)
 from fedmpi.files import DataError
-from fedmpi.layouts import cifar
-from fedmpi.layouts.idx import FILES
+from fedmpi.layouts import jpeg as jpeg_layout
+from tests.made import (
+    SHARED,
+    WNIDS,
+    binary,
+    idx,
+    jpeg,
+    pictures,
+    python2,
+    python3,
+    read,
+    real,
+    sound,
+    write,
+    write_cifar10,
+    write_cifar100,
+    write_idx,
+    write_qmnist,
+    write_tiny_imagenet,
+    writers,
+)
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"there are no real data sets in {SHARED}")
-
-
-@pytest.fixture(autouse=True)
-def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder, which is home as well; nothing is found that a test did not make."""
-    folder = tmp_path_factory.mktemp("nowhere") / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("HOME", str(folder))
-    monkeypatch.delenv("FEDMPI_DATA", raising=False)
-    monkeypatch.setenv("FEDMPI_CACHE", str(folder.parent / "cache"))
-    monkeypatch.setattr(files, "USUAL", files.USUAL[:-1])
-    return folder
-
-
-@pytest.fixture
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose path, unlike `tmp_path`, does not hold the name of the test."""
-    return tmp_path_factory.mktemp("sets")
-
-
-def write(path: Path, content: bytes, packed: bool = False) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if packed:
-        path.with_name(path.name + ".gz").write_bytes(gzip.compress(content))
-    else:
-        path.write_bytes(content)
-
-
-def idx(array: np.ndarray) -> bytes:
-    """An IDX file of bytes, written from its description."""
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes((0, 0, 8, array.ndim)) + sizes + array.astype(np.uint8).tobytes()
-
-
-def images(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, 28, 28), np.uint8)
-
-
-def write_idx(folder: Path, train: list[int], test: list[int], packed: bool = False) -> None:
-    """A set in MNIST's layout with these labels."""
-    for (x_name, y_name), y in zip((FILES[:2], FILES[2:]), (train, test), strict=True):
-        write(folder / x_name, idx(images(len(y))), packed)
-        write(folder / y_name, idx(np.array(y)), packed)
-
-
-def read(module: ModuleType, folder: Path | None = None, seed: int = 1) -> data.Dataset:
-    return module.load(module.Config(root=None if folder is None else str(folder)), seed)
-
-
-def sound(found: data.Dataset, shape: tuple[int, ...], train: int, test: int) -> None:
-    """Types and shapes as `Dataset` promises them."""
-    assert found.shape == shape
-    assert found.train_x.shape == (train, *shape) and found.test_x.shape == (test, *shape)
-    assert found.train_y.shape == (train,) and found.test_y.shape == (test,)
-    assert found.train_x.dtype == found.test_x.dtype == np.float32
-    assert found.train_y.dtype == found.test_y.dtype == np.int64
+pytestmark = pytest.mark.usefixtures("nowhere")
 
 
 # ---- real files
@@ -173,264 +138,12 @@ def test_synthetic_settings_from_a_file() -> None:
             synthetic.Config.model_validate({"shape": wrong})
 
 
-@pytest.mark.parametrize("module", [digits, synthetic])
+@pytest.mark.parametrize("module", [digits, synthetic, synthetic_fedprox])
 def test_sets_without_files_are_nowhere(module: ModuleType) -> None:
     assert module.where(module.Config(root="/nonexistent")) is None
 
 
-# ---- finding
-
-
-def test_places(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert files.places("~/mine") == [nowhere / "mine"]
-    usual = [
-        nowhere / "data",
-        nowhere.parent / "data",
-        nowhere.parent / "shared" / "data",
-        nowhere / "data",
-        nowhere / ".cache" / "fedmpi",
-    ]
-    assert files.places(None) == usual
-    monkeypatch.setenv("FEDMPI_DATA", "~/theirs")
-    assert files.places(None) == [nowhere / "theirs", *usual]
-    assert files.places("mine") == [nowhere / "mine"]
-
-
-def test_the_first_place_wins(nowhere: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for count, place in enumerate((root, nowhere / "data", nowhere.parent / "shared" / "data"), 1):
-        write_idx(place / "mnist", [0] * count, [0])
-    assert len(read(mnist).train_y) == 2
-    monkeypatch.setenv("FEDMPI_DATA", str(root))
-    assert len(read(mnist).train_y) == 1
-    assert len(read(mnist, nowhere.parent / "shared").train_y) == 3
-    with pytest.raises(DataError, match="no MNIST"):
-        read(mnist, nowhere / "elsewhere")
-
-
-@pytest.mark.parametrize(
-    "below", ["", "raw", "MNIST/raw", "mnist/MNIST/raw", "mnist", "sets/mnist"]
-)
-def test_folders_of_a_set(root: Path, below: str) -> None:
-    write_idx(root / below, [3], [4], packed=True)
-    assert mnist.where(mnist.Config(root=str(root))) == root / below
-    assert read(mnist, root).train_y.tolist() == [3]
-
-
-@pytest.mark.parametrize("below", ["a/b/c", "a/b/c/raw"])
-def test_folders_too_deep(root: Path, below: str) -> None:
-    write_idx(root / below, [3], [4])
-    with pytest.raises(DataError, match="2 levels below"):
-        read(mnist, root)
-
-
-@pytest.mark.parametrize(
-    ("mine", "theirs"),
-    [
-        ("mnist", "fashion-mnist"),
-        ("MNIST/raw", "FashionMNIST/raw"),
-        ("z", "a/Fashion"),
-        ("numbers", "fashion_mnist/raw"),
-    ],
-)
-def test_sets_with_the_same_files(root: Path, mine: str, theirs: str) -> None:
-    write_idx(root / mine, [1], [1])
-    write_idx(root / theirs, [2], [2])
-    write_idx(root / "KMNIST" / "raw", [3], [3])
-    assert read(mnist, root).train_y.tolist() == [1]
-    assert read(fashion_mnist, root).train_y.tolist() == [2]
-
-
-def test_a_set_never_stands_in_for_another(root: Path) -> None:
-    # A project of this name holds both sets; MNIST's own folder must not pass for the other one.
-    write_idx(root / "fashion" / "MNIST" / "raw", [1], [1])
-    write_idx(root / "KMNIST", [3], [3])
-    for module in (mnist, fashion_mnist):
-        with pytest.raises(DataError, match="very folder of the files"):
-            read(module, root)
-    direct = root / "fashion" / "MNIST" / "raw"
-    assert read(mnist, direct).train_y.tolist() == [1]
-    assert read(fashion_mnist, direct).train_y.tolist() == [1]
-
-
-def test_the_environment_is_not_the_user(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_idx(root / "fashion", [2], [2])
-    monkeypatch.setenv("FEDMPI_DATA", str(root / "fashion"))
-    assert read(fashion_mnist).train_y.tolist() == [2]
-    with pytest.raises(DataError, match="no MNIST"):
-        read(mnist)
-
-
-def test_links_are_followed(root: Path) -> None:
-    write_idx(root / "far" / "fashion-mnist", [2], [2])
-    (root / "near").mkdir()
-    (root / "near" / "clothes").symlink_to(root / "far" / "fashion-mnist")
-    assert read(fashion_mnist, root / "near").train_y.tolist() == [2]
-    with pytest.raises(DataError, match="no MNIST"):
-        read(mnist, root / "near")
-
-
-def test_a_link_that_leads_nowhere(root: Path) -> None:
-    (root / "a").symlink_to(root / "a")
-    (root / "b").symlink_to(root / "c")
-    write_idx(root / "mnist", [1], [1])
-    assert read(mnist, root).train_y.tolist() == [1]
-
-
-@pytest.mark.parametrize(
-    ("module", "wanted", "source"),
-    [
-        (mnist, "train-images-idx3-ubyte", "yann.lecun.com/exdb/mnist"),
-        (fashion_mnist, "train-images-idx3-ubyte", "package dataset-fashion-mnist"),
-        (cifar10, "data_batch_1.bin", "www.cs.toronto.edu/~kriz/cifar.html"),
-    ],
-)
-def test_missing(
-    nowhere: Path,
-    module: ModuleType,
-    wanted: str,
-    source: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (nowhere / "data" / "other").mkdir(parents=True)
-    monkeypatch.setenv("FEDMPI_DATA", "/nonexistent")
-    with pytest.raises(DataError) as error:
-        module.where(module.Config())
-    text = str(error.value)
-    assert wanted in text and source in text and "data.root or $FEDMPI_DATA" in text
-    assert all(f"\n  {place}" in text for place in files.places(None))
-    assert "/nonexistent (no such folder)" in text and f"{nowhere / 'data'}\n" in text
-    with pytest.raises(DataError) as error:
-        read(module, nowhere)
-    assert "/nonexistent" not in str(error.value)
-
-
-# ---- IDX
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("train", "test"), [(3, 2), (2, 3)])
-def test_idx(root: Path, packed: bool, train: int, test: int) -> None:
-    write_idx(root, list(range(train)), [9] * test, packed)
-    for module in (mnist, fashion_mnist):
-        found = read(module, root)
-        sound(found, (1, 28, 28), train, test)
-        assert found.train_y.tolist() == list(range(train)) and found.classes == 10
-        pixels = images(train).astype(np.float64)[:, np.newaxis] / 255
-        np.testing.assert_allclose(
-            found.train_x, (pixels - module.MEAN) / module.STD, rtol=1e-5, atol=1e-6
-        )
-
-
-X, Y = FILES[:2]
-WRONG_IDX: dict[str, tuple[str, bytes, str]] = {
-    "empty": (X, b"", "begins with 00000803 .* found nothing, 0 bytes"),
-    "short header": (X, idx(images(3))[:9], "header of 16 bytes, found 00000803, 9 bytes"),
-    "labels as images": (X, idx(np.zeros(3)), "begins with 00000803 .* found 00000801"),
-    "images as labels": (Y, idx(images(3)), "begins with 00000801 .* found 00000803"),
-    "int32": (Y, b"\0\0\x0c\x01" + bytes(8), "begins with 00000801 .* found 00000c01"),
-    "shape": (X, idx(np.zeros((3, 28, 27))), "wanted N x 28 x 28 values, found 3 x 28 x 27"),
-    "no records": (X, idx(images(0)), "wanted N x 28 x 28 values, found 0 x 28 x 28"),
-    "cut": (X, idx(images(3))[:-1], "wanted 2368 bytes for its 3 records, found 2367"),
-    "long": (Y, idx(np.zeros(3)) + b"\0", "wanted 11 bytes for its 3 records, found 12"),
-    "huge": (Y, b"\0\0\x08\x01" + b"\xff" * 4, "wanted 4294967303 bytes .* found 8"),
-    "counts": (Y, idx(np.zeros(2)), "wanted a label for each of 3 images, found 2"),
-    "label": (Y, idx(np.array([0, 9, 10])), "wanted labels 0 to 9, found 10 in record 2"),
-}
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("case", WRONG_IDX)
-def test_wrong_idx(root: Path, case: str, packed: bool) -> None:
-    name, content, match = WRONG_IDX[case]
-    write_idx(root, [0, 1, 2], [0], packed)
-    write(root / name, content, packed)
-    with pytest.raises(DataError, match=match) as error:
-        read(mnist, root)
-    assert str(error.value).startswith(str(root / name))
-
-
-def test_a_part_of_the_files(root: Path) -> None:
-    write_idx(root, [0], [0])
-    (root / Y).unlink()
-    with pytest.raises(DataError, match=f"wanted a file {Y} or {Y}.gz, found neither"):
-        read(mnist, root)
-
-
-def _flipped(packed: bytes) -> bytes:
-    return packed[:-8] + bytes((packed[-8] ^ 1,)) + packed[-7:]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda packed: b"not gzip",
-        lambda packed: packed[: len(packed) // 2],
-        lambda packed: packed[:10] + b"\xff" + packed[11:],
-        _flipped,
-    ],
-    ids=["another format", "cut", "impossible block", "wrong checksum"],
-)
-def test_wrong_gzip(root: Path, damage: Callable[[bytes], bytes]) -> None:
-    write_idx(root, [0, 1, 2], [0], packed=True)
-    path = root / f"{X}.gz"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match="wanted a whole gzip file") as error:
-        read(mnist, root)
-    assert str(error.value).startswith(str(path))
-
-
 # ---- CIFAR-10
-
-
-def pictures(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, 3072), np.uint8)
-
-
-def string(content: bytes) -> bytes:
-    """A string as Python 2 pickles it: SHORT_BINSTRING or BINSTRING."""
-    if len(content) < 256:
-        return b"U" + bytes((len(content),)) + content
-    return b"T" + len(content).to_bytes(4, "little") + content
-
-
-def number(value: int) -> bytes:
-    """BININT."""
-    return b"J" + value.to_bytes(4, "little", signed=True)
-
-
-def python2(pixels: np.ndarray, y: list[int]) -> bytes:
-    """A file of the Python layout, opcode by opcode what Python 2 with its numpy wrote."""
-    dtype = b"cnumpy\ndtype\n" + string(b"u1") + b"K\x00K\x01\x87R"
-    dtype += b"(K\x03" + string(b"|") + b"NNN" + number(-1) + number(-1) + b"K\x00tb"
-    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + string(b"b")
-    array += b"\x87R(K\x01" + number(pixels.shape[0]) + number(pixels.shape[1]) + b"\x86"
-    array += dtype + b"\x89" + string(pixels.tobytes()) + b"tb"
-    labels = b"](" + b"".join(map(number, y)) + b"e"
-    names = b"](" + string(b"leptodactylus_pentadactylus_s_000004.png") + b"e"
-    return (
-        b"\x80\x02}("
-        + (string(b"batch_label") + string(b"training batch 1 of 5"))
-        + (string(b"labels") + labels)
-        + (string(b"data") + array)
-        + (string(b"filenames") + names)
-        + b"u."
-    )
-
-
-def python3(protocol: int, key: Callable[[str], object] = str) -> Callable[..., bytes]:
-    """The same, packed again by this Python."""
-    return lambda pixels, y: pickle.dumps({key("data"): pixels, key("labels"): y}, protocol)
-
-
-def binary(pixels: np.ndarray, y: list[int]) -> bytes:
-    return np.column_stack([np.array(y, np.uint8), pixels]).tobytes()
-
-
-def write_cifar10(folder: Path, pack: Callable[..., bytes], suffix: str = "") -> None:
-    """Six files: training files of 1 to 5 records with labels 1 to 5, a test file of 2 with 9."""
-    for count, name in enumerate(cifar10.BATCHES[:5], 1):
-        write(folder / f"{name}{suffix}", pack(pictures(count, count), [count] * count))
-    write(folder / f"test_batch{suffix}", pack(pictures(2), [9] * 2))
 
 
 @pytest.mark.parametrize("below", ["", "set", "set/inner"])
@@ -470,139 +183,351 @@ def test_the_binary_layout_comes_first(root: Path) -> None:
     assert len(read(cifar10, root).train_y) == 15
 
 
-def test_the_pickles_of_these_tests_are_real() -> None:
-    """Python's own unpickler reads them too, with the real numpy."""
-    pixels = pictures(3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy.core is an old name
-        found = pickle.loads(python2(pixels, [1, 2, 3]), encoding="latin1")
-    np.testing.assert_array_equal(found["data"], pixels)
-    assert found["labels"] == [1, 2, 3]
+# ---- MNIST by writer
 
 
-def test_columns_first(root: Path) -> None:
-    path, pixels = root / "batch", pictures(3)
-    write(path, python3(4)(np.asfortranarray(pixels), [1, 2, 3]))
-    np.testing.assert_array_equal(cifar.read_py(path, "labels", 10)[0].reshape(3, -1), pixels)
+@real
+def test_real_writers() -> None:
+    found = read(mnist, SHARED)
+    train, test = (
+        np.unique(x, return_counts=True) for x in (found.train_owners, found.test_owners)
+    )
+    assert len(train[0]) == 539 and (train[1].min(), train[1].max()) == (19, 131)
+    assert len(test[0]) == 297 and not set(train[0]) & set(test[0])
+    assert train[1].sum() == 60_000 and test[1].sum() == 10_000
+
+
+TRAIN, TEST = writers([1, 2, 3], [70, 80, 70]), writers([4, 5, 6], [90, 91, 92])
 
 
 @pytest.mark.parametrize(
-    ("content", "match"),
+    ("mine", "theirs"),
     [
-        (b"", "wanted whole records of 3073 bytes, found 0 bytes"),
-        (bytes(3072), "wanted whole records of 3073 bytes, found 3072 bytes"),
-        (bytes(2 * 3073 + 1), "found 6147 bytes"),
-        (binary(pictures(2), [0, 200]), "wanted labels 0 to 9, found 200 in record 1"),
+        ("", ""),
+        ("mnist", "mnist"),
+        ("mnist", ""),
+        ("MNIST/raw", "QMNIST/raw"),
+        ("mnist", "QMNIST"),
+        ("raw", "raw"),
     ],
 )
-def test_wrong_binary(root: Path, content: bytes, match: str) -> None:
-    write_cifar10(root, binary, ".bin")
-    write(root / "data_batch_3.bin", content)
-    with pytest.raises(DataError, match=match) as error:
-        read(cifar10, root)
-    assert str(error.value).startswith(str(root / "data_batch_3.bin"))
+def test_writers(root: Path, mine: str, theirs: str) -> None:
+    write_idx(root / mine, [1, 2, 3], [4, 5])
+    write_qmnist(root / theirs, TRAIN, TEST)
+    found = read(mnist, root)
+    sound(found, (1, 28, 28), 3, 2)
+    assert found.train_owners.tolist() == [70, 80, 70]
+    assert found.test_owners.tolist() == [90, 91], "the test file has rows that MNIST has not"
 
 
-def test_a_batch_is_missing(root: Path) -> None:
-    write_cifar10(root, binary, ".bin")
-    (root / "test_batch.bin").unlink()
-    with pytest.raises(DataError, match=r"test_batch\.bin: No such file"):
-        read(cifar10, root)
-
-
-class Making:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_pickle_never_executes(root: Path, protocol: int) -> None:
-    trap = root / "trap"
-    content = pickle.dumps({"data": Making(trap), "labels": [1]}, protocol)
-    write_cifar10(root, python2)
-    write(root / "data_batch_2", content)
-    with pytest.raises(DataError, match=r"mkdir, which is not part of an array") as error:
-        read(cifar10, root)
-    assert str(error.value).startswith(str(root / "data_batch_2"))
-    assert not trap.exists()
-    pickle.loads(content)
-    assert trap.exists()
+def test_nobody_knows_the_writers(root: Path) -> None:
+    write_idx(root, [1, 2, 3], [4, 5])
+    found = read(mnist, root)
+    assert found.train_owners is None and found.test_owners is None
+    write_qmnist(root, TRAIN, TEST)
+    assert read(mnist, root).train_owners is not None, "the cache sees the new files"
 
 
 @pytest.mark.parametrize(
-    "name", ["builtins\neval", "__builtin__\nexec", "os\nsystem", "numpy\nload", "numpy\nfromfile"]
-)
-def test_names_in_a_pickle(root: Path, name: str) -> None:
-    write(root / "batch", b"\x80\x02c" + name.encode() + b"\n.")
-    with pytest.raises(DataError, match=name.replace("\n", r"\.") + ", which is not part"):
-        cifar.read_py(root / "batch", "labels", 10)
-
-
-def batch(**changes: Any) -> bytes:
-    return pickle.dumps({"data": pictures(2), "labels": [1, 2], **changes}, 4)
-
-
-@pytest.mark.parametrize(
-    ("content", "match"),
+    ("train", "test", "match"),
     [
-        (b"", "wanted a pickle of an array and a list, found EOFError"),
-        (b"no pickle", "wanted a pickle"),
-        (python2(pictures(2), [1, 2])[:3000], "wanted a pickle"),
-        (pickle.dumps([1, 2], 2), "wanted a dictionary, found list"),
-        (pickle.dumps({"data": 1}, 2), r"wanted 'data' and 'labels', found \['data'\]"),
-        (batch(data=1), "wanted data of N x 3072 bytes, found something else"),
-        (batch(data=pictures(2)[:, 1:]), "found 2 x 3071"),
-        (batch(data=pictures(2)[0]), "found 3072"),
-        (batch(data=pictures(0), labels=[]), "found 0 x 3072"),
-        (batch(data=pictures(2).astype(np.float32)), "found something else"),
-        (batch(data=pictures(2).astype(object)), "found something else"),
-        (batch(labels=[1, 2.0]), "wanted a list of whole numbers"),
-        (batch(labels=(1, 2)), "wanted a list of whole numbers"),
-        (batch(labels=[1]), "wanted a label for each of 2 images, found 1"),
-        (batch(labels=[1, 10]), "wanted labels 0 to 9, found 10 in record 1"),
-        (batch(labels=[-1, 1]), "wanted labels 0 to 9, found -1 in record 0"),
-        (batch(labels=[1, 2**70]), "wanted labels 0 to 9, found 1180591620717411303424"),
+        (TEST, TRAIN, "train-.*: wanted the digits of MNIST, found 4 for 1 in row 0"),
+        (
+            TRAIN,
+            writers([4, 6], [9, 9]),
+            "test-.*: wanted the digits of MNIST, found 6 for 5 in row",
+        ),
+        (TRAIN[:2], TEST, "train-.*: wanted a writer for each of 3 digits, found 2 rows"),
+        (TRAIN[:, :7], TEST, "train-.*: wanted N x 8 values, found 3 x 7"),
+        (TRAIN.astype(np.uint8), TEST, "train-.*: wanted an IDX file that begins with 00000c02"),
+    ],
+    ids=["swapped", "other digits", "short", "columns", "bytes"],
+)
+def test_wrong_writers(root: Path, train: np.ndarray, test: np.ndarray, match: str) -> None:
+    write_idx(root, [1, 2, 3], [4, 5])
+    write_qmnist(root, train, test)
+    with pytest.raises(DataError, match=match) as error:
+        read(mnist, root)
+    assert str(error.value).startswith(f"{root}/qmnist-")
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_one_file_of_writers(root: Path, lost: int) -> None:
+    write_idx(root, [1, 2, 3], [4, 5])
+    write_qmnist(root, TRAIN, TEST)
+    (root / f"{mnist.OWNERS[lost]}.gz").unlink()
+    with pytest.raises(DataError, match=f"wanted a file {mnist.OWNERS[lost]} or .*found neither"):
+        read(mnist, root)
+
+
+def test_a_file_of_writers_that_is_cut(root: Path) -> None:
+    write_idx(root, [1, 2, 3], [4, 5])
+    write_qmnist(root, TRAIN, TEST)
+    write(root / mnist.OWNERS[0], idx(TRAIN)[:-4])
+    with pytest.raises(DataError, match=r"train.*wanted 108 bytes for its 3 records, found 104"):
+        read(mnist, root)
+
+
+# ---- CIFAR-100
+
+LAYOUTS = pytest.mark.parametrize(
+    ("pack", "layout", "suffix"),
+    [
+        (binary, "cifar-100-binary", ".bin"),
+        (python2, "cifar-100-python", ""),
+        (python3(2, str.encode), "cifar-100-python", ""),
+    ],
+    ids=["bin", "py", "py by Python 3 in bytes"],
+)
+
+
+@LAYOUTS
+def test_cifar100(root: Path, pack: Callable[..., bytes], layout: str, suffix: str) -> None:
+    write_cifar100(root / layout, pack, suffix)
+    fine, coarse = read(cifar100, root), read(cifar100, root, labels="coarse")
+    for found in (fine, coarse):
+        sound(found, (3, 32, 32), 3, 1)
+        pixels = pictures(3, 1).reshape(3, 3, 32, 32) / 255
+        for channel in range(3):
+            wanted = (pixels[:, channel] - cifar100.MEAN[channel]) / cifar100.STD[channel]
+            np.testing.assert_allclose(found.train_x[:, channel], wanted, rtol=1e-5, atol=1e-6)
+    assert (fine.classes, coarse.classes) == (100, 20)
+    assert fine.train_y.tolist() == [99, 0, 50] and fine.test_y.tolist() == [5]
+    assert coarse.train_y.tolist() == [19, 3, 7] and coarse.test_y.tolist() == [2]
+
+
+def test_cifar100_is_nothing_else(root: Path) -> None:
+    """Files and folders of these names are everywhere."""
+    write(root / "tiny-imagenet-200" / "train" / "n01" / "x.JPEG", b"")
+    write(root / "other" / "train", b"something")
+    write(root / "more" / "train.bin", b"something")
+    write_cifar10(root / "cifar-10-batches-py", python2)
+    with pytest.raises(DataError, match=r"no CIFAR-100; wanted train\.bin"):
+        read(cifar100, root)
+    write_cifar100(root / "plain", binary, ".bin")
+    with pytest.raises(DataError, match="no CIFAR-100"):
+        read(cifar100, root)
+    assert read(cifar100, root / "plain").classes == 100, "the user says so"
+    write(root / "plain" / "fine_label_names.txt", b"apple\n")
+    assert cifar100.where(cifar100.Config(root=str(root))) == root / "plain"
+
+
+@pytest.mark.parametrize(
+    ("labels", "content", "match"),
+    [
+        ("fine", bytes(3073), "wanted whole records of 3074 bytes, found 3073"),
+        ("fine", bytes([0, 100]) + bytes(3072), "wanted labels 0 to 99, found 100 in record 0"),
+        ("coarse", bytes([20, 1]) + bytes(3072), "wanted labels 0 to 19, found 20 in record 0"),
     ],
 )
-def test_wrong_pickles(root: Path, content: bytes, match: str) -> None:
-    write(root / "batch", content)
+def test_wrong_cifar100(root: Path, labels: str, content: bytes, match: str) -> None:
+    write_cifar100(root, binary, ".bin")
+    write(root / "train.bin", content)
     with pytest.raises(DataError, match=match) as error:
-        cifar.read_py(root / "batch", "labels", 10)
-    assert str(error.value).startswith(str(root / "batch"))
+        read(cifar100, root, labels=labels)
+    assert str(error.value).startswith(str(root / "train.bin"))
 
 
-GOOD = python2(pictures(1), [5])
+def test_cifar10_as_cifar100(root: Path) -> None:
+    """Swapped files: records have another length, pickles no such key."""
+    for name in ("train.bin", "test.bin"):
+        write(root / name, binary(pictures(2), labels=[1, 2]))
+    with pytest.raises(DataError, match="wanted whole records of 3074 bytes, found 6146"):
+        read(cifar100, root)
+    write(root / "py" / "train", python2(pictures(2), labels=[1, 2]))
+    write(root / "py" / "test", python2(pictures(2), labels=[1, 2]))
+    with pytest.raises(DataError, match="wanted 'data' and 'fine_labels', found"):
+        read(cifar100, root / "py")
 
 
-@given(
-    st.integers(0, len(GOOD)),
-    st.lists(st.tuples(st.integers(0, 120), st.integers(0, 255)), max_size=3),
-    st.lists(st.tuples(st.integers(1, 120), st.integers(0, 255)), max_size=3),
-)
-@settings(max_examples=300, deadline=None)
-def test_damaged_pickles(
-    tmp_path_factory: pytest.TempPathFactory,
-    end: int,
-    front: list[tuple[int, int]],
-    back: list[tuple[int, int]],
-) -> None:
-    """Whatever happens to the bytes around the pixels, there is a `DataError` or a whole batch."""
-    damaged = bytearray(GOOD)
-    for place, value in front:
-        damaged[place] = value
-    for place, value in back:
-        damaged[-place] = value
-    path = tmp_path_factory.getbasetemp() / "damaged"
-    for content in (bytes(damaged), bytes(damaged[:end])):
-        path.write_bytes(content)
-        try:
-            pixels, y = cifar.read_py(path, "labels", 10)
-        except DataError:
-            continue
-        assert pixels.shape == (len(y), 3, 32, 32) and pixels.dtype == np.uint8
-        assert len(y) > 0 and np.all((y >= 0) & (y < 10))
+# ---- Tiny ImageNet
+
+
+@pytest.mark.parametrize("below", ["", "tiny-imagenet-200", "a/b", "a/b/tiny-imagenet-200"])
+def test_tiny_imagenet(root: Path, below: str) -> None:
+    write_tiny_imagenet(root / below)
+    assert tiny_imagenet.where(tiny_imagenet.Config(root=str(root))) == root / below
+    found = read(tiny_imagenet, root)
+    sound(found, (3, 64, 64), 6, 3)
+    assert found.classes == 3
+    # The class is the place among the sorted names.
+    assert found.train_y.tolist() == [0, 0, 1, 1, 2, 2]
+    assert found.test_y.tolist() == [1, 2, 1]
+    mean, std = (np.reshape(x, (3, 1, 1)) for x in (tiny_imagenet.MEAN, tiny_imagenet.STD))
+    train, test = ((x * std + mean) * 255 for x in (found.train_x, found.test_x))
+    # Grey pictures are alike in all channels; the first class is the second that was written.
+    for place, shade in ((0, 100), (2, 150), (4, 50)):
+        np.testing.assert_allclose(train[place], shade, atol=2)
+    for place, blue in ((1, 20), (3, 30), (5, 10)):
+        wanted = np.reshape([250, 0, blue], (3, 1, 1))
+        np.testing.assert_allclose(train[place], np.broadcast_to(wanted, (3, 64, 64)), atol=4)
+    np.testing.assert_allclose(test[:, 0, 5, 5], [100, 101, 102], atol=1)
+
+
+def test_tiny_imagenet_sees_pictures_come_and_go(root: Path) -> None:
+    write_tiny_imagenet(root)
+    assert len(read(tiny_imagenet, root).train_y) == 6
+    folder = root / "train" / WNIDS[0] / "images"
+    write(folder / "more.JPEG", jpeg(1))
+    assert read(tiny_imagenet, root).train_y.tolist() == [0, 0, 1, 1, 2, 2, 2]
+    (folder / "more.JPEG").unlink()
+    os.utime(folder, ns=(1, 1))
+    assert len(read(tiny_imagenet, root).train_y) == 6
+
+
+IMAGE = f"train/{WNIDS[1]}/images/{WNIDS[1]}_0.JPEG"
+HEADER = jpeg(9).index(b"\xff\xc0") + 5
+BOMB = jpeg(9)[:HEADER] + b"\xff" * 4 + jpeg(9)[HEADER + 4 :]
+"""Says of itself that it has 65,535 x 65,535 pixels."""
+WRONG: dict[str, tuple[str, bytes | None, str]] = {
+    "no JPEG": (IMAGE, b"GIF89a", "wanted a whole JPEG picture, found: something else"),
+    "empty": (IMAGE, b"", "wanted a whole JPEG picture"),
+    "cut": (IMAGE, jpeg(9)[:-20], "wanted a whole JPEG picture, found: image file is truncated"),
+    "size": (IMAGE, jpeg(9, (64, 63)), "wanted 64 x 64 pixels, found 64 x 63"),
+    "large": (IMAGE, jpeg(9, (20_000, 10)), "wanted 64 x 64 pixels, found 20000 x 10"),
+    "bomb": (IMAGE, BOMB, "found: Image size .* exceeds limit"),
+    "no picture": ("val/images/val_1.JPEG", None, "No such file"),
+    "no classes": ("wnids.txt", b"\n", "wanted lines of text, found none"),
+    "a class more": ("wnids.txt", b"n00000009\n", "No such file or directory"),
+    "a class twice": ("wnids.txt", b"n00000003\nn00000003\n", "found n00000003 twice"),
+    "a way out": ("wnids.txt", b"../../../etc\n", r"found '\.\./\.\./\.\./etc'"),
+    "no notes": ("val/val_annotations.txt", None, "No such file"),
+    "an unknown class": ("val/val_annotations.txt", b"val_0.JPEG\tn9\t0\n", "found 'val_0.*line 1"),
+    "spaces": ("val/val_annotations.txt", b"val_0.JPEG n00000001 0\n", "wanted a picture, a tab"),
+    "another way out": (
+        "val/val_annotations.txt",
+        b"../x.JPEG\tn00000001\n",
+        "wanted a picture, a tab",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_tiny_imagenet(root: Path, case: str) -> None:
+    name, content, match = WRONG[case]
+    write_tiny_imagenet(root)
+    (root / name).unlink()
+    if content is not None:
+        write(root / name, content)
+    with pytest.raises(DataError, match=match) as error:
+        read(tiny_imagenet, root)
+    start = root / "train" / "n00000009" if case == "a class more" else root / name
+    assert str(error.value).startswith(str(start))
+
+
+def test_a_class_without_pictures(root: Path) -> None:
+    write_tiny_imagenet(root)
+    for path in (root / "train" / WNIDS[0] / "images").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"images: wanted pictures \*\.JPEG, found none"):
+        read(tiny_imagenet, root)
+
+
+def test_pictures_by_several_threads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, and the first wrong one is named, whoever finds another one sooner."""
+    monkeypatch.setattr(jpeg_layout, "cores", lambda: 4)
+    monkeypatch.setattr(jpeg_layout, "LOT", 2)
+    paths = [root / f"{number}.JPEG" for number in range(21)]
+    for number, path in enumerate(paths):
+        write(path, jpeg(10 * number, (8, 8)))
+    found = jpeg_layout.read_all(paths, 8, [0] * 3, [1] * 3)
+    np.testing.assert_allclose(found[:, 2, 3, 4] * 255, np.arange(0, 210, 10), atol=1)
+    for number in (5, 9, 20):
+        write(paths[number], b"")
+    with pytest.raises(DataError, match=r"5\.JPEG"):
+        jpeg_layout.read_all(paths, 8, [0] * 3, [1] * 3)
+
+
+# ---- FedProx's synthetic data
+
+
+def devices(seed: int = 1, **given: Any) -> data.Dataset:
+    return synthetic_fedprox.load(synthetic_fedprox.Config(**given), seed)
+
+
+def test_synthetic_fedprox() -> None:
+    found = devices()
+    sound(found, (60,), len(found.train_y), len(found.test_y))
+    assert found.classes == 10 and found.train_owners is not None
+    train, test = np.bincount(found.train_owners), np.bincount(found.test_owners)
+    assert len(train) == len(test) == 30
+    assert (train + test).min() >= 50 and (train + test).max() > 1000
+    np.testing.assert_array_equal(train, (0.9 * (train + test)).astype(int))
+    again, other = devices(), devices(seed=2)
+    np.testing.assert_array_equal(found.train_x, again.train_x)
+    np.testing.assert_array_equal(found.test_y, again.test_y)
+    assert not np.array_equal(found.train_x[:50], other.train_x[:50])
+    few = devices(devices=3)
+    np.testing.assert_array_equal(few.train_x, found.train_x[found.train_owners < 3])
+
+
+def test_synthetic_fedprox_sizes_are_lognormal() -> None:
+    found = devices(devices=2000, iid=True)
+    sizes = np.bincount(found.train_owners) + np.bincount(found.test_owners) - 50
+    logs = np.log(sizes + 0.5)
+    # Rounding down costs the small ones something.
+    assert abs(np.median(logs) - 4) < 0.15 and abs(logs.std() - 2) < 0.15
+
+
+def moments(found: data.Dataset, owner: int) -> tuple[np.ndarray, np.ndarray]:
+    x = found.train_x[found.train_owners == owner]
+    return x.mean(axis=0), x.var(axis=0)
+
+
+def largest(found: data.Dataset, count: int) -> np.ndarray:
+    """The devices with most samples."""
+    return np.argsort(np.bincount(found.train_owners))[-count:]
+
+
+def test_synthetic_fedprox_inputs() -> None:
+    """Of all devices: Sigma is the same; beta moves a device's mean as a whole."""
+    spreads = []
+    for beta in (0.0, 5.0):
+        found = devices(devices=60, beta=beta)
+        means = []
+        for owner in largest(found, 20):
+            mean, variance = moments(found, owner)
+            np.testing.assert_allclose(variance, np.arange(1, 61) ** -1.2, rtol=0.35)
+            means.append(mean)
+        # Around its B_k a device's mean is N(0, 1) in each place.
+        assert abs(np.std(means - np.mean(means, axis=1, keepdims=True)) - 1) < 0.1
+        spreads.append(np.std(np.mean(means, axis=1)))
+    assert spreads[0] < 0.3 and 2.5 < spreads[1] < 8
+
+
+def fitted(found: data.Dataset, train: Any = slice(None), test: Any = slice(None)) -> float:
+    """Accuracy of a linear model by least squares."""
+
+    def inputs(x: np.ndarray) -> np.ndarray:
+        return np.column_stack([x, np.ones(len(x))])
+
+    wanted = np.eye(10)[found.train_y[train]]
+    w = np.linalg.lstsq(inputs(found.train_x[train]), wanted, rcond=None)[0]
+    return (np.argmax(inputs(found.test_x[test]) @ w, axis=1) == found.test_y[test]).mean()
+
+
+def test_synthetic_fedprox_models() -> None:
+    """What one device teaches holds on others if they are alike, else on itself alone."""
+    for found, low, high in ((devices(iid=True), 0.6, 1.0), (devices(), 0.0, 0.35)):
+        trains, tests = (
+            [owners == owner for owner in largest(found, 3)]
+            for owners in (found.train_owners, found.test_owners)
+        )
+        accuracies = np.array([[fitted(found, one, other) for other in tests] for one in trains])
+        own = np.eye(3, dtype=bool)
+        assert accuracies[own].min() > 0.65
+        assert low <= accuracies[~own].min() and accuracies[~own].max() < high
+    alike = devices(iid=True)
+    np.testing.assert_allclose(moments(alike, largest(alike, 1)[0])[0], 0, atol=0.2)
+
+
+def test_alpha_changes_no_label() -> None:
+    one, other = devices(alpha=0.0), devices(alpha=7.0)
+    np.testing.assert_array_equal(one.train_x, other.train_x)
+    np.testing.assert_array_equal(one.train_y, other.train_y)
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+def test_synthetic_fedprox_both_alike_and_different(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{name} = 0.5: wanted data\.iid = false"):
+        devices(iid=True, **{name: 0.5})

@@ -311,6 +311,19 @@ def test_data(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert worst("data").text == "$FEDMPI_DATA = lost: no such folder"
 
 
+def test_decoded_data(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = here / "a" / "cache"
+    monkeypatch.setenv("FEDMPI_CACHE", str(home))
+    assert found("data")[-1].text.startswith(f"decoded data in {home}: 0 MiB, ")
+    (home / "set").mkdir(parents=True)
+    (home / "set" / "x.npy").write_bytes(bytes(3 * 2**20))
+    (home / "set.lock").touch()
+    assert found("data")[-1].text.startswith(f"decoded data in {home}: 3 MiB, ")
+    assert levels("data") == {"ok", "note"}
+    monkeypatch.setattr(doctor, "SPACE", 2**80)
+    assert "name another folder: data.cache or $FEDMPI_CACHE" in worst("data").mend
+
+
 def test_what_a_process_said() -> None:
     trace = "Traceback (most recent call last):\n  File\nImportError: libmpi.so.40: no such\nBye."
     assert Done(1, "", trace).what == "exit code 1: ImportError: libmpi.so.40: no such"

@@ -33,7 +33,8 @@ LAW = {
     "files": ("", "errors"),
     "data": ("numpy", "files"),
     "layouts": ("", ""),
-    "layouts/*": ("numpy", "data files layouts"),
+    "layouts/*": ("PIL numpy", "data files layouts provenance"),
+    "fetch": ("rich", "config files"),
     "cache": ("filelock numpy platformdirs", "config data files layouts"),
     "data/*": ("numpy pydantic sklearn", "cache config data files layouts streams"),
     "partitions": ("numpy", "config"),
@@ -75,7 +76,7 @@ LAW = {
     "survey": ("numpy rich", "config data heterogeneity partitions picture population show skew"),
     "show": ("numpy rich", "config errors files models record tables"),
     # It examines packages, so it imports them, each where it is examined.
-    "doctor": ("h5py rich torch", "config errors files launch provenance"),
+    "doctor": ("h5py rich torch", "cache config errors files launch provenance"),
     "bench": ("click", "config"),
     "bench/*": (
         "click numpy torch",
@@ -87,7 +88,10 @@ LAW = {
         "clock config engine errors heterogeneity launch memory provenance record show sweep "
         "tables wire",
     ),
-    "__main__": ("click", "bench config doctor engine errors job launch record show survey sweep"),
+    "__main__": (
+        "click",
+        "bench config doctor engine errors fetch job launch record show survey sweep",
+    ),
 }
 
 HEAVY = ("torch", "mpi4py", "h5py", "pandas", "matplotlib", "sklearn")
@@ -203,6 +207,8 @@ def test_only_config_imports_by_name() -> None:
         ("sweep", ("torch", "mpi4py")),
         ("survey", ("torch", "mpi4py", "matplotlib")),
         ("record", ("torch", "mpi4py")),
+        ("data.tiny_imagenet", ("torch", "mpi4py", "PIL")),
+        ("fetch", HEAVY),
         ("wire", ("torch", "h5py")),
         ("methods.fedavg", ("mpi4py", "h5py", "fedmpi.wire", "fedmpi.engine", "fedmpi.clock")),
         ("engine", ("h5py", "fedmpi.record")),

@@ -67,6 +67,9 @@ def test_either_order_of_bytes(tmp_path: Path, order: matlab.Order) -> None:
 
 GOOD = np.ones((200, 6))
 BOMB = zlib.compress(element(14, bytes(1 << 20)))
+DEEP = by_hand("little", bytes(8), 9, (1, 1))[128:]
+for _ in range(1200):
+    DEEP = element(15, zlib.compress(DEEP, 0))
 HEADER = b"MATLAB 5.0".ljust(124) + b"\0\1IM"
 WRONG: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "empty": (lambda _: b"", "wanted a MATLAB file of level 5, found 0 bytes"),
@@ -83,6 +86,7 @@ WRONG: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "negative": (lambda _: by_hand("little", bytes(16), 9, (-1, 1)), r"of shape \[-1, 1\]"),
     "odd": (lambda _: by_hand("little", bytes(15), 9, (2, 1)), "wanted a whole MATLAB file"),
     "packed": (lambda _: HEADER + element(15, b"nothing"), "whole .* decompress"),
+    "packed often": (lambda _: HEADER + DEEP, "wanted an array of numbers 'x', found none"),
     "bomb": (lambda _: HEADER + element(15, BOMB), "whole .* an element of 1048576 bytes"),
 }
 

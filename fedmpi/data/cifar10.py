@@ -12,7 +12,7 @@ import numpy as np
 
 from fedmpi import cache, config
 from fedmpi.data import Dataset, normalise
-from fedmpi.files import find, missing
+from fedmpi.files import Source, find, missing
 from fedmpi.layouts import cifar
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -33,6 +33,18 @@ MD5 = {
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
 
+SOURCES = (
+    Source(
+        # The one to which the official address leads now, and that address.
+        (
+            "https://cave.cs.toronto.edu/kriz/cifar-10-python.tar.gz",
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        ),
+        "cifar-10-batches-py",
+        "c58f30108f718f92721af3b95e74349a",
+    ),
+)
+
 
 class Config(config.Data):
     """The folder, if not one of the usual places."""
@@ -51,6 +63,7 @@ def where(config: Config) -> Path:
             "CIFAR-10",
             config.root,
             "data_batch_1.bin (binary version) or data_batch_1 (Python version)",
+            "fedmpi data fetch cifar10, or "
             "either version from https://www.cs.toronto.edu/~kriz/cifar.html, unpacked",
         )
     return folder

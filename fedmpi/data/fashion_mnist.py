@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedmpi import cache, config
 from fedmpi.data import Dataset
-from fedmpi.files import missing
+from fedmpi.files import Source, missing
 from fedmpi.layouts import idx
 
 MEAN, STD = 0.2860, 0.3530
@@ -21,6 +21,15 @@ MD5 = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
+
+SOURCES = tuple(
+    Source(
+        (f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{name}",),
+        f"fashion-mnist/{name}",
+        digest,
+    )
+    for name, digest in MD5.items()
+)
 
 
 class Config(config.Data):
@@ -40,6 +49,7 @@ def where(config: Config) -> Path:
             config.root,
             "train-images-idx3-ubyte, with or without .gz (in a path that says 'fashion', unless "
             "data.root is the very folder of the files)",
+            "fedmpi data fetch fashion-mnist, or "
             "Debian's package dataset-fashion-mnist, or four files from "
             "https://github.com/zalandoresearch/fashion-mnist, kept together in one folder",
         )

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedmpi import cache, config
 from fedmpi.data import Dataset
-from fedmpi.files import DataError, either, missing, one
+from fedmpi.files import DataError, Source, either, missing, one
 from fedmpi.layouts import idx
 
 MEAN, STD = 0.1307, 0.3081
@@ -39,6 +39,36 @@ MD5 = {
     "qmnist-test-labels-idx2-int.gz": "5b5b05890a5e13444e108efe57b788aa",
 }
 
+PACKED = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+"""MD5 of the files as they are sent."""
+SOURCES = (
+    *(
+        Source(
+            # The official address often has them no longer; the other is torchvision's.
+            (
+                f"http://yann.lecun.com/exdb/mnist/{name}",
+                f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}",
+            ),
+            f"mnist/{name}",
+            digest,
+        )
+        for name, digest in PACKED.items()
+    ),
+    *(
+        Source(
+            (f"https://raw.githubusercontent.com/facebookresearch/qmnist/master/{name}.gz",),
+            f"mnist/{name}.gz",
+            MD5[f"{name}.gz"],
+        )
+        for name in OWNERS
+    ),
+)
+
 
 class Config(config.Data):
     """The folder, if not one of the usual places."""
@@ -57,6 +87,7 @@ def where(config: Config) -> Path:
             config.root,
             "train-images-idx3-ubyte, with or without .gz (and not below a folder named like one "
             f"of {', '.join(NAMESAKES)}, unless data.root is the very folder of the files)",
+            "fedmpi data fetch mnist, or "
             "four files from http://yann.lecun.com/exdb/mnist, kept together in one folder",
         )
     return folder
@@ -91,7 +122,7 @@ def _owners(folder: Path) -> list[Path]:
     """QMNIST's two files, if they are beside MNIST's as in torchvision's folders, or nearer."""
     for above in (folder, folder.parent, folder.parent.parent):
         for below in ("", "raw", "QMNIST", "QMNIST/raw"):
-            if either(above / below, OWNERS[0]) is not None:
+            if any(either(above / below, name) for name in OWNERS):
                 return [one(above / below, name) for name in OWNERS]
     return []
 

@@ -19,11 +19,13 @@ from pydantic import Field
 
 from fedmpi import cache, config
 from fedmpi.data import Dataset
-from fedmpi.files import DataError, find, missing
+from fedmpi.files import DataError, Source, find, missing
 from fedmpi.layouts import matlab
 
 SUBJECTS, ACTIVITIES, TRIALS = 14, 12, 5
 KEY, CHANNELS, STEPS = "sensor_readings", 6, 128
+
+SOURCES = (Source(("https://sipi.usc.edu/had/USC-HAD.zip",), "USC-HAD"),)
 
 
 class Config(config.Data):
@@ -43,7 +45,7 @@ def where(config: Config) -> Path:
             "USC-HAD",
             config.root,
             "Subject1/a1t1.mat",
-            "USC-HAD.zip from https://sipi.usc.edu/had, unpacked",
+            "fedmpi data fetch usc-had, or USC-HAD.zip from https://sipi.usc.edu/had, unpacked",
         )
     return folder
 

@@ -47,7 +47,7 @@ def read(path: Path, key: str) -> np.ndarray:
             f"{path}: wanted a MATLAB file of level 5, found {len(packed)} bytes of something else"
         )
     try:
-        for kind, content in _elements(packed[HEADER:], order):
+        for kind, content in _elements(packed[HEADER:], order, unpacks=True):
             found = _array(content, order, key) if kind == MATRIX else None
             if found is not None:
                 return found
@@ -56,8 +56,11 @@ def read(path: Path, key: str) -> np.ndarray:
     raise DataError(f"{path}: wanted an array of numbers '{key}', found none")
 
 
-def _elements(data: bytes, order: Order) -> Iterator[tuple[int, bytes]]:
-    """Type and content of each element, unpacked."""
+def _elements(data: bytes, order: Order, unpacks: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Type and content of each element; `unpacks` those in packed ones, but none in these.
+
+    Nothing is packed twice in a real file, and some bytes unpack to themselves for ever.
+    """
     place = 0
     while place < len(data):
         kind = int.from_bytes(data[place : place + 4], order)
@@ -71,9 +74,9 @@ def _elements(data: bytes, order: Order) -> Iterator[tuple[int, bytes]]:
         if len(content) < size or start + size > end:
             raise ValueError(f"an element of {size} bytes where {len(content)} are left")
         place = end
-        if kind == COMPRESSED:
+        if kind == COMPRESSED and unpacks:
             inner = zlib.decompressobj().decompress(content, LARGEST)
-            yield from ((k, c) for k, c in _elements(inner, order) if k != COMPRESSED)
+            yield from _elements(inner, order)
         else:
             yield kind, content
 

@@ -1,0 +1,87 @@
+"""FedProx's synthetic(alpha, beta): 60 numbers a sample, 10 classes; natural clients: devices.
+
+Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous Networks",
+MLSys 2020, arXiv 1812.06127, section 5.1; https://github.com/litian96/FedProx. Needs no files and
+no licence. Device k labels by a model of its own, y = argmax(W_k x + b_k), with W_k, b_k ~
+N(u_k, 1), u_k ~ N(0, alpha); it has inputs of its own, x ~ N(v_k, S), S = diag(j ** -1.2), with
+v_k ~ N(B_k, 1), B_k ~ N(0, beta). With `iid` there is one W, b ~ N(0, 1), and all v_k are 0.
+
+Because u_k is one number for all classes, it moves all scores of a sample alike: alpha changes no
+label, in the authors' code as little as here. Models differ by what is drawn around u_k.
+
+As in the authors' code alpha and beta are standard deviations; a device has 50 samples and a whole
+lognormal(4, 2) number more; nine tenths of them, rounded down, train and the others test.
+Differs from the code: a device has its own stream of random numbers, so that further devices leave
+the first ones as they are.
+"""
+
+import numpy as np
+from pydantic import Field
+
+from fedmpi import config
+from fedmpi.config import ConfigError
+from fedmpi.data import Dataset
+from fedmpi.streams import Purpose, stream
+
+CLASSES, SHAPE = 10, (60,)
+"""Labels, and the shape of a sample."""
+LEAST, LOG_MEAN, LOG_STD = 50, 4, 2
+"""Samples of a device: at least, and mean and deviation of the logarithm of the others."""
+TRAIN = 0.9
+"""Share of a device's samples to train with."""
+
+
+class Config(config.Data):
+    """How many devices, and how far they differ; `root` plays no part."""
+
+    devices: int = Field(30, ge=1)
+    """Natural clients."""
+    alpha: float = Field(1.0, ge=0, le=config.LARGEST)
+    """Standard deviation of u_k: see above, it changes no label."""
+    beta: float = Field(1.0, ge=0, le=config.LARGEST)
+    """Standard deviation of B_k: how far the devices' inputs differ."""
+    iid: bool = False
+    """The same model and the same inputs on all devices; alpha and beta mean nothing then."""
+
+
+def where(config: Config) -> None:
+    """None, for it needs no files."""
+
+
+def load(config: Config, seed: int) -> Dataset:
+    """Draws the set, shape (60,), from `stream(seed, Purpose.DATA, device)`; -1 is for all devices.
+
+    Raises:
+        ConfigError: if it is to be both the same on all devices and different.
+    """
+    for name in ("alpha", "beta"):
+        value, usual = getattr(config, name), Config.model_fields[name].default
+        if config.iid and value != usual:
+            raise ConfigError(f"data.{name} = {value}: wanted data.iid = false, found true")
+    train, test = [], []
+    for device in range(config.devices):
+        x, y = _device(config, seed, device)
+        end = int(TRAIN * len(y))
+        train.append((x[:end], y[:end], np.full(end, device)))
+        test.append((x[end:], y[end:], np.full(len(y) - end, device)))
+    train_x, train_y, train_owners = (np.concatenate(part) for part in zip(*train, strict=True))
+    test_x, test_y, test_owners = (np.concatenate(part) for part in zip(*test, strict=True))
+    return Dataset(train_x, train_y, test_x, test_y, CLASSES, train_owners, test_owners)
+
+
+def _device(config: Config, seed: int, device: int) -> tuple[np.ndarray, np.ndarray]:
+    """The samples of a device, float32 [N, 60], and their labels, int64 [N]."""
+    rng = stream(seed, Purpose.DATA, device)
+    samples = LEAST + int(rng.lognormal(LOG_MEAN, LOG_STD))
+    centre, u, models = np.zeros(SHAPE), 0.0, rng
+    if config.iid:
+        models = stream(seed, Purpose.DATA, -1)
+    else:
+        u = config.alpha * rng.standard_normal()
+        centre = config.beta * rng.standard_normal() + rng.standard_normal(SHAPE)
+    w = u + models.standard_normal((*SHAPE, CLASSES))
+    b = u + models.standard_normal(CLASSES)
+    deviations = np.arange(1, SHAPE[0] + 1) ** -0.6
+    x = (centre + deviations * rng.standard_normal((samples, *SHAPE))).astype(np.float32)
+    # Of the rounded samples, so that a model of float32 could learn it without an error.
+    return x, np.argmax(x @ w + b, axis=1)
