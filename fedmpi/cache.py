@@ -22,7 +22,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from fedmpi import config, files, layouts
-from fedmpi.data import Dataset
+from fedmpi.data import Dataset, repeated
 from fedmpi.files import DataError
 
 ABOUT = "about.json"
@@ -73,7 +73,11 @@ def decoded(
         if found is not None:
             return found
         fresh = decode()
-        fresh = dataclasses.replace(fresh, origin=files.origin(sources, known))
+        fresh = dataclasses.replace(
+            fresh,
+            origin=files.origin(sources, known),
+            repeated=repeated(fresh.train_x, fresh.test_x),
+        )
         if _key(settings, sources, decode) != key:
             raise DataError(f"{sources[0].parent}: files of {name} changed while they were read")
         with _room(home):

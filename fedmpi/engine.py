@@ -38,7 +38,7 @@ class Engine:
         torch.set_num_threads(settings.threads)
         use_tf32(settings.precision == "tf32")
         data = config.module("data", settings.data.name).load(settings.data, settings.seed)
-        self.origin, self.population = data.origin, Population(settings, data)
+        self.about_data, self.population = data.about, Population(settings, data)
         kind = (data.shape, data.classes, settings.seed, data.kind)
         network = models.build(settings.model, *kind)
         self.flat = Flat(network, settings.statistics == "local")

@@ -109,7 +109,7 @@ class Job:
                 "threads_per_rank": settings.threads,
                 "device": str(engine.trainer.device),
                 "parameters": engine.flat.count,
-                "data_files": engine.origin,
+                **engine.about_data,
                 "partition_sha256": engine.population.fingerprint,
                 **heterogeneity.measures(engine.population.counts),
             }

@@ -12,7 +12,7 @@ import numpy as np
 from fedmpi import config, heterogeneity, partitions
 from fedmpi.config import ConfigError, Settings
 from fedmpi.data import Dataset
-from fedmpi.partitions import Samples
+from fedmpi.partitions import Samples, Shards
 from fedmpi.streams import Purpose, stream
 from fedmpi.trace import Trace
 
@@ -106,17 +106,21 @@ class Population:
             )
 
     def _check(self) -> None:
-        """Refuses a partition that gives a training sample twice, or one that is held out."""
-        owners = np.bincount(np.concatenate([self.held_out, *self.shards]))
+        """Refuses a partition that gives a sample twice, or a training sample that is held out."""
+        self._check_once("training", {"held out": self.held_out}, self.shards)
+        self._check_once("test", {}, self.test_shards)
+
+    def _check_once(self, kind: str, others: dict[str, np.ndarray], shards: Shards) -> None:
+        owners = np.bincount(np.concatenate([*others.values(), *shards]))
         twice = np.flatnonzero(owners > 1)
         if len(twice):
             sample = int(twice[0])
-            has = [f"client {k}" for k, shard in enumerate(self.shards) if sample in shard]
-            places = [*(["held out"] if sample in self.held_out else []), *has]
+            named = others | {f"client {k}": shard for k, shard in enumerate(shards)}
+            has = [name for name, some in named.items() if sample in some]
             raise ConfigError(
-                f"partition.name = '{self.settings.partition.name}': wanted each training sample "
+                f"partition.name = '{self.settings.partition.name}': wanted each {kind} sample "
                 f"in one place, found {len(twice)} in several, the first of them, {sample}, in: "
-                f"{', '.join(places)}"
+                f"{', '.join(has)}"
             )
 
     @cached_property

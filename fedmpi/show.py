@@ -317,6 +317,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "commit": commit.replace("+", ", with changes"),
         "identity": about.get("identity", ""),
         "data files": about.get("data_files", ""),
+        "in both sets": _both(about.get("test_in_training")),
         "partition": about.get("partition_sha256", ""),
         "trace": about.get("trace_sha256", ""),
         "model": about.get("model_sha256", "no hash before the end"),
@@ -325,6 +326,11 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         if text:
             table.add_row(name, text)
     return table
+
+
+def _both(count: int | None) -> str:
+    """Test samples that are training samples, too."""
+    return "" if count is None else _several(int(count), "test sample")
 
 
 def _status(about: Mapping[str, Any], rounds: np.ndarray, wanted: int) -> Text:

@@ -76,6 +76,13 @@ def test_real_cifar10() -> None:
     np.testing.assert_allclose(pixels.ravel(), record[1:], atol=1e-3)
 
 
+def test_samples_in_both_sets_are_counted() -> None:
+    train = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
+    test = np.concatenate([train[1:3], train[1:2], train[:1] + 0.5])
+    assert data.repeated(train, test) == 3
+    assert data.repeated(train[:0], test) == data.repeated(train, test[:0]) == 0
+
+
 # ---- sets without files
 
 

@@ -181,6 +181,24 @@ def test_a_sample_in_two_places_is_refused(
         population("clients=2", "partition.name=iid", "validation=0")
 
 
+@pytest.mark.parametrize(
+    ("tested", "match"),
+    [
+        ([[0, 1], [1, 2]], "each test sample in one place, found 1 .* 1, in: client 0, client 1"),
+        ([[0, 0], [2]], "each test sample in one place, found 1 .* 0, in: client 0$"),
+    ],
+)
+def test_a_test_sample_twice_is_refused(
+    tested: list[list[int]], match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def divide(*_: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        return [np.arange(150), np.arange(150, 300)], [np.array(shard) for shard in tested]
+
+    monkeypatch.setattr("fedmpi.partitions.iid.divide", divide)
+    with pytest.raises(ConfigError, match=match):
+        population("clients=2", "partition.name=iid", "validation=0")
+
+
 EVERY = {
     "iid": (),
     "natural": (),

@@ -14,7 +14,8 @@ A set with files goes through `cache.decoded`, which has its files decoded once 
 ranks. Finding files is `files`' work, and reading them that of the modules of `layouts`.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Dataset:
             knows. The same number is the same one in both sets.
         test_owners: int64 [M], the same of the test samples.
         origin: whether the files are the official ones (see `files.origin`); "" without files.
+        repeated: test samples that are training samples, too; None if they were not compared.
     """
 
     train_x: np.ndarray
@@ -48,11 +50,18 @@ class Dataset:
     train_owners: np.ndarray | None = None
     test_owners: np.ndarray | None = None
     origin: str = ""
+    repeated: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample, channels first."""
         return self.train_x.shape[1:]
+
+    @property
+    def about(self) -> dict[str, str | int]:
+        """What a result says of where its samples come from, and of those in both sets."""
+        known = {"data_files": self.origin, "test_in_training": self.repeated}
+        return {name: value for name, value in known.items() if value not in ("", None)}  # type: ignore[misc]
 
     @property
     def kind(self) -> str:
@@ -73,6 +82,16 @@ def checked(labels: np.ndarray, classes: int, path: Path) -> np.ndarray:
             f"in record {wrong[0]}"
         )
     return labels.astype(np.int64)
+
+
+def repeated(train: np.ndarray, test: np.ndarray) -> int:
+    """How many of the test samples [M, ...] are, bit for bit, among the training samples."""
+
+    def digests(samples: np.ndarray) -> Iterator[bytes]:
+        return (hashlib.blake2b(sample.tobytes(), digest_size=16).digest() for sample in samples)
+
+    known = set(digests(train))
+    return sum(digest in known for digest in digests(test))
 
 
 def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

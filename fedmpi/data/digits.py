@@ -10,7 +10,7 @@ import importlib.util
 import numpy as np
 
 from fedmpi import config
-from fedmpi.data import Dataset
+from fedmpi.data import Dataset, repeated
 from fedmpi.files import DataError
 
 MEAN, STD = 4.884, 6.017
@@ -47,4 +47,6 @@ def load(config: Config, seed: int) -> Dataset:
     test = np.zeros(len(y), bool)
     for label in range(10):
         test[np.flatnonzero(y == label)[4::5]] = True
-    return Dataset(x[~test], y[~test], x[test], y[test], 10)
+    train_x, test_x = x[~test], x[test]
+    again = repeated(train_x, test_x)
+    return Dataset(train_x, y[~test], test_x, y[test], 10, repeated=again)
