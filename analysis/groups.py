@@ -21,7 +21,7 @@ DONE = "done"
 SPARSITY = "method.sparsity"
 PROBLEM = (
     *("partition.", "skew.", "data.", "model."),
-    *("clients", "participation", "sampling", "trace", "devices."),
+    *("clients", "participation", "sampling", "trace", "devices.", "budget"),
 )
 """Beginnings of the names of the settings that make a group."""
 INDIFFERENT = ("seed", "data.root")

@@ -52,6 +52,10 @@ Width = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Metres = Annotated[float, Field(gt=0, le=LARGEST, strict=True)]
 
 
+BUDGET = r"^(up|down|total)_bytes:\d+(\.\d+)?(B|kB|MB|GB|TB)$"
+"""What a budget looks like."""
+
+
 class Data(Part):
     """Which data set, and where its files are."""
 
@@ -198,7 +202,10 @@ class Settings(Part):
     seed: int = Field(1, ge=0, le=MOST)
     """Source of every random number in the run."""
     rounds: int = Field(20, ge=1, le=MOST)
-    """Communication rounds."""
+    """Communication rounds, unless the budget ends the run before."""
+    budget: str | None = Field(None, pattern=BUDGET)
+    """Bytes of all clients together after which no further round begins, such as up_bytes:50MB (or
+    down_bytes, total_bytes; B, kB, MB, GB or TB); what comes once before the first round counts."""
     clients: int = Field(10, ge=1, le=MOST)
     """Logical clients; a rank hosts many."""
     participation: float = Field(1.0, gt=0, le=1)
@@ -278,6 +285,15 @@ class Settings(Part):
     def tree(self) -> Tree:
         """Every setting, defaults included, as plain values."""
         return self.model_dump(mode="json")
+
+    def is_spent(self, up: int, down: int) -> bool:
+        """Whether a run with so many bytes has reached its budget."""
+        if self.budget is None:
+            return False
+        what, _, text = self.budget.partition("_bytes:")
+        number = text.rstrip("BkMGT")
+        limit = float(number) * 1000 ** ("B", "kB", "MB", "GB", "TB").index(text[len(number) :])
+        return {"up": up, "down": down, "total": up + down}[what] >= limit
 
     def identity(self) -> str:
         """Sixteen hex digits that two runs share exactly if all of their settings are equal."""

@@ -65,7 +65,7 @@ class Engine:
 
         A round begins with the server's word. No word, and the run is over for everyone.
         """
-        self.wire, self.clock, self.is_sound = wire, clock, True
+        self.wire, self.clock, self.goes_on = wire, clock, True
         self.hosts = range(wire.size)
         if self.settings.server == "dedicated" and wire.size > 1:
             self.hosts = range(1, wire.size)
@@ -82,7 +82,7 @@ class Engine:
                 self.collect(t, wave, self.work(t, wave))
             self.step(t)
             outcome = self.observer.outcome(t, waves, self.server, self.clients, wire, clock)
-            self.is_sound = outcome is None or outcome.finite
+            self.goes_on = outcome is None or (outcome.finite and not outcome.is_spent)
             yield outcome
 
     def begin(self) -> None:
@@ -95,10 +95,10 @@ class Engine:
         self.observer.begin()
 
     def tell(self, t: int, waves: list[Wave]) -> bool:
-        """Server -> every active client; False if nothing comes: the model was not finite."""
+        """Server -> every active client; False if nothing comes, and the run is over."""
         messages = []
         with self.clock(Phase.SERVE):
-            if self.wire.is_root and self.is_sound:
+            if self.wire.is_root and self.goes_on:
                 messages = [Message(EVERYONE, self.server.broadcast(t))]
         word = self.announce(messages, [client for wave in waves for client in wave.clients])
         mine = [client for wave in waves for client in wave.on(self.wire.rank)]

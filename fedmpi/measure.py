@@ -42,10 +42,17 @@ class HasModel(Protocol):
 
 @dataclass
 class Outcome:
-    """One round's rows, for each table of a result; and whether the model is still finite."""
+    """One round's rows, for each table of a result.
+
+    Attributes:
+        tables: the rows.
+        finite: whether the model is still finite.
+        is_spent: whether the run has reached its budget.
+    """
 
     tables: dict[str, np.ndarray]
     finite: bool
+    is_spent: bool
 
 
 @dataclass
@@ -82,6 +89,7 @@ class Observer:
         self.seen = None if seen is None else torch.from_numpy(seen).to(trainer.device)
         self.ends = np.cumsum(self.counts)
         self.last_personal = np.full(settings.clients, np.nan)
+        self.total = [0, 0]
         self.begin()
 
     def begin(self) -> None:
@@ -171,7 +179,10 @@ class Observer:
             "phases": _phase_rows(t, spent),
             "ranks": _rank_rows(t, moved),
         }
-        return Outcome(rows, bool(torch.isfinite(server.w).all()))
+        for way, name in enumerate(tables.DIRECTIONS):
+            self.total[way] += int(rounds[name][0])
+        finite = bool(torch.isfinite(server.w).all())
+        return Outcome(rows, finite, self.settings.is_spent(*self.total))
 
     def _report(self, t: int, waves: Sequence[Wave], ours: HasBurden, rank: int) -> np.ndarray:
         mine = [client for wave in waves for client in wave.on(rank)]

@@ -346,7 +346,7 @@ def test_identity_depends_on_every_setting() -> None:
         *("state.memory=9", "state.folder=/x", "sampling=samples", "sampling=trace trace=a.csv"),
         f"sampling=trace trace=a.csv trace_sha256={'0' * 64}",
         *("skew.rotations=[90]", "skew.colour=0.9", "skew.noise=0.9", "skew.labels=0.9"),
-        *("skew.labels_to=0.9", "devices.dropouts=0.9"),
+        *("skew.labels_to=0.9", "devices.dropouts=0.9", "budget=up_bytes:9kB"),
     ]
     said = {one.partition("=")[0].partition(".")[0] for word in words for one in word.split(" ")}
     assert said == set(Settings.model_fields), "a new setting needs a word here"
@@ -486,3 +486,29 @@ def test_every_setting_of_a_run_is_explained() -> None:
         assert text.endswith(".") or setting in (*ROOMS, "skew", "exchange", "state", "devices"), (
             setting
         )
+
+
+@pytest.mark.parametrize(
+    ("budget", "up", "down", "spent"),
+    [
+        ("up_bytes:50MB", 49_999_999, 10**9, False),
+        ("up_bytes:50MB", 50_000_000, 0, True),
+        ("down_bytes:1.5kB", 10**9, 1499, False),
+        ("down_bytes:1.5kB", 0, 1500, True),
+        ("total_bytes:7B", 3, 3, False),
+        ("total_bytes:7B", 3, 4, True),
+        ("up_bytes:2GB", 2 * 10**9, 0, True),
+        ("up_bytes:2TB", 2 * 10**9, 0, False),
+    ],
+)
+def test_budgets(budget: str, up: int, down: int, spent: bool) -> None:
+    assert config.load({"budget": budget}).is_spent(up, down) == spent
+    assert not config.load({}).is_spent(up, down)
+
+
+@pytest.mark.parametrize(
+    "budget", ["50MB", "bytes:50MB", "up_bytes:50", "up_bytes:5 MB", "up_bytes:-1B"]
+)
+def test_what_is_no_budget(budget: str) -> None:
+    with pytest.raises(ConfigError, match=r"budget = .*\(up\|down\|total\)_bytes"):
+        config.load({"budget": budget})
