@@ -59,6 +59,7 @@ The rooms
     heterogeneity  how far the clients differ      feedback    what compression left out
     files        where data sets lie               cache       what was decoded of them
     fetch        gets them, if there is a network  layouts/    one module a layout of files
+    aggregation  medians, noise: not the mean
     burden       FLOPs and memory of training      devices     simulated: seconds, joules, losses
     data/        one module a data set             models/     one module a family of networks
     methods/     one module a method               partitions/ one module a way to divide samples

@@ -111,6 +111,22 @@ class Exchange(Part):
     """MiB of dense models that the server may hold at a time; more clients upload in waves."""
 
 
+class Aggregation(Part):
+    """What the server makes of a round's updates.
+
+    Unless it is their weighted mean, all clients count alike, and the server holds all of them.
+    """
+
+    rule: Literal["mean", "median", "trimmed"] = "mean"
+    """Of each coordinate: the mean, the median, or the mean without the ends."""
+    trim: float = Field(0.0, ge=0, lt=0.5)
+    """Share of the values that a trimmed mean leaves out at each end, rounded down."""
+    clip: float = Field(0.0, ge=0, le=LARGEST)
+    """Largest Euclidean norm of a client's update, as the server gets it; 0 leaves it alone."""
+    noise: float = Field(0.0, ge=0, le=LARGEST)
+    """Standard deviation of Gaussian noise on the result, in clip / number of updates."""
+
+
 class State(Part):
     """Where clients' vectors wait between rounds, in methods whose clients keep any."""
 
@@ -279,6 +295,7 @@ class Settings(Part):
     model: Model
     method: Method
     exchange: Exchange = Exchange()
+    aggregation: Aggregation = Aggregation()
     state: State = State()
     devices: Devices = Devices()
 
@@ -386,6 +403,16 @@ def _contradictions(settings: Settings) -> list[str]:
             found.append(f"{name} = {written(value)}: wanted {means}, found '{choice}'")
     if settings.sampling == "trace" and settings.trace is None:
         found.append("trace: wanted a file, found none, because sampling = 'trace'")
+    pooled = settings.aggregation
+    if (pooled.rule == "trimmed") != (pooled.trim > 0):
+        found.append(
+            f"aggregation.trim = {pooled.trim}: wanted a share above 0 beside aggregation.rule = "
+            f"'trimmed', and 0 beside others; found '{pooled.rule}'"
+        )
+    if pooled.noise and not pooled.clip:
+        found.append(
+            f"aggregation.noise = {pooled.noise}: wanted a bound of norms, aggregation.clip"
+        )
     if settings.schedule == "steps" and not settings.lr_steps:
         found.append("lr_steps = []: wanted rounds, because schedule = 'steps'")
     if settings.schedule == "steps" and settings.lr_decay == 1:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fedmpi import burden, config, models
+from fedmpi.aggregation import Aggregation
 from fedmpi.clock import Clock, Phase
 from fedmpi.codec import EVERYONE, Buffer, Message, pack, unpack
 from fedmpi.config import ConfigError, Settings
@@ -55,6 +56,7 @@ class Engine:
         )
         method = config.module("method", settings.method.name)
         self.server = method.Server(settings, self.trainer)
+        self.aggregation = Aggregation(settings, self.server)
         self.clients = method.Clients(settings, self.trainer)
         self.first = EVERYONE_ROUND if self.server.agrees else 0
         burden.check(self.fleet, self.meter, self.clients, self.first)
@@ -161,7 +163,7 @@ class Engine:
         with self.clock(Phase.SERVE):
             for message in uploads:
                 if not self.fleet.is_lost(t, message.client):
-                    self.server.absorb(t, message)
+                    self.aggregation.absorb(t, message)
                     self.is_void = False
         if self.observer.is_due(t):
             self.observer.judge_locals(wave, self.server, self.wire, self.clock)
@@ -174,6 +176,7 @@ class Engine:
         if t > EVERYONE_ROUND:
             with self.clock(Phase.SERVE):
                 if self.wire.is_root and not self.is_void:
+                    self.aggregation.close(t)
                     self.server.step(t)
             return
         messages = []

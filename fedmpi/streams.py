@@ -54,6 +54,8 @@ class Purpose(IntEnum):
     """Which values travel, where both sides draw them; ids: round, client."""
     SKETCH = 21
     """Where a search for low ranks begins; ids: client."""
+    BLUR = 22
+    """Noise on an aggregate; ids: round."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

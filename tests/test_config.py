@@ -347,6 +347,9 @@ def test_identity_depends_on_every_setting() -> None:
         f"sampling=trace trace=a.csv trace_sha256={'0' * 64}",
         *("skew.rotations=[90]", "skew.colour=0.9", "skew.noise=0.9", "skew.labels=0.9"),
         *("skew.labels_to=0.9", "devices.dropouts=0.9", "budget=up_bytes:9kB"),
+        *("aggregation.rule=median", "aggregation.clip=9.0"),
+        "aggregation.rule=trimmed aggregation.trim=0.1",
+        "aggregation.clip=9.0 aggregation.noise=9.0",
     ]
     said = {one.partition("=")[0].partition(".")[0] for word in words for one in word.split(" ")}
     assert said == set(Settings.model_fields), "a new setting needs a word here"
@@ -483,9 +486,14 @@ def test_every_setting_is_explained_and_has_a_default(table: str, name: str) -> 
 def test_every_setting_of_a_run_is_explained() -> None:
     for setting, form, _, text in config.describe(Settings):
         assert form
-        assert text.endswith(".") or setting in (*ROOMS, "skew", "exchange", "state", "devices"), (
-            setting
-        )
+        assert text.endswith(".") or setting in (
+            *ROOMS,
+            "skew",
+            "exchange",
+            "aggregation",
+            "state",
+            "devices",
+        ), setting
 
 
 @pytest.mark.parametrize(

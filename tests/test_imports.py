@@ -53,6 +53,7 @@ LAW = {
     "sparse": ("numpy torch", "codec"),
     "store": ("torch", "config errors"),
     "feedback": ("torch", "config store"),
+    "aggregation": ("torch", "codec config streams"),
     "feed": ("numpy torch", "config data population skew streams"),
     "rows": ("torch", "config feed flat layers recurrent"),
     "stacked": ("numpy torch", "config feed flat layers rows"),
@@ -69,7 +70,7 @@ LAW = {
     ),
     "engine": (
         "numpy torch",
-        "burden clock codec config devices flat measure models population train wire",
+        "aggregation burden clock codec config devices flat measure models population train wire",
     ),
     "sweep": ("", "config errors launch record"),
     "picture": ("matplotlib numpy", "config heterogeneity"),

@@ -143,7 +143,7 @@ def test_data_sets_are_found_or_not(said: Any, here: Path) -> None:
 def test_settings_are_all_there(said: Any) -> None:
     found = said(show_list, "settings", None)
     for key, kind, default, _ in config.describe(config.Settings):
-        if key not in {*config.ROOMS, "skew", "exchange", "state", "devices"}:
+        if key not in {*config.ROOMS, "skew", "exchange", "aggregation", "state", "devices"}:
             assert re.search(rf"^{key}  +{re.escape(kind)}  +{re.escape(default)} ", found, re.M)
     for table in (*config.ROOMS, "exchange"):
         assert f"\n[{table}]\n" in found
