@@ -17,21 +17,7 @@ from tests.small import run, small
 Users = dict[str, tuple[list[Any], list[Any]]]
 
 
-@pytest.fixture(autouse=True)
-def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder, which is home as well; nothing is found that a test did not make."""
-    folder = tmp_path_factory.mktemp("nowhere") / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("HOME", str(folder))
-    monkeypatch.delenv("FEDMPI_DATA", raising=False)
-    return folder
-
-
-@pytest.fixture
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose path, unlike `tmp_path`, does not hold the name of the test."""
-    return tmp_path_factory.mktemp("sets")
+pytestmark = pytest.mark.usefixtures("nowhere")
 
 
 def packed(users: Users, spare: int = 0, /, **changes: Any) -> str:

@@ -8,10 +8,8 @@ files: `cifar-10-batches-bin` (records of a label byte and 3,072 pixel bytes) an
 
 from pathlib import Path
 
-import numpy as np
-
 from fedmpi import cache, config
-from fedmpi.data import Dataset, normalise
+from fedmpi.data import Dataset
 from fedmpi.files import Source, find, missing
 from fedmpi.layouts import cifar
 
@@ -78,12 +76,6 @@ def load(config: Config, seed: int) -> Dataset:
     folder = where(config)
     end = cifar.suffix(folder, BATCHES[0])
     paths = [folder / f"{name}{end}" for name in BATCHES]
-
-    def decode() -> Dataset:
-        *train, (test_x, test_y) = (cifar.read(path, "labels", LABELS) for path in paths)
-        train_x, train_y = (np.concatenate(parts) for parts in zip(*train, strict=True))
-        return Dataset(
-            normalise(train_x, MEAN, STD), train_y, normalise(test_x, MEAN, STD), test_y, 10
-        )
-
-    return cache.decoded(config, paths, MD5, decode)
+    return cache.decoded(
+        config, paths, MD5, lambda: cifar.dataset(paths, "labels", LABELS, MEAN, STD)
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedmpi import cache, config
-from fedmpi.data import Dataset, normalise
+from fedmpi.data import Dataset
 from fedmpi.files import Source, find, missing, places
 from fedmpi.layouts import cifar
 
@@ -90,10 +90,4 @@ def load(config: Config, seed: int) -> Dataset:
     end = cifar.suffix(folder, FILES[0])
     paths = [folder / f"{name}{end}" for name in FILES]
     key = f"{config.labels}_labels"
-
-    def decode() -> Dataset:
-        (train_x, train_y), (test_x, test_y) = (cifar.read(path, key, LABELS) for path in paths)
-        train_x, test_x = normalise(train_x, MEAN, STD), normalise(test_x, MEAN, STD)
-        return Dataset(train_x, train_y, test_x, test_y, LABELS[key])
-
-    return cache.decoded(config, paths, MD5, decode)
+    return cache.decoded(config, paths, MD5, lambda: cifar.dataset(paths, key, LABELS, MEAN, STD))

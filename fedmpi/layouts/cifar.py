@@ -1,11 +1,12 @@
 """CIFAR: records of labels and 32x32 RGB pixels, in the official binary and Python layouts."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fedmpi.data import checked
+from fedmpi.data import Dataset, checked, normalise
 from fedmpi.files import DataError, contents
 from fedmpi.layouts import pickles
 
@@ -19,6 +20,24 @@ def suffix(folder: Path, name: str) -> str | None:
     The binary one comes first, if it has both.
     """
     return next((end for end in (".bin", "") if os.path.isfile(folder / (name + end))), None)
+
+
+def dataset(
+    paths: Sequence[Path],
+    key: str,
+    labels: dict[str, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Dataset:
+    """The set in files of which the last is the test part; `key` and `labels` as in `read`.
+
+    Raises:
+        DataError: if a file is missing, damaged, or something else.
+    """
+    *train, (test_x, test_y) = (read(path, key, labels) for path in paths)
+    train_x, train_y = (np.concatenate(parts) for parts in zip(*train, strict=True))
+    train_x, test_x = (normalise(x, mean, std) for x in (train_x, test_x))
+    return Dataset(train_x, train_y, test_x, test_y, labels[key])
 
 
 def read(path: Path, key: str, labels: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
