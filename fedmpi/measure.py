@@ -181,7 +181,8 @@ class Observer:
         }
         for way, name in enumerate(tables.DIRECTIONS):
             self.total[way] += int(rounds[name][0])
-        finite = bool(torch.isfinite(server.w).all())
+        # A method may leave its global model alone, so the clients' losses count as well.
+        finite = bool(torch.isfinite(server.w).all()) and not _is_lost(t, clients["loss"])
         return Outcome(rows, finite, self.settings.is_spent(*self.total))
 
     def _report(self, t: int, waves: Sequence[Wave], ours: HasBurden, rank: int) -> np.ndarray:
@@ -259,6 +260,11 @@ class Observer:
         served = self.fleet.serve(float(report["server_flops"].sum()))
         row["sim_seconds"] = rows["sim_seconds"].max() + served
         row["sim_joules"] = (rows["sim_compute_joules"] + rows["sim_transmit_joules"]).sum()
+
+
+def _is_lost(t: int, losses: np.ndarray) -> bool:
+    """Whether no client has a loss that is a number; none trains before the first round."""
+    return t > EVERYONE_ROUND and not np.isfinite(losses).any()
 
 
 def _phase_rows(t: int, spent: Sequence[np.ndarray]) -> np.ndarray:
