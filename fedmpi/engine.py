@@ -56,7 +56,8 @@ class Engine:
         method = config.module("method", settings.method.name)
         self.server = method.Server(settings, self.trainer)
         self.clients = method.Clients(settings, self.trainer)
-        self.first = EVERYONE_ROUND if self.server.agrees else 0
+        self.population.is_agreement = self.server.agrees_at
+        self.first = EVERYONE_ROUND if self.server.agrees_at(EVERYONE_ROUND) else 0
         burden.check(self.fleet, self.meter, self.clients, self.first)
         self.room = np.empty(0, np.uint8)
 
@@ -124,7 +125,7 @@ class Engine:
         """Clients train, and prepare what they upload."""
         mine, messages = wave.on(self.wire.rank), []
         with self.clock(Phase.TRAIN):
-            if t > EVERYONE_ROUND and not self.clients.converses:
+            if not (self.population.is_agreement(t) or self.clients.converses):
                 self.trainer.feed.draw(t, mine)
             for clients in self.trainer.chunks(mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
@@ -132,7 +133,7 @@ class Engine:
                     blocks = self.clients.upload(t, client, w)
                     self.trainer.spend((client,), began)
                     messages.append(Message(client, blocks, self.population.weight(t, client)))
-                    if self.observer.is_due(t):
+                    if self.observer.is_due(t) and not self.population.is_agreement(t):
                         with self.clock(Phase.EVALUATE):
                             self.observer.keep(client, self.clients.personal(client, w))
         return messages
@@ -160,18 +161,18 @@ class Engine:
         uploads = self.hear(messages)
         with self.clock(Phase.SERVE):
             for message in uploads:
-                if not self.fleet.is_lost(t, message.client):
+                if not self.observer.is_lost(t, message.client):
                     self.server.absorb(t, message)
                     self.is_void = False
         if self.observer.is_due(t):
             self.observer.judge_locals(wave, self.server, self.wire, self.clock)
 
     def step(self, t: int) -> None:
-        """The server moves the model; in round -1 it closes the agreement instead.
+        """The server moves the model; in a round of agreement it closes that instead.
 
         A round in which all uploads were lost leaves the model as it was, with all of its parts.
         """
-        if t > EVERYONE_ROUND:
+        if not self.population.is_agreement(t):
             with self.clock(Phase.SERVE):
                 if self.wire.is_root and not self.is_void:
                     self.server.step(t)

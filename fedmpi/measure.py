@@ -96,6 +96,10 @@ class Observer:
         last = t == self.settings.rounds - 1
         return t > EVERYONE_ROUND and (last or (t + 1) % self.settings.evaluate == 0)
 
+    def is_lost(self, t: int, client: int) -> bool:
+        """Whether what the client uploads in round t gets lost; never in an agreement."""
+        return not self.population.is_agreement(t) and self.fleet.is_lost(t, client)
+
     def charge(self, direction: int, clients: Sequence[int], account: np.ndarray) -> None:
         """Adds messages' bytes (int64 [messages, kinds], or one row for all) to their clients."""
         if len(clients) and len(account):
@@ -201,7 +205,7 @@ class Observer:
         rows["round"], rows["client"] = t, clients
         rows["rank"] = [host for wave in waves for host in wave.hosts]
         rows["samples"] = self.population.sizes[clients]
-        if t > EVERYONE_ROUND:
+        if not self.population.is_agreement(t):
             rows["steps"] = [self.population.steps(client) for client in clients.tolist()]
         # Where the server computes a loss or judges a local model, its rank alone knows the value.
         losses = [self.trainer.loss(client) for client in clients.tolist()]
@@ -214,7 +218,7 @@ class Observer:
         bytes_of = self.account.reshape(len(self.account), -1)
         for column, name in enumerate(tables.BYTES):
             rows[name] = bytes_of[clients, column]
-        rows["lost"] = [self.fleet.is_lost(t, client) for client in clients.tolist()]
+        rows["lost"] = [self.is_lost(t, client) for client in clients.tolist()]
         fresh = np.isfinite(rows["personal"])
         self.last_personal[clients[fresh]] = rows["personal"][fresh]
         return rows
