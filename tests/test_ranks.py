@@ -180,9 +180,10 @@ def test_divergence_ends_the_run_on_all_ranks(name: str, words: tuple[str, ...])
     if WORLD.rank > 0:
         return
     finite = [is_finite for is_finite, _ in found]
-    assert not finite[-1]
     assert all(finite[:-1])
-    assert len(finite) < 20
+    # A network may die instead, and a server may have no model that could diverge.
+    assert finite[-1] == (len(finite) >= 20)
+    assert name != "fedavg" or not finite[-1]
     alone = diverge(settings, MPI.COMM_SELF)
     assert [is_finite for is_finite, _ in alone] == finite
     for (_, rows), (_, wanted) in zip(found, alone, strict=True):
