@@ -61,7 +61,7 @@ The rooms
     files        where data sets lie               cache       what was decoded of them
     fetch        gets them, if there is a network  layouts/    one module a layout of files
     burden       FLOPs and memory of training      devices     simulated: seconds, joules, losses
-    pruning      which weights are kept
+    pruning      which weights are kept            powered     weights that are powers
     data/        one module a data set             models/     one module a family of networks
     methods/     one module a method               partitions/ one module a way to divide samples
 

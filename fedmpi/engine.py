@@ -40,7 +40,7 @@ class Engine:
         data = config.module("data", settings.data.name).load(settings.data, settings.seed)
         self.origin, self.population = data.origin, Population(settings, data)
         kind = (data.shape, data.classes, settings.seed, data.kind)
-        network = models.build(settings.model, *kind)
+        network = settings.method.network(models.build(settings.model, *kind))
         self.flat = Flat(network, settings.statistics == "local")
         if self.flat.is_local and not self.flat.statistics:
             raise ConfigError(

@@ -51,6 +51,7 @@ LAW = {
     "flat": ("torch", "config layers"),
     "burden": ("torch", "config devices flat"),
     "pruning": ("numpy torch", "flat"),
+    "powered": ("torch", "recurrent"),
     "sparse": ("numpy torch", "codec"),
     "store": ("torch", "config errors"),
     "feedback": ("torch", "config store"),
@@ -62,8 +63,8 @@ LAW = {
     "lockstep": ("torch", "flat rows train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden codec config feed feedback flat lockstep methods pruning sparse store streams "
-        "train",
+        "burden codec config feed feedback flat lockstep methods powered pruning sparse store "
+        "streams train",
     ),
     "measure": (
         "numpy torch",
