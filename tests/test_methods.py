@@ -15,7 +15,7 @@ from tests.small import Run, run, small
 
 CASES = [(name,) for name in METHODS]
 CASES += [("splitfed", "method.version=v2"), ("topk", "method.error_feedback=false")]
-CASES += [("feddst", "method.every=1", "method.end=1.0")]
+CASES += [("feddst", "method.every=1", "method.end=1.0"), ("prunefl", "method.every=1")]
 EASY = (
     *("rounds=15", "lr=0.3", "data.classes=4", "data.separation=8.0", "data.samples=400"),
     *("model.hidden=[24,16]", "partition.alpha=1.0"),

@@ -1,7 +1,7 @@
 """FedDST: clients prune and regrow their masks now and then, and the server prunes their average.
 
 S. Bibikar, H. Vikalo, Z. Wang, X. Chen, *Federated Dynamic Sparse Training: Computing Less,
-Communicating Less, Yet Learning Better*, AAAI 2022, arXiv 2112.09824, algorithm 1.
+Communicating Less, Yet Learning Better*, AAAI 2022, arXiv 2112.09824.
 
 The model begins on its largest weights, so many in each layer as the Erdos-Renyi-Kernel rule gives.
 In a round of readjustment a client, when it has trained, prunes the smallest weights of each layer

@@ -23,9 +23,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, powered, pruning, sparse
+from fedmpi import config, powered, pruning
 from fedmpi.burden import Burden
-from fedmpi.codec import Block, Kind
+from fedmpi.codec import Block
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg, staticmask
 from fedmpi.train import Trainer
@@ -42,20 +42,11 @@ class Config(config.Method):
         return powered.rebuilt(network, self.beta)
 
 
-def spoken(w: Tensor, mask: Tensor, prunable: Tensor) -> list[Block]:
-    """The values of a model [n] on a mask, and that if it is not all."""
-    values = sparse.block(Kind.MODEL, w[mask], len(w))
-    return [values] if bool(mask.all()) else [values, staticmask.told(mask, prunable)]
-
-
-def heard(blocks: Sequence[Block], prunable: Tensor) -> tuple[Tensor, Tensor]:
-    """Such a model, [n], and the mask."""
-    mask = torch.ones_like(prunable)
-    if len(blocks) > 1:
-        mask = staticmask.understood(blocks[1], prunable)
-    w = torch.zeros(len(prunable), device=prunable.device)
-    w[mask] = sparse.values(blocks[0], prunable.device)
-    return w, mask
+def spoken(w: Tensor, prunable: Tensor) -> list[Block]:
+    """What is not zero of a model [n], and where it is if it is not everywhere."""
+    mask = (w != 0) | ~prunable
+    blocks = staticmask.spoken(w, mask, prunable)
+    return blocks[:1] if bool(mask.all()) else blocks
 
 
 class Server(fedavg.Server):
@@ -67,11 +58,11 @@ class Server(fedavg.Server):
 
     def broadcast(self, t: int) -> list[Block]:
         """What is not zero of the model, and where it is."""
-        return spoken(self.w, (self.w != 0) | ~self.prunable, self.prunable)
+        return spoken(self.w, self.prunable)
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """A pruned model."""
-        self.total.add_(heard(blocks, self.prunable)[0], alpha=weight)
+        self.total.add_(staticmask.heard(blocks, self.prunable)[0], alpha=weight)
 
     def step(self, t: int) -> None:
         """The mean of the pruned models is the new model."""
@@ -90,7 +81,7 @@ class Clients(fedavg.Clients):
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """What is not zero of the model, and where it is."""
-        self.start, self.kept = heard(blocks, self.prunable)
+        self.start, self.kept = staticmask.heard(blocks, self.prunable)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Local training, and after it all but the largest weights are pruned."""
@@ -104,7 +95,7 @@ class Clients(fedavg.Clients):
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """The pruned model."""
-        return spoken(w, (w != 0) | ~self.prunable, self.prunable)
+        return spoken(w, self.prunable)
 
     def burden(self, t: int, client: int) -> Burden:
         """What was not zero when training began; that activations are pruned is not counted."""

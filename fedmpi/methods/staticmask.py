@@ -137,3 +137,18 @@ def understood(block: Block, prunable: Tensor) -> Tensor:
     mask = ~prunable
     mask[prunable] = salient
     return mask
+
+
+def spoken(w: Tensor, mask: Tensor, prunable: Tensor) -> list[Block]:
+    """A model [n] on a mask that the receiver does not know, as two blocks: values and mask."""
+    return [sparse.block(Kind.MODEL, w[mask], len(w)), told(mask, prunable)]
+
+
+def heard(blocks: Sequence[Block], prunable: Tensor) -> tuple[Tensor, Tensor]:
+    """The model, [n], and the mask; without the second block that is all."""
+    mask = torch.ones_like(prunable)
+    if len(blocks) > 1:
+        mask = understood(blocks[1], prunable)
+    w = torch.zeros(len(prunable), device=prunable.device)
+    w[mask] = sparse.values(blocks[0], prunable.device)
+    return w, mask
