@@ -12,7 +12,8 @@ Rank 0 is the server; the other ranks host the logical clients. In round t (`eng
     step      server: moves the model
     outcome   off the clock: accuracies, bytes, seconds as rows of tables -> `record`
 
-A method that has to agree on something first (a mask) has a round -1 with every client.
+A method that has to agree on something (a mask) has rounds for it: every client takes part, none
+trains, and the server closes them instead of a step. One before the first round is round -1.
 
 The laws
 --------
@@ -61,6 +62,7 @@ The rooms
     fetch        gets them, if there is a network  layouts/    one module a layout of files
     aggregation  medians, noise: not the mean
     burden       FLOPs and memory of training      devices     simulated: seconds, joules, losses
+    pruning      which weights are kept            powered     weights that are powers
     data/        one module a data set             models/     one module a family of networks
     methods/     one module a method               partitions/ one module a way to divide samples
 

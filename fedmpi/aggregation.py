@@ -45,9 +45,9 @@ class Aggregation:
         self.updates: list[Tensor] = []
 
     def absorb(self, t: int, message: Message) -> None:
-        """Has the server take in one upload; what is agreed on in round -1 is left alone."""
+        """Has the server take in one upload of a round of training."""
         server = self.server
-        if self.is_plain or t < 0:
+        if self.is_plain:
             server.absorb(t, message)
             return
         before, server.total = server.total, torch.zeros_like(server.total)

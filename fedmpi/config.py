@@ -101,6 +101,10 @@ class Method(Part):
 
     name: str = ""
 
+    def network(self, network: Any) -> Any:
+        """What the method trains for the model's network: by default that itself."""
+        return network
+
 
 class Exchange(Part):
     """How messages travel between the ranks."""

@@ -41,7 +41,7 @@ class Engine:
         data = config.module("data", settings.data.name).load(settings.data, settings.seed)
         self.about_data, self.population = data.about, Population(settings, data)
         kind = (data.shape, data.classes, settings.seed, data.kind)
-        network = models.build(settings.model, *kind)
+        network = settings.method.network(models.build(settings.model, *kind))
         self.flat = Flat(network, settings.statistics == "local")
         if self.flat.is_local and not self.flat.statistics:
             raise ConfigError(
@@ -58,7 +58,8 @@ class Engine:
         self.server = method.Server(settings, self.trainer)
         self.aggregation = Aggregation(settings, self.server)
         self.clients = method.Clients(settings, self.trainer)
-        self.first = EVERYONE_ROUND if self.server.agrees else 0
+        self.population.is_agreement = self.server.agrees_at
+        self.first = EVERYONE_ROUND if self.server.agrees_at(EVERYONE_ROUND) else 0
         burden.check(self.fleet, self.meter, self.clients, self.first)
         self.room = np.empty(0, np.uint8)
 
@@ -126,7 +127,7 @@ class Engine:
         """Clients train, and prepare what they upload."""
         mine, messages = wave.on(self.wire.rank), []
         with self.clock(Phase.TRAIN):
-            if t > EVERYONE_ROUND and not self.clients.converses:
+            if not (self.population.is_agreement(t) or self.clients.converses):
                 self.trainer.feed.draw(t, mine)
             for clients in self.trainer.chunks(mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
@@ -134,7 +135,7 @@ class Engine:
                     blocks = self.clients.upload(t, client, w)
                     self.trainer.spend((client,), began)
                     messages.append(Message(client, blocks, self.population.weight(t, client)))
-                    if self.observer.is_due(t):
+                    if self.observer.is_due(t) and not self.population.is_agreement(t):
                         with self.clock(Phase.EVALUATE):
                             self.observer.keep(client, self.clients.personal(client, w))
         return messages
@@ -159,21 +160,21 @@ class Engine:
 
     def collect(self, t: int, wave: Wave, messages: list[Message]) -> None:
         """Clients -> server: uploads, absorbed in client order, but for those that are lost."""
-        uploads = self.hear(messages)
+        uploads, agrees = self.hear(messages), self.population.is_agreement(t)
         with self.clock(Phase.SERVE):
             for message in uploads:
-                if not self.fleet.is_lost(t, message.client):
-                    self.aggregation.absorb(t, message)
+                if not self.observer.is_lost(t, message.client):
+                    (self.server if agrees else self.aggregation).absorb(t, message)
                     self.is_void = False
         if self.observer.is_due(t):
             self.observer.judge_locals(wave, self.server, self.wire, self.clock)
 
     def step(self, t: int) -> None:
-        """The server moves the model; in round -1 it closes the agreement instead.
+        """The server moves the model; in a round of agreement it closes that instead.
 
         A round in which all uploads were lost leaves the model as it was, with all of its parts.
         """
-        if t > EVERYONE_ROUND:
+        if not self.population.is_agreement(t):
             with self.clock(Phase.SERVE):
                 if self.wire.is_root and not self.is_void:
                     self.aggregation.close(t)

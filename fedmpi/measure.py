@@ -104,6 +104,10 @@ class Observer:
         last = t == self.settings.rounds - 1
         return t > EVERYONE_ROUND and (last or (t + 1) % self.settings.evaluate == 0)
 
+    def is_lost(self, t: int, client: int) -> bool:
+        """Whether what the client uploads in round t gets lost; never in an agreement."""
+        return not self.population.is_agreement(t) and self.fleet.is_lost(t, client)
+
     def charge(self, direction: int, clients: Sequence[int], account: np.ndarray) -> None:
         """Adds messages' bytes (int64 [messages, kinds], or one row for all) to their clients."""
         if len(clients) and len(account):
@@ -181,8 +185,9 @@ class Observer:
         }
         for way, name in enumerate(tables.DIRECTIONS):
             self.total[way] += int(rounds[name][0])
-        # A method may leave its global model alone, so the clients' losses count as well.
-        finite = bool(torch.isfinite(server.w).all()) and not _is_lost(t, clients["loss"])
+        finite = bool(torch.isfinite(server.w).all())
+        if not server.is_global:  # then its model may be at rest while the clients' own are lost
+            finite = finite and bool(np.isfinite(clients["loss"]).any())
         return Outcome(rows, finite, self.settings.is_spent(*self.total))
 
     def _report(self, t: int, waves: Sequence[Wave], ours: HasBurden, rank: int) -> np.ndarray:
@@ -213,7 +218,7 @@ class Observer:
         rows["round"], rows["client"] = t, clients
         rows["rank"] = [host for wave in waves for host in wave.hosts]
         rows["samples"] = self.population.sizes[clients]
-        if t > EVERYONE_ROUND:
+        if not self.population.is_agreement(t):
             rows["steps"] = [self.population.steps(client) for client in clients.tolist()]
         # Where the server computes a loss or judges a local model, its rank alone knows the value.
         losses = [self.trainer.loss(client) for client in clients.tolist()]
@@ -226,7 +231,7 @@ class Observer:
         bytes_of = self.account.reshape(len(self.account), -1)
         for column, name in enumerate(tables.BYTES):
             rows[name] = bytes_of[clients, column]
-        rows["lost"] = [self.fleet.is_lost(t, client) for client in clients.tolist()]
+        rows["lost"] = [self.is_lost(t, client) for client in clients.tolist()]
         fresh = np.isfinite(rows["personal"])
         self.last_personal[clients[fresh]] = rows["personal"][fresh]
         return rows
@@ -260,11 +265,6 @@ class Observer:
         served = self.fleet.serve(float(report["server_flops"].sum()))
         row["sim_seconds"] = rows["sim_seconds"].max() + served
         row["sim_joules"] = (rows["sim_compute_joules"] + rows["sim_transmit_joules"]).sum()
-
-
-def _is_lost(t: int, losses: np.ndarray) -> bool:
-    """Whether no client has a loss that is a number; none trains before the first round."""
-    return t > EVERYONE_ROUND and not np.isfinite(losses).any()
 
 
 def _phase_rows(t: int, spent: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The clients: who holds which samples, who takes part in a round, and which rank hosts whom."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from fedmpi.streams import Purpose, stream
 from fedmpi.trace import Trace
 
 EVERYONE_ROUND = -1
-"""The round before the first, in which every client takes part (in methods that agree)."""
+"""The round before the first, for methods that agree on something before it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Population:
         held_out: training samples that no client has, for validation.
         sizes: int64 [clients], number of training samples.
         trace: who is available when; None if everyone always is.
+        is_agreement: whether every client takes part in a round, and none trains; says the method.
 
     Raises:
         ConfigError: if the samples cannot be divided so, or are divided wrongly, or the trace is
@@ -49,6 +50,7 @@ class Population:
 
     def __init__(self, settings: Settings, data: Dataset) -> None:
         self.settings = settings
+        self.is_agreement: Callable[[int], bool] = EVERYONE_ROUND.__eq__
         self.trace = self._trace()
         self.labels, self.classes = data.train_y, data.classes
         module = config.module("partition", settings.partition.name)
@@ -137,9 +139,9 @@ class Population:
         return heterogeneity.counted(self.shards, self.labels, self.classes)
 
     def sample(self, t: int) -> tuple[int, ...]:
-        """The clients of round `t`, ascending: everyone before the first round."""
+        """The clients of round `t`, ascending: everyone in an agreement."""
         everyone = self.settings.clients
-        if t == EVERYONE_ROUND:
+        if self.is_agreement(t):
             return tuple(range(everyone))
         some = np.arange(everyone) if self.trace is None else self.trace.available(t)
         if self.drawn < len(some):
@@ -162,9 +164,9 @@ class Population:
         Optimization in Heterogeneous Networks*, MLSys 2020, arXiv 1812.06127, algorithm 2 (with
         p_k = n_k / n). Nobody is drawn twice here, so that large clients are drawn less often than
         in proportion, and this mean is biased towards small ones: hardly where few of many take
-        part. Nobody is drawn in the round before the first, nor if everyone takes part.
+        part. Nobody is drawn in an agreement, nor if everyone takes part.
         """
-        is_drawn = t > EVERYONE_ROUND and self.drawn < self.settings.clients
+        is_drawn = not self.is_agreement(t) and self.drawn < self.settings.clients
         if is_drawn and self.settings.sampling == "samples":
             return 1.0
         return float(self.sizes[client])

@@ -23,7 +23,7 @@ class Purpose(IntEnum):
     BATCH = 5
     """In which order a client sees its samples; ids: round, client."""
     SALIENCY = 6
-    """Which samples a client scores parameters with; ids: client."""
+    """Which samples a client scores parameters with; ids: client, and round but for -1."""
     ORDER = 7
     """In which order a server takes the clients; ids: round."""
     QUANTIZE = 8
@@ -54,7 +54,11 @@ class Purpose(IntEnum):
     """Which values travel, where both sides draw them; ids: round, client."""
     SKETCH = 21
     """Where a search for low ranks begins; ids: client."""
-    BLUR = 22
+    MASK = 22
+    """Which weights are kept, at random; ids: none, client, or round and client."""
+    NEIGHBOUR = 23
+    """Whom a client hears without a server; ids: round, client."""
+    BLUR = 24
     """Noise on an aggregate; ids: round."""
 
 

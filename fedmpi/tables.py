@@ -13,7 +13,7 @@ SIM = "on the simulated device, not measured: "
 """Begins what is said of columns that are; their names begin with `sim_`."""
 
 ROUNDS: Columns = {
-    "round": ("i4", "communication round; -1 is the agreement before the first"),
+    "round": ("i4", "communication round; -1 is an agreement before the first"),
     "warmup": ("?", "whether libraries and caches warm up in it: the first round, and round -1"),
     "sampled": ("i4", "clients that took part"),
     "loss": ("f8", "mean over those clients of their mean loss in local training"),
@@ -42,7 +42,7 @@ ROUNDS: Columns = {
     "sim_joules": ("f8", "simulated, not measured: all clients' for computing and sending"),
 }
 CLIENTS: Columns = {
-    "round": ("i4", "communication round; -1 is the agreement before the first"),
+    "round": ("i4", "communication round; -1 is an agreement before the first"),
     "client": ("i4", "logical client"),
     "rank": ("i4", "rank that hosted it"),
     "samples": ("i4", "training samples"),
@@ -67,13 +67,13 @@ CLIENTS: Columns = {
     "sim_transmit_joules": ("f8", f"{SIM}energy of sending"),
 }
 PHASES: Columns = {
-    "round": ("i4", "communication round; -1 is the agreement before the first"),
+    "round": ("i4", "communication round; -1 is an agreement before the first"),
     "rank": ("i4", "rank"),
     "phase": ("S8", "what the rank was doing; evaluate and record are off the clock"),
     "seconds": ("f8", "for how long"),
 }
 RANKS: Columns = {
-    "round": ("i4", "communication round; -1 is the agreement before the first"),
+    "round": ("i4", "communication round; -1 is an agreement before the first"),
     "rank": ("i4", "rank"),
     "up": ("i8", "bytes of the buffers that it handed to MPI for the server"),
     "down": ("i8", "bytes of the buffers that MPI handed it from the server"),

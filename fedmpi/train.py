@@ -212,12 +212,14 @@ class Trainer:
         for row, client in enumerate(clients if self.keeps else ()):
             self.statistics[client] = self.rows.aside[row]
 
-    def gradient(self, w: Tensor, positions: np.ndarray) -> Tensor:
-        """The mean loss's gradient on those training samples at w [n]: [n], until the next call.
+    def gradient(self, client: int, w: Tensor, positions: np.ndarray) -> Tensor:
+        """The mean loss's gradient at w [n] on some samples of a client: [n], until the next call.
 
-        Nothing is random, and nothing learnt: the network is as it is judged.
+        Nothing is random, and nothing learnt: the network is as it is judged, with the client's own
+        statistics if they are local.
         """
         self.rows.w[0] = w
+        self._recall([client])
         self.rows.learning(False)
         x, y = self.feed.take(torch.from_numpy(positions))
         self.rows.losses([x], [y], ())

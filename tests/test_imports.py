@@ -50,6 +50,8 @@ LAW = {
     "models/*": ("pydantic torch", "config layers recurrent"),
     "flat": ("torch", "config layers"),
     "burden": ("torch", "config devices flat"),
+    "pruning": ("numpy torch", "flat"),
+    "powered": ("torch", "recurrent"),
     "sparse": ("numpy torch", "codec"),
     "store": ("torch", "config errors"),
     "feedback": ("torch", "config store"),
@@ -62,7 +64,8 @@ LAW = {
     "lockstep": ("torch", "flat rows train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden codec config feed feedback flat lockstep methods sparse store streams train",
+        "burden codec config feed feedback flat lockstep methods powered pruning sparse store "
+        "streams train",
     ),
     "measure": (
         "numpy torch",

@@ -15,6 +15,7 @@ from tests.small import Run, run, small
 
 CASES = [(name,) for name in METHODS]
 CASES += [("splitfed", "method.version=v2"), ("topk", "method.error_feedback=false")]
+CASES += [("feddst", "method.every=1", "method.end=1.0"), ("prunefl", "method.every=1")]
 EASY = (
     *("rounds=15", "lr=0.3", "data.classes=4", "data.separation=8.0", "data.samples=400"),
     *("model.hidden=[24,16]", "partition.alpha=1.0"),
@@ -167,7 +168,7 @@ def test_blocks_survive_the_wire(case: tuple[str, ...], monkeypatch: pytest.Monk
     listen(engine.clients, "upload")
     if engine.server.sends:
         listen(engine.server, "send")
-    if engine.server.agrees:
+    if engine.server.agrees_at(-1):
         listen(engine.server, "agreement")
     rounds = len(list(play(engine)))
     assert len(blocks) >= rounds * (1 + engine.settings.clients) * min(1, engine.server.parts)

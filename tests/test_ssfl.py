@@ -10,13 +10,14 @@ from mpi4py import MPI
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedmpi import sparse
+from fedmpi import models, sparse
 from fedmpi.codec import Block, Coding, Kind
+from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.flat import Flat
 from fedmpi.streams import Purpose, stream
 from tests.plain import CNN, EVERYTHING, average, network, play
-from tests.small import run, small
+from tests.small import run, small, smooth
 
 WORLD = MPI.COMM_WORLD
 FEW = ("participation=0.2", "rounds=4")
@@ -198,6 +199,105 @@ def test_bytes(words: tuple[str, ...], sparsity: float) -> None:
         assert all(
             row[f"{way}_{kind}"] == 0 for way in ("up", "down") for kind in ("label", "activation")
         )
+
+
+@pytest.mark.parametrize("batches", [2, 100])
+def test_scores_of_several_batches_are_averaged(batches: int) -> None:
+    """As far as a client has samples; the last batch may be smaller, and counts as much."""
+    engine = ssfl(f"method.batches={batches}")
+    agreed(engine)
+    total = torch.zeros(engine.flat.size)
+    for client, shard in enumerate(engine.population.shards):
+        count = min(16 * batches, len(shard))
+        random = stream(engine.settings.seed, Purpose.SALIENCY, client)
+        some = torch.from_numpy(random.choice(shard, count, replace=False))
+        each = []
+        for part in some.split(16):
+            module = network(engine, engine.flat.initial)
+            x, y = engine.trainer.feed.x[part], engine.trainer.feed.y[part]
+            cross_entropy(module(x), y).backward()
+            each.append(torch.cat([(p.grad * p.data).abs().flatten() for p in module.parameters()]))
+        total += len(shard) * torch.stack(each).mean(0)
+    np.testing.assert_allclose(engine.server.scores, total[engine.server.prunable], rtol=1e-4)
+    assert batches == 2 or len({-(-n // 16) for n in engine.population.sizes.tolist()}) > 1
+
+
+def test_a_warm_up_is_fedavg_and_then_the_mask_takes_a_round() -> None:
+    words = ("method.warmup=2", "rounds=4", "participation=0.4")
+    engine, dense = ssfl(*words), Engine(small("rounds=2", "participation=0.4"))
+    list(play(dense))
+    outcomes, masks, found = [], [], []
+    for outcome in play(engine):
+        outcomes.append(outcome)
+        masks.append(engine.clients.mask.clone())
+        found.append(engine.server.w.clone())
+    assert [int(o.tables["rounds"]["round"][0]) for o in outcomes] == [0, 1, 2, 3]
+    assert [len(o.tables["clients"]) for o in outcomes] == [2, 2, 5, 2]
+    assert masks[1].all()
+    np.testing.assert_allclose(found[1], dense.server.w, rtol=1e-4, atol=1e-6)
+    assert torch.equal(found[2][masks[2]], found[1][masks[2]]), "nobody trains"
+    assert (found[2][~masks[2]] == 0).all()
+    assert (found[3][~masks[2]] == 0).all()
+    rows, n = outcomes[2].tables["clients"], engine.flat.size
+    assert (rows["steps"] == 0).all() and np.isnan(rows["loss"]).all()
+    assert np.isnan(rows["personal"]).all(), "scores are no models"
+    assert np.isfinite(outcomes[2].tables["rounds"]["accuracy"]).all()
+    assert set(rows["down_model"].tolist()) == {4 * n}
+    assert set(rows["up_gradient"].tolist()) == {4 * int(engine.server.prunable.sum())}
+    assert (rows["down_mask"] > 0).all()
+    assert (outcomes[1].tables["clients"]["down_mask"] == 0).all()
+
+
+def test_a_mask_that_is_found_again_brings_initial_weights_back() -> None:
+    engine = ssfl("method.rediscover=[2]", "rounds=4", "lr=0.5", sparsity=0.7)
+    masks, found = {}, {}
+    for outcome in play(engine):
+        t = int(outcome.tables["rounds"]["round"][0])
+        masks[t], found[t] = engine.clients.mask.clone(), engine.server.w.clone()
+        assert torch.equal(masks[t], engine.server.mask)
+        if t == 2:
+            assert (outcome.tables["clients"]["down_model"] == 4 * engine.flat.size).all()
+    assert torch.equal(masks[-1], masks[1])
+    assert torch.equal(masks[2], masks[3])
+    fresh, stays = masks[2] & ~masks[1], masks[2] & masks[1]
+    assert fresh.any() and stays.any()
+    assert torch.equal(found[2][fresh], engine.flat.initial[fresh])
+    assert torch.equal(found[2][stays], found[1][stays])
+    assert (found[2][~masks[2]] == 0).all()
+    assert int(masks[2].sum()) == int(masks[1].sum())
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("method.warmup=3", "rounds=3"), "method.warmup = 3: wanted less than rounds = 3"),
+        (("method.rediscover=[1,3]", "rounds=3"), r"below rounds = 3, found \[3\]"),
+        (("method.rediscover=[1]", "method.warmup=1"), r"above method.warmup = 1 .* found \[1\]"),
+    ],
+)
+def test_agreements_that_never_come_are_refused(words: tuple[str, ...], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        ssfl(*words)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("statistics", ["averaged", "local"])
+def test_late_agreements_do_not_depend_on_ranks(
+    statistics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor on whose statistics were there last; no upload of an agreement is lost."""
+    monkeypatch.setattr(models, "build", smooth)
+    words = ("method.warmup=1", "method.rediscover=[3]", "rounds=5", "participation=0.6")
+    tiers = ("devices.tiers=[{gflops=1.0}]", "devices.dropouts=0.4")
+    settings = small("method.name=ssfl", *words, *tiers, f"statistics={statistics}")
+    found = run(settings, WORLD)
+    if WORLD.rank == 0:
+        assert found.sha256 == run(settings).sha256
+        rows = found.tables["clients"]
+        agreed = np.isin(rows["round"], (1, 3))
+        assert agreed.sum() == 10
+        assert not rows["lost"][agreed].any()
+        assert rows["lost"][~agreed].any()
 
 
 @pytest.mark.parallel([1, 2, 3, 4])

@@ -152,7 +152,7 @@ def test_scores_are_those_of_the_network_as_it_is_judged() -> None:
     engine = Engine(small("method.name=ssfl"))
     before = engine.server.w.clone()
     positions = engine.population.shards[0][:16]
-    found = engine.trainer.gradient(before, positions).clone()
+    found = engine.trainer.gradient(0, before, positions).clone()
     assert torch.equal(engine.trainer.rows.w[0], before)
     module = torchs(engine).train(False)
     for layer in module.modules():

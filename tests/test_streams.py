@@ -29,6 +29,8 @@ IDS = {
     Purpose.MISLABEL: 1,
     Purpose.POSITIONS: 2,
     Purpose.SKETCH: 1,
+    Purpose.MASK: 2,
+    Purpose.NEIGHBOUR: 2,
     Purpose.BLUR: 1,
 }
 """How many ids the streams of each purpose have."""
@@ -112,7 +114,9 @@ def test_purposes_are_never_renumbered() -> None:
         "MISLABEL": 19,
         "POSITIONS": 20,
         "SKETCH": 21,
-        "BLUR": 22,
+        "MASK": 22,
+        "NEIGHBOUR": 23,
+        "BLUR": 24,
     }
 
 

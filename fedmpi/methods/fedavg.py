@@ -26,7 +26,6 @@ class Server:
     """The server's half; it lives on the root alone.
 
     Attributes:
-        agrees: is there a round -1 with every client, to agree on something (a mask)?
         sends: does each client get a part of its own, beside the broadcast?
         is_global: is `w` a model that can be judged, or do parts of it never leave the clients?
         parts: blocks of an encoded update, without those of statistics that travel apart.
@@ -35,7 +34,6 @@ class Server:
         still: positions in it of running statistics, int64; there may be none.
     """
 
-    agrees = False
     sends = False
     is_global = True
     parts = 1
@@ -74,8 +72,15 @@ class Server:
         self.total.zero_()
         self.weight = 0.0
 
+    def agrees_at(self, t: int) -> bool:
+        """Is round t, from -1, an agreement (on a mask)? Every client takes part, and none trains.
+
+        Settings and round alone say so, on every rank.
+        """
+        return False
+
     def agreement(self) -> list[Block]:
-        """Closes round -1: what every client, sampled or not, learns; only asked if `agrees`."""
+        """Closes an agreement: what every client learns, instead of a step."""
         raise NotImplementedError
 
     def personal(self, client: int) -> Tensor | None:
@@ -139,14 +144,18 @@ class Clients:
         return [block]
 
     def agree(self, blocks: Sequence[Block]) -> None:
-        """Takes what the server closed round -1 with."""
+        """Takes what the server closed an agreement with."""
         raise NotImplementedError
 
     def burden(self, t: int, client: int) -> Burden:
-        """What the client trains in round t, to estimate what a device spends; one batch in -1."""
+        """What the client trains in round t, to estimate what a device spends.
+
+        In an agreement it is one batch.
+        """
         population, batch = self.trainer.population, self.settings.batch
         batch = min(batch, int(population.sizes[client]))
-        return Burden(self.held, population.seen(client) if t >= 0 else batch, batch)
+        samples = batch if population.is_agreement(t) else population.seen(client)
+        return Burden(self.held, samples, batch)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """The client's whole local model [n], to measure its accuracy; None if it has no such."""

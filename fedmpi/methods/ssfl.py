@@ -4,26 +4,30 @@ R. Ohib, B. Thapaliya, G. K. Dziugaite, J. Liu, V. Calhoun, S. Plis, *SSFL: Disc
 Unified Subnetworks at Initialization for Efficient Federated Learning*, TMLR 2026, arXiv
 2405.09037.
 
-In round -1 every client scores the parameters on one minibatch, s_j = |dL/dw_j * w_j| (SNIP's
-saliency), the server averages the scores by samples and keeps the floor((1 - sparsity) * d) best of
-the d weights of convolutions and linear layers, globally, ties included; all other parameters
-stay dense. Afterwards the model lives on the mask and positions never travel again.
+In an agreement every client scores the parameters on some minibatches, s_j = |dL/dw_j * w_j|
+(SNIP's saliency), of the network as it is judged; the server averages the scores by samples and
+keeps the floor((1 - sparsity) * d) best of the d weights of convolutions and linear layers,
+globally, ties included; all other parameters stay dense. Afterwards the model lives on the mask and
+positions never travel again. The masks that it is compared with are `staticmask` and `clientmask`.
 
-Differs from the code: the gradient-norm clip sees the masked gradient, not the dense one.
+Differs from the code: the gradient-norm clip sees the masked gradient, not the dense one; after a
+warm-up the agreement is a round of its own.
+Reconstruction: a mask found again. A weight that is zero has a score of zero, so that what was
+pruned comes back with its initial value first, in the dense model that everybody is sent.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
+from fedmpi import config, pruning, sparse
 from fedmpi.burden import Burden
 from fedmpi.codec import Block, Kind, Message
-from fedmpi.config import Settings
-from fedmpi.methods import fedavg
+from fedmpi.config import ConfigError, Settings, Width
+from fedmpi.methods import fedavg, staticmask
 from fedmpi.streams import Purpose, stream
 from fedmpi.train import Trainer
 
@@ -31,97 +35,123 @@ from fedmpi.train import Trainer
 class Config(config.Method):
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the prunable weights that are zero for good; 0 is FedAvg."""
+    batches: int = Field(1, ge=1, le=config.MOST)
+    """Minibatches of different samples whose scores a client averages, if it has as many."""
+    warmup: int = Field(0, ge=0, le=config.MOST)
+    """Rounds of dense training before the mask is found, which then takes the next round."""
+    rediscover: tuple[Width, ...] = Field((), strict=False)
+    """Rounds in which nobody trains and the mask is found again, such as after a shift of data."""
+
+    def agreements(self, rounds: int) -> frozenset[int]:
+        """The rounds in which a mask is found.
+
+        Raises:
+            ConfigError: for one that never comes, or that comes before the first mask.
+        """
+        if self.warmup >= rounds:
+            raise ConfigError(
+                f"method.warmup = {self.warmup}: wanted less than rounds = {rounds}, since the "
+                "round after it finds the mask"
+            )
+        wrong = [t for t in self.rediscover if not self.warmup < t < rounds]
+        if wrong:
+            raise ConfigError(
+                f"method.rediscover = {list(self.rediscover)}: wanted rounds above method.warmup = "
+                f"{self.warmup} and below rounds = {rounds}, found {wrong}"
+            )
+        return frozenset({self.warmup or -1, *self.rediscover})
 
 
-class Server(fedavg.Server):
+class Server(staticmask.Server):
     method: Config
-    agrees = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.prunable = self.flat.prunable().to(trainer.device)
+        self.agreements = self.method.agreements(settings.rounds)
         self.scores = torch.zeros(int(self.prunable.sum()), device=trainer.device)
-        self.active = torch.empty(0, dtype=torch.int64, device=trainer.device)
+
+    def first(self) -> Tensor:
+        """Nothing is pruned."""
+        return torch.ones(self.flat.size, dtype=torch.bool)
+
+    def agrees_at(self, t: int) -> bool:
+        """Round -1, or that after the warm-up; and those in which the mask is found again."""
+        return t in self.agreements
 
     def broadcast(self, t: int) -> list[Block]:
-        """The dense initial model in round -1, the values on the mask afterwards."""
-        if t < 0:
-            return super().broadcast(t)
-        return [sparse.block(Kind.MODEL, self.w[self.active], self.flat.size)]
+        """The dense model in an agreement and until the first one, else the values on the mask."""
+        if self.agrees_at(t):
+            initial = self.flat.initial.to(self.w.device)
+            self.w[~self.mask] = initial[~self.mask]
+            self.keep(torch.ones_like(self.mask))
+            self.scores.zero_()
+        return super().broadcast(t)
 
     def absorb(self, t: int, message: Message) -> None:
-        """Scores in round -1, updates of the active values afterwards."""
-        if t < 0:
+        """Scores in an agreement, else updates of the active values."""
+        if self.agrees_at(t):
             sparse.add(self.scores, message.blocks[0], message.weight)
         else:
-            sparse.add(self.total, message.blocks[0], message.weight, self.active)
-            self.weight += message.weight
+            super().absorb(t, message)
 
     def agreement(self) -> list[Block]:
         """The mask over the prunable weights; the model is zero outside of it from now on."""
-        # Rounded first: (1 - 0.9) * 1000 is a hair under 100, and its floor would be 99.
-        count = int(round((1 - self.method.sparsity) * len(self.scores), 6))
+        count = pruning.kept(len(self.scores), self.method.sparsity)
+        salient = torch.zeros_like(self.scores, dtype=torch.bool)
         if count:
             salient = self.scores >= self.scores.topk(count).values[-1]
-        else:
-            salient = torch.zeros_like(self.scores, dtype=torch.bool)
-        self.active = active(self.prunable, salient)
-        pruned = torch.ones_like(self.prunable).index_fill_(0, self.active, False)
-        self.w[pruned] = 0
-        return [sparse.places(salient.nonzero().squeeze(1), len(self.scores))]
+        mask = ~self.prunable
+        mask[self.prunable] = salient
+        self.keep(mask)
+        return [staticmask.told(mask, self.prunable)]
 
 
-class Clients(fedavg.Clients):
+class Clients(staticmask.Clients):
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.prunable = self.flat.prunable().to(trainer.device)
-        self.active = torch.arange(self.flat.size, device=trainer.device)
-        self.mask = torch.ones(self.flat.size, device=trainer.device)
+        self.agreements = self.method.agreements(settings.rounds)
+
+    def first(self) -> Tensor:
+        """Nothing is pruned."""
+        return torch.ones(self.flat.size, dtype=torch.bool)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """The dense model in round -1, afterwards its active values."""
-        size, device = self.flat.size, self.trainer.device
-        self.start = sparse.vector(blocks[0], size, device, None if t < 0 else self.active)
+        """The dense model in an agreement, else the values on the mask."""
+        if t in self.agreements:
+            self.keep(torch.ones_like(self.mask))
+        super().receive(t, clients, blocks)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Local training; in round -1 the clients' scores instead, [C, n]."""
-        if t >= 0:
+        """Local training; in an agreement the clients' scores instead, [C, n]."""
+        if t not in self.agreements:
             return super().work(t, clients)
-        return torch.stack([self._saliency(client) for client in clients])
+        return torch.stack([self._saliency(t, client) for client in clients])
 
-    def _saliency(self, client: int) -> Tensor:
-        shard = self.trainer.population.shards[client]
-        random = stream(self.settings.seed, Purpose.SALIENCY, client)
-        some = random.choice(shard, min(self.settings.batch, len(shard)), replace=False)
-        return (self.trainer.gradient(self.start, some) * self.start).abs()
-
-    def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-        """Keeps the model on the mask."""
-        g.mul_(self.mask)
+    def _saliency(self, t: int, client: int) -> Tensor:
+        shard, batch = self.trainer.population.shards[client], self.settings.batch
+        random = stream(self.settings.seed, Purpose.SALIENCY, client, *([t] if t >= 0 else []))
+        count = min(self.method.batches * batch, len(shard))
+        some = random.choice(shard, count, replace=False)
+        parts = np.split(some, range(batch, count, batch))
+        scores = torch.zeros_like(self.start)
+        for part in parts:
+            scores += (self.trainer.gradient(client, self.start, part) * self.start).abs()
+        return scores / len(parts)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Scores of the prunable weights in round -1, then the update's active values."""
-        if t < 0:
+        """Scores of the prunable weights in an agreement, else the update's active values."""
+        if t in self.agreements:
             return [sparse.block(Kind.GRADIENT, w[self.prunable])]
-        update = w[self.active] - self.start[self.active]
-        return [sparse.block(Kind.GRADIENT, update, self.flat.size)]
+        return super().upload(t, client, w)
 
     def burden(self, t: int, client: int) -> Burden:
         """All of the model for the scores, what is not pruned afterwards."""
-        return replace(super().burden(t, client), kept=None if t < 0 else self.mask)
+        if t not in self.agreements:
+            return super().burden(t, client)
+        return fedavg.Clients.burden(self, t, client)
 
     def agree(self, blocks: Sequence[Block]) -> None:
         """Learns the mask."""
-        salient = torch.zeros(blocks[0].size, dtype=torch.bool, device=self.trainer.device)
-        salient[sparse.indices(blocks[0], self.trainer.device)] = True
-        self.active = active(self.prunable, salient)
-        self.mask = torch.zeros_like(self.mask).index_fill_(0, self.active, 1)
-
-
-def active(prunable: Tensor, salient: Tensor) -> Tensor:
-    """Positions in the model that are not pruned, ascending: the salient and the never prunable."""
-    alive = ~prunable
-    alive[prunable] = salient
-    return alive.nonzero().squeeze(1)
+        self.keep(staticmask.understood(blocks[0], self.prunable))

@@ -1,0 +1,114 @@
+"""Client-wise masks: every client prunes the global model by a random mask of its own.
+
+The control of R. Ohib, B. Thapaliya, G. K. Dziugaite, J. Liu, V. Calhoun, S. Plis, *SSFL*, TMLR
+2026, arXiv 2405.09037, that shows what it is to share a subnetwork. The mask keeps as many weights
+of each layer, follows from the seed and the client, and stays. As in the released code, the server
+averages the pruned models as they are, zeros included: a weight that half of a round's clients have
+shrinks by half, and one that nobody has is zero afterwards.
+
+Reconstruction: both sides know the masks, so that a client is sent the values on its mask alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi import config, pruning, sparse
+from fedmpi.burden import Burden
+from fedmpi.codec import Block, Kind
+from fedmpi.config import Settings
+from fedmpi.flat import Flat
+from fedmpi.methods import fedavg
+from fedmpi.streams import Purpose, stream
+from fedmpi.train import Trainer
+
+
+class Config(config.Method):
+    sparsity: float = Field(0.5, ge=0, lt=1)
+    """Share of each layer's weights that a client prunes."""
+
+    def mask(self, flat: Flat, seed: int, client: int) -> Tensor:
+        """What the client keeps: bool [n]."""
+        random = stream(seed, Purpose.MASK, client)
+        return pruning.drawn(flat, pruning.uniform(flat, self.sparsity), random)
+
+
+class Server(fedavg.Server):
+    method: Config
+    sends = True
+
+    def places(self, client: int) -> Tensor:
+        """Positions of the client's mask, int64."""
+        mask = self.method.mask(self.flat, self.settings.seed, client)
+        return mask.to(self.w.device).nonzero().squeeze(1)
+
+    def broadcast(self, t: int) -> list[Block]:
+        """Nothing: each client has other values."""
+        return []
+
+    def send(self, t: int, client: int) -> list[Block]:
+        """The values on the client's mask."""
+        return [sparse.block(Kind.MODEL, self.w[self.places(client)], self.flat.size)]
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """The client's model: the values that it was sent, and their update."""
+        where = self.places(client)
+        self.total.index_add_(0, where, self.w[where], alpha=weight)
+        sparse.add(self.total, blocks[0], weight, where)
+
+    def step(self, t: int) -> None:
+        """The mean of the pruned models is the new model."""
+        self.w.zero_()
+        super().step(t)
+
+
+class Clients(fedavg.Clients):
+    method: Config
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.masks: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def mask(self, client: int) -> Tensor:
+        """What the client keeps: bool [n]."""
+        if client not in self.masks:
+            mask = self.method.mask(self.flat, self.settings.seed, client)
+            self.masks[client] = mask.to(self.trainer.device)
+        return self.masks[client]
+
+    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
+        """A round begins."""
+        self.masks.clear()
+
+    def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
+        """The values on the client's mask."""
+        self.values[client] = sparse.values(blocks[0], self.trainer.device)
+
+    def begin(self, client: int) -> Tensor:
+        """The model that the client was sent, [n]."""
+        start = torch.zeros(self.flat.size, device=self.trainer.device)
+        start[self.mask(client)] = self.values[client]
+        return start
+
+    def work(self, t: int, clients: Sequence[int]) -> Tensor:
+        """Local training of each from its own pruned model."""
+        starts = torch.stack([self.begin(client) for client in clients])
+        return self.trainer.train(t, clients, starts, self.adjust)
+
+    def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
+        """Keeps each model on its mask."""
+        for row, client in enumerate(clients):
+            g[row].mul_(self.mask(client))
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """The update's values on the client's mask."""
+        update = w[self.mask(client)] - self.values.pop(client)
+        return [sparse.block(Kind.GRADIENT, update, self.flat.size)]
+
+    def burden(self, t: int, client: int) -> Burden:
+        """What the client does not prune."""
+        return replace(super().burden(t, client), kept=self.mask(client))
