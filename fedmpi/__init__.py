@@ -50,7 +50,7 @@ The rooms
     rows stacked models side by side: one by one, or all at once
     descent      a step against a gradient         feed        what a step learns from
     flat         a network as one vector           layers      those that look beyond a sample
-    recurrent    LSTM and GRU for rows
+    recurrent    LSTM and GRU for rows         narrow     sub-models with fewer channels
     sparse       tensor <-> block                  codec       block <-> bytes
     wire         bytes <-> ranks                   store       what clients keep between rounds
     record       one run, one HDF5 file            tables      its columns

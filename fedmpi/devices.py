@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fedmpi.config import Settings, Tier, Wireless
+from fedmpi.config import ConfigError, Settings, Tier, Wireless
 from fedmpi.population import EVERYONE_ROUND
 from fedmpi.streams import Purpose, stream
 
@@ -126,6 +126,34 @@ COLUMNS = (
     *("sim_compute_joules", "sim_transmit_joules"),
 )
 """What `Fleet.cost` yields; see `tables.CLIENTS`."""
+
+
+def shares(
+    settings: Settings, given: Sequence[float] | None, otherwise: Sequence[float]
+) -> list[float]:
+    """Which share of the model each client takes, in methods that fit the model to the device.
+
+    Args:
+        settings: say which devices there are.
+        given: shares that the method's own settings say, over which clients are spread evenly; if
+            None, each client takes its device's `keep`.
+        otherwise: the same for runs without devices.
+
+    Raises:
+        ConfigError: if the method and the devices both say something.
+    """
+    fleet = Fleet(settings)
+    if given is None and fleet.tiers:
+        return [tier.keep for _, tier in fleet.owners()]
+    if any(tier.keep != 1 for tier in fleet.tiers):
+        raise ConfigError(
+            f"devices.tiers have `keep`, and method.name = '{settings.method.name}' is given "
+            "shares of its own: wanted one of the two, found both"
+        )
+    each = otherwise if given is None else given
+    counts = shared_out(settings.clients, [1 / len(each)] * len(each))
+    random = stream(settings.seed, Purpose.KEEP)
+    return random.permutation(np.repeat(each, counts)).tolist()
 
 
 def shared_out(count: int, shares: Sequence[float]) -> np.ndarray:

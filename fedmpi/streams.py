@@ -54,6 +54,12 @@ class Purpose(IntEnum):
     """Which values travel, where both sides draw them; ids: round, client."""
     SKETCH = 21
     """Where a search for low ranks begins; ids: client."""
+    KEEP = 22
+    """Which client takes which share of a model."""
+    WIDTH = 23
+    """Which share it is in a round, where it changes; ids: round, client."""
+    CHANNELS = 24
+    """Which channels of a model a client takes; ids: round, client."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

@@ -50,6 +50,7 @@ LAW = {
     "models/*": ("pydantic torch", "config layers recurrent"),
     "flat": ("torch", "config layers"),
     "burden": ("torch", "config devices flat"),
+    "narrow": ("numpy torch", "config flat layers recurrent"),
     "sparse": ("numpy torch", "codec"),
     "store": ("torch", "config errors"),
     "feedback": ("torch", "config store"),
@@ -61,7 +62,8 @@ LAW = {
     "lockstep": ("torch", "flat rows train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden codec config feed feedback flat lockstep methods sparse store streams train",
+        "burden codec config devices feed feedback flat lockstep methods narrow sparse store "
+        "streams train",
     ),
     "measure": (
         "numpy torch",

@@ -29,6 +29,9 @@ IDS = {
     Purpose.MISLABEL: 1,
     Purpose.POSITIONS: 2,
     Purpose.SKETCH: 1,
+    Purpose.KEEP: 0,
+    Purpose.WIDTH: 2,
+    Purpose.CHANNELS: 2,
 }
 """How many ids the streams of each purpose have."""
 
@@ -111,6 +114,9 @@ def test_purposes_are_never_renumbered() -> None:
         "MISLABEL": 19,
         "POSITIONS": 20,
         "SKETCH": 21,
+        "KEEP": 22,
+        "WIDTH": 23,
+        "CHANNELS": 24,
     }
 
 
