@@ -37,9 +37,9 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class Config(config.Method):
-    rates: tuple[Rate, ...] | None = Field(None, min_length=1, strict=False)
-    """Shares of the channels, over which clients are spread evenly; if absent, each device's
-    `keep`, and without devices 1, 1/2, 1/4, 1/8 and 1/16."""
+    rates: tuple[Rate, ...] = Field((1.0, 0.5, 0.25, 0.125, 0.0625), min_length=1, strict=False)
+    """Shares of the channels, over which clients are spread evenly, if no device's `keep` says
+    them; the defaults are the paper's a to e."""
     assignment: Literal["fix", "dynamic"] = "fix"
     """Whether a client has one rate for the whole run, or draws one of them all each round."""
     scaler: bool | None = None
@@ -53,10 +53,6 @@ class Config(config.Method):
         return narrow.first(rate)
 
 
-RATES = (1.0, 0.5, 0.25, 0.125, 0.0625)
-"""The paper's a to e."""
-
-
 class Widths:
     """Who trains which sub-model in which round, as both sides know."""
 
@@ -64,7 +60,7 @@ class Widths:
         assert isinstance(settings.method, Config)
         self.settings, self.method = settings, settings.method
         self.channels = Channels(trainer.flat, trainer.feed.x.shape[1:])
-        self.rates = devices.shares(settings, self.method.rates, RATES)
+        self.rates = devices.shares(settings, "rates")
         self.usual: dict[float, Narrow] = {}
 
     def rate(self, t: int, client: int) -> float:
