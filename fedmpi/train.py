@@ -244,6 +244,39 @@ class Trainer:
         self.spend(clients, began)
         return rows.first(len(clients))[0]
 
+    def train_apart(
+        self,
+        t: int,
+        clients: Sequence[int],
+        starts: Sequence[Tensor],
+        parts: Sequence[Part | None],
+        masks: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Local steps of a chunk of clients whose networks may differ; those alike train together.
+
+        Args:
+            t: the round.
+            clients: those with most steps first.
+            starts: their models, each of its network's size.
+            parts: their networks; None for the whole one.
+            masks: what gradients are multiplied by, each of its network's size.
+
+        Returns:
+            Their models, until the next call.
+        """
+        found: dict[int, Tensor] = {}
+        flats = [self.flat if part is None else part.flat for part in parts]
+        for flat in dict.fromkeys(flats):
+            some = [place for place, other in enumerate(flats) if other is flat]
+            adjust = None
+            if masks is not None:
+                adjust = _masking(torch.stack([masks[place] for place in some]))
+            start = torch.stack([starts[place] for place in some])
+            theirs = [clients[place] for place in some]
+            rows = self.train(t, theirs, start, adjust, parts[some[0]])
+            found |= zip(some, rows, strict=True)
+        return [found[place] for place in range(len(clients))]
+
     def _recall(self, clients: Sequence[int], rows: Rows[Any], aside: Tensor | None) -> None:
         """Gives the first rows their clients' own statistics, or those at some places of them."""
         for row, client in enumerate(clients if self.keeps else ()):
@@ -306,3 +339,12 @@ class Trainer:
                 for i, output in zip(busy, outputs, strict=True):
                     right[i].append((output.argmax(1) == ys[i][part]).cpu().numpy())
         return [np.concatenate(pieces) for pieces in right]
+
+
+def _masking(mask: Tensor) -> Adjust:
+    """Multiplies the first rows' gradients by theirs of mask [k, n]."""
+
+    def adjust(busy: Sequence[int], w: Tensor, g: Tensor) -> None:
+        g.mul_(mask[: len(busy)])
+
+    return adjust

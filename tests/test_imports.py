@@ -52,6 +52,7 @@ LAW = {
     "burden": ("torch", "config devices flat"),
     "narrow": ("numpy torch", "config flat layers recurrent"),
     "sparse": ("numpy torch", "codec"),
+    "compress": ("torch", "codec flat narrow recurrent sparse"),
     "store": ("torch", "config errors"),
     "feedback": ("torch", "config store"),
     "feed": ("numpy torch", "config data population skew streams"),
@@ -62,8 +63,8 @@ LAW = {
     "lockstep": ("torch", "flat rows train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden codec config devices feed feedback flat lockstep methods narrow sparse store "
-        "streams train",
+        "burden codec compress config devices feed feedback flat lockstep methods narrow "
+        "sparse store streams train",
     ),
     "measure": (
         "numpy torch",

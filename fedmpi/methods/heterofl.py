@@ -161,19 +161,11 @@ class Clients(fedavg.Clients):
     # Sub-models of several lengths are no rows of one tensor.
     def work(self, t: int, clients: Sequence[int]) -> list[Tensor]:  # type: ignore[override]
         """Local training of a chunk, together where networks are of one shape; their sub-models."""
-        found: dict[int, Tensor] = {}
-        for flat in dict.fromkeys(self.parts[client].flat for client in clients):
-            some = [client for client in clients if self.parts[client].flat is flat]
-            inside = torch.stack([self.inside(client) for client in some])
-            starts = torch.stack([self.starts[client] for client in some]) * inside
-
-            def silence(busy: Sequence[int], w: Tensor, g: Tensor, inside: Tensor = inside) -> None:
-                g.mul_(inside[: len(busy)])
-
-            adjust = silence if self.method.masked else None
-            rows = self.trainer.train(t, some, starts, adjust, self.parts[some[0]])
-            found |= zip(some, rows, strict=True)
-        return [found[client] for client in clients]
+        parts = [self.parts[client] for client in clients]
+        inside = [self.inside(client) for client in clients]
+        starts = [self.starts[client] * mask for client, mask in zip(clients, inside, strict=True)]
+        masks = inside if self.method.masked else None
+        return self.trainer.train_apart(t, clients, starts, parts, masks)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """The update of the sub-model w, and the client's classes."""
