@@ -17,6 +17,7 @@ from fedmpi.data import Dataset
 from fedmpi.descent import Descent, descent, rate
 from fedmpi.feed import Feed
 from fedmpi.flat import Flat
+from fedmpi.nested import Nest, Nested
 from fedmpi.population import Population
 from fedmpi.rows import OneByOne, Rows
 from fedmpi.stacked import Stacked
@@ -75,7 +76,7 @@ class Trainer:
         self.seats = settings.rows
         self.keeps = flat.is_local and len(flat.statistics) > 0
         self.descent = self.descent_of(flat, 1)
-        self.others: dict[Flat, Descent] = {}
+        self.others: dict[Flat | Nest, Descent] = {}
         self.statistics: dict[int, Tensor] | Store = {}
         if self.keeps:
             self.statistics = Store(settings.state, len(flat.aside))
@@ -181,13 +182,21 @@ class Trainer:
         each = max(needed[1] - needed[0], 16 * self.flat.size)
         return max(1, int(SHARE_OF_MEMORY * free) // each)
 
-    def _seat(self, count: int, flat: Flat | None = None) -> Descent:
+    def _other(self, shape: Flat | Nest, count: int) -> Descent:
+        """`count` models of a shape, which may learn through smaller ones."""
+        if isinstance(shape, Flat):
+            return self.descent_of(shape, count)
+        inner = [self.descent_of(flat, count).rows for flat in shape.flats]
+        return descent(self.settings, Nested(shape, inner, self.settings))
+
+    def _seat(self, count: int, part: Part | None = None) -> Descent:
         """At least so many rows of the whole network, or of another one."""
-        if flat is not None and flat is not self.flat:
-            found = self.others.pop(flat, None)
+        if isinstance(part, Nest) or (part is not None and part.flat is not self.flat):
+            key = part if isinstance(part, Nest) else part.flat
+            found = self.others.pop(key, None)
             if found is None or len(found.rows) < count:
-                found = self.descent_of(flat, count)
-            self.others[flat] = found  # who was used last is last
+                found = self._other(key, count)
+            self.others[key] = found  # who was used last is last
             while len(self.others) > SHAPES:
                 self.others.pop(next(iter(self.others)))
             return found
@@ -219,7 +228,7 @@ class Trainer:
         began = perf_counter()
         steps = [self.population.steps(client) for client in clients]
         assert steps == sorted(steps, reverse=True), "a chunk has those with most steps first"
-        descent = self._seat(len(clients), None if part is None else part.flat)
+        descent = self._seat(len(clients), part)
         rows, aside = descent.rows, None if part is None else part.aside
         lessons = [rows.lessons(self.feed, t, client) for client in clients]
         descent.reset(start)

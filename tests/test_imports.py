@@ -59,12 +59,16 @@ LAW = {
     "rows": ("torch", "config feed flat layers recurrent"),
     "stacked": ("numpy torch", "config feed flat layers rows"),
     "descent": ("torch", "config rows"),
-    "train": ("numpy torch", "config data descent feed flat population rows stacked store"),
+    "nested": ("torch", "config feed flat rows"),
+    "train": (
+        "numpy torch",
+        "config data descent feed flat nested population rows stacked store",
+    ),
     "lockstep": ("torch", "flat rows train"),
     "methods/*": (
         "numpy pydantic torch",
         "burden codec compress config devices feed feedback flat lockstep methods narrow "
-        "sparse store streams train",
+        "nested sparse store streams train",
     ),
     "measure": (
         "numpy torch",

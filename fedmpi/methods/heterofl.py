@@ -30,6 +30,7 @@ from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg
 from fedmpi.narrow import Channels, Choose, Narrow
+from fedmpi.nested import Nest
 from fedmpi.streams import Purpose, stream
 from fedmpi.train import Trainer
 
@@ -61,7 +62,7 @@ class Widths:
         self.settings, self.method = settings, settings.method
         self.channels = Channels(trainer.flat, trainer.feed.x.shape[1:])
         self.rates = devices.shares(settings, "rates")
-        self.usual: dict[float, Narrow] = {}
+        self.firsts: dict[float, Narrow] = {}
 
     def rate(self, t: int, client: int) -> float:
         """The client's in round t."""
@@ -76,12 +77,11 @@ class Widths:
         rate = self.rate(t, client)
         return self._narrow(rate, self.method.choose(self.settings, t, client, rate))
 
-    def like(self, t: int, client: int) -> Narrow:
-        """One that costs as much as the client's in round t; always the same for a rate."""
-        rate = self.rate(t, client)
-        if rate not in self.usual:
-            self.usual[rate] = self._narrow(rate, narrow.first(rate))
-        return self.usual[rate]
+    def first(self, rate: float) -> Narrow:
+        """The sub-model of the first channels, which costs what all of its rate do."""
+        if rate not in self.firsts:
+            self.firsts[rate] = self._narrow(rate, narrow.first(rate))
+        return self.firsts[rate]
 
     def _narrow(self, rate: float, choose: Choose) -> Narrow:
         scaler = self.method.scaler
@@ -134,7 +134,7 @@ class Clients(fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.widths = Widths(settings, trainer)
-        self.parts: dict[int, Narrow] = {}
+        self.parts: dict[int, Narrow | Nest] = {}
         self.starts: dict[int, Tensor] = {}
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
@@ -178,7 +178,8 @@ class Clients(fedavg.Clients):
 
     def burden(self, t: int, client: int) -> Burden:
         """A narrower network, which is really smaller."""
-        return replace(super().burden(t, client), flat=self.widths.like(t, client).flat)
+        rate = self.widths.rate(t, client)
+        return replace(super().burden(t, client), flat=self.widths.first(rate).flat)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """The sub-model amid zeros."""
