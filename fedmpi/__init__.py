@@ -51,7 +51,7 @@ The rooms
     rows stacked models side by side: one by one, or all at once
     descent      a step against a gradient         feed        what a step learns from
     flat         a network as one vector           layers      those that look beyond a sample
-    recurrent    LSTM and GRU for rows
+    recurrent    LSTM and GRU for rows         narrow     sub-models with fewer channels
     sparse       tensor <-> block                  codec       block <-> bytes
     wire         bytes <-> ranks                   store       what clients keep between rounds
     record       one run, one HDF5 file            tables      its columns
@@ -63,6 +63,7 @@ The rooms
     aggregation  medians, noise: not the mean
     burden       FLOPs and memory of training      devices     simulated: seconds, joules, losses
     pruning      which weights are kept            powered     weights that are powers
+    compress     smaller models for weak devices   nested  rows that learn through smaller ones
     data/        one module a data set             models/     one module a family of networks
     methods/     one module a method               partitions/ one module a way to divide samples
 

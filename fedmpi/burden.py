@@ -36,12 +36,15 @@ class Burden:
         batch: samples in its largest step.
         kept: which positions of it are not pruned, nonzero where they are kept, [flat.size]; None
             if all are.
+        shared: where steps go through several smaller networks in its place, each and how many of
+            the samples go through it; memory is that of `flat`.
     """
 
     flat: Flat
     samples: int
     batch: int
     kept: Tensor | None = None
+    shared: tuple[tuple[Flat, int], ...] = ()
 
 
 class HasBurden(Protocol):
@@ -76,6 +79,8 @@ class Meter:
 
     def flops(self, burden: Burden) -> float:
         """Of a client's training in a round: three times its samples' ways forward."""
+        if burden.shared:
+            return float(sum(TRAINING * n * self._forward(flat).all for flat, n in burden.shared))
         forward = self._forward(burden.flat)
         flops = float(forward.all)
         if burden.kept is not None:

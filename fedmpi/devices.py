@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fedmpi.config import Settings, Tier, Wireless
+from fedmpi.config import ConfigError, Settings, Tier, Wireless, written
 from fedmpi.population import EVERYONE_ROUND
 from fedmpi.streams import Purpose, stream
 
@@ -126,6 +126,33 @@ COLUMNS = (
     *("sim_compute_joules", "sim_transmit_joules"),
 )
 """What `Fleet.cost` yields; see `tables.CLIENTS`."""
+
+
+def shares(settings: Settings, name: str) -> list[float]:
+    """Which share of the model each client takes, in methods that fit the model to the device.
+
+    That is its device's `keep`, if any device's is below 1; else one of the method's own shares,
+    over which clients are spread evenly.
+
+    Args:
+        settings: of the run.
+        name: of the method's setting with its own shares.
+
+    Raises:
+        ConfigError: if the method and the devices both say something.
+    """
+    fleet, method = Fleet(settings), settings.method
+    own = getattr(method, name)
+    if any(tier.keep != 1 for tier in fleet.tiers):
+        if own != type(method).model_fields[name].default:
+            raise ConfigError(
+                f"method.{name} = {written(own)}: wanted the default beside devices.tiers with a "
+                "`keep`, which say it, too"
+            )
+        return [tier.keep for _, tier in fleet.owners()]
+    counts = shared_out(settings.clients, [1 / len(own)] * len(own))
+    random = stream(settings.seed, Purpose.KEEP)
+    return random.permutation(np.repeat(own, counts)).tolist()
 
 
 def shared_out(count: int, shares: Sequence[float]) -> np.ndarray:

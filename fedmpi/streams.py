@@ -60,6 +60,12 @@ class Purpose(IntEnum):
     """Whom a client hears without a server; ids: round, client."""
     BLUR = 24
     """Noise on an aggregate; ids: round."""
+    KEEP = 25
+    """Which client takes which share of a model."""
+    WIDTH = 26
+    """Which share it is in a round, where it changes; ids: round, client."""
+    CHANNELS = 27
+    """Which channels of a model a client takes; ids: round, client."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

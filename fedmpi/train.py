@@ -6,7 +6,7 @@ its memory holds. The settings `device` and `rows` decide, and nothing outside o
 
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from fedmpi.data import Dataset
 from fedmpi.descent import Descent, descent, rate
 from fedmpi.feed import Feed
 from fedmpi.flat import Flat
+from fedmpi.nested import Nest, Nested
 from fedmpi.population import Population
 from fedmpi.rows import OneByOne, Rows
 from fedmpi.stacked import Stacked
@@ -25,11 +26,29 @@ from fedmpi.store import Store
 Adjust = Callable[[Sequence[int], Tensor, Tensor], None]
 """Changes gradients in place before a step: clients of the rows, w [k, n], g [k, n]."""
 
+
+class Part(Protocol):
+    """A network that is not the whole one.
+
+    Attributes:
+        flat: the network.
+        aside: where its local statistics lie in the whole network's, int64 [len(flat.aside)].
+    """
+
+    @property
+    def flat(self) -> Flat: ...
+
+    @property
+    def aside(self) -> Tensor: ...
+
+
 EVALUATION_BATCH = 256
 """Samples that a model is judged on at a time. The same for one row and for many: some networks
 normalise a batch by its own statistics."""
 SHARE_OF_MEMORY = 0.8
 """Of a device's free memory; the rest is for what comes and goes."""
+SHAPES = 8
+"""Networks of other shapes than the whole one whose rows are kept for the next time."""
 
 
 class Trainer:
@@ -57,6 +76,7 @@ class Trainer:
         self.seats = settings.rows
         self.keeps = flat.is_local and len(flat.statistics) > 0
         self.descent = self.descent_of(flat, 1)
+        self.others: dict[Flat | Nest, Descent] = {}
         self.statistics: dict[int, Tensor] | Store = {}
         if self.keeps:
             self.statistics = Store(settings.state, len(flat.aside))
@@ -162,26 +182,57 @@ class Trainer:
         each = max(needed[1] - needed[0], 16 * self.flat.size)
         return max(1, int(SHARE_OF_MEMORY * free) // each)
 
-    def _seat(self, count: int) -> Rows[Any]:
-        """At least so many rows."""
+    def _other(self, shape: Flat | Nest, count: int) -> Descent:
+        """`count` models of a shape, which may learn through smaller ones."""
+        if isinstance(shape, Flat):
+            return self.descent_of(shape, count)
+        inner = [self.descent_of(flat, count).rows for flat in shape.flats]
+        return descent(self.settings, Nested(shape, inner, self.settings))
+
+    def _seat(self, count: int, part: Part | None = None) -> Descent:
+        """At least so many rows of the whole network, or of another one."""
+        if isinstance(part, Nest) or (part is not None and part.flat is not self.flat):
+            key = part if isinstance(part, Nest) else part.flat
+            found = self.others.pop(key, None)
+            if found is None or len(found.rows) < count:
+                found = self._other(key, count)
+            self.others[key] = found  # who was used last is last
+            while len(self.others) > SHAPES:
+                self.others.pop(next(iter(self.others)))
+            return found
         if len(self.rows) < count:
             self.descent = self.descent_of(self.flat, 0)  # the old ones go before the new ones come
             self.descent = self.descent_of(self.flat, count)
-        return self.rows
+        return self.descent
 
-    def train(self, t: int, clients: Sequence[int], start: Tensor, adjust: Adjust | None) -> Tensor:
+    def train(
+        self,
+        t: int,
+        clients: Sequence[int],
+        start: Tensor,
+        adjust: Adjust | None,
+        part: Part | None = None,
+    ) -> Tensor:
         """Round t's local steps of a chunk of clients, from `start` [n] or [C, n].
 
+        Args:
+            t: the round.
+            clients: those with most steps first.
+            start: their models.
+            adjust: changes gradients.
+            part: the network that trains, if it is not the whole one; n is its size then.
+
         Returns:
-            Their models, [C, n], until the next call.
+            Their models, [C, n], until the next call for the same network.
         """
         began = perf_counter()
         steps = [self.population.steps(client) for client in clients]
         assert steps == sorted(steps, reverse=True), "a chunk has those with most steps first"
-        rows = self._seat(len(clients))
+        descent = self._seat(len(clients), part)
+        rows, aside = descent.rows, None if part is None else part.aside
         lessons = [rows.lessons(self.feed, t, client) for client in clients]
-        self.descent.reset(start)
-        self._recall(clients)
+        descent.reset(start)
+        self._recall(clients, rows, aside)
         rows.learning(True)
         done = 0
         for count in range(len(clients), 0, -1):
@@ -192,25 +243,63 @@ class Trainer:
                 self.at = step
                 if adjust is not None:
                     adjust(busy, *rows.first(count))
-                self.descent.step(count, self.rates(t, busy, step))
+                descent.step(count, self.rates(t, busy, step))
             if losses:
                 self.note(busy, torch.stack(losses).sum(0), len(losses))
             done = steps[count - 1]
-        self._remember(clients)
+        self._remember(clients, rows, aside)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.spend(clients, began)
         return rows.first(len(clients))[0]
 
-    def _recall(self, clients: Sequence[int]) -> None:
-        """Gives the first rows their clients' own statistics."""
-        for row, client in enumerate(clients if self.keeps else ()):
-            self.rows.aside[row] = self.statistics.get(client, self.flat.aside)
+    def train_apart(
+        self,
+        t: int,
+        clients: Sequence[int],
+        starts: Sequence[Tensor],
+        parts: Sequence[Part | None],
+        masks: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Local steps of a chunk of clients whose networks may differ; those alike train together.
 
-    def _remember(self, clients: Sequence[int]) -> None:
+        Args:
+            t: the round.
+            clients: those with most steps first.
+            starts: their models, each of its network's size.
+            parts: their networks; None for the whole one.
+            masks: what gradients are multiplied by, each of its network's size.
+
+        Returns:
+            Their models, until the next call.
+        """
+        found: dict[int, Tensor] = {}
+        flats = [self.flat if part is None else part.flat for part in parts]
+        for flat in dict.fromkeys(flats):
+            some = [place for place, other in enumerate(flats) if other is flat]
+            adjust = None
+            if masks is not None:
+                adjust = _masking(torch.stack([masks[place] for place in some]))
+            start = torch.stack([starts[place] for place in some])
+            theirs = [clients[place] for place in some]
+            rows = self.train(t, theirs, start, adjust, parts[some[0]])
+            found |= zip(some, rows, strict=True)
+        return [found[place] for place in range(len(clients))]
+
+    def _recall(self, clients: Sequence[int], rows: Rows[Any], aside: Tensor | None) -> None:
+        """Gives the first rows their clients' own statistics, or those at some places of them."""
+        for row, client in enumerate(clients if self.keeps else ()):
+            own = self.statistics.get(client, self.flat.aside)
+            rows.aside[row] = own if aside is None else own[aside]
+
+    def _remember(self, clients: Sequence[int], rows: Rows[Any], aside: Tensor | None) -> None:
         """Takes them back."""
         for row, client in enumerate(clients if self.keeps else ()):
-            self.statistics[client] = self.rows.aside[row]
+            own = rows.aside[row]
+            if aside is not None:
+                own = self.statistics.get(client, self.flat.aside).clone()
+                own[aside] = rows.aside[row].to(own.device)
+            self.statistics[client] = own
 
     def gradient(self, client: int, w: Tensor, positions: np.ndarray) -> Tensor:
         """The mean loss's gradient at w [n] on some samples of a client: [n], until the next call.
@@ -248,9 +337,9 @@ class Trainer:
         order = sorted((i for i, x in enumerate(xs) if len(x)), key=lambda i: -len(xs[i]))
         width = self.seats or 1
         for some in (order[first : first + width] for first in range(0, len(order), width)):
-            rows = self._seat(len(some))
+            rows = self._seat(len(some)).rows
             theirs = [owners[i] for i in some] if owners else []
-            self._recall(theirs)
+            self._recall(theirs, rows, None)
             is_known = bool(theirs) and all(client in self.statistics for client in theirs)
             rows.learning(False, by_batch=self.keeps and not is_known)
             torch.stack([models[i] for i in some], out=rows.w[: len(some)])
@@ -261,3 +350,12 @@ class Trainer:
                 for i, output in zip(busy, outputs, strict=True):
                     right[i].append((output.argmax(1) == ys[i][part]).cpu().numpy())
         return [np.concatenate(pieces) for pieces in right]
+
+
+def _masking(mask: Tensor) -> Adjust:
+    """Multiplies the first rows' gradients by theirs of mask [k, n]."""
+
+    def adjust(busy: Sequence[int], w: Tensor, g: Tensor) -> None:
+        g.mul_(mask[: len(busy)])
+
+    return adjust

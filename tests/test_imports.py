@@ -52,7 +52,9 @@ LAW = {
     "burden": ("torch", "config devices flat"),
     "pruning": ("numpy torch", "flat"),
     "powered": ("torch", "recurrent"),
+    "narrow": ("numpy torch", "config flat layers recurrent"),
     "sparse": ("numpy torch", "codec"),
+    "compress": ("torch", "codec flat narrow recurrent sparse"),
     "store": ("torch", "config errors"),
     "feedback": ("torch", "config store"),
     "aggregation": ("torch", "codec config streams"),
@@ -60,12 +62,16 @@ LAW = {
     "rows": ("torch", "config feed flat layers recurrent"),
     "stacked": ("numpy torch", "config feed flat layers rows"),
     "descent": ("torch", "config rows"),
-    "train": ("numpy torch", "config data descent feed flat population rows stacked store"),
+    "nested": ("torch", "config feed flat rows"),
+    "train": (
+        "numpy torch",
+        "config data descent feed flat nested population rows stacked store",
+    ),
     "lockstep": ("torch", "flat rows train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden codec config feed feedback flat lockstep methods powered pruning sparse store "
-        "streams train",
+        "burden codec compress config devices feed feedback flat lockstep methods narrow "
+        "nested powered pruning sparse store streams train",
     ),
     "measure": (
         "numpy torch",

@@ -108,7 +108,10 @@ def test_it_learns(case: tuple[str, ...]) -> None:
     found = run(words(case, *EASY))
     rounds = found.tables["rounds"]
     rounds = rounds[rounds["round"] >= 0]
-    assert rounds["loss"][-1] < 0.5 * rounds["loss"][0]
+    clients, ends = found.tables["clients"], (0, rounds["round"][-1])
+    # Of most clients: where devices fit the model to themselves, some have hardly any.
+    first, last = (np.median(clients["loss"][clients["round"] == t]) for t in ends)
+    assert last < 0.5 * first
     judged = "accuracy" if found.engine.server.is_global else "personal_mean"
     assert rounds[judged][-1] > 0.8, "a quarter is chance"
 

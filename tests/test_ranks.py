@@ -170,12 +170,18 @@ def diverge(settings: Settings, comm: MPI.Intracomm) -> list[tuple[bool, np.ndar
     [
         ("server=dedicated", "lr=1e12"),
         # Two sound rounds come first, so that losses of before could be taken for today's.
-        ("server=shared", "lr=1e8", "local_steps=1", "seed=1"),
+        ("server=shared", "lr=1e8", "local_steps=1"),
     ],
     ids=["at once", "later"],
 )
 def test_divergence_ends_the_run_on_all_ranks(name: str, words: tuple[str, ...]) -> None:
-    settings = small(f"method.name={name}", *words, "participation=0.6", "rounds=20")
+    given = (f"method.name={name}", *words, "participation=0.6", "rounds=20")
+    # Not every seed's run diverges: where all units die the model stays finite for good.
+    for seed in range(1, 9):
+        settings = small(*given, f"seed={seed}")
+        alone = diverge(settings, MPI.COMM_SELF)
+        if not alone[-1][0]:
+            break
     found = diverge(settings, WORLD)
     if WORLD.rank > 0:
         return
@@ -184,7 +190,6 @@ def test_divergence_ends_the_run_on_all_ranks(name: str, words: tuple[str, ...])
     assert finite[-1] == (len(finite) == 20)
     # Some methods tame what grows: by a norm, or by parts that rest.
     assert not finite[-1] or "lr=1e8" in words
-    alone = diverge(settings, MPI.COMM_SELF)
     assert [is_finite for is_finite, _ in alone] == finite
     for (_, rows), (_, wanted) in zip(found, alone, strict=True):
         np.testing.assert_array_equal(rows["loss"], wanted["loss"])

@@ -32,6 +32,9 @@ IDS = {
     Purpose.MASK: 2,
     Purpose.NEIGHBOUR: 2,
     Purpose.BLUR: 1,
+    Purpose.KEEP: 0,
+    Purpose.WIDTH: 2,
+    Purpose.CHANNELS: 2,
 }
 """How many ids the streams of each purpose have."""
 
@@ -117,6 +120,9 @@ def test_purposes_are_never_renumbered() -> None:
         "MASK": 22,
         "NEIGHBOUR": 23,
         "BLUR": 24,
+        "KEEP": 25,
+        "WIDTH": 26,
+        "CHANNELS": 27,
     }
 
 

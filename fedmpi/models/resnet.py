@@ -13,6 +13,7 @@ Split points: stem, and the blocks: group1_block1, group1_block2, ...
 from collections import OrderedDict
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
@@ -105,3 +106,26 @@ class OptionA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C + more, H / stride, W / stride]."""
         return pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+
+    def narrowed(self, inputs: Tensor, outputs: Tensor) -> nn.Module:
+        """The shortcut of a narrower network, of which only these channels are left."""
+        return Some(self.stride, inputs, outputs)
+
+
+class Some(nn.Module):
+    """Of a shortcut without parameters some channels: those of `inputs`, and zeros."""
+
+    places: Tensor
+
+    def __init__(self, stride: int, inputs: Tensor, outputs: Tensor) -> None:
+        super().__init__()
+        self.stride = stride
+        # Where each output lies among the inputs, behind a channel of zeros for all others.
+        found = torch.searchsorted(inputs, outputs).clamp(max=len(inputs) - 1)
+        places = torch.where(inputs[found] == outputs, found + 1, 0)
+        self.register_buffer("places", places, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]."""
+        narrow = pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 1, 0))
+        return narrow.index_select(1, self.places)

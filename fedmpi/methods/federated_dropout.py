@@ -1,0 +1,40 @@
+"""Federated Dropout: each client trains a random sub-model, drawn anew each round.
+
+S. Caldas, J. Konecny, H. B. McMahan, A. Talwalkar, *Expanding the Reach of Federated Learning by
+Reducing Client Resource Requirements*, arXiv 1812.07210, section on Federated Dropout: of each
+hidden layer a fixed number of units or filters is left, and the rest is dropped, so that matrices
+are really smaller. Both sides draw the channels, so that positions cost nothing.
+
+Reconstruction: a value's mean is taken over those who had it, as in HeteroFL, of which this is a
+variant; the paper's compression of what travels is that of other methods here. Where outputs are
+added (shortcuts) layers have the same channels; the channels of a recurrent layer are its cells.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fedmpi import narrow
+from fedmpi.config import Settings
+from fedmpi.methods import heterofl
+from fedmpi.methods.heterofl import Clients, Server
+from fedmpi.narrow import Choose
+from fedmpi.streams import Purpose, stream
+
+__all__ = ["Clients", "Config", "Server"]
+
+
+class Config(heterofl.Config):
+    rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.75,), min_length=1, strict=False
+    )
+    """Shares of the channels that are left, over which clients are spread evenly, if no device's
+    `keep` says them."""
+    scaler: bool | None = False
+    """Divide hidden layers' outputs by the rate in training; if absent, where there are norms."""
+    masked: bool = False
+    """Zero the logits of classes that a client has no samples of, in training."""
+
+    def choose(self, settings: Settings, t: int, client: int, rate: float) -> Choose:
+        """Channels at random, anew for each client and round."""
+        return narrow.drawn(rate, stream(settings.seed, Purpose.CHANNELS, t, client))

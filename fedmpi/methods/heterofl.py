@@ -1,0 +1,188 @@
+"""HeteroFL: clients train narrower networks, each as wide as its device can bear.
+
+E. Diao, J. Ding, V. Tarokh, *HeteroFL: Computation and Communication Efficient Federated Learning
+for Heterogeneous Clients*, ICLR 2021, arXiv 2010.01264, algorithm 1. A client of rate r has the
+first ceil(r * C) of the C channels of every hidden layer and all classes; of each parameter the
+mean of those is taken who have it, and what nobody had stays as it was. A hidden layer's outputs
+are divided by r in training (Scaler), and logits of classes that a client has no samples of are
+zero (masked cross-entropy): the rows of the output layer that make them are zero then, stay so, and
+are not sent. The paper's norm is `model.norm = static`.
+
+The sub-model is a network of its own and really costs less. A local model's accuracy (`personal`)
+is that of the sub-model amid zeros, which computes the same unless a group of GroupNorm is cut
+through, or channels are no first ones and shortcuts have no parameters.
+Differs from the paper: clients count by their samples, so that with all rates 1 it is FedAvg.
+Differs from the code: GroupNorm's groups keep their size and not their number; recurrent layers and
+embeddings are narrower, too; nobody collects BatchNorm's statistics afterwards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi import config, devices, narrow, sparse
+from fedmpi.burden import Burden
+from fedmpi.codec import Block, Kind
+from fedmpi.config import Settings
+from fedmpi.methods import fedavg
+from fedmpi.narrow import Channels, Choose, Narrow
+from fedmpi.nested import Nest
+from fedmpi.streams import Purpose, stream
+from fedmpi.train import Trainer
+
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Config(config.Method):
+    rates: tuple[Rate, ...] = Field((1.0, 0.5, 0.25, 0.125, 0.0625), min_length=1, strict=False)
+    """Shares of the channels, over which clients are spread evenly, if no device's `keep` says
+    them; the defaults are the paper's a to e."""
+    assignment: Literal["fix", "dynamic"] = "fix"
+    """Whether a client has one rate for the whole run, or draws one of them all each round."""
+    scaler: bool | None = None
+    """Divide hidden layers' outputs by the rate in training; if absent, where the model has norms,
+    as the paper's have: without them gradients grow by the product of all divisions."""
+    masked: bool = True
+    """Zero the logits of classes that a client has no samples of, in training."""
+
+    def choose(self, settings: Settings, t: int, client: int, rate: float) -> Choose:
+        """Which channels the client has in round t."""
+        return narrow.first(rate)
+
+
+class Widths:
+    """Who trains which sub-model in which round, as both sides know."""
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        assert isinstance(settings.method, Config)
+        self.settings, self.method = settings, settings.method
+        self.channels = Channels(trainer.flat, trainer.feed.x.shape[1:])
+        self.rates = devices.shares(settings, "rates")
+        self.firsts: dict[float, Narrow] = {}
+
+    def rate(self, t: int, client: int) -> float:
+        """The client's in round t."""
+        place = client
+        if self.method.assignment == "dynamic":
+            random = stream(self.settings.seed, Purpose.WIDTH, t, client)
+            place = int(random.integers(len(self.rates)))
+        return self.rates[place]
+
+    def of(self, t: int, client: int) -> Narrow:
+        """The client's sub-model in round t."""
+        rate = self.rate(t, client)
+        return self._narrow(rate, self.method.choose(self.settings, t, client, rate))
+
+    def first(self, rate: float) -> Narrow:
+        """The sub-model of the first channels, which costs what all of its rate do."""
+        if rate not in self.firsts:
+            self.firsts[rate] = self._narrow(rate, narrow.first(rate))
+        return self.firsts[rate]
+
+    def _narrow(self, rate: float, choose: Choose) -> Narrow:
+        scaler = self.method.scaler
+        scales = self.channels.has_norms if scaler is None else scaler
+        return self.channels.narrow(choose, 1 / rate if scales else 1.0)
+
+
+class Server(fedavg.Server):
+    """Attributes: `covered`, by which weight each position was sent this round, [n]."""
+
+    method: Config
+    sends = True
+    parts = 2
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.widths = Widths(settings, trainer)
+        self.covered = torch.zeros_like(self.w)
+
+    def broadcast(self, t: int) -> list[Block]:
+        """Nothing but the word that a round begins."""
+        return []
+
+    def send(self, t: int, client: int) -> list[Block]:
+        """The client's sub-model."""
+        positions = self.widths.of(t, client).positions.to(self.w.device)
+        return [sparse.block(Kind.MODEL, self.w[positions], self.flat.size)]
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """An update of the sub-model, but for classes that the client has not."""
+        positions = self.widths.of(t, client).positions.to(self.w.device)
+        if self.method.masked:
+            held = sparse.indices(blocks[1], self.w.device)
+            positions = positions[self.widths.channels.inside(positions, held)]
+        sparse.add(self.total, blocks[0], weight, positions)
+        self.covered[positions] += weight
+
+    def step(self, t: int) -> None:
+        """Moves each position by the mean of those who had it."""
+        self.w.add_(self.total / torch.where(self.covered > 0, self.covered, 1))
+        self.total.zero_()
+        self.covered.zero_()
+
+
+class Clients(fedavg.Clients):
+    """Attributes: the active clients' sub-models, and the `starts` of their training."""
+
+    method: Config
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.widths = Widths(settings, trainer)
+        self.parts: dict[int, Narrow | Nest] = {}
+        self.starts: dict[int, Tensor] = {}
+
+    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
+        """A round begins."""
+        self.starts, self.parts = {}, {}
+
+    def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
+        """The client's sub-model."""
+        self.parts[client] = self.widths.of(t, client)
+        self.starts[client] = sparse.values(blocks[0], self.trainer.device)
+
+    def labels(self, client: int) -> Tensor:
+        """The classes of the client's samples, ascending: int64."""
+        feed, population = self.trainer.feed, self.trainer.population
+        return feed.y[torch.from_numpy(population.shards[client])].unique()
+
+    def inside(self, client: int) -> Tensor:
+        """Which values of the client's sub-model take part: bool [its size]."""
+        positions = self.parts[client].positions.to(self.trainer.device)
+        if not self.method.masked:
+            return torch.ones_like(positions, dtype=torch.bool)
+        return self.widths.channels.inside(positions, self.labels(client))
+
+    # Sub-models of several lengths are no rows of one tensor.
+    def work(self, t: int, clients: Sequence[int]) -> list[Tensor]:  # type: ignore[override]
+        """Local training of a chunk, together where networks are of one shape; their sub-models."""
+        parts = [self.parts[client] for client in clients]
+        inside = [self.inside(client) for client in clients]
+        starts = [self.starts[client] * mask for client, mask in zip(clients, inside, strict=True)]
+        masks = inside if self.method.masked else None
+        return self.trainer.train_apart(t, clients, starts, parts, masks)
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """The update of the sub-model w, and the client's classes."""
+        inside = self.inside(client)
+        update = (w - self.starts[client])[inside]
+        blocks = [sparse.block(Kind.GRADIENT, update, self.flat.size)]
+        if self.method.masked:
+            blocks.append(sparse.places(self.labels(client), self.trainer.feed.classes))
+        return blocks
+
+    def burden(self, t: int, client: int) -> Burden:
+        """A narrower network, which is really smaller."""
+        rate = self.widths.rate(t, client)
+        return replace(super().burden(t, client), flat=self.widths.first(rate).flat)
+
+    def personal(self, client: int, w: Tensor) -> Tensor | None:
+        """The sub-model amid zeros."""
+        whole = torch.zeros(self.flat.size, device=w.device)
+        whole[self.parts[client].positions.to(w.device)] = w
+        return whole

@@ -1,0 +1,153 @@
+"""hetiot: rounds against plain torch, bytes, FLOPs, and that a share of one is FedAvg."""
+
+from itertools import pairwise
+from math import ceil
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedmpi.config import ConfigError
+from fedmpi.engine import Engine
+from tests.plain import CNN, EVERYTHING, play, train
+from tests.small import run, small
+
+NAME = "method.name=hetiot"
+WIDE = [64, 12, 8, 10]
+ALL = sum(a * b for a, b in pairwise(WIDE))
+BIASES = sum(WIDE[1:])
+
+compressors = pytest.mark.parametrize("compressor", ["prune", "width", "quant", "lowrank"])
+
+
+def near(found: np.ndarray | Tensor, wanted: np.ndarray | Tensor) -> None:
+    np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=1e-3, atol=1e-4)
+
+
+@compressors
+@pytest.mark.parametrize("aggregation", ["mean", "coverage"])
+@pytest.mark.parametrize("words", [EVERYTHING, (*CNN, *EVERYTHING, "participation=0.6")])
+def test_a_share_of_one_is_fedavg(
+    compressor: str, aggregation: str, words: tuple[str, ...]
+) -> None:
+    mine = (f"method.compressor={compressor}", f"method.aggregation={aggregation}")
+    found = run(small(NAME, *mine, "method.keeps=[1.0]", *words))
+    near(found.model, run(small(*words)).model)
+
+
+def pruned(engine: Engine, w: Tensor, keep: float) -> Tensor:
+    """Which values stay: the largest weights, and all biases."""
+    prunable = engine.flat.prunable()
+    count = max(1, round(keep * int(prunable.sum())))
+    limit = w[prunable].abs().sort().values[-count]
+    return ~prunable | (w.abs() >= limit)
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "coverage"])
+def test_pruned_rounds_are_masked_training(aggregation: str) -> None:
+    """The mask is that of the round's model, and moves with it."""
+    words = ("method.keeps=[0.5,0.2]", "participation=0.6", "momentum=0.5", "rounds=4")
+    engine = Engine(small(NAME, f"method.aggregation={aggregation}", *words))
+    w, masks = engine.server.w.clone(), []
+    for t, _ in enumerate(play(engine)):
+        total, weights, samples = torch.zeros_like(w), torch.zeros_like(w), 0
+        for client in engine.population.sample(t):
+            mask = pruned(engine, w, engine.clients.shares[client])
+            local, _ = train(engine, t, client, w * mask, change=lambda g, m=mask: g * m)
+            size = len(engine.population.shards[client])
+            total += size * (local - w * mask)
+            weights += size * mask
+            samples += size
+        masks.append(pruned(engine, w, 0.5))
+        divisor = weights.clamp(min=1) if aggregation == "coverage" else samples
+        near(engine.server.w, w + total / divisor)
+        assert torch.equal(engine.server.w[weights == 0], w[weights == 0])
+        assert (weights == 0).any()
+        w = engine.server.w.clone()
+    assert any(not torch.equal(one, other) for one, other in pairwise(masks))
+
+
+def test_quantized_rounds_are_training_from_the_grid() -> None:
+    engine = Engine(small(NAME, "method.compressor=quant", "method.keeps=[0.25]", "rounds=3"))
+    w = engine.server.w.clone()
+    for t, _ in enumerate(play(engine)):
+        start = w.clone()
+        for piece in engine.flat.parameters:
+            part = start[piece.start : piece.stop]
+            low, high = part.min(), part.max()
+            step = (high - low) / 255
+            start[piece.start : piece.stop] = ((part - low) / step).round() * step + low
+        total, samples = torch.zeros_like(w), 0
+        for client in engine.population.sample(t):
+            size = len(engine.population.shards[client])
+            total += size * (train(engine, t, client, start)[0] - start)
+            samples += size
+        near(engine.server.w, w + total / samples)
+        w = engine.server.w.clone()
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_bytes_of_pruned_models(scope: str) -> None:
+    """Values both ways, and downwards a bit a weight or its number, whichever is shorter."""
+    found = run(small(NAME, f"method.scope={scope}", "method.keeps=[0.5,0.01]"))
+    for row in found.tables["clients"]:
+        keep = found.engine.clients.shares[int(row["client"])]
+        each = [ALL] if scope == "global" else [a * b for a, b in pairwise(WIDE)]
+        kept = sum(max(1, round(keep * size)) for size in each)
+        assert row["up_gradient"] == row["down_model"] == 4 * (kept + BIASES)
+        assert row["down_mask"] == min(ceil(ALL / 8), 4 * kept)
+        assert row["up_mask"] == 0
+
+
+def test_bytes_of_narrow_quantized_and_factored_models() -> None:
+    keeps = "method.keeps=[0.5,0.1]"
+    narrow, quant, rank = (
+        run(small(NAME, f"method.compressor={kind}", keeps))
+        for kind in ("width", "quant", "lowrank")
+    )
+    for found in (narrow, quant, rank):
+        for row in found.tables["clients"]:
+            keep = found.engine.clients.shares[int(row["client"])]
+            if found is narrow:
+                units = [64, ceil(12 * keep), ceil(8 * keep), 10]
+                wanted = [4 * sum(a * b + b for a, b in pairwise(units))] * 2
+            elif found is quant:
+                bits = min(16, round(32 * keep))
+                pieces = [p.stop - p.start for p in found.engine.flat.parameters]
+                wanted = [sum(ceil(bits * n / 8) for n in pieces), 4 * (ALL + BIASES)]
+            else:
+                values = 0
+                for a, b in pairwise(WIDE):
+                    r = max(1, int(keep * a * b / (a + b)))
+                    values += min(r * (a + b), a * b)
+                wanted = [4 * (values + BIASES)] * 2
+            assert [row["down_model"], row["up_gradient"]] == wanted
+
+
+@compressors
+def test_flops_fall_but_for_codes(compressor: str) -> None:
+    tiers = "devices.tiers=[{name='a',share=0.4},{name='b',share=0.6,keep=0.25}]"
+    found = run(small(NAME, f"method.compressor={compressor}", tiers, "rounds=1"))
+    for row in found.tables["clients"]:
+        keep = found.engine.fleet.tier(int(row["client"])).keep
+        each = 2 * ALL
+        if keep < 1 and compressor == "prune":
+            local = found.engine.clients.locals[int(row["client"])]
+            prunable = found.engine.flat.prunable()
+            assert int(local.mask[prunable].sum()) == round(0.25 * ALL)
+            each = 2 * round(0.25 * ALL)
+        elif keep < 1 and compressor == "width":
+            each = sum(2 * a * b for a, b in pairwise([64, 3, 2, 10]))
+        elif keep < 1 and compressor == "lowrank":
+            ranks = [max(1, int(0.25 * a * b / (a + b))) for a, b in pairwise(WIDE)]
+            each = sum(2 * r * (a + b) for r, (a, b) in zip(ranks, pairwise(WIDE), strict=True))
+        assert row["flops"] == pytest.approx(3 * each * 2 * row["samples"])
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method\.scope = 'layer': wanted"):
+        Engine(small(NAME, "method.compressor=width", "method.scope=layer"))
+    tiers = "devices.tiers=[{name='a',share=0.4},{name='b',share=0.6,keep=0.25}]"
+    with pytest.raises(ConfigError, match=r"method\.keeps = "):
+        Engine(small(NAME, tiers, "method.keeps=[0.5]"))
