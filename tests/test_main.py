@@ -123,7 +123,7 @@ SETTINGS = {
     "participation": (["participation=1.5"], "1.5: input should be less than or equal to 1"),
     "method": (
         ["method.name=fedpro"],
-        "method.name = 'fedpro': no such method (did you mean 'fedprox'?); there are: dgc,",
+        "method.name = 'fedpro': no such method (did you mean 'fedprox'?); there are: ",
     ),
     "model": (["model.name=cnm"], "no such model (did you mean 'cnn'?); there are: cnn, cnn1d"),
     "data": (["data.name=cifar"], "no such data (did you mean 'cifar10'?); there are: cifar10,"),
