@@ -54,6 +54,8 @@ class Purpose(IntEnum):
     """Which values travel, where both sides draw them; ids: round, client."""
     SKETCH = 21
     """Where a search for low ranks begins; ids: client."""
+    CHANNELS = 22
+    """Which channels a client sends, where chance decides; ids: round, client."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

@@ -49,6 +49,7 @@ LAW = {
     "models": ("torch", "config layers streams"),
     "models/*": ("pydantic torch", "config layers recurrent"),
     "flat": ("torch", "config layers"),
+    "channels": ("torch", "flat recurrent sparse"),
     "burden": ("torch", "config devices flat"),
     "sparse": ("numpy torch", "codec"),
     "store": ("torch", "config errors"),
@@ -61,7 +62,8 @@ LAW = {
     "lockstep": ("torch", "flat rows train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden codec config feed feedback flat lockstep methods sparse store streams train",
+        "burden channels codec config feed feedback flat lockstep methods sparse store streams "
+        "train",
     ),
     "measure": (
         "numpy torch",

@@ -29,6 +29,7 @@ IDS = {
     Purpose.MISLABEL: 1,
     Purpose.POSITIONS: 2,
     Purpose.SKETCH: 1,
+    Purpose.CHANNELS: 2,
 }
 """How many ids the streams of each purpose have."""
 
@@ -111,6 +112,7 @@ def test_purposes_are_never_renumbered() -> None:
         "MISLABEL": 19,
         "POSITIONS": 20,
         "SKETCH": 21,
+        "CHANNELS": 22,
     }
 
 
