@@ -60,7 +60,8 @@ The rooms
     files        where data sets lie               cache       what was decoded of them
     fetch        gets them, if there is a network  layouts/    one module a layout of files
     burden       FLOPs and memory of training      devices     simulated: seconds, joules, losses
-    channels     outputs of layers, and what is theirs
+    channels     outputs of layers, what is theirs topology    which layer feeds which
+    slicing      cuts channels out of a network
     data/        one module a data set             models/     one module a family of networks
     methods/     one module a method               partitions/ one module a way to divide samples
 

@@ -48,11 +48,36 @@ def test_what_a_channel_owns_moves_its_output_alone(flat: Flat, channels: Channe
             after = outputs(flat, w, layer.name)
             moved = (before != after).reshape(layer.count, -1).any(1)
             assert moved.tolist() == [other == own for other in range(layer.count)]
-            assert int(mine.sum()) == layer.weight.shape[1:].numel() + 1, "a row, and a bias"
+            extra = 2 if layer.norm else 0
+            assert int(mine.sum()) == layer.weight.shape[1:].numel() + 1 + extra
 
 
-def test_norms_are_nobodys(flat: Flat, channels: Channels) -> None:
+def test_a_norm_directly_behind_belongs_to_the_channels(flat: Flat, channels: Channels) -> None:
+    assert [layer.norm for layer in channels.layers] == ["conv.1", None, None]
+    for piece in flat.parameters:
+        if piece.name.startswith("conv.1"):
+            assert channels.owner[piece.start : piece.stop].tolist() == [0, 1, 2, 3]
+    assert (channels.owner >= 0).all()
+
+
+def test_a_norm_elsewhere_is_nobodys() -> None:
+    stages = (nn.Linear(4, 4), nn.Tanh(), nn.GroupNorm(2, 4), nn.Linear(4, 2))
+    flat = Flat(nn.Sequential(*stages))
+    channels = Channels(flat, CPU)
+    assert [layer.norm for layer in channels.layers] == [None, None]
     assert torch.equal(channels.owner == -1, flat.normalising())
+
+
+def test_masked_channels_are_zero_behind_their_norms(flat: Flat, channels: Channels) -> None:
+    torch.manual_seed(2)
+    w = torch.randn(flat.size)
+    masked = channels.masked(w, torch.tensor([0, 2, *range(4, 12)]))
+    for name in ("conv.0", "conv.1"):
+        said = outputs(flat, masked, name)
+        assert (said != 0).flatten(1).any(1).tolist() == [True, False, True, False]
+    assert torch.equal(channels.masked(w, torch.arange(12)), w)
+    longer = torch.cat([w, w])
+    assert torch.equal(channels.masked(longer, torch.tensor([0]))[flat.size :], w)
 
 
 def test_recurrent_layers_have_none() -> None:
@@ -62,13 +87,13 @@ def test_recurrent_layers_have_none() -> None:
     assert int((channels.owner >= 0).sum()) == 2 * 5
 
 
-def test_positions_are_of_the_chosen_and_of_nobodys(flat: Flat, channels: Channels) -> None:
-    chosen = torch.tensor([1, 3, 11])
-    wanted = [i for i, owner in enumerate(channels.owner.tolist()) if owner in (-1, 1, 3, 11)]
-    assert channels.positions(chosen).tolist() == wanted
-    none = torch.empty(0, dtype=torch.int64)
-    assert torch.equal(channels.positions(none), flat.normalising().nonzero().squeeze(1))
-    assert channels.positions(torch.arange(12)).tolist() == list(range(flat.size))
+def test_positions_are_of_the_chosen_and_of_nobodys() -> None:
+    flat = Flat(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.GroupNorm(1, 3), nn.Linear(3, 2)))
+    channels = Channels(flat, CPU)
+    chosen, norm = torch.tensor([1, 4]), list(range(9, 15))
+    assert channels.positions(chosen).tolist() == [2, 3, 7, *norm, 18, 19, 20, 22]
+    assert channels.positions(chosen[:0]).tolist() == norm
+    assert channels.positions(torch.arange(5)).tolist() == list(range(flat.size))
 
 
 def test_norms_leave_biases_out(flat: Flat, channels: Channels) -> None:
@@ -76,9 +101,9 @@ def test_norms_leave_biases_out(flat: Flat, channels: Channels) -> None:
     w = torch.randn(flat.size)
     norms = channels.norms(w)
     for layer in channels.layers:
-        weight = flat.network(w).get_parameter(f"{layer.name}.weight")
+        weight = flat.network(w).get_parameter(f"{layer.name}.weight").detach()
         for own in range(layer.count):
-            assert norms[layer.first + own].item() == pytest.approx(float(weight[own].detach().norm()))
+            assert norms[layer.first + own].item() == pytest.approx(float(weight[own].norm()))
 
 
 def test_choices(channels: Channels) -> None:

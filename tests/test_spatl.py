@@ -229,13 +229,15 @@ def test_every_selection_runs(selection: str) -> None:
     assert found.tables["clients"]["up_mask"].min() > 0
 
 
-def test_norms_and_statistics_always_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norms_travel_with_their_channels_and_statistics_always(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(models, "build", smooth)
     engine = engine_of(*FEW, "method.sparsity=0.75")
     heard, still = listen(engine, monkeypatch), engine.flat.still
     for _ in play(engine):
         for where, change in heard.values():
-            assert int(where.sum()) == 1 * 10 + 2 * 37 + 4 * (4 + 6)
+            assert int(where.sum()) == 1 * (10 + 2) + 2 * (37 + 2) + 2 * (4 + 6)
             assert where[still].all()
             assert not change[still].any()
     assert not engine.server.control[still].any()

@@ -5,7 +5,7 @@ and Transfer Learning for Heterogeneous Federated Learning*, SC 2022, arXiv 2111
 SCAFFOLD on the encoder (option II), and the predictor behind the cut never leaves its client, as in
 FedPer. After its steps a client selects channels, that is outputs of the encoder's convolutions and
 linear layers, and sends their values of the update and of the change of c_k, with a list of the
-channels; what is no channel's (norms, recurrent layers, statistics) always travels. The server
+channels; what is no channel's (see `channels`; statistics, say) always travels. The server
 moves each value by the mean over those who sent it; what nobody sent stays.
 
 A client's c_k moves as a whole. So c is the mean of all c_k but for what was not sent of their
