@@ -61,7 +61,8 @@ The rooms
     fetch        gets them, if there is a network  layouts/    one module a layout of files
     burden       FLOPs and memory of training      devices     simulated: seconds, joules, losses
     channels     outputs of layers, what is theirs topology    which layer feeds which
-    slicing      cuts channels out of a network
+    slicing      cuts channels out of a network    agent       learns how many are needed
+    selection    which ones a client sends         pretrain    makes such an agent
     data/        one module a data set             models/     one module a family of networks
     methods/     one module a method               partitions/ one module a way to divide samples
 

@@ -183,6 +183,34 @@ def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) ->
     survey(load(tree_of(words)), plot, freeze)
 
 
+@main.command("agent")
+@click.argument("words", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("agent.npy"),
+    show_default=True,
+    help="The agent's file, for runs with method.agent=FILE.",
+)
+@click.option(
+    "--episodes",
+    type=click.IntRange(min=1),
+    default=300,
+    show_default=True,
+    help="Episodes that it learns from.",
+)
+@mends
+def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
+    """Train an agent that selects channels, for method.name=spatl.
+
+    FILE and KEY=VALUE are settings, as for fedmpi run: the network is trained on all samples in
+    one place, and the agent learns which share of its channels can be spared.
+    """
+    from fedmpi.pretrain import pretrain
+
+    print(pretrain(tree_of(words), episodes, out))
+
+
 @main.command("list")
 @click.argument("what", type=click.Choice(["methods", "data", "models", "partitions", "settings"]))
 @click.argument("name", required=False)

@@ -97,6 +97,10 @@ class Method(Part):
 
     name: str = ""
 
+    def reserve(self) -> float:
+        """Share of its training samples that each client keeps out of its training."""
+        return 0.0
+
 
 class Exchange(Part):
     """How messages travel between the ranks."""

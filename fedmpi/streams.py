@@ -56,6 +56,12 @@ class Purpose(IntEnum):
     """Where a search for low ranks begins; ids: client."""
     CHANNELS = 22
     """Which channels a client sends, where chance decides; ids: round, client."""
+    RESERVE = 23
+    """Which of its training samples a client does not train on; ids: client."""
+    BIRTH = 24
+    """What an agent knows before it has learned anything."""
+    AGENT = 25
+    """What an agent tries; ids: round, client."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

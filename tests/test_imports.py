@@ -62,10 +62,12 @@ LAW = {
     "descent": ("torch", "config rows"),
     "train": ("numpy torch", "config data descent feed flat population rows stacked store"),
     "lockstep": ("torch", "flat rows train"),
+    "agent": ("numpy torch", "burden channels config flat topology"),
+    "selection": ("numpy pydantic torch", "agent channels config store streams train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden channels codec config feed feedback flat lockstep methods sparse store streams "
-        "train",
+        "burden channels codec config feed feedback flat lockstep methods selection sparse "
+        "store streams train",
     ),
     "measure": (
         "numpy torch",
@@ -74,6 +76,10 @@ LAW = {
     "engine": (
         "numpy torch",
         "burden clock codec config devices flat measure models population train wire",
+    ),
+    "pretrain": (
+        "numpy torch",
+        "agent channels config flat models population selection streams train",
     ),
     "sweep": ("", "config errors launch record"),
     "picture": ("matplotlib numpy", "config heterogeneity"),
@@ -94,7 +100,7 @@ LAW = {
     ),
     "__main__": (
         "click",
-        "bench config doctor engine errors fetch job launch record show survey sweep",
+        "bench config doctor engine errors fetch job launch pretrain record show survey sweep",
     ),
 }
 

@@ -30,6 +30,9 @@ IDS = {
     Purpose.POSITIONS: 2,
     Purpose.SKETCH: 1,
     Purpose.CHANNELS: 2,
+    Purpose.RESERVE: 1,
+    Purpose.BIRTH: 0,
+    Purpose.AGENT: 2,
 }
 """How many ids the streams of each purpose have."""
 
@@ -113,6 +116,9 @@ def test_purposes_are_never_renumbered() -> None:
         "POSITIONS": 20,
         "SKETCH": 21,
         "CHANNELS": 22,
+        "RESERVE": 23,
+        "BIRTH": 24,
+        "AGENT": 25,
     }
 
 

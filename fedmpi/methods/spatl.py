@@ -25,22 +25,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import sparse
+from fedmpi import selection, sparse
 from fedmpi.channels import Channels
 from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import ConfigError, Settings
 from fedmpi.methods import fedper
+from fedmpi.selection import ByAgent, Select, by_rule
 from fedmpi.store import Store
-from fedmpi.streams import Purpose, stream
 from fedmpi.train import Trainer
 
 
-class Config(fedper.Config):
-    selection: Literal["uniform", "l2", "random"] = "uniform"
-    """How channels are chosen: those of the largest norms, the same share of each layer; or of all
-    layers together, one of each at least; or by chance, the same share of each layer."""
-    sparsity: float = Field(0.5, ge=0, lt=1)
-    """Share of the encoder's channels that are not sent."""
+class Config(fedper.Config, selection.Config):
     aggregation: Literal["index", "zero-average"] = "index"
     """Each value is averaged over those who sent it (the paper); or models are, with zeros where
     nothing was sent (the authors' code)."""
@@ -58,6 +53,14 @@ class Server(fedper.Server):
         self.channels = channels(self.method, trainer)
         self.control = torch.zeros_like(self.w)
         self.heard = torch.zeros_like(self.w)
+        self.agent, self.told = self.method.begin(), set[int]()
+        self.sends = len(self.agent) > 0
+
+    def send(self, t: int, client: int) -> list[Block]:
+        """An agent, when the client takes part for the first time."""
+        is_told = client in self.told
+        self.told.add(client)
+        return [] if is_told else [sparse.block(Kind.MODEL, self.agent)]
 
     def broadcast(self, t: int) -> list[Block]:
         """The encoder, and its part of c."""
@@ -99,11 +102,19 @@ class Clients(fedper.Clients):
         self.controls = Store(settings.state, self.flat.size)
         self.chunk: tuple[int, ...] = ()
         self.drift = torch.zeros_like(self.start)
+        self.select: Select = by_rule(self.method, self.channels, settings.seed)
+        if self.method.selection == "agent":
+            self.select = ByAgent(self.method, trainer, self.channels)
         if self.method.newcomers >= settings.clients:
             raise ConfigError(
                 f"method.newcomers = {self.method.newcomers}: wanted less than clients = "
                 f"{settings.clients}"
             )
+
+    def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
+        """The client's agent, the first time."""
+        if blocks and isinstance(self.select, ByAgent):
+            self.select.agents[client] = sparse.values(blocks[0])
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """The encoder, and its part of c."""
@@ -150,23 +161,13 @@ class Clients(fedper.Clients):
         change = update / -self.trainer.distance(t, client) - self.control
         change[self.still] = 0
         self.controls[client] = self.variate(client) + change
-        chosen = self.select(t, client, w).to(w.device)
+        chosen = self.select(t, client, w)
         sent, size = self.channels.positions(chosen), self.flat.size
         return [
             sparse.block(Kind.GRADIENT, update[sent], size),
             sparse.block(Kind.GRADIENT, change[sent], size),
             sparse.places(chosen, self.channels.count),
         ]
-
-    def select(self, t: int, client: int, w: Tensor) -> Tensor:
-        """The encoder's channels that the client sends, ascending: int64."""
-        channels, sparsity = self.channels, self.method.sparsity
-        if self.method.selection == "l2":
-            return channels.overall(channels.norms(w), sparsity)
-        if self.method.selection == "uniform":
-            return channels.evenly(channels.norms(w), sparsity)
-        random = stream(self.settings.seed, Purpose.CHANNELS, t, client)
-        return channels.evenly(torch.from_numpy(random.random(channels.count)), sparsity)
 
 
 def channels(method: Config, trainer: Trainer) -> Channels:
