@@ -195,7 +195,7 @@ def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) ->
 @click.option(
     "--episodes",
     type=click.IntRange(min=1),
-    default=300,
+    default=1000,
     show_default=True,
     help="Episodes that it learns from.",
 )

@@ -282,8 +282,8 @@ def learn(agent: Agent, memory: Memory, steps: torch.optim.Optimizer, links: Ten
     before, returns = torch.stack(memory.densities), torch.tensor(memory.returns)
     for _ in range(PASSES):
         mean, value = agent(seen, links)
+        # Not normalised: the batch may be one episode that failed, and half of it would be praised.
         gain = returns - value.detach()
-        gain = (gain - gain.mean()) / (gain.std(correction=0) + 1e-5)
         ratio = (density(actions, mean) - before).exp()
         better = torch.minimum(ratio * gain, ratio.clamp(1 - CLIP, 1 + CLIP) * gain)
         steps.zero_grad()
