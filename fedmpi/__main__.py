@@ -377,5 +377,24 @@ def bench_client(
                 result.say(as_json)
 
 
+@bench.command("slice")
+@click.option("--model", "names", multiple=True, help="Only that model; may be repeated.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--sparsity", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True
+)
+@REPEATS
+@JSON
+@mends
+def bench_slice(
+    names: tuple[str, ...], batch: int, sparsity: float, repeats: int, as_json: bool
+) -> None:
+    """Time and FLOPs of inference with channels cut out, against the masked network."""
+    from fedmpi.bench import chosen, slice
+
+    for result in slice.cases(chosen(names, slice.MODELS), batch, sparsity, repeats):
+        result.say(as_json)
+
+
 if __name__ == "__main__":
     main(prog_name="fedmpi")

@@ -90,7 +90,8 @@ LAW = {
     "bench": ("click", "config"),
     "bench/*": (
         "click numpy torch",
-        "bench clock config engine launch memory methods train wire",
+        "bench burden channels clock config engine flat launch memory methods models slicing train "
+        "wire",
     ),
     # Where MPI and HDF5 meet, as modules of ours.
     "job": (

@@ -8,6 +8,8 @@ linear layers, and sends their values of the update and of the change of c_k, wi
 channels; what is no channel's (see `channels`; statistics, say) always travels. The server
 moves each value by the mean over those who sent it; what nobody sent stays.
 
+How many channels of each layer, is for an agent to say (`agent`; `selection` has other rules, and
+is by default one of them, because an agent has to be made first). Of them the largest norms go.
 A client's c_k moves as a whole. So c is the mean of all c_k but for what was not sent of their
 changes. There is no global model to judge: local models' accuracies (`personal`) count.
 Differs from the paper: clients are averaged by samples. New clients are the last ones; they train
