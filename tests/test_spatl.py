@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from fedmpi import models, sparse
 from fedmpi.codec import Message
@@ -286,6 +287,23 @@ def test_new_clients_adapt_their_predictor_alone(
         start = engine.server.w.clone()
     assert sorted(engine.clients.controls) == [0, 1, 2]
     assert not torch.equal(start[shared], engine.flat.initial[shared])
+
+
+def test_a_new_clients_predictor_is_trained_on_the_encoder_as_it_is() -> None:
+    """Plain torch that is told of the predictor alone, weight decay and momentum included."""
+    engine = engine_of("method.newcomers=1", *HARD, "weight_decay=0.5", "rounds=1")
+    start, shared = engine.server.w.clone(), encoder(engine)
+    list(play(engine))
+    module = network(engine, start)
+    steps = torch.optim.SGD(module.head.parameters(), lr=0.1, momentum=0.9, weight_decay=0.5)
+    feed = engine.trainer.feed
+    for pick in feed.picks(0, 4):
+        steps.zero_grad()
+        cross_entropy(module(feed.x[pick.positions]), feed.y[pick.positions]).backward()
+        steps.step()
+    wanted = vector(module)
+    assert torch.equal(wanted[shared], start[shared])
+    np.testing.assert_allclose(engine.clients.own[4], wanted[~shared], rtol=1e-4, atol=1e-6)
 
 
 def test_a_round_of_new_clients_leaves_the_encoder() -> None:

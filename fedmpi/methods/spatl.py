@@ -143,8 +143,10 @@ class Clients(fedper.Clients):
         g.add_(self.drift[: len(clients)])
         for row, client in enumerate(clients):
             if self.is_new(client):
-                # No gradient is not enough: weight decay moves them, and batches their statistics.
-                w[row, self.shared], g[row, self.shared] = self.start[self.shared], 0
+                # Against weight decay; a clip would count it, so there one step of decay remains.
+                still = self.start[self.shared]
+                decay = 0.0 if self.settings.clip else self.settings.weight_decay
+                w[row, self.shared], g[row, self.shared] = still, -decay * still
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Local training of both parts, or of a new client's predictor."""
