@@ -64,6 +64,9 @@ The rooms
     burden       FLOPs and memory of training      devices     simulated: seconds, joules, losses
     pruning      which weights are kept            powered     weights that are powers
     compress     smaller models for weak devices   nested  rows that learn through smaller ones
+    channels     outputs of layers, what is theirs topology    which layer feeds which
+    slicing      cuts channels out of a network    agent       learns how many are needed
+    selection    which ones a client sends         pretrain    makes such an agent
     data/        one module a data set             models/     one module a family of networks
     methods/     one module a method               partitions/ one module a way to divide samples
 

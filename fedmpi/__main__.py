@@ -183,6 +183,34 @@ def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) ->
     survey(load(tree_of(words)), plot, freeze)
 
 
+@main.command("agent")
+@click.argument("words", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("agent.npy"),
+    show_default=True,
+    help="The agent's file, for runs with method.agent=FILE.",
+)
+@click.option(
+    "--episodes",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Episodes that it learns from.",
+)
+@mends
+def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
+    """Train an agent that selects channels, for method.name=spatl.
+
+    FILE and KEY=VALUE are settings, as for fedmpi run: the network is trained on all samples in
+    one place, and the agent learns which share of its channels can be spared.
+    """
+    from fedmpi.pretrain import pretrain
+
+    print(pretrain(tree_of(words), episodes, out))
+
+
 @main.command("list")
 @click.argument("what", type=click.Choice(["methods", "data", "models", "partitions", "settings"]))
 @click.argument("name", required=False)
@@ -347,6 +375,25 @@ def bench_client(
         for clients in crowds:
             for result in client.measure(size, clients, repeats):
                 result.say(as_json)
+
+
+@bench.command("slice")
+@click.option("--model", "names", multiple=True, help="Only that model; may be repeated.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--sparsity", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True
+)
+@REPEATS
+@JSON
+@mends
+def bench_slice(
+    names: tuple[str, ...], batch: int, sparsity: float, repeats: int, as_json: bool
+) -> None:
+    """Time and FLOPs of inference with channels cut out, against the masked network."""
+    from fedmpi.bench import chosen, slice
+
+    for result in slice.cases(chosen(names, slice.MODELS), batch, sparsity, repeats):
+        result.say(as_json)
 
 
 if __name__ == "__main__":

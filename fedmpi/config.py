@@ -105,6 +105,10 @@ class Method(Part):
         """What the method trains for the model's network: by default that itself."""
         return network
 
+    def reserve(self) -> float:
+        """Share of its training samples that each client keeps out of its training."""
+        return 0.0
+
 
 class Exchange(Part):
     """How messages travel between the ranks."""

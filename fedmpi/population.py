@@ -39,6 +39,8 @@ class Population:
         shards: each client's training samples, int64 positions in the training set.
         test_shards: each client's test samples; may be empty.
         held_out: training samples that no client has, for validation.
+        reserved: training samples that a client has, but that are not in its shard: the method
+            wants to know how its model does on them.
         sizes: int64 [clients], number of training samples.
         trace: who is available when; None if everyone always is.
         is_agreement: whether every client takes part in a round, and none trains; says the method.
@@ -59,6 +61,7 @@ class Population:
         else:
             self._divide(module.divide, data)
         self._check()
+        self.reserved = [self._reserve(client) for client in range(settings.clients)]
         self.sizes = np.array([len(shard) for shard in self.shards])
         self.homes: dict[tuple[int, ...], list[int]] = {}
 
@@ -107,6 +110,16 @@ class Population:
                 f"{found / samples}"
             )
 
+    def _reserve(self, client: int) -> np.ndarray:
+        """Takes samples out of the client's shard, of which one is left at least."""
+        shard, share = self.shards[client], self.settings.method.reserve()
+        if not share:
+            return shard[:0]
+        count = min(max(1, round(share * len(shard))), len(shard) - 1)
+        order = stream(self.settings.seed, Purpose.RESERVE, client).permutation(len(shard))
+        self.shards[client] = shard[np.sort(order[count:])]
+        return shard[np.sort(order[:count])]
+
     def _check(self) -> None:
         """Refuses a partition that gives a sample twice, or a training sample that is held out."""
         self._check_once("training", {"held out": self.held_out}, self.shards)
@@ -129,6 +142,12 @@ class Population:
     def fingerprint(self) -> str:
         """SHA-256 of which client holds which samples."""
         return partitions.fingerprint([self.held_out, *self.shards, *self.test_shards])
+
+    @property
+    def owned(self) -> list[np.ndarray]:
+        """All training samples of each client, those that it has reserved behind the others."""
+        pairs = zip(self.shards, self.reserved, strict=True)
+        return [np.concatenate([shard, reserved]) for shard, reserved in pairs]
 
     @property
     def counts(self) -> np.ndarray:

@@ -111,11 +111,11 @@ class Traits:
         x, y = data.train_x, data.train_y
         if self.moves_samples:
             x = x.copy()
-            for client, shard in enumerate(population.shards):
+            for client, shard in enumerate(population.owned):
                 x[shard] = self._seen(client, x[shard], TRAIN)
         if self.shares.any():
             y = y.copy()
-            for client, shard in enumerate(population.shards):
+            for client, shard in enumerate(population.owned):
                 y[shard] = self._labelled(client, y[shard])
         return x, y
 

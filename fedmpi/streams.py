@@ -66,6 +66,14 @@ class Purpose(IntEnum):
     """Which share it is in a round, where it changes; ids: round, client."""
     CHANNELS = 27
     """Which channels of a model a client takes; ids: round, client."""
+    SALIENT = 28
+    """Which channels a client sends, where chance decides; ids: round, client."""
+    RESERVE = 29
+    """Which of its training samples a client does not train on; ids: client."""
+    BIRTH = 30
+    """What an agent knows before it has learned anything."""
+    AGENT = 31
+    """What an agent tries; ids: round, client."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

@@ -308,7 +308,7 @@ class Trainer:
         statistics if they are local.
         """
         self.rows.w[0] = w
-        self._recall([client])
+        self._recall([client], self.rows, None)
         self.rows.learning(False)
         x, y = self.feed.take(torch.from_numpy(positions))
         self.rows.losses([x], [y], ())

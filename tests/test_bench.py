@@ -14,7 +14,9 @@ from fedmpi import bench, config, memory
 from fedmpi.__main__ import main
 from fedmpi.bench import client, scale, train
 from fedmpi.bench import round as rounds
+from fedmpi.bench import slice as slices
 from fedmpi.bench.textbook import Textbook
+from fedmpi.channels import Channels
 from fedmpi.codec import Block, Message
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
@@ -134,6 +136,7 @@ def test_the_eager_reference_is_the_same_training() -> None:
         ["client", "--size", "none"],
         ["client", "--clients", "0"],
         ["scale", "--clients", "0"],
+        ["slice", "--model", "none"],
     ],
 )
 def test_commands_name_what_there_is(words: list[str]) -> None:
@@ -263,3 +266,21 @@ def test_a_rank_that_is_alone_computes_what_any_rank_does() -> None:
         lone.round()
     settings = lone.engine.settings.model_copy(update={"rounds": 4, "evaluate": 4})
     assert run(settings).sha256 == lone.engine.model_sha256()
+
+
+def test_slices_are_measured_against_masks() -> None:
+    found = slices.measure("cnn", 2, 0.5, 1)
+    assert found.case == {"model": "cnn", "batch": 2, "sparsity": 0.5}
+    assert found.seconds > 0
+    # 5x5 windows on 28x28 and 14x14 pixels, and 7x7 pixels to 512 units to 10.
+    whole = 784 * 32 * 25 + 196 * 64 * 25 * 32 + 49 * 64 * 512 + 512 * 10
+    half = 784 * 16 * 25 + 196 * 32 * 25 * 16 + 49 * 32 * 256 + 256 * 10
+    assert found.also == {"mflops": 2 * half / 1e6, "masked_mflops": 2 * whole / 1e6}
+
+
+def test_a_slice_that_says_another_thing_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked = Channels.masked
+    monkeypatch.setattr(Channels, "masked", lambda *given: 2 * masked(*given))
+    monkeypatch.setattr(slices, "sliced", lambda flat, w, *_: flat.network(w).train(False))
+    with pytest.raises(AssertionError):
+        slices.measure("cnn", 1, 0.5, 1)

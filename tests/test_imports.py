@@ -49,6 +49,9 @@ LAW = {
     "models": ("torch", "config layers streams"),
     "models/*": ("pydantic torch", "config layers recurrent"),
     "flat": ("torch", "config layers"),
+    "channels": ("torch", "flat layers recurrent sparse"),
+    "topology": ("torch", "recurrent"),
+    "slicing": ("torch", "channels flat layers models topology"),
     "burden": ("torch", "config devices flat"),
     "pruning": ("numpy torch", "flat"),
     "powered": ("torch", "recurrent"),
@@ -68,10 +71,12 @@ LAW = {
         "config data descent feed flat nested population rows stacked store",
     ),
     "lockstep": ("torch", "flat rows train"),
+    "agent": ("numpy torch", "burden channels config flat topology"),
+    "selection": ("numpy pydantic torch", "agent channels config store streams train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden codec compress config devices feed feedback flat lockstep methods narrow "
-        "nested powered pruning sparse store streams train",
+        "burden channels codec compress config devices feed feedback flat lockstep methods narrow "
+        "nested powered pruning selection sparse store streams train",
     ),
     "measure": (
         "numpy torch",
@@ -80,6 +85,10 @@ LAW = {
     "engine": (
         "numpy torch",
         "aggregation burden clock codec config devices flat measure models population train wire",
+    ),
+    "pretrain": (
+        "numpy torch",
+        "agent channels config flat models population selection streams train",
     ),
     "sweep": ("", "config errors launch record"),
     "picture": ("matplotlib numpy", "config heterogeneity"),
@@ -90,7 +99,8 @@ LAW = {
     "bench": ("click", "config"),
     "bench/*": (
         "click numpy torch",
-        "bench clock config engine launch memory methods train wire",
+        "bench burden channels clock config engine flat launch memory methods models slicing train "
+        "wire",
     ),
     # Where MPI and HDF5 meet, as modules of ours.
     "job": (
@@ -100,7 +110,7 @@ LAW = {
     ),
     "__main__": (
         "click",
-        "bench config doctor engine errors fetch job launch record show survey sweep",
+        "bench config doctor engine errors fetch job launch pretrain record show survey sweep",
     ),
 }
 

@@ -35,6 +35,10 @@ IDS = {
     Purpose.KEEP: 0,
     Purpose.WIDTH: 2,
     Purpose.CHANNELS: 2,
+    Purpose.SALIENT: 2,
+    Purpose.RESERVE: 1,
+    Purpose.BIRTH: 0,
+    Purpose.AGENT: 2,
 }
 """How many ids the streams of each purpose have."""
 
@@ -123,6 +127,10 @@ def test_purposes_are_never_renumbered() -> None:
         "KEEP": 25,
         "WIDTH": 26,
         "CHANNELS": 27,
+        "SALIENT": 28,
+        "RESERVE": 29,
+        "BIRTH": 30,
+        "AGENT": 31,
     }
 
 

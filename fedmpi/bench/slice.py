@@ -1,0 +1,69 @@
+"""Inference with channels cut out of a network, against the masked one, which is as large as ever.
+
+Half of each layer's channels but the head's are kept, those of the largest norms. Both networks
+have to say the same; then their times for a batch are set against each other, and FLOPs are those
+that torch counts in each.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from fedmpi import burden, config, models
+from fedmpi.bench import Result, take_turns, weigh
+from fedmpi.channels import Channels
+from fedmpi.flat import Flat
+from fedmpi.slicing import sliced
+
+MODELS = {
+    "cnn": ((1, 28, 28), {"name": "cnn"}),
+    "resnet20": ((3, 32, 32), {"name": "resnet", "depth": 20}),
+    "vgg11": ((3, 32, 32), {"name": "vgg", "depth": 11}),
+}
+"""Shape of a sample, and the model's settings."""
+PASSES = 5
+"""Batches in a turn."""
+
+
+def measure(name: str, batch: int, sparsity: float, repeats: int) -> Result:
+    """Times a batch on one thread of a CPU.
+
+    Raises:
+        AssertionError: if the networks do not say the same.
+    """
+    shape, words = MODELS[name]
+    torch.set_num_threads(1)
+    flat = Flat(models.build(config.load({"model": words}).model, shape, 10, 1))
+    front, _ = flat.split(flat.cuts()[-1])
+    channels = Channels(front, torch.device("cpu"))
+    chosen = channels.evenly(channels.norms(flat.initial), sparsity)
+    small = sliced(flat, flat.initial, channels, chosen, shape)
+    masked = flat.network(channels.masked(flat.initial, chosen)).train(False)
+    x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), masked(x), rtol=1e-3, atol=1e-4)
+    seconds = take_turns({"sliced": _turn(small, x), "masked": _turn(masked, x)}, repeats, PASSES)
+    one = torch.zeros(1, *shape)
+    counts = [burden.forward(Flat(nn.Sequential(each)), one).all for each in (small, masked)]
+    also = {"mflops": counts[0] / 1e6, "masked_mflops": counts[1] / 1e6}
+    case = {"model": name, "batch": batch, "sparsity": sparsity}
+    return weigh("slice", case, seconds, "sliced", ["masked"], also)
+
+
+def cases(names: Sequence[str], batch: int, sparsity: float, repeats: int) -> Iterator[Result]:
+    """One result a model."""
+    for name in names:
+        yield measure(name, batch, sparsity, repeats)
+
+
+def _turn(network: nn.Module, x: Tensor) -> Callable[[], float]:
+    @torch.no_grad()
+    def turn() -> float:
+        began = perf_counter()
+        for _ in range(PASSES):
+            network(x)
+        return perf_counter() - began
+
+    return turn
