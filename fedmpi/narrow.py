@@ -251,8 +251,7 @@ class Channels:
             for name, width in self.bridges.items()
         }
         cuts = dict(self._cuts(kept, inputs))
-        flat, places = self.flat, [self.flat.parameters, self.flat.statistics]
-        whole = all(len(stays) == width for (_, width), stays in kept.items())
+        flat, whole = self.flat, all(len(c) == width for (_, width), c in kept.items())
         if not whole or factor != 1:
             lengths = tuple(len(stays) for stays in kept.values())
             maps = tuple(tuple(map(tuple, both)) for both in _lists(bridged))
@@ -262,9 +261,9 @@ class Channels:
                 while len(self.flats) > KNOWN:
                     self.flats.pop(next(iter(self.flats)))
             flat = self.flats[key]
-        apart = self.flat.is_local
-        ours = places[0] if apart else places[0] + places[1]
-        theirs = places[1] if apart else []
+        ours, theirs = self.flat.parameters, self.flat.statistics
+        if not self.flat.is_local:
+            ours, theirs = ours + theirs, []
         return Narrow(flat, _positions(ours, cuts), _positions(theirs, cuts))
 
     def _cuts(

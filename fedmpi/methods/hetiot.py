@@ -53,13 +53,11 @@ class Config(config.Method):
             ConfigError: if it has no use for the scope.
         """
         flat, device = trainer.flat, trainer.device
-        if self.compressor != "prune" and self.scope != "global":
-            raise ConfigError(
-                f"method.scope = '{self.scope}': wanted method.compressor = 'prune', "
-                f"found '{self.compressor}'"
-            )
         if self.compressor == "prune":
             return Prune(flat, device, self.scope == "layer")
+        if self.scope != "global":
+            found = f"method.scope = '{self.scope}': wanted method.compressor = 'prune', found"
+            raise ConfigError(f"{found} '{self.compressor}'")
         if self.compressor == "width":
             return Width(flat, device, trainer.feed.x.shape[1:])
         return (Quant if self.compressor == "quant" else LowRank)(flat, device)
@@ -145,8 +143,8 @@ class Clients(fedavg.Clients):
         """A smaller network, or the whole one without what is pruned."""
         local = self.locals.get(client)
         if local is None:  # before the first round, when nothing has come yet
-            keep, initial = self.shares[client], self.flat.initial.to(self.trainer.device)
-            local = self.compressor.local(self.compressor.blocks(initial, keep), keep)
+            keep, w = self.shares[client], self.flat.initial.to(self.trainer.device)
+            local = self.compressor.local(self.compressor.blocks(w, keep), keep)
         flat = self.flat if local.part is None else local.part.flat
         return replace(super().burden(t, client), flat=flat, kept=local.mask)
 
