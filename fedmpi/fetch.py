@@ -21,6 +21,7 @@ from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from shutil import disk_usage
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -264,20 +265,31 @@ def _unpack(file: Path, folder: Path) -> None:
     file.unlink()
 
 
+def _check_inside(file: Path, name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{file}: wanted names inside of it, found {name!r}; remove it")
+
+
 def _untar(file: Path, place: str) -> None:
-    if not hasattr(tarfile, "data_filter"):
-        raise DataError(f"{file}: wanted Python 3.11.4 or later to unpack it safely")
+    # Checked here, because Python's own filters came with a later 3.11 than systems still have.
     with tarfile.open(file) as archive:
-        # It refuses links and names that lead outside, devices, and odd permissions.
-        archive.extractall(place, filter="data")
+        for member in archive:
+            _check_inside(file, member.name)
+            if not (member.isfile() or member.isdir()):
+                raise DataError(
+                    f"{file}: wanted files and folders in it, found {member.name!r}, a link or a "
+                    "device; remove it"
+                )
+            member.mode = 0o755 if member.isdir() else 0o644
+        filters: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(place, **filters)
 
 
 def _unzip(file: Path, place: str) -> None:
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
-                raise DataError(f"{file}: wanted names inside of it, found {name!r}; remove it")
+            _check_inside(file, name)
         size, free = sum(info.file_size for info in archive.infolist()), disk_usage(place).free
         if size > free:
             raise DataError(f"{file}: unpacked it has {size} bytes, {free} are free in {place}")

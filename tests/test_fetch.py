@@ -342,10 +342,10 @@ def test_an_archive_that_somebody_placed(made: SimpleNamespace, server: Server) 
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("x.tar.gz", tar({**GOOD, "../out": b"!"}), "wanted a whole archive, found: .*out"),
-        ("x.tar.gz", tar({**GOOD, "made/../../out": b"!"}), "outside the destination"),
-        ("x.tar.gz", tar({**GOOD, "made/l": "../../..", "made/l/out": b"!"}), "outside"),
-        ("x.tar.gz", tar({**GOOD, "made/l": "/etc"}), "wanted a whole archive"),
+        ("x.tar.gz", tar({**GOOD, "../out": b"!"}), r"wanted names inside of it, found '\.\./out'"),
+        ("x.tar.gz", tar({**GOOD, "made/../../out": b"!"}), "wanted names inside of it"),
+        ("x.tar.gz", tar({**GOOD, "made/l": "../../..", "made/l/out": b"!"}), "a link or a dev"),
+        ("x.tar.gz", tar({**GOOD, "made/l": "/etc"}), "found 'made/l', a link or"),
         ("x.zip", zipped({**GOOD, "../out": b"!"}), r"wanted names inside of it, found '\.\./out'"),
         ("x.zip", zipped({**GOOD, "made/../../out": b"!"}), "wanted names inside of it"),
         ("x.zip", zipped({**GOOD, "/out": b"!"}), "wanted names inside of it, found '/out'"),
