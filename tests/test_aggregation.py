@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedmpi import config
 from fedmpi.aggregation import aggregate
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
@@ -91,10 +92,14 @@ def test_one_bad_client_moves_the_mean_but_not_the_median(monkeypatch: pytest.Mo
 
 @pytest.mark.parallel([1, 3])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_runs_under_a_median(name: str) -> None:
+def test_every_method_runs_under_a_median_or_refuses_it(name: str) -> None:
     from mpi4py import MPI
 
     words = (f"method.name={name}", "aggregation.rule=median", "participation=0.6")
+    if not config.module("method", name).Server.pools:
+        with pytest.raises(ConfigError, match="wanted a method in which all clients upload whole"):
+            Engine(small(*words))
+        return
     found = run(small(*words), MPI.COMM_WORLD)
     alone = run(small(*words))
     if MPI.COMM_WORLD.rank == 0:

@@ -93,6 +93,7 @@ class Server(fedavg.Server):
     """What passes on models; it has none."""
 
     method: Config
+    pools = False
     is_global = False
     sends = True
     parts = 2

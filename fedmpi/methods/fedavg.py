@@ -28,6 +28,8 @@ class Server:
     Attributes:
         sends: does each client get a part of its own, beside the broadcast?
         is_global: is `w` a model that can be judged, or do parts of it never leave the clients?
+        pools: does `total` add up updates that all clients have in full, so that their median, say,
+            may take its place?
         parts: blocks of an encoded update, without those of statistics that travel apart.
         method: the settings in `[method]`; a method narrows their type to its own.
         w: the global model, [n].
@@ -36,6 +38,7 @@ class Server:
 
     sends = False
     is_global = True
+    pools = True
     parts = 1
     method: config.Method
 

@@ -61,6 +61,7 @@ class Server(staticmask.Server):
     """
 
     sends = True
+    pools = False
     parts = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:

@@ -93,6 +93,7 @@ class Server(fedavg.Server):
     """Attributes: `covered`, by which weight each position was sent this round, [n]."""
 
     method: Config
+    pools = False
     sends = True
     parts = 2
 

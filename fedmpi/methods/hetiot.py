@@ -67,6 +67,7 @@ class Server(fedavg.Server):
     """Attributes: `made`, this round's blocks for each share and what they say, and `covered`."""
 
     method: Config
+    pools = False
     sends = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:

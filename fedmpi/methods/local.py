@@ -25,6 +25,7 @@ class Config(config.Method):
 
 class Server(fedavg.Server):
     is_global = False
+    pools = False
     parts = 0
 
     def broadcast(self, t: int) -> list[Block]:

@@ -48,6 +48,7 @@ class Config(fedper.Config, selection.Config):
 
 class Server(fedper.Server):
     method: Config
+    pools = False
     parts = 3
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
