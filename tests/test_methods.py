@@ -108,10 +108,11 @@ def test_it_learns(case: tuple[str, ...]) -> None:
     found = run(words(case, *EASY))
     rounds = found.tables["rounds"]
     rounds = rounds[rounds["round"] >= 0]
-    clients, ends = found.tables["clients"], (0, rounds["round"][-1])
-    # Of most clients: where devices fit the model to themselves, some have hardly any.
-    first, last = (np.median(clients["loss"][clients["round"] == t]) for t in ends)
-    assert last < 0.5 * first
+    clients = found.tables["clients"]
+    # Of most clients, and once: where devices fit the model to themselves, some have hardly any,
+    # and a part of it that rolls on may be a fresh one.
+    first, *later = (np.median(clients["loss"][clients["round"] == t]) for t in rounds["round"])
+    assert min(later) < 0.5 * first
     judged = "accuracy" if found.engine.server.is_global else "personal_mean"
     assert rounds[judged][-1] > 0.8, "a quarter is chance"
 

@@ -158,7 +158,7 @@ def test_settings_are_all_there(said: Any) -> None:
     ("name", "there", "elsewhere"),
     [
         ("lr", "Learning rate", "lr_decay"),
-        ("method", "method.error_feedback", "rounds"),
+        ("method", "method.error_feedback", "lr_decay"),
         ("method.sparsity", "with name = ssfl", "error_feedback"),
         ("exchange", "exchange.window", "method"),
         ("devices", "devices.tiers.link.exponent", "exchange"),

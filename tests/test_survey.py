@@ -88,7 +88,7 @@ def test_what_tells_clients_apart_besides() -> None:
     assert about["rotated"] == "clients by angle: 0° 2, 90° 2"
     assert about["noise"] == "variance 0.20 to 0.80"
     assert about["wrong"].startswith(f"{sum(wrong)} training labels, 0.50 to 0.50 of a client's")
-    assert about["colour"].startswith("contrast 0.") and "brightness -0." in about["colour"]
+    assert about["colour"].startswith("contrast 0.") and "brightness" in about["colour"]
     many = fedmpi("partition", *SKEWED, "clients=40", "partition.minimum=1", *SKEWS, columns=80)
     assert "clients by angle: 0° 20, 90° 20" in many.output
     assert "rotated" not in fedmpi("partition", *SKEWED, "clients=4").output
