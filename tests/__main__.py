@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from fedmpi import launch
 
-LIMIT = 1800
+LIMIT = 2700
 """Seconds for one rank count; a job that takes longer hangs."""
 
 
