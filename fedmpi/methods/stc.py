@@ -55,6 +55,7 @@ class Server(fedavg.Server):
         down = self.method.sparsity_down
         self.sparsity = self.method.sparsity if down is None else down
         self.history: dict[int, list[Block]] = {}
+        self.lengths: dict[int, int] = {}
         self.forgotten = 0
         self.knows: dict[int, int] = {}
 
@@ -82,13 +83,15 @@ class Server(fedavg.Server):
         block = ternary(update, self.flat, self.sparsity)
         self.rest = update - sparse.vector(block, self.flat.size, self.w.device)
         self.history[t] = [block, *statistics]
+        self.lengths[t] = length(self.history[t])
         follow(self.w, self.history[t], self.still)
         self.total.zero_()
         self.weight = 0.0
         # Who has missed more than a model's worth gets the model.
-        while sum(map(length, self.history.values())) >= 4 * self.flat.size:
-            self.forgotten = next(iter(self.history)) + 1
-            del self.history[self.forgotten - 1]
+        while sum(self.lengths.values()) >= 4 * self.flat.size:
+            oldest = next(iter(self.history))
+            del self.history[oldest], self.lengths[oldest]
+            self.forgotten = oldest + 1
 
 
 def length(blocks: Sequence[Block]) -> int:
