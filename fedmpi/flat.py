@@ -8,6 +8,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -101,6 +102,7 @@ class Flat:
             setattr(network.get_submodule(module), name, piece.of(place).data)
         return network
 
+    @cached_property
     def movable(self) -> Tensor:
         """Positions that gradients move, ascending: int64 [count]."""
         if self.moving is None:

@@ -72,7 +72,7 @@ class Server(feddst.Server):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.movable = self.flat.movable().to(trainer.device)
+        self.movable = self.flat.movable.to(trainer.device)
         self.squares = torch.zeros_like(self.w)
 
     def first(self) -> Tensor:
@@ -117,7 +117,7 @@ class Clients(feddst.Clients):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.movable = self.flat.movable().to(trainer.device)
+        self.movable = self.flat.movable.to(trainer.device)
         self.squares = Store(settings.state, self.flat.size)
         self.sums: dict[int, Tensor] = {}
 

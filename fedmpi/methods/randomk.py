@@ -38,7 +38,7 @@ def drawn(settings: Settings, flat: Flat, t: int, client: int) -> Tensor:
     random = stream(settings.seed, Purpose.POSITIONS, t, client)
     count = sparse.kept(flat.count, settings.method.sparsity)
     chosen = torch.from_numpy(random.permutation(flat.count)[:count]).sort().values
-    return flat.movable()[chosen]
+    return flat.movable[chosen]
 
 
 class Server(fedavg.Server):

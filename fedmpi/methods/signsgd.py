@@ -28,7 +28,7 @@ class Config(config.Method):
 class Server(fedavg.Server):
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Signs of all parameters."""
-        sparse.add(self.total, blocks[0], weight, self.flat.movable().to(self.w.device))
+        sparse.add(self.total, blocks[0], weight, self.flat.movable.to(self.w.device))
 
 
 class Clients(fedavg.Clients):
@@ -44,7 +44,7 @@ class Clients(fedavg.Clients):
         update = w - self.start
         statistics = self.part(update)
         self.feedback.add(client, update)
-        where = self.flat.movable().to(update.device)
+        where = self.flat.movable.to(update.device)
         block = sparse.signs(Kind.GRADIENT, update[where], self.flat.size)
         sent = sparse.vector(block, self.flat.size, update.device, where)
         self.feedback.keep(client, update - sent)
