@@ -60,7 +60,7 @@ The rooms
     heterogeneity  how far the clients differ      feedback    what compression left out
     files        where data sets lie               cache       what was decoded of them
     fetch        gets them, if there is a network  layouts/    one module a layout of files
-    aggregation  medians, noise: not the mean
+    aggregation  medians, noise: not the mean      variates    what corrects gradients
     burden       FLOPs and memory of training      devices     simulated: seconds, joules, losses
     pruning      which weights are kept            powered     weights that are powers
     compress     smaller models for weak devices   nested  rows that learn through smaller ones

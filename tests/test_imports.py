@@ -60,6 +60,7 @@ LAW = {
     "compress": ("torch", "codec flat narrow recurrent sparse"),
     "store": ("torch", "config errors"),
     "feedback": ("torch", "config store"),
+    "variates": ("torch", "config store"),
     "aggregation": ("torch", "codec config streams"),
     "feed": ("numpy torch", "config data population skew streams"),
     "rows": ("torch", "config feed flat layers recurrent"),
@@ -76,7 +77,7 @@ LAW = {
     "methods/*": (
         "numpy pydantic torch",
         "burden channels codec compress config devices feed feedback flat lockstep methods narrow "
-        "nested powered pruning selection sparse store streams train",
+        "nested powered pruning selection sparse store streams train variates",
     ),
     "measure": (
         "numpy torch",

@@ -14,7 +14,9 @@ WORDS = ("method.name=scaffold", "participation=0.6", "epochs=3", "rounds=6", "l
 
 def controls(engine: Engine) -> Tensor:
     """All c_k, [clients, n]."""
-    return torch.stack([engine.clients.own(client) for client in range(engine.settings.clients)])
+    return torch.stack(
+        [engine.clients.variates.of(client) for client in range(engine.settings.clients)]
+    )
 
 
 @pytest.mark.parametrize("participation", [0.2, 0.6, 1.0])

@@ -101,7 +101,7 @@ def test_rounds_are_those_of_plain_torch(
             w = torch.where(weight > 0, total / weight, w)
         else:
             w = torch.where(shared, total / samples, w)
-        found = torch.stack([engine.clients.variate(client) for client in range(5)])
+        found = torch.stack([engine.clients.variates.of(client) for client in range(5)])
         np.testing.assert_allclose(engine.server.w, w, rtol=1e-3, atol=5e-5)
         np.testing.assert_allclose(engine.server.control, c, rtol=1e-2, atol=5e-4)
         np.testing.assert_allclose(found, c_k, rtol=1e-2, atol=5e-4)
@@ -138,7 +138,7 @@ def test_c_is_the_mean_of_all_c_k_but_for_what_was_not_sent(
     before, unsent = torch.zeros(5, size), torch.zeros(5, size)
     always = encoder(engine)
     for _ in play(engine):
-        own = torch.stack([engine.clients.variate(client) for client in range(5)])
+        own = torch.stack([engine.clients.variates.of(client) for client in range(5)])
         for client, (where, _) in heard.items():
             unsent[client] += torch.where(where, 0, own[client] - before[client])
             always &= where
@@ -285,7 +285,7 @@ def test_new_clients_adapt_their_predictor_alone(
         assert (rows["up_gradient"] > 0).tolist() == [True] * 3 + [False] * 2
         assert np.isfinite(rows["personal"][3:]).sum() == (rows["samples"][3:] > 0).sum()
         start = engine.server.w.clone()
-    assert sorted(engine.clients.controls) == [0, 1, 2]
+    assert sorted(engine.clients.variates.own) == [0, 1, 2]
     assert not torch.equal(start[shared], engine.flat.initial[shared])
 
 

@@ -19,8 +19,8 @@ from fedmpi import config, sparse
 from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg
-from fedmpi.store import Store
 from fedmpi.train import Trainer
+from fedmpi.variates import Variates
 
 
 class Config(config.Method):
@@ -49,34 +49,19 @@ class Clients(fedavg.Clients):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.control = torch.zeros_like(self.start)
-        self.controls = Store(settings.state, self.flat.size)
-        self.chunk: tuple[int, ...] = ()
-        self.drift = torch.zeros_like(self.start)
+        self.variates = Variates(settings.state, self.start)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """The model, and c."""
         super().receive(t, clients, blocks[:1])
-        self.chunk = ()
-        self.control = sparse.vector(blocks[1], self.flat.size, self.trainer.device)
-
-    def own(self, client: int) -> Tensor:
-        """The client's c_k, zeros at first: [n]."""
-        if client in self.controls:
-            return self.controls[client].to(self.control.device)
-        return torch.zeros_like(self.control)
+        self.variates.begin(sparse.vector(blocks[1], self.flat.size, self.trainer.device))
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-        """Corrects the gradients by c - c_k, which are put together when a chunk begins."""
-        if self.chunk[: len(clients)] != tuple(clients):
-            self.chunk = tuple(clients)
-            self.drift = torch.stack([self.control - self.own(client) for client in clients])
-        g.add_(self.drift[: len(clients)])
+        """Corrects the gradients by c - c_k."""
+        self.variates.correct(clients, g)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The update and the change of c_k to c_k - c + (w - w_k) / (sum of rates)."""
+        """The update and the change of c_k."""
         update = w - self.start
-        change = update / -self.trainer.distance(t, client) - self.control
-        change[self.still] = 0
-        self.controls[client] = self.own(client) + change
+        change = self.variates.move(client, update, self.trainer.distance(t, client), self.still)
         return [sparse.block(Kind.GRADIENT, update), sparse.block(Kind.GRADIENT, change)]

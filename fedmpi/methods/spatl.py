@@ -33,8 +33,8 @@ from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import ConfigError, Settings
 from fedmpi.methods import fedper
 from fedmpi.selection import ByAgent, Select, by_rule
-from fedmpi.store import Store
 from fedmpi.train import Trainer
+from fedmpi.variates import Variates
 
 
 class Config(fedper.Config, selection.Config):
@@ -101,10 +101,7 @@ class Clients(fedper.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.channels = channels(self.method, trainer)
-        self.control = torch.zeros_like(self.start)
-        self.controls = Store(settings.state, self.flat.size)
-        self.chunk: tuple[int, ...] = ()
-        self.drift = torch.zeros_like(self.start)
+        self.variates = Variates(settings.state, self.start)
         self.select: Select = by_rule(self.method, self.channels, settings.seed)
         if self.method.selection == "agent":
             self.select = ByAgent(self.method, trainer, self.channels)
@@ -122,15 +119,8 @@ class Clients(fedper.Clients):
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """The encoder, and its part of c."""
         super().receive(t, clients, blocks[:1])
-        self.chunk = ()
-        device = self.trainer.device
-        self.control = sparse.vector(blocks[1], self.flat.size, device, self.shared)
-
-    def variate(self, client: int) -> Tensor:
-        """The client's c_k, zeros at first, and always of the predictor: [n]."""
-        if client in self.controls:
-            return self.controls[client].to(self.control.device)
-        return torch.zeros_like(self.control)
+        size, device = self.flat.size, self.trainer.device
+        self.variates.begin(sparse.vector(blocks[1], size, device, self.shared))
 
     def is_new(self, client: int) -> bool:
         """Whether the client takes the encoder as it is."""
@@ -138,10 +128,7 @@ class Clients(fedper.Clients):
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Corrects the encoders' gradients by c - c_k; new clients' encoders rest."""
-        if self.chunk[: len(clients)] != tuple(clients):
-            self.chunk = tuple(clients)
-            self.drift = torch.stack([self.control - self.variate(client) for client in clients])
-        g.add_(self.drift[: len(clients)])
+        self.variates.correct(clients, g)
         for row, client in enumerate(clients):
             if self.is_new(client):
                 # Against weight decay; a clip would count it, so there one step of decay remains.
@@ -163,9 +150,7 @@ class Clients(fedper.Clients):
             return []
         update = w - self.start
         update[self.private] = 0
-        change = update / -self.trainer.distance(t, client) - self.control
-        change[self.still] = 0
-        self.controls[client] = self.variate(client) + change
+        change = self.variates.move(client, update, self.trainer.distance(t, client), self.still)
         chosen = self.select(t, client, w)
         sent, size = self.channels.positions(chosen), self.flat.size
         return [
