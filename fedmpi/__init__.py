@@ -38,37 +38,40 @@ The laws
 
 The rooms
 ---------
-    __main__     the command line                  job         ranks run settings, the root records
-    sweep        one file that stands for many runs  launch    which mpiexec, and how
-    show doctor  results and machines, for people  provenance  where a result comes from
-    survey       a partition, for people           picture     of the same
-    config       what a run is: the settings       errors      what the caller can mend
-    engine       the round                         measure     what is known after it
-    population   who holds which samples, who takes part, which rank hosts whom
-    trace        who is available in which round
-    skew         what clients make of their samples, and of the labels
-    train        rows of clients, local steps      lockstep    the same for parts of networks
-    rows stacked models side by side: one by one, or all at once
-    descent      a step against a gradient         feed        what a step learns from
-    flat         a network as one vector           layers      those that look beyond a sample
-    recurrent    LSTM and GRU for rows         narrow     sub-models with fewer channels
-    sparse       tensor <-> block                  codec       block <-> bytes
-    wire         bytes <-> ranks                   store       what clients keep between rounds
-    record       one run, one HDF5 file            tables      its columns
-    clock        seconds by phase                  streams     the only source of randomness
-    memory       of the process                    bench/      one module a benchmark
-    heterogeneity  how far the clients differ      feedback    what compression left out
-    files        where data sets lie               cache       what was decoded of them
-    fetch        gets them, if there is a network  layouts/    one module a layout of files
-    aggregation  medians, noise: not the mean      variates    what corrects gradients
-    burden       FLOPs and memory of training      devices     simulated: seconds, joules, losses
-    pruning      which weights are kept            powered     weights that are powers
-    compress     smaller models for weak devices   nested  rows that learn through smaller ones
-    channels     outputs of layers, what is theirs topology    which layer feeds which
-    slicing      cuts channels out of a network    agent       learns how many are needed
-    selection    which ones a client sends         pretrain    makes such an agent
-    data/        one module a data set             models/     one module a family of networks
-    methods/     one module a method               partitions/ one module a way to divide samples
+ The round
+    engine         the round                       measure      what is known after it
+    methods/       one module a method             aggregation  medians, noise: not the mean
+    train          rows of clients, local steps    lockstep     the same for parts of networks
+    rows           models, one by one              stacked      models, all at once
+    descent        a step against a gradient       feed         what a step learns from
+    store          what clients keep between rounds; in it
+    feedback       what compression left out       variates     what corrects gradients
+ Models
+    models/        one module a family             submodels/   what is held, trained, sent of one
+    flat           a network as one vector         burden       FLOPs and memory of training
+    layers         those beyond a sample           recurrent    LSTM and GRU for rows
+ Messages
+    sparse         tensor <-> block                codec        block <-> bytes
+    wire           bytes <-> ranks                 clock        seconds by phase
+ Clients and data
+    population     who holds which samples, who takes part, which rank hosts whom
+    partitions/    one module a way to divide      heterogeneity  how far the clients differ
+    skew           what clients make of samples    trace        who is available in which round
+    devices        simulated: seconds, joules, losses
+    data/          one module a data set           layouts/     one module a layout of files
+    files          where data sets lie             cache        what was decoded of them
+ Runs
+    config         what a run is: the settings     streams      the only source of randomness
+    job            ranks run settings, the root records
+    record         one run, one HDF5 file          tables       its columns
+    provenance     where a result comes from       errors       what the caller can mend
+    sweep          one file, many runs             launch       which mpiexec, and how
+ Commands
+    __main__       the command line                bench/       one module a benchmark
+    show           results, for people             doctor       machines, for people
+    survey         a partition, for people         picture      of the same
+    fetch          gets data sets                  pretrain     makes agents for `submodels`
+    memory         of the process
 
 Torch stops at `codec`, MPI starts at `wire`; between them there are only bytes. Who may import whom
 is a table in `tests/test_imports.py`, and a test.

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmpi import agent, config, models
-from fedmpi.channels import Channels
+from fedmpi import config, models
 from fedmpi.config import ConfigError
 from fedmpi.flat import Flat
 from fedmpi.population import Population
-from fedmpi.selection import ByAgent
 from fedmpi.streams import Purpose, stream, torch_seed
+from fedmpi.submodels import agent
+from fedmpi.submodels.channels import Channels
+from fedmpi.submodels.selection import ByAgent
 from fedmpi.train import Trainer
 
 

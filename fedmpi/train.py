@@ -17,11 +17,11 @@ from fedmpi.data import Dataset
 from fedmpi.descent import Descent, descent, rate
 from fedmpi.feed import Feed
 from fedmpi.flat import Flat
-from fedmpi.nested import Nest, Nested
 from fedmpi.population import Population
 from fedmpi.rows import OneByOne, Rows
 from fedmpi.stacked import Stacked
 from fedmpi.store import Store
+from fedmpi.submodels.nested import Nest, Nested
 
 Adjust = Callable[[Sequence[int], Tensor, Tensor], None]
 """Changes gradients in place before a step: clients of the rows, w [k, n], g [k, n]."""

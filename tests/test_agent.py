@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedmpi import agent, burden, config, models
-from fedmpi.agent import Agent, Game, Keep, Memory, Scene
-from fedmpi.channels import Channels
+from fedmpi import burden, config, models
 from fedmpi.config import ConfigError
 from fedmpi.flat import Flat
-from fedmpi.slicing import sliced
+from fedmpi.submodels import agent
+from fedmpi.submodels.agent import Agent, Game, Keep, Memory, Scene
+from fedmpi.submodels.channels import Channels
+from fedmpi.submodels.slicing import sliced
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,6 @@ from fedmpi.bench import client, scale, train
 from fedmpi.bench import round as rounds
 from fedmpi.bench import slice as slices
 from fedmpi.bench.textbook import Textbook
-from fedmpi.channels import Channels
 from fedmpi.codec import Block, Message
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
@@ -24,6 +23,7 @@ from fedmpi.launch import Launcher
 from fedmpi.methods import fedavg
 from fedmpi.rows import OneByOne
 from fedmpi.stacked import Stacked
+from fedmpi.submodels.channels import Channels
 from tests.small import run
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedmpi.channels import Channels
 from fedmpi.flat import Flat
 from fedmpi.recurrent import Recurrent
+from fedmpi.submodels.channels import Channels
 from tests.small import sorts
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy
 
 from fedmpi import models
 from fedmpi.codec import Coding
-from fedmpi.compress import Compressor, Factors, LowRank, Prune, Quant, Width
 from fedmpi.flat import Flat
+from fedmpi.submodels.compress import Compressor, Factors, LowRank, Prune, Quant, Width
 from tests.small import small, smooth, sorts
 
 CPU = torch.device("cpu")

@@ -9,8 +9,9 @@ from mpi4py import MPI
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedmpi import models, pruning
+from fedmpi import models
 from fedmpi.engine import Engine
+from fedmpi.submodels import pruning
 from tests.plain import CNN, EVERYTHING, network, play, positions, train
 from tests.small import run, small, smooth
 

@@ -5,6 +5,7 @@ fails the test: whoever adds one says what it may know.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import fedmpi
 
 ROOM = Path(__file__).parent.parent
 
@@ -49,15 +52,16 @@ LAW = {
     "models": ("torch", "config layers streams"),
     "models/*": ("pydantic torch", "config layers recurrent"),
     "flat": ("torch", "config layers"),
-    "channels": ("torch", "flat layers recurrent sparse"),
-    "topology": ("torch", "recurrent"),
-    "slicing": ("torch", "channels flat layers models topology"),
+    "submodels": ("", ""),
+    "submodels/channels": ("torch", "flat layers recurrent sparse"),
+    "submodels/topology": ("torch", "recurrent"),
+    "submodels/slicing": ("torch", "flat layers models submodels"),
     "burden": ("torch", "config devices flat"),
-    "pruning": ("numpy torch", "flat"),
-    "powered": ("torch", "recurrent"),
-    "narrow": ("numpy torch", "config flat layers recurrent"),
+    "submodels/pruning": ("numpy torch", "flat"),
+    "submodels/powered": ("torch", "recurrent"),
+    "submodels/narrow": ("numpy torch", "config flat layers recurrent"),
     "sparse": ("numpy torch", "codec"),
-    "compress": ("torch", "codec flat narrow recurrent sparse"),
+    "submodels/compress": ("torch", "codec flat recurrent sparse submodels"),
     "store": ("torch", "config errors"),
     "feedback": ("torch", "config store"),
     "variates": ("torch", "config store"),
@@ -66,18 +70,18 @@ LAW = {
     "rows": ("torch", "config feed flat layers recurrent"),
     "stacked": ("numpy torch", "config feed flat layers rows"),
     "descent": ("torch", "config rows"),
-    "nested": ("torch", "config feed flat rows"),
+    "submodels/nested": ("torch", "config feed flat rows"),
     "train": (
         "numpy torch",
-        "config data descent feed flat nested population rows stacked store",
+        "config data descent feed flat population rows stacked store submodels",
     ),
     "lockstep": ("torch", "flat rows train"),
-    "agent": ("numpy torch", "burden channels config flat topology"),
-    "selection": ("numpy pydantic torch", "agent channels config store streams train"),
+    "submodels/agent": ("numpy torch", "burden config flat submodels"),
+    "submodels/selection": ("numpy pydantic torch", "config store streams submodels train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden channels codec compress config devices feed feedback flat lockstep methods narrow "
-        "nested powered pruning selection sparse store streams train variates",
+        "burden codec config devices feed feedback flat lockstep methods sparse store streams "
+        "submodels train variates",
     ),
     "measure": (
         "numpy torch",
@@ -87,10 +91,7 @@ LAW = {
         "numpy torch",
         "aggregation burden clock codec config devices flat measure models population train wire",
     ),
-    "pretrain": (
-        "numpy torch",
-        "agent channels config flat models population selection streams train",
-    ),
+    "pretrain": ("numpy torch", "config flat models population streams submodels train"),
     "sweep": ("", "config errors launch record"),
     "picture": ("matplotlib numpy", "config heterogeneity"),
     "survey": ("numpy rich", "config data heterogeneity partitions picture population show skew"),
@@ -100,8 +101,7 @@ LAW = {
     "bench": ("click", "config"),
     "bench/*": (
         "click numpy torch",
-        "bench burden channels clock config engine flat launch memory methods models slicing train "
-        "wire",
+        "bench burden clock config engine flat launch memory methods models submodels train wire",
     ),
     # Where MPI and HDF5 meet, as modules of ours.
     "job": (
@@ -180,6 +180,12 @@ def test_no_line_of_the_table_is_stale() -> None:
     assert used == set(LAW)
     rooms = {module.partition("/")[0] for module in FILES}
     assert {word for _, words in LAW.values() for word in words.split()} <= rooms
+
+
+def test_the_map_names_every_room() -> None:
+    rooms = (fedmpi.__doc__ or "").partition("The rooms")[2]
+    named = {word.rstrip("/") for word in re.findall(r"[\w/]+", rooms)}
+    assert {module.partition("/")[0] for module in FILES} - {"__init__"} <= named
 
 
 def test_one_module_knows_mpi_and_one_hdf5() -> None:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedmpi import models, narrow
+from fedmpi import models
 from fedmpi.config import ConfigError
 from fedmpi.flat import Flat
 from fedmpi.layers import BatchNorm
 from fedmpi.models import resnet
-from fedmpi.narrow import Channels, Narrow, Scale
+from fedmpi.submodels import narrow
+from fedmpi.submodels.narrow import Channels, Narrow, Scale
 from tests.small import small, smooth, sorts
 from tests.test_rows import FAMILIES
 

@@ -6,9 +6,10 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from fedmpi import models, pruning
+from fedmpi import models
 from fedmpi.engine import Engine
 from fedmpi.methods.prunefl import worth
+from fedmpi.submodels import pruning
 from tests.plain import CNN, play, train
 from tests.small import run, small, smooth
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedmpi import models, pruning
+from fedmpi import models
 from fedmpi.flat import Flat
+from fedmpi.submodels import pruning
 from tests.small import small, sorts
 
 

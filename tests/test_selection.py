@@ -8,11 +8,12 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from fedmpi import agent, models
+from fedmpi import models
 from fedmpi.config import ConfigError
 from fedmpi.data import synthetic
 from fedmpi.engine import Engine
 from fedmpi.pretrain import pretrain
+from fedmpi.submodels import agent
 from tests.plain import RNN, accuracy, network, play
 from tests.small import SMALL, run, small, smooth, text
 

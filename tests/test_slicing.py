@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi import burden, config, models
-from fedmpi.channels import Channels
 from fedmpi.flat import Flat
-from fedmpi.slicing import Spread, sliced
+from fedmpi.submodels.channels import Channels
+from fedmpi.submodels.slicing import Spread, sliced
 
 NETWORKS = {
     "mlp": ((1, 8, 8), {"name": "mlp", "hidden": [12, 8]}),

@@ -7,8 +7,9 @@ from mpi4py import MPI
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy
 
-from fedmpi import models, powered
+from fedmpi import models
 from fedmpi.engine import Engine
+from fedmpi.submodels import powered
 from tests.plain import CNN, EVERYTHING, play, positions
 from tests.small import run, small, smooth
 

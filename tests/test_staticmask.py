@@ -6,8 +6,8 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from fedmpi import pruning
 from fedmpi.engine import Engine
+from fedmpi.submodels import pruning
 from tests.plain import CNN, EVERYTHING, average, play, train
 from tests.small import run, small
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from fedmpi import config
 from fedmpi.models import resnet
-from fedmpi.topology import feeders, trace
+from fedmpi.submodels.topology import feeders, trace
 from tests.small import sorts
 
 

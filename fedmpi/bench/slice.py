@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fedmpi import burden, config, models
 from fedmpi.bench import Result, take_turns, weigh
-from fedmpi.channels import Channels
 from fedmpi.flat import Flat
-from fedmpi.slicing import sliced
+from fedmpi.submodels.channels import Channels
+from fedmpi.submodels.slicing import sliced
 
 MODELS = {
     "cnn": ((1, 28, 28), {"name": "cnn"}),

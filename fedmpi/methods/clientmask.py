@@ -16,13 +16,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, pruning, sparse
+from fedmpi import config, sparse
 from fedmpi.burden import Burden
 from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
 from fedmpi.flat import Flat
 from fedmpi.methods import fedavg
 from fedmpi.streams import Purpose, stream
+from fedmpi.submodels import pruning
 from fedmpi.train import Trainer
 
 

@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, pruning
+from fedmpi import config
 from fedmpi.burden import Burden
 from fedmpi.codec import Block
 from fedmpi.config import Settings
@@ -34,6 +34,7 @@ from fedmpi.flat import Flat
 from fedmpi.methods import fedavg, staticmask
 from fedmpi.store import Store
 from fedmpi.streams import Purpose, stream
+from fedmpi.submodels import pruning
 from fedmpi.train import Trainer
 
 

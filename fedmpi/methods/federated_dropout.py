@@ -14,12 +14,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedmpi import narrow
 from fedmpi.config import Settings
 from fedmpi.methods import heterofl
 from fedmpi.methods.heterofl import Clients, Server
-from fedmpi.narrow import Choose
 from fedmpi.streams import Purpose, stream
+from fedmpi.submodels import narrow
+from fedmpi.submodels.narrow import Choose
 
 __all__ = ["Clients", "Config", "Server"]
 

@@ -9,11 +9,11 @@ Differs from the paper: clients count by their samples.
 Differs from the code: as HeteroFL does; channels stand in the sub-model in the whole one's order.
 """
 
-from fedmpi import narrow
 from fedmpi.config import Settings
 from fedmpi.methods import heterofl
 from fedmpi.methods.heterofl import Clients, Server
-from fedmpi.narrow import Choose
+from fedmpi.submodels import narrow
+from fedmpi.submodels.narrow import Choose
 
 __all__ = ["Clients", "Config", "Server"]
 

@@ -23,8 +23,8 @@ from fedmpi.codec import Block
 from fedmpi.config import Settings
 from fedmpi.methods import heterofl
 from fedmpi.methods.heterofl import Rate, Server
-from fedmpi.nested import Nest
 from fedmpi.streams import Purpose, stream
+from fedmpi.submodels.nested import Nest
 from fedmpi.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]

@@ -24,14 +24,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, devices, narrow, sparse
+from fedmpi import config, devices, sparse
 from fedmpi.burden import Burden
 from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg
-from fedmpi.narrow import Channels, Choose, Narrow
-from fedmpi.nested import Nest
 from fedmpi.streams import Purpose, stream
+from fedmpi.submodels import narrow
+from fedmpi.submodels.narrow import Channels, Choose, Narrow
+from fedmpi.submodels.nested import Nest
 from fedmpi.train import Trainer
 
 Rate = Annotated[float, Field(gt=0, le=1)]

@@ -7,7 +7,7 @@ the compressed models update it. The server's model is dense, and devices hold w
 Reconstruction: the abstract alone is known, so that compressors, classes of devices and the mean
 are ours. Each round the server compresses its model anew for each class, by one of
  * `prune`: the weights of largest magnitude, globally or in each layer; positions travel down only;
- * `width`: the first channels of each hidden layer, as a network of its own (see `narrow`);
+ * `width`: the first channels of each hidden layer, as a network of its own (`submodels.narrow`);
  * `quant`: weights in few bits; their gradients are taken for those of the dense weights
    (straight-through), local steps after the first leave the grid;
  * `lowrank`: factors of the weights, as a network of its own; the change of the product goes back.
@@ -27,9 +27,9 @@ from torch import Tensor
 from fedmpi import config, devices, sparse
 from fedmpi.burden import Burden
 from fedmpi.codec import Block, Kind
-from fedmpi.compress import Compressor, Local, LowRank, Prune, Quant, Width
 from fedmpi.config import ConfigError, Settings
 from fedmpi.methods import fedavg
+from fedmpi.submodels.compress import Compressor, Local, LowRank, Prune, Quant, Width
 from fedmpi.train import Trainer
 
 Share = Annotated[float, Field(gt=0, le=1)]

@@ -21,12 +21,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, pruning, sparse
+from fedmpi import config, sparse
 from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
 from fedmpi.flat import Flat
 from fedmpi.methods import feddst, staticmask
 from fedmpi.store import Store
+from fedmpi.submodels import pruning
 from fedmpi.train import Trainer
 
 

@@ -23,11 +23,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, powered, pruning
+from fedmpi import config
 from fedmpi.burden import Burden
 from fedmpi.codec import Block
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg, staticmask
+from fedmpi.submodels import powered, pruning
 from fedmpi.train import Trainer
 
 

@@ -5,8 +5,8 @@ and Transfer Learning for Heterogeneous Federated Learning*, SC 2022, arXiv 2111
 SCAFFOLD on the encoder (option II), and the predictor behind the cut never leaves its client, as in
 FedPer. After its steps a client selects channels, that is outputs of the encoder's convolutions and
 linear layers, and sends their values of the update and of the change of c_k, with a list of the
-channels; what is no channel's (see `channels`; statistics, say) always travels. The server
-moves each value by the mean over those who sent it; what nobody sent stays.
+channels; what is no channel's (see `submodels.channels`; statistics, say) always travels. The
+server moves each value by the mean over those who sent it; what nobody sent stays.
 
 How many channels of each layer, is for an agent to say (`agent`; `selection` has other rules, and
 is by default one of them, because an agent has to be made first). Of them the largest norms go.
@@ -27,12 +27,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import selection, sparse
-from fedmpi.channels import Channels
+from fedmpi import sparse
 from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import ConfigError, Settings
 from fedmpi.methods import fedper
-from fedmpi.selection import ByAgent, Select, by_rule
+from fedmpi.submodels import selection
+from fedmpi.submodels.channels import Channels
+from fedmpi.submodels.selection import ByAgent, Select, by_rule
 from fedmpi.train import Trainer
 from fedmpi.variates import Variates
 

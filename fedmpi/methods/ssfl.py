@@ -23,12 +23,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, pruning, sparse
+from fedmpi import config, sparse
 from fedmpi.burden import Burden
 from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import ConfigError, Settings, Width
 from fedmpi.methods import fedavg, staticmask
 from fedmpi.streams import Purpose, stream
+from fedmpi.submodels import pruning
 from fedmpi.train import Trainer
 
 

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedmpi import narrow, sparse
+from fedmpi import sparse
 from fedmpi.codec import Block, Coding, Kind
 from fedmpi.flat import PRUNABLE, Flat, Piece
-from fedmpi.narrow import Channels, Narrow
 from fedmpi.recurrent import Recurrent
+from fedmpi.submodels import narrow
+from fedmpi.submodels.narrow import Channels, Narrow
 
 
 class Network(NamedTuple):

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import relu
 
-from fedmpi.channels import Channels
 from fedmpi.flat import Flat
 from fedmpi.layers import BatchNorm, Dropout
 from fedmpi.models.resnet import OptionA
-from fedmpi.topology import trace
+from fedmpi.submodels.channels import Channels
+from fedmpi.submodels.topology import trace
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PASSING = (

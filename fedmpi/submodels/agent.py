@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from fedmpi import burden
-from fedmpi.channels import Channels
 from fedmpi.config import ConfigError
 from fedmpi.flat import PRUNABLE, Flat
-from fedmpi.topology import feeders, trace
+from fedmpi.submodels.channels import Channels
+from fedmpi.submodels.topology import feeders, trace
 
 FEATURES, WIDTH, HIDDEN = 11, 50, 32
 """Numbers that describe a layer, that stand for it, and in the actor's hidden layer."""

@@ -9,11 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import agent, config
-from fedmpi.channels import Channels
+from fedmpi import config
 from fedmpi.config import ConfigError
 from fedmpi.store import Store
 from fedmpi.streams import Purpose, stream
+from fedmpi.submodels import agent
+from fedmpi.submodels.channels import Channels
 from fedmpi.train import Trainer
 
 Select = Callable[[int, int, Tensor], Tensor]
