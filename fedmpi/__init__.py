@@ -6,8 +6,9 @@ Rank 0 is the server; the other ranks host the logical clients. In round t (`eng
 
     tell      server: broadcast(t) -> pack -> bcast         -> unpack -> clients: receive
     work      clients: rows start from w, batches from streams, backward fills g, adjust, step;
-              then upload -> pack.  A split method converses with the server in each step:
-              forward -> gather -> exchange -> scatter -> backward
+              then upload -> pack.  A split method converses with the server in each step, half of
+              the clients at a time, while the other half works:
+              forward -> ask -> learn -> answer -> backward
     collect   gather -> unpack -> server: absorb, in client order, one message at a time
     step      server: moves the model
     outcome   off the clock: accuracies, bytes, seconds as rows of tables -> `record`
@@ -33,7 +34,8 @@ The laws
 11. The number of ranks never changes the result, bit for bit on a CPU; to rounding where rows are
     stacked.
 12. Waiting is not transfer, and nothing unknown passes: a timed barrier precedes each collective,
-    evaluation and recording are off the clock, bad settings are errors before any collective.
+    or, on a line, counts that come when messages are ready; evaluation and recording are off the
+    clock, bad settings are errors before any collective.
 13. What is simulated is called `sim_`, and is never added to what was measured.
 
 The rooms
@@ -42,6 +44,7 @@ The rooms
     engine         the round                       measure      what is known after it
     methods/       one module a method             aggregation  medians, noise: not the mean
     train          rows of clients, local steps    lockstep     the same for parts of networks
+    cuts           where networks are cut          sides        what both sides of a cut do
     rows           models, one by one              stacked      models, all at once
     descent        a step against a gradient       feed         what a step learns from
     store          what clients keep between rounds; in it
@@ -52,7 +55,8 @@ The rooms
     layers         those beyond a sample           recurrent    LSTM and GRU for rows
  Messages
     sparse         tensor <-> block                codec        block <-> bytes
-    wire           bytes <-> ranks                 clock        seconds by phase
+    post           messages <-> ranks              wire         bytes <-> ranks
+    clock          seconds by phase
  Clients and data
     population     who holds which samples, who takes part, which rank hosts whom
     partitions/    one module a way to divide      heterogeneity  how far the clients differ

@@ -339,6 +339,19 @@ def bench_round(workloads: tuple[str, ...], ranks: int, repeats: int, as_json: b
     run(round.cases(chosen(workloads, round.WORKLOADS), ranks, repeats), as_json)
 
 
+@bench.command("converse")
+@click.option("--workload", "workloads", multiple=True, help="Only that one; may be repeated.")
+@click.option("--ranks", type=click.IntRange(min=2), default=2, show_default=True)
+@REPEATS
+@JSON
+@mends
+def bench_converse(workloads: tuple[str, ...], ranks: int, repeats: int, as_json: bool) -> None:
+    """Time of a split step in halves, against the clients' work alone and the server's alone."""
+    from fedmpi.bench import chosen, converse, run
+
+    run(converse.cases(chosen(workloads, converse.WORKLOADS), ranks, repeats), as_json)
+
+
 @bench.command("scale")
 @click.option(
     "--clients",

@@ -38,6 +38,8 @@ class Burden:
             if all are.
         shared: where steps go through several smaller networks in its place, each and how many of
             the samples go through it; memory is that of `flat`.
+        end: where samples come back from the server, the network up to there, and the rest of it,
+            which the client trains, too.
     """
 
     flat: Flat
@@ -45,6 +47,7 @@ class Burden:
     batch: int
     kept: Tensor | None = None
     shared: tuple[tuple[Flat, int], ...] = ()
+    end: tuple[Flat, Flat] | None = None
 
 
 class HasBurden(Protocol):
@@ -87,24 +90,40 @@ class Meter:
             for piece, own in forward.layers:
                 kept = int(piece.of(burden.kept).count_nonzero()) / piece.shape.numel()
                 flops -= own * (1 - kept)
+        if burden.end is not None:
+            flops += self._forward(self.whole).all - self._forward(burden.end[0]).all
         return TRAINING * burden.samples * flops
 
     def behind(self, burden: Burden) -> float:
-        """FLOPs of training the rest of the whole network on what comes out of a client's front."""
-        rest = self._forward(self.whole).all - self._forward(burden.flat).all
+        """FLOPs of training the rest of the network on what comes out of a client's front."""
+        until = self.whole if burden.end is None else burden.end[0]
+        rest = self._forward(until).all - self._forward(burden.flat).all
         return float(TRAINING * burden.samples * rest)
 
     def memory(self, burden: Burden) -> float:
         """MiB that training takes at its peak."""
-        key, size = (burden.flat, burden.batch), burden.flat.size
-        if key not in self.activations:
-            self.activations[key] = activations(burden.flat, self._batch(burden.batch))
+        size, x = burden.flat.size, self._batch(burden.batch)
+        found = self._activations(burden.flat, x)
         kept = size if burden.kept is None else int(burden.kept.count_nonzero())
         mask = 0.0 if burden.kept is None else size / 8
+        if burden.end is not None:
+            until, tail = burden.end
+            found += self._activations(tail, x, until)
+            kept += tail.size
         # Weights and gradients; momentum is one more, Adam's means are two.
         settings = self.settings
         vectors = 4 if settings.optimizer == "adam" else 2 + (settings.momentum > 0)
-        return (4 * vectors * kept + mask + self.activations[key]) / MIB
+        return (4 * vectors * kept + mask + found) / MIB
+
+    def _activations(self, flat: Flat, x: Tensor, until: Flat | None = None) -> int:
+        """What autograd keeps of a batch that may have come through another network before."""
+        key = flat, len(x)
+        if key not in self.activations:
+            if until is not None:
+                with torch.no_grad():
+                    x = until.network(until.initial.clone(), until.aside.clone())(x)
+            self.activations[key] = activations(flat, x)
+        return self.activations[key]
 
     def _batch(self, samples: int) -> Tensor:
         return torch.zeros(samples, *self.shape)

@@ -117,6 +117,9 @@ class Exchange(Part):
     """`star`: every rank speaks with rank 0 alone."""
     window: int = Field(256, ge=1)
     """MiB of dense models that the server may hold at a time; more clients upload in waves."""
+    pipeline: bool = True
+    """In split methods: clients have their turns with the server in two halves, so that it works
+    for one while the other works; the result is the same, bit for bit on a CPU."""
 
 
 class Aggregation(Part):
@@ -127,6 +130,8 @@ class Aggregation(Part):
 
     rule: Literal["mean", "median", "trimmed"] = "mean"
     """Of each coordinate: the mean, the median, or the mean without the ends."""
+    weights: Literal["samples", "equal"] = "samples"
+    """Of a mean: a client counts by its training samples, or all clients count alike."""
     trim: float = Field(0.0, ge=0, lt=0.5)
     """Share of the values that a trimmed mean leaves out at each end, rounded down."""
     clip: float = Field(0.0, ge=0, le=LARGEST)
@@ -416,6 +421,11 @@ def _contradictions(settings: Settings) -> list[str]:
         found.append(
             f"aggregation.trim = {pooled.trim}: wanted a share above 0 beside aggregation.rule = "
             f"'trimmed', and 0 beside others; found '{pooled.rule}'"
+        )
+    if pooled.weights == "equal" and (pooled.rule != "mean" or pooled.clip):
+        found.append(
+            "aggregation.weights = 'equal': wanted aggregation.rule = 'mean' and no clip, beside "
+            f"which all count alike; found '{pooled.rule}' and {pooled.clip}"
         )
     if pooled.noise and not pooled.clip:
         found.append(

@@ -6,23 +6,42 @@ only one role does stands behind `is_root` or loops over `mine`, which is empty 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from time import perf_counter
 
-import numpy as np
 import torch
 
 from fedmpi import burden, config, models
 from fedmpi.aggregation import Aggregation
 from fedmpi.clock import Clock, Phase
-from fedmpi.codec import EVERYONE, Buffer, Message, pack, unpack
+from fedmpi.codec import EVERYONE, Message
 from fedmpi.config import ConfigError, Settings
 from fedmpi.devices import Fleet
 from fedmpi.flat import Flat
-from fedmpi.measure import DOWN, UP, Observer, Outcome
+from fedmpi.lockstep import Talk
+from fedmpi.measure import Observer, Outcome
 from fedmpi.population import EVERYONE_ROUND, Population, Wave
+from fedmpi.post import Post
 from fedmpi.train import Trainer
-from fedmpi.wire import Wire
+from fedmpi.wire import Line, Wire
+
+
+@dataclass
+class Party:
+    """Clients that take their steps together, and have their turns with the server on one line.
+
+    Attributes:
+        wave: who they are, and their hosts.
+        line: to the server.
+        turns: how often they ask it something.
+        clients: what those of this rank say.
+    """
+
+    wave: Wave
+    line: Line
+    turns: int
+    clients: Talk
 
 
 class Engine:
@@ -58,10 +77,14 @@ class Engine:
         self.server = method.Server(settings, self.trainer)
         self.aggregation = Aggregation(settings, self.server)
         self.clients = method.Clients(settings, self.trainer)
+        if not (settings.exchange.pipeline or self.clients.converses):
+            raise ConfigError(
+                "exchange.pipeline = false: wanted a method that splits the model, found "
+                f"method.name = '{settings.method.name}', whose clients train alone"
+            )
         self.population.is_agreement = self.server.agrees_at
         self.first = EVERYONE_ROUND if self.server.agrees_at(EVERYONE_ROUND) else 0
         burden.check(self.fleet, self.meter, self.clients, self.first)
-        self.room = np.empty(0, np.uint8)
 
     def rounds(self, wire: Wire, clock: Clock) -> Iterator[Outcome | None]:
         """Runs; yields each round's outcome on the root, None elsewhere.
@@ -69,12 +92,15 @@ class Engine:
         A round begins with the server's word. No word, and the run is over for everyone.
         """
         self.wire, self.clock, self.goes_on = wire, clock, True
+        self.post = Post(wire, clock, self.observer)
         self.hosts = range(wire.size)
         if self.settings.server == "dedicated" and wire.size > 1:
             self.hosts = range(1, wire.size)
         for t in range(self.first, self.settings.rounds):
             keeps = self.clients.keeps or self.trainer.keeps
-            waves = self.population.waves(t, self.flat.size, self.hosts, keeps)
+            waves = self.population.waves(
+                t, self.server.width, self.hosts, keeps, self.clients.converses
+            )
             self.begin()
             if not self.tell(t, waves):
                 return
@@ -103,7 +129,7 @@ class Engine:
         with self.clock(Phase.SERVE):
             if self.wire.is_root and self.goes_on:
                 messages = [Message(EVERYONE, self.server.broadcast(t))]
-        word = self.announce(messages, [client for wave in waves for client in wave.clients])
+        word = self.post.announce(messages, [client for wave in waves for client in wave.clients])
         mine = [client for wave in waves for client in wave.on(self.wire.rank)]
         with self.clock(Phase.PACK):
             for message in word:
@@ -118,7 +144,7 @@ class Engine:
         with self.clock(Phase.SERVE):
             if self.wire.is_root:
                 messages = [Message(c, self.server.send(t, c)) for c in wave.clients]
-        told = self.deliver(wave, messages)
+        told = self.post.deliver(wave, messages)
         with self.clock(Phase.PACK):
             for message in told:
                 self.clients.accept(t, message.client, message.blocks)
@@ -141,26 +167,46 @@ class Engine:
         return messages
 
     def converse(self, t: int, wave: Wave) -> None:
-        """Clients and server take each local step together, all busy clients at once."""
-        with self.clock(Phase.TRAIN):
-            self.clients.open(t, wave.on(self.wire.rank))
+        """Clients and server take each local step together; a party works while one is served."""
+        parties = self.parties(t, wave)
         with self.clock(Phase.SERVE):
+            servers: list[Talk] = []
             if self.wire.is_root:
-                self.server.open(t, wave.clients)
-        for _ in range(max(self.population.steps(client) for client in wave.clients)):
-            with self.clock(Phase.TRAIN):
-                asked = self.clients.forward(t)
-            heard, answers = self.hear(asked), []
-            with self.clock(Phase.SERVE):
-                if self.wire.is_root:
-                    answers = self.server.exchange(t, heard)
-            told = self.deliver(wave, answers)
-            with self.clock(Phase.TRAIN):
-                self.clients.backward(t, told)
+                servers = self.server.open(t, [party.wave.clients for party in parties])
+        for turn in range(1 + max(party.turns for party in parties)):
+            for party in parties:
+                if turn <= party.turns:
+                    told = self.post.told(party.line) if turn else []
+                    with self.clock(Phase.TRAIN):
+                        asked = party.clients.send(told) if turn else next(party.clients)
+                if turn < party.turns:
+                    self.post.ask(party.line, asked)
+            for party, server in zip(parties, servers, strict=False):
+                if turn < party.turns:
+                    heard = self.post.heard(party.line)
+                    with self.clock(Phase.SERVE):
+                        answers = server.send(heard)
+                    self.post.answer(party.line, party.wave, answers)
+        for party in parties:
+            party.line.rest()
+
+    def parties(self, t: int, wave: Wave) -> list[Party]:
+        """The wave's halves, which speak with the server by turns; or all clients as one."""
+        halves = self.population.halves(t, wave.clients)
+        pipelined = self.settings.exchange.pipeline and self.server.in_halves
+        if self.wire.size == 1 or not pipelined:
+            halves = [sum(halves, ())]
+        waves = [wave.only(half) for half in halves]
+        with self.clock(Phase.TRAIN):
+            talks = self.clients.open(t, [half.on(self.wire.rank) for half in waves])
+        steps = [max(self.population.steps(client) for client in half) for half in halves]
+        turns = [self.clients.turns * count for count in steps]
+        lines = self.wire.lines(len(waves))
+        return [Party(*each) for each in zip(waves, lines, turns, talks, strict=True)]
 
     def collect(self, t: int, wave: Wave, messages: list[Message]) -> None:
         """Clients -> server: uploads, absorbed in client order, but for those that are lost."""
-        uploads, agrees = self.hear(messages), self.population.is_agreement(t)
+        uploads, agrees = self.post.hear(messages), self.population.is_agreement(t)
         with self.clock(Phase.SERVE):
             for message in uploads:
                 if not self.observer.is_lost(t, message.client):
@@ -184,55 +230,10 @@ class Engine:
         with self.clock(Phase.SERVE):
             if self.wire.is_root:
                 messages = [Message(EVERYONE, self.server.agreement())]
-        word = self.announce(messages, range(self.settings.clients))
+        word = self.post.announce(messages, range(self.settings.clients))
         with self.clock(Phase.PACK):
             for message in word:
                 self.clients.agree(message.blocks)
-
-    def announce(self, messages: list[Message], clients: Sequence[int]) -> list[Message]:
-        """The root's messages to all, on every rank, and charged to each of the clients."""
-        word = None
-        if self.wire.is_root:
-            with self.clock(Phase.PACK):
-                word, account = self.pack(messages)
-                self.observer.charge(DOWN, clients, account)
-        word = self.wire.bcast(word)
-        with self.clock(Phase.PACK):
-            return unpack(word)[0]
-
-    def hear(self, messages: list[Message]) -> list[Message]:
-        """Messages of all ranks' clients on the root, in client order, and charged to them."""
-        with self.clock(Phase.PACK):
-            word = self.pack(messages).data
-        pieces, heard = self.wire.gather(word), []
-        with self.clock(Phase.PACK):
-            for piece in pieces:
-                found, account = unpack(piece)
-                heard += found
-                self.observer.charge(UP, [message.client for message in found], account)
-        return sorted(heard, key=lambda message: message.client)
-
-    def deliver(self, wave: Wave, messages: list[Message]) -> list[Message]:
-        """The root's messages to single clients, on the ranks that host them."""
-        words = []
-        if self.wire.is_root:
-            host = dict(zip(wave.clients, wave.hosts, strict=True))
-            with self.clock(Phase.PACK):
-                for rank in range(self.wire.size):
-                    theirs = [message for message in messages if host[message.client] == rank]
-                    word, account = pack(theirs)
-                    words.append(word)
-                    self.observer.charge(DOWN, [message.client for message in theirs], account)
-        word = self.wire.scatter(words)
-        with self.clock(Phase.PACK):
-            return unpack(word)[0]
-
-    def pack(self, messages: list[Message]) -> Buffer:
-        """The messages as one buffer, in memory that is this rank's until the next call."""
-        packed = pack(messages, self.room)
-        if len(packed.data) > len(self.room):
-            self.room = packed.data
-        return packed
 
     def model_sha256(self) -> str:
         """Hash of the global model: float32, little-endian, in the order of the stages."""

@@ -31,6 +31,11 @@ class Wave:
         """Those of the wave's clients that `rank` hosts."""
         return tuple(c for c, host in zip(self.clients, self.hosts, strict=True) if host == rank)
 
+    def only(self, clients: Sequence[int]) -> "Wave":
+        """Some of the wave's clients, in that order, and their hosts."""
+        host = dict(zip(self.clients, self.hosts, strict=True))
+        return Wave(tuple(clients), tuple(host[client] for client in clients))
+
 
 class Population:
     """All logical clients of a run: the same on every rank, from the settings alone.
@@ -186,7 +191,8 @@ class Population:
         part. Nobody is drawn in an agreement, nor if everyone takes part.
         """
         is_drawn = not self.is_agreement(t) and self.drawn < self.settings.clients
-        if is_drawn and self.settings.sampling == "samples":
+        is_equal = self.settings.aggregation.weights == "equal"
+        if is_equal or (is_drawn and self.settings.sampling == "samples"):
             return 1.0
         return float(self.sizes[client])
 
@@ -202,7 +208,9 @@ class Population:
         passes, steps = divmod(self.steps(client), -(-size // self.settings.batch))
         return passes * size + steps * self.settings.batch
 
-    def waves(self, t: int, floats: int, ranks: Sequence[int], settled: bool) -> list[Wave]:
+    def waves(
+        self, t: int, width: int, ranks: Sequence[int], settled: bool, in_step: bool = False
+    ) -> list[Wave]:
         """Round `t`'s clients in waves, each spread over the ranks, largest client first.
 
         Waves do not depend on the ranks, and are ascending, so the server absorbs uploads in the
@@ -210,21 +218,49 @@ class Population:
 
         Args:
             t: the round.
-            floats: length of a dense upload.
+            width: clients in a wave, at most.
             ranks: those that host clients.
             settled: whether a client keeps to one rank for the whole run, because it has state.
+            in_step: whether all clients take each step together: then it is of no use that a large
+                client balances many small ones, and each rank gets as many busy ones as any other.
         """
         clients = self.sample(t)
-        width = max(1, self.settings.exchange.window * 2**20 // (4 * floats))
         home = self._homes(tuple(ranks)) if settled else None
         waves = []
         for first in range(0, len(clients), width):
             part = clients[first : first + width]
-            hosts = (
-                place(self.sizes[list(part)], ranks) if home is None else [home[c] for c in part]
-            )
+            if home is not None:
+                hosts = [home[client] for client in part]
+            elif in_step:
+                hosts = self._deal(t, part, ranks, first)
+            else:
+                hosts = place(self.sizes[list(part)], ranks)
             waves.append(Wave(part, tuple(hosts)))
         return waves
+
+    def halves(self, t: int, clients: Sequence[int]) -> list[tuple[int, ...]]:
+        """Clients that take their steps together in two halves, each in an order drawn for round t.
+
+        Of neighbours by their number of steps one is in each half, as drawn, so that halves stay
+        even when some are done before the others. One client alone is the only half.
+        """
+        random = stream(self.settings.seed, Purpose.ORDER, t)
+        draw = random.permutation(self.settings.clients)
+        ranked = sorted(clients, key=lambda client: (-self.steps(client), draw[client]))
+        halves: tuple[list[int], list[int]] = [], []
+        for first in range(0, len(ranked), 2):
+            pair = sorted(ranked[first : first + 2], key=draw.__getitem__)
+            for half, client in zip(halves, pair, strict=False):
+                half.append(client)
+        return [tuple(sorted(half, key=draw.__getitem__)) for half in halves if half]
+
+    def _deal(self, t: int, clients: Sequence[int], ranks: Sequence[int], first: int) -> list[int]:
+        """A host for each client: ranks take turns, half by half, from those with most steps on."""
+        host, place = {}, first
+        for half in self.halves(t, clients):
+            for client in sorted(half, key=lambda client: -self.steps(client)):
+                host[client], place = ranks[place % len(ranks)], place + 1
+        return [host[client] for client in clients]
 
     def _homes(self, ranks: tuple[int, ...]) -> list[int]:
         """Each client's rank for the whole run; worked out once, for it takes all clients."""

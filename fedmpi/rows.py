@@ -79,11 +79,14 @@ class Rows(ABC, Generic[Lesson]):
         """
 
     @abstractmethod
-    def backward(self, cotangents: Sequence[Tensor]) -> None:
+    def backward(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
         """Sets g of the rows that ran forward last, by the gradients at their outputs.
 
         Args:
             cotangents: for each row as many values as its output has, in any shape.
+
+        Returns:
+            The gradient at each of those inputs that require one.
         """
 
     @abstractmethod
@@ -139,6 +142,7 @@ class OneByOne(Rows[Batch]):
             [module for module in network.modules() if isinstance(module, Dropout)]
             for network in self.networks
         ]
+        self.inputs: Sequence[Tensor] = ()
         self.outputs: list[Tensor] = []
 
     def _run(self, row: int, x: Tensor, keys: Sequence[int]) -> Tensor:
@@ -175,12 +179,17 @@ class OneByOne(Rows[Batch]):
         """See `Rows.forward`."""
         with self.autocast():
             self.outputs = [self._run(row, x, keys).float() for row, x in enumerate(xs)]
+        self.inputs = xs
         return self.outputs
 
-    def backward(self, cotangents: Sequence[Tensor]) -> None:
+    def backward(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
         """See `Rows.backward`."""
+        found: list[Tensor] = []
         for row, cotangent in enumerate(cotangents):
-            self._gradient(row, self.outputs[row], cotangent.view_as(self.outputs[row]))
+            x, output = self.inputs[row], self.outputs[row]
+            also = [x] if x.requires_grad else []
+            found += self._gradient(row, output, cotangent.view_as(output), also)
+        return found
 
     def losses(
         self, xs: Sequence[Tensor], ys: Sequence[Tensor], keys: Sequence[int]

@@ -68,7 +68,8 @@ class Stacked(Rows[Pick]):
         self.leaves: dict[int, Some] = {}
         self.static: Padded | None = None
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self.outputs = torch.empty(0)
+        self.inputs, self.outputs = torch.empty(0), torch.empty(0)
+        self.lengths: list[int] = []
 
     def _some(self, count: int) -> Some:
         """Leaves of autograd for so many rows; a slice of more would be none."""
@@ -104,22 +105,24 @@ class Stacked(Rows[Pick]):
 
     def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> list[Tensor]:
         """See `Rows.forward`."""
-        self.outputs = self._run(*self._padded(xs, keys))
-        return [output[: len(x)] for output, x in zip(self.outputs, xs, strict=True)]
+        self.inputs, present, key = self._padded(xs, keys)
+        self.outputs, self.lengths = self._run(self.inputs, present, key), [len(x) for x in xs]
+        return [output[:n] for output, n in zip(self.outputs, self.lengths, strict=True)]
 
-    def backward(self, cotangents: Sequence[Tensor]) -> None:
+    def backward(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
         """See `Rows.backward`."""
         shape = self.outputs.shape[2:]
         given = padded([cotangent.view(-1, *shape) for cotangent in cotangents])
-        self._gradient(len(given), self.outputs, given, ())
+        also = [self.inputs] if self.inputs.requires_grad else []
+        found = self._gradient(len(given), self.outputs, given, also)
+        return [row[:n] for g in found for row, n in zip(g, self.lengths, strict=True)]
 
     def losses(
         self, xs: Sequence[Tensor], ys: Sequence[Tensor], keys: Sequence[int]
     ) -> tuple[Tensor, list[Tensor]]:
         """See `Rows.losses`."""
         x, present, key = self._padded(xs, keys)
-        wanted = any(given.requires_grad for given in xs)
-        also = [x.requires_grad_()] if wanted else []
+        also = [x] if x.requires_grad else []
         losses = _means(self._run(x, present, key), padded(ys), present)
         found = self._gradient(len(x), losses.sum(), None, also)
         lengths = [len(given) for given in xs]
@@ -131,7 +134,8 @@ class Stacked(Rows[Pick]):
         """Batches as one tensor, which of its samples are real, and keys as a tensor."""
         present = padded([torch.ones(len(x), device=self.device) for x in xs])
         found = torch.tensor(keys, dtype=torch.int64, device=self.device) if keys else None
-        return padded([x.detach() for x in xs]), present, found
+        x = padded([x.detach() for x in xs])
+        return x.requires_grad_(any(given.requires_grad for given in xs)), present, found
 
     def lessons(self, feed: Feed, t: int, client: int) -> Iterator[Pick]:
         """See `Rows.lessons`."""

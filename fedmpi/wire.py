@@ -2,7 +2,7 @@
 
 Buffers only: nothing is pickled. Counts travel first, then the `v` collective. A timed barrier goes
 before each collective, so that waiting is not taken for transfer; who waits there leaves its core
-to those who work.
+to those who work. A `Line` has no barriers; there the counts tell the one from the other.
 """
 
 import sys
@@ -39,6 +39,7 @@ class Wire:
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self.is_root = self.rank == ROOT
         self.rooms: dict[str, np.ndarray] = {}
+        self.known: list[Line] = []
         self.reset()
 
     def reset(self) -> None:
@@ -69,16 +70,15 @@ class Wire:
         self.up += data.nbytes
         return self._gather(data, Phase.TRANSFER)
 
-    def scatter(self, data: Sequence[np.ndarray]) -> np.ndarray:
-        """This rank's share of the root's bytes; `data` is one piece a rank, empty elsewhere.
+    def scatter(self, data: np.ndarray | None, lengths: Sequence[int]) -> np.ndarray:
+        """This rank's share of the root's bytes: so many for each rank; None, [] on the others.
 
         It is a view of one inbox, which the next `bcast` or `scatter` overwrites.
         """
         count, counts, send = np.zeros(1, np.int64), None, None
-        if self.is_root:
-            with self.clock(Phase.PACK):
-                counts = np.array([_words(piece) for piece in data])
-                send = [np.concatenate(data), _layout(counts), MPI.UINT64_T]
+        if data is not None:
+            counts, layout = self._shares(data, lengths)
+            send = [data, layout, MPI.UINT64_T]
         self._meet(Phase.WAIT)
         with self.clock(Phase.TRANSFER):
             self.comm.Scatter(counts, count, ROOT)
@@ -86,6 +86,13 @@ class Wire:
             self.comm.Scatterv(send, [mine, int(count[0]), MPI.UINT64_T], ROOT)
         self.down += mine.nbytes
         return mine
+
+    def lines(self, count: int) -> list["Line"]:
+        """So many lines, the same ones each time; all ranks want as many."""
+        while len(self.known) < count:
+            comm = _second(self.comm) if self.known else self.comm
+            self.known.append(Line(self, comm, f"line {len(self.known)}"))
+        return self.known[:count]
 
     def report(self, rows: np.ndarray) -> list[np.ndarray]:
         """Every rank's rows on the root, off the clock and outside the accounts.
@@ -136,12 +143,26 @@ class Wire:
                 layout = _layout(counts)
                 inbox = self._room("ranks", int(counts.sum()))
                 receive = [inbox, layout, MPI.UINT64_T]
-                pieces = [
-                    inbox[start * WORD : (start + length) * WORD]
-                    for length, start in zip(*layout, strict=True)
-                ]
+                pieces = _pieces(inbox, layout)
             self.comm.Gatherv([data, int(count[0]), MPI.UINT64_T], receive, ROOT)
         return pieces
+
+    def _shares(
+        self, data: np.ndarray, lengths: Sequence[int]
+    ) -> tuple[np.ndarray, tuple[list[int], list[int]]]:
+        """The words of each rank's share of data, and their layout.
+
+        Raises:
+            ValueError: if the lengths are not whole words, one a rank, and all of data together.
+        """
+        whole = all(length % WORD == 0 for length in lengths) and sum(lengths) == data.nbytes
+        if not whole or len(lengths) != self.size:
+            raise ValueError(
+                f"wanted words of {WORD} for {self.size} ranks, {data.nbytes} bytes together; "
+                f"found {list(lengths)}"
+            )
+        counts = np.array(lengths, np.int64) // WORD
+        return counts, _layout(counts)
 
     def _room(self, sender: str, words: int) -> np.ndarray:
         """An inbox, the same one each time until it is too small: fresh memory is slow."""
@@ -149,6 +170,92 @@ class Wire:
         if room is None or room.nbytes < words * WORD:
             room = self.rooms[sender] = np.empty(words * WORD, np.uint8)
         return room[: words * WORD]
+
+
+class Line:
+    """Turns in which all ranks ask the root something, and it answers each of them.
+
+    `ask` and `answer` return at once, `hear` and `learn` when the other side's part is there. So
+    whoever has something else to do does it meanwhile, on another line perhaps: a line has a
+    communicator of its own, because nonblocking collectives are matched by their order there.
+
+    There is no barrier; counts take its place. They are sent when a message is ready and are small
+    enough to arrive whatever their sender does next, so that waiting for them is waiting for slower
+    ranks, and waiting for what they count is transfer. What travels while a rank does something
+    else is charged to what it does.
+    """
+
+    def __init__(self, wire: Wire, comm: MPI.Intracomm, name: str) -> None:
+        self.wire, self.comm, self.name = wire, comm, name
+        self.mine = np.empty(0, np.uint8)
+        self.counts = np.zeros(wire.size, np.int64)
+        self.ones = [1] * wire.size
+        self.pending: list[MPI.Request] = []
+
+    def ask(self, data: np.ndarray) -> None:
+        """Every rank's bytes go to the root; they must not change before `learn` returns."""
+        count, self.mine = np.array([_words(data)]), data
+        counts = [self.counts, self.ones] if self.wire.is_root else None
+        with self.wire.clock(Phase.TRANSFER):
+            self.pending.append(self.comm.Igatherv(count, counts, ROOT))
+            if not self.wire.is_root:
+                words = [data, int(count[0]), MPI.UINT64_T]
+                self.pending.append(self.comm.Igatherv(words, None, ROOT))
+        self.wire.up += data.nbytes
+
+    def hear(self) -> list[np.ndarray]:
+        """What all ranks asked, on the root, in rank order; an empty list elsewhere, at once.
+
+        The pieces are views of one inbox, which the next `hear` overwrites.
+        """
+        if not self.wire.is_root:
+            return []
+        self._finish(Phase.WAIT)
+        layout = _layout(self.counts)
+        inbox = self.wire._room(self.name, int(self.counts.sum()))
+        mine = [self.mine, _words(self.mine), MPI.UINT64_T]
+        with self.wire.clock(Phase.TRANSFER):
+            self.pending.append(self.comm.Igatherv(mine, [inbox, layout, MPI.UINT64_T], ROOT))
+        self._finish(Phase.TRANSFER)
+        return _pieces(inbox, layout)
+
+    def answer(self, data: np.ndarray, lengths: Sequence[int]) -> None:
+        """The root's bytes go to the ranks, so many to each; the root alone calls it.
+
+        They must not change before the next `hear` returns, or `rest`.
+        """
+        counts, layout = self.wire._shares(data, lengths)
+        words = [data, layout, MPI.UINT64_T]
+        with self.wire.clock(Phase.TRANSFER):
+            self.pending.append(self.comm.Iscatterv([counts, self.ones], MPI.IN_PLACE, ROOT))
+            self.pending.append(self.comm.Iscatterv(words, MPI.IN_PLACE, ROOT))
+        self.mine = data[: lengths[ROOT]]
+
+    def learn(self) -> np.ndarray:
+        """This rank's share of the answer: a view, of what was sent or of one inbox."""
+        if not self.wire.is_root:
+            count = np.zeros(1, np.int64)
+            self.pending.append(self.comm.Iscatterv(None, count, ROOT))
+            self._finish(Phase.WAIT)
+            self.mine = self.wire._room(self.name, int(count[0]))
+            words = [self.mine, int(count[0]), MPI.UINT64_T]
+            self.pending.append(self.comm.Iscatterv(None, words, ROOT))
+            self._finish(Phase.TRANSFER)
+        self.wire.down += self.mine.nbytes
+        return self.mine
+
+    def rest(self) -> None:
+        """Waits until all that was sent has arrived: the conversation is over."""
+        self._finish(Phase.WAIT)
+
+    def _finish(self, phase: Phase) -> None:
+        """Waits for all that is on its way, without taking the core of a rank that works."""
+        with self.wire.clock(phase):
+            patience = perf_counter() + EAGER
+            while not MPI.Request.Testall(self.pending):
+                if perf_counter() > patience:
+                    sleep(NAP)
+        self.pending.clear()
 
 
 def _words(data: np.ndarray) -> int:
@@ -170,6 +277,23 @@ def _layout(counts: np.ndarray) -> tuple[list[int], list[int]]:
             f"{size:.1f} GiB in one collective, 16 are possible; lower exchange.window"
         )
     return counts.tolist(), (np.cumsum(counts) - counts).tolist()
+
+
+def _pieces(inbox: np.ndarray, layout: tuple[list[int], list[int]]) -> list[np.ndarray]:
+    """What lies in an inbox, rank by rank."""
+    return [inbox[at * WORD : (at + count) * WORD] for count, at in zip(*layout, strict=True)]
+
+
+_SECOND = MPI.Comm.Create_keyval()
+
+
+def _second(comm: MPI.Intracomm) -> MPI.Intracomm:
+    """Another communicator of the same ranks; it is made once, because libraries have but few."""
+    found = comm.Get_attr(_SECOND)
+    if not isinstance(found, MPI.Intracomm):
+        found = comm.Dup()
+        comm.Set_attr(_SECOND, found)
+    return found
 
 
 def abort_on_exception() -> None:

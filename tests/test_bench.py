@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from fedmpi import bench, config, memory
 from fedmpi.__main__ import main
-from fedmpi.bench import client, scale, train
+from fedmpi.bench import client, converse, scale, train
 from fedmpi.bench import round as rounds
 from fedmpi.bench import slice as slices
 from fedmpi.bench.textbook import Textbook
@@ -132,6 +132,8 @@ def test_the_eager_reference_is_the_same_training() -> None:
     "words",
     [
         ["round", "--workload", "none"],
+        ["converse", "--workload", "none"],
+        ["converse", "--ranks", "1"],
         ["train", "--model", "none"],
         ["client", "--size", "none"],
         ["client", "--clients", "0"],
@@ -284,3 +286,72 @@ def test_a_slice_that_says_another_thing_is_not_measured(monkeypatch: pytest.Mon
     monkeypatch.setattr(slices, "sliced", lambda flat, w, *_: flat.network(w).train(False))
     with pytest.raises(AssertionError):
         slices.measure("cnn", 1, 0.5, 1)
+
+
+@pytest.mark.parametrize("workload", converse.WORKLOADS)
+def test_what_converses_differs_in_nothing_but_the_pipeline(workload: str) -> None:
+    trees = [converse.tree_of(workload, pipeline) for pipeline in (True, False)]
+    assert [tree.pop("exchange") for tree in trees] == [{"pipeline": True}, {"pipeline": False}]
+    assert trees[0] == trees[1]
+    settings = config.load(trees[0])
+    assert settings.data.samples == settings.clients * settings.local_steps * settings.batch
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_conversations_turn_leaves_what_it_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tree = {"clients": 2, "local_steps": 1, "model": {"name": "lenet"}, "cut": "conv1"}
+    monkeypatch.setitem(converse.WORKLOADS, "small", tree)
+    world, found = MPI.COMM_WORLD, []
+    for side in ("pipelined", "in turn"):
+        out = tmp_path / f"{side}.json"
+        converse.main("small", side, out)
+        assert out.exists() == (world.rank == 0)
+        if world.rank == 0:
+            found.append(json.loads(out.read_text()))
+    if world.rank == 0:
+        assert found[0]["model"] == found[1]["model"]
+        for each in found:
+            assert each["step"] > each["server"] > 0
+            assert (each["clients"] > each["server"] / 100) == (world.size == 1)
+
+
+def converses(models: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """In place of launched turns: each takes longer than the last; which ranks and sides they are."""
+    launched: list[tuple[int, str]] = []
+
+    class Counting(Launcher):
+        def command(self, ranks: int, words: Sequence[str]) -> list[str]:
+            return [str(ranks), *words]
+
+    def start(words: Sequence[str], **_: object) -> None:
+        side, out = words[-2], Path(words[-1])
+        launched.append((int(words[0]), side))
+        turn = sum(side == other for _, other in launched)
+        times = {"pipelined": 12.0, "in turn": 20.0, "alone": 30.0}
+        found = {"step": times[side] * turn, "clients": 18.0, "server": 10.0}
+        out.write_text(json.dumps(found | {"model": models[len(launched) % len(models)]}))
+
+    monkeypatch.setattr(converse.launch, "find", lambda: Counting("mpiexec", "Open MPI"))
+    monkeypatch.setattr(converse.subprocess, "run", start)
+    return launched
+
+
+@pytest.mark.parametrize(("ranks", "bound"), [(2, 18.0), (3, 10.0)])
+def test_conversations_are_set_against_their_bounds(
+    ranks: int, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The larger of the clients' work, shared among their ranks, and the server's."""
+    launched = converses(["same"], monkeypatch)
+    found = converse.measure("lenet", ranks, repeats=3)
+    assert launched == [(ranks, "pipelined"), (1, "alone"), (ranks, "in turn")] * 4
+    assert (found.seconds, found.case["ranks"]) == (36.0, ranks)
+    assert found.against == {"bound": pytest.approx(36 / bound), "in turn": pytest.approx(36 / 60)}
+    assert found.also == {"clients_ms": 18e3, "server_ms": 10e3}
+
+
+def test_another_model_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    converses(["one", "another"], monkeypatch)
+    with pytest.raises(AssertionError, match="lenet: pipelined, alone end at different models"):
+        converse.measure("lenet", 2, repeats=1)

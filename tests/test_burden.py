@@ -135,6 +135,25 @@ def test_ssfl_counts_what_it_keeps() -> None:
         assert rows["flops"].tolist() == pytest.approx(wanted)
 
 
+def test_a_tail_is_the_clients_burden() -> None:
+    """FLOPs by layers; memory as if front and tail were networks of their own."""
+    words = ("method.name=splitfed", "method.tail=head", DEVICE, "rounds=1", "momentum=0.9")
+    engine = Engine(small(*words))
+    (outcome,) = play(engine)
+    rows, (row,) = outcome.tables["clients"], outcome.tables["rounds"]
+    assert rows["flops"].tolist() == [3 * 2 * n * 2 * (64 * 12 + 8 * 10) for n in rows["samples"]]
+    assert row["server_flops"] == 3 * 2 * rows["samples"].sum() * 2 * 12 * 8
+    front, _, tail = engine.settings.method.parts(engine.flat)
+    batches = [min(16, n) for n in rows["samples"].tolist()]
+    wanted = [
+        12 * (front.size + tail.size)
+        + activations(front, torch.zeros(batch, 1, 8, 8))
+        + activations(tail, torch.zeros(batch, 8))
+        for batch in batches
+    ]
+    assert (rows["memory"] * MIB).tolist() == pytest.approx(wanted)
+
+
 def test_splitfed_counts_its_halves() -> None:
     engine = Engine(small("method.name=splitfed", DEVICE, "rounds=1"))
     (outcome,) = play(engine)

@@ -277,6 +277,32 @@ def splitfed(found: Run, t: int, client: int) -> Bytes:
     )
 
 
+def relayed(found: Run, t: int, client: int) -> Bytes:
+    """Instead of a front to all and an update: the front from client to client, and no word."""
+    front, cut, steps = 4 * sum(SHAPES[0]), 4 * LAYERS[1], batches(found, client)
+    return total(
+        message("down"),
+        message("down", ("model", front, 0)),
+        message("up", ("model", front, 0)),
+        *(message("up", ("activation", b * cut, 0), ("label", b, 0)) for b in steps),
+        answers(found, client),
+    )
+
+
+def tailed(found: Run, t: int, client: int) -> Bytes:
+    """SplitFed whose head is the client's: what crosses the second cut takes the labels' place."""
+    held, steps = 4 * (sum(SHAPES[0]) + sum(SHAPES[-1])), batches(found, client)
+    there, back = 4 * LAYERS[1], 4 * LAYERS[-2]
+    return total(
+        message("down", ("model", held, 0)),
+        message("up", ("gradient", held, 0)),
+        *(message("up", ("activation", b * there, 0)) for b in steps),
+        *(message("down", ("activation", b * back, 0)) for b in steps),
+        *(message("up", ("gradient", b * back, 0)) for b in steps),
+        answers(found, client),
+    )
+
+
 def answers(found: Run, client: int) -> Bytes:
     """What SplitFed's server tells one client, step by step."""
     cut = 4 * LAYERS[1]
@@ -293,6 +319,8 @@ CASES = [
     pytest.param(ssfl, ("method.name=ssfl", "method.sparsity=0.98"), id="ssfl, positions"),
     pytest.param(splitfed, ("method.name=splitfed",), id="splitfed v1"),
     pytest.param(splitfed, ("method.name=splitfed", "method.version=v2"), id="splitfed v2"),
+    pytest.param(tailed, ("method.name=splitfed", "method.tail=head"), id="splitfed, tail"),
+    pytest.param(relayed, ("method.name=splitlearning",), id="splitlearning"),
 ]
 
 
@@ -323,7 +351,7 @@ def test_rounds_bytes_are_the_sums_over_clients(formula: Formula, words: tuple[s
 
 @pytest.mark.parallel([1, 2, 3])
 @pytest.mark.parametrize("server", ["dedicated", "shared"])
-@pytest.mark.parametrize(("formula", "words"), CASES[2::2])
+@pytest.mark.parametrize(("formula", "words"), CASES[2:9:2])
 def test_ranks_bytes_are_their_clients_and_headers(
     formula: Formula, words: tuple[str, ...], server: str
 ) -> None:
@@ -344,7 +372,10 @@ def test_ranks_bytes_are_their_clients_and_headers(
         own, turns = dict.fromkeys(everyone, 0), 0
         if formula is splitfed:
             own = {client: amount(answers(found, client), "down") for client in everyone}
-            turns = max(map(steps, everyone))
+            halves = found.engine.population.halves(t, everyone)
+            if comm.size == 1:
+                halves = [everyone]
+            turns = sum(max(map(steps, half)) for half in halves)
         (to_all,) = {amount(parts[client], "down") - own[client] for client in everyone}
         hosted = active["client"][mine].tolist()
         up = sum(amount(parts[client], "up") for client in hosted)

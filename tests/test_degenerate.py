@@ -6,6 +6,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedmpi.engine import Engine
+from fedmpi.lockstep import Lockstep
+from fedmpi.sides import Said
 from tests import plain
 from tests.plain import CNN, EVERYTHING, average, network, optimiser, play, train, vector
 from tests.small import run, small
@@ -93,9 +95,9 @@ def test_splitfed_with_one_client_is_central_training_step_for_step(
     server, clients, steps = engine.server, engine.clients, []
     turn = clients.backward
 
-    def watch(t: int, messages: list) -> None:
-        turn(t, messages)
-        steps.append((t, torch.cat([clients.fronts.rows.w[0], server.copies.rows.w[0]])))
+    def watch(fronts: Lockstep, told: Said) -> None:
+        turn(fronts, told)
+        steps.append((fronts.t, torch.cat([clients.fronts.of(0), server.backs.of(0)])))
 
     clients.backward = watch
     list(play(engine))

@@ -191,7 +191,7 @@ def test_a_lost_front_takes_its_back_with_it(version: str) -> None:
     engine = Engine(
         small("method.name=splitfed", f"method.version={version}", "devices.dropouts=0.4")
     )
-    front, some = engine.server.front, False
+    front, some = engine.server.sizes[0], False
     w = engine.server.w.clone()
     for outcome in play(engine):
         rows = outcome.tables["clients"]
@@ -201,7 +201,7 @@ def test_a_lost_front_takes_its_back_with_it(version: str) -> None:
         assert np.isnan(rows["personal"][rows["lost"]]).all()
         some |= 0 < len(there) < len(rows)
         # A front is known by its update: personal adds it to the model that has moved since.
-        fronts = torch.stack([engine.server.fronts[int(c)] for c in there["client"]])
+        fronts = torch.stack([engine.server.updates[int(c)] for c in there["client"]])
         weights = torch.tensor(there["samples"] / there["samples"].sum(), dtype=torch.float32)
         moved = engine.server.w[:front] - w[:front]
         torch.testing.assert_close(moved, weights @ fronts, rtol=1e-4, atol=1e-6)

@@ -293,6 +293,12 @@ def test_the_hash_is_that_of_the_parameters_in_their_order() -> None:
     assert engine.model_sha256() == hashlib.sha256(raw).hexdigest()
 
 
+def test_nobody_converses_in_halves_who_does_not_converse() -> None:
+    with pytest.raises(ConfigError, match=r"pipeline = false: wanted a method .* found .*'fedavg'"):
+        Engine(small("exchange.pipeline=false"))
+    Engine(small("method.name=splitfed", "exchange.pipeline=false"))
+
+
 def test_a_device_that_is_not_there_is_refused() -> None:
     assert pick_device("cpu", 3) == torch.device("cpu")
     with pytest.raises(ConfigError, match=r"cuda:99.*cpu is possible"):

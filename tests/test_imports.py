@@ -75,21 +75,25 @@ LAW = {
         "numpy torch",
         "config data descent feed flat population rows stacked store submodels",
     ),
-    "lockstep": ("torch", "flat rows train"),
+    "cuts": ("torch", "codec config flat"),
+    "lockstep": ("torch", "codec descent flat rows train"),
+    "sides": ("torch", "codec cuts feed lockstep sparse train"),
     "submodels/agent": ("numpy torch", "burden config flat submodels"),
     "submodels/selection": ("numpy pydantic torch", "config store streams submodels train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden codec config devices feed feedback flat lockstep methods sparse store streams "
-        "submodels train variates",
+        "burden codec config cuts devices feed feedback flat lockstep methods sides sparse store "
+        "streams submodels train variates",
     ),
     "measure": (
         "numpy torch",
         "burden clock codec config data devices population tables train wire",
     ),
+    "post": ("numpy", "clock codec measure population wire"),
     "engine": (
-        "numpy torch",
-        "aggregation burden clock codec config devices flat measure models population train wire",
+        "torch",
+        "aggregation burden clock codec config devices flat lockstep measure models population "
+        "post train wire",
     ),
     "pretrain": ("numpy torch", "config flat models population streams submodels train"),
     "sweep": ("", "config errors launch record"),

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from fedmpi.clock import OFF, Clock, Phase
 from fedmpi.codec import BLOCK, BUFFER, MESSAGE, Kind
 from fedmpi.engine import Engine
 from fedmpi.measure import DOWN, UP, Outcome, Verdict, mean
-from fedmpi.wire import Wire
+from fedmpi.wire import Line, Wire
 from tests import plain
 from tests.plain import METHODS, play
 from tests.small import run, small
@@ -72,10 +73,31 @@ class Listening(Wire):
         self.gathered.append(data.nbytes)
         return super().gather(data)
 
-    def scatter(self, data: list[np.ndarray]) -> np.ndarray:
+    def scatter(self, data: np.ndarray | None, lengths: Sequence[int]) -> np.ndarray:
         """See `Wire.scatter`."""
-        self.scattered.append([piece.nbytes for piece in data])
-        return super().scatter(data)
+        self.scattered.append(list(lengths))
+        return super().scatter(data, lengths)
+
+    def lines(self, count: int) -> list[Line]:
+        """See `Wire.lines`."""
+        while len(self.known) < count:
+            for line in super().lines(len(self.known) + 1)[-1:]:
+                self.tap(line)
+        return super().lines(count)
+
+    def tap(self, line: Line) -> None:
+        """Listens to a line, too."""
+        ask, answer = line.ask, line.answer
+
+        def asked(data: np.ndarray) -> None:
+            self.gathered.append(data.nbytes)
+            ask(data)
+
+        def answered(data: np.ndarray, lengths: Sequence[int]) -> None:
+            self.scattered.append(list(lengths))
+            answer(data, lengths)
+
+        line.ask, line.answer = asked, answered
 
 
 @pytest.mark.parallel([1, 3])

@@ -20,8 +20,8 @@ from tests.small import run, small
 
 few = effort(max_examples=80, deadline=None)
 loads = st.lists(st.integers(1, 50), min_size=1, max_size=7)
-MIB = 2**20 // 4
-"""Floats in a MiB."""
+UNEVEN = ("clients=9", "partition.alpha=0.3", "partition.minimum=1", "batch=4")
+"""Clients whose numbers of steps differ."""
 
 
 def population(*words: str) -> Population:
@@ -99,10 +99,11 @@ def test_samples_are_uniform() -> None:
 
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 9])
 def test_waves_are_ascending_and_do_not_depend_on_ranks(width: int) -> None:
-    drawn = population("clients=9", "participation=0.9", "partition.name=iid", "exchange.window=3")
-    floats = 3 * MIB // width
-    for t, settled in itertools.product(range(3), (False, True)):
-        several = [drawn.waves(t, floats, ranks, settled) for ranks in ([0], [1, 2], [0, 1, 2, 3])]
+    drawn = population("clients=9", "participation=0.9", "partition.name=iid")
+    for t, settled, in_step in itertools.product(range(3), (False, True), (False, True)):
+        several = [
+            drawn.waves(t, width, ranks, settled, in_step) for ranks in ([0], [1, 2], [0, 1, 2, 3])
+        ]
         for waves in several:
             clients = [client for wave in waves for client in wave.clients]
             assert tuple(clients) == drawn.sample(t)
@@ -113,12 +114,7 @@ def test_waves_are_ascending_and_do_not_depend_on_ranks(width: int) -> None:
         assert parts[0] == parts[1] == parts[2]
         hosts = {host for wave in several[2] for host in wave.hosts}
         assert hosts <= {0, 1, 2, 3}
-        assert len(hosts) > 1 or (width == 1 and not settled)
-
-
-def test_a_model_larger_than_the_window_goes_alone() -> None:
-    waves = population("exchange.window=1").waves(0, 100 * MIB, [0], False)
-    assert [wave.clients for wave in waves] == [(0,), (1,), (2,), (3,), (4,)]
+        assert len(hosts) > 1 or (width == 1 and not (settled or in_step))
 
 
 def test_each_wave_is_spread_by_load_unless_clients_are_settled() -> None:
@@ -126,7 +122,7 @@ def test_each_wave_is_spread_by_load_unless_clients_are_settled() -> None:
     homes = place(drawn.sizes, [1, 2, 3])
     moved = False
     for t in range(12):
-        (free,), (settled,) = (drawn.waves(t, 10, [1, 2, 3], keeps) for keeps in (False, True))
+        (free,), (settled,) = (drawn.waves(t, 9, [1, 2, 3], keeps) for keeps in (False, True))
         assert list(free.hosts) == place(drawn.sizes[list(free.clients)], [1, 2, 3])
         assert list(settled.hosts) == [homes[client] for client in settled.clients]
         moved = moved or free.hosts != settled.hosts
@@ -140,7 +136,7 @@ def test_clients_settle_once_for_each_set_of_ranks(monkeypatch: pytest.MonkeyPat
         "fedmpi.population.place", lambda loads, ranks: placed.append(ranks) or place(loads, ranks)
     )
     for t, ranks in itertools.product(range(5), ([0], [1, 2], [1, 2, 3])):
-        (wave,) = drawn.waves(t, 10, ranks, settled=True)
+        (wave,) = drawn.waves(t, 9, ranks, settled=True)
         homes = place(drawn.sizes, ranks)
         assert list(wave.hosts) == [homes[client] for client in wave.clients]
     assert placed == [(0,), (1, 2), (1, 2, 3)]
@@ -149,6 +145,60 @@ def test_clients_settle_once_for_each_set_of_ranks(monkeypatch: pytest.MonkeyPat
 def test_a_wave_knows_who_is_on_a_rank() -> None:
     wave = Wave((2, 5, 7, 9), (1, 0, 1, 3))
     assert [wave.on(rank) for rank in range(4)] == [(5,), (2, 7), (), (9,)]
+    assert wave.only((9, 2, 5)) == Wave((9, 2, 5), (3, 1, 0))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_halves_are_even_at_every_step(count: int) -> None:
+    drawn = population(*UNEVEN)
+    assert len({drawn.steps(client) for client in range(9)}) > 4
+    for t in range(6):
+        clients = range(1, 1 + count)
+        halves = drawn.halves(t, clients)
+        assert len(halves) == min(2, count)
+        assert sorted(client for half in halves for client in half) == list(clients)
+        for step in range(max(drawn.steps(client) for client in clients)):
+            busy = [sum(drawn.steps(client) > step for client in half) for half in halves]
+            assert max(busy) - min(busy) <= 1 or count == 1
+        assert halves == drawn.halves(t, tuple(reversed(clients))), "the same for all who ask"
+
+
+def test_halves_are_drawn_each_round() -> None:
+    """Who is in the first, and in which order; the seed repeats it."""
+    drawn, again = population(*UNEVEN), population(*UNEVEN)
+    found = [drawn.halves(t, range(9)) for t in range(30)]
+    assert found == [again.halves(t, range(9)) for t in range(30)]
+    assert found != [population(*UNEVEN, "seed=2").halves(t, range(9)) for t in range(30)]
+    first = {client for halves in found for client in halves[0]}
+    second = {client for halves in found for client in halves[1]}
+    assert first == second == set(range(9))
+    pairs = [(halves[0].index(2), halves[0].index(5)) for halves in found if {2, 5} <= {*halves[0]}]
+    assert {one < other for one, other in pairs} == {False, True}
+
+
+@pytest.mark.parametrize("ranks", [[0], [1, 2], [1, 2, 3]])
+def test_in_step_each_rank_has_as_many_busy_clients(ranks: list[int]) -> None:
+    """Of each half, at each step; by samples one rank would have many small ones."""
+    drawn = population(*UNEVEN)
+    (by_samples,) = drawn.waves(0, 9, ranks, False)
+    worst = 0
+    for t in range(6):
+        (wave,) = drawn.waves(t, 9, ranks, False, in_step=True)
+        for half in drawn.halves(t, wave.clients):
+            for step in range(max(drawn.steps(client) for client in half)):
+                busy = [c for c in half if drawn.steps(c) > step]
+                counts = [len(set(busy) & set(wave.on(rank))) for rank in ranks]
+                assert max(counts) - min(counts) <= 1
+                counts = [len(set(busy) & set(by_samples.on(rank))) for rank in ranks]
+                worst = max(worst, max(counts) - min(counts))
+    assert worst > 1 or len(ranks) == 1
+
+
+@pytest.mark.parametrize("weights", ["samples", "equal"])
+def test_clients_count_by_samples_or_alike(weights: str) -> None:
+    drawn = population(f"aggregation.weights={weights}")
+    wanted = drawn.sizes.tolist() if weights == "samples" else [1] * 5
+    assert [drawn.weight(0, client) for client in range(5)] == wanted
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])

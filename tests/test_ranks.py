@@ -118,6 +118,29 @@ def test_one_back_for_all(server: str) -> None:
     compare(small(*words, f"server={server}", "participation=0.6", "rounds=3", "momentum=0.9"))
 
 
+SPLITS = {
+    "v1": ("method.name=splitfed",),
+    "v2": ("method.name=splitfed", "method.version=v2"),
+    "tail": ("method.name=splitfed", "method.tail=head"),
+    "sequential": ("method.name=splitlearning", "method.tail=head"),
+}
+
+
+@on_ranks
+@both_servers
+@pytest.mark.parametrize("case", SPLITS)
+def test_who_works_while_another_is_served_does_not_matter(case: str, server: str) -> None:
+    """In halves, or all at once; some clients are done long before the others."""
+    words = (*SPLITS[case], f"server={server}", "clients=7", "partition.minimum=1", "rounds=3")
+    given = ("participation=0.8", "momentum=0.9", "batch=8", "clip=1.0")
+    found = compare(small(*words, *given))
+    plainly = run(small(*words, *given, "exchange.pipeline=false"), WORLD)
+    if WORLD.rank == 0:
+        steps = {found.engine.population.steps(client) for client in range(7)}
+        assert len(steps) > 3
+        equal(found, plainly)
+
+
 @on_ranks
 @both_servers
 def test_state_stays_with_its_client(server: str) -> None:

@@ -346,7 +346,7 @@ def test_adjusting_rows_together_is_adjusting_each(name: str) -> None:
     clients, n = engine.clients, engine.flat.size
     if clients.adjust is None:
         return
-    size = len(clients.start) if not clients.converses else clients.front.size
+    size = len(clients.start) if not clients.converses else clients.held.size
     random = torch.Generator().manual_seed(9)
     clients.start = torch.randn(size, generator=random)
     w, g = (torch.randn(3, size, generator=random) for _ in range(2))

@@ -1,6 +1,7 @@
 """SplitFed's algebra: what crosses the cut, who trains which back, and how backs become one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,13 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import vector_to_parameters
 
 from fedmpi import sparse
-from fedmpi.codec import Coding, Kind, Message
+from fedmpi.codec import Block, Coding, Kind, Message
 from fedmpi.config import ConfigError
+from fedmpi.cuts import Crossing
 from fedmpi.engine import Engine
+from fedmpi.feed import Batch
+from fedmpi.lockstep import Lockstep
+from fedmpi.sides import Said
 from tests import plain
 from tests.plain import CNN, network, optimiser, play, vector
 from tests.small import run, small
@@ -36,60 +41,57 @@ def halves(engine: Engine, w: Tensor) -> tuple[nn.Sequential, nn.Sequential]:
 
 def orders(engine: Engine) -> Iterator[tuple[int, list[list[int]]]]:
     """Runs; for each round, each step's clients in the order in which the server takes them."""
-    server, heard = engine.server, []
-    exchange = server.exchange
+    server, taken = engine.server, {}
+    learn = server.learn
 
-    def watch(t: int, messages: Sequence[Message]) -> list[Message]:
-        answers = exchange(t, messages)
-        heard.append([answer.client for answer in answers])
-        return answers
+    def watch(backs: Lockstep, told: Said) -> list[Message]:
+        taken.setdefault(backs.done, []).extend(told)
+        return learn(backs, told)
 
-    server.exchange = watch
+    server.learn = watch
     for t, _ in enumerate(play(engine)):
-        yield t, heard.copy()
-        heard.clear()
+        yield t, list(taken.values())
+        taken.clear()
 
 
-def plain_round(engine: Engine, t: int, w: Tensor, waves: Sequence[Sequence[int]]) -> Tensor:
+def plain_round(engine: Engine, t: int, w: Tensor, clients: Sequence[int]) -> Tensor:
     """A round on torch's modules and optimisers, the chain rule applied by hand at the cut.
 
-    With v1 each client has a back; with v2 there is one, and in each step of a wave the clients
-    take their turns at it in the order of `waves`.
+    With v1 each client has a back; with v2 there is one, and in each step the clients take their
+    turns at it in that order.
     """
     alone = engine.settings.method.version == "v2"
     shared = halves(engine, w)[1]
     shared_sgd = optimiser(engine, shared, t)
     fronts, backs, samples = 0.0, 0.0, 0
-    for clients in waves:
-        own = {}
-        for client in clients:
-            front, back = halves(engine, w)
-            back, back_sgd = (shared, shared_sgd) if alone else (back, optimiser(engine, back, t))
-            batches = list(plain.positions(engine, t, client))
-            own[client] = (front, optimiser(engine, front, t), back, back_sgd, batches)
-        for step in range(max(len(batches) for *_, batches in own.values())):
-            for front, front_sgd, back, back_sgd, batches in own.values():
-                if step >= len(batches):
-                    continue
-                x, y = (
-                    values[batches[step]]
-                    for values in (engine.trainer.feed.x, engine.trainer.feed.y)
-                )
-                sent = front(x)
-                arrived = sent.detach().requires_grad_()
-                back_sgd.zero_grad()
-                cross_entropy(back(arrived), y).backward()
-                front_sgd.zero_grad()
-                sent.backward(arrived.grad)
-                back_sgd.step()
-                front_sgd.step()
-        for client, (front, _, back, _, _) in own.items():
-            size = len(engine.population.shards[client])
-            fronts, backs, samples = (
-                fronts + size * vector(front),
-                backs + size * vector(back),
-                samples + size,
+    own = {}
+    for client in clients:
+        front, back = halves(engine, w)
+        back, back_sgd = (shared, shared_sgd) if alone else (back, optimiser(engine, back, t))
+        batches = list(plain.positions(engine, t, client))
+        own[client] = (front, optimiser(engine, front, t), back, back_sgd, batches)
+    for step in range(max(len(batches) for *_, batches in own.values())):
+        for front, front_sgd, back, back_sgd, batches in own.values():
+            if step >= len(batches):
+                continue
+            x, y = (
+                values[batches[step]] for values in (engine.trainer.feed.x, engine.trainer.feed.y)
             )
+            sent = front(x)
+            arrived = sent.detach().requires_grad_()
+            back_sgd.zero_grad()
+            cross_entropy(back(arrived), y).backward()
+            front_sgd.zero_grad()
+            sent.backward(arrived.grad)
+            back_sgd.step()
+            front_sgd.step()
+    for client, (front, _, back, _, _) in own.items():
+        size = len(engine.population.shards[client])
+        fronts, backs, samples = (
+            fronts + size * vector(front),
+            backs + size * vector(back),
+            samples + size,
+        )
     back = vector(shared) if alone else backs / samples
     return torch.cat([fronts / samples, back])
 
@@ -104,54 +106,46 @@ def test_rounds_equal_plain_training(version: str, words: tuple[str, ...]) -> No
         clients = heard[0]
         assert sorted(clients) == list(engine.population.sample(t))
         assert len({steps(client) for client in clients}) > 1, "some clients are done earlier"
-        w = plain_round(engine, t, w, [clients])
+        w = plain_round(engine, t, w, clients)
         np.testing.assert_allclose(engine.server.w, w, rtol=1e-4, atol=2e-5)
         w = engine.server.w.clone()
 
 
-def test_in_waves_the_one_back_meets_the_waves_one_after_the_other() -> None:
-    """So with v2, unlike v1, the window is a part of what a run computes."""
-    words = ("model.hidden=[1024]", "exchange.window=1", "rounds=1", "momentum=0.9")
-    engine = split("v2", *words)
-    start = engine.server.w.clone()
-    ((_, heard),) = orders(engine)
-    first = [client for client in heard[0] if client < 3]
-    second = next(clients for clients in heard if max(clients) >= 3)
-    assert sorted(first) == [0, 1, 2]
-    assert sorted(second) == [3, 4]
-    wanted = plain_round(engine, 0, start, [first, second])
-    np.testing.assert_allclose(engine.server.w, wanted, rtol=1e-4, atol=2e-5)
-    whole = split("v2", *words, "exchange.window=256")
-    list(play(whole))
-    assert (whole.server.w - engine.server.w).abs().max() > 1e-4
+def test_the_one_back_meets_all_clients_in_one_order_whatever_the_window() -> None:
+    words = ("model.hidden=[1024]", "momentum=0.9", "method.name=splitfed", "method.version=v2")
+    narrow, wide = (run(small(*words, f"exchange.window={mib}")) for mib in (1, 256))
+    assert narrow.sha256 == wide.sha256
+    assert [found.engine.server.width for found in (narrow, wide)] == [5, 5]
+    assert split("v1", "model.hidden=[1024]", "exchange.window=1").server.width == 3
 
 
 def test_copies_of_the_back_are_averaged_by_samples() -> None:
     engine = split("v1")
-    server = engine.server
-    server.open(0, (1, 3))
+    server, size = engine.server, engine.server.sizes[0]
+    server.open(0, [(1,), (3,)])
     server.w.zero_()
-    server.back(1).fill_(4)
-    server.back(3).fill_(8)
+    server.backs.of(1).fill_(4)
+    server.backs.of(3).fill_(8)
     for client, value, weight in ((1, 1.0, 3.0), (3, 5.0, 1.0)):
-        front = sparse.block(Kind.GRADIENT, torch.full((server.front,), value))
+        front = sparse.block(Kind.GRADIENT, torch.full((size,), value))
         server.absorb(0, Message(client, [front], weight))
     server.step(0)
-    assert set(server.w[: server.front].tolist()) == {2.0}
-    assert set(server.w[server.front :].tolist()) == {5.0}
+    assert set(server.w[:size].tolist()) == {2.0}
+    assert set(server.w[size:].tolist()) == {5.0}
 
 
 def test_one_back_is_not_averaged() -> None:
     engine = split("v2")
-    server = engine.server
-    server.open(0, (1, 3))
-    assert len(server.copies.rows) == 1
-    server.copies.rows.w[0] = 7.0
+    server, size = engine.server, engine.server.sizes[0]
+    server.open(0, [(1,), (3,)])
+    assert [len(descent.rows) for descent in server.backs.descents] == [1]
+    server.backs.first.fill_(7)
+    assert server.backs.of(1).data_ptr() == server.backs.of(3).data_ptr()
     for client in (1, 3):
-        front = sparse.block(Kind.GRADIENT, torch.zeros(server.front))
+        front = sparse.block(Kind.GRADIENT, torch.zeros(size))
         server.absorb(0, Message(client, [front], 2.0))
     server.step(0)
-    assert set(server.w[server.front :].tolist()) == {7.0}
+    assert set(server.w[size:].tolist()) == {7.0}
 
 
 def test_the_order_of_v2_is_drawn_each_round_and_repeats_with_the_seed() -> None:
@@ -213,8 +207,8 @@ def test_more_than_256_classes_arrive_whole() -> None:
     engine = split("v1", "data.classes=300", "data.samples=900", "partition.name=iid", "clients=2")
     clients = engine.clients
     clients.receive(0, [0], engine.server.broadcast(0))
-    clients.open(0, (0,))
-    (message,) = clients.forward(0)
+    (talk,) = clients.open(0, [(0,)])
+    (message,) = next(talk)
     positions = next(plain.positions(engine, 0, 0))
     assert torch.equal(sparse.values(message.blocks[1]), engine.trainer.feed.y[positions])
     assert engine.trainer.feed.y[positions].max() > 255
@@ -226,29 +220,24 @@ def test_what_comes_back_is_the_gradient_at_the_cut(words: tuple[str, ...]) -> N
     server, clients, seen = engine.server, engine.clients, []
     forward, backward = clients.forward, clients.backward
 
-    def speak(t: int) -> list[Message]:
-        front, back = clients.fronts.rows.w.clone(), server.copies.rows.w.clone()
-        seen.append((front, back, messages := forward(t)))
+    def speak(fronts: Lockstep, some: Sequence[int], batches: Sequence[Batch]) -> list[Message]:
+        messages = forward(fronts, some, batches)
+        models = [torch.cat([clients.fronts.of(c), server.backs.of(c)]) for c in some]
+        seen.append(list(zip(messages, models, strict=True)))
         return messages
 
-    def listen(t: int, messages: Sequence[Message]) -> None:
-        front, back, asked = seen[-1]
-        answers = {message.client: message for message in messages}
-        for question in asked:
-            answer = answers[question.client]
-            slot = clients.fronts.order.index(question.client)
-            assert server.copies.order[slot] == question.client
-            whole = network(engine, torch.cat([front[slot], back[slot]]))
-            a = sparse.values(question.blocks[0])
-            y = sparse.values(question.blocks[1])
+    def listen(fronts: Lockstep, told: Said) -> None:
+        for question, w in seen[-1]:
+            a, y = (sparse.values(block) for block in question.blocks)
             a = a.view(len(y), *server.shape).requires_grad_()
-            cross_entropy(whole[1:](a), y).backward()
-            found = sparse.values(answer.blocks[0])
-            np.testing.assert_allclose(found, a.grad.reshape(-1), rtol=1e-4, atol=1e-7)
-            assert question.blocks[0].kind == Kind.ACTIVATION
-            assert question.blocks[1].kind == Kind.LABEL
-            assert answer.blocks[0].kind == Kind.GRADIENT
-        backward(t, messages)
+            cross_entropy(network(engine, w)[1:](a), y).backward()
+            (answer,) = told[question.client]
+            np.testing.assert_allclose(
+                sparse.values(answer), a.grad.reshape(-1), rtol=1e-4, atol=1e-7
+            )
+            assert [block.kind for block in question.blocks] == [Kind.ACTIVATION, Kind.LABEL]
+            assert answer.kind == Kind.GRADIENT
+        backward(fronts, told)
 
     clients.forward, clients.backward = speak, listen
     list(play(engine))
@@ -259,8 +248,8 @@ def test_activations_are_those_of_the_front_on_the_clients_batch() -> None:
     engine = split("v1")
     clients, front = engine.clients, halves(engine, engine.flat.initial)[0]
     clients.receive(0, [0, 1], engine.server.broadcast(0))
-    clients.open(0, (0, 1))
-    for message in clients.forward(0):
+    (talk,) = clients.open(0, [(0, 1)])
+    for message in next(talk):
         positions = next(plain.positions(engine, 0, message.client))
         a = front(engine.trainer.feed.x[positions]).detach().reshape(-1)
         np.testing.assert_allclose(sparse.values(message.blocks[0]), a, rtol=1e-5, atol=1e-6)
@@ -277,12 +266,12 @@ def test_a_methods_hook_changes_the_fronts_gradients() -> None:
 
     clients.adjust = ones
     list(play(engine))
-    shape = (5, clients.front.size)
-    assert seen == [(*clients.fronts.order, shape, shape)] * 6
-    assert sorted(clients.fronts.order) == list(range(5))
+    shape, size = (5, clients.held.size), clients.held.size
+    order = engine.trainer.ordered(range(5))
+    assert seen == [(*order, shape, shape)] * 6
     # Two rounds of three steps by a half, for every client alike.
-    wanted = engine.flat.initial[: clients.front.size] - 3
-    np.testing.assert_allclose(engine.server.w[: clients.front.size], wanted, atol=1e-5)
+    wanted = engine.flat.initial[:size] - 3
+    np.testing.assert_allclose(engine.server.w[:size], wanted, atol=1e-5)
 
 
 @VERSIONS
@@ -291,13 +280,13 @@ def test_the_servers_optimiser_keeps_its_state_over_the_batches(version: str) ->
     engine = split(version, "momentum=0.9", "rounds=2")
     server = engine.server
     speeds: list[float] = []
-    exchange = server.exchange
+    learn = server.learn
 
-    def watch(t: int, messages: Sequence[Message]) -> list[Message]:
-        speeds.append(float(server.copies.descent.velocity.norm()))
-        return exchange(t, messages)
+    def watch(backs: Lockstep, told: Said) -> list[Message]:
+        speeds.append(float(backs.descent.velocity.norm()))
+        return learn(backs, told)
 
-    server.exchange = watch
+    server.learn = watch
     starts = []
     for _ in play(engine):
         starts.append(len(speeds))
@@ -314,9 +303,7 @@ def test_own_models_are_measured_whole(version: str) -> None:
     (outcome,) = play(engine)
     for row in outcome.tables["clients"]:
         client = int(row["client"])
-        front, back = engine.clients.fronts.of(client), server.copies.rows.w[0]
-        if version == "v1":
-            back = server.copies.of(client)
+        front, back = engine.clients.fronts.of(client), server.backs.of(client)
         module = halves(engine, engine.flat.initial)
         vector_to_parameters(front.clone(), module[0].parameters())
         vector_to_parameters(back.clone(), module[1].parameters())
@@ -346,3 +333,138 @@ def test_the_first_split_point_is_the_default() -> None:
     )
     assert found.sha256 == wanted.sha256
     assert found.tables["rounds"]["up"].tolist() == wanted.tables["rounds"]["up"].tolist()
+
+
+def tailed(*words: str) -> Engine:
+    """An engine whose network's head is the client's, as its first stage is."""
+    return split("v1", "method.tail=head", *words)
+
+
+@THREE_STAGES
+@pytest.mark.parametrize("more", [(), ("participation=0.6", "momentum=0.9", "epochs=2")], ids=str)
+def test_a_tail_changes_nothing_but_what_travels(words: tuple[str, ...], more: tuple[str]) -> None:
+    """Bit for bit: it is the same step, which crosses one more cut."""
+    found, wanted = (
+        run(small("method.name=splitfed", *tail, *words, *more))
+        for tail in (("method.tail=head",), ())
+    )
+    assert found.sha256 == wanted.sha256
+    for column in ("loss", "accuracy", "personal", "steps"):
+        one, other = (some.tables["clients"][column] for some in (found, wanted))
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_tail_keeps_labels_at_home() -> None:
+    """Activations and gradients cross both cuts, in both directions; labels none."""
+    engine = tailed("local_steps=3", "batch=8", "rounds=1")
+    front, _, tail = (part.size for part in engine.settings.method.parts(engine.flat))
+    for row in next(play(engine)).tables["clients"]:
+        samples = sum(map(len, plain.positions(engine, 0, int(row["client"]))))
+        there, back = 4 * 12 * samples, 4 * 8 * samples
+        wanted = {
+            "up_activation": there,
+            "down_activation": back,
+            "up_gradient": back + 4 * (front + tail),
+            "down_gradient": there,
+            "down_model": 4 * (front + tail),
+        }
+        for name in row.dtype.names:
+            if name.startswith(("up_", "down_")) and not name.endswith("_header"):
+                assert row[name] == wanted.get(name, 0), name
+        assert row["up_header"] == (2 * 3 + 1) * 48
+
+
+def test_what_a_tail_sends_is_the_gradient_at_its_cut() -> None:
+    engine = tailed("rounds=1", "local_steps=1")
+    start, seen = engine.server.w.clone(), {}
+    forward, backward = engine.server.forward, engine.server.backward
+
+    def watch(name: str, hook: Callable) -> Callable:
+        def watched(backs: Lockstep, told: Said) -> list[Message]:
+            heard = {client: sparse.values(block) for client, (block,) in told.items()}
+            answers = hook(backs, told)
+            said = {answer.client: sparse.values(answer.blocks[0]) for answer in answers}
+            seen[name] = heard, said
+            return answers
+
+        return watched
+
+    engine.server.forward = watch("forward", forward)
+    engine.server.backward = watch("backward", backward)
+    list(play(engine))
+    whole, feed = network(engine, start), engine.trainer.feed
+    for client in range(5):
+        positions = next(plain.positions(engine, 0, client))
+        a = whole[:1](feed.x[positions]).detach().requires_grad_()
+        b = whole[1:2](a)
+        b.retain_grad()
+        cross_entropy(whole[2:](b), feed.y[positions]).backward()
+        found = [some[client] for name in ("forward", "backward") for some in seen[name]]
+        for values, wanted in zip(found, (a, b, b.grad, a.grad), strict=True):
+            np.testing.assert_allclose(values, wanted.detach().reshape(-1), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("method.tail=hidden1",), "behind 'hidden2', the server's first; there are: head$"),
+        (("method.tail=hidden2",), "behind 'hidden2', the server's first; there are: head$"),
+        (("method.tail=head", "method.cut=hidden2"), "behind 'head', .*there are: none$"),
+        (("method.tail=head", "method.version=v2"), "'head': wanted version = 'v1', found 'v2'"),
+    ],
+)
+def test_a_tail_that_cannot_be_is_refused(words: tuple[str, ...], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        Engine(small("method.name=splitfed", *words))
+
+
+@pytest.mark.parametrize("tail", [(), ("method.tail=head",)], ids=["", "tail"])
+def test_both_sides_know_what_crosses_a_cut(tail: tuple[str, ...]) -> None:
+    """What is encoded on one side is decoded on the other, with the same round, client and step."""
+    engine = split("v1", "rounds=2", "local_steps=2", "participation=0.6", *tail)
+    there: dict[str, list[Crossing]] = {}
+    values: dict[tuple[str, Crossing], Tensor] = {}
+
+    def tap(side: str, half: Any) -> None:
+        encode, decode = half.encode, half.decode
+
+        def encoded(crossing: Crossing, a: Tensor) -> list[Block]:
+            there.setdefault(f"{side} encodes", []).append(crossing)
+            values[side, crossing] = a.detach().reshape(-1).clone()
+            return encode(crossing, a)
+
+        def decoded(crossing: Crossing, blocks: Sequence[Block]) -> Tensor:
+            other = {"server": "clients", "clients": "server"}[side]
+            there.setdefault(f"{side} decodes", []).append(crossing)
+            found = decode(crossing, blocks)
+            assert torch.equal(values[other, crossing], found)
+            return found
+
+        half.encode, half.decode = encoded, decoded
+
+    tap("server", engine.server)
+    tap("clients", engine.clients)
+    list(play(engine))
+    everyone = [(t, client) for t in range(2) for client in engine.population.sample(t)]
+    for one, other, kinds in (
+        ("clients", "server", [(Kind.ACTIVATION, 0), (Kind.GRADIENT, 1)]),
+        ("server", "clients", [(Kind.GRADIENT, 0), (Kind.ACTIVATION, 1)]),
+    ):
+        wanted = [
+            Crossing(kind, cut, t, client, step)
+            for t, client in everyone
+            for step in range(2)
+            for kind, cut in kinds[: 1 + len(tail)]
+        ]
+        assert sorted(there[f"{one} encodes"]) == sorted(wanted)
+        assert sorted(there[f"{other} decodes"]) == sorted(wanted)
+
+
+def test_weights_may_be_equal() -> None:
+    """As in the authors' code; by plain torch."""
+    engine = split("v1", "rounds=1", "aggregation.weights=equal")
+    start = engine.server.w.clone()
+    list(play(engine))
+    models = [plain.train(engine, 0, client, start)[0] for client in range(5)]
+    torch.testing.assert_close(engine.server.w, torch.stack(models).mean(0))
+    assert not torch.allclose(engine.server.w, plain.average(engine, 0, start))

@@ -9,7 +9,7 @@ from mpi4py import MPI
 
 from fedmpi import wire
 from fedmpi.clock import OFF, Clock, Phase
-from fedmpi.wire import ROOT, WORD, Wire
+from fedmpi.wire import ROOT, WORD, Line, Wire
 
 on_ranks = pytest.mark.parallel([1, 2, 3, 4])
 
@@ -28,6 +28,14 @@ def ours() -> Iterator[Wire]:
 
 def data(words: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(256, size=words * WORD, dtype=np.uint8)
+
+
+def shares(words: list[int], seed: int = 0) -> tuple[np.ndarray, list[int]] | tuple[None, list]:
+    """What the root hands out: so many words for each rank; nothing elsewhere."""
+    if RANK != ROOT:
+        return None, []
+    pieces = [data(count, seed + rank) for rank, count in enumerate(words)]
+    return np.concatenate(pieces), [piece.nbytes for piece in pieces]
 
 
 def seconds(found: Wire, *phases: Phase) -> float:
@@ -86,8 +94,7 @@ def test_gather_again_and_again(ours: Wire) -> None:
 def test_scatter(ours: Wire, empty: str) -> None:
     silent = {"nobody": (), "root": (ROOT,), "everyone": range(SIZE)}[empty]
     words = [0 if rank in silent else 2 * rank + 1 for rank in range(SIZE)]
-    pieces = [data(count, rank) for rank, count in enumerate(words)]
-    mine = ours.scatter(pieces if ours.is_root else [])
+    mine = ours.scatter(*shares(words))
     np.testing.assert_array_equal(mine, data(words[RANK], RANK))
     assert mine.dtype == np.uint8
     assert (ours.up, ours.down) == (0, words[RANK] * WORD)
@@ -98,7 +105,7 @@ def test_accounts_add_up_until_reset(ours: Wire) -> None:
     for _ in range(2):
         ours.bcast(data(3) if ours.is_root else None)
         ours.gather(data(RANK))
-        ours.scatter([data(7)] * SIZE if ours.is_root else [])
+        ours.scatter(*shares([7] * SIZE))
     assert (ours.up, ours.down) == (2 * RANK * WORD, 2 * 10 * WORD)
     ours.reset()
     assert (ours.up, ours.down) == (0, 0)
@@ -153,11 +160,10 @@ def test_waiting_is_not_transfer(ours: Wire, verb: str) -> None:
     elif verb == "gather":
         ours.gather(data(1))
     else:
-        ours.scatter([data(1)] * SIZE if ours.is_root else [])
+        ours.scatter(*shares([1] * SIZE))
     assert seconds(ours, Phase.WAIT) > 0
     assert seconds(ours, Phase.TRANSFER) > 0
-    assert seconds(ours, Phase.TRAIN, Phase.SERVE, *OFF) == 0
-    assert (seconds(ours, Phase.PACK) > 0) == (verb == "scatter" and ours.is_root)
+    assert seconds(ours, Phase.PACK, Phase.TRAIN, Phase.SERVE, *OFF) == 0
     if late != RANK:
         assert seconds(ours, Phase.WAIT) > max(0.15, seconds(ours, Phase.TRANSFER))
 
@@ -201,9 +207,119 @@ def test_root_wants_words(wrong: np.ndarray) -> None:
     alone = Wire(Clock(), MPI.COMM_SELF)
     with pytest.raises(ValueError, match=f"words of {WORD}"):
         alone.bcast(wrong)
+    (line,) = alone.lines(1)
     with pytest.raises(ValueError, match=f"words of {WORD}"):
-        alone.scatter([wrong])
+        line.ask(wrong)
     assert (alone.up, alone.down) == (0, 0)
+
+
+@pytest.mark.parametrize(("size", "lengths"), [(9, [9]), (16, [8]), (16, [24]), (16, [8, 8])])
+def test_shares_are_words_and_all_that_there_is(size: int, lengths: list[int]) -> None:
+    alone = Wire(Clock(), MPI.COMM_SELF)
+    (line,) = alone.lines(1)
+    for hand_out in (alone.scatter, line.answer):
+        with pytest.raises(ValueError, match=rf"for 1 ranks, {size} bytes .* found \[{lengths[0]}"):
+            hand_out(np.zeros(size, np.uint8), lengths)
+    assert (alone.down, line.pending) == (0, [])
+
+
+def turn(line: Line, up: list[int], down: list[int], seed: int) -> None:
+    """One turn on a line, with so many words from and for each rank."""
+    line.ask(data(up[RANK], seed + RANK))
+    pieces = line.hear()
+    assert len(pieces) == (SIZE if RANK == ROOT else 0)
+    for rank, piece in enumerate(pieces):
+        np.testing.assert_array_equal(piece, data(up[rank], seed + rank))
+    if RANK == ROOT:
+        line.answer(*shares(down, seed))
+    np.testing.assert_array_equal(line.learn(), data(down[RANK], seed + RANK))
+
+
+@on_ranks
+@pytest.mark.parametrize("large", [3, 40_000])
+def test_turns_on_a_line(ours: Wire, large: int) -> None:
+    """Lengths change from turn to turn and rank to rank; some have nothing to say, or to hear."""
+    (line,) = ours.lines(1)
+    total = np.zeros(2, int)
+    for seed in range(8):
+        up, down = ([large * ((seed + rank + way) % 3) for rank in range(SIZE)] for way in range(2))
+        turn(line, up, down, seed)
+        total += WORD * np.array([up[RANK], down[RANK]])
+    line.rest()
+    assert (ours.up, ours.down) == tuple(total)
+    assert line.pending == []
+
+
+@on_ranks
+def test_lines_are_the_same_each_time(ours: Wire) -> None:
+    both = ours.lines(2)
+    assert ours.lines(1) == both[:1]
+    assert ours.lines(2) == both
+    assert both[0].comm == ours.comm != both[1].comm
+    assert Wire(Clock(), COMM).lines(2)[1].comm == both[1].comm, "libraries have but few"
+
+
+@on_ranks
+def test_a_line_does_not_wait_for_the_other(ours: Wire) -> None:
+    """Ranks ask on both before the root hears, and it answers in another order than it was asked.
+
+    Between the turns ranks speak on the wire itself, which is one of the lines' communicator.
+    """
+    first, second = ours.lines(2)
+    for seed in range(3):
+        words = [seed + rank for rank in range(SIZE)]
+        first.ask(data(words[RANK], RANK))
+        second.ask(data(2 * words[RANK], RANK + 9))
+        for line, factor, start in ((second, 2, 9), (first, 1, 0)):
+            for rank, piece in enumerate(line.hear()):
+                np.testing.assert_array_equal(piece, data(factor * words[rank], rank + start))
+            if ours.is_root:
+                line.answer(*shares(words, start))
+        for line, start in ((first, 0), (second, 9)):
+            np.testing.assert_array_equal(line.learn(), data(words[RANK], RANK + start))
+            line.rest()
+        assert len(ours.gather(data(1))) == (SIZE if ours.is_root else 0)
+
+
+@pytest.mark.parallel([2, 3, 4])
+@pytest.mark.parametrize("words", [5, 100_000])
+def test_nobody_is_held_up_on_a_line(ours: Wire, words: int) -> None:
+    """Everyone meets elsewhere between asking and hearing, and between answering and learning."""
+    lines, elsewhere = ours.lines(2), COMM.Dup()
+    for line in lines:
+        line.ask(data(words, RANK))
+    elsewhere.Barrier()
+    for line in lines:
+        line.hear()
+        if ours.is_root:
+            line.answer(*shares([words] * SIZE))
+    elsewhere.Barrier()
+    for line in lines:
+        np.testing.assert_array_equal(line.learn(), data(words, RANK))
+        line.rest()
+    elsewhere.Free()
+
+
+@pytest.mark.parallel([2, 3, 4])
+@pytest.mark.parametrize("late", ["rank", "root"])
+def test_waiting_on_a_line_is_not_transfer(ours: Wire, late: str) -> None:
+    """Until counts come it is waiting: the root for a late rank, or the others for the root."""
+    (line,) = ours.lines(1)
+    if late == "rank" and RANK == SIZE - 1:
+        time.sleep(0.3)
+    line.ask(data(10))
+    line.hear()
+    if late == "root" and ours.is_root:
+        time.sleep(0.3)
+    if ours.is_root:
+        line.answer(*shares([10] * SIZE))
+    line.learn()
+    line.rest()
+    waits = ours.is_root if late == "rank" else not ours.is_root
+    assert seconds(ours, Phase.TRANSFER) > 0
+    assert seconds(ours, Phase.PACK, Phase.TRAIN, Phase.SERVE, *OFF) == 0
+    if waits:
+        assert seconds(ours, Phase.WAIT) > max(0.15, seconds(ours, Phase.TRANSFER))
 
 
 def test_what_mpi_cannot_count_is_an_error_that_says_so() -> None:

@@ -31,6 +31,7 @@ class Server:
         pools: does `total` add up updates that all clients have in full, so that their median, say,
             may take its place?
         parts: blocks of an encoded update, without those of statistics that travel apart.
+        width: clients in a wave, at most: as many as `exchange.window` has room for their models.
         method: the settings in `[method]`; a method narrows their type to its own.
         w: the global model, [n].
         still: positions in it of running statistics, int64; there may be none.
@@ -48,6 +49,7 @@ class Server:
         self.w = self.flat.initial.to(trainer.device, copy=True)
         self.still = self.flat.still.to(trainer.device)
         self.total, self.weight = torch.zeros_like(self.w), 0.0
+        self.width = max(1, settings.exchange.window * 2**20 // (4 * self.flat.size))
 
     def broadcast(self, t: int) -> list[Block]:
         """What every active client is told in round t."""
@@ -96,7 +98,7 @@ class Clients:
 
     Attributes:
         keeps: does a client have state, so that it has to stay on its rank?
-        converses: do clients and server speak in each local step (see `splitfed`)?
+        converses: do clients and server speak in each local step (see `sides`)?
         method: the settings in `[method]`; a method narrows their type to its own.
         start: the model at which local training starts, [n].
         still: positions in it of running statistics, int64; there may be none.

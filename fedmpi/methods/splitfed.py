@@ -6,193 +6,154 @@ Split Learning*, AAAI 2022, arXiv 2004.12088, algorithms 1 and 2.
 `v1` keeps a copy of the back for each client and averages the copies after the round; `v2` has one
 back, which the clients' batches train one after the other, in an order drawn each round. Where a
 client's upload is lost, its copy counts as little as its front; v2's back has learnt all the same.
+With a `tail`, which is averaged like the front, labels stay with their client: P. Vepakomma, O.
+Gupta, T. Swedish, R. Raskar, *Split Learning for Health*, 2018, arXiv 1812.00564.
 Differs from the paper: all clients take each step together, so that v2 meets one batch of every
-client in turn, not all batches of one client (of each client of a wave, where `exchange.window` is
-too small for all at once: it matters to v2, and to nothing else); fronts and copies are averaged by
-samples; a clip is by the norm of the front's or the back's gradient, not of both.
+client in turn, not all batches of one client; fronts and copies are averaged by samples (all alike
+with `aggregation.weights = equal`); a clip is by the norm of a part's gradient, not of all parts'.
 Differs from the code: an optimiser's state is kept across the batches of a round.
+
+It is the base of methods that change what crosses the cut, and when: `sides` has their hooks, and
+what happens in a step. Here stands what happens around a conversation.
 """
 
-from collections.abc import Iterator, Sequence
-from time import perf_counter
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fedmpi import config, sparse
+from fedmpi import sparse
+from fedmpi.burden import Burden
 from fedmpi.codec import Block, Kind, Message
-from fedmpi.config import Settings
-from fedmpi.feed import Batch
+from fedmpi.config import ConfigError, Settings
+from fedmpi.cuts import Cut, shape_behind
 from fedmpi.flat import Flat
-from fedmpi.lockstep import Lockstep
+from fedmpi.lockstep import Parts, Talk
 from fedmpi.methods import fedavg
-from fedmpi.streams import Purpose, stream
+from fedmpi.sides import ClientSide, ServerSide
 from fedmpi.train import Trainer
 
 
-class Config(config.Method):
-    cut: str | None = None
-    """The split point: the last stage that clients train; by default the first there is."""
+class Config(Cut):
     version: Literal["v1", "v2"] = "v1"
-    """`v1`: a back for each client, averaged; `v2`: one back for all."""
+    """`v1`: a back for each client, averaged; `v2`: one back for all, and no tail, because others
+    would move the back between a batch's way forward and its way back."""
 
-    def halves(self, flat: Flat) -> tuple[Flat, Flat]:
-        """The network in front of the cut and behind it.
+    @property
+    def is_one(self) -> bool:
+        """See `Cut.is_one`."""
+        return self.version == "v2"
 
-        Raises:
-            ConfigError: if the model has no such split point, or none at all.
-        """
-        return flat.split(self.cut or (flat.cuts() or [""])[0])
+    def parts(self, flat: Flat) -> tuple[Flat, Flat, Flat]:
+        """See `Cut.parts`."""
+        if self.is_one and self.tail is not None:
+            raise ConfigError(f"method.tail = '{self.tail}': wanted version = 'v1', found 'v2'")
+        return super().parts(flat)
 
 
-class Server(fedavg.Server):
-    method: Config
+class Server(ServerSide, fedavg.Server):
+    """The server's half.
+
+    Attributes:
+        sizes: of front, back and tail.
+        updates: of fronts and tails, of the wave's clients whose uploads came.
+        round: the last that had a conversation.
+    """
+
+    method: Cut
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        front, back = self.method.halves(self.flat)
-        self.front = front.size
-        with torch.no_grad():
-            network = front.network(self.w[: self.front]).train(False)
-            self.shape = network(trainer.feed.x[:1]).shape[1:]
-        self.copies = Lockstep(trainer, back)
-        self.keys: dict[int, Iterator[int]] = {}
-        self.fronts: dict[int, Tensor] = {}
+        front, back, tail = self.method.parts(self.flat)
+        self.sizes = [front.size, back.size, tail.size]
+        self.shape = shape_behind([front], trainer.feed.x)
+        self.backs = Parts(trainer, back, self.method.is_one)
+        self.updates: dict[int, Tensor] = {}
         self.round: int | None = None
+        if self.method.is_one:  # it meets all clients in one order, whatever the window
+            self.width = settings.clients
+
+    def held(self, w: Tensor) -> Tensor:
+        """What of w [n] clients have: front and tail."""
+        front, _, tail = w.split(self.sizes)
+        return torch.cat([front, tail])
 
     def broadcast(self, t: int) -> list[Block]:
-        """The front."""
-        return [sparse.block(Kind.MODEL, self.w[: self.front])]
+        """Front and tail."""
+        return [sparse.block(Kind.MODEL, self.held(self.w))]
 
-    def open(self, t: int, clients: Sequence[int]) -> None:
-        """Begins a wave's conversation: v2's back goes on from wave to wave."""
-        self.keys = {client: self.trainer.feed.keys(t, client) for client in clients}
-        start = self.w[self.front :]
-        if self.method.version == "v1":
-            self.copies.open(clients, start)
-        else:
-            self.copies.open(clients[:1], None if self.round == t else start)
-        self.round, self.fronts = t, {}
-
-    def exchange(self, t: int, messages: Sequence[Message]) -> list[Message]:
-        """One step of every busy client: activations and labels in, gradients at the cut out."""
-        if self.method.version == "v2":
-            order = stream(self.settings.seed, Purpose.ORDER, t).permutation(self.settings.clients)
-            chunks = [[m] for m in sorted(messages, key=lambda message: order[message.client])]
-        else:
-            said = {message.client: message for message in messages}
-            chunks = [[said[client] for client in self.copies.busy()]]
-        answers = [answer for chunk in chunks for answer in self.train(t, chunk)]
-        self.copies.done += 1
-        return answers
-
-    def train(self, t: int, messages: Sequence[Message]) -> list[Message]:
-        """One step of the first backs, each with one client's batch."""
-        clients = [message.client for message in messages]
-        ys = [sparse.values(message.blocks[1], self.trainer.device) for message in messages]
-        xs = [
-            self.decode(message.blocks[0]).view(len(y), *self.shape).requires_grad_()
-            for message, y in zip(messages, ys, strict=True)
-        ]
-        keys = [next(self.keys[client]) for client in clients]
-        losses, gradients = self.copies.rows.losses(xs, ys, keys)
-        self.copies.step(t, clients)
-        self.trainer.note(clients, losses, 1)
-        answers = zip(clients, gradients, strict=True)
-        return [Message(client, [self.encode(gradient)]) for client, gradient in answers]
-
-    def decode(self, block: Block) -> Tensor:
-        """Activations of a batch, flat, as they came over the cut."""
-        return sparse.values(block, self.trainer.device)
-
-    def encode(self, gradient: Tensor) -> Block:
-        """The gradient of a batch at the cut, for the client."""
-        return sparse.block(Kind.GRADIENT, gradient)
+    def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
+        """Begins a wave's conversation; one back goes on from wave to wave."""
+        goes_on = self.method.is_one and self.round == t
+        self.round, self.updates = t, {}
+        return self.begin(t, parties, None if goes_on else self.w.split(self.sizes)[1])
 
     def absorb(self, t: int, message: Message) -> None:
-        """A front's update, and with v1 that of the back that belongs to it."""
-        update = sparse.vector(message.blocks[0], self.front, self.trainer.device)
-        self.fronts[message.client] = update
-        self.total[: self.front].add_(update, alpha=message.weight)
-        if self.method.version == "v1":
-            change = self.back(message.client) - self.w[self.front :]
-            self.total[self.front :].add_(change, alpha=message.weight)
+        """An update of front and tail, and with v1 that of the back that belongs to them."""
+        front, back, tail = self.total.split(self.sizes)
+        update = sparse.vector(message.blocks[0], len(front) + len(tail), self.trainer.device)
+        self.updates[message.client] = update
+        front.add_(update[: len(front)], alpha=message.weight)
+        tail.add_(update[len(front) :], alpha=message.weight)
+        if not self.method.is_one:
+            change = self.backs.of(message.client) - self.w.split(self.sizes)[1]
+            back.add_(change, alpha=message.weight)
         self.weight += message.weight
 
     def step(self, t: int) -> None:
-        """Moves the front, and the back likewise (v1) or to where the clients brought it (v2)."""
+        """Moves front and tail, and the back likewise (v1) or to where it was brought (v2)."""
         super().step(t)
-        if self.method.version == "v2":
-            self.w[self.front :] = self.copies.rows.w[0]
+        if self.method.is_one:
+            self.w.split(self.sizes)[1].copy_(self.backs.first)
 
     def personal(self, client: int) -> Tensor | None:
-        """The client's front and its back together; None if its front was lost."""
-        if client not in self.fronts:
+        """The client's front, back and tail together; None if its upload was lost."""
+        if client not in self.updates:
             return None
-        return torch.cat([self.w[: self.front] + self.fronts[client], self.back(client)])
-
-    def back(self, client: int) -> Tensor:
-        """The client's back; v2's only one."""
-        return self.copies.of(client) if self.method.version == "v1" else self.copies.rows.w[0]
+        held = self.held(self.w) + self.updates[client]
+        front, tail = held.split(self.sizes[::2])
+        return torch.cat([front, self.backs.of(client), tail])
 
 
-class Clients(fedavg.Clients):
-    method: Config
+class Clients(ClientSide, fedavg.Clients):
+    """The clients' half.
+
+    Attributes:
+        sizes: of front and tail.
+        end: see `Cut.end`.
+    """
+
+    method: Cut
     converses = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.front = self.held = self.method.halves(self.flat)[0]
-        self.fronts = Lockstep(trainer, self.front)
-        self.left: dict[int, Iterator[Batch]] = {}
+        front, back, tail = self.method.parts(self.flat)
+        self.sizes, self.held = [front.size, tail.size], front
+        self.fronts, self.tails = Parts(trainer, front), Parts(trainer, tail)
+        self.turns, self.end = 1, self.method.end(self.flat)
+        if self.end is not None:
+            self.turns, self.shape = 2, shape_behind([front, back], trainer.feed.x)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """The front."""
-        self.start = sparse.vector(blocks[0], self.front.size, self.trainer.device)
+        """Front and tail."""
+        self.start = sparse.vector(blocks[0], sum(self.sizes), self.trainer.device)
 
-    def open(self, t: int, clients: Sequence[int]) -> None:
+    def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
         """Begins a wave's conversation."""
-        self.fronts.open(clients, self.start)
-        self.left = {client: self.trainer.feed.batches(t, client) for client in clients}
-
-    def forward(self, t: int) -> list[Message]:
-        """The next batch of every client that has one: activations at the cut, and labels."""
-        busy, began = self.fronts.busy(), perf_counter()
-        if not busy:
-            return []
-        xs, ys, keys = zip(*(next(self.left[client]) for client in busy), strict=True)
-        outputs = self.fronts.rows.forward(xs, keys)
-        labels = [sparse.labels(y, self.trainer.feed.classes) for y in ys]
-        said = [[self.encode(a), label] for a, label in zip(outputs, labels, strict=True)]
-        messages = [Message(client, blocks) for client, blocks in zip(busy, said, strict=True)]
-        self.trainer.spend(busy, began)
-        return messages
-
-    def encode(self, a: Tensor) -> Block:
-        """Activations of a batch, for the server."""
-        return sparse.block(Kind.ACTIVATION, a)
-
-    def decode(self, block: Block) -> Tensor:
-        """The gradient of a batch at the cut, flat, as it came back."""
-        return sparse.values(block, self.trainer.device)
-
-    def backward(self, t: int, messages: Sequence[Message]) -> None:
-        """The rest of the step: from the gradients at the cut to new fronts."""
-        busy, rows, began = self.fronts.busy(), self.fronts.rows, perf_counter()
-        if not busy:
-            return
-        given = {message.client: self.decode(message.blocks[0]) for message in messages}
-        rows.backward([given[client] for client in busy])
-        if self.adjust is not None:
-            self.adjust(busy, *rows.first(len(busy)))
-        self.fronts.step(t, busy)
-        self.fronts.done += 1
-        self.trainer.spend(busy, began)
+        front, tail = self.start.split(self.sizes)
+        return self.begin(t, parties, front, tail)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """The fronts as the conversation left them."""
-        return torch.stack([self.fronts.of(client) for client in clients])
+        """Fronts and tails as the conversation left them."""
+        parts = [(self.fronts.of(client), self.tails.of(client)) for client in clients]
+        return torch.stack([torch.cat(both) for both in parts])
+
+    def burden(self, t: int, client: int) -> Burden:
+        """What the client trains: front and tail."""
+        return replace(super().burden(t, client), end=self.end)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """A client has no whole model; the server has (see `Server.personal`)."""
