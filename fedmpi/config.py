@@ -218,6 +218,9 @@ class Devices(Part):
     """How many times as long."""
     dropouts: float = Field(0.0, ge=0, le=1)
     """Share of the uploads that are lost on their way, by chance; what they cost is not."""
+    unfit: Literal["error", "rest"] = "error"
+    """Devices that cannot hold what the method trains: an error, or they rest: they never take
+    part, though their test shards count."""
 
 
 class Settings(Part):
@@ -456,6 +459,8 @@ def _impossible(devices: Devices) -> list[str]:
         value = getattr(devices, name)
         if value and not names:
             found.append(f"devices.{name} = {value}: wanted devices.tiers, found none")
+    if devices.unfit == "rest" and not any(tier.memory for tier in devices.tiers):
+        found.append("devices.unfit = 'rest': wanted the memory of some devices, found none")
     if devices.slowdown != Devices().slowdown and not devices.stragglers:
         found.append(f"devices.slowdown = {devices.slowdown}: wanted devices.stragglers above 0")
     return found

@@ -60,7 +60,7 @@ class Engine:
         self.clients = method.Clients(settings, self.trainer)
         self.population.is_agreement = self.server.agrees_at
         self.first = EVERYONE_ROUND if self.server.agrees_at(EVERYONE_ROUND) else 0
-        burden.check(self.fleet, self.meter, self.clients, self.first)
+        self.population.rest(burden.unfit(self.fleet, self.meter, self.clients, self.first))
         self.room = np.empty(0, np.uint8)
 
     def rounds(self, wire: Wire, clock: Clock) -> Iterator[Outcome | None]:
@@ -184,7 +184,7 @@ class Engine:
         with self.clock(Phase.SERVE):
             if self.wire.is_root:
                 messages = [Message(EVERYONE, self.server.agreement())]
-        word = self.announce(messages, range(self.settings.clients))
+        word = self.announce(messages, self.population.sample(t))
         with self.clock(Phase.PACK):
             for message in word:
                 self.clients.agree(message.blocks)

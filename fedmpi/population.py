@@ -1,7 +1,7 @@
 """The clients: who holds which samples, who takes part in a round, and which rank hosts whom."""
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,7 @@ class Population:
         sizes: int64 [clients], number of training samples.
         trace: who is available when; None if everyone always is.
         is_agreement: whether every client takes part in a round, and none trains; says the method.
+        resting: clients that never take part; none, unless `rest` says so.
 
     Raises:
         ConfigError: if the samples cannot be divided so, or are divided wrongly, or the trace is
@@ -63,6 +64,7 @@ class Population:
         self._check()
         self.reserved = [self._reserve(client) for client in range(settings.clients)]
         self.sizes = np.array([len(shard) for shard in self.shards])
+        self.resting: frozenset[int] = frozenset()
         self.homes: dict[tuple[int, ...], list[int]] = {}
 
     def _trace(self) -> Trace | None:
@@ -157,15 +159,35 @@ class Population:
         """
         return heterogeneity.counted(self.shards, self.labels, self.classes)
 
+    def rest(self, clients: Collection[int]) -> None:
+        """From now on these clients take no part.
+
+        Raises:
+            ConfigError: if a round has nobody else.
+        """
+        self.resting = frozenset(clients)
+        last = self.settings.rounds if self.trace is not None and self.resting else 1
+        empty = next((t for t in range(last) if not len(self._able(t))), None)
+        if empty is not None:
+            raise ConfigError(
+                f"devices.unfit = 'rest': wanted a client for every round, found none for round "
+                f"{empty}: {len(self.resting)} of {self.settings.clients} devices are too small"
+            )
+
+    def _able(self, t: int) -> np.ndarray:
+        """The clients that can take part in a round: int64, ascending."""
+        everyone = np.arange(self.settings.clients)
+        if self.trace is not None and not self.is_agreement(t):
+            everyone = self.trace.available(t)
+        return everyone[~np.isin(everyone, list(self.resting))]
+
     def sample(self, t: int) -> tuple[int, ...]:
-        """The clients of round `t`, ascending: everyone in an agreement."""
-        everyone = self.settings.clients
-        if self.is_agreement(t):
-            return tuple(range(everyone))
-        some = np.arange(everyone) if self.trace is None else self.trace.available(t)
-        if self.drawn < len(some):
+        """The clients of round `t`, ascending: all that can in an agreement."""
+        some = self._able(t)
+        if self.drawn < len(some) and not self.is_agreement(t):
             # With p, numpy draws one after the other, in proportion among those that are left.
-            p = self.sizes / self.sizes.sum() if self.settings.sampling == "samples" else None
+            by_size = self.settings.sampling == "samples"
+            p = self.sizes[some] / self.sizes[some].sum() if by_size else None
             random = stream(self.settings.seed, Purpose.SAMPLE, t)
             some = np.sort(random.choice(some, self.drawn, replace=False, p=p))
         return tuple(some.tolist())
