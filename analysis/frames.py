@@ -219,7 +219,8 @@ def _facts(result: Result) -> dict[str, Any]:
         facts[name] = attributes.get(name)
     once = rounds[rounds["round"] == AGREEMENT]
     regular = rounds[rounds["round"] > AGREEMENT]
-    measured = regular[regular["accuracy"].notna()]
+    # Where there is no global model, clients' own are measured alone.
+    measured = regular[regular[list(ACCURACIES)].notna().any(axis=1)]
     # Never the round that is best on the test set: nobody could have chosen it.
     chosen = regular[regular["round"] == facts["best_round"]]
     for name in ACCURACIES:

@@ -118,6 +118,15 @@ def test_the_last_accuracy_is_the_last_that_was_measured(tmp_path: Path) -> None
     assert one["rounds_done"] == 3
 
 
+def test_without_a_global_model_the_last_local_accuracies_count(tmp_path: Path) -> None:
+    rows = rounds([0.1, 0.2, 0.3])
+    for name in ("accuracy", "validation", "shard_mean", "shard_std", "shard_min"):
+        rows[name] = np.nan
+    rows["personal_mean"] = [0.5, 0.6, np.nan]
+    (one,) = frames.runs(write(tmp_path / "a.h5", settings("fedper"), rows)).to_dict("records")
+    assert np.isnan(one["accuracy_last"]) and one["personal_mean_last"] == 0.6
+
+
 def test_what_is_paid_once_is_kept_apart(tmp_path: Path) -> None:
     rows = rounds([0.5, 0.6, 0.7], up=60, once=500)
     rows["up"][-1] = 90
@@ -405,14 +414,15 @@ def simulated(rows: np.ndarray, seconds: float) -> np.ndarray:
 
 
 @pytest.fixture
-def simulations(tmp_path: Path) -> Path:
+def simulations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of fedavg, of 4 s and 6 s a round; an ssfl of 1 s, which begins with one more."""
+    home = tmp_path_factory.mktemp("simulations")
     for seed, seconds, accuracy in ((1, 4.0, [0.2, 0.6, 0.8]), (2, 6.0, [0.4, 0.5, 0.9])):
         tree = settings(seed=seed)
-        write(tmp_path / f"fedavg{seed}.h5", tree, simulated(rounds(accuracy), seconds))
+        write(home / f"fedavg{seed}.h5", tree, simulated(rounds(accuracy), seconds))
     rows = simulated(rounds([0.1, 0.5, 0.7], once=500), 1.0)
-    write(tmp_path / "ssfl.h5", settings("ssfl", sparsity=0.5), rows)
-    return tmp_path
+    write(home / "ssfl.h5", settings("ssfl", sparsity=0.5), rows)
+    return home
 
 
 def test_what_devices_took_is_summed_up(simulations: Path, folder: Path) -> None:
