@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.container import ErrorbarContainer
 
-from analysis import compare, frames, groups, panels, tradeoff, trajectory
+from analysis import compare, frames, groups, panels, terminal, tradeoff, trajectory
 from fedmpi import tables
 from fedmpi.record import DONE, Record
 
@@ -296,22 +296,23 @@ def test_a_narrow_terminal_gets_two_tables(folder: Path, monkeypatch: pytest.Mon
 
 def test_the_best_are_marked() -> None:
     rows = pd.DataFrame({"up_round_mean": [5.0, 3.0, 3.0], "up_round_std": np.nan})
-    column = compare.Column("up_round", "", "bytes")
+    column = terminal.Column("up_round", "", "bytes")
     assert column.best(rows) == {1, 2}
     assert column.best(rows[1:]) == set()  # all are equal
     assert column.best(rows.assign(up_round_mean=[0.0, 0.0, 2.0])) == set()  # nothing was sent
     shares = pd.DataFrame({"accuracy_last_mean": [0.90001, 0.9, np.nan, 0.8]})
-    assert compare.Column("accuracy_last", "", "share").best(shares) == {0, 1}
+    assert terminal.Column("accuracy_last", "", "share").best(shares) == {0, 1}
 
 
 def test_numbers_are_readable() -> None:
     numbers = [(0, 0), (999, 0), (999.6, 0), (12345, 0), (123456, 1000), (1e9, 0), (np.nan, 0)]
     rows = pd.DataFrame(numbers, columns=["up_round_mean", "up_round_std"])
-    texts = compare.Column("up_round", "", "bytes").texts(rows)
+    texts = terminal.Column("up_round", "", "bytes").texts(rows)
     assert texts == ["0 B", "999 B", "1.00 kB", "12.3 kB", "123±1 kB", "1.00 GB", "–"]
     rows.columns = pd.Index(["seconds_round_mean", "seconds_round_std"])
     rows["seconds_round_mean"] = [1e-5, 0.01234, 0.9996, 12.34, 3600.0, 1.0, np.nan]
-    texts = compare.Column("seconds_round", "", "seconds").texts(rows.assign(seconds_round_std=0.0))
+    rows["seconds_round_std"] = 0.0
+    texts = terminal.Column("seconds_round", "", "seconds").texts(rows)
     assert texts == ["10.0 µs", "12.3 ms", "1.00 s", "12.3 s", "3600 s", "1.00 s", "–"]
 
 
