@@ -422,7 +422,7 @@ def test_what_devices_took_is_summed_up(simulations: Path, folder: Path) -> None
     assert (runs["flops_total"], runs["lost_total"]) == (28, 4)
     without = frames.runs(folder / "iid" / "fedavg1.h5").iloc[0]
     assert np.isnan(without["sim_seconds_total"]) and np.isnan(without["flops_total"])
-    found = run(compare.main, simulations).output
+    found = run(compare.main, *simulations.glob("*.h5")).output
     assert "sim. energy" in found and "4.00 s*" in found and "40.0 J*" in found
     assert "sim." not in run(compare.main, folder / "iid" / "fedavg1.h5").output
 
@@ -444,17 +444,42 @@ def test_results_of_earlier_versions_know_no_devices(simulations: Path) -> None:
     assert rows.empty
 
 
+def fleet(**shares: float) -> dict[str, Any]:
+    """Settings with kinds of devices: the share and the link of each."""
+    links = {"weak": {"kind": "fixed", "up": 1.0}, "strong": {"kind": "wireless", "loss": 40.0}}
+    tiers = [{"name": n, "share": shares[n], "link": links.get(n, {})} for n in shares]
+    return settings() | {"devices": {"tiers": tiers, "dropouts": 0.0}}
+
+
 def test_devices_are_settings_and_part_of_the_problem(tmp_path: Path) -> None:
-    """A list of tables: each goes by its number."""
+    """A list of tables: each goes by its name."""
     for number, up in enumerate((1.0, 2.0)):
-        tiers = [{"name": "a", "link": {"up": up}}, {"name": "b"}]
-        tree = settings() | {"devices": {"tiers": tiers, "dropouts": 0.0}}
+        tree = fleet(weak=0.5, strong=0.5)
+        tree["devices"]["tiers"][0]["link"] = {"kind": "fixed", "up": up}
         write(tmp_path / f"{number}.h5", tree, rounds([0.5]))
     runs = frames.runs(tmp_path)
-    assert frames.varying(runs) == ["devices.tiers.0.link.up"]
-    assert list(runs["devices.tiers.1.name"]) == ["b", "b"]
+    assert frames.varying(runs) == ["devices.tiers[weak].link.up"]
+    assert list(runs["devices.tiers[strong].name"]) == ["strong", "strong"]
     titles = set(groups.summary(runs)["group"])
-    assert titles == {f"iid devices.tiers.0.link.up={up}" for up in (1.0, 2.0)}
+    assert titles == {f"iid devices.tiers[weak].link.up={up}" for up in (1.0, 2.0)}
+
+
+def test_devices_that_a_run_has_not_are_a_share_of_none(tmp_path: Path) -> None:
+    trees = [settings(), fleet(weak=1.0), fleet(strong=0.75, weak=0.25), fleet(strong=1.0)]
+    trees[0]["devices"] = {"tiers": [], "dropouts": 0.0}
+    paths = [write(tmp_path / f"{i}.h5", tree, rounds([0.5])) for i, tree in enumerate(trees)]
+    runs = frames.runs(paths[1:])
+    assert list(runs["devices.tiers[weak].share"]) == [1, 0.25, 0]
+    assert list(runs["devices.tiers[strong].share"]) == [0, 0.75, 1]
+    # That a run knows nothing of a kind's link says no more than that it has none of the kind.
+    shares = ["devices.tiers[weak].share", "devices.tiers[strong].share"]
+    assert frames.varying(runs) == shares
+    assert len(set(groups.labelled(runs)["group"])) == 3
+    without = frames.runs(paths[:1] + paths[3:])
+    assert list(without["devices.tiers[strong].share"].isna()) == [True, False]
+    tables = [{"rate": 0.1}, {"rate": 0.2}]
+    nameless = write(tmp_path / "4.h5", settings() | {"steps": tables}, rounds([0.5]))
+    assert frames.runs(nameless)["steps[1].rate"][0] == 0.2
 
 
 def test_curves(simulations: Path) -> None:
