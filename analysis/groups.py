@@ -136,7 +136,7 @@ def written(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def name(row: Row) -> str:
+def row_name(row: Row) -> str:
     """What a row goes by in its group: its variant and its sparsity."""
     sparsity = "" if is_unset(row["sparsity"]) else f" {row['sparsity']:g}"
     return f"{row['variant']}{sparsity}"

@@ -37,7 +37,7 @@ class Column:
     def best(self, rows: pd.DataFrame) -> set[int]:
         """Places of the best means, as far as the digits tell, in `rows`.
 
-        There are none if all are equal, or if nothing was sent.
+        There are none if all are equal, as one alone is, or if nothing was sent.
         """
         means = rows[f"{self.name}_mean"].to_numpy(float)
         if np.isnan(means).all():
@@ -45,7 +45,7 @@ class Column:
         top = np.nanmax(means) if self.form in HIGHER else np.nanmin(means)
         digits = self._text(top, 0.0)
         is_best = np.array([self._text(mean, 0.0) == digits for mean in means])
-        if is_best.all() or (self.form not in HIGHER and top == 0):
+        if is_best[~np.isnan(means)].all() or (self.form not in HIGHER and top == 0):
             return set()
         return set(np.flatnonzero(is_best).tolist())
 
@@ -78,7 +78,8 @@ def _joules(mean: float, std: float) -> str:
 
 
 def _count(mean: float, std: float) -> str:
-    return _digits(mean, std, ("",))
+    is_whole = mean == round(mean) and not std
+    return f"{mean:.0f}" if is_whole else _digits(mean, std, ("",))
 
 
 def _factor(mean: float, std: float) -> str:
@@ -100,8 +101,7 @@ def _digits(mean: float, std: float, units: Sequence[str]) -> str:
     while mean >= 999.5 and unit + 1 < len(units):
         mean, std, unit = mean / 1000, std / 1000, unit + 1
     whole = len(str(round(mean)))
-    is_whole = units[unit] in ("B", "") and mean == round(mean)
-    places = 0 if is_whole else max(0, 3 - whole)
+    places = 0 if units[unit] == "B" and mean == round(mean) else max(0, 3 - whole)
     return f"{mean:.{places}f}{_deviation(f'{std:.{places}f}')} {units[unit]}".rstrip()
 
 
