@@ -7,6 +7,7 @@ imported, so that results outlive the code that made them.
     python -m analysis.targets DIR...     what they took to be so accurate, likewise
     python -m analysis.tradeoff DIR...    accuracy against bytes, as a picture
     python -m analysis.trajectory DIR...  accuracy over simulated time, bytes or rounds, likewise
+    python -m analysis.along DIR...       accuracy along a setting, likewise, and in the terminal
 
 `frames` turns files into data frames, `groups` says which runs are compared and which averaged,
 `panels` is what pictures share, `terminal` what tables do; the commands are built on them.

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
 
-from analysis import compare, frames, groups, panels, targets, terminal, tradeoff, trajectory
+from analysis import along, compare, frames, groups, panels, targets, terminal, tradeoff, trajectory
 from fedmpi import tables
 from tests.results import fleet, rounds, run, settings, simulated, write
 
@@ -327,6 +327,7 @@ def test_many_methods_and_panels(folder: Path) -> None:
         (tradeoff.main, []),
         (trajectory.main, []),
         (targets.main, ["--target", "0.5"]),
+        (along.main, ["--setting", "lr"]),
     ],
 )
 def test_bad_input_is_an_error_that_says_so(command: Any, words: list[str], tmp_path: Path) -> None:
@@ -485,6 +486,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         ("targets", ["--target", "0.5"]),
         ("tradeoff", ["--out", "t.png"]),
         ("trajectory", ["--out", "t.png", "--x", "rounds"]),
+        ("along", ["--out", "t.png", "--setting", "partition"]),
     ],
 )
 def test_files_are_enough(folder: Path, module: str, words: list[str]) -> None:
