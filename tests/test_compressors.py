@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedmpi import sparse
+from fedmpi import models, sparse
 from fedmpi.codec import Block, Kind, pack
 from fedmpi.engine import Engine
 from fedmpi.methods import powersgd, randomk
 from tests.plain import EVERYTHING, play
-from tests.small import run, small
+from tests.small import run, small, smooth
 from tests.test_fedavg import TINY
 
 BYTES = 24 + 16 + 32
@@ -117,6 +117,16 @@ def test_randomk_takes_all_sets_of_positions_alike() -> None:
     )
     assert set(counts) == set(itertools.combinations(range(4), 2))
     assert all(abs(count - 200) < 5 * (1200 * 1 / 6 * 5 / 6) ** 0.5 for count in counts.values())
+
+
+def test_randomk_draws_from_all_parameters_and_from_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    found = engine("method.name=randomk", "method.sparsity=0.5")
+    flat, seen = found.flat, [randomk.drawn(found.settings, found.flat, t, 0) for t in range(40)]
+    assert len(seen[0]) == round(flat.count / 2)
+    assert torch.equal(torch.cat(seen).unique(), flat.movable)
 
 
 @pytest.mark.parametrize("feedback", ["true", "false"])
@@ -347,10 +357,20 @@ def test_powersgd_comes_to_the_best_rank() -> None:
         assert float((rank2 - matrix).norm()) <= float(matrix.norm())
 
 
-def test_bytes_of_powersgd() -> None:
-    found = run(small("method.name=powersgd", "method.rank=1"))
+def test_powersgds_clients_begin_at_factors_of_their_own() -> None:
+    found = engine("method.name=powersgd", "method.rank=1")
+    update = noise(found)
+    assert not torch.equal(sent(found, 0, update), sent(found, 1, update))
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_bytes_of_powersgd(rank: int) -> None:
+    """Factors where they are shorter: with rank 5 not those of 8 x 12 and of 10 x 8."""
+    found = run(small("method.name=powersgd", f"method.rank={rank}"))
     # 12 x 64, 8 x 12 and 10 x 8 as factors; biases of 12, 8 and 10.
-    wanted = 4 * ((12 + 64) + (8 + 12) + (10 + 8) + 12 + 8 + 10)
+    matrices = [(12, 64), (8, 12), (10, 8)]
+    values = [min(rank * (rows + columns), rows * columns) for rows, columns in matrices]
+    wanted = 4 * (sum(values) + 12 + 8 + 10)
     assert set(found.tables["clients"]["up_gradient"].tolist()) == {wanted}
 
 

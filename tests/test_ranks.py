@@ -8,8 +8,8 @@ from fedmpi import models
 from fedmpi.config import Settings
 from fedmpi.data import synthetic
 from fedmpi.engine import Engine
-from tests.plain import CNN, EVERYTHING, METHODS, RNN, play
-from tests.small import Run, run, small, smooth, text
+from tests.plain import CHOICES, CNN, EVERYTHING, METHODS, RNN, play
+from tests.small import Run, refusal, run, small, smooth, text
 
 on_ranks = pytest.mark.parallel([2, 3, 4])
 """Each run is compared with the same on one rank."""
@@ -62,9 +62,19 @@ def test_every_method(name: str, server: str) -> None:
 @on_ranks
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_with_all_of_sgd_and_few_clients_a_round(name: str) -> None:
-    compare(
-        small(f"method.name={name}", *EVERYTHING, "participation=0.4", "evaluate=2", "rounds=3")
-    )
+    words = (*EVERYTHING, "participation=0.4", "evaluate=2", "rounds=3")
+    found = compare(small(f"method.name={name}", *words))
+    if WORLD.rank == 0 and found.engine.clients.keeps:
+        assert all(len(ranks) == 1 for ranks in hosts(found).values()), "state stays"
+
+
+@on_ranks
+@pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
+def test_every_choice(choice: tuple[str, ...]) -> None:
+    """Choices that want another setting, too, are seen through in `test_methods`."""
+    settings = small(*choice, "participation=0.6", "rounds=3", "epochs=1", "server=shared")
+    if not refusal(settings):
+        compare(settings)
 
 
 @on_ranks
@@ -119,17 +129,8 @@ def test_one_back_for_all(server: str) -> None:
 
 
 @on_ranks
-@both_servers
-def test_state_stays_with_its_client(server: str) -> None:
-    words = ("method.name=topk", "method.sparsity=0.8", "participation=0.6", "rounds=6")
-    found = compare(small(*words, f"server={server}"))
-    if WORLD.rank == 0:
-        assert all(len(ranks) == 1 for ranks in hosts(found).values())
-
-
-@on_ranks
 def test_clients_without_state_move() -> None:
-    """Otherwise the test above would show nothing."""
+    """Otherwise it would show nothing that those with state stay."""
     found = compare(small("participation=0.6", "rounds=6", "server=shared"))
     if WORLD.rank == 0 and WORLD.size > 1:
         assert any(len(ranks) > 1 for ranks in hosts(found).values())
