@@ -93,11 +93,3 @@ def test_the_first_round_of_full_participation_is_fedavgs() -> None:
     assert run(small("method.name=scaffold", *words)).sha256 == run(small(*words)).sha256
     words = ("rounds=2",)
     assert run(small("method.name=scaffold", *words)).sha256 != run(small(*words)).sha256
-
-
-def test_it_costs_twice_the_bytes() -> None:
-    drifting, plain = (run(small(*words)) for words in (("method.name=scaffold",), ()))
-    extra = 32 + (4 * plain.engine.flat.size + 7) // 8 * 8
-    for way in ("up", "down"):
-        wanted = plain.tables["rounds"][way] + 5 * extra
-        assert drifting.tables["rounds"][way].tolist() == wanted.tolist()
