@@ -83,6 +83,24 @@ def test_more_ranks_than_clients(name: str) -> None:
     compare(small(f"method.name={name}", "clients=2", "local_steps=3"))
 
 
+@pytest.mark.parallel([1, 2, 3, 4])
+@both_servers
+def test_a_hundred_clients_share_few_ranks_and_are_charged_one_by_one(server: str) -> None:
+    """Equal shards: no rank hosts more than its part of them, rounded up."""
+    words = ("clients=100", "partition.name=iid", "data.samples=1200", "rounds=2", "epochs=1")
+    found = compare(small(*words, f"server={server}"))
+    if WORLD.rank:
+        return
+    values = 4 * found.engine.flat.size
+    ranks = WORLD.size - (server == "dedicated" and WORLD.size > 1)
+    for t in range(2):
+        rows = found.tables["clients"][found.tables["clients"]["round"] == t]
+        assert rows["client"].tolist() == list(range(100))
+        assert (rows["up_gradient"] == values).all() and (rows["down_model"] == values).all()
+        counts = np.unique(rows["rank"], return_counts=True)[1]
+        assert len(counts) == ranks and counts.max() <= -(-100 // ranks)
+
+
 @on_ranks
 @pytest.mark.parametrize("name", METHODS)
 def test_convolutions(name: str) -> None:
