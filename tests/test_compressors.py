@@ -212,6 +212,13 @@ def test_levels_of_different_clients_rounds_and_values_are_drawn_apart() -> None
         assert abs(share - wanted) < 5 * (wanted / len(update)) ** 0.5
 
 
+def test_qsgd_with_a_norm_for_each_value_is_fedavg() -> None:
+    """Then each value is its norm or minus that."""
+    words = (*EVERYTHING, "participation=0.6")
+    found = run(small("method.name=qsgd", "method.bits=2", "method.bucket=1", *words))
+    np.testing.assert_allclose(found.model, run(small(*words)).model, rtol=1e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_levels_of_what_is_no_number(wrong: float) -> None:
     values = torch.ones(10)

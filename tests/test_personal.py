@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from fedmpi import models
 from fedmpi.codec import Message, pack
 from fedmpi.engine import Engine
-from tests.plain import METHODS, Change, average, network, play, train
+from tests.plain import METHODS, Change, accuracy, average, network, play, train
 from tests.small import run, small, smooth
 
 FEW = ("participation=0.6", "rounds=4", "momentum=0.5")
@@ -196,10 +196,16 @@ def test_dittos_own_models_are_drawn_to_the_global_one(pull: float) -> None:
     engine = Engine(small("method.name=ditto", f"method.pull={pull}", *FEW))
     own: dict[int, Tensor] = {}
     w = engine.server.w.clone()
-    for t, _ in enumerate(play(engine)):
-        for client in engine.population.sample(t):
+    for t, outcome in enumerate(play(engine)):
+        clients = engine.population.sample(t)
+        for client in clients:
             near(engine.clients.models[client], alone(engine, t, client, own, w, pull))
             own[client] = engine.clients.models[client].clone()
+            row = outcome.tables["clients"][clients.index(client)]
+            shard = engine.population.test_shards[client]
+            x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+            wanted = accuracy(network(engine, own[client]), x, y)
+            np.testing.assert_allclose(row["personal"], wanted, atol=1e-6)
         near(engine.server.w, average(engine, t, w))
         w = engine.server.w.clone()
 
