@@ -27,6 +27,10 @@ INVARIANTS = {
     "What is sent once stands apart, in round -1": """
         engine::test_there_is_a_round_before_the_first_exactly_if_a_method_agrees
         ssfl::test_everyone_is_asked_once_and_a_sample_afterwards""",
+    "Budgets of bytes match runs, and what a target costs is told": """
+        engine::test_a_budget_ends_the_run_for_everyone
+        config::test_budgets
+        analysis::test_when_a_target_is_met""",
     "FLOPs are 2 for each weight that is not zero and place of the output, and three times that in"
     " training": """
         burden::test_flops_of_a_convolution_and_of_linear_layers

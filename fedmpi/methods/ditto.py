@@ -5,7 +5,8 @@ Personalization*, ICML 2021, arXiv 2012.04221, algorithm 1: v_k <- v_k - rate * 
 v_k + lambda (v_k - w)), w the model as the round began.
 
 Differs from the paper: own models take the same steps on the same batches as the others, and
-clients are averaged by samples. `personal` is the own model's accuracy.
+clients are averaged by samples. `personal` is the own model's accuracy; losses, seconds and FLOPs
+are those of both.
 """
 
 from collections.abc import Sequence
