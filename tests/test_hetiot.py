@@ -27,7 +27,11 @@ def near(found: np.ndarray | Tensor, wanted: np.ndarray | Tensor) -> None:
 
 @compressors
 @pytest.mark.parametrize("aggregation", ["mean", "coverage"])
-@pytest.mark.parametrize("words", [EVERYTHING, (*CNN, *EVERYTHING, "participation=0.6")])
+@pytest.mark.parametrize(
+    "words",
+    [("local_steps=1", "batch=1000"), EVERYTHING, (*CNN, *EVERYTHING, "participation=0.6")],
+    ids=["fedsgd", "sgd", "cnn"],
+)
 def test_a_share_of_one_is_fedavg(
     compressor: str, aggregation: str, words: tuple[str, ...]
 ) -> None:

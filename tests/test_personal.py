@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedmpi import models
+from fedmpi.codec import Message, pack
 from fedmpi.engine import Engine
-from tests.plain import Change, average, network, play, train
+from tests.plain import METHODS, Change, accuracy, average, network, play, train
 from tests.small import run, small, smooth
 
 FEW = ("participation=0.6", "rounds=4", "momentum=0.5")
@@ -21,6 +22,29 @@ def near(found: Tensor, wanted: Tensor) -> None:
 def private(engine: Engine) -> Tensor:
     """Which positions stay with the clients: bool [n]."""
     return engine.clients.private
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_private_costs_no_bytes_and_never_travels(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FedPer's head, FedBN's norms, SPATL's predictor: whatever clients make of it."""
+    monkeypatch.setattr(models, "build", smooth)
+    engine = Engine(small(f"method.name={name}", "rounds=3"))
+    own = getattr(engine.clients, "private", None)
+    if own is None:
+        return
+    list(play(engine))
+    assert torch.equal(engine.server.w[own], engine.flat.initial[own])
+    w, said, count = engine.server.w + 0.1, [], int(own.sum())
+    assert 0 < count < engine.flat.size
+    for _ in range(2):
+        w[own] += torch.randn(count)
+        blocks = engine.clients.upload(3, 1, w.clone())
+        said.append(pack([Message(1, blocks)]).data.tobytes())
+    assert said[0] == said[1]
+    (told,) = {len(b.values) for b in engine.server.broadcast(3)}
+    assert told == engine.flat.size - count
 
 
 # ---- local
@@ -172,10 +196,16 @@ def test_dittos_own_models_are_drawn_to_the_global_one(pull: float) -> None:
     engine = Engine(small("method.name=ditto", f"method.pull={pull}", *FEW))
     own: dict[int, Tensor] = {}
     w = engine.server.w.clone()
-    for t, _ in enumerate(play(engine)):
-        for client in engine.population.sample(t):
+    for t, outcome in enumerate(play(engine)):
+        clients = engine.population.sample(t)
+        for client in clients:
             near(engine.clients.models[client], alone(engine, t, client, own, w, pull))
             own[client] = engine.clients.models[client].clone()
+            row = outcome.tables["clients"][clients.index(client)]
+            shard = engine.population.test_shards[client]
+            x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+            wanted = accuracy(network(engine, own[client]), x, y)
+            np.testing.assert_allclose(row["personal"], wanted, atol=1e-6)
         near(engine.server.w, average(engine, t, w))
         w = engine.server.w.clone()
 

@@ -8,8 +8,8 @@ from fedmpi import models
 from fedmpi.config import Settings
 from fedmpi.data import synthetic
 from fedmpi.engine import Engine
-from tests.plain import CNN, EVERYTHING, METHODS, RNN, play
-from tests.small import Run, run, small, smooth, text
+from tests.plain import CHOICES, CNN, EVERYTHING, METHODS, RNN, play
+from tests.small import Run, refusal, run, small, smooth, text
 
 on_ranks = pytest.mark.parallel([2, 3, 4])
 """Each run is compared with the same on one rank."""
@@ -62,15 +62,43 @@ def test_every_method(name: str, server: str) -> None:
 @on_ranks
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_with_all_of_sgd_and_few_clients_a_round(name: str) -> None:
-    compare(
-        small(f"method.name={name}", *EVERYTHING, "participation=0.4", "evaluate=2", "rounds=3")
-    )
+    words = (*EVERYTHING, "participation=0.4", "evaluate=2", "rounds=3")
+    found = compare(small(f"method.name={name}", *words))
+    if WORLD.rank == 0 and found.engine.clients.keeps:
+        assert all(len(ranks) == 1 for ranks in hosts(found).values()), "state stays"
+
+
+@on_ranks
+@pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
+def test_every_choice(choice: tuple[str, ...]) -> None:
+    """Choices that want another setting, too, are seen through in `test_methods`."""
+    settings = small(*choice, "participation=0.6", "rounds=3", "epochs=1", "server=shared")
+    if not refusal(settings):
+        compare(settings)
 
 
 @on_ranks
 @pytest.mark.parametrize("name", METHODS)
 def test_more_ranks_than_clients(name: str) -> None:
     compare(small(f"method.name={name}", "clients=2", "local_steps=3"))
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+@both_servers
+def test_a_hundred_clients_share_few_ranks_and_are_charged_one_by_one(server: str) -> None:
+    """Equal shards: no rank hosts more than its part of them, rounded up."""
+    words = ("clients=100", "partition.name=iid", "data.samples=1200", "rounds=2", "epochs=1")
+    found = compare(small(*words, f"server={server}"))
+    if WORLD.rank:
+        return
+    values = 4 * found.engine.flat.size
+    ranks = WORLD.size - (server == "dedicated" and WORLD.size > 1)
+    for t in range(2):
+        rows = found.tables["clients"][found.tables["clients"]["round"] == t]
+        assert rows["client"].tolist() == list(range(100))
+        assert (rows["up_gradient"] == values).all() and (rows["down_model"] == values).all()
+        counts = np.unique(rows["rank"], return_counts=True)[1]
+        assert len(counts) == ranks and counts.max() <= -(-100 // ranks)
 
 
 @on_ranks
@@ -119,17 +147,8 @@ def test_one_back_for_all(server: str) -> None:
 
 
 @on_ranks
-@both_servers
-def test_state_stays_with_its_client(server: str) -> None:
-    words = ("method.name=topk", "method.sparsity=0.8", "participation=0.6", "rounds=6")
-    found = compare(small(*words, f"server={server}"))
-    if WORLD.rank == 0:
-        assert all(len(ranks) == 1 for ranks in hosts(found).values())
-
-
-@on_ranks
 def test_clients_without_state_move() -> None:
-    """Otherwise the test above would show nothing."""
+    """Otherwise it would show nothing that those with state stay."""
     found = compare(small("participation=0.6", "rounds=6", "server=shared"))
     if WORLD.rank == 0 and WORLD.size > 1:
         assert any(len(ranks) > 1 for ranks in hosts(found).values())

@@ -5,15 +5,16 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedmpi import models
+from fedmpi.codec import Block
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.layers import BatchNorm, Dropout
 from tests import plain
-from tests.plain import play
+from tests.plain import METHODS, play
 from tests.small import run, small, smooth
 
 WORDS = ("rounds=3", "participation=0.6", "momentum=0.9", "weight_decay=0.01", "epochs=2")
@@ -163,3 +164,38 @@ def test_scores_are_those_of_the_network_as_it_is_judged() -> None:
     gradients = torch.autograd.grad(cross_entropy(module(x), y), parameters)
     wanted = torch.cat([gradient.reshape(-1) for gradient in gradients])
     np.testing.assert_allclose(found[engine.flat.moving > 0], wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_averages_statistics_as_they_are(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By samples, whatever becomes of the rest of an update on its way.
+
+    Where clients have whole models and share them; other methods' own tests look at the others.
+    """
+    engine, own = Engine(small(f"method.name={name}", "rounds=3", "participation=0.6")), {}
+    upload, before, still = engine.clients.upload, engine.flat.initial.clone(), engine.flat.still
+
+    def watch(t: int, client: int, w: Tensor) -> list[Block]:
+        own[client] = w.clone()
+        return upload(t, client, w)
+
+    monkeypatch.setattr(engine.clients, "upload", watch)
+    for outcome in play(engine):
+        if not engine.server.is_global or any(len(w) < engine.flat.size for w in own.values()):
+            return
+        if outcome.tables["rounds"]["round"][0] >= 0:
+            weights = torch.from_numpy(engine.population.sizes[list(own)]).float()
+            wanted = weights @ torch.stack(list(own.values()))[:, still] / weights.sum()
+            np.testing.assert_allclose(engine.server.w[still], wanted, rtol=1e-4, atol=1e-6)
+            assert (wanted != before[still]).all()
+        before = engine.server.w.clone()
+        own.clear()
+
+
+@pytest.mark.parametrize("statistics", ["averaged", "local"])
+def test_halves_of_a_network_average_theirs_as_a_whole_one(statistics: str) -> None:
+    words = (f"statistics={statistics}", "rounds=3", "momentum=0.9")
+    split, whole = (run(small(*words, *name)) for name in (("method.name=splitfed",), ()))
+    np.testing.assert_allclose(split.model, whole.model, rtol=1e-3, atol=1e-4)

@@ -5,15 +5,18 @@ Personalization*, ICML 2021, arXiv 2012.04221, algorithm 1: v_k <- v_k - rate * 
 v_k + lambda (v_k - w)), w the model as the round began.
 
 Differs from the paper: own models take the same steps on the same batches as the others, and
-clients are averaged by samples. `personal` is the own model's accuracy.
+clients are averaged by samples. `personal` is the own model's accuracy; losses, seconds and FLOPs
+are those of both.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
+from fedmpi.burden import Burden
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
@@ -50,6 +53,11 @@ class Clients(fedavg.Clients):
     def draw(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Adds the gradient of lambda / 2 * ||v - w||^2."""
         g.add_(w - self.start, alpha=self.method.pull)
+
+    def burden(self, t: int, client: int) -> Burden:
+        """Two models, one after the other."""
+        once = super().burden(t, client)
+        return replace(once, samples=2 * once.samples)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """The client's own model."""

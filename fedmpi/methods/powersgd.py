@@ -130,6 +130,6 @@ class Clients(fedavg.Clients):
             torch.matmul(matrix.T, p, out=q)
         values[self.shapes.length - len(self.shapes.others) :] = update[self.shapes.others]
         factors = self.shapes.factors(values)
-        self.bases[client] = torch.cat([q.reshape(-1) for _, _, q in factors])
+        self.bases[client] = torch.cat([values[:0], *(q.reshape(-1) for _, _, q in factors)])
         self.feedback.keep(client, update - self.shapes.product(values, self.flat.size))
         return [sparse.block(Kind.GRADIENT, values), *statistics]
