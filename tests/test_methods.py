@@ -21,6 +21,8 @@ EASY = (
     *("model.hidden=[24,16]", "partition.alpha=1.0"),
 )
 """What any method learns within seconds."""
+FEW = ("data.samples=100", "data.test_samples=20")
+"""For models that are large, where it is their size that matters."""
 
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 every_case = pytest.mark.parametrize("case", CASES, ids=" ".join)
@@ -220,7 +222,7 @@ def test_blocks_survive_the_wire(case: tuple[str, ...], monkeypatch: pytest.Monk
 @every_case
 def test_where_clients_vectors_wait_does_not_change_the_result(case: tuple[str, ...]) -> None:
     """All in memory; some, of 302 KiB each, in memory; all in the file."""
-    more = ("model.hidden=[1024]", "participation=0.8", "rounds=3")
+    more = (*FEW, "model.hidden=[1024]", "participation=0.8", "rounds=3")
     whole, *others = (run(words(case, *more, f"state.memory={mib}")) for mib in (1024, 1, 0))
     for other in others:
         assert other.sha256 == whole.sha256
@@ -231,7 +233,7 @@ def test_where_clients_vectors_wait_does_not_change_the_result(case: tuple[str, 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("units", "width"), [(1024, 3), (3000, 1)])
 def test_waves_do_not_change_the_result(name: str, units: int, width: int) -> None:
-    given = (f"model.hidden=[{units}]", *EVERYTHING)
+    given = (*FEW, f"model.hidden=[{units}]", *EVERYTHING)
     whole, waves = (run(words((name,), *given, f"exchange.window={mib}")) for mib in (256, 1))
     population, size = waves.engine.population, waves.engine.flat.size
     assert next(len(wave.clients) for wave in population.waves(0, size, [0], False)) == width
