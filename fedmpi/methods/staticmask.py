@@ -125,6 +125,18 @@ class Clients(fedavg.Clients):
         return replace(super().burden(t, client), kept=self.kept)
 
 
+class Pruned(fedavg.Server):
+    """A server that averages models, which its clients have pruned each for itself, not updates.
+
+    `add` adds weight * model to `total`.
+    """
+
+    def step(self, t: int) -> None:
+        """The mean of the pruned models, zeros included, is the new model."""
+        self.w.zero_()
+        super().step(t)
+
+
 def told(mask: Tensor, prunable: Tensor) -> Block:
     """The mask [n] as a block: positions among the weights that can be pruned."""
     salient = mask[prunable]
