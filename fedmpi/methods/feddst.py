@@ -102,7 +102,7 @@ class Server(staticmask.Server):
             super().step(t)
             return
         held = self.votes > 0
-        self.w += self.total / self.votes.clamp(min=1)
+        self.w += sparse.mean(self.total, self.votes)
         self.w[~held] = 0
         size = self.w.abs().masked_fill(~held, -1)
         self.change(pruning.largest(self.flat, size, method.counts(self.flat), self.votes))
