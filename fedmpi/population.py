@@ -212,11 +212,12 @@ class Population:
             return 1.0
         return float(self.sizes[client])
 
-    def steps(self, client: int) -> int:
-        """Local steps that the client makes in a round."""
-        if self.settings.local_steps is not None:
+    def steps(self, client: int, passes: int | None = None) -> int:
+        """Local steps that the client makes in a round, or in so many passes over its samples."""
+        if passes is None and self.settings.local_steps is not None:
             return self.settings.local_steps
-        return self.settings.epochs * -(-int(self.sizes[client]) // self.settings.batch)
+        passes = passes or self.settings.epochs
+        return passes * -(-int(self.sizes[client]) // self.settings.batch)
 
     def seen(self, client: int) -> int:
         """Samples that those steps learn from, again and again counted again."""

@@ -268,6 +268,7 @@ def test_steps(words: tuple[str, ...], wanted: object) -> None:
     drawn = population(*words)
     for client, size in enumerate(drawn.sizes.tolist()):
         assert drawn.steps(client) == wanted(size)
+        assert drawn.steps(client, 4) == 4 * -(-size // drawn.settings.batch)
 
 
 UNEQUAL = ("clients=5", "partition.name=quantity", "partition.alpha=0.7", "seed=3")

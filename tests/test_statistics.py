@@ -48,11 +48,13 @@ def engine_of(*words: str) -> Engine:
     return engine
 
 
-def train(engine: Engine, t: int, client: int, module: nn.Sequential) -> None:
+def train(
+    engine: Engine, t: int, client: int, module: nn.Sequential, passes: int | None = None
+) -> None:
     feed, steps = engine.trainer.feed, plain.optimiser(engine, module, t)
-    for positions in plain.positions(engine, t, client):
+    for pick in feed.picks(t, client, passes):
         steps.zero_grad()
-        cross_entropy(module(feed.x[positions]), feed.y[positions]).backward()
+        cross_entropy(module(feed.x[pick.positions]), feed.y[pick.positions]).backward()
         steps.step()
 
 
@@ -119,6 +121,39 @@ def test_local_statistics_stay_with_their_clients() -> None:
         x, y = engine.observer.test_x, engine.observer.test_y
         verdict = engine.observer.judge(engine.server.w)
         assert verdict.accuracy == pytest.approx(plain.accuracy(copy.deepcopy(shared), x, y))
+
+
+@pytest.mark.parametrize("statistics", ["averaged", "local"])
+def test_a_fine_tuned_model_is_judged_with_its_own_statistics(statistics: str) -> None:
+    """Local ones begin where the client's local training left them, and go nowhere."""
+    engine = engine_of("method.name=finetune", "method.epochs=3", f"statistics={statistics}")
+    is_local, own = statistics == "local", {}
+    shared = torchs(engine)
+    for t, outcome in enumerate(play(engine)):
+        clients = engine.population.sample(t)
+        for client, row in zip(clients, outcome.tables["clients"], strict=True):
+            trained = copy.deepcopy(own.get(client, shared)) if is_local else copy.deepcopy(shared)
+            trained.load_state_dict(dict(shared.named_parameters()), strict=False)
+            train(engine, t, client, trained)
+            own[client] = trained
+            module = copy.deepcopy(trained if is_local else shared)
+            module.load_state_dict(dict(shared.named_parameters()), strict=False)
+            train(engine, t, client, module, passes=3)
+            module.train(False)
+            shard = engine.population.test_shards[client]
+            x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+            np.testing.assert_allclose(row["personal"], plain.accuracy(module, x, y), atol=1e-6)
+            if is_local:
+                found = engine.trainer.tuned[client], engine.trainer.statistics[client]
+                for some, wanted in zip(found, (module, trained), strict=True):
+                    np.testing.assert_allclose(some, aside(wanted), rtol=1e-3, atol=1e-4)
+        state = engine.flat.network(engine.server.w.clone()).state_dict()
+        shared.load_state_dict(state, strict=False)
+
+
+def aside(module: nn.Sequential) -> torch.Tensor:
+    """The running statistics, in the order of modules."""
+    return torch.cat([b for b in module.buffers() if b.is_floating_point()])
 
 
 @pytest.mark.parametrize("rows", [1, 3])

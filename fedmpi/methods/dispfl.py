@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config
+from fedmpi import config, sparse
 from fedmpi.burden import Burden
 from fedmpi.codec import Block
 from fedmpi.config import Settings
@@ -156,7 +156,7 @@ class Clients(fedavg.Clients):
         for first in range(0, len(blocks), 2):
             model, mask = staticmask.heard(blocks[first : first + 2], self.prunable)
             total, votes = total + model, votes + mask
-        self.starts[client] = self.mask(client) * total / votes.clamp(min=1)
+        self.starts[client] = self.mask(client) * sparse.mean(total, votes)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Local training, each client on its mask and from its mean; then its mask changes."""

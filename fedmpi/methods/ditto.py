@@ -17,11 +17,8 @@ from torch import Tensor
 
 from fedmpi import config
 from fedmpi.burden import Burden
-from fedmpi.config import Settings
-from fedmpi.methods import fedavg
+from fedmpi.methods import local
 from fedmpi.methods.fedavg import Server
-from fedmpi.store import Store
-from fedmpi.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 
@@ -31,23 +28,12 @@ class Config(config.Method):
     """Lambda: how strongly own models are drawn to the global one; 0 is local training."""
 
 
-class Clients(fedavg.Clients):
+class Clients(local.Owners):
     method: Config
-    keeps = True
-
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        self.initial = self.flat.initial.to(trainer.device)
-        self.models = Store(settings.state, self.flat.size)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Own models first, and then what FedAvg does."""
-        starts = self.initial.repeat(len(clients), 1)
-        for row, client in enumerate(clients):
-            starts[row] = self.models.get(client, self.initial)
-        found = self.trainer.train(t, clients, starts, self.draw)
-        for row, client in enumerate(clients):
-            self.models[client] = found[row]
+        self.go_on(t, clients, self.draw)
         return super().work(t, clients)
 
     def draw(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:

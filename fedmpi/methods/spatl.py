@@ -87,7 +87,7 @@ class Server(fedper.Server):
     def step(self, t: int) -> None:
         """Moves each value by the mean of those who sent it; or takes the mean of what is left."""
         if self.method.aggregation == "index":
-            self.w.add_(self.total / self.heard.where(self.heard > 0, 1))
+            self.w.add_(sparse.mean(self.total, self.heard))
         elif self.weight:
             mean = (self.w * self.heard + self.total) / self.weight
             self.w[self.shared] = mean[self.shared]
