@@ -177,7 +177,7 @@ def outcomes(values: Tensor, bits: int) -> Tensor:
 def test_levels_are_right_on_average_over_all_outcomes(vector: list[float], bits: int) -> None:
     """E Q(v) = v (lemma 3.1 (i) of the paper), to what one part of the probability is worth."""
     values = torch.tensor(vector)
-    step = float(values.norm()) / (2 ** (bits - 1) - 1)
+    step = float(values.double().norm()) / (2 ** (bits - 1) - 1)
     mean = outcomes(values, bits).mean(0)
     assert (mean - values).abs().max() <= step * (0.5 / POINTS + 1e-5)
 
