@@ -196,9 +196,10 @@ class Tier(Part):
     """Billion floating-point operations a second that the device sustains in training."""
     memory: float | None = Field(None, gt=0, le=LARGEST)
     """MiB for training; if absent, enough."""
-    keep: float = Field(1.0, gt=0, le=1)
+    keep: float | None = Field(None, gt=0, le=1)
     """Share of the model that the device takes, in methods that fit the model to the device;
-    others leave it alone."""
+    others leave it alone. If some say one, those that say none take all; if none does, the
+    method's own shares hold."""
     power: float = Field(5.0, ge=0, le=LARGEST)
     """Watts of the device while it computes."""
     link: Fixed | Wireless = Field(Fixed(kind="fixed"), discriminator="kind")
