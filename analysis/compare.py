@@ -52,8 +52,8 @@ def notes(runs: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
     """What a reader of the tables must know about their numbers."""
     found = [
         "* best of its group. Accuracies in %: of the global model on the test set, after the last "
-        "round and in the round that was best on held-out samples; of the global model on the "
-        "clients' test shards; of the clients' own models on theirs.",
+        "round and in the round that was best on held-out samples; on the clients' test shards, of "
+        "the global model, or of the server's part with their own; and of their local models.",
         "Bytes of all clients together, headers included, 1 kB = 1000 B; once: before the first "
         "round. Time: median round, without the warm-up.",
     ]

@@ -29,7 +29,8 @@ Paths = str | Path | Iterable[str | Path]
 
 ACCURACIES = {
     "accuracy": "accuracy of the global model on the test set",
-    "shard_mean": "mean over all clients of its accuracy on their test shards",
+    "shard_mean": "mean over all clients of the accuracy on their test shards of the global model, "
+    "or of the server's part with their own",
     "shard_std": "standard deviation of the same",
     "shard_min": "minimum of the same",
     "personal_mean": "mean accuracy of the clients' last local models on their test shards",
@@ -230,7 +231,7 @@ def _facts(result: Result) -> dict[str, Any]:
         facts[name] = attributes.get(name)
     once = rounds[rounds["round"] == AGREEMENT]
     regular = rounds[rounds["round"] > AGREEMENT]
-    # Where there is no global model, clients' own are measured alone.
+    # Where there is no global model, clients' shards alone are measured.
     measured = regular[regular[list(ACCURACIES)].notna().any(axis=1)]
     # Never the round that is best on the test set: nobody could have chosen it.
     chosen = regular[regular["round"] == facts["best_round"]]

@@ -114,7 +114,7 @@ def amount(count: float, units: Units, digits: int = 6) -> str:
 
 ACCURACY = click.option(
     "--accuracy", "measure", type=click.Choice(list(MEASURES)), default="accuracy",
-    show_default=True, help="Of the global model, on shards of it, or of the clients' own models.",
+    show_default=True, help="Of the global model, on clients' shards, or of their local models.",
 )  # fmt: skip
 
 

@@ -249,6 +249,14 @@ class Population:
             waves.append(Wave(part, tuple(hosts)))
         return waves
 
+    def hosted(self, ranks: Sequence[int], rank: int) -> tuple[int, ...]:
+        """The clients, ascending, that keep to `rank` for the whole run if they are settled.
+
+        `ranks` are those that host clients; see `waves`.
+        """
+        homes = self._homes(tuple(ranks))
+        return tuple(client for client, home in enumerate(homes) if home == rank)
+
     def _homes(self, ranks: tuple[int, ...]) -> list[int]:
         """Each client's rank for the whole run; worked out once, for it takes all clients."""
         if ranks not in self.homes:

@@ -367,23 +367,28 @@ class Trainer:
             models: vectors [n].
             xs: for each model its samples, [N_i, *shape].
             ys: their labels.
-            owners: clients whose local models they are; others have no statistics of their own.
+            owners: clients whose models they are; others, and clients that have not trained yet,
+                have no statistics of their own.
 
         Returns:
             For each model bool [N_i].
         """
         right: list[list[np.ndarray]] = [[np.zeros(0, bool)] for _ in models]
+        known = {i for i, client in enumerate(owners) if client in self.statistics}
         order = sorted((i for i, x in enumerate(xs) if len(x)), key=lambda i: -len(xs[i]))
         width = self.seats or 1
-        for some in (order[first : first + width] for first in range(0, len(order), width)):
+        # Those with statistics of their own and those without are judged differently.
+        apart = [[i for i in order if (i in known) == is_known] for is_known in (True, False)]
+        for some in (
+            these[first : first + width] for these in apart for first in range(0, len(these), width)
+        ):
             rows = self._seat(len(some)).rows
             theirs = [owners[i] for i in some] if owners else []
             self._recall(theirs, rows, None)
             for row, client in enumerate(theirs):
                 if client in self.tuned:
                     rows.aside[row] = self.tuned[client]
-            is_known = bool(theirs) and all(client in self.statistics for client in theirs)
-            rows.learning(False, by_batch=self.keeps and not is_known)
+            rows.learning(False, by_batch=self.keeps and some[0] not in known)
             torch.stack([models[i] for i in some], out=rows.w[: len(some)])
             for first in range(0, len(xs[some[0]]), EVALUATION_BATCH):
                 part = slice(first, first + EVALUATION_BATCH)

@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedmpi import models
 from fedmpi.codec import Message, pack
 from fedmpi.engine import Engine
+from fedmpi.measure import Outcome
 from fedmpi.streams import Purpose, stream
 from tests.plain import METHODS, Change, accuracy, average, network, play, train, vector
 from tests.small import run, small, smooth
@@ -64,14 +66,101 @@ def test_local_is_training_alone() -> None:
     assert torch.equal(engine.server.w, engine.flat.initial)
 
 
-@pytest.mark.parametrize("name", ["local", "fedper", "fedrep", "fedbn"])
+@pytest.mark.parametrize("name", ["local", "fedper", "fedrep", "fedbn", "spatl"])
 def test_there_is_no_global_model_to_judge(name: str) -> None:
     found = run(small(f"method.name={name}"))
     rounds, clients = found.tables["rounds"], found.tables["clients"]
-    for column in ("accuracy", "validation", "shard_mean", "shard_std", "shard_min"):
+    for column in ("accuracy", "validation"):
         assert np.isnan(rounds[column]).all()
-    assert np.isnan(clients["accuracy"]).all()
-    assert np.isfinite(rounds["personal_mean"]).all()
+    for column in ("shard_mean", "shard_std", "shard_min", "personal_mean"):
+        assert np.isfinite(rounds[column]).all()
+    assert np.isfinite(clients["accuracy"]).all()
+
+
+# ---- what clients have after a round
+
+
+def shard_accuracies(engine: Engine, models: list[Tensor]) -> np.ndarray:
+    """Each client's, of these models [n], by plain torch."""
+    x, y, found = engine.observer.test_x, engine.observer.test_y, []
+    for w, shard in zip(models, engine.population.test_shards, strict=True):
+        found.append(accuracy(network(engine, w), x[shard], y[shard]))
+    return np.array(found)
+
+
+def check_deployed(outcome: Outcome | None, wanted: np.ndarray) -> None:
+    """An outcome's accuracies are the wanted ones, [clients]."""
+    assert outcome is not None
+    rows, (row,) = outcome.tables["clients"], outcome.tables["rounds"]
+    np.testing.assert_allclose(rows["accuracy"], wanted[rows["client"]], atol=1e-6)
+    found = [row[column] for column in ("shard_mean", "shard_std", "shard_min")]
+    np.testing.assert_allclose(found, [wanted.mean(), wanted.std(), wanted.min()], atol=1e-6)
+
+
+REST = "devices.tiers=[{name='big', share=0.6}, {name='tiny', share=0.4, memory=1e-3}]"
+
+
+@pytest.mark.parametrize(
+    "words", [("participation=0.4",), (REST, "devices.unfit=rest")], ids=["few", "rest"]
+)
+@pytest.mark.parametrize("name", ["fedper", "fedrep", "spatl", "local"])
+def test_clients_have_the_new_shared_part_and_their_own(name: str, words: tuple[str, ...]) -> None:
+    """By plain torch. Who did not take part has its old own part, and at first the initial one."""
+    given = ("rounds=4", "lr=0.5", "epochs=3", "data.separation=6.0")
+    engine = Engine(small(f"method.name={name}", *given, *words))
+    stays = torch.ones(engine.flat.size) > 0 if name == "local" else private(engine)
+    own, w, stale = engine.flat.initial.repeat(5, 1), engine.flat.initial, False
+    store = engine.clients.models if name == "local" else engine.clients.own
+    for t, outcome in enumerate(play(engine)):
+        for client in engine.population.sample(t):
+            own[client, stays] = store[client]
+        before, w = w, engine.server.w.clone()
+        wanted = shard_accuracies(engine, list(torch.where(stays, own, w)))
+        check_deployed(outcome, wanted)
+        # The shared part of before the round would give other accuracies.
+        old = shard_accuracies(engine, list(torch.where(stays, own, before)))
+        stale = stale or not np.array_equal(old, wanted)
+        assert not np.isin(range(5), engine.population.sample(t)).all()
+    assert stale == (name != "local")
+
+
+def test_clients_whose_uploads_are_all_lost_have_changed_all_the_same() -> None:
+    """The shared part is as it was; their own is new."""
+    words = ("devices.tiers=[{gflops=1.0}]", "devices.dropouts=0.9", "participation=0.4")
+    engine = Engine(small("method.name=fedper", *words, "rounds=5", "lr=0.5"))
+    stays, own, void = private(engine), engine.flat.initial.repeat(5, 1), 0
+    for t, outcome in enumerate(play(engine)):
+        assert outcome is not None
+        for client in engine.population.sample(t):
+            own[client, stays] = engine.clients.own[client]
+        check_deployed(
+            outcome, shard_accuracies(engine, list(torch.where(stays, own, engine.server.w)))
+        )
+        void += bool(outcome.tables["clients"]["lost"].all())
+    assert void > 1
+
+
+def test_for_local_models_both_accuracies_are_one() -> None:
+    clients = run(small("method.name=local", "participation=0.6")).tables["clients"]
+    np.testing.assert_array_equal(clients["accuracy"], clients["personal"])
+
+
+@pytest.mark.parallel([2, 3, 4])
+@pytest.mark.parametrize("server", ["dedicated", "shared"])
+@pytest.mark.parametrize("name", ["fedper", "spatl", "local"])
+def test_what_clients_have_does_not_depend_on_ranks(name: str, server: str) -> None:
+    """Most take no part in a round, and some in none: yet each is judged where it lives."""
+    words = (f"method.name={name}", "participation=0.2", "rounds=4", "lr=0.5", f"server={server}")
+    settings = small(*words, REST, "devices.unfit=rest")
+    found = run(settings, MPI.COMM_WORLD)
+    if MPI.COMM_WORLD.rank == 0:
+        alone = run(settings)
+        for table, column in (
+            *(("rounds", column) for column in ("shard_mean", "shard_std", "shard_min")),
+            ("clients", "accuracy"),
+        ):
+            assert np.isfinite(found.tables[table][column]).all()
+            np.testing.assert_array_equal(found.tables[table][column], alone.tables[table][column])
 
 
 def test_local_sends_headers_alone() -> None:
@@ -180,8 +269,10 @@ def test_fedbn_keeps_norms_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fedbn_without_norms_is_fedavg() -> None:
-    found = run(small("method.name=fedbn", *FEW))
-    np.testing.assert_allclose(found.model, run(small(*FEW)).model, rtol=1e-4, atol=2e-5)
+    found, wanted = run(small("method.name=fedbn", *FEW)), run(small(*FEW))
+    np.testing.assert_allclose(found.model, wanted.model, rtol=1e-4, atol=2e-5)
+    rows = (one.tables["rounds"]["shard_mean"] for one in (found, wanted))
+    np.testing.assert_allclose(*rows, atol=0.02, err_msg="what clients have is the global model")
 
 
 # ---- Ditto

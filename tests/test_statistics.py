@@ -19,6 +19,9 @@ from tests.small import run, small, smooth
 
 WORDS = ("rounds=3", "participation=0.6", "momentum=0.9", "weight_decay=0.01", "epochs=2")
 
+NORMS = ("conv.1.", "dense.2.")
+"""Beginnings of the names of what belongs to norms."""
+
 
 @pytest.fixture(autouse=True)
 def _network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +157,49 @@ def test_a_fine_tuned_model_is_judged_with_its_own_statistics(statistics: str) -
 def aside(module: nn.Sequential) -> torch.Tensor:
     """The running statistics, in the order of modules."""
     return torch.cat([b for b in module.buffers() if b.is_floating_point()])
+
+
+@pytest.mark.parametrize("statistics", ["averaged", "local"])
+def test_what_clients_of_fedbn_have_after_a_round(statistics: str) -> None:
+    """All but norms as averaged, and their own norms; who has no statistics yet takes a batch's."""
+    engine = engine_of("method.name=fedbn", f"statistics={statistics}", "participation=0.4")
+    first, own = torchs(engine), {}
+    shared = {name: value for name, value in first.named_parameters() if not name.startswith(NORMS)}
+    for t, outcome in enumerate(play(engine)):
+        clients = engine.population.sample(t)
+        sizes = engine.population.sizes[list(clients)]
+        for client in clients:
+            module = own.setdefault(client, copy.deepcopy(first))
+            module.load_state_dict(shared, strict=False)
+            train(engine, t, client, module)
+        states = [own[client].state_dict() for client in clients]
+        shared = {
+            name: sum(n * state[name] for n, state in zip(sizes, states, strict=True)) / sizes.sum()
+            for name in shared
+        }
+        wanted = np.zeros(5)
+        for client, shard in enumerate(engine.population.test_shards):
+            module = copy.deepcopy(own.get(client, first))
+            module.load_state_dict(shared, strict=False)
+            module.train(statistics == "local" and client not in own)
+            x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+            wanted[client] = plain.accuracy(module, x, y)
+        rows, (row,) = outcome.tables["clients"], outcome.tables["rounds"]
+        np.testing.assert_allclose(rows["accuracy"], wanted[list(clients)], atol=1e-6)
+        found = [row[column] for column in ("shard_mean", "shard_std", "shard_min")]
+        np.testing.assert_allclose(found, [wanted.mean(), wanted.std(), wanted.min()], atol=1e-6)
+        assert t > 0 or len(own) < 5
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_who_has_no_statistics_yet_does_not_change_how_others_are_judged(rows: int) -> None:
+    """Stacked together or one by one."""
+    words = ("method.name=fedbn", "statistics=local", "lr=0.3", "data.separation=6.0")
+    found, wanted = (run(small(*WORDS, *words, f"rows={count}")) for count in (rows, 1))
+    assert len(set(found.tables["clients"]["client"][:3].tolist())) < 5
+    for column in ("shard_mean", "shard_std", "shard_min"):
+        rows_of = (each.tables["rounds"][column] for each in (found, wanted))
+        np.testing.assert_allclose(*rows_of, atol=0.02)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

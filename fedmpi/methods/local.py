@@ -3,9 +3,10 @@
 The baseline that personalised methods have to beat, as in T. Li, S. Hu, A. Beirami, V. Smith,
 *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021, arXiv 2012.04221.
 
-There is no global model to judge: what counts are the local models' accuracies (`personal`). All
-begin at the same initial model, which follows from the seed; bytes are those of headers. Also the
-base of methods whose clients have a whole model of their own.
+There is no global model: what counts are the clients' own, of those who trained in a round
+(`personal`) or of all after it (`accuracy`). All begin at the same initial model, which follows
+from the seed; bytes are those of headers. Also the base of methods whose clients have a whole model
+of their own.
 """
 
 from collections.abc import Sequence
@@ -65,6 +66,10 @@ class Clients(Owners):
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Local training of own models."""
         return self.go_on(t, clients, None)
+
+    def deployed(self, client: int, w: Tensor) -> Tensor:
+        """The client's own model, or the initial one; the server knows nothing."""
+        return self.models.get(client, self.initial).to(w.device)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Nothing."""
