@@ -14,6 +14,9 @@ from fedmpi import files
 # Decoded sets are kept from test to test, and from rank to rank, but not among the user's.
 os.environ["FEDMPI_CACHE"] = str(Path(__file__).parent.parent / ".pytest_cache" / "decoded")
 
+# Tests have no terminal; one that wants a width says so.
+os.environ.pop("COLUMNS", None)
+
 RANK, SIZE = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
 
 

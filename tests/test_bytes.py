@@ -432,7 +432,10 @@ FEW = [
 ]
 CASES = [
     *FEW,
-    *(case(dense, name) for name in ("fedavg", "fedprox", "fednova", "fedopt", "ditto", "fedbn")),
+    *(
+        case(dense, name)
+        for name in ("fedavg", "fedprox", "fednova", "fedopt", "ditto", "fedbn", "finetune")
+    ),
     case(scaffold, "scaffold"),
     case(top, "topk", "method.sparsity=0.98"),
     case(dgc, "dgc"),

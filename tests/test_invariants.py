@@ -30,7 +30,8 @@ INVARIANTS = {
     "Budgets of bytes match runs, and what a target costs is told": """
         engine::test_a_budget_ends_the_run_for_everyone
         config::test_budgets
-        analysis::test_when_a_target_is_met""",
+        targets::test_what_each_run_took
+        targets::test_a_target_is_met_by_what_equals_it""",
     "FLOPs are 2 for each weight that is not zero and place of the output, and three times that in"
     " training": """
         burden::test_flops_of_a_convolution_and_of_linear_layers
@@ -105,7 +106,7 @@ INVARIANTS = {
 
 TOGETHER = {
     "compressors": ("randomk", "qsgd", "signsgd", "dgc", "powersgd"),
-    "personal": ("local", "fedper", "fedrep", "fedbn", "ditto"),
+    "personal": ("local", "fedper", "fedrep", "fedbn", "ditto", "finetune"),
     "staticmask": ("clientmask",),
     "fedrolex": ("federated-dropout",),
 }

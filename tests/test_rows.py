@@ -248,9 +248,8 @@ def apart(found: Run, wanted: Run) -> float:
 
 
 def compare(settings: Sequence[str], rows: int) -> None:
-    """A run with stacked rows against the run one by one, on few samples: stacking takes long."""
-    words = (*settings, "data.samples=150")
-    single, stacked = run(small(*words)), run(small(*words, f"rows={rows}"))
+    """A run with stacked rows against the run one by one."""
+    single, stacked = run(small(*settings)), run(small(*settings, f"rows={rows}"))
     sizes = single.engine.population.sizes
     assert len(set(sizes.tolist())) > 2, "unequal shards"
     assert isinstance(single.engine.trainer.rows, OneByOne)
