@@ -3,9 +3,10 @@
 Conventions. FLOPs are those of convolutions and matrix products, of which a multiplication and an
 addition are two; biases, norms, activations and pooling count nothing. A step of training has three
 times as many for each sample as its way forward. Of a masked weight nothing counts, on the way
-forward or back, whether or not there is hardware that profits: SSFL and DisPFL count so. Memory is
-that of float32 weights, their gradients, the optimiser's state, and all that autograd keeps of a
-batch; a mask costs a bit a position besides. What a method keeps beside these (the round's model, a
+forward or back, whether or not there is hardware that profits: SSFL and DisPFL count so. Nor does
+what a method looks at beside its steps, such as a batch by which its mask changes. Memory is that
+of float32 weights, their gradients, the optimiser's state, and all that autograd keeps of a batch;
+a mask costs a bit a position besides. What a method keeps beside these (the round's model, a
 residual) is not in it, nor are libraries.
 """
 
@@ -182,8 +183,8 @@ def activations(flat: Flat, x: Tensor) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def check(fleet: Fleet, meter: Meter, clients: HasBurden, first: int) -> None:
-    """Refuses clients whose devices cannot hold what they are to train.
+def unfit(fleet: Fleet, meter: Meter, clients: HasBurden, first: int) -> list[int]:
+    """Clients whose devices cannot hold what they are to train, and that rest therefore.
 
     Args:
         fleet: the devices.
@@ -192,20 +193,26 @@ def check(fleet: Fleet, meter: Meter, clients: HasBurden, first: int) -> None:
         first: the first round.
 
     Raises:
-        ConfigError: with a sentence for each kind of device that is too small for some client.
+        ConfigError: unless they may rest, with a sentence for each kind of device that is too small
+            for some client.
     """
-    worst: dict[str, tuple[float, int]] = {}
+    needs = {}
     for client, tier in fleet.owners():
         if tier.memory is not None:
             need = meter.memory(clients.burden(first, client))
-            if need > max(tier.memory, worst.get(tier.name, (0.0, 0))[0]):
-                worst[tier.name] = need, client
+            if need > tier.memory:
+                needs[client] = need
+    if fleet.devices.unfit == "rest":
+        return list(needs)
+    worst = {fleet.tier(client).name: client for client in sorted(needs, key=needs.__getitem__)}
     way = "an earlier cut" if clients.converses else "a method that splits the model"
     problems = [
         f"devices.tiers: client {client} is a '{name}': wanted at most its memory, "
-        f"{fleet.tier(client).memory:g} MiB; found {need:.3g} MiB for training with batch = "
-        f"{meter.settings.batch}; possible: more memory, a smaller batch or model, or {way}"
-        for name, (need, client) in worst.items()
+        f"{fleet.tier(client).memory:g} MiB; found {needs[client]:.3g} MiB for training with batch "
+        f"= {meter.settings.batch}; possible: more memory, a smaller batch or model, {way}, or "
+        "devices.unfit = 'rest'"
+        for name, client in worst.items()
     ]
     if problems:
         raise ConfigError(*problems)
+    return []

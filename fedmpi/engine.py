@@ -84,7 +84,7 @@ class Engine:
             )
         self.population.is_agreement = self.server.agrees_at
         self.first = EVERYONE_ROUND if self.server.agrees_at(EVERYONE_ROUND) else 0
-        burden.check(self.fleet, self.meter, self.clients, self.first)
+        self.population.rest(burden.unfit(self.fleet, self.meter, self.clients, self.first))
 
     def rounds(self, wire: Wire, clock: Clock) -> Iterator[Outcome | None]:
         """Runs; yields each round's outcome on the root, None elsewhere.
@@ -110,7 +110,9 @@ class Engine:
                     self.converse(t, wave)
                 self.collect(t, wave, self.work(t, wave))
             self.step(t)
-            outcome = self.observer.outcome(t, waves, self.server, self.clients, wire, clock)
+            outcome = self.observer.outcome(
+                t, waves, self.server, self.clients, self.hosts, wire, clock
+            )
             self.goes_on = outcome is None or (outcome.finite and not outcome.is_spent)
             yield outcome
 
@@ -230,7 +232,7 @@ class Engine:
         with self.clock(Phase.SERVE):
             if self.wire.is_root:
                 messages = [Message(EVERYONE, self.server.agreement())]
-        word = self.post.announce(messages, range(self.settings.clients))
+        word = self.post.announce(messages, self.population.sample(t))
         with self.clock(Phase.PACK):
             for message in word:
                 self.clients.agree(message.blocks)

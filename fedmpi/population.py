@@ -1,7 +1,7 @@
 """The clients: who holds which samples, who takes part in a round, and which rank hosts whom."""
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,7 @@ class Population:
         sizes: int64 [clients], number of training samples.
         trace: who is available when; None if everyone always is.
         is_agreement: whether every client takes part in a round, and none trains; says the method.
+        resting: clients that never take part; none, unless `rest` says so.
 
     Raises:
         ConfigError: if the samples cannot be divided so, or are divided wrongly, or the trace is
@@ -68,6 +69,7 @@ class Population:
         self._check()
         self.reserved = [self._reserve(client) for client in range(settings.clients)]
         self.sizes = np.array([len(shard) for shard in self.shards])
+        self.resting: frozenset[int] = frozenset()
         self.homes: dict[tuple[int, ...], list[int]] = {}
 
     def _trace(self) -> Trace | None:
@@ -162,15 +164,35 @@ class Population:
         """
         return heterogeneity.counted(self.shards, self.labels, self.classes)
 
+    def rest(self, clients: Collection[int]) -> None:
+        """From now on these clients take no part.
+
+        Raises:
+            ConfigError: if a round has nobody else.
+        """
+        self.resting = frozenset(clients)
+        last = self.settings.rounds if self.trace is not None and self.resting else 1
+        empty = next((t for t in range(last) if not len(self._able(t))), None)
+        if empty is not None:
+            raise ConfigError(
+                f"devices.unfit = 'rest': wanted a client for every round, found none for round "
+                f"{empty}: {len(self.resting)} of {self.settings.clients} devices are too small"
+            )
+
+    def _able(self, t: int) -> np.ndarray:
+        """The clients that can take part in a round: int64, ascending."""
+        everyone = np.arange(self.settings.clients)
+        if self.trace is not None and not self.is_agreement(t):
+            everyone = self.trace.available(t)
+        return everyone[~np.isin(everyone, list(self.resting))]
+
     def sample(self, t: int) -> tuple[int, ...]:
-        """The clients of round `t`, ascending: everyone in an agreement."""
-        everyone = self.settings.clients
-        if self.is_agreement(t):
-            return tuple(range(everyone))
-        some = np.arange(everyone) if self.trace is None else self.trace.available(t)
-        if self.drawn < len(some):
+        """The clients of round `t`, ascending: all that can in an agreement."""
+        some = self._able(t)
+        if self.drawn < len(some) and not self.is_agreement(t):
             # With p, numpy draws one after the other, in proportion among those that are left.
-            p = self.sizes / self.sizes.sum() if self.settings.sampling == "samples" else None
+            by_size = self.settings.sampling == "samples"
+            p = self.sizes[some] / self.sizes[some].sum() if by_size else None
             random = stream(self.settings.seed, Purpose.SAMPLE, t)
             some = np.sort(random.choice(some, self.drawn, replace=False, p=p))
         return tuple(some.tolist())
@@ -196,11 +218,12 @@ class Population:
             return 1.0
         return float(self.sizes[client])
 
-    def steps(self, client: int) -> int:
-        """Local steps that the client makes in a round."""
-        if self.settings.local_steps is not None:
+    def steps(self, client: int, passes: int | None = None) -> int:
+        """Local steps that the client makes in a round, or in so many passes over its samples."""
+        if passes is None and self.settings.local_steps is not None:
             return self.settings.local_steps
-        return self.settings.epochs * -(-int(self.sizes[client]) // self.settings.batch)
+        passes = passes or self.settings.epochs
+        return passes * -(-int(self.sizes[client]) // self.settings.batch)
 
     def seen(self, client: int) -> int:
         """Samples that those steps learn from, again and again counted again."""
@@ -261,6 +284,14 @@ class Population:
             for client in sorted(half, key=lambda client: -self.steps(client)):
                 host[client], place = ranks[place % len(ranks)], place + 1
         return [host[client] for client in clients]
+
+    def hosted(self, ranks: Sequence[int], rank: int) -> tuple[int, ...]:
+        """The clients, ascending, that keep to `rank` for the whole run if they are settled.
+
+        `ranks` are those that host clients; see `waves`.
+        """
+        homes = self._homes(tuple(ranks))
+        return tuple(client for client, home in enumerate(homes) if home == rank)
 
     def _homes(self, ranks: tuple[int, ...]) -> list[int]:
         """Each client's rank for the whole run; worked out once, for it takes all clients."""

@@ -137,9 +137,9 @@ class Stacked(Rows[Pick]):
         x = padded([x.detach() for x in xs])
         return x.requires_grad_(any(given.requires_grad for given in xs)), present, found
 
-    def lessons(self, feed: Feed, t: int, client: int) -> Iterator[Pick]:
+    def lessons(self, feed: Feed, t: int, client: int, passes: int | None = None) -> Iterator[Pick]:
         """See `Rows.lessons`."""
-        return feed.picks(t, client)
+        return feed.picks(t, client, passes)
 
     def learn(self, feed: Feed, lessons: Sequence[Pick]) -> Tensor:
         """See `Rows.learn`."""

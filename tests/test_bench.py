@@ -318,7 +318,7 @@ def test_a_conversations_turn_leaves_what_it_found(
 
 
 def converses(models: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
-    """In place of launched turns: each takes longer than the last; which ranks and sides they are."""
+    """In place of launched turns, each longer than the last: which ranks and sides they are."""
     launched: list[tuple[int, str]] = []
 
     class Counting(Launcher):

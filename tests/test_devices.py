@@ -1,5 +1,6 @@
 """Simulated devices against closed forms, and uploads that are lost against plain averages."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,16 @@ from scipy.special import exp1
 
 from fedmpi import burden, tables
 from fedmpi.config import ConfigError, Settings
-from fedmpi.devices import Fleet, capacity, path_gain, ring, seconds, shared_out, watts
+from fedmpi.devices import (
+    Fleet,
+    capacity,
+    path_gain,
+    ring,
+    seconds,
+    shared_out,
+    shares,
+    watts,
+)
 from fedmpi.engine import Engine
 from tests import plain
 from tests.plain import METHODS, play
@@ -316,13 +326,76 @@ def test_devices_that_are_too_small() -> None:
         assert Fleet(small(between)).tier(client).name == "tiny"
         assert "is a 'tiny': wanted at most its memory" in problem
         assert f"found {whole:.3g} MiB for training with batch = 16" in problem
-        assert "or a method that splits the model" in problem
+        assert "a method that splits the model, or devices.unfit = 'rest'" in problem
     assert len(list(play(Engine(small(*SPLIT, between))))) == 2
-    with pytest.raises(ConfigError, match="or an earlier cut"):
+    with pytest.raises(ConfigError, match="an earlier cut, or"):
         Engine(small(*SPLIT, words[0] % (front / 2)))
 
 
 SPLIT = ("method.name=splitfed", "model.hidden=[4,200]")
+
+
+@pytest.mark.parametrize(
+    ("tiers", "wanted"),
+    [
+        ("[{name='a', keep=1.0}]", {1.0}),
+        ("[{name='a', share=0.4, keep=0.3}, {name='b', share=0.6}]", {0.3, 1.0}),
+        ("[{name='a'}]", {1.0, 0.5, 0.1}),
+    ],
+)
+def test_a_methods_own_shares_hold_where_no_device_says_one(tiers: str, wanted: set[float]) -> None:
+    """To keep everything is to say something, too."""
+    settings = small("method.name=hetiot", f"devices.tiers={tiers}")
+    assert set(shares(settings, "keeps")) == wanted
+
+
+TWO = (
+    "devices.tiers=[{name='big', share=0.6}, {name='tiny', share=0.4, memory=1e-3}]",
+    "devices.unfit=rest",
+)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "ssfl", "spatl", "clientmask"])
+@pytest.mark.parametrize("participation", [1.0, 0.4])
+def test_devices_that_are_too_small_may_rest(name: str, participation: float) -> None:
+    """They never train, upload or are told anything, agreements included; their shards count."""
+    words = (f"method.name={name}", f"participation={participation}", "rounds=5", *TWO)
+    engine = Engine(small(*words))
+    tiny = {client for client, tier in engine.fleet.owners() if tier.name == "tiny"}
+    assert len(tiny) == 2 and engine.population.resting == tiny
+    rows = np.concatenate([outcome.tables["clients"] for outcome in play(engine)])
+    assert set(rows["client"].tolist()) == set(range(5)) - tiny
+    assert set(rows["round"].tolist()) >= set(range(5))
+    counted = {int(owner) for owner in engine.observer.owners}
+    assert counted & tiny
+
+
+def test_the_others_are_those_of_a_run_without_the_resting_ones() -> None:
+    """A trace that leaves out the same clients makes the same model."""
+    engine = Engine(small("rounds=3", *TWO))
+    list(play(engine))
+    others = sorted(set(range(5)) - engine.population.resting)
+    plainly = Engine(small("rounds=3"))
+    plainly.population.rest(engine.population.resting)
+    list(play(plainly))
+    assert [plainly.population.sample(t) for t in range(3)] == [tuple(others)] * 3
+    assert engine.model_sha256() == plainly.model_sha256() != run(small("rounds=3"))
+
+
+def test_not_all_devices_may_rest(tmp_path: Path) -> None:
+    alone = ("devices.tiers=[{name='tiny', memory=1e-3}]", "devices.unfit=rest")
+    with pytest.raises(ConfigError, match="for round 0: 5 of 5 devices are too small"):
+        Engine(small(*alone))
+    tiny = min(Engine(small(*TWO)).population.resting)
+    trace = tmp_path / "trace.csv"
+    trace.write_text(
+        f"client,first,last\n{tiny},2,2\n" + "".join(f"{client},0,1\n" for client in range(5))
+    )
+    with pytest.raises(ConfigError, match="for round 2: 2 of 5 devices are too small"):
+        Engine(small(*TWO, "sampling=trace", f"trace={trace}", "rounds=3"))
+    Engine(small(*TWO, "sampling=trace", f"trace={trace}", "rounds=2"))
+    with pytest.raises(ConfigError, match="wanted the memory of some devices, found none"):
+        small("devices.tiers=[{name='a'}]", "devices.unfit=rest")
 
 
 def test_each_kind_of_device_that_is_too_small_is_named() -> None:

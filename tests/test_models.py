@@ -39,12 +39,17 @@ def size(shape: tuple[int, ...], *words: str, classes: int = 10) -> int:
         (GREY, ("model.name=cnn",), 1_663_370),
         (GREY, ("model.name=cnn", "model.padding=false"), 582_026),
         (COLOUR, ("model.name=cnn",), 2_156_490),
+        (COLOUR, ("model.name=cnn", "model.norm=group"), 2_156_682),
+        (COLOUR, ("model.name=cnn", "model.norm=batch"), 2_156_682),
         (GREY, ("model.name=mlp",), 199_210),
         (GREY, ("model.name=mlp", "model.hidden=[]"), 7_850),
         ((64,), ("model.name=mlp", "model.hidden=[64]"), 4_810),
         (COLOUR, ("model.name=resnet",), 269_722),
         (COLOUR, ("model.name=resnet", "model.norm=batch"), 269_722),
         (COLOUR, ("model.name=resnet", "model.norm=static"), 269_722),
+        (COLOUR, ("model.name=resnet", "model.depth=8"), 75_290),
+        (COLOUR, ("model.name=resnet", "model.depth=14"), 172_506),
+        (COLOUR, ("model.name=resnet", "model.depth=8", "model.width=8"), 19_218),
         (COLOUR, ("model.name=resnet", "model.depth=32"), 464_154),
         (COLOUR, ("model.name=resnet", "model.depth=18", "model.groups=32"), 11_173_962),
         (COLOUR, ("model.name=resnet", "model.depth=50", "model.groups=32"), 23_520_842),
@@ -203,19 +208,25 @@ def test_batch_norm_is_where_group_norm_was() -> None:
     assert Flat(static).size == 269_722, "and none"
 
 
-def test_vgg_has_a_norm_behind_each_convolution() -> None:
+def test_a_norm_is_behind_each_convolution() -> None:
     for norm, kind in (("group", nn.GroupNorm), ("batch", BatchNorm), ("static", BatchNorm)):
         network = build(COLOUR, "model.name=vgg", f"model.norm={norm}")
         kinds = [type(module) for module in network.conv2]
         assert kinds == [nn.Conv2d, kind, nn.ReLU, nn.MaxPool2d]
         assert [type(module) for module in network.conv3] == [nn.Conv2d, kind, nn.ReLU]
+        network = build(COLOUR, "model.name=cnn", f"model.norm={norm}")
+        kinds = [type(module) for module in network.conv2]
+        assert kinds == [nn.Conv2d, kind, nn.ReLU, nn.MaxPool2d]
     statistics = Flat(build(COLOUR, *VGG19)).size - 20_040_522
     assert statistics == 2 * (2 * 64 + 2 * 128 + 4 * 256 + 8 * 512)
 
 
-@pytest.mark.parametrize("name", ["resnet", "vgg"])
-def test_groups_divide_channels(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"model\.groups = 5: must divide (16|64), the channels"):
+@pytest.mark.parametrize(
+    ("name", "channels"), [("resnet", "16"), ("vgg", "64"), ("cnn", "32 and 64")]
+)
+def test_groups_divide_channels(name: str, channels: str) -> None:
+    wanted = rf"model\.groups = 5: must divide {channels}, the channels"
+    with pytest.raises(ConfigError, match=wanted):
         build(COLOUR, f"model.name={name}", "model.norm=group", "model.groups=5")
 
 

@@ -73,8 +73,11 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
             clients = found[alone]["clients"] / max(1, ranks - 1)
             return max(clients, found[alone]["server"])
 
-        turns = {"pipelined": partial(turn, "pipelined"), "bound": bound}
-        turns["in turn"] = partial(turn, "in turn")
+        turns: dict[str, Callable[[], float]] = {
+            "pipelined": partial(turn, "pipelined"),
+            "bound": bound,
+            "in turn": partial(turn, "in turn"),
+        }
         seconds = take_turns(turns, repeats)
         also = {f"{side}_ms": 1e3 * found[alone][side] for side in ("clients", "server")}
     case: dict[str, Any] = {"workload": workload, "ranks": ranks}

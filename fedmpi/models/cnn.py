@@ -12,7 +12,7 @@ from torch import nn
 
 from fedmpi import config
 from fedmpi.config import ConfigError, Width
-from fedmpi.layers import dropouts
+from fedmpi.layers import Norm, dropouts, norms
 
 
 class Config(config.Model):
@@ -22,6 +22,11 @@ class Config(config.Model):
     """Side of the convolutions' windows."""
     padding: bool = True
     """Pad the convolutions so that they keep height and width (an odd kernel then)."""
+    norm: Norm = "none"
+    """Behind each convolution: none; over groups of a sample's channels; or over the batch, with
+    running statistics (see the setting `statistics`) or, `static`, without."""
+    groups: int = Field(8, ge=1)
+    """Groups of each GroupNorm; it divides the numbers of channels."""
     hidden: int = Field(512, ge=1)
     """Units of the hidden layer."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -32,11 +37,16 @@ def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[
     """conv1, conv2 (each with ReLU and pooling), dense (with ReLU), head.
 
     Raises:
-        ConfigError: if the samples are no images, or too small for the windows.
+        ConfigError: if the samples are no images, or too small for the windows, or `groups` does
+            not divide the channels.
     """
     if len(shape) != 3:
         raise ConfigError(f"model.name = 'cnn': wanted images, found samples of shape {shape}")
     first, second = config.channels
+    if config.norm == "group" and (first % config.groups or second % config.groups):
+        raise ConfigError(
+            f"model.groups = {config.groups}: must divide {first} and {second}, the channels"
+        )
     padding = config.kernel // 2 if config.padding else 0
     height, width = shape[1:]
     for _ in range(2):
@@ -49,7 +59,8 @@ def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[
 
     def convolution(inputs: int, outputs: int) -> nn.Sequential:
         window = nn.Conv2d(inputs, outputs, config.kernel, padding=padding)
-        return nn.Sequential(window, nn.ReLU(), nn.MaxPool2d(2))
+        norm = norms(config.norm, outputs, config.groups)
+        return nn.Sequential(window, *norm, nn.ReLU(), nn.MaxPool2d(2))
 
     flat = second * height * width
     return OrderedDict(

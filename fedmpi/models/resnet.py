@@ -1,8 +1,9 @@
-"""Residual networks for small images: depths 20, 32, 56 (16-32-64 channels) and 18, 50.
+"""Residual networks for small images: depths 8, 14, 20, 32, 56 (16-32-64 channels) and 18, 50.
 
 K. He, X. Zhang, S. Ren, J. Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016, arXiv
-1512.03385: depths 20, 32 and 56 as in section 4.2, shortcuts without parameters (option A); depths
-18 and 50 as in table 1, with a 3x3 stem and no pooling behind it, as usual for 32x32 images. The
+1512.03385: depths 20, 32 and 56 as in section 4.2, 6n + 2 layers with shortcuts without parameters
+(option A), and the same for n = 1 and 2, for devices and machines that can do no more; depths 18
+and 50 as in table 1, with a 3x3 stem and no pooling behind it, as usual for 32x32 images. The
 norm layers are by default those of Y. Wu, K. He, *Group Normalization*, ECCV 2018, arXiv
 1803.08494, because batches of federated clients are small and unlike each other; the paper's are
 those of `norm = batch`, and HeteroFL's (ICLR 2021, arXiv 2010.01264) those of `norm = static`.
@@ -22,13 +23,17 @@ from fedmpi import config
 from fedmpi.config import ConfigError
 from fedmpi.layers import norms
 
-BLOCKS = {20: (3,) * 3, 32: (5,) * 3, 56: (9,) * 3, 18: (2,) * 4, 50: (3, 4, 6, 3)}
+SMALL = (8, 14, 20, 32, 56)
+"""The depths of section 4.2."""
+BLOCKS = {depth: (depth // 6,) * 3 for depth in SMALL} | {18: (2,) * 4, 50: (3, 4, 6, 3)}
 """Blocks in each group of a depth."""
 
 
 class Config(config.Model):
-    depth: Literal[18, 20, 32, 50, 56] = 20
+    depth: Literal[8, 14, 18, 20, 32, 50, 56] = 20
     """Layers with weights, shortcuts apart."""
+    width: int | None = Field(None, ge=1)
+    """Channels of the first group, which double in each; if absent 16, with depth 18 and 50 64."""
     norm: Literal["group", "batch", "static"] = "group"
     """Over groups of a sample's channels, or over the batch: with running statistics (see the
     setting `statistics`) or, `static`, without."""
@@ -42,7 +47,7 @@ def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[
     Raises:
         ConfigError: if the samples are no images, or `groups` does not divide the channels.
     """
-    width = 16 if config.depth in (20, 32, 56) else 64
+    width = config.width or (16 if config.depth in SMALL else 64)
     if len(shape) != 3:
         raise ConfigError(f"model.name = 'resnet': wanted images, found samples of shape {shape}")
     if config.norm == "group" and width % config.groups:
@@ -87,8 +92,8 @@ class Block(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if (inputs, 1) != (self.channels, stride):
             narrow = convolution(config, inputs, self.channels, 1, stride)
-            is_small = config.depth in (20, 32, 56)
             more = self.channels - inputs
+            is_small = config.depth in SMALL
             self.shortcut = OptionA(stride, more) if is_small else nn.Sequential(*narrow)
 
     def forward(self, x: Tensor) -> Tensor:
