@@ -426,7 +426,7 @@ def relayed(found: Run, t: int, client: int) -> Bytes:
 
 def tailed(found: Run, t: int, client: int) -> Bytes:
     """SplitFed whose head is the client's: what crosses the second cut takes the labels' place."""
-    held, steps = 4 * (sum(SHAPES[0]) + sum(SHAPES[-1])), batches(found, client)
+    held, steps = 4 * (sum(SHAPES[0]) + sum(SHAPES[-1])), list(batches(found, client))
     there, back = 4 * LAYERS[1], 4 * LAYERS[-2]
     return total(
         both(held // 4),

@@ -37,7 +37,7 @@ def check(found: list[Message], clients: tuple[int, ...], size: int) -> None:
     """Those are the clients' messages."""
     assert [some.client for some in found] == list(clients)
     for some in found:
-        assert some.blocks[0].values.tolist() == [float(some.client)] * size
+        assert some.blocks[0].values.tolist() == [float(np.float32(some.client))] * size
 
 
 @on_ranks
