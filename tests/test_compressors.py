@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmpi import sparse
+from fedmpi import quantized, sparse
 from fedmpi.codec import Block, Kind, pack
 from fedmpi.engine import Engine
 from fedmpi.methods import powersgd, randomk
@@ -123,8 +123,8 @@ def test_randomk_without_sparsity_is_fedavg(feedback: str) -> None:
 @pytest.mark.parametrize("bucket", [1, 7, 128, 5000])
 def test_levels_are_those_beside_a_value(bits: int, bucket: int) -> None:
     values = torch.randn(1000, generator=torch.Generator().manual_seed(1))
-    codes, norms = sparse.levels(Kind.GRADIENT, values, bits, bucket, np.random.default_rng(0))
-    found = sparse.leveled(codes, norms, bucket, CPU)
+    codes, norms = quantized.levels(Kind.GRADIENT, values, bits, bucket, np.random.default_rng(0))
+    found = quantized.leveled(codes, norms, bucket, CPU)
     parts = values.split(bucket)
     wanted = torch.stack([part.norm() for part in parts])
     np.testing.assert_allclose(sparse.values(norms), wanted, rtol=1e-6)
@@ -136,8 +136,8 @@ def test_levels_are_those_beside_a_value(bits: int, bucket: int) -> None:
         rng = np.random.default_rng(1)
         errors = []
         for _ in range(200):
-            pair = sparse.levels(Kind.GRADIENT, values, bits, bucket, rng)
-            errors.append(float((sparse.leveled(*pair, bucket, CPU) - values).square().sum()))
+            pair = quantized.levels(Kind.GRADIENT, values, bits, bucket, rng)
+            errors.append(float((quantized.leveled(*pair, bucket, CPU) - values).square().sum()))
         s = 2 ** (bits - 1) - 1
         bound = min(bucket / s**2, bucket**0.5 / s) * float(values.square().sum())
         assert np.mean(errors) < bound
@@ -147,15 +147,15 @@ def test_levels_are_those_beside_a_value(bits: int, bucket: int) -> None:
 def test_levels_of_what_is_no_number(wrong: float) -> None:
     values = torch.ones(10)
     values[3] = wrong
-    pair = sparse.levels(Kind.GRADIENT, values, 4, 5, np.random.default_rng(0))
-    found = sparse.leveled(*pair, 5, CPU)
+    pair = quantized.levels(Kind.GRADIENT, values, 4, 5, np.random.default_rng(0))
+    found = quantized.leveled(*pair, 5, CPU)
     assert not torch.isfinite(found[:5]).any() and torch.isfinite(found[5:]).all()
 
 
 def test_levels_of_nothing_and_zeros() -> None:
     for values in (torch.empty(0), torch.zeros(9)):
-        pair = sparse.levels(Kind.GRADIENT, values, 4, 5, np.random.default_rng(0))
-        assert torch.equal(sparse.leveled(*pair, 5, CPU), values)
+        pair = quantized.levels(Kind.GRADIENT, values, 4, 5, np.random.default_rng(0))
+        assert torch.equal(quantized.leveled(*pair, 5, CPU), values)
 
 
 @pytest.mark.parametrize("bits", [2, 8, 11])

@@ -61,6 +61,7 @@ LAW = {
     "submodels/powered": ("torch", "recurrent"),
     "submodels/narrow": ("numpy torch", "config flat layers recurrent"),
     "sparse": ("numpy torch", "codec"),
+    "quantized": ("numpy torch", "codec config sparse"),
     "submodels/compress": ("torch", "codec flat recurrent sparse submodels"),
     "store": ("torch", "config errors"),
     "feedback": ("torch", "config store"),
@@ -80,8 +81,8 @@ LAW = {
     "submodels/selection": ("numpy pydantic torch", "config store streams submodels train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden codec config devices feed feedback flat lockstep methods sparse store streams "
-        "submodels train variates",
+        "burden codec config devices feed feedback flat lockstep methods quantized sparse store "
+        "streams submodels train variates",
     ),
     "measure": (
         "numpy torch",
