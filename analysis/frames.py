@@ -5,14 +5,16 @@ in the files, one after the other. All take files and folders, alone or in a lis
 `runs` have three origins, and their names tell which:
 
 * `RESULTS`: computed here from a file's tables, and what identifies the run;
-* settings, by their dotted paths (`lr`, `method.name`); NA where a run has no such setting, or
-  where it is not set;
+* settings, by their dotted paths (`lr`, `method.name`, and for tables in a list, which have names,
+  `devices.tiers[phone].share`); NA where a run has no such setting, or where it is not set, but a
+  share of 0 where devices are of other kinds;
 * `about.*`: where the run took place (`about.hosts`, `about.ranks`, `about.torch`).
 
 A run that is under way can be read: its status is `running`, and what it has finished is there.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,8 @@ Paths = str | Path | Iterable[str | Path]
 
 ACCURACIES = {
     "accuracy": "accuracy of the global model on the test set",
-    "shard_mean": "mean over all clients of its accuracy on their test shards",
+    "shard_mean": "mean over all clients of the accuracy on their test shards of the global model, "
+    "or of the server's part with their own",
     "shard_std": "standard deviation of the same",
     "shard_min": "minimum of the same",
     "personal_mean": "mean accuracy of the clients' last local models on their test shards",
@@ -63,6 +66,8 @@ RESULTS = {
 }
 """Columns of `runs` that are computed from a file, and their meanings."""
 ABOUT = "about."
+SHARE = re.compile(r"devices\.tiers\[.+\]\.share")
+"""Which share of the clients has a kind of devices: none in a run that has only other kinds."""
 
 AGREEMENT = -1
 """The round before the first, which costs bytes once."""
@@ -135,7 +140,8 @@ def varying(runs: pd.DataFrame) -> list[str]:
     """Names of the settings that differ between runs.
 
     Methods have different settings. That one lacks what another has is no difference: `method.name`
-    says it already. Between runs of one method, not set differs from set.
+    says it already. Between runs of one method, not set differs from set. Likewise for every table
+    that has a name: a run without a kind of devices lacks all that is said of it.
     """
     return [name for name in settings(runs) if _varies(runs, name)]
 
@@ -143,10 +149,12 @@ def varying(runs: pd.DataFrame) -> list[str]:
 def _varies(runs: pd.DataFrame, name: str) -> bool:
     if runs[name].nunique() > 1:
         return True
-    kind = f"{name.rpartition('.')[0]}.name"
-    if kind not in runs:
-        return runs[name].nunique(dropna=False) > 1
-    return bool((runs.groupby(kind)[name].nunique(dropna=False) > 1).any())
+    table = name
+    while table := table.rpartition(".")[0]:
+        if f"{table}.name" in runs:
+            of_one_kind = runs.groupby(f"{table}.name")[name]
+            return bool((of_one_kind.nunique(dropna=False) > 1).any())
+    return runs[name].nunique(dropna=False) > 1
 
 
 def _results(paths: Paths, table: str = "rounds") -> list[Result]:
@@ -207,6 +215,10 @@ def _runs(results: Sequence[Result]) -> pd.DataFrame:
     facts = pd.DataFrame([_facts(result) for result in results], columns=list(RESULTS))
     facts["best_round"] = facts["best_round"].astype("Int64")
     given = [dict(_flat(result.attributes["settings"])) for result in results]
+    shares = dict.fromkeys(name for one in given for name in one if SHARE.fullmatch(name))
+    for one in given:
+        if not shares.keys().isdisjoint(one):
+            one.update({name: 0.0 for name in shares if name not in one})
     head = facts[["path", "identity", "status"]]
     return pd.concat([head, _columns(given), facts.drop(columns=head), _columns(about)], axis=1)
 
@@ -219,7 +231,7 @@ def _facts(result: Result) -> dict[str, Any]:
         facts[name] = attributes.get(name)
     once = rounds[rounds["round"] == AGREEMENT]
     regular = rounds[rounds["round"] > AGREEMENT]
-    # Where there is no global model, clients' own are measured alone.
+    # Where there is no global model, clients' shards alone are measured.
     measured = regular[regular[list(ACCURACIES)].notna().any(axis=1)]
     # Never the round that is best on the test set: nobody could have chosen it.
     chosen = regular[regular["round"] == facts["best_round"]]
@@ -246,12 +258,13 @@ def _facts(result: Result) -> dict[str, Any]:
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """A tree's leaves under their dotted paths; lists as tuples, which can be compared.
 
-    In a list of tables each goes by its number.
+    In a list of tables each goes by its name, which it keeps at another place; else by its number.
     """
     for name, value in tree.items():
         if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
-            value = {str(place): one for place, one in enumerate(value)}
-        if isinstance(value, Mapping):
+            for place, one in enumerate(value):
+                yield from _flat(one, f"{prefix}{name}[{one.get('name', place)}].")
+        elif isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", _tuple(value)

@@ -36,64 +36,70 @@ ROW = ["group", "variant", "sparsity"]
 """Columns of `labelled` that are equal for the runs of one row, and no others."""
 
 
-def labelled(runs: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+def labelled(runs: pd.DataFrame, by: Sequence[str] = (), along: Sequence[str] = ()) -> pd.DataFrame:
     """Runs, sorted, behind texts that say to which row they belong.
 
     Args:
         runs: as from `frames.runs`.
         by: columns of it that tell rows apart, besides the settings.
+        along: settings that tell rows apart, but not by the texts: those of an axis.
 
     Returns:
-        `runs` behind the columns `group`, the problem, and `variant`, the method and what varies,
-        both for people; `sparsity`, NA for a dense method; and `reason`: why the run is not
-        averaged, empty if it is. Of two runs that differ in nothing, the later one counts.
+        `runs` behind the columns `group`, the problem; `variant`, the method and what varies, and
+        `others`, what varies beside the method's own settings, all for people; `sparsity`, NA for a
+        dense method; and `reason`: why the run is not averaged, empty if it is. Of two runs that
+        differ in nothing, the later one counts.
     """
     records = runs.to_dict("records")
-    varying = [name for name in frames.varying(runs) if name not in INDIFFERENT]
+    told = runs.drop(columns=list(along))
+    varying = [name for name in frames.varying(told) if name not in INDIFFERENT]
     problem = [
         name
-        for name in frames.settings(runs)
+        for name in frames.settings(told)
         if name.startswith("partition.") or (name in varying and name.startswith(PROBLEM))
     ]
     shared = [name for name in varying if not name.startswith((*PROBLEM, "method."))]
     own = {
         method: [name for name in frames.varying(some) if name.startswith("method.")]
-        for method, some in runs.groupby("method.name")
+        for method, some in told.groupby("method.name")
     }
     labels = []
     for run in records:
-        words = ["method.name", *own[run["method.name"]], *shared, *by]
-        words = [name for name in words if name != SPARSITY]
-        labels.append((label(run, problem), label(run, words), run.get(SPARSITY)))
-    head = pd.DataFrame(labels, columns=ROW, index=runs.index)
+        mine = [name for name in ("method.name", *own[run["method.name"]]) if name != SPARSITY]
+        sparsity = None if SPARSITY in along else run.get(SPARSITY)
+        names = problem, [*mine, *shared, *by], [*shared, *by]
+        labels.append((*(label(run, some) for some in names), sparsity))
+    texts = ["group", "variant", "others", "sparsity"]
+    head = pd.DataFrame(labels, columns=texts, index=runs.index)
     head["sparsity"] = head["sparsity"].astype("Float64")
     head["reason"] = runs["status"].where(runs["status"] != DONE, "")
     rows = pd.concat([head, runs], axis=1)
     latest = rows[rows["reason"] == ""].sort_values("finished", kind="stable")
-    spare = latest.index[latest.duplicated([*ROW, "seed"], keep="last")]
+    spare = latest.index[latest.duplicated([*ROW, *along, "seed"], keep="last")]
     rows.loc[spare, "reason"] = "repeated"
     order = [_order(row) for row in rows.to_dict("records")]
     return rows.iloc[sorted(range(len(rows)), key=order.__getitem__)].reset_index(drop=True)
 
 
-def summary(runs: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+def summary(runs: pd.DataFrame, by: Sequence[str] = (), along: Sequence[str] = ()) -> pd.DataFrame:
     """One row for each row of the terminal's tables.
 
     Args:
         runs: as from `frames.runs`.
         by: columns of it that tell rows apart, besides the settings.
+        along: settings that tell rows apart, but not by the texts: those of an axis.
 
     Returns:
         `group`, `variant` and `sparsity` as in `labelled`; the settings that vary, by their paths;
         `n`, the number of runs, and `seeds`, theirs; and for each name of `NUMBERS` (units as in
         `frames.RESULTS`) `NAME_mean` and `NAME_std`, the sample standard deviation (NaN for n = 1).
     """
-    rows = labelled(runs, by)
+    rows = labelled(runs, by, along)
     varying = [name for name in frames.varying(runs) if name not in INDIFFERENT]
-    keys = dict.fromkeys(["partition.name", "method.name", *varying, *by])
+    keys = dict.fromkeys(["partition.name", "method.name", *along, *varying, *by])
     found = []
     finished = rows[rows["reason"] == ""]
-    for _, some in finished.groupby(ROW, sort=False, dropna=False):
+    for _, some in finished.groupby([*ROW, *along], sort=False, dropna=False):
         row = {name: some[name].iloc[0] for name in (*ROW, *keys)}
         row |= {"n": len(some), "seeds": " ".join(map(str, sorted(some["seed"])))}
         values = some[NUMBERS].to_numpy(float)
@@ -116,13 +122,24 @@ def label(run: Row, names: Sequence[str]) -> str:
         value = run[name]
         if is_unset(value):
             continue
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        text = written(value)
         if name in ("partition.name", "method.name"):
             words.append(text)
         else:
             short = name.removeprefix("partition.").removeprefix("method.")
             words.append(f"{short.removeprefix(frames.ABOUT).removesuffix('.name')}={text}")
     return " ".join(words)
+
+
+def written(value: Any) -> str:
+    """A setting's value for people."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def row_name(row: Row) -> str:
+    """What a row goes by in its group: its variant and its sparsity."""
+    sparsity = "" if is_unset(row["sparsity"]) else f" {row['sparsity']:g}"
+    return f"{row['variant']}{sparsity}"
 
 
 def _order(row: Row) -> tuple[Any, ...]:

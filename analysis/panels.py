@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from analysis.groups import row_name
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
 """Told apart by all kinds of eyes: M. Okabe, K. Ito, *Color Universal Design*, 2008."""
 MARKERS = "osD^vPXph<>"
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+"""A method's sparsities, the least first."""
 MEASURES = {
     "accuracy": "accuracy on the test set (%)",
     "shard_mean": "mean accuracy on clients' test shards (%)",
@@ -37,6 +42,16 @@ STYLED = rc_context(STYLE)
 def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """A colour and a marker for each; of coprime lengths: a colour twice has another marker."""
     return {name: (COLOURS[i % 7], MARKERS[i % 11]) for i, name in enumerate(names)}
+
+
+def dashes(rows: pd.DataFrame) -> dict[str, Any]:
+    """A style of line for each row's `groups.row_name`: it tells a variant's sparsities apart."""
+    found: dict[str, Any] = {}
+    for _, some in rows.groupby("variant", sort=False):
+        ordered = some.sort_values("sparsity", na_position="first").to_dict("records")
+        names = dict.fromkeys(row_name(row) for row in ordered)
+        found |= {one: DASHES[place % len(DASHES)] for place, one in enumerate(names)}
+    return found
 
 
 def figure(titles: Sequence[str], lines: int) -> tuple[Figure, list[Axes]]:
@@ -69,6 +84,11 @@ def legend(figure: Figure, handles: Mapping[str, Artist], title: str | None = No
     )  # fmt: skip
 
 
+def sparsity_title(rows: pd.DataFrame, where: str) -> str | None:
+    """The legend's title, if there are sparsities: where its numbers stand."""
+    return f"numbers {where}: sparsity" if rows["sparsity"].notna().any() else None
+
+
 def measure_label(measure: str, at: str = "last") -> str:
     """What stands beside an axis of accuracies, of the `last` or the `best` round."""
     return MEASURES[measure] + ("\nin the best validation round" if at == "best" else "")
@@ -94,7 +114,7 @@ def amount(count: float, units: Units, digits: int = 6) -> str:
 
 ACCURACY = click.option(
     "--accuracy", "measure", type=click.Choice(list(MEASURES)), default="accuracy",
-    show_default=True, help="Of the global model, on shards of it, or of the clients' own models.",
+    show_default=True, help="Of the global model, on clients' shards, or of their local models.",
 )  # fmt: skip
 
 

@@ -53,8 +53,7 @@ def picture(
     panels.scale(shown[0], panels.BYTES)
     figure.supxlabel(f"{WAYS[way][1]}, the whole run")
     figure.supylabel(panels.measure_label(measure, at))
-    is_sparse = bool(rows["sparsity"].notna().any())
-    title = "numbers beside points: sparsity" if is_sparse else None
+    title = panels.sparsity_title(rows, "beside points")
     panels.legend(figure, {name: lines[name].lines[0] for name in names}, title)
     # Settles the layout: only now is it known what lies where.
     figure.draw_without_rendering()

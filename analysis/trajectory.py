@@ -1,4 +1,4 @@
-"""Accuracy on its way: over simulated time, simulated energy, bytes or rounds; and when it is met.
+"""Accuracy on its way: over simulated time, simulated energy, bytes or rounds.
 
 One panel a group (see `groups`), one line a method and sparsity: after each round the accuracy,
 over what all rounds so far took, one before the first included. Runs that differ in their seed
@@ -6,22 +6,18 @@ alone are one line, from where all of them have begun to where one of them ends:
 band of the sample standard deviation. Between two rounds a run has the accuracy of the first.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from rich.console import Console
-from rich.table import Table
 
 from analysis import frames, panels
 from analysis.compare import PATHS, read
-from analysis.groups import ROW, is_unset, labelled
+from analysis.groups import ROW, labelled, row_name
 
 SECONDS: panels.Units = ((1, "s"), (1e-3, "ms"), (1e-6, "µs"))
 JOULES: panels.Units = ((1e6, "MJ"), (1e3, "kJ"), (1, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
@@ -32,8 +28,6 @@ WAYS: dict[str, tuple[tuple[str, ...], str, panels.Units]] = {
     "rounds": ((), "rounds", ((1, ""),)),
 }
 """What accuracy stands over: the sum of columns of the table `rounds`; what it is; its units."""
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
-"""A method's sparsities, the least first."""
 
 Curve = tuple[np.ndarray, np.ndarray]
 """A run: what its rounds have taken, ascending, [r]; and the accuracy after each of them, [r]."""
@@ -84,19 +78,6 @@ def mean(some: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return grid, values.mean(0), spread
 
 
-def met(curve: Curve, target: float) -> float:
-    """What the run had taken when it first was as accurate as `target`; NaN if it never was."""
-    x, y = curve
-    places = np.flatnonzero(y >= target)
-    return float(x[places[0]]) if len(places) else np.nan
-
-
-def name(row: pd.Series) -> str:
-    """A line's name in the legend."""
-    sparsity = "" if is_unset(row["sparsity"]) else f" {row['sparsity']:g}"
-    return f"{row['variant']}{sparsity}"
-
-
 @panels.STYLED
 def picture(
     rows: pd.DataFrame, way: str, measure: str = "accuracy", target: float | None = None
@@ -112,21 +93,17 @@ def picture(
     _, label, units = WAYS[way]
     groups = [(str(title), some) for title, some in rows.groupby("group", sort=False)]
     looks = panels.looks([str(one) for one in dict.fromkeys(rows["variant"])])
-    dashes: dict[Any, Any] = {}
-    for variant, some in rows.groupby("variant", sort=False):
-        sparsities = sorted(some["sparsity"].dropna().unique())
-        dashes |= {(variant, one): DASHES[i % len(DASHES)] for i, one in enumerate(sparsities)}
+    dashes = panels.dashes(rows)
     figure, shown = panels.figure([title for title, _ in groups], len(rows))
     lines: dict[str, Line2D] = {}
     for panel, (_, some) in zip(shown, groups, strict=True):
-        for _, row in some.iterrows():
+        for row in some.to_dict("records"):
             x, y, spread = (np.asarray(one) for one in mean(row["curves"]))
             colour = looks[row["variant"]][0]
-            dash = dashes.get((row["variant"], row["sparsity"]), "-")
             y, spread = 100 * y, 100 * spread
             # Steps, because nothing is known between two rounds.
-            (lines[name(row)],) = panel.step(
-                x, y, where="post", color=colour, linestyle=dash, linewidth=1.4
+            (lines[row_name(row)],) = panel.step(
+                x, y, where="post", color=colour, linestyle=dashes[row_name(row)], linewidth=1.4
             )
             if spread.any():
                 panel.fill_between(
@@ -138,23 +115,8 @@ def picture(
         panels.scale(shown[0], units)
     figure.supxlabel(label)
     figure.supylabel(panels.MEASURES[measure])
-    is_sparse = bool(rows["sparsity"].notna().any())
-    panels.legend(figure, lines, "numbers behind names: sparsity" if is_sparse else None)
+    panels.legend(figure, lines, panels.sparsity_title(rows, "behind names"))
     return figure
-
-
-def table(rows: pd.DataFrame, way: str, target: float) -> Table:
-    """What each line took until it first was as accurate as `target`: mean over its runs."""
-    _, label, units = WAYS[way]
-    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for head, side in (("", "left"), ("method", "left"), (label, "right"), ("runs", "right")):
-        found.add_column(head, justify=side)  # type: ignore[arg-type]
-    for _, row in rows.iterrows():
-        when = np.array([met(curve, target) for curve in row["curves"]])
-        there = when[np.isfinite(when)]
-        text = panels.amount(float(there.mean()), units, digits=3) if len(there) else "never"
-        found.add_row(row["group"], name(row), text, f"{len(there)} of {len(when)}")
-    return found
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -166,7 +128,7 @@ def table(rows: pd.DataFrame, way: str, target: float) -> Table:
 @panels.ACCURACY
 @click.option(
     "--target", type=click.FloatRange(0, 1), metavar="SHARE",
-    help="Say when each method first was so accurate, such as 0.9, and mark it.",
+    help="Mark this accuracy, such as 0.9; analysis.targets says what it took.",
 )  # fmt: skip
 @panels.out("trajectory.png")
 def main(paths: tuple[Path, ...], way: str, measure: str, target: float | None, out: Path) -> None:
@@ -181,10 +143,6 @@ def main(paths: tuple[Path, ...], way: str, measure: str, target: float | None, 
             "possible are --x bytes and --x rounds; python -m analysis.compare lists what there is"
         )
     panels.save(lambda: picture(rows, way, measure, target), out)
-    if target is not None:
-        width = shutil.get_terminal_size(fallback=(120, 24)).columns
-        console = Console(width=width, highlight=False, markup=False, emoji=False)
-        console.print(f"accuracy {target:g} first met after", table(rows, way, target), sep="\n")
     print(out)
 
 

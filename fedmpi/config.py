@@ -7,6 +7,7 @@ is no registry; the file name is the name (a dash in a name is an underscore in 
 
 import copy
 import difflib
+import functools
 import hashlib
 import importlib
 import json
@@ -195,9 +196,10 @@ class Tier(Part):
     """Billion floating-point operations a second that the device sustains in training."""
     memory: float | None = Field(None, gt=0, le=LARGEST)
     """MiB for training; if absent, enough."""
-    keep: float = Field(1.0, gt=0, le=1)
+    keep: float | None = Field(None, gt=0, le=1)
     """Share of the model that the device takes, in methods that fit the model to the device;
-    others leave it alone."""
+    others leave it alone. If some say one, those that say none take all; if none does, the
+    method's own shares hold."""
     power: float = Field(5.0, ge=0, le=LARGEST)
     """Watts of the device while it computes."""
     link: Fixed | Wireless = Field(Fixed(kind="fixed"), discriminator="kind")
@@ -349,12 +351,21 @@ def module(table: str, name: str) -> Any:
     return importlib.import_module(f"fedmpi.{ROOMS[table][0]}.{name.replace('-', '_')}")
 
 
+@functools.cache
 def schema(table: str, name: str) -> type[Part]:
     """The settings of `[table]` under that name, with the name itself as their default."""
     field = (Literal[name], Field(name, description=f"There are: {', '.join(names(table))}."))
     base: type[Part] = module(table, name).Config
     narrowed: Any = {"name": field}
     return pydantic.create_model("Config", __base__=base, __doc__=base.__doc__, **narrowed)
+
+
+@functools.cache
+def _whole(chosen: tuple[str, ...]) -> type[Settings]:
+    """All settings, with a name for each of `ROOMS`; building it takes longer than a check."""
+    kinds = {table: schema(table, name) for table, name in zip(ROOMS, chosen, strict=True)}
+    narrowed: Any = {table: (kind, Field(default_factory=kind)) for table, kind in kinds.items()}
+    return pydantic.create_model("Settings", __base__=Settings, **narrowed)
 
 
 def load(tree: Tree) -> Settings:
@@ -365,7 +376,7 @@ def load(tree: Tree) -> Settings:
             possible.
     """
     tree, problems = copy.deepcopy(dict(tree)), []
-    narrowed: dict[str, Any] = {}
+    chosen = []
     for table, (_, default) in ROOMS.items():
         given = tree.get(table, {})
         name = given.get("name", default) if isinstance(given, Mapping) else default
@@ -377,9 +388,8 @@ def load(tree: Tree) -> Settings:
                 f"{table}.name = {name!r}: no such {table}{guess}; there are: {possible}"
             )
             tree[table], name = {}, default
-        kind = schema(table, name)
-        narrowed[table] = (kind, Field(default_factory=kind))
-    whole = pydantic.create_model("Settings", __base__=Settings, **narrowed)  # type: ignore[call-overload]
+        chosen.append(name)
+    whole = _whole(tuple(chosen))
     try:
         settings = whole.model_validate(tree)
         problems += _contradictions(settings)

@@ -143,13 +143,13 @@ def shares(settings: Settings, name: str) -> list[float]:
     """
     fleet, method = Fleet(settings), settings.method
     own = getattr(method, name)
-    if any(tier.keep != 1 for tier in fleet.tiers):
+    if any(tier.keep is not None for tier in fleet.tiers):
         if own != type(method).model_fields[name].default:
             raise ConfigError(
                 f"method.{name} = {written(own)}: wanted the default beside devices.tiers with a "
                 "`keep`, which say it, too"
             )
-        return [tier.keep for _, tier in fleet.owners()]
+        return [1.0 if tier.keep is None else tier.keep for _, tier in fleet.owners()]
     counts = shared_out(settings.clients, [1 / len(own)] * len(own))
     random = stream(settings.seed, Purpose.KEEP)
     return random.permutation(np.repeat(own, counts)).tolist()

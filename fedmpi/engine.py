@@ -84,7 +84,9 @@ class Engine:
                     self.converse(t, wave)
                 self.collect(t, wave, self.work(t, wave))
             self.step(t)
-            outcome = self.observer.outcome(t, waves, self.server, self.clients, wire, clock)
+            outcome = self.observer.outcome(
+                t, waves, self.server, self.clients, self.hosts, wire, clock
+            )
             self.goes_on = outcome is None or (outcome.finite and not outcome.is_spent)
             yield outcome
 

@@ -91,9 +91,15 @@ class Feed:
         clean = torch.from_numpy(data.train_x)
         self.black = clean.amin((0, 2, 3)).to(device) if settings.augment else torch.empty(0)
 
-    def picks(self, t: int, client: int) -> Iterator[Pick]:
-        """What the client learns from in each of its steps in round t, pass by pass."""
-        keys, left = self.keys(t, client), self.population.steps(client)
+    def picks(self, t: int, client: int, passes: int | None = None) -> Iterator[Pick]:
+        """What the client learns from in each of its steps in round t, pass by pass.
+
+        Args:
+            t: the round.
+            client: whose samples.
+            passes: how many, if not as many as the round's local training has.
+        """
+        keys, left = self.keys(t, client), self.population.steps(client, passes)
         batch = self.settings.batch
         for order, shifts in self._passes(t, client):
             for first in range(0, len(order), batch)[:left]:
@@ -103,9 +109,9 @@ class Feed:
             if not left:
                 return
 
-    def batches(self, t: int, client: int) -> Iterator[Batch]:
+    def batches(self, t: int, client: int, passes: int | None = None) -> Iterator[Batch]:
         """The same, gathered for several steps at once: a step's share is small then."""
-        keys, left = self.keys(t, client), self.population.steps(client)
+        keys, left = self.keys(t, client), self.population.steps(client, passes)
         batch = self.settings.batch
         for order, shifts in self._passes(t, client):
             for first in range(0, len(order), self.slab * batch):

@@ -8,8 +8,16 @@ S. U. Stich, M. Jaggi, *Error Feedback Fixes SignSGD and other Gradient Compress
 
 from torch import Tensor
 
+from fedmpi import config
 from fedmpi.config import State
 from fedmpi.store import Store
+
+
+class Config(config.Method):
+    """Settings of a method that can do with error feedback, and without."""
+
+    error_feedback: bool = True
+    """Add what was not sent to the client's next update."""
 
 
 class Feedback:

@@ -1,5 +1,6 @@
 """One job: the ranks check settings together, run them, and the root records what comes out."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -64,6 +65,8 @@ class Job:
                 if str(error):
                     print(f"run {number} ({member}): {error}", file=sys.stderr, flush=True)
                 code = 2
+            # The parts of a run know each other in circles, and would pile up, run upon run.
+            gc.collect()
         return code
 
     def run(self, settings: Settings, out: Path, title: str = "") -> None:

@@ -1,9 +1,11 @@
 """What is known after a round: bytes, seconds, losses, accuracies. All of it is off the clock.
 
+Who measures may look at server and clients alike: that they meet only in messages binds methods.
+
 Where devices are simulated, what the round would cost on them stands beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +30,8 @@ SPENT = ("flops", "server_flops", "memory")
 """What a client's round asks of the devices, as `burden` counts it; NaN without devices."""
 REPORT = np.dtype([("client", "i8"), *((n, "f8") for n in ("loss", "seconds", "personal", *SPENT))])
 """What a rank knows of each of its clients after a round."""
+SHARD = np.dtype([("client", "i8"), ("accuracy", "f8")])
+"""What a rank knows of each client that it hosts, whether or not it took part."""
 
 
 class HasModel(Protocol):
@@ -38,6 +42,12 @@ class HasModel(Protocol):
 
     def personal(self, client: int) -> Tensor | None:
         """See `methods.fedavg.Server.personal`."""
+
+
+class HasDeployed(HasBurden, Protocol):
+    """The clients' half of a method, as far as it is measured: see `methods.fedavg.Clients`."""
+
+    deployed: Callable[[int, Tensor], Tensor] | None
 
 
 @dataclass
@@ -57,7 +67,14 @@ class Outcome:
 
 @dataclass
 class Verdict:
-    """Accuracies of the global model: on the test set, held out, and on each client's shard."""
+    """Accuracies after a round.
+
+    Attributes:
+        accuracy: of the global model on the test set; NaN if there is none.
+        validation: likewise, on the held-out samples.
+        shards: on each client's test shard, [clients]: of the global model, or of what the client
+            has of its own and of the server's.
+    """
 
     accuracy: float
     validation: float
@@ -126,12 +143,44 @@ class Observer:
             if wire.is_root:
                 theirs = [(client, server.personal(client)) for client in wave.clients]
                 whole += [(client, w) for client, w in theirs if w is not None]
-            clients = [client for client, _ in whole]
-            shards = [self.shard(client) for client in clients]
-            xs, ys = ([shard[part] for shard in shards] for part in range(2))
-            right = self.trainer.correct([w for _, w in whole], xs, ys, clients)
-            self.personal |= {c: mean(theirs) for c, theirs in zip(clients, right, strict=True)}
+            self.personal |= self._on_shards(whole)
         wire.settle()
+
+    def judge_deployed(
+        self,
+        server: HasModel,
+        ours: HasDeployed,
+        hosts: Sequence[int],
+        wire: Wire,
+        clock: Clock,
+    ) -> Verdict | None:
+        """Accuracies of what all clients have after the round, on the root; None elsewhere.
+
+        Each is measured where the client lives, for there is what it keeps to itself.
+        """
+        if ours.deployed is None:
+            return None
+        w = torch.from_numpy(wire.publish(server.w.cpu().numpy())).to(self.trainer.device)
+        rows: list[tuple[int, float]] = []
+        with clock(Phase.EVALUATE):
+            # Not all at once: that would be a whole model for each client of the rank.
+            for clients in self.trainer.chunks(self.population.hosted(hosts, wire.rank)):
+                models = [(client, ours.deployed(client, w)) for client in clients]
+                rows += self._on_shards(models).items()
+        wire.settle()
+        reports = wire.report(np.array(rows, SHARD))
+        if not wire.is_root:
+            return None
+        report = np.sort(np.concatenate(reports), order="client")
+        return Verdict(np.nan, np.nan, report["accuracy"])
+
+    def _on_shards(self, models: Sequence[tuple[int, Tensor]]) -> dict[int, float]:
+        """Accuracies of clients' models [n] on their test shards."""
+        clients = [client for client, _ in models]
+        shards = [self.shard(client) for client in clients]
+        xs, ys = ([shard[part] for shard in shards] for part in range(2))
+        right = self.trainer.correct([w for _, w in models], xs, ys, clients)
+        return {client: mean(theirs) for client, theirs in zip(clients, right, strict=True)}
 
     def shard(self, client: int) -> tuple[Tensor, Tensor]:
         """The client's test samples as it sees them, and their labels."""
@@ -157,14 +206,27 @@ class Observer:
         t: int,
         waves: Sequence[Wave],
         server: HasModel,
-        ours: HasBurden,
+        ours: HasDeployed,
+        hosts: Sequence[int],
         wire: Wire,
         clock: Clock,
     ) -> Outcome | None:
-        """All ranks' measurements as rows, on the root; None elsewhere. `ours` are the clients."""
+        """All ranks' measurements as rows, on the root; None elsewhere.
+
+        Args:
+            t: the round.
+            waves: who took part.
+            server: one half of the method.
+            ours: the other.
+            hosts: ranks that host clients.
+            wire: to the other ranks.
+            clock: of this one.
+        """
         seconds, verdict = clock.elapsed(), None
-        with clock(Phase.EVALUATE):
-            if wire.is_root and self.is_due(t) and server.is_global:
+        if self.is_due(t) and not server.is_global:
+            verdict = self.judge_deployed(server, ours, hosts, wire, clock)
+        elif self.is_due(t) and wire.is_root:
+            with clock(Phase.EVALUATE):
                 verdict = self.judge(server.w)
         wire.settle()
         reports = wire.report(self._report(t, waves, ours, wire.rank))

@@ -212,11 +212,12 @@ class Population:
             return 1.0
         return float(self.sizes[client])
 
-    def steps(self, client: int) -> int:
-        """Local steps that the client makes in a round."""
-        if self.settings.local_steps is not None:
+    def steps(self, client: int, passes: int | None = None) -> int:
+        """Local steps that the client makes in a round, or in so many passes over its samples."""
+        if passes is None and self.settings.local_steps is not None:
             return self.settings.local_steps
-        return self.settings.epochs * -(-int(self.sizes[client]) // self.settings.batch)
+        passes = passes or self.settings.epochs
+        return passes * -(-int(self.sizes[client]) // self.settings.batch)
 
     def seen(self, client: int) -> int:
         """Samples that those steps learn from, again and again counted again."""
@@ -247,6 +248,14 @@ class Population:
             )
             waves.append(Wave(part, tuple(hosts)))
         return waves
+
+    def hosted(self, ranks: Sequence[int], rank: int) -> tuple[int, ...]:
+        """The clients, ascending, that keep to `rank` for the whole run if they are settled.
+
+        `ranks` are those that host clients; see `waves`.
+        """
+        homes = self._homes(tuple(ranks))
+        return tuple(client for client, home in enumerate(homes) if home == rank)
 
     def _homes(self, ranks: tuple[int, ...]) -> list[int]:
         """Each client's rank for the whole run; worked out once, for it takes all clients."""

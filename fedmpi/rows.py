@@ -97,8 +97,10 @@ class Rows(ABC, Generic[Lesson]):
         """
 
     @abstractmethod
-    def lessons(self, feed: Feed, t: int, client: int) -> Iterator[Lesson]:
-        """What a client's steps in round t learn from, as `learn` wants it."""
+    def lessons(
+        self, feed: Feed, t: int, client: int, passes: int | None = None
+    ) -> Iterator[Lesson]:
+        """What a client's steps in round t learn from, as `learn` wants it (see `Feed.picks`)."""
 
     @abstractmethod
     def learn(self, feed: Feed, lessons: Sequence[Lesson]) -> Tensor:
@@ -195,9 +197,11 @@ class OneByOne(Rows[Batch]):
             found.append(loss.detach())
         return (torch.stack(found) if len(found) > 1 else found[0].view(1)), inputs
 
-    def lessons(self, feed: Feed, t: int, client: int) -> Iterator[Batch]:
+    def lessons(
+        self, feed: Feed, t: int, client: int, passes: int | None = None
+    ) -> Iterator[Batch]:
         """See `Rows.lessons`."""
-        return feed.batches(t, client)
+        return feed.batches(t, client, passes)
 
     def learn(self, feed: Feed, lessons: Sequence[Batch]) -> Tensor:
         """See `Rows.learn`."""

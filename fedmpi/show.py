@@ -403,7 +403,8 @@ def _several(count: int, thing: str) -> str:
 
 def _accuracies(rounds: np.ndarray, best: int | None) -> RenderableType:
     """All accuracies in the last round that has them, and in the one that validation chooses."""
-    judged = rounds[np.isfinite(rounds["accuracy"])]
+    names = ("accuracy", "shard_mean", "personal_mean")  # not each method has all of them
+    judged = rounds[np.isfinite([rounds[name] for name in names]).any(0)]
     if not len(judged):
         return Text("no round was evaluated", "dim")
     chosen = judged[judged["round"] == best] if best is not None else judged[:0]
@@ -412,9 +413,9 @@ def _accuracies(rounds: np.ndarray, best: int | None) -> RenderableType:
     for text, name in (
         ("global model, test set", "accuracy"),
         ("global model, held-out samples", "validation"),
-        ("global model, clients' test shards", "shard_mean"),
+        ("after the round, clients' test shards", "shard_mean"),
         ("   the worst of them", "shard_min"),
-        ("clients' own models, their shards", "personal_mean"),
+        ("after local training, the same", "personal_mean"),
     ):
         spread = [f" ± {number(row['shard_std'])}" for _, row in columns]
         cells = [number(row[name]) for _, row in columns]
@@ -423,7 +424,8 @@ def _accuracies(rounds: np.ndarray, best: int | None) -> RenderableType:
         table.add_row(text, *cells)
     if len(chosen):
         return table
-    return Group(table, Text("best round: unknown, for no samples were held out", "dim"))
+    remark = "best round: unknown, for nothing was judged on held-out samples"
+    return Group(table, Text(remark, "dim"))
 
 
 def _bytes(found: Mapping[str, np.ndarray]) -> RenderableType:

@@ -372,6 +372,16 @@ def add(target: Tensor, block: Block, weight: float = 1.0, agreed: Tensor | None
         target.index_add_(0, where, found, alpha=weight)
 
 
+def mean(total: Tensor, weights: Tensor) -> Tensor:
+    """Each position's mean over those who have it, [n]; zero where nobody has.
+
+    Args:
+        total: their values, each times a weight, [n]; zero where nobody has any.
+        weights: the sums of their weights, [n].
+    """
+    return total / torch.where(weights > 0, weights, 1)
+
+
 def vector(block: Block, size: int, device: torch.device, agreed: Tensor | None = None) -> Tensor:
     """The dense vector [size] that a block stands for: zeros where it gives nothing."""
     if block.count == size == block.size and agreed is None:

@@ -133,9 +133,9 @@ class Stacked(Rows[Pick]):
         found = torch.tensor(keys, dtype=torch.int64, device=self.device) if keys else None
         return padded([x.detach() for x in xs]), present, found
 
-    def lessons(self, feed: Feed, t: int, client: int) -> Iterator[Pick]:
+    def lessons(self, feed: Feed, t: int, client: int, passes: int | None = None) -> Iterator[Pick]:
         """See `Rows.lessons`."""
-        return feed.picks(t, client)
+        return feed.picks(t, client, passes)
 
     def learn(self, feed: Feed, lessons: Sequence[Pick]) -> Tensor:
         """See `Rows.learn`."""

@@ -24,7 +24,8 @@ ROUNDS: Columns = {
     "validation": ("f8", "its accuracy on the held-out training samples, likewise"),
     "shard_mean": (
         "f8",
-        "mean over all clients of the global model's accuracy on their test shard, as they see it",
+        "mean over all clients of the accuracy on their test shard, as they see it, of the model "
+        "that they have after the round: the global one, or the server's part with their own",
     ),
     "shard_std": ("f8", "standard deviation of the same (population)"),
     "shard_min": ("f8", "minimum of the same"),
@@ -51,9 +52,10 @@ CLIENTS: Columns = {
     "seconds": ("f8", "its local training, and preparing its upload"),
     "accuracy": (
         "f8",
-        "of the global model, after the round, on the client's test shard, as it sees it",
+        "of the model that the client has after the round, on its test shard, as it sees it: the "
+        "global one, or the server's part with its own; NaN if there is neither",
     ),
-    "personal": ("f8", "of its own model, after local training, on the same"),
+    "personal": ("f8", "of its local model, after local training, on the same"),
     **dict.fromkeys(BYTES, ("i8", "bytes of that kind in that direction")),
     "lost": ("?", "whether its upload was lost: it costs, but the server never learnt of it"),
     "tier": ("S16", "kind of device; empty without devices"),

@@ -60,6 +60,7 @@ class Trainer:
         losses: each client's losses in local training, this round: their sum and their number.
         seconds: each client's time in local training, and in preparing its upload, this round.
         at: steps that the chunk at work has behind it, for methods whose steps differ.
+        tuned: local statistics of the models that clients have tuned this round.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Trainer:
         self.at = 0
         self.losses: dict[int, tuple[Tensor, int]] = {}
         self.seconds: dict[int, float] = {}
+        self.tuned: dict[int, Tensor] = {}
 
     def descent_of(self, flat: Flat, count: int) -> Descent:
         """`count` models of a shape, the whole network's or a part's, and what moves them."""
@@ -115,15 +117,24 @@ class Trainer:
         for client in clients:
             self.seconds[client] = self.seconds.get(client, 0.0) + share
 
-    def rates(self, t: int, clients: Sequence[int], step: int) -> float | Tensor:
-        """The learning rate of a step: one for all, or [k, 1] where it depends on the client."""
+    def rates(
+        self, t: int, clients: Sequence[int], step: int, passes: int | None = None
+    ) -> float | Tensor:
+        """The learning rate of a step: one for all, or [k, 1] where it depends on the client.
+
+        Args:
+            t: the round.
+            clients: whose step.
+            step: which.
+            passes: how many it is one of, if not as many as the round's local training has.
+        """
         if self.settings.schedule != "restarts":
             return rate(self.settings, t)
         found = []
         for client in clients:
             each = -(-int(self.population.sizes[client]) // self.settings.batch)
-            passes = -(-self.population.steps(client) // each)
-            found.append(rate(self.settings, t, (step // each) / passes))
+            whole = -(-self.population.steps(client, passes) // each)
+            found.append(rate(self.settings, t, (step // each) / whole))
         return torch.tensor(found, device=self.device).unsqueeze(1)
 
     def paces(self, t: int, client: int) -> list[float]:
@@ -226,13 +237,43 @@ class Trainer:
             Their models, [C, n], until the next call for the same network.
         """
         began = perf_counter()
-        steps = [self.population.steps(client) for client in clients]
+        rows = self._descend(t, clients, start, adjust, part)
+        self._remember(clients, rows, None if part is None else part.aside)
+        self.spend(clients, began)
+        return rows.first(len(clients))[0]
+
+    def tune(self, t: int, clients: Sequence[int], start: Tensor, passes: int) -> Tensor:
+        """Models of their own for clients that have trained: so many passes from `start`.
+
+        Steps are as in `train`, but nothing of them remains beyond the models: no loss, no second.
+        Where statistics are local, these models' go on from the clients', which stay as they are,
+        and `correct` judges by them until the round is over.
+
+        Returns:
+            The models, [C, n], until the next call for the same network.
+        """
+        rows = self._descend(t, clients, start, None, None, passes)
+        for row, client in enumerate(clients if self.keeps else ()):
+            self.tuned[client] = rows.aside[row].clone()
+        return rows.first(len(clients))[0]
+
+    def _descend(
+        self,
+        t: int,
+        clients: Sequence[int],
+        start: Tensor,
+        adjust: Adjust | None,
+        part: Part | None,
+        passes: int | None = None,
+    ) -> Rows[Any]:
+        """Rows of which the first have made the clients' steps in round t; see `train`, `tune`."""
+        steps = [self.population.steps(client, passes) for client in clients]
         assert steps == sorted(steps, reverse=True), "a chunk has those with most steps first"
         descent = self._seat(len(clients), part)
-        rows, aside = descent.rows, None if part is None else part.aside
-        lessons = [rows.lessons(self.feed, t, client) for client in clients]
+        rows = descent.rows
+        lessons = [rows.lessons(self.feed, t, client, passes) for client in clients]
         descent.reset(start)
-        self._recall(clients, rows, aside)
+        self._recall(clients, rows, None if part is None else part.aside)
         rows.learning(True)
         done = 0
         for count in range(len(clients), 0, -1):
@@ -243,15 +284,13 @@ class Trainer:
                 self.at = step
                 if adjust is not None:
                     adjust(busy, *rows.first(count))
-                descent.step(count, self.rates(t, busy, step))
-            if losses:
+                descent.step(count, self.rates(t, busy, step, passes))
+            if losses and passes is None:
                 self.note(busy, torch.stack(losses).sum(0), len(losses))
             done = steps[count - 1]
-        self._remember(clients, rows, aside)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.spend(clients, began)
-        return rows.first(len(clients))[0]
+        return rows
 
     def train_apart(
         self,
@@ -328,20 +367,28 @@ class Trainer:
             models: vectors [n].
             xs: for each model its samples, [N_i, *shape].
             ys: their labels.
-            owners: clients whose local models they are; others have no statistics of their own.
+            owners: clients whose models they are; others, and clients that have not trained yet,
+                have no statistics of their own.
 
         Returns:
             For each model bool [N_i].
         """
         right: list[list[np.ndarray]] = [[np.zeros(0, bool)] for _ in models]
+        known = {i for i, client in enumerate(owners) if client in self.statistics}
         order = sorted((i for i, x in enumerate(xs) if len(x)), key=lambda i: -len(xs[i]))
         width = self.seats or 1
-        for some in (order[first : first + width] for first in range(0, len(order), width)):
+        # Those with statistics of their own and those without are judged differently.
+        apart = [[i for i in order if (i in known) == is_known] for is_known in (True, False)]
+        for some in (
+            these[first : first + width] for these in apart for first in range(0, len(these), width)
+        ):
             rows = self._seat(len(some)).rows
             theirs = [owners[i] for i in some] if owners else []
             self._recall(theirs, rows, None)
-            is_known = bool(theirs) and all(client in self.statistics for client in theirs)
-            rows.learning(False, by_batch=self.keeps and not is_known)
+            for row, client in enumerate(theirs):
+                if client in self.tuned:
+                    rows.aside[row] = self.tuned[client]
+            rows.learning(False, by_batch=self.keeps and some[0] not in known)
             torch.stack([models[i] for i in some], out=rows.w[: len(some)])
             for first in range(0, len(xs[some[0]]), EVALUATION_BATCH):
                 part = slice(first, first + EVALUATION_BATCH)

@@ -95,6 +95,17 @@ class Wire:
         pieces = self._gather(rows.reshape(-1).view(np.uint8), Phase.RECORD)
         return [piece.view(rows.dtype).copy() for piece in pieces]
 
+    def publish(self, values: np.ndarray) -> np.ndarray:
+        """The root's values on every rank, off the clock and outside the accounts.
+
+        Elsewhere `values` only say of which shape and dtype they are.
+        """
+        found = values if self.is_root else np.empty_like(values)
+        self._meet(Phase.EVALUATE)
+        with self.clock(Phase.EVALUATE):
+            self.comm.Bcast(found, ROOT)
+        return found
+
     def settle(self) -> None:
         """Waits for all ranks, off the clock, so that nobody's measuring is another's waiting."""
         self._meet(Phase.EVALUATE)

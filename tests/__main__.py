@@ -1,7 +1,8 @@
 """`python -m tests`: the whole suite on 1, 2, 3 and 4 ranks, and a plain count at the end.
 
-One process per rank runs pytest; the tests of a rank count are chosen by mpi-pytest's marks. If one
-rank fails, the job is aborted (see `conftest`), so that a failure cannot hang the others.
+Tests for one rank are dealt to several processes, each of them a rank alone. For more, one process
+per rank runs pytest. The tests of a rank count are chosen by mpi-pytest's marks. If one rank fails,
+the job is aborted (see `conftest`), so that a failure cannot hang the others.
 """
 
 import subprocess
@@ -12,15 +13,28 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from fedmpi import launch
+from fedmpi.provenance import cores
+from tests import KEPT
 
 LIMIT = 2700
 """Seconds for one rank count; a job that takes longer hangs."""
+CROWD = 8
+"""Processes for the tests for one rank, at most: each imports torch, and collects all tests."""
 
 
 def command(ranks: int, report: Path) -> list[str]:
     """The command line that runs the tests meant for so many ranks."""
     words = [sys.executable, "-m", "pytest", "-m", "parallel[match]", f"--junitxml={report}"]
-    return words if ranks == 1 else launch.find().command(ranks, [*words, "-p", "no:cacheprovider"])
+    if ranks == 1:
+        # Who has done his share takes over tests of others.
+        return [*words, f"--numprocesses={min(cores(), CROWD)}", "--dist=worksteal"]
+    return launch.find().command(ranks, [*words, "-p", "no:cacheprovider", *on_ranks()])
+
+
+def on_ranks() -> list[str]:
+    """Files with tests for several ranks; each rank would have to import all others, too."""
+    files = sorted(Path(__file__).parent.glob("test_*.py"))
+    return [str(path) for path in files if "mark.parallel" in path.read_text()]
 
 
 def count(report: Path) -> Counter[str]:
@@ -41,8 +55,9 @@ def count(report: Path) -> Counter[str]:
 def main() -> int:
     """Runs everything, whatever fails on the way; returns the exit code."""
     total: Counter[str] = Counter()
-    environment = launch.find().environment()
     with tempfile.TemporaryDirectory() as folder:
+        # Torch takes a thread for each core, in every process, until an engine says how many.
+        environment = launch.find().environment() | {KEPT: folder, "OMP_NUM_THREADS": "1"}
         for ranks in (1, 2, 3, 4):
             print(f"--- {ranks} rank{'s' * (ranks > 1)}", flush=True)
             # Every rank writes its own report; rank 0's is counted.

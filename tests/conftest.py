@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from time import sleep
 
 import pytest
 from mpi4py import MPI
@@ -11,6 +13,9 @@ from fedmpi import files
 
 # Decoded sets are kept from test to test, and from rank to rank, but not among the user's.
 os.environ["FEDMPI_CACHE"] = str(Path(__file__).parent.parent / ".pytest_cache" / "decoded")
+
+# Tests have no terminal; one that wants a width says so.
+os.environ.pop("COLUMNS", None)
 
 RANK, SIZE = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
 
@@ -39,6 +44,16 @@ def pytest_runtest_makereport(item: pytest.Item):
         sys.stderr.write(f"rank {RANK}: {item.nodeid}\n{report.longreprtext}\n")
         sys.stderr.flush()
         MPI.COMM_WORLD.Abort(1)
+
+
+@pytest.fixture(autouse=True)
+def asleep(barrier_finalize: None) -> Iterator[None]:
+    """Ranks that are done sleep until all are; mpi-pytest's barrier would take others' cores."""
+    yield
+    if SIZE > 1:
+        request = MPI.COMM_WORLD.Ibarrier()
+        while not request.Test():
+            sleep(0.001)
 
 
 @pytest.fixture

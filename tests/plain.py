@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from mpi4py import MPI
@@ -18,6 +19,24 @@ from fedmpi.wire import Wire
 FILES = sorted((Path(config.__file__).parent / "methods").glob("[!_]*.py"))
 """Every method's file: a new one is tested the moment that it exists."""
 METHODS = [path.stem.replace("_", "-") for path in FILES]
+
+
+def values(annotation: Any) -> Iterator[str]:
+    """The words that a setting of that type may be, if they can be listed: of flags and choices."""
+    if annotation is bool:
+        yield from ("true", "false")
+    for part in get_args(annotation):
+        yield from [part] if isinstance(part, str) else values(part)
+
+
+CHOICES = [
+    (f"method.name={name}", f"method.{key}={value}")
+    for name in METHODS
+    for key, field in config.module("method", name).Config.model_fields.items()
+    for value in values(field.annotation)
+    if key != "name" and value != str(field.default).lower()
+]
+"""Every method with each choice that its settings offer beside the default."""
 
 Change = Callable[[Tensor], Tensor]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from fedmpi import config
 from fedmpi.clock import Clock
-from fedmpi.config import Model, Settings
+from fedmpi.config import ConfigError, Model, Settings
 from fedmpi.data import Dataset
 from fedmpi.engine import Engine
 from fedmpi.layers import BatchNorm, Dropout, check
@@ -94,6 +94,15 @@ class Run:
     def sha256(self) -> str:
         """Its hash."""
         return self.engine.model_sha256()
+
+
+def refusal(settings: Settings) -> str:
+    """Why an engine refuses the settings; empty if it does not."""
+    try:
+        Engine(settings)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def run(settings: Settings, comm: MPI.Intracomm = MPI.COMM_SELF) -> Run:

@@ -11,64 +11,13 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 from matplotlib.container import ErrorbarContainer
 
-from analysis import compare, frames, groups, panels, tradeoff, trajectory
+from analysis import along, compare, frames, groups, panels, targets, terminal, tradeoff, trajectory
 from fedmpi import tables
-from fedmpi.record import DONE, Record
+from tests.results import fleet, rounds, run, settings, simulated, write
 
 ROOT = Path(__file__).parents[1]
-
-
-def settings(method: str = "fedavg", seed: int = 1, **method_settings: Any) -> dict[str, Any]:
-    """A run's settings as a tree."""
-    return {
-        "seed": seed,
-        "rounds": 3,
-        "lr": 0.1,
-        "clients": 2,
-        "local_steps": None,
-        "data": {"name": "synthetic", "shape": [1, 8, 8]},
-        "partition": {"name": "iid"},
-        "method": {"name": method, **method_settings},
-    }
-
-
-def rounds(
-    accuracy: list[float], validation: list[float] | None = None, up: int = 100, once: int = 0
-) -> np.ndarray:
-    """Rounds of 100 bytes up and 1000 down, of 1 s, the first of 9 s; before them perhaps one."""
-    first = -1 if once else 0
-    rows = tables.empty(tables.ROUNDS, len(accuracy) - first)
-    rows["round"] = np.arange(first, len(accuracy))
-    rows["warmup"] = rows["round"] == 0
-    rows["seconds"] = np.where(rows["warmup"], 9.0, 1.0)
-    rows["up"], rows["down"] = np.where(rows["round"] < 0, once, up), 1000
-    regular = rows[-len(accuracy) :]
-    regular["accuracy"], regular["validation"] = accuracy, validation or accuracy
-    for name, shift in (("shard_mean", 0.01), ("shard_min", -0.1), ("personal_mean", -0.2)):
-        regular[name] = regular["accuracy"] + shift
-    return rows
-
-
-def write(
-    path: Path, tree: dict[str, Any], rows: np.ndarray, status: str = DONE, **about: Any
-) -> Path:
-    """A result of these rounds, with two phases on one rank in each."""
-    identity = f"{abs(hash(json.dumps(tree))):016x}"[:16]
-    record = Record(path, tree, identity, {"ranks": 1, "hosts": ["a"], **about}, tables.TABLES)
-    for row in rows:
-        phases = tables.empty(tables.PHASES, 2)
-        phases["round"], phases["phase"] = row["round"], ["train", "serve"]
-        clients, ranks = tables.empty(tables.CLIENTS, 2), tables.empty(tables.RANKS, 1)
-        clients["round"], clients["client"], ranks["round"] = row["round"], [0, 1], row["round"]
-        record.append({"rounds": row[None], "phases": phases, "clients": clients, "ranks": ranks})
-    if status == "running":
-        record.file.close()
-    else:
-        record.close(status)
-    return path
 
 
 @pytest.fixture
@@ -87,11 +36,6 @@ def folder(tmp_path: Path) -> Path:
     for seed, status in ((3, "running"), (4, "failed"), (5, "diverged")):
         write(tmp_path / f"{status}.h5", settings(seed=seed), rounds([0.1, 0.0]), status)
     return tmp_path
-
-
-def run(command: Any, *words: object) -> Any:
-    """A command's result: `exit_code`, `output`."""
-    return CliRunner().invoke(command, [str(word) for word in words])
 
 
 def test_the_best_round_is_the_one_of_validation(tmp_path: Path) -> None:
@@ -305,22 +249,23 @@ def test_a_narrow_terminal_gets_two_tables(folder: Path, monkeypatch: pytest.Mon
 
 def test_the_best_are_marked() -> None:
     rows = pd.DataFrame({"up_round_mean": [5.0, 3.0, 3.0], "up_round_std": np.nan})
-    column = compare.Column("up_round", "", "bytes")
+    column = terminal.Column("up_round", "", "bytes")
     assert column.best(rows) == {1, 2}
     assert column.best(rows[1:]) == set()  # all are equal
     assert column.best(rows.assign(up_round_mean=[0.0, 0.0, 2.0])) == set()  # nothing was sent
     shares = pd.DataFrame({"accuracy_last_mean": [0.90001, 0.9, np.nan, 0.8]})
-    assert compare.Column("accuracy_last", "", "share").best(shares) == {0, 1}
+    assert terminal.Column("accuracy_last", "", "share").best(shares) == {0, 1}
 
 
 def test_numbers_are_readable() -> None:
     numbers = [(0, 0), (999, 0), (999.6, 0), (12345, 0), (123456, 1000), (1e9, 0), (np.nan, 0)]
     rows = pd.DataFrame(numbers, columns=["up_round_mean", "up_round_std"])
-    texts = compare.Column("up_round", "", "bytes").texts(rows)
+    texts = terminal.Column("up_round", "", "bytes").texts(rows)
     assert texts == ["0 B", "999 B", "1.00 kB", "12.3 kB", "123±1 kB", "1.00 GB", "–"]
     rows.columns = pd.Index(["seconds_round_mean", "seconds_round_std"])
     rows["seconds_round_mean"] = [1e-5, 0.01234, 0.9996, 12.34, 3600.0, 1.0, np.nan]
-    texts = compare.Column("seconds_round", "", "seconds").texts(rows.assign(seconds_round_std=0.0))
+    rows["seconds_round_std"] = 0.0
+    texts = terminal.Column("seconds_round", "", "seconds").texts(rows)
     assert texts == ["10.0 µs", "12.3 ms", "1.00 s", "12.3 s", "3600 s", "1.00 s", "–"]
 
 
@@ -384,15 +329,24 @@ def test_many_methods_and_panels(folder: Path) -> None:
     assert box.x1 <= figure.bbox.x1
 
 
-@pytest.mark.parametrize("command", [compare.main, tradeoff.main, trajectory.main])
-def test_bad_input_is_an_error_that_says_so(command: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (compare.main, []),
+        (tradeoff.main, []),
+        (trajectory.main, []),
+        (targets.main, ["--target", "0.5"]),
+        (along.main, ["--setting", "lr"]),
+    ],
+)
+def test_bad_input_is_an_error_that_says_so(command: Any, words: list[str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path, message in (("empty", "no results"), ("nowhere", "does not exist")):
-        result = run(command, tmp_path / path)
+        result = run(command, tmp_path / path, *words)
         assert result.exit_code == 2
         assert message in result.output
     write(tmp_path / "a.h5", settings(), rounds([0.5]), "failed")
-    result = run(command, tmp_path / "a.h5")
+    result = run(command, tmp_path / "a.h5", *words)
     assert re.search("no finished run", result.output)
     assert result.exit_code == (0 if command is compare.main else 2)
 
@@ -404,13 +358,6 @@ def test_more_bad_input(folder: Path) -> None:
     result = run(tradeoff.main, folder, "--out", folder / "t.xyz")
     assert result.exit_code == 2
     assert ".pdf" in result.output
-
-
-def simulated(rows: np.ndarray, seconds: float) -> np.ndarray:
-    """The same rounds with devices that took so long, and ten times as many joules."""
-    rows["sim_seconds"], rows["sim_joules"] = seconds, 10 * seconds
-    rows["flops"], rows["lost"] = 7, 1
-    return rows
 
 
 @pytest.fixture
@@ -431,7 +378,7 @@ def test_what_devices_took_is_summed_up(simulations: Path, folder: Path) -> None
     assert (runs["flops_total"], runs["lost_total"]) == (28, 4)
     without = frames.runs(folder / "iid" / "fedavg1.h5").iloc[0]
     assert np.isnan(without["sim_seconds_total"]) and np.isnan(without["flops_total"])
-    found = run(compare.main, simulations).output
+    found = run(compare.main, *simulations.glob("*.h5")).output
     assert "sim. energy" in found and "4.00 s*" in found and "40.0 J*" in found
     assert "sim." not in run(compare.main, folder / "iid" / "fedavg1.h5").output
 
@@ -454,16 +401,34 @@ def test_results_of_earlier_versions_know_no_devices(simulations: Path) -> None:
 
 
 def test_devices_are_settings_and_part_of_the_problem(tmp_path: Path) -> None:
-    """A list of tables: each goes by its number."""
+    """A list of tables: each goes by its name."""
     for number, up in enumerate((1.0, 2.0)):
-        tiers = [{"name": "a", "link": {"up": up}}, {"name": "b"}]
-        tree = settings() | {"devices": {"tiers": tiers, "dropouts": 0.0}}
+        tree = fleet(weak=0.5, strong=0.5)
+        tree["devices"]["tiers"][0]["link"] = {"kind": "fixed", "up": up}
         write(tmp_path / f"{number}.h5", tree, rounds([0.5]))
     runs = frames.runs(tmp_path)
-    assert frames.varying(runs) == ["devices.tiers.0.link.up"]
-    assert list(runs["devices.tiers.1.name"]) == ["b", "b"]
+    assert frames.varying(runs) == ["devices.tiers[weak].link.up"]
+    assert list(runs["devices.tiers[strong].name"]) == ["strong", "strong"]
     titles = set(groups.summary(runs)["group"])
-    assert titles == {f"iid devices.tiers.0.link.up={up}" for up in (1.0, 2.0)}
+    assert titles == {f"iid devices.tiers[weak].link.up={up}" for up in (1.0, 2.0)}
+
+
+def test_devices_that_a_run_has_not_are_a_share_of_none(tmp_path: Path) -> None:
+    trees = [settings(), fleet(weak=1.0), fleet(strong=0.75, weak=0.25), fleet(strong=1.0)]
+    trees[0]["devices"] = {"tiers": [], "dropouts": 0.0}
+    paths = [write(tmp_path / f"{i}.h5", tree, rounds([0.5])) for i, tree in enumerate(trees)]
+    runs = frames.runs(paths[1:])
+    assert list(runs["devices.tiers[weak].share"]) == [1, 0.25, 0]
+    assert list(runs["devices.tiers[strong].share"]) == [0, 0.75, 1]
+    # That a run knows nothing of a kind's link says no more than that it has none of the kind.
+    shares = ["devices.tiers[weak].share", "devices.tiers[strong].share"]
+    assert frames.varying(runs) == shares
+    assert len(set(groups.labelled(runs)["group"])) == 3
+    without = frames.runs(paths[:1] + paths[3:])
+    assert list(without["devices.tiers[strong].share"].isna()) == [True, False]
+    tables = [{"rate": 0.1}, {"rate": 0.2}]
+    nameless = write(tmp_path / "4.h5", settings() | {"steps": tables}, rounds([0.5]))
+    assert frames.runs(nameless)["steps[1].rate"][0] == 0.2
 
 
 def test_curves(simulations: Path) -> None:
@@ -481,8 +446,6 @@ def test_curves(simulations: Path) -> None:
     np.testing.assert_allclose(grid, [6, 8, 12])
     np.testing.assert_allclose(mean, [(0.2 + 0.4) / 2, (0.6 + 0.4) / 2, (0.8 + 0.5) / 2])
     np.testing.assert_allclose(spread, np.array([0.2, 0.2, 0.3]) / 2**0.5)
-    assert [trajectory.met(curve, 0.55) for curve in fedavg] == [8, 18]
-    assert np.isnan(trajectory.met(fedavg[0], 0.85))
 
 
 def test_the_trajectory(simulations: Path) -> None:
@@ -499,17 +462,6 @@ def test_the_trajectory(simulations: Path) -> None:
     (legend,) = panel.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["fedavg", "ssfl 0.5"]
     assert trajectory.picture(rows, "rounds").axes[0].get_xscale() == "linear"
-
-
-def test_when_a_target_is_met(simulations: Path) -> None:
-    out = simulations / "deep" / "t.png"
-    result = run(trajectory.main, simulations, "--target", "0.75", "--out", out)
-    assert result.exit_code == 0, result.output
-    lines = [line.split("  ") for line in result.output.splitlines()]
-    cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
-    assert ["iid", "fedavg", "15 s", "2 of 2"] in cells
-    assert ["iid", "ssfl 0.5", "never", "0 of 1"] in cells
-    assert out.read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_devices_there_is_no_time(folder: Path) -> None:
@@ -537,10 +489,18 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("module", ["compare", "tradeoff", "trajectory"])
-def test_files_are_enough(folder: Path, module: str) -> None:
-    words = [] if module == "compare" else ["--out", folder / "t.png"]
-    words += ["--x", "rounds"] if module == "trajectory" else []
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("compare", []),
+        ("targets", ["--target", "0.5"]),
+        ("tradeoff", ["--out", "t.png"]),
+        ("trajectory", ["--out", "t.png", "--x", "rounds"]),
+        ("along", ["--out", "t.png", "--setting", "partition"]),
+    ],
+)
+def test_files_are_enough(folder: Path, module: str, words: list[str]) -> None:
+    words = [str(folder / word) if word == "t.png" else word for word in words]
     command = [sys.executable, "-c", BLOCKED, f"analysis.{module}", folder, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedmpi import models
 from fedmpi.burden import MIB, Burden, Meter, activations, forward
 from fedmpi.engine import Engine
 from fedmpi.flat import Flat
-from tests.plain import METHODS, play
+from fedmpi.submodels import pruning
+from tests.plain import CNN, METHODS, play
 from tests.small import small, sorts
 
 DEVICE = "devices.tiers=[{gflops=1.0}]"
@@ -110,12 +111,76 @@ def test_memory_is_vectors_and_activations(words: tuple[str, ...], vectors: int)
 @pytest.mark.parametrize("words", [("epochs=3",), ("local_steps=2",), ("local_steps=11",)])
 @pytest.mark.parametrize("name", METHODS)
 def test_samples_are_those_that_steps_saw(name: str, words: tuple[str, ...]) -> None:
-    engine = Engine(small(f"method.name={name}", *words))
+    """As often as steps were really taken: a method may train more than one model."""
+    engine = Engine(small(f"method.name={name}", "rounds=1", *words))
+    list(play(engine))
     for client in range(5):
         picks = list(engine.trainer.feed.picks(0, client))
-        burden = engine.clients.burden(0, client)
-        assert burden.samples == sum(len(pick.positions) for pick in picks)
+        burden, (_, steps) = engine.clients.burden(0, client), engine.trainer.losses[client]
+        models, rest = divmod(steps, len(picks))
+        assert burden.samples == models * sum(len(pick.positions) for pick in picks)
+        assert models > 0 and rest == 0
         assert burden.batch == max(len(pick.positions) for pick in picks)
+
+
+CONV = (*CNN, "batch=16", "epochs=2", "rounds=1", DEVICE)
+PLACES = {"conv1": 64, "conv2": 16}
+"""Of an output of each convolution of `CNN` on 8x8 pixels, which it pools to 4x4 and to 2x2."""
+
+
+def by_hand(kept: dict[str, int]) -> int:
+    """A sample's FLOPs in training, where of each layer so many weights are not zero.
+
+    Two for each weight and place of the output, and that three times: for the way forward, and for
+    the gradients by inputs and by weights (SSFL and DisPFL count so).
+    """
+    return 3 * sum(2 * PLACES.get(layer, 1) * count for layer, count in kept.items())
+
+
+def test_training_a_convolutional_network_by_hand() -> None:
+    engine = Engine(small(*CONV))
+    (outcome,) = play(engine)
+    each = by_hand({"conv1": 9 * 3, "conv2": 9 * 3 * 4, "dense": 4 * 4 * 10, "head": 10 * 10})
+    assert each == 3 * 2 * (64 * 27 + 16 * 108 + 160 + 100)
+    rows = outcome.tables["clients"]
+    assert rows["flops"].tolist() == [each * 2 * samples for samples in rows["samples"]]
+    assert outcome.tables["rounds"]["flops"][0] == each * 2 * rows["samples"].sum()
+
+
+@pytest.mark.parametrize("mask", ["random", "layerwise", "magnitude"])
+def test_training_a_masked_convolutional_network_by_hand(mask: str) -> None:
+    """By what is left in each layer, and not of all of them together: places count."""
+    mine = ("method.name=staticmask", "method.sparsity=0.7", f"method.mask={mask}")
+    engine = Engine(small(*mine, *CONV))
+    (outcome,) = play(engine)
+    pieces = {p.name.partition(".")[0]: p for p in pruning.weights(engine.flat)}
+    left = {layer: int(piece.of(engine.server.mask).sum()) for layer, piece in pieces.items()}
+    assert set(left) == {"conv1", "conv2", "dense", "head"}
+    assert sum(left.values()) == pytest.approx(0.3 * (27 + 108 + 160 + 100), abs=3)
+    rows = outcome.tables["clients"]
+    wanted = [by_hand(left) * 2 * samples for samples in rows["samples"]]
+    assert rows["flops"].tolist() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_counts_nothing_is_not_trained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No method says that it prunes what it trains, and none counts more than all of the model."""
+    words = ("rounds=3", "participation=0.6", "momentum=0.9")
+    engine = Engine(small(f"method.name={name}", *words))
+    clients, flops, work = engine.clients, engine.meter.flops, engine.clients.work
+
+    def watch(t: int, some: tuple[int, ...]) -> Tensor:
+        found = work(t, some)
+        for client, w in zip(some, found, strict=True):
+            burden = clients.burden(t, client)
+            if not engine.population.is_agreement(t) and burden.kept is not None:
+                assert not w[burden.kept == 0].any()
+            whole = Burden(engine.flat, burden.samples, burden.batch)
+            assert 0 < flops(burden) <= flops(whole)
+        return found
+
+    monkeypatch.setattr(clients, "work", watch)
+    list(play(engine))
 
 
 def test_ssfl_counts_what_it_keeps() -> None:

@@ -1,8 +1,10 @@
 """Golden bytes of the wire format, and formulas for bytes that must equal what was measured."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import pairwise
 from math import ceil, prod
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from fedmpi.codec import (
     pack,
     unpack,
 )
+from tests.plain import METHODS
 from tests.small import Run, run, small
 
 
@@ -244,61 +247,234 @@ def batches(found: Run, client: int) -> Iterator[int]:
             yield min(settings.batch, size - first)
 
 
+def shorter(count: int, size: int) -> int:
+    """So many of so many positions: listed, or a bit for each that there could be."""
+    return min(4 * count, ceil(size / 8))
+
+
+def down(*sections: tuple[str, int, int]) -> Bytes:
+    return message("down", *sections)
+
+
+def up(*sections: tuple[str, int, int]) -> Bytes:
+    return message("up", *sections)
+
+
+def both(values: int) -> Bytes:
+    """So many values of a model, and as many of its update."""
+    return total(down(("model", 4 * values, 0)), up(("gradient", 4 * values, 0)))
+
+
+MODEL = ("model", 4 * N, 0)
+UPDATE = ("gradient", 4 * N, 0)
+HALF = int(0.5 * WEIGHTS)
+BIASES = N - WEIGHTS
+SHARED = sum(sum(shape) for shape in SHAPES[:-1])
+"""All but the last layer."""
+
+
 def dense(found: Run, t: int, client: int) -> Bytes:
-    return total(message("down", ("model", 4 * N, 0)), message("up", ("gradient", 4 * N, 0)))
+    return both(N)
+
+
+def scaffold(found: Run, t: int, client: int) -> Bytes:
+    return total(down(MODEL, UPDATE), up(UPDATE, UPDATE))
 
 
 def top(found: Run, t: int, client: int) -> Bytes:
     k = round(N * (1 - found.engine.settings.method.sparsity))
-    up = message("up", ("gradient", 4 * k, min(4 * k, ceil(N / 8))))
-    return total(message("down", ("model", 4 * N, 0)), up)
+    return total(down(MODEL), up(("gradient", 4 * k, shorter(k, N))))
+
+
+def dgc(found: Run, t: int, client: int) -> Bytes:
+    """The warm-up keeps a quarter, and a quarter of it each round."""
+    k = round(N * 0.25 ** (t + 1))
+    return total(down(MODEL), up(("gradient", 4 * k, shorter(k, N))))
+
+
+def randomk(found: Run, t: int, client: int) -> Bytes:
+    k = round(N * (1 - found.engine.settings.method.sparsity))
+    return total(down(MODEL), up(("gradient", 4 * k, 0)))
+
+
+def qsgd(found: Run, t: int, client: int) -> Bytes:
+    norms = ("gradient", 4 * ceil(N / 64), 0)
+    return total(down(MODEL), up(("gradient", ceil(5 * N / 8), 0), norms))
+
+
+def signsgd(found: Run, t: int, client: int) -> Bytes:
+    return total(down(MODEL), up(("gradient", ceil(N / 8), 0)))
+
+
+def stc(found: Run, t: int, client: int) -> Bytes:
+    """Two values: a bit each, and positions in 8 bits each and 2 to 4 together. Down come all the
+    rounds' that a client has missed, or at first the model.
+    """
+    said, sample = ("gradient", 1, 3), found.engine.population.sample
+    last = max((earlier for earlier in range(t) if client in sample(earlier)), default=None)
+    missed = [MODEL] if last is None else [said] * (t - last)
+    return total(down(), down(*missed), up(said))
+
+
+def powersgd(found: Run, t: int, client: int) -> Bytes:
+    """Of rank 1."""
+    values = sum(inputs + outputs for inputs, outputs in pairwise(LAYERS)) + BIASES
+    return total(down(MODEL), up(("gradient", 4 * values, 0)))
+
+
+def local(found: Run, t: int, client: int) -> Bytes:
+    return total(down(), up())
+
+
+def front(found: Run, t: int, client: int) -> Bytes:
+    return both(SHARED)
+
+
+def spatl(found: Run, t: int, client: int) -> Bytes:
+    """Of 7 channels of 65 values 4, of 5 of 8 values 2."""
+    shared, sent = 4 * SHARED, ("gradient", 4 * (4 * 65 + 2 * 8), 0)
+    encoder = down(("model", shared, 0), ("gradient", shared, 0))
+    return total(encoder, up(sent, sent, ("mask", 0, shorter(6, 7 + 5))))
 
 
 def ssfl(found: Run, t: int, client: int) -> Bytes:
     k = int((1 - found.engine.settings.method.sparsity) * WEIGHTS)
     if t < 0:
         # Down the dense model and the mask, up a score for each weight.
-        return total(
-            message("down", ("model", 4 * N, 0)),
-            message("up", ("gradient", 4 * WEIGHTS, 0)),
-            message("down", ("mask", 0, min(4 * k, ceil(WEIGHTS / 8)))),
-        )
-    active = 4 * (N - WEIGHTS + k)
-    return total(message("down", ("model", active, 0)), message("up", ("gradient", active, 0)))
+        mask = down(("mask", 0, shorter(k, WEIGHTS)))
+        return total(down(MODEL), up(("gradient", 4 * WEIGHTS, 0)), mask)
+    return both(k + BIASES)
+
+
+def half(found: Run, t: int, client: int) -> Bytes:
+    return both(HALF + BIASES)
+
+
+def clientmask(found: Run, t: int, client: int) -> Bytes:
+    return total(down(), both(HALF + BIASES))
+
+
+def feddst(found: Run, t: int, client: int) -> Bytes:
+    """Masks change in round 1."""
+    k = int(0.2 * WEIGHTS)
+    mask = ("mask", 0, shorter(k, WEIGHTS))
+    values = 4 * (k + BIASES)
+    said = [mask] if t == 1 else []
+    told = [mask] if t > 1 else []
+    return total(down(("model", values, 0)), down(*told), up(*said, ("gradient", values, 0)))
+
+
+def prunefl(found: Run, t: int, client: int) -> Bytes:
+    """In each round squares of gradients, though the mask may not change."""
+    active = 4 * (HALF + BIASES)
+    return total(down(("model", active, 0)), down(), up(("gradient", active, 0), UPDATE))
+
+
+def dispfl(found: Run, t: int, client: int) -> Bytes:
+    """Two neighbours' models."""
+    model = [("model", 4 * (HALF + BIASES), 0), ("mask", 0, shorter(HALF, WEIGHTS))]
+    return total(down(), down(*model, *model), up(*model))
+
+
+def sparsyfed(found: Run, t: int, client: int) -> Bytes:
+    """Of one client a round, so that the next is told what that one said."""
+    k = int(0.1 * WEIGHTS)
+    model = [("model", 4 * (k + BIASES), 0), ("mask", 0, shorter(k, WEIGHTS))]
+    return total(down(MODEL) if t == 0 else down(*model), up(*model))
+
+
+def narrow(found: Run, t: int, client: int) -> Bytes:
+    """A sub-model; where logits are masked, without the classes that a client has not."""
+    engine = found.engine
+    rate = engine.server.widths.rates[client]
+    units = [LAYERS[0], *(ceil(rate * width) for width in LAYERS[1:-1]), LAYERS[-1]]
+    size = sum(a * b + b for a, b in pairwise(units))
+    sent, classes = size, []
+    if engine.settings.method.masked:
+        held = len(engine.trainer.feed.y[engine.population.shards[client]].unique())
+        sent -= (LAYERS[-1] - held) * (units[-2] + 1)
+        classes = [("mask", 0, shorter(held, LAYERS[-1]))]
+    said = up(("gradient", 4 * sent, 0), *classes)
+    return total(down(), down(("model", 4 * size, 0)), said)
+
+
+def hetiot(found: Run, t: int, client: int) -> Bytes:
+    """The largest weights; positions travel down only."""
+    k = max(1, round(found.engine.server.shares[client] * WEIGHTS))
+    values = 4 * (k + BIASES)
+    told = down(("model", values, 0), ("mask", 0, shorter(k, WEIGHTS)))
+    return total(down(), told, up(("gradient", values, 0)))
 
 
 def splitfed(found: Run, t: int, client: int) -> Bytes:
-    front, cut, steps = 4 * sum(SHAPES[0]), 4 * LAYERS[1], batches(found, client)
-    return total(
-        message("down", ("model", front, 0)),
-        message("up", ("gradient", front, 0)),
-        *(message("up", ("activation", b * cut, 0), ("label", b, 0)) for b in steps),
-        answers(found, client),
-    )
+    cut, steps = 4 * LAYERS[1], batches(found, client)
+    said = (up(("activation", b * cut, 0), ("label", b, 0)) for b in steps)
+    return total(both(sum(SHAPES[0])), *said, answers(found, client))
 
 
 def answers(found: Run, client: int) -> Bytes:
     """What SplitFed's server tells one client, step by step."""
     cut = 4 * LAYERS[1]
-    return total(*(message("down", ("gradient", b * cut, 0)) for b in batches(found, client)))
+    return total(*(down(("gradient", b * cut, 0)) for b in batches(found, client)))
 
 
-CASES = [
-    pytest.param(dense, ("method.name=fedavg",), id="fedavg"),
-    pytest.param(dense, ("method.name=fedprox",), id="fedprox"),
-    pytest.param(top, ("method.name=topk", "method.sparsity=0.9"), id="topk, bitmap"),
-    pytest.param(top, ("method.name=topk", "method.sparsity=0.98"), id="topk, positions"),
-    pytest.param(dense, ("method.name=topk", "method.sparsity=0.0"), id="topk, dense"),
-    pytest.param(ssfl, ("method.name=ssfl", "method.sparsity=0.75"), id="ssfl, bitmap"),
-    pytest.param(ssfl, ("method.name=ssfl", "method.sparsity=0.98"), id="ssfl, positions"),
-    pytest.param(splitfed, ("method.name=splitfed",), id="splitfed v1"),
-    pytest.param(splitfed, ("method.name=splitfed", "method.version=v2"), id="splitfed v2"),
+def case(formula: Formula, name: str, *words: str) -> Any:
+    """A method and its settings."""
+    return pytest.param(formula, (f"method.name={name}", *words), id=" ".join((name, *words)))
+
+
+UNCHANGED = ("method.start=0.5", "method.sparsity=0.5", "method.decrease=0.0", "method.every=1")
+FEW = [
+    case(top, "topk", "method.sparsity=0.9"),
+    case(dense, "topk", "method.sparsity=0.0"),
+    case(ssfl, "ssfl", "method.sparsity=0.98"),
+    case(splitfed, "splitfed", "method.version=v2"),
 ]
+CASES = [
+    *FEW,
+    *(
+        case(dense, name)
+        for name in ("fedavg", "fedprox", "fednova", "fedopt", "ditto", "fedbn", "finetune")
+    ),
+    case(scaffold, "scaffold"),
+    case(top, "topk", "method.sparsity=0.98"),
+    case(dgc, "dgc"),
+    case(randomk, "randomk"),
+    case(qsgd, "qsgd", "method.bits=5", "method.bucket=64"),
+    case(signsgd, "signsgd"),
+    case(stc, "stc", "method.sparsity=0.9965"),
+    case(powersgd, "powersgd", "method.rank=1"),
+    case(local, "local"),
+    *(case(front, name) for name in ("fedper", "fedrep")),
+    case(spatl, "spatl"),
+    case(ssfl, "ssfl", "method.sparsity=0.75"),
+    case(half, "staticmask"),
+    case(clientmask, "clientmask"),
+    case(feddst, "feddst"),
+    case(prunefl, "prunefl", *UNCHANGED),
+    case(dispfl, "dispfl"),
+    case(sparsyfed, "sparsyfed", "participation=0.2"),
+    *(case(narrow, name) for name in ("heterofl", "fedrolex", "federated-dropout", "fjord")),
+    case(hetiot, "hetiot"),
+    case(splitfed, "splitfed"),
+]
+"""What follows from settings alone; methods' own tests have what is learnt, such as other masks."""
+
+
+def test_every_method_has_a_formula() -> None:
+    assert {words[0] for _, words in (param.values for param in CASES)} == {
+        f"method.name={name}" for name in METHODS
+    }
+
+
+@cache
+def ran(words: tuple[str, ...]) -> Run:
+    return run(small(*WORDS, *words))
 
 
 @pytest.mark.parametrize(("formula", "words"), CASES)
 def test_clients_bytes_are_the_formulas(formula: Formula, words: tuple[str, ...]) -> None:
-    found = run(small(*WORDS, *words))
+    found = ran(words)
     assert N == found.engine.flat.size == 555
     assert prod(found.engine.trainer.feed.x.shape[1:]) == LAYERS[0]
     rows = found.tables["clients"]
@@ -311,10 +487,11 @@ def test_clients_bytes_are_the_formulas(formula: Formula, words: tuple[str, ...]
 
 @pytest.mark.parametrize(("formula", "words"), CASES)
 def test_rounds_bytes_are_the_sums_over_clients(formula: Formula, words: tuple[str, ...]) -> None:
-    found = run(small(*WORDS, *words))
+    found = ran(words)
+    few = round(5 * found.engine.settings.participation)
     for row in found.tables["rounds"]:
         clients = found.tables["clients"][found.tables["clients"]["round"] == row["round"]]
-        assert len(clients) == row["sampled"] == (5 if row["round"] < 0 else 3)
+        assert len(clients) == row["sampled"] == (5 if row["round"] < 0 else few)
         parts = [formula(found, int(row["round"]), int(client)) for client in clients["client"]]
         for direction in tables.DIRECTIONS:
             names = [name for name in tables.BYTES if name.startswith(direction)]
@@ -323,14 +500,11 @@ def test_rounds_bytes_are_the_sums_over_clients(formula: Formula, words: tuple[s
 
 @pytest.mark.parallel([1, 2, 3])
 @pytest.mark.parametrize("server", ["dedicated", "shared"])
-@pytest.mark.parametrize(("formula", "words"), CASES[2::2])
+@pytest.mark.parametrize(("formula", "words"), FEW)
 def test_ranks_bytes_are_their_clients_and_headers(
     formula: Formula, words: tuple[str, ...], server: str
 ) -> None:
-    """A rank's buffers hold its clients' messages; what all are told, it is told once.
-
-    The cases are one of each formula.
-    """
+    """A rank's buffers hold its clients' messages; what all are told, it is told once."""
     comm = MPI.COMM_WORLD
     found = run(small(*WORDS, f"server={server}", *words), comm)
     if comm.rank:
@@ -347,10 +521,10 @@ def test_ranks_bytes_are_their_clients_and_headers(
             turns = max(map(steps, everyone))
         (to_all,) = {amount(parts[client], "down") - own[client] for client in everyone}
         hosted = active["client"][mine].tolist()
-        up = sum(amount(parts[client], "up") for client in hosted)
-        down = to_all + sum(own[client] for client in hosted)
-        assert row["up"] == up + BUFFER.size * (turns + 1)
-        assert row["down"] == down + BUFFER.size * (turns + (2 if t < 0 else 1))
+        said = sum(amount(parts[client], "up") for client in hosted)
+        told = to_all + sum(own[client] for client in hosted)
+        assert row["up"] == said + BUFFER.size * (turns + 1)
+        assert row["down"] == told + BUFFER.size * (turns + (2 if t < 0 else 1))
 
 
 def amount(part: Bytes, direction: str) -> int:

@@ -627,19 +627,54 @@ def test_golombs_code_of_positions_far_from_random(indices: list[int]) -> None:
     np.testing.assert_array_equal(found.blocks[0].indices, given)
 
 
-@pytest.mark.parametrize("share", [0.5, 0.1, 0.01, 0.0025, 0.001])
-def test_golombs_code_is_as_long_as_its_formula_says(share: float) -> None:
-    """Bits a position: b + 1 / (1 - (1 - p)^(2^b)), Sattler et al., eq. 15."""
-    size = 2_000_000
+@given(st.lists(st.integers(1, 2**20), max_size=60), st.integers(0, 2**20))
+@some
+def test_golombs_code_of_any_gaps(gaps: list[int], behind: int) -> None:
+    indices = np.cumsum(gaps, dtype=np.int64) - 1
+    size = sum(gaps) + behind
+    (found,), _ = unpack(pack([Message(0, [golomb(indices.astype(np.uint32), size)])]).data)
+    np.testing.assert_array_equal(found.blocks[0].indices, indices)
+
+
+def bits_a_position(share: float, bits: int) -> float:
+    """On average, where that share of positions is random: Sattler et al., eq. 15."""
+    return bits - 1 / np.expm1(2**bits * np.log1p(-share))
+
+
+@given(st.floats(1e-4, 0.7), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_golombs_code_is_as_long_as_its_formula_says(share: float, seed: int) -> None:
+    """Bits a position: b + 1 / (1 - (1 - p)^(2^b)), give or take five standard deviations."""
+    size = 200_000
     count = int(share * size)
-    indices = np.sort(np.random.default_rng(1).choice(size, count, replace=False))
+    indices = np.sort(np.random.default_rng(seed).choice(size, count, replace=False))
     account = pack([Message(0, [golomb(indices.astype(np.uint32), size)])]).bytes[0]
     bits = rice(size, count)
-    assert bits == {0.5: 0, 0.1: 3, 0.01: 6, 0.0025: 8, 0.001: 9}[share]
-    wanted = bits + 1 / (1 - (1 - share) ** (2**bits))
-    assert 8 * account[Kind.MASK] / count == pytest.approx(wanted, rel=0.02)
+    wanted = count * bits_a_position(count / size, bits)
+    # Upper parts are geometric, q^i (1 - q), or nearly: not independent, but the less they vary.
+    q = (1 - count / size) ** (2**bits)
+    deviation = np.sqrt(count * q) / (1 - q)
+    byte, ends = 8, 2 / (1 - q)
+    assert abs(8 * account[Kind.MASK] - wanted) <= 5 * deviation + byte + ends
+
+
+@given(st.integers(2, 2**32 - 1), st.floats(1e-9, 1))
+@some
+def test_no_other_number_of_lower_bits_is_shorter(size: int, share: float) -> None:
+    count = min(max(1, int(share * size)), size - 1)
+    bits, exact = rice(size, count), count / size
+    best = bits_a_position(exact, bits) * (1 - 1e-9)
+    assert best <= bits_a_position(exact, bits + 1)
+    assert bits == 0 or best <= bits_a_position(exact, bits - 1)
+
+
+@pytest.mark.parametrize(
+    ("share", "bits"), [(0.5, 0), (0.1, 3), (0.01, 6), (0.0025, 8), (0.001, 9)]
+)
+def test_golombs_code_is_close_to_the_entropy(share: float, bits: int) -> None:
+    assert rice(2_000_000, int(share * 2_000_000)) == bits
     entropy = -(share * np.log2(share) + (1 - share) * np.log2(1 - share)) / share
-    assert entropy <= wanted < 1.07 * entropy, "close to the best that there is"
+    assert entropy <= bits_a_position(share, bits) + 1e-9 < 1.07 * entropy
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,30 @@
 """The algebra of methods that compress updates: right on average, or contracting with feedback."""
 
 import itertools
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from fedmpi import quantized, sparse
+from fedmpi import models, quantized, sparse
 from fedmpi.codec import Block, Kind, pack
 from fedmpi.engine import Engine
 from fedmpi.methods import powersgd, randomk
-from tests.plain import play
-from tests.small import run, small
+from tests.plain import EVERYTHING, play
+from tests.small import run, small, smooth
+from tests.test_fedavg import TINY
 
 BYTES = 24 + 16 + 32
 """Headers of a buffer with one message of one block."""
 CPU = torch.device("cpu")
+few = settings(max_examples=40, deadline=None)
+numbers = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
+vectors = st.lists(numbers, min_size=1, max_size=40)
 
 
 def engine(*words: str) -> Engine:
@@ -36,48 +43,6 @@ def noise(found: Engine, seed: int = 0) -> Tensor:
     return torch.randn(found.flat.size, generator=torch.Generator().manual_seed(seed))
 
 
-FEEDBACK: dict[str, tuple[str, ...]] = {
-    "topk": (),
-    "randomk": ("method.error_feedback=true",),
-    "signsgd": (),
-    "powersgd": (),
-}
-
-
-@pytest.mark.parametrize("name", FEEDBACK)
-def test_what_is_sent_and_what_is_kept_is_what_was_to_be_sent(name: str) -> None:
-    found = engine(f"method.name={name}", *FEEDBACK[name])
-    kept = torch.zeros(found.flat.size)
-    for t in range(4):
-        update = noise(found, t)
-        arrived = sent(found, 3, update, t)
-        residual = found.clients.feedback.residuals[3]
-        np.testing.assert_allclose(arrived + residual, update + kept, atol=1e-5)
-        kept = residual.clone()
-        assert float(kept.norm()) > 0.1 * float(update.norm()), "something is left out"
-
-
-@pytest.mark.parametrize("name", FEEDBACK)
-def test_feedback_keeps_the_error_bounded(name: str) -> None:
-    """A contraction's residuals do not grow without end: after many rounds of the same update the
-    mean of what arrived is that update.
-    """
-    found = (
-        engine(f"method.name={name}", *FEEDBACK[name], "method.sparsity=0.5")
-        if name
-        in (
-            "topk",
-            "randomk",
-        )
-        else engine(f"method.name={name}", *FEEDBACK[name])
-    )
-    update, total = noise(found), torch.zeros(found.flat.size)
-    for t in range(300):
-        total += sent(found, 1, update, t)
-    error = float((total / 300 - update).norm() / update.norm())
-    assert error < 0.2
-
-
 @pytest.mark.parametrize("name", ["randomk", "qsgd"])
 def test_without_feedback_it_is_right_on_average(name: str) -> None:
     """Over rounds, that is over draws: each value within five of the largest standard errors."""
@@ -94,6 +59,20 @@ def test_without_feedback_it_is_right_on_average(name: str) -> None:
     assert (every.std(0) > 1e-3).float().mean() > 0.9, "it is random"
 
 
+# ---- top-k
+
+
+@given(vectors, st.floats(0, 1))
+@few
+def test_topk_contracts_by_what_it_keeps(vector: list[float], share: float) -> None:
+    """||v - top_k(v)||^2 <= (1 - k / n) ||v||^2: Stich et al., definition 2.1 of a contraction."""
+    values, count = torch.tensor(vector), max(1, round(share * len(vector)))
+    rest = values.clone()
+    rest[sparse.top(values, count)] = 0
+    square = float(values.double().square().sum())
+    assert float(rest.double().square().sum()) <= (1 - count / len(vector)) * square * (1 + 1e-12)
+
+
 # ---- random-k
 
 
@@ -108,6 +87,46 @@ def test_randomk_draws_anew_and_sends_no_positions() -> None:
         assert len(where) == count and (where.diff() > 0).all()
         seen.add(tuple(where.tolist()))
     assert len(seen) == 9
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+def test_randomk_over_all_sets_of_positions(
+    feedback: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of four values. Scaled by n / k they are right on average, and vary by (n / k - 1) times
+    the square; as they are they leave the share 1 - k / n of it.
+    """
+    mine = ("method.sparsity=0.5", f"method.error_feedback={str(feedback).lower()}")
+    found, update = engine(*TINY, "method.name=randomk", *mine), torch.tensor([3.0, -1.0, 0.5, 2.0])
+    sets = list(itertools.combinations(range(4), 2))
+    # A client for each, so that none has a residual.
+    monkeypatch.setattr(randomk, "drawn", lambda *given: torch.tensor(sets[given[-1]]))
+    every = torch.stack([sent(found, client, update) for client in range(len(sets))])
+    wanted = update / 2 if feedback else update
+    torch.testing.assert_close(every.mean(0), wanted)
+    square = (every - update).square().sum(1).mean()
+    torch.testing.assert_close(square, update.square().sum() * (0.5 if feedback else 1))
+
+
+def test_randomk_takes_all_sets_of_positions_alike() -> None:
+    """1200 draws of six sets: 200 each, give or take five standard deviations."""
+    found = engine(*TINY, "method.name=randomk", "method.sparsity=0.5")
+    counts = Counter(
+        tuple(randomk.drawn(found.settings, found.flat, t, client).tolist())
+        for t, client in itertools.product(range(400), range(3))
+    )
+    assert set(counts) == set(itertools.combinations(range(4), 2))
+    assert all(abs(count - 200) < 5 * (1200 * 1 / 6 * 5 / 6) ** 0.5 for count in counts.values())
+
+
+def test_randomk_draws_from_all_parameters_and_from_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    found = engine("method.name=randomk", "method.sparsity=0.5")
+    flat, seen = found.flat, [randomk.drawn(found.settings, found.flat, t, 0) for t in range(40)]
+    assert len(seen[0]) == round(flat.count / 2)
+    assert torch.equal(torch.cat(seen).unique(), flat.movable)
 
 
 @pytest.mark.parametrize("feedback", ["true", "false"])
@@ -131,16 +150,73 @@ def test_levels_are_those_beside_a_value(bits: int, bucket: int) -> None:
     step = wanted.repeat_interleave(bucket)[:1000] / (2 ** (bits - 1) - 1)
     assert ((found - values).abs() <= step * (1 + 1e-5)).all()
     assert ((found == 0) | (found.sign() == values.sign())).all()
-    # No more variance than lemma 3.1 (ii) of the paper allows.
-    if bucket == 128 and bits == 3:
-        rng = np.random.default_rng(1)
-        errors = []
-        for _ in range(200):
-            pair = quantized.levels(Kind.GRADIENT, values, bits, bucket, rng)
-            errors.append(float((quantized.leveled(*pair, bucket, CPU) - values).square().sum()))
-        s = 2 ** (bits - 1) - 1
-        bound = min(bucket / s**2, bucket**0.5 / s) * float(values.square().sum())
-        assert np.mean(errors) < bound
+
+
+class Even:
+    """In place of a generator: all numbers of a row are the middle of its part of [0, 1)."""
+
+    def random(self, shape: tuple[int, int]) -> np.ndarray:
+        """See `numpy.random.Generator.random`."""
+        rows = (np.arange(shape[0]) + 0.5) / shape[0]
+        return np.broadcast_to(rows[:, np.newaxis], shape)
+
+
+POINTS = 256
+"""Into so many parts of equal probability [0, 1) is divided."""
+
+
+def outcomes(values: Tensor, bits: int) -> Tensor:
+    """What QSGD makes of values [n], a bucket, in all parts of the probability: [POINTS, n]."""
+    even: Any = Even()
+    pair = quantized.levels(Kind.GRADIENT, values.repeat(POINTS), bits, len(values), even)
+    return quantized.leveled(*pair, len(values), CPU).view(POINTS, -1).double()
+
+
+@given(vectors, st.integers(2, 6))
+@few
+def test_levels_are_right_on_average_over_all_outcomes(vector: list[float], bits: int) -> None:
+    """E Q(v) = v (lemma 3.1 (i) of the paper), to what one part of the probability is worth."""
+    values = torch.tensor(vector)
+    step = float(values.double().norm()) / (2 ** (bits - 1) - 1)
+    mean = outcomes(values, bits).mean(0)
+    assert (mean - values).abs().max() <= step * (0.5 / POINTS + 1e-5)
+
+
+@given(vectors, st.integers(2, 6))
+@few
+def test_levels_vary_no_more_and_are_as_few_as_the_paper_proves(
+    vector: list[float], bits: int
+) -> None:
+    """E ||Q(v) - v||^2 <= min(n / s^2, sqrt(n) / s) ||v||^2, and on average at most s (s + sqrt(n))
+    values are not zero (lemma 3.1 (ii) and (iii)).
+    """
+    values, n, s = torch.tensor(vector), len(vector), 2 ** (bits - 1) - 1
+    found, square = outcomes(values, bits), float(values.double().square().sum())
+    variance = float((found - values).square().sum(1).mean())
+    # Half of a part each value may be off, by what it has to lose.
+    off = n / POINTS / 2
+    assert variance <= (min(n / s**2, n**0.5 / s) * (1 + 1e-5) + off / s**2) * square
+    assert float((found != 0).double().sum(1).mean()) <= s * (s + n**0.5) + off
+
+
+def test_levels_of_different_clients_rounds_and_values_are_drawn_apart() -> None:
+    found = engine("method.name=qsgd", "method.bits=2", "method.bucket=5000")
+    update = torch.full((found.flat.size,), 0.3)
+    drawn = {(t, c): sent(found, c, update, t) for t in range(2) for c in range(2)}
+    for one, other in itertools.combinations(drawn.values(), 2):
+        assert (one != other).any()
+    for every in drawn.values():
+        share = float((every != 0).float().mean())
+        # Each value is one level up with the same probability.
+        wanted = len(update) ** -0.5
+        assert abs(share - wanted) < 5 * (wanted / len(update)) ** 0.5
+
+
+def test_qsgd_with_a_norm_for_each_value_is_fedavg() -> None:
+    """Then each value is its norm or minus that."""
+    words = (*EVERYTHING, "participation=0.6")
+    found = run(small("method.name=qsgd", "method.bits=2", "method.bucket=1", *words))
+    np.testing.assert_allclose(found.model, run(small(*words)).model, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
@@ -236,6 +312,43 @@ def test_powersgd_sends_low_ranks_exactly() -> None:
     np.testing.assert_allclose(sent(found, 0, update), update, atol=1e-4)
 
 
+def test_powersgd_of_full_rank_is_fedavg() -> None:
+    """Factors that would be longer than their matrix are not made."""
+    words = ("method.name=powersgd", "method.rank=12", *EVERYTHING, "participation=0.6")
+    found = run(small(*words))
+    np.testing.assert_allclose(found.model, run(small(*words[2:])).model, rtol=1e-4, atol=2e-5)
+    assert (found.tables["clients"]["up_gradient"] == 4 * found.engine.flat.size).all()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_powersgd_projects_and_so_contracts(rank: int) -> None:
+    """What is left out of a matrix is orthogonal to what is sent of it, at the first draw already;
+    at last no more than 1 - rank / (number of its rows) of the square, as of the best of that rank.
+    """
+    found = engine("method.name=powersgd", f"method.rank={rank}", "method.error_feedback=false")
+    update = noise(found)
+    for t in range(30):
+        arrived = sent(found, 0, update, t)
+        for whole, some in zip(matrices(found, update), matrices(found, arrived), strict=True):
+            square = float(whole.square().sum())
+            rest = float((whole - some).square().sum())
+            assert float(some.square().sum()) + rest == pytest.approx(square, rel=1e-4)
+            assert 0 < rest < square
+    for whole, some in zip(matrices(found, update), matrices(found, arrived), strict=True):
+        rest = float((whole - some).square().sum())
+        assert rest <= (1 - rank / min(whole.shape)) * float(whole.square().sum())
+
+
+def test_powersgd_of_nothing_is_nothing_and_does_no_harm() -> None:
+    found = engine("method.name=powersgd", "method.rank=2")
+    nothing = torch.zeros(found.flat.size)
+    assert not sent(found, 0, nothing).any()
+    update = noise(found)
+    arrived = sent(found, 0, update, 1)
+    assert arrived.isfinite().all()
+    assert float((arrived - update).norm()) < float(update.norm())
+
+
 def test_powersgd_comes_to_the_best_rank() -> None:
     """The same update again and again, without feedback: subspace iteration finds the first
     singular vectors.
@@ -251,10 +364,20 @@ def test_powersgd_comes_to_the_best_rank() -> None:
         assert float((rank2 - matrix).norm()) <= float(matrix.norm())
 
 
-def test_bytes_of_powersgd() -> None:
-    found = run(small("method.name=powersgd", "method.rank=1"))
+def test_powersgds_clients_begin_at_factors_of_their_own() -> None:
+    found = engine("method.name=powersgd", "method.rank=1")
+    update = noise(found)
+    assert not torch.equal(sent(found, 0, update), sent(found, 1, update))
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_bytes_of_powersgd(rank: int) -> None:
+    """Factors where they are shorter: with rank 5 not those of 8 x 12 and of 10 x 8."""
+    found = run(small("method.name=powersgd", f"method.rank={rank}"))
     # 12 x 64, 8 x 12 and 10 x 8 as factors; biases of 12, 8 and 10.
-    wanted = 4 * ((12 + 64) + (8 + 12) + (10 + 8) + 12 + 8 + 10)
+    matrices = [(12, 64), (8, 12), (10, 8)]
+    values = [min(rank * (rows + columns), rows * columns) for rows, columns in matrices]
+    wanted = 4 * (sum(values) + 12 + 8 + 10)
     assert set(found.tables["clients"]["up_gradient"].tolist()) == {wanted}
 
 

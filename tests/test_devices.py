@@ -11,7 +11,16 @@ from scipy.special import exp1
 
 from fedmpi import burden, tables
 from fedmpi.config import ConfigError, Settings
-from fedmpi.devices import Fleet, capacity, path_gain, ring, seconds, shared_out, watts
+from fedmpi.devices import (
+    Fleet,
+    capacity,
+    path_gain,
+    ring,
+    seconds,
+    shared_out,
+    shares,
+    watts,
+)
 from fedmpi.engine import Engine
 from tests import plain
 from tests.plain import METHODS, play
@@ -324,6 +333,20 @@ def test_devices_that_are_too_small() -> None:
 
 
 SPLIT = ("method.name=splitfed", "model.hidden=[4,200]")
+
+
+@pytest.mark.parametrize(
+    ("tiers", "wanted"),
+    [
+        ("[{name='a', keep=1.0}]", {1.0}),
+        ("[{name='a', share=0.4, keep=0.3}, {name='b', share=0.6}]", {0.3, 1.0}),
+        ("[{name='a'}]", {1.0, 0.5, 0.1}),
+    ],
+)
+def test_a_methods_own_shares_hold_where_no_device_says_one(tiers: str, wanted: set[float]) -> None:
+    """To keep everything is to say something, too."""
+    settings = small("method.name=hetiot", f"devices.tiers={tiers}")
+    assert set(shares(settings, "keeps")) == wanted
 
 
 TWO = (

@@ -8,7 +8,7 @@ from fedmpi import sparse
 from fedmpi.codec import Block, Kind, Message, WireError
 from fedmpi.engine import Engine
 from tests.plain import EVERYTHING, average, play
-from tests.small import run, small
+from tests.small import small
 
 TINY = ("data.shape=[1]", "data.classes=2", "data.samples=40", "data.test_samples=10")
 TINY += ("model.hidden=[]", "partition.name=iid", "clients=3")
@@ -99,18 +99,6 @@ def test_rounds_equal_plain_training() -> None:
         np.testing.assert_allclose(engine.server.w, w, rtol=1e-4, atol=2e-5)
         # From here on both take the same path, so that roundings do not add up.
         w = engine.server.w.clone()
-
-
-def test_bytes_are_two_models_a_client_and_round() -> None:
-    found = run(small("participation=0.6", "rounds=3"))
-    rows, n = found.tables["clients"], found.engine.flat.size
-    assert n % 2 == 0, "whole words: there is no padding"
-    assert len(rows) == 9
-    for name in rows.dtype.names:
-        if name.startswith(("up_", "down_")):
-            # A message's head has 16 bytes, a block's 32.
-            wanted = {"up_gradient": 4 * n, "down_model": 4 * n, "up_header": 48, "down_header": 48}
-            assert (rows[name] == wanted.get(name, 0)).all(), name
 
 
 def test_a_clients_own_model_is_the_one_that_it_trained() -> None:

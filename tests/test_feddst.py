@@ -102,6 +102,14 @@ def test_between_readjustments_it_is_fedavg_on_the_mask(words: tuple[str, ...]) 
     assert engine.server.version == 0
 
 
+@networks
+def test_without_sparsity_it_is_fedavg(words: tuple[str, ...]) -> None:
+    """What is pruned grows again at once: there is nothing else."""
+    given = (*words, *EVERYTHING, "rounds=3")
+    found = run(small(*ALWAYS[:3], "method.sparsity=0.0", *given))
+    np.testing.assert_allclose(found.model, run(small(*given)).model, rtol=1e-4, atol=2e-5)
+
+
 def test_it_begins_on_each_layers_largest_weights() -> None:
     engine = Engine(small("method.name=feddst", "method.sparsity=0.9"))
     mask, start = engine.server.mask, engine.flat.initial

@@ -76,9 +76,3 @@ def test_rounds_equal_plain_training_with_the_term_in_the_loss() -> None:
         assert float((free - w).abs().max()) > 1e-3, "it makes a difference"
         np.testing.assert_allclose(engine.server.w, w, rtol=1e-4, atol=2e-5)
         w = engine.server.w.clone()
-
-
-def test_it_costs_no_bytes() -> None:
-    prox, plain = (run(small(*words)).tables["rounds"] for words in (("method.name=fedprox",), ()))
-    assert prox["up"].tolist() == plain["up"].tolist()
-    assert prox["down"].tolist() == plain["down"].tolist()

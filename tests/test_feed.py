@@ -94,15 +94,16 @@ def test_orders_that_were_drawn_before_are_the_same() -> None:
 
 
 def test_batches_are_the_picks_with_their_samples() -> None:
-    """However many steps are gathered at once."""
-    for steps in ("epochs=3", "local_steps=7"):
+    """However many steps are gathered at once, and of however many passes."""
+    for steps, passes in (("epochs=3", None), ("local_steps=7", None), ("local_steps=7", 3)):
         engine = Engine(small(steps, "batch=9", "model.dropout=0.5", "augment=['crop','flip']"))
         feed = engine.trainer.feed
         for slab in (1, 2, 3, 1000):
             feed.slab = slab
             for client in range(5):
-                found, wanted = list(feed.batches(1, client)), list(feed.picks(1, client))
-                assert len(found) == len(wanted) == engine.population.steps(client)
+                found = list(feed.batches(1, client, passes))
+                wanted = list(feed.picks(1, client, passes))
+                assert len(found) == len(wanted) == engine.population.steps(client, passes)
                 for batch, pick in zip(found, wanted, strict=True):
                     x, y = feed.take(pick.positions, pick.shifts)
                     assert torch.equal(batch.x, x)

@@ -114,7 +114,7 @@ def test_flops_are_those_of_the_widths_that_were_drawn() -> None:
     engine, cheap = found.engine, 0
     for row in found.tables["clients"]:
         client = int(row["client"])
-        levels = engine.clients.smaller(engine.fleet.tier(client).keep)
+        levels = engine.clients.smaller(engine.fleet.tier(client).keep or 1.0)
         wanted, draws = 0, engine.clients.draw(0, client)
         for some in plain.positions(engine, 0, client):
             rate = levels[next(draws)]

@@ -133,7 +133,7 @@ def test_flops_and_memory_are_those_of_the_narrow_network() -> None:
     found = run(small(NAME, tiers, "rounds=1"))
     engine, memory = found.engine, {}
     for row in found.tables["clients"]:
-        rate = engine.fleet.tier(int(row["client"])).keep
+        rate = engine.fleet.tier(int(row["client"])).keep or 1.0
         units = widths(rate)
         each = sum(2 * a * b for a, b in pairwise(units))
         assert row["flops"] == 3 * each * 2 * row["samples"]
@@ -144,7 +144,7 @@ def test_flops_and_memory_are_those_of_the_narrow_network() -> None:
 def test_devices_say_how_much_they_take_unless_the_method_does() -> None:
     tiers = "devices.tiers=[{name='a',share=0.4},{name='b',share=0.6,keep=0.25}]"
     engine = Engine(small(NAME, tiers))
-    kept = [engine.fleet.tier(client).keep for client in range(5)]
+    kept = [engine.fleet.tier(client).keep or 1.0 for client in range(5)]
     assert sorted(kept) == [0.25, 0.25, 0.25, 1.0, 1.0]
     assert engine.clients.widths.rates == engine.server.widths.rates == kept
     with pytest.raises(ConfigError, match="wanted the default beside"):

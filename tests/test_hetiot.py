@@ -27,7 +27,11 @@ def near(found: np.ndarray | Tensor, wanted: np.ndarray | Tensor) -> None:
 
 @compressors
 @pytest.mark.parametrize("aggregation", ["mean", "coverage"])
-@pytest.mark.parametrize("words", [EVERYTHING, (*CNN, *EVERYTHING, "participation=0.6")])
+@pytest.mark.parametrize(
+    "words",
+    [("local_steps=1", "batch=1000"), EVERYTHING, (*CNN, *EVERYTHING, "participation=0.6")],
+    ids=["fedsgd", "sgd", "cnn"],
+)
 def test_a_share_of_one_is_fedavg(
     compressor: str, aggregation: str, words: tuple[str, ...]
 ) -> None:
@@ -130,7 +134,7 @@ def test_flops_fall_but_for_codes(compressor: str) -> None:
     tiers = "devices.tiers=[{name='a',share=0.4},{name='b',share=0.6,keep=0.25}]"
     found = run(small(NAME, f"method.compressor={compressor}", tiers, "rounds=1"))
     for row in found.tables["clients"]:
-        keep = found.engine.fleet.tier(int(row["client"])).keep
+        keep = found.engine.fleet.tier(int(row["client"])).keep or 1.0
         each = 2 * ALL
         if keep < 1 and compressor == "prune":
             local = found.engine.clients.locals[int(row["client"])]

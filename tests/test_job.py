@@ -1,5 +1,6 @@
 """A job: its ranks check together, run together, and the root records what comes out."""
 
+import gc
 import hashlib
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from fedmpi.engine import Engine
 from fedmpi.errors import BadInput
 from fedmpi.job import Job, line, progress
 from fedmpi.sweep import Sweep
+from fedmpi.train import Trainer
 from tests.small import small
 
 on_ranks = pytest.mark.parallel([1, 2, 3])
@@ -216,6 +218,19 @@ def test_a_sweep_goes_on_behind_bad_members(
         assert "[1/3] clients=3" in said and "[3/3] clients=2" in said
     else:
         assert said == ""
+
+
+def test_the_runs_of_a_sweep_do_not_pile_up_in_memory(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(
+        "[base]\nrounds = 1\nclients = 2\n"
+        'data = { name = "synthetic", samples = 200, shape = [1, 4, 4] }\n'
+        "[[grid]]\nseed = [1, 2, 3]"
+    )
+    gc.collect()
+    before = sum(type(one) is Trainer for one in gc.get_objects())
+    Job().sweep(Sweep(file, tmp_path, ()))
+    assert sum(type(one) is Trainer for one in gc.get_objects()) == before
 
 
 @pytest.mark.parallel(2)

@@ -106,7 +106,7 @@ SETTINGS = {
     "unknown key of a table": (["method.moo=1"], "no setting 'moo' in [method]; there are: name"),
     "unknown key of a named table": (
         ["method.name=topk", "method.sparsty=0.5"],
-        "no setting 'sparsty' in [method] (did you mean 'sparsity'?); there are: name, sparsity,",
+        "no setting 'sparsty' in [method] (did you mean 'sparsity'?); there are: name, error_feed",
     ),
     "wrong type": (["lr=fast"], "lr = 'fast': input should be a valid number"),
     "a float for epochs": (["epochs=1.5"], "epochs = 1.5: input should be a valid integer"),

@@ -197,6 +197,42 @@ def test_without_held_out_samples_there_is_no_validation() -> None:
     assert np.isfinite(row["accuracy"])
 
 
+def test_empty_test_shards_of_clients_with_models_of_their_own_do_not_count() -> None:
+    engine = Engine(small(*SKEWED, "rounds=1", "method.name=fedper"))
+    empty = np.array([len(shard) == 0 for shard in engine.population.test_shards])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (outcome,) = play(engine)
+    rows, (row,) = outcome.tables["clients"], outcome.tables["rounds"]
+    np.testing.assert_array_equal(np.isnan(rows["accuracy"]), empty)
+    known = rows["accuracy"][~empty]
+    found = [row[column] for column in ("shard_mean", "shard_std", "shard_min")]
+    np.testing.assert_allclose(found, [known.mean(), known.std(), known.min()])
+
+
+def test_what_clients_have_is_looked_at_in_due_rounds_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Looking changes nothing, and where nothing is due it costs nothing."""
+    publish, published = Wire.publish, []
+
+    def note(wire: Wire, values: np.ndarray) -> np.ndarray:
+        published.append(values)
+        return publish(wire, values)
+
+    monkeypatch.setattr(Wire, "publish", note)
+    words = ("method.name=fedper", "rounds=5", "participation=0.6")
+    rare, always = (Engine(small(*words, f"evaluate={every}")) for every in (2, 1))
+    for one, other in zip(play(rare), play(always), strict=True):
+        found, wanted = (outcome.tables["rounds"]["shard_mean"][0] for outcome in (one, other))
+        is_due = rare.observer.is_due(int(one.tables["rounds"]["round"][0]))
+        assert found == wanted if is_due else np.isnan(found)
+        assert len(published) == (2 if is_due else 1)
+        published.clear()
+    assert rare.model_sha256() == always.model_sha256()
+    assert all(torch.equal(own, always.clients.own[c]) for c, own in rare.clients.own.items())
+
+
 def test_personal_models_are_those_that_clients_trained() -> None:
     """Trained by plain torch from the round's model; a client that rests keeps its last one."""
     words = ("participation=0.4", "rounds=5", "lr=0.5", "epochs=4", "data.separation=6.0")
@@ -227,8 +263,9 @@ def test_when_accuracies_are_due(evaluate: int, rounds: int, due: list[int]) -> 
     assert [t for t in range(-1, rounds) if observer.is_due(t)] == due
 
 
-def test_evaluation_is_off_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(small("rounds=2", "evaluate=2"))
+@pytest.mark.parametrize("name", ["fedavg", "fedper"])
+def test_evaluation_is_off_the_clock(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(small("rounds=2", "evaluate=2", f"method.name={name}"))
     correct = engine.trainer.correct
 
     def slowly(*args: Any) -> list[np.ndarray]:
@@ -238,7 +275,7 @@ def test_evaluation_is_off_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.trainer, "correct", slowly)
     started = time.perf_counter()
     first, second = play(engine)
-    # All personal models, the test set and the held-out samples.
+    # All personal models, the test set and the held-out samples; or what each client has.
     assert time.perf_counter() - started > 1.2
     for outcome in (first, second):
         assert 0 < outcome.tables["rounds"]["seconds"][0] < 0.9

@@ -10,8 +10,8 @@ import pytest
 from fedmpi import config
 from fedmpi.codec import Block, Message, pack, unpack
 from fedmpi.engine import Engine
-from tests.plain import CNN, EVERYTHING, FILES, METHODS, play
-from tests.small import Run, run, small
+from tests.plain import CHOICES, CNN, EVERYTHING, FILES, METHODS, play
+from tests.small import Run, refusal, run, small
 
 CASES = [(name,) for name in METHODS]
 CASES += [("splitfed", "method.version=v2"), ("topk", "method.error_feedback=false")]
@@ -21,6 +21,8 @@ EASY = (
     *("model.hidden=[24,16]", "partition.alpha=1.0"),
 )
 """What any method learns within seconds."""
+FEW = ("data.samples=100", "data.test_samples=20")
+"""For models that are large, where it is their size that matters."""
 
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 every_case = pytest.mark.parametrize("case", CASES, ids=" ".join)
@@ -32,7 +34,7 @@ def words(case: tuple[str, ...], *more: str) -> config.Settings:
 
 
 def sound(found: Run) -> None:
-    """The run has moved a model, to something finite, and all that was measured is possible."""
+    """The run has moved a model, to something finite."""
     start, server = found.engine.flat.initial.numpy(), found.engine.server
     assert np.isfinite(found.model).all()
     assert not server.is_global or not np.array_equal(found.model, start)
@@ -41,9 +43,6 @@ def sound(found: Run) -> None:
     assert len(rounds) == found.engine.settings.rounds
     assert np.isfinite(rounds["loss"]).all()
     assert (rounds["loss"] > 0).all()
-    for name in ("accuracy", "personal_mean") if server.is_global else ("personal_mean",):
-        assert (rounds[name] >= 0).all()
-        assert (rounds[name] <= 1).all()
 
 
 @every_file
@@ -77,6 +76,15 @@ def test_file_is_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 200
 
 
+@every_file
+def test_the_readme_has_a_row_for_it(path: Path) -> None:
+    """With its lines of code, which are easily forgotten."""
+    name, lines = path.stem.replace("_", "-"), len(path.read_text().splitlines())
+    rows = (path.parents[2] / "README.md").read_text().split("\n")
+    (row,) = [row for row in rows if row.startswith(f"| `{name}` |")]
+    assert row.endswith(f" | {lines} |")
+
+
 @every_case
 @pytest.mark.parametrize(
     "more",
@@ -101,6 +109,43 @@ def test_it_runs_and_moves_the_model(case: tuple[str, ...], more: tuple[str, ...
         assert np.bincount(clients["round"]).tolist() == [2, 2, 2]
     if "local_steps=3" in more:
         assert (clients["steps"] == 3).all()
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
+def test_every_choice_runs_or_says_what_it_wants(choice: tuple[str, ...]) -> None:
+    setting, _, value = choice[1].partition("=")
+    if why := refusal(small(*choice)):
+        assert f"because {setting} = '{value}'" in why
+        return
+    sound(run(small(*choice)))
+
+
+@every_case
+def test_every_result_has_three_accuracies(case: tuple[str, ...]) -> None:
+    """Of the global model on all test samples, and on clients' own; of clients' own models there.
+
+    Shards tile the test set. Where there is no global model the first is unknown, and the second is
+    of what clients have after a round, if they have a model then.
+    """
+    found = run(words(case, "participation=0.6", "rounds=3"))
+    engine, own = found.engine, np.full(5, np.nan)
+    for row in found.tables["rounds"][found.tables["rounds"]["round"] >= 0]:
+        rows = found.tables["clients"][found.tables["clients"]["round"] == row["round"]]
+        own[rows["client"]] = rows["personal"]
+        assert ((rows["personal"] >= 0) & (rows["personal"] <= 1)).all()
+        assert row["personal_mean"] == pytest.approx(np.nanmean(own), abs=1e-6)
+        ours = [row[name] for name in ("accuracy", "shard_mean", "shard_std", "shard_min")]
+        assert np.isfinite(ours[0]) == engine.server.is_global
+        are_known = engine.server.is_global or engine.clients.deployed is not None
+        assert np.isfinite([*ours[1:], *rows["accuracy"]]).all() == are_known
+        assert np.isnan([*ours[1:], *rows["accuracy"]]).all() != are_known
+    if engine.server.is_global:
+        sizes = np.array([len(shard) for shard in engine.population.test_shards])
+        assert sizes.sum() == len(engine.observer.test_y)
+        shards = engine.observer.judge(engine.server.w).shards
+        wanted = [shards @ sizes / sizes.sum(), shards.mean(), shards.std(), shards.min()]
+        np.testing.assert_allclose(ours, wanted, atol=1e-6)
+        np.testing.assert_allclose(rows["accuracy"], shards[rows["client"]], atol=1e-6)
 
 
 @every_case
@@ -189,7 +234,7 @@ def test_blocks_survive_the_wire(case: tuple[str, ...], monkeypatch: pytest.Monk
 @every_case
 def test_where_clients_vectors_wait_does_not_change_the_result(case: tuple[str, ...]) -> None:
     """All in memory; some, of 302 KiB each, in memory; all in the file."""
-    more = ("model.hidden=[1024]", "participation=0.8", "rounds=3")
+    more = (*FEW, "model.hidden=[1024]", "participation=0.8", "rounds=3")
     whole, *others = (run(words(case, *more, f"state.memory={mib}")) for mib in (1024, 1, 0))
     for other in others:
         assert other.sha256 == whole.sha256
@@ -200,7 +245,7 @@ def test_where_clients_vectors_wait_does_not_change_the_result(case: tuple[str, 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("units", "width"), [(1024, 3), (3000, 1)])
 def test_waves_do_not_change_the_result(name: str, units: int, width: int) -> None:
-    given = (f"model.hidden=[{units}]", *EVERYTHING)
+    given = (*FEW, f"model.hidden=[{units}]", *EVERYTHING)
     whole, waves = (run(words((name,), *given, f"exchange.window={mib}")) for mib in (256, 1))
     population, size = waves.engine.population, waves.engine.flat.size
     assert next(len(wave.clients) for wave in population.waves(0, size, [0], False)) == width

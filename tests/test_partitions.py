@@ -332,6 +332,19 @@ def test_dirichlet_balanced_moments() -> None:
     assert np.corrcoef(shares.ravel(), priors.T.ravel())[0, 1] > 0.95
 
 
+def test_the_two_dirichlet_partitions_are_different_ones() -> None:
+    """NIID-Bench's divides each class over clients, so that sizes differ; SSFL's gives every client
+    a mixture of classes and as many samples.
+    """
+    sizes = {}
+    for module in (dirichlet, dirichlet_balanced):
+        train, _ = divide(module, [200] * 10, [0] * 10, 10, alpha=0.3)
+        sizes[module] = train.sum(axis=0)
+        assert train.sum() == 2000
+    assert np.ptp(sizes[dirichlet_balanced]) == 0
+    assert sizes[dirichlet].max() > 2 * sizes[dirichlet].min()
+
+
 def test_more_concentration_is_less_skew() -> None:
     def largest_share(module: ModuleType, alpha: float) -> float:
         train, _ = divide(module, [200] * 10, [0] * 10, 10, alpha=alpha)

@@ -1,14 +1,20 @@
 """Methods whose clients keep a part of the model, or all: what stays, what travels, and why."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedmpi import models
+from fedmpi.codec import Message, pack
 from fedmpi.engine import Engine
-from tests.plain import Change, average, network, play, train
+from fedmpi.measure import Outcome
+from fedmpi.streams import Purpose, stream
+from tests.plain import METHODS, Change, accuracy, average, network, play, train, vector
 from tests.small import run, small, smooth
 
 FEW = ("participation=0.6", "rounds=4", "momentum=0.5")
@@ -21,6 +27,29 @@ def near(found: Tensor, wanted: Tensor) -> None:
 def private(engine: Engine) -> Tensor:
     """Which positions stay with the clients: bool [n]."""
     return engine.clients.private
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_private_costs_no_bytes_and_never_travels(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FedPer's head, FedBN's norms, SPATL's predictor: whatever clients make of it."""
+    monkeypatch.setattr(models, "build", smooth)
+    engine = Engine(small(f"method.name={name}", "rounds=3"))
+    own = getattr(engine.clients, "private", None)
+    if own is None:
+        return
+    list(play(engine))
+    assert torch.equal(engine.server.w[own], engine.flat.initial[own])
+    w, said, count = engine.server.w + 0.1, [], int(own.sum())
+    assert 0 < count < engine.flat.size
+    for _ in range(2):
+        w[own] += torch.randn(count)
+        blocks = engine.clients.upload(3, 1, w.clone())
+        said.append(pack([Message(1, blocks)]).data.tobytes())
+    assert said[0] == said[1]
+    (told,) = {len(b.values) for b in engine.server.broadcast(3)}
+    assert told == engine.flat.size - count
 
 
 # ---- local
@@ -37,14 +66,101 @@ def test_local_is_training_alone() -> None:
     assert torch.equal(engine.server.w, engine.flat.initial)
 
 
-@pytest.mark.parametrize("name", ["local", "fedper", "fedrep", "fedbn"])
+@pytest.mark.parametrize("name", ["local", "fedper", "fedrep", "fedbn", "spatl"])
 def test_there_is_no_global_model_to_judge(name: str) -> None:
     found = run(small(f"method.name={name}"))
     rounds, clients = found.tables["rounds"], found.tables["clients"]
-    for column in ("accuracy", "validation", "shard_mean", "shard_std", "shard_min"):
+    for column in ("accuracy", "validation"):
         assert np.isnan(rounds[column]).all()
-    assert np.isnan(clients["accuracy"]).all()
-    assert np.isfinite(rounds["personal_mean"]).all()
+    for column in ("shard_mean", "shard_std", "shard_min", "personal_mean"):
+        assert np.isfinite(rounds[column]).all()
+    assert np.isfinite(clients["accuracy"]).all()
+
+
+# ---- what clients have after a round
+
+
+def shard_accuracies(engine: Engine, models: list[Tensor]) -> np.ndarray:
+    """Each client's, of these models [n], by plain torch."""
+    x, y, found = engine.observer.test_x, engine.observer.test_y, []
+    for w, shard in zip(models, engine.population.test_shards, strict=True):
+        found.append(accuracy(network(engine, w), x[shard], y[shard]))
+    return np.array(found)
+
+
+def check_deployed(outcome: Outcome | None, wanted: np.ndarray) -> None:
+    """An outcome's accuracies are the wanted ones, [clients]."""
+    assert outcome is not None
+    rows, (row,) = outcome.tables["clients"], outcome.tables["rounds"]
+    np.testing.assert_allclose(rows["accuracy"], wanted[rows["client"]], atol=1e-6)
+    found = [row[column] for column in ("shard_mean", "shard_std", "shard_min")]
+    np.testing.assert_allclose(found, [wanted.mean(), wanted.std(), wanted.min()], atol=1e-6)
+
+
+REST = "devices.tiers=[{name='big', share=0.6}, {name='tiny', share=0.4, memory=1e-3}]"
+
+
+@pytest.mark.parametrize(
+    "words", [("participation=0.4",), (REST, "devices.unfit=rest")], ids=["few", "rest"]
+)
+@pytest.mark.parametrize("name", ["fedper", "fedrep", "spatl", "local"])
+def test_clients_have_the_new_shared_part_and_their_own(name: str, words: tuple[str, ...]) -> None:
+    """By plain torch. Who did not take part has its old own part, and at first the initial one."""
+    given = ("rounds=4", "lr=0.5", "epochs=3", "data.separation=6.0")
+    engine = Engine(small(f"method.name={name}", *given, *words))
+    stays = torch.ones(engine.flat.size) > 0 if name == "local" else private(engine)
+    own, w, stale = engine.flat.initial.repeat(5, 1), engine.flat.initial, False
+    store = engine.clients.models if name == "local" else engine.clients.own
+    for t, outcome in enumerate(play(engine)):
+        for client in engine.population.sample(t):
+            own[client, stays] = store[client]
+        before, w = w, engine.server.w.clone()
+        wanted = shard_accuracies(engine, list(torch.where(stays, own, w)))
+        check_deployed(outcome, wanted)
+        # The shared part of before the round would give other accuracies.
+        old = shard_accuracies(engine, list(torch.where(stays, own, before)))
+        stale = stale or not np.array_equal(old, wanted)
+        assert not np.isin(range(5), engine.population.sample(t)).all()
+    assert stale == (name != "local")
+
+
+def test_clients_whose_uploads_are_all_lost_have_changed_all_the_same() -> None:
+    """The shared part is as it was; their own is new."""
+    words = ("devices.tiers=[{gflops=1.0}]", "devices.dropouts=0.9", "participation=0.4")
+    engine = Engine(small("method.name=fedper", *words, "rounds=5", "lr=0.5"))
+    stays, own, void = private(engine), engine.flat.initial.repeat(5, 1), 0
+    for t, outcome in enumerate(play(engine)):
+        assert outcome is not None
+        for client in engine.population.sample(t):
+            own[client, stays] = engine.clients.own[client]
+        check_deployed(
+            outcome, shard_accuracies(engine, list(torch.where(stays, own, engine.server.w)))
+        )
+        void += bool(outcome.tables["clients"]["lost"].all())
+    assert void > 1
+
+
+def test_for_local_models_both_accuracies_are_one() -> None:
+    clients = run(small("method.name=local", "participation=0.6")).tables["clients"]
+    np.testing.assert_array_equal(clients["accuracy"], clients["personal"])
+
+
+@pytest.mark.parallel([2, 3, 4])
+@pytest.mark.parametrize("server", ["dedicated", "shared"])
+@pytest.mark.parametrize("name", ["fedper", "spatl", "local"])
+def test_what_clients_have_does_not_depend_on_ranks(name: str, server: str) -> None:
+    """Most take no part in a round, and some in none: yet each is judged where it lives."""
+    words = (f"method.name={name}", "participation=0.2", "rounds=4", "lr=0.5", f"server={server}")
+    settings = small(*words, REST, "devices.unfit=rest")
+    found = run(settings, MPI.COMM_WORLD)
+    if MPI.COMM_WORLD.rank == 0:
+        alone = run(settings)
+        for table, column in (
+            *(("rounds", column) for column in ("shard_mean", "shard_std", "shard_min")),
+            ("clients", "accuracy"),
+        ):
+            assert np.isfinite(found.tables[table][column]).all()
+            np.testing.assert_array_equal(found.tables[table][column], alone.tables[table][column])
 
 
 def test_local_sends_headers_alone() -> None:
@@ -153,8 +269,10 @@ def test_fedbn_keeps_norms_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fedbn_without_norms_is_fedavg() -> None:
-    found = run(small("method.name=fedbn", *FEW))
-    np.testing.assert_allclose(found.model, run(small(*FEW)).model, rtol=1e-4, atol=2e-5)
+    found, wanted = run(small("method.name=fedbn", *FEW)), run(small(*FEW))
+    np.testing.assert_allclose(found.model, wanted.model, rtol=1e-4, atol=2e-5)
+    rows = (one.tables["rounds"]["shard_mean"] for one in (found, wanted))
+    np.testing.assert_allclose(*rows, atol=0.02, err_msg="what clients have is the global model")
 
 
 # ---- Ditto
@@ -172,10 +290,16 @@ def test_dittos_own_models_are_drawn_to_the_global_one(pull: float) -> None:
     engine = Engine(small("method.name=ditto", f"method.pull={pull}", *FEW))
     own: dict[int, Tensor] = {}
     w = engine.server.w.clone()
-    for t, _ in enumerate(play(engine)):
-        for client in engine.population.sample(t):
+    for t, outcome in enumerate(play(engine)):
+        clients = engine.population.sample(t)
+        for client in clients:
             near(engine.clients.models[client], alone(engine, t, client, own, w, pull))
             own[client] = engine.clients.models[client].clone()
+            row = outcome.tables["clients"][clients.index(client)]
+            shard = engine.population.test_shards[client]
+            x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+            wanted = accuracy(network(engine, own[client]), x, y)
+            np.testing.assert_allclose(row["personal"], wanted, atol=1e-6)
         near(engine.server.w, average(engine, t, w))
         w = engine.server.w.clone()
 
@@ -195,3 +319,103 @@ def alone(
         (loss + pull / 2 * (v - w).square().sum()).backward()
         steps.step()
     return torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+
+
+# ---- fine-tuning
+
+
+def tuned(engine: Engine, t: int, client: int, w: Tensor, passes: int) -> Tensor:
+    """Plain training from w by so many passes, whose rates are a round's."""
+    module, settings = network(engine, w), engine.settings
+    steps = torch.optim.SGD(module.parameters(), lr=1.0, momentum=settings.momentum)
+    random = stream(settings.seed, Purpose.BATCH, t, client)
+    shard = engine.population.shards[client]
+    for done in range(passes):
+        share = done / passes if settings.schedule == "restarts" else 0
+        steps.param_groups[0]["lr"] = settings.lr * (1 + np.cos(np.pi * share)) / 2
+        order = torch.from_numpy(shard[random.permutation(len(shard))])
+        for some in order.split(settings.batch):
+            steps.zero_grad()
+            x, y = engine.trainer.feed.x[some], engine.trainer.feed.y[some]
+            cross_entropy(module(x), y).backward()
+            steps.step()
+    return vector(module)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("words", [(), ("local_steps=2",), ("schedule=restarts",)], ids=" ".join)
+def test_what_was_sent_is_fine_tuned(passes: int, words: tuple[str, ...]) -> None:
+    """And nothing of it reaches the server: its model is FedAvg's."""
+    engine = Engine(small("method.name=finetune", f"method.epochs={passes}", *FEW, *words))
+    kept, keep, w = {}, engine.observer.keep, engine.server.w.clone()
+
+    def watch(client: int, model: Tensor) -> None:
+        kept[client] = model.clone()
+        keep(client, model)
+
+    engine.observer.keep = watch
+    for t, outcome in enumerate(play(engine)):
+        clients = engine.population.sample(t)
+        assert tuple(kept) == clients
+        for client, row in zip(clients, outcome.tables["clients"], strict=True):
+            wanted = tuned(engine, t, client, w, passes)
+            near(kept[client], wanted)
+            assert float((wanted - w).norm()) > 100 * float((kept[client] - wanted).norm())
+            shard = engine.population.test_shards[client]
+            x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+            found = accuracy(network(engine, kept[client]), x, y)
+            np.testing.assert_allclose(row["personal"], found, atol=1e-6)
+        w = engine.server.w.clone()
+        kept.clear()
+    assert engine.model_sha256() == run(small(*FEW, *words)).sha256
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("rows=3",), ("statistics=local",), ("statistics=local", "rows=3")], ids=" ".join
+)
+def test_fine_tuning_changes_nothing_but_what_is_judged(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither models nor losses, bytes, FLOPs, simulated seconds or clients' statistics."""
+    monkeypatch.setattr(models, "build", smooth)
+    given = (*FEW, "epochs=2", "lr=0.3", "devices.tiers=[{gflops=1.0}]", *words)
+    plain, same, longer = (
+        run(small(*mine, *given))
+        for mine in ((), *(("method.name=finetune", f"method.epochs={n}") for n in (2, 9)))
+    )
+    judged = {"seconds", "personal", "personal_mean"}
+    # As many passes make the same model, but its local statistics have gone on from the client's.
+    as_many = judged if "statistics=local" in words else {"seconds"}
+    for found, moving in ((same, as_many), (longer, judged)):
+        assert found.sha256 == plain.sha256
+        for name in ("rounds", "clients"):
+            for column in set(plain.tables[name].dtype.names) - moving:
+                np.testing.assert_array_equal(
+                    found.tables[name][column], plain.tables[name][column], err_msg=column
+                )
+        ours, theirs = (one.engine.trainer.statistics for one in (found, plain))
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[client], theirs[client]) for client in theirs)
+    apart = longer.tables["clients"]["personal"] - plain.tables["clients"]["personal"]
+    assert np.nanmax(np.abs(apart)) > 0
+
+
+@pytest.mark.parametrize(("rows", "chunks"), [(1, 5), (3, 2)])
+def test_chunks_are_fine_tuned_once_when_accuracies_are_due(
+    rows: int, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(small("method.name=finetune", "evaluate=3", "rounds=5", f"rows={rows}"))
+    tune, calls = engine.trainer.tune, []
+
+    def watch(t: int, clients: tuple[int, ...], *rest: Any) -> Tensor:
+        calls.append((t, clients))
+        before = engine.trainer.losses.copy(), engine.trainer.seconds.copy()
+        found = tune(t, clients, *rest)
+        assert (engine.trainer.losses, engine.trainer.seconds) == before
+        return found
+
+    monkeypatch.setattr(engine.trainer, "tune", watch)
+    list(play(engine))
+    assert len(calls) == 2 * chunks
+    asked = sorted((t, client) for t, clients in calls for client in clients)
+    assert asked == [(t, client) for t in (2, 4) for client in range(5)]

@@ -133,6 +133,14 @@ def test_each_wave_is_spread_by_load_unless_clients_are_settled() -> None:
     assert moved
 
 
+def test_clients_that_a_rank_hosts_are_those_that_settle_there() -> None:
+    drawn = population("clients=8", "partition.alpha=0.3")
+    (wave,) = drawn.waves(0, 10, [1, 2, 3], settled=True)
+    assert [drawn.hosted([1, 2, 3], rank) for rank in range(4)] == [wave.on(r) for r in range(4)]
+    assert drawn.hosted([1, 2, 3], 0) == ()
+    assert drawn.hosted(range(1), 0) == tuple(range(8))
+
+
 def test_clients_settle_once_for_each_set_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Placing takes all clients, however few are sampled."""
     drawn, placed = population("clients=8", "participation=0.5", "partition.name=iid"), []
@@ -268,6 +276,7 @@ def test_steps(words: tuple[str, ...], wanted: object) -> None:
     drawn = population(*words)
     for client, size in enumerate(drawn.sizes.tolist()):
         assert drawn.steps(client) == wanted(size)
+        assert drawn.steps(client, 4) == 4 * -(-size // drawn.settings.batch)
 
 
 UNEQUAL = ("clients=5", "partition.name=quantity", "partition.alpha=0.7", "seed=3")

@@ -19,8 +19,8 @@ from fedmpi.layers import BatchNorm, Dropout
 from fedmpi.models import resnet
 from fedmpi.rows import OneByOne, Rows
 from fedmpi.stacked import GRAPHS, Stacked, graph_size, loaded
-from tests.plain import CNN, EVERYTHING, METHODS, RNN
-from tests.small import Run, run, small, smooth, sorts, text
+from tests.plain import CHOICES, CNN, EVERYTHING, METHODS, RNN, play
+from tests.small import Run, refusal, run, small, smooth, sorts, text
 
 CPU = torch.device("cpu")
 SHAPE, CLASSES, LINE = (2, 8, 8), 3, 64
@@ -269,6 +269,13 @@ def test_stacked_equals_one_by_one(name: str, case: str) -> None:
     compare((f"method.name={name}", *CASES[case]), 5 if case == "all" else 2)
 
 
+@pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
+def test_stacked_equals_one_by_one_in_every_choice(choice: tuple[str, ...]) -> None:
+    """Choices that want another setting, too, are seen through in `test_methods`."""
+    if not refusal(small(*choice)):
+        compare((*choice, *ALL), 3)
+
+
 @pytest.mark.parametrize("statistics", ["averaged", "local"])
 @pytest.mark.parametrize("name", METHODS)
 def test_stacked_equals_one_by_one_with_batch_norm(
@@ -346,6 +353,7 @@ def test_adjusting_rows_together_is_adjusting_each(name: str) -> None:
     clients, n = engine.clients, engine.flat.size
     if clients.adjust is None:
         return
+    list(play(engine))  # so that whoever keeps something has it
     size = len(clients.start) if not clients.converses else clients.front.size
     random = torch.Generator().manual_seed(9)
     clients.start = torch.randn(size, generator=random)

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedmpi import models
 from fedmpi.engine import Engine
 from tests.plain import play, train
-from tests.small import run, small
+from tests.small import run, small, smooth
 
-WORDS = ("method.name=scaffold", "participation=0.6", "epochs=3", "rounds=6", "lr_decay=0.9")
+WORDS = ("method.name=scaffold", "epochs=3", "rounds=6", "lr_decay=0.9")
 
 
 def controls(engine: Engine) -> Tensor:
@@ -20,7 +21,9 @@ def controls(engine: Engine) -> Tensor:
 
 
 @pytest.mark.parametrize("participation", [0.2, 0.6, 1.0])
-def test_c_is_the_mean_of_all_c_k(participation: float) -> None:
+def test_c_is_the_mean_of_all_c_k_under_partial_and_full_participation(
+    participation: float,
+) -> None:
     engine = Engine(small(*WORDS, f"participation={participation}"))
     for _ in play(engine):
         own = controls(engine)
@@ -30,9 +33,14 @@ def test_c_is_the_mean_of_all_c_k(participation: float) -> None:
     assert moved.sum() > 1
 
 
-def test_c_k_is_the_mean_gradient_of_the_last_pass_and_corrects_the_next() -> None:
+@pytest.mark.parametrize(
+    "words", [("participation=0.6",), ("participation=1.0", "rows=5")], ids=["few", "rows"]
+)
+def test_c_k_is_the_mean_gradient_of_the_last_pass_and_corrects_the_next(
+    words: tuple[str, ...],
+) -> None:
     """Held against plain training that follows g + c - c_k, and remembers g."""
-    engine = Engine(small(*WORDS))
+    engine = Engine(small(*WORDS, *words))
     w, c, own = engine.server.w.clone(), torch.zeros(engine.flat.size), controls(engine)
     for t, _ in enumerate(play(engine)):
         total, samples, before = torch.zeros_like(w), 0, c.clone()
@@ -57,16 +65,31 @@ def test_c_k_is_the_mean_gradient_of_the_last_pass_and_corrects_the_next() -> No
         w = engine.server.w.clone()
 
 
+def test_statistics_have_no_control_variates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    engine = Engine(small(*WORDS, "participation=0.6"))
+    still = engine.flat.still
+    list(play(engine))
+    assert len(still) and engine.server.control.any()
+    assert not engine.server.control[still].any() and not controls(engine)[:, still].any()
+
+
+def test_what_is_lost_of_a_c_k_is_missing_in_c() -> None:
+    """Its client does not know, and goes on from the c_k that it has."""
+    tiers = ("devices.tiers=[{gflops=1.0}]", "devices.dropouts=0.4")
+    engine = Engine(small(*WORDS, *tiers))
+    missing, before = torch.zeros(engine.flat.size), controls(engine)
+    for outcome in play(engine):
+        own, rows = controls(engine), outcome.tables["clients"]
+        lost = rows["client"][rows["lost"]].tolist()
+        missing += (own - before)[lost].sum(0) / 5
+        before = own
+        np.testing.assert_allclose(engine.server.control + missing, own.mean(0), atol=1e-5)
+    assert float(missing.abs().max()) > 1e-3
+
+
 def test_the_first_round_of_full_participation_is_fedavgs() -> None:
     words = ("rounds=1",)
     assert run(small("method.name=scaffold", *words)).sha256 == run(small(*words)).sha256
     words = ("rounds=2",)
     assert run(small("method.name=scaffold", *words)).sha256 != run(small(*words)).sha256
-
-
-def test_it_costs_twice_the_bytes() -> None:
-    drifting, plain = (run(small(*words)) for words in (("method.name=scaffold",), ()))
-    extra = 32 + (4 * plain.engine.flat.size + 7) // 8 * 8
-    for way in ("up", "down"):
-        wanted = plain.tables["rounds"][way] + 5 * extra
-        assert drifting.tables["rounds"][way].tolist() == wanted.tolist()

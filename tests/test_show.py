@@ -332,9 +332,9 @@ def test_how_it_went(said: Any) -> None:
         ["round 20 (last)", "round 1 (best held out)"],
         ["global model, test set", "0.290", "0.100"],
         ["global model, held-out samples", "0.710", "0.900"],
-        ["global model, clients' test shards", "0.500 ± 0.250", "0.500 ± 0.250"],
+        ["after the round, clients' test shards", "0.500 ± 0.250", "0.500 ± 0.250"],
         ["the worst of them", "0.125", "0.125"],
-        ["clients' own models, their shards", "0.750", "0.750"],
+        ["after local training, the same", "0.750", "0.750"],
     ]
     assert table(found, "a client's bytes") == [
         ["up, a round", "down, a round", "up, once", "down, once", "share"],
@@ -440,18 +440,35 @@ def test_without_validation_and_with_few_evaluations(said: Any) -> None:
         del file.attrs["best_round"]
         rows = file["rounds"][:]
         rows["validation"] = np.nan
-        rows["accuracy"][-1] = np.nan
+        for name in ("accuracy", "shard_mean", "personal_mean"):
+            rows[name][-1] = np.nan
         file["rounds"][:] = rows
     found = said(show_result, path)
     accuracies = table(found, "accuracy")
     assert accuracies[0] == ["round 3 (last)"]
     assert accuracies[2] == ["global model, held-out samples", "-"]
-    assert accuracies[-1] == ["best round: unknown, for no samples were held out"]
+    assert accuracies[-1] == ["best round: unknown, for nothing was judged on held-out samples"]
 
     with h5py.File(path, "r+") as file:
-        rows["accuracy"] = np.nan
+        for name in ("accuracy", "shard_mean", "personal_mean"):
+            rows[name] = np.nan
         file["rounds"][:] = rows
     assert "no round was evaluated" in said(show_result, path)
+
+
+@pytest.mark.parametrize("absent", [("accuracy",), ("accuracy", "shard_mean")])
+def test_without_a_global_model(absent: tuple[str, ...], said: Any) -> None:
+    path = write(Path("a.h5"), 4)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["best_round"]
+        rows = file["rounds"][:]
+        for name in ("validation", "shard_std", *absent):
+            rows[name] = np.nan
+        file["rounds"][:] = rows
+    head, test, _, shards, _, local, _ = table(said(show_result, path), "accuracy")
+    assert head == ["round 4 (last)"]
+    assert test[-1] == "-" and local[-1] == "0.750"
+    assert shards[-1] == ("- ± -" if "shard_mean" in absent else "0.500 ± -")
 
 
 def test_a_result_of_another_version(said: Any) -> None:

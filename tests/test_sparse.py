@@ -477,6 +477,15 @@ def test_add_is_a_weighted_sum(sized: str) -> None:
     torch.testing.assert_close(target, wanted)
 
 
+def test_means_are_over_those_who_have_a_position() -> None:
+    """Each weighted; what nobody has is zero, and a weight below 1 is a weight."""
+    total, weights = torch.zeros(4), torch.zeros(4)
+    for weight, places, value in ((3.0, [0, 1], 2.0), (1.0, [1], 6.0), (0.25, [3], 5.0)):
+        total[places] += weight * value
+        weights[places] += weight
+    assert sparse.mean(total, weights).tolist() == [2, 3, 0, 5]
+
+
 def test_positions_of_its_own_come_before_agreed_ones() -> None:
     block = sparse.block(Kind.MODEL, torch.ones(2), 5, torch.tensor([0, 3]))
     found = sparse.vector(block, 5, torch.device("cpu"), torch.tensor([1, 2]))

@@ -248,15 +248,29 @@ def test_a_warm_up_is_fedavg_and_then_the_mask_takes_a_round() -> None:
     assert (outcomes[1].tables["clients"]["down_mask"] == 0).all()
 
 
-def test_a_mask_that_is_found_again_brings_initial_weights_back() -> None:
+def test_a_mask_that_is_found_again_brings_initial_weights_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     engine = ssfl("method.rediscover=[2]", "rounds=4", "lr=0.5", sparsity=0.7)
-    masks, found = {}, {}
+    masks, found, said = {}, {}, dict[int, Tensor]()
+    upload, prunable = engine.clients.upload, engine.server.prunable
+
+    def watch(t: int, client: int, w: Tensor) -> list[Block]:
+        said[client] = w[prunable].clone()
+        return upload(t, client, w)
+
+    monkeypatch.setattr(engine.clients, "upload", watch)
     for outcome in play(engine):
         t = int(outcome.tables["rounds"]["round"][0])
         masks[t], found[t] = engine.clients.mask.clone(), engine.server.w.clone()
         assert torch.equal(masks[t], engine.server.mask)
         if t == 2:
             assert (outcome.tables["clients"]["down_model"] == 4 * engine.flat.size).all()
+            sizes = engine.population.sizes.tolist()
+            wanted = sum(size * said[client] for client, size in enumerate(sizes))
+            np.testing.assert_allclose(
+                engine.server.scores, wanted, rtol=1e-4, err_msg="older ones"
+            )
     assert torch.equal(masks[-1], masks[1])
     assert torch.equal(masks[2], masks[3])
     fresh, stays = masks[2] & ~masks[1], masks[2] & masks[1]

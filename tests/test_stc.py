@@ -3,15 +3,23 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from fedmpi import sparse
-from fedmpi.codec import Kind, rice
+from fedmpi.codec import Kind, Message, pack, rice, unpack
 from fedmpi.engine import Engine
+from fedmpi.flat import Flat
+from fedmpi.methods.stc import ternary
 from tests.plain import play, train
 from tests.small import run, small
 
 STC = ("method.name=stc", "method.sparsity=0.9", "rounds=8", "participation=0.4", "clients=10")
+
+
+TWELVE = Flat(nn.Sequential(nn.Linear(3, 3)))
+"""Of so many values."""
 
 
 def check_ternary(sent: Tensor, given: Tensor, sparsity: float) -> None:
@@ -79,6 +87,34 @@ def test_bytes() -> None:
     wanted = bits + 1 / (1 - 0.9 ** (2**bits))
     found_bits = 8 * rows["up_mask"].mean() / count
     assert found_bits == pytest.approx(wanted, rel=0.1), "positions are not quite random"
+
+
+numbers = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
+
+
+@given(
+    st.lists(numbers, min_size=12, max_size=12),
+    st.sampled_from([0.0, 0.3, 0.5, 0.8]),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_is_decoded_is_what_was_encoded(vector: list[float], sparsity: float) -> None:
+    """Over the wire, in every bit: +mu or -mu at the largest values, and zeros elsewhere; and
+    ||v - T(v)||^2 = ||v||^2 - k mu^2.
+    """
+    values = torch.tensor(vector)
+    block = ternary(values, TWELVE, sparsity)
+    (message,), _ = unpack(pack([Message(0, [block])]).data)
+    found, said = (sparse.vector(b, 12, torch.device("cpu")) for b in (message.blocks[0], block))
+    assert torch.equal(found, said)
+    order = values.abs().sort(descending=True).values[: sparse.kept(12, sparsity)]
+    order = order[order > 0]
+    mean = float(order.mean()) if len(order) else 0.0
+    assert int((found != 0).sum()) == len(order)
+    np.testing.assert_allclose(found.abs().sum(), len(order) * mean, rtol=1e-5)
+    assert ((found == 0) | (found.sign() == values.sign())).all()
+    rest = (values - found).double().square().sum()
+    wanted = values.double().square().sum() - len(order) * mean**2
+    np.testing.assert_allclose(rest, wanted, rtol=1e-3, atol=1e-3 * mean**2)
 
 
 def test_who_has_missed_too_much_gets_the_model() -> None:

@@ -134,6 +134,28 @@ def test_reports_values_survive_the_next_gather(ours: Wire) -> None:
 
 
 @on_ranks
+@pytest.mark.parametrize("length", [0, 1, 5, 50_001])
+def test_publish(ours: Wire, length: int) -> None:
+    """Any number of values, in memory that stays; what the others hand in stays theirs."""
+    mine = np.full(length, RANK, np.float32)
+    found = ours.publish(mine + 0.5 if ours.is_root else mine)
+    ours.bcast(data(9) if ours.is_root else None)
+    np.testing.assert_array_equal(found, np.full(length, 0.5, np.float32))
+    np.testing.assert_array_equal(mine, np.full(length, RANK))
+    assert found.dtype == np.float32
+
+
+@on_ranks
+def test_publishing_is_off_the_clock_and_the_accounts(ours: Wire) -> None:
+    if ours.is_root:
+        time.sleep(0.1)
+    ours.publish(np.zeros(9, np.float32))
+    assert (ours.up, ours.down) == (0, 0)
+    assert seconds(ours, *ON) == 0
+    assert seconds(ours, Phase.EVALUATE) > (0 if ours.is_root else 0.05)
+
+
+@on_ranks
 def test_settle_is_off_the_clock(ours: Wire) -> None:
     ours.settle()
     assert (ours.up, ours.down) == (0, 0)

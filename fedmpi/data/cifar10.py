@@ -73,9 +73,7 @@ def load(config: Config, seed: int) -> Dataset:
     Raises:
         DataError: if it is not there, or a file is missing, damaged, or a pickle of anything else.
     """
-    folder = where(config)
-    end = cifar.suffix(folder, BATCHES[0])
-    paths = [folder / f"{name}{end}" for name in BATCHES]
+    paths = cifar.paths(where(config), BATCHES)
     return cache.decoded(
         config, paths, MD5, lambda: cifar.dataset(paths, "labels", LABELS, MEAN, STD)
     )

@@ -86,8 +86,5 @@ def load(config: Config, seed: int) -> Dataset:
     Raises:
         DataError: if it is not there, or a file is missing, damaged, or a pickle of anything else.
     """
-    folder = where(config)
-    end = cifar.suffix(folder, FILES[0])
-    paths = [folder / f"{name}{end}" for name in FILES]
-    key = f"{config.labels}_labels"
+    paths, key = cifar.paths(where(config), FILES), f"{config.labels}_labels"
     return cache.decoded(config, paths, MD5, lambda: cifar.dataset(paths, key, LABELS, MEAN, STD))

@@ -22,6 +22,12 @@ def suffix(folder: Path, name: str) -> str | None:
     return next((end for end in (".bin", "") if os.path.isfile(folder / (name + end))), None)
 
 
+def paths(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of those names, in the layout that the folder has the first one in."""
+    end = suffix(folder, names[0]) or ""
+    return [folder / (name + end) for name in names]
+
+
 def dataset(
     paths: Sequence[Path],
     key: str,

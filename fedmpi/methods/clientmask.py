@@ -21,7 +21,7 @@ from fedmpi.burden import Burden
 from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
 from fedmpi.flat import Flat
-from fedmpi.methods import fedavg
+from fedmpi.methods import fedavg, staticmask
 from fedmpi.streams import Purpose, stream
 from fedmpi.submodels import pruning
 from fedmpi.train import Trainer
@@ -37,7 +37,7 @@ class Config(config.Method):
         return pruning.drawn(flat, pruning.uniform(flat, self.sparsity), random)
 
 
-class Server(fedavg.Server):
+class Server(staticmask.Pruned):
     method: Config
     sends = True
 
@@ -59,11 +59,6 @@ class Server(fedavg.Server):
         where = self.places(client)
         self.total.index_add_(0, where, self.w[where], alpha=weight)
         sparse.add(self.total, blocks[0], weight, where)
-
-    def step(self, t: int) -> None:
-        """The mean of the pruned models is the new model."""
-        self.w.zero_()
-        super().step(t)
 
 
 class Clients(fedavg.Clients):

@@ -7,7 +7,8 @@ Clients begin on random masks of their own, so many weights in each layer as the
 rule gives. In a round a client takes, for each weight of its mask, the mean over those neighbours
 that have it, itself among them; trains on its mask; prunes the smallest weights of each layer from
 the mask; and regrows as many where its loss has the largest gradients, or at random. There is no
-global model to judge: what counts are the local models' accuracies (`personal`).
+global model to judge, nor a model that a client has after a round and before it trains: it hears
+its neighbours as its next round begins. What counts are the local models (`personal`).
 
 Here peers speak through the server, which remembers what each uploaded last, the trained model on
 its mask, and repeats it to its neighbours from the next round on. Bytes down are what a peer
@@ -26,7 +27,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config
+from fedmpi import config, sparse
 from fedmpi.burden import Burden
 from fedmpi.codec import Block
 from fedmpi.config import Settings
@@ -156,7 +157,7 @@ class Clients(fedavg.Clients):
         for first in range(0, len(blocks), 2):
             model, mask = staticmask.heard(blocks[first : first + 2], self.prunable)
             total, votes = total + model, votes + mask
-        self.starts[client] = self.mask(client) * total / votes.clamp(min=1)
+        self.starts[client] = self.mask(client) * sparse.mean(total, votes)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Local training, each client on its mask and from its mean; then its mask changes."""

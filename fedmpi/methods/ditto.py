@@ -5,20 +5,20 @@ Personalization*, ICML 2021, arXiv 2012.04221, algorithm 1: v_k <- v_k - rate * 
 v_k + lambda (v_k - w)), w the model as the round began.
 
 Differs from the paper: own models take the same steps on the same batches as the others, and
-clients are averaged by samples. `personal` is the own model's accuracy.
+clients are averaged by samples. `personal` is the own model's accuracy; losses, seconds and FLOPs
+are those of both.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.config import Settings
-from fedmpi.methods import fedavg
+from fedmpi.burden import Burden
+from fedmpi.methods import local
 from fedmpi.methods.fedavg import Server
-from fedmpi.store import Store
-from fedmpi.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 
@@ -28,28 +28,22 @@ class Config(config.Method):
     """Lambda: how strongly own models are drawn to the global one; 0 is local training."""
 
 
-class Clients(fedavg.Clients):
+class Clients(local.Owners):
     method: Config
-    keeps = True
-
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        self.initial = self.flat.initial.to(trainer.device)
-        self.models = Store(settings.state, self.flat.size)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Own models first, and then what FedAvg does."""
-        starts = self.initial.repeat(len(clients), 1)
-        for row, client in enumerate(clients):
-            starts[row] = self.models.get(client, self.initial)
-        found = self.trainer.train(t, clients, starts, self.draw)
-        for row, client in enumerate(clients):
-            self.models[client] = found[row]
+        self.go_on(t, clients, self.draw)
         return super().work(t, clients)
 
     def draw(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Adds the gradient of lambda / 2 * ||v - w||^2."""
         g.add_(w - self.start, alpha=self.method.pull)
+
+    def burden(self, t: int, client: int) -> Burden:
+        """Two models, one after the other."""
+        once = super().burden(t, client)
+        return replace(once, samples=2 * once.samples)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """The client's own model."""

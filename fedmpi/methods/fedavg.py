@@ -6,7 +6,7 @@ of Deep Networks from Decentralized Data*, AISTATS 2017, arXiv 1602.05629, algor
 Differs from the paper: clients upload their update w_k - w instead of w_k. The average is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -103,11 +103,15 @@ class Clients:
         held: the network that a client has, or its part of it.
         adjust: a method that changes gradients has this hook, `adjust(clients, w, g)`; it is called
             before each step and changes g [k, n], of models w [k, n], in place.
+        deployed: where no model is global, `deployed(client, w)` is the one that the client has
+            once it knows the server's w [n], and before it trains: [n], to measure its accuracy.
+            It may be asked of any client of the rank, even of one that never took part.
     """
 
     keeps = False
     converses = False
     adjust: Adjust | None = None
+    deployed: Callable[[int, Tensor], Tensor] | None = None
     method: config.Method
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:

@@ -4,7 +4,7 @@ X. Li, M. Jiang, X. Zhang, M. Kamp, Q. Dou, *FedBN: Federated Learning on Non-II
 Batch Normalization*, ICLR 2021, arXiv 2102.07623, algorithm 1. Scale, shift and running statistics
 of every norm are the client's own; a model without norms is trained as in FedAvg.
 
-There is no global model to judge: what counts are the local models' accuracies (`personal`).
+There is no global model; accuracies are measured as FedPer's.
 Differs from the paper: GroupNorm's scales and shifts count as well; clients are averaged by
 samples.
 """

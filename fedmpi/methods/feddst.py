@@ -33,7 +33,7 @@ from fedmpi.submodels import pruning
 from fedmpi.train import Trainer
 
 
-class Config(config.Method):
+class Config(staticmask.Masked):
     sparsity: float = Field(0.8, ge=0, lt=1)
     """Share of the prunable weights that are zero."""
     share: float = Field(0.5, ge=0, le=1)
@@ -42,6 +42,10 @@ class Config(config.Method):
     """Rounds from one readjustment to the next; the first is in round 1, counted from 0."""
     end: float = Field(0.5, gt=0, le=1)
     """Share of the rounds after which masks stay."""
+
+    def first(self, flat: Flat, seed: int) -> Tensor:
+        """Each layer's largest initial weights: bool [n]."""
+        return pruning.largest(flat, flat.initial.abs(), self.counts(flat))
 
     def counts(self, flat: Flat) -> list[int]:
         """How many weights each layer keeps."""
@@ -71,10 +75,6 @@ class Server(staticmask.Server):
         self.knows: dict[int, int] = {}
         self.votes = torch.zeros_like(self.w)
 
-    def first(self) -> Tensor:
-        """Each layer's largest initial weights: bool [n]."""
-        return first(self.settings, self.flat)
-
     def change(self, mask: Tensor) -> None:
         """The model lives on another mask from now on, if it is another."""
         self.version += int(not torch.equal(mask, self.mask))
@@ -102,7 +102,7 @@ class Server(staticmask.Server):
             super().step(t)
             return
         held = self.votes > 0
-        self.w += self.total / self.votes.clamp(min=1)
+        self.w += sparse.mean(self.total, self.votes)
         self.w[~held] = 0
         size = self.w.abs().masked_fill(~held, -1)
         self.change(pruning.largest(self.flat, size, method.counts(self.flat), self.votes))
@@ -124,10 +124,6 @@ class Clients(staticmask.Clients):
         super().__init__(settings, trainer)
         self.values = torch.empty(0, device=trainer.device)
         self.own: dict[int, Tensor] = {}
-
-    def first(self) -> Tensor:
-        """Each layer's largest initial weights: bool [n]."""
-        return first(self.settings, self.flat)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Values on the mask, which may be another than the last."""
@@ -167,9 +163,3 @@ class Clients(staticmask.Clients):
         mask = self.own.pop(client)
         update = sparse.block(Kind.GRADIENT, (w - self.start)[mask], self.flat.size)
         return [staticmask.told(mask, self.prunable), update]
-
-
-def first(settings: Settings, flat: Flat) -> Tensor:
-    """Each layer's largest initial weights: bool [n]."""
-    assert isinstance(settings.method, Config)
-    return pruning.largest(flat, flat.initial.abs(), settings.method.counts(flat))

@@ -3,7 +3,8 @@
 M. G. Arivazhagan, V. Aggarwal, A. K. Singh, S. Choudhary, *Federated Learning with Personalization
 Layers*, arXiv 1912.00818, section 3. Both parts are trained together.
 
-There is no global model to judge: what counts are the local models' accuracies (`personal`).
+There is no global model. After a round a client has the new shared part with its own (`accuracy`);
+after local training, its local model (`personal`).
 Differs from the paper: clients are sampled, and averaged by samples.
 """
 
@@ -81,12 +82,18 @@ class Clients(fedavg.Clients):
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Local training of both parts; a client's own begins where it was left."""
-        starts = self.start.repeat(len(clients), 1)
+        starts = self.start.new_empty(len(clients), self.flat.size)
         for row, client in enumerate(clients):
-            starts[row, self.private] = self.own.get(client, self.initial).to(starts.device)
+            starts[row] = self.deployed(client, self.start)
         found = self.trainer.train(t, clients, starts, self.adjust)
         for row, client in enumerate(clients):
             self.own[client] = found[row, self.private]
+        return found
+
+    def deployed(self, client: int, w: Tensor) -> Tensor:
+        """The shared part of w, and the client's own as it left it, or the initial one."""
+        found = w.clone()
+        found[self.private] = self.own.get(client, self.initial).to(w.device)
         return found
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:

@@ -123,7 +123,7 @@ class Server(fedavg.Server):
 
     def step(self, t: int) -> None:
         """Moves each position by the mean of those who had it."""
-        self.w.add_(self.total / torch.where(self.covered > 0, self.covered, 1))
+        self.w.add_(sparse.mean(self.total, self.covered))
         self.total.zero_()
         self.covered.zero_()
 

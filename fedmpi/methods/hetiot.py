@@ -102,7 +102,7 @@ class Server(fedavg.Server):
         if self.method.aggregation == "mean":
             super().step(t)
         else:
-            self.w.add_(self.total / torch.where(self.covered > 0, self.covered, 1))
+            self.w.add_(sparse.mean(self.total, self.covered))
             self.total.zero_()
             self.weight = 0.0
         self.covered.zero_()

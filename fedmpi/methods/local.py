@@ -3,8 +3,10 @@
 The baseline that personalised methods have to beat, as in T. Li, S. Hu, A. Beirami, V. Smith,
 *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021, arXiv 2012.04221.
 
-There is no global model to judge: what counts are the local models' accuracies (`personal`). All
-begin at the same initial model, which follows from the seed; bytes are those of headers.
+There is no global model: what counts are the clients' own, of those who trained in a round
+(`personal`) or of all after it (`accuracy`). All begin at the same initial model, which follows
+from the seed; bytes are those of headers. Also the base of methods whose clients have a whole model
+of their own.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from fedmpi.codec import Block
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg
 from fedmpi.store import Store
-from fedmpi.train import Trainer
+from fedmpi.train import Adjust, Trainer
 
 
 class Config(config.Method):
@@ -36,7 +38,9 @@ class Server(fedavg.Server):
         """Nothing came."""
 
 
-class Clients(fedavg.Clients):
+class Owners(fedavg.Clients):
+    """Clients with models of their own, which all begin at the initial one."""
+
     keeps = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -44,18 +48,28 @@ class Clients(fedavg.Clients):
         self.initial = self.flat.initial.to(trainer.device)
         self.models = Store(settings.state, self.flat.size)
 
+    def go_on(self, t: int, clients: Sequence[int], adjust: Adjust | None) -> Tensor:
+        """Local training of own models, from where the last round ended: [C, n]."""
+        starts = self.initial.repeat(len(clients), 1)
+        for row, client in enumerate(clients):
+            starts[row] = self.models.get(client, self.initial)
+        found = self.trainer.train(t, clients, starts, adjust)
+        for row, client in enumerate(clients):
+            self.models[client] = found[row]
+        return found
+
+
+class Clients(Owners):
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """A round begins."""
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Local training, from where the last round ended."""
-        starts = self.initial.repeat(len(clients), 1)
-        for row, client in enumerate(clients):
-            starts[row] = self.models.get(client, self.initial)
-        found = self.trainer.train(t, clients, starts, None)
-        for row, client in enumerate(clients):
-            self.models[client] = found[row]
-        return found
+        """Local training of own models."""
+        return self.go_on(t, clients, None)
+
+    def deployed(self, client: int, w: Tensor) -> Tensor:
+        """The client's own model, or the initial one; the server knows nothing."""
+        return self.models.get(client, self.initial).to(w.device)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Nothing."""

@@ -17,22 +17,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
+from fedmpi import config, feedback, sparse
 from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
-from fedmpi.feedback import Feedback
 from fedmpi.flat import Flat, Piece
-from fedmpi.methods import fedavg
+from fedmpi.methods import fedavg, topk
 from fedmpi.store import Store
 from fedmpi.streams import Purpose, stream
 from fedmpi.train import Trainer
 
 
-class Config(config.Method):
+class Config(feedback.Config):
     rank: int = Field(2, ge=1, le=config.MOST)
     """Columns of the factors; a matrix that would not become smaller travels as it is."""
-    error_feedback: bool = True
-    """Add what was not sent to the client's next update."""
 
 
 class Shapes:
@@ -97,14 +94,13 @@ class Server(fedavg.Server):
         self.total.add_(self.shapes.product(values, self.flat.size), alpha=weight)
 
 
-class Clients(fedavg.Clients):
+class Clients(topk.Compressing):
     method: Config
-    keeps = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.shapes = Shapes(self.flat, self.method.rank)
-        self.feedback = Feedback(settings.state, self.flat.size, self.method.error_feedback)
+        self.keeps = True
         self.bases = Store(settings.state, self.shapes.columns)
 
     def base(self, client: int) -> Tensor:
@@ -115,11 +111,8 @@ class Clients(fedavg.Clients):
         drawn = random.standard_normal(self.shapes.columns, dtype="f4")
         return torch.from_numpy(drawn).to(self.start.device)
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Factors of update + residual, and the other parameters."""
-        update = w - self.start
-        statistics = self.part(update)
-        self.feedback.add(client, update)
+    def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor]:
+        """Factors, and the other parameters."""
         values = torch.zeros(self.shapes.length, device=update.device)
         bases = self.base(client).split(
             [self.method.rank * columns for _, _, columns in self.shapes.matrices]
@@ -130,6 +123,6 @@ class Clients(fedavg.Clients):
             torch.matmul(matrix.T, p, out=q)
         values[self.shapes.length - len(self.shapes.others) :] = update[self.shapes.others]
         factors = self.shapes.factors(values)
-        self.bases[client] = torch.cat([q.reshape(-1) for _, _, q in factors])
-        self.feedback.keep(client, update - self.shapes.product(values, self.flat.size))
-        return [sparse.block(Kind.GRADIENT, values), *statistics]
+        self.bases[client] = torch.cat([values[:0], *(q.reshape(-1) for _, _, q in factors)])
+        update -= self.shapes.product(values, self.flat.size)
+        return sparse.block(Kind.GRADIENT, values), update

@@ -31,7 +31,7 @@ from fedmpi.submodels import pruning
 from fedmpi.train import Trainer
 
 
-class Config(config.Method):
+class Config(staticmask.Masked):
     start: float = Field(0.0, ge=0, lt=1)
     """Share of each layer's weights that are zero at first."""
     sparsity: float = Field(0.0, ge=0, lt=1)
@@ -45,6 +45,10 @@ class Config(config.Method):
     constant: float = Field(1.0, ge=0, le=config.LARGEST)
     """Time of a round that does not depend on the mask, over that of all prunable weights; about 1
     in the released settings for VGG-11."""
+
+    def first(self, flat: Flat, seed: int) -> Tensor:
+        """Each layer's largest initial weights: bool [n]."""
+        return pruning.largest(flat, flat.initial.abs(), pruning.uniform(flat, self.start))
 
     def changes_at(self, t: int) -> bool:
         """Is there a reconfiguration at the end of round t?"""
@@ -75,10 +79,6 @@ class Server(feddst.Server):
         super().__init__(settings, trainer)
         self.movable = self.flat.movable.to(trainer.device)
         self.squares = torch.zeros_like(self.w)
-
-    def first(self) -> Tensor:
-        """Each layer's largest initial weights: bool [n]."""
-        return first(self.method, self.flat)
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """An update on the mask, and now and then the squares of gradients."""
@@ -122,10 +122,6 @@ class Clients(feddst.Clients):
         self.squares = Store(settings.state, self.flat.size)
         self.sums: dict[int, Tensor] = {}
 
-    def first(self) -> Tensor:
-        """Each layer's largest initial weights: bool [n]."""
-        return first(self.method, self.flat)
-
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Local training on the mask, while dense gradients are summed up."""
         self.sums = {client: torch.zeros_like(self.start) for client in clients}
@@ -156,8 +152,3 @@ class Clients(feddst.Clients):
         squares = self.squares[client].to(w.device, copy=True)
         self.squares[client] = torch.zeros_like(squares)
         return [*blocks, sparse.block(Kind.GRADIENT, squares[self.movable], self.flat.size)]
-
-
-def first(method: Config, flat: Flat) -> Tensor:
-    """Each layer's largest initial weights: bool [n]."""
-    return pruning.largest(flat, flat.initial.abs(), pruning.uniform(flat, method.start))

@@ -15,17 +15,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
+from fedmpi import feedback, sparse
 from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
-from fedmpi.feedback import Feedback
 from fedmpi.flat import Flat
-from fedmpi.methods import fedavg
+from fedmpi.methods import fedavg, topk
 from fedmpi.streams import Purpose, stream
-from fedmpi.train import Trainer
 
 
-class Config(config.Method):
+class Config(feedback.Config):
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of an update's values that are not sent; 0 is FedAvg."""
     error_feedback: bool = False
@@ -50,22 +48,13 @@ class Server(fedavg.Server):
         sparse.add(self.total, blocks[0], weight, where)
 
 
-class Clients(fedavg.Clients):
+class Clients(topk.Compressing):
     method: Config
 
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        self.keeps = self.method.error_feedback
-        self.feedback = Feedback(settings.state, self.flat.size, self.keeps)
-
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The update's values at the round's positions."""
-        update = w - self.start
-        statistics = self.part(update)
-        self.feedback.add(client, update)
+    def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor]:
+        """The values at the round's positions."""
         where = drawn(self.settings, self.flat, t, client).to(update.device)
         scale = 1.0 if self.keeps else self.flat.count / len(where)
         block = sparse.block(Kind.GRADIENT, scale * update[where], self.flat.size)
         update[where] = 0
-        self.feedback.keep(client, update)
-        return [block, *statistics]
+        return block, update

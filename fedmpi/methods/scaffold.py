@@ -8,6 +8,7 @@ server's learning rate is 1; c moves by the sum of the clients' changes over all
 both. With momentum, weight decay, a clip or Adam, (w - w_k) / (sum of rates) is not the mean
 gradient any more, but what the paper's formula gives; SCAFFOLD is known to collapse with momentum
 and few of many clients (NIID-Bench). Running statistics are averaged, and have no control variate.
+Where an upload is lost its client's c_k has moved all the same, so that c is not quite their mean.
 """
 
 from collections.abc import Sequence

@@ -12,17 +12,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fedmpi import config, sparse
+from fedmpi import feedback, sparse
 from fedmpi.codec import Block, Kind
-from fedmpi.config import Settings
-from fedmpi.feedback import Feedback
-from fedmpi.methods import fedavg
-from fedmpi.train import Trainer
+from fedmpi.methods import fedavg, topk
 
 
-class Config(config.Method):
-    error_feedback: bool = True
-    """Add what was not sent to the client's next update."""
+class Config(feedback.Config):
+    """Whether there is error feedback."""
 
 
 class Server(fedavg.Server):
@@ -31,21 +27,10 @@ class Server(fedavg.Server):
         sparse.add(self.total, blocks[0], weight, self.flat.movable.to(self.w.device))
 
 
-class Clients(fedavg.Clients):
-    method: Config
-
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        self.keeps = self.method.error_feedback
-        self.feedback = Feedback(settings.state, self.flat.size, self.keeps)
-
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Signs of update + residual, and their scale."""
-        update = w - self.start
-        statistics = self.part(update)
-        self.feedback.add(client, update)
+class Clients(topk.Compressing):
+    def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor]:
+        """Signs of all values, and their scale."""
         where = self.flat.movable.to(update.device)
         block = sparse.signs(Kind.GRADIENT, update[where], self.flat.size)
         sent = sparse.vector(block, self.flat.size, update.device, where)
-        self.feedback.keep(client, update - sent)
-        return [block, *statistics]
+        return block, update.sub_(sent)

@@ -50,7 +50,7 @@ def spoken(w: Tensor, prunable: Tensor) -> list[Block]:
     return blocks[:1] if bool(mask.all()) else blocks
 
 
-class Server(fedavg.Server):
+class Server(staticmask.Pruned):
     parts = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -64,11 +64,6 @@ class Server(fedavg.Server):
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """A pruned model."""
         self.total.add_(staticmask.heard(blocks, self.prunable)[0], alpha=weight)
-
-    def step(self, t: int) -> None:
-        """The mean of the pruned models is the new model."""
-        self.w.zero_()
-        super().step(t)
 
 
 class Clients(fedavg.Clients):

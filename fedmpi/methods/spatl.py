@@ -11,7 +11,7 @@ server moves each value by the mean over those who sent it; what nobody sent sta
 How many channels of each layer, is for an agent to say (`agent`; `selection` has other rules, and
 is by default one of them, because an agent has to be made first). Of them the largest norms go.
 A client's c_k moves as a whole. So c is the mean of all c_k but for what was not sent of their
-changes. There is no global model to judge: local models' accuracies (`personal`) count.
+changes. There is no global model; accuracies are measured as FedPer's.
 Differs from the paper: clients are averaged by samples. New clients are the last ones; they train
 their predictor, and send nothing.
 Differs from the code: the authors' own fills up with zeros what was not sent before it averages
@@ -87,7 +87,7 @@ class Server(fedper.Server):
     def step(self, t: int) -> None:
         """Moves each value by the mean of those who sent it; or takes the mean of what is left."""
         if self.method.aggregation == "index":
-            self.w.add_(self.total / self.heard.where(self.heard > 0, 1))
+            self.w.add_(sparse.mean(self.total, self.heard))
         elif self.weight:
             mean = (self.w * self.heard + self.total) / self.weight
             self.w[self.shared] = mean[self.shared]

@@ -33,7 +33,7 @@ from fedmpi.submodels import pruning
 from fedmpi.train import Trainer
 
 
-class Config(config.Method):
+class Config(staticmask.Masked):
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the prunable weights that are zero for good; 0 is FedAvg."""
     batches: int = Field(1, ge=1, le=config.MOST)
@@ -70,10 +70,6 @@ class Server(staticmask.Server):
         super().__init__(settings, trainer)
         self.agreements = self.method.agreements(settings.rounds)
         self.scores = torch.zeros(int(self.prunable.sum()), device=trainer.device)
-
-    def first(self) -> Tensor:
-        """Nothing is pruned."""
-        return torch.ones(self.flat.size, dtype=torch.bool)
 
     def agrees_at(self, t: int) -> bool:
         """Round -1, or that after the warm-up; and those in which the mask is found again."""
@@ -113,10 +109,6 @@ class Clients(staticmask.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.agreements = self.method.agreements(settings.rounds)
-
-    def first(self) -> Tensor:
-        """Nothing is pruned."""
-        return torch.ones(self.flat.size, dtype=torch.bool)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """The dense model in an agreement, else the values on the mask."""

@@ -27,14 +27,22 @@ from fedmpi.submodels import pruning
 from fedmpi.train import Trainer
 
 
-class Config(config.Method):
+class Masked(config.Method):
+    """Settings of a method whose model lives on a mask."""
+
+    def first(self, flat: Flat, seed: int) -> Tensor:
+        """The mask that training starts with, bool [n]: all of the model."""
+        return torch.ones(flat.size, dtype=torch.bool)
+
+
+class Config(Masked):
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the prunable weights that are zero for good; 0 is FedAvg."""
     mask: Literal["random", "layerwise", "magnitude"] = "random"
     """Which are kept: any at random; at random, as many in each layer; those that begin largest."""
 
     def first(self, flat: Flat, seed: int) -> Tensor:
-        """The mask that training starts with: bool [n]."""
+        """The mask that training starts with, and stays with: bool [n]."""
         random = stream(seed, Purpose.MASK)
         if self.mask == "layerwise":
             return pruning.drawn(flat, pruning.uniform(flat, self.sparsity), random)
@@ -57,16 +65,12 @@ class Server(fedavg.Server):
         active: the same as positions, int64.
     """
 
+    method: Masked
+
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.prunable = self.flat.prunable().to(trainer.device)
-        self.keep(self.first())
-
-    def first(self) -> Tensor:
-        """The mask that training starts with: bool [n]."""
-        method = self.method
-        assert isinstance(method, Config)
-        return method.first(self.flat, self.settings.seed)
+        self.keep(self.method.first(self.flat, settings.seed))
 
     def keep(self, mask: Tensor) -> None:
         """From now on the model lives on that mask; it is zero elsewhere."""
@@ -90,16 +94,12 @@ class Clients(fedavg.Clients):
         kept: the mask as factors of a gradient, float32 [n].
     """
 
+    method: Masked
+
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.prunable = self.flat.prunable().to(trainer.device)
-        self.keep(self.first())
-
-    def first(self) -> Tensor:
-        """The mask that training starts with: bool [n]."""
-        method = self.method
-        assert isinstance(method, Config)
-        return method.first(self.flat, self.settings.seed)
+        self.keep(self.method.first(self.flat, settings.seed))
 
     def keep(self, mask: Tensor) -> None:
         """From now on the models live on that mask."""
@@ -123,6 +123,18 @@ class Clients(fedavg.Clients):
     def burden(self, t: int, client: int) -> Burden:
         """What is not pruned."""
         return replace(super().burden(t, client), kept=self.kept)
+
+
+class Pruned(fedavg.Server):
+    """A server that averages models, which its clients have pruned each for itself, not updates.
+
+    `add` adds weight * model to `total`.
+    """
+
+    def step(self, t: int) -> None:
+        """The mean of the pruned models, zeros included, is the new model."""
+        self.w.zero_()
+        super().step(t)
 
 
 def told(mask: Tensor, prunable: Tensor) -> Block:

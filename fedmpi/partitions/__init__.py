@@ -16,7 +16,7 @@ A partition that was made before, with what is held out, has instead of `divide`
 where `train` are all labels of the training set, and shards are positions among these.
 
 A partition by labels is a matrix `counts[classes, clients]`, so a module's own work is to draw one:
-`deal` turns it into shards of the training set, and `follow` divides the test set after it.
+of it `by_counts` makes the shards of both sets.
 """
 
 import hashlib
@@ -96,6 +96,13 @@ def scatter(owners: ndarray, clients: int) -> Shards:
     order = np.argsort(owners, kind="stable")
     sizes = np.bincount(owners, minlength=clients)
     return np.split(order, np.cumsum(sizes)[:-1])
+
+
+def by_counts(
+    train: Samples, test: Samples, counts: ndarray, rng: np.random.Generator
+) -> tuple[Shards, Shards]:
+    """Divides the training set by counts, int [classes, clients], and the test set after it."""
+    return deal(train.labels, counts, rng), follow(test.labels, counts, rng)
 
 
 def deal(labels: ndarray, counts: ndarray, rng: np.random.Generator) -> Shards:

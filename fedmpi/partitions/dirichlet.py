@@ -17,7 +17,7 @@ from pydantic import Field
 
 from fedmpi import config
 from fedmpi.config import ConfigError
-from fedmpi.partitions import Samples, Shards, check_minimum, deal, follow
+from fedmpi.partitions import Samples, Shards, by_counts, check_minimum
 
 TRIES = 1000
 """Draws before a partition counts as out of reach: a few seconds with 10,000 clients."""
@@ -33,11 +33,7 @@ class Config(config.Partition):
 
 
 def divide(
-    config: Config,
-    train: Samples,
-    test: Samples,
-    clients: int,
-    rng: np.random.Generator,
+    config: Config, train: Samples, test: Samples, clients: int, rng: np.random.Generator
 ) -> tuple[Shards, Shards]:
     """Shards of both sets, as in `fedmpi.partitions`.
 
@@ -51,7 +47,7 @@ def divide(
         counts = draw(totals, clients, config.alpha, rng)
         size = int(counts.sum(axis=0).min())
         if size >= config.minimum:
-            return deal(train.labels, counts, rng), follow(test.labels, counts, rng)
+            return by_counts(train, test, counts, rng)
         smallest = max(smallest, size)
     raise ConfigError(
         f"partition.minimum = {config.minimum}: in {TRIES} draws of {clients} clients with alpha = "

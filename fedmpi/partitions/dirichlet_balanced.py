@@ -16,7 +16,7 @@ from numpy import ndarray
 from pydantic import Field
 
 from fedmpi import config
-from fedmpi.partitions import Samples, Shards, check, deal, follow
+from fedmpi.partitions import Samples, Shards, by_counts, check
 
 CELLS = 1 << 22
 """Numbers that are compared at a time while classes are drawn: 32 MiB."""
@@ -30,11 +30,7 @@ class Config(config.Partition):
 
 
 def divide(
-    config: Config,
-    train: Samples,
-    test: Samples,
-    clients: int,
-    rng: np.random.Generator,
+    config: Config, train: Samples, test: Samples, clients: int, rng: np.random.Generator
 ) -> tuple[Shards, Shards]:
     """Shards of both sets, as in `fedmpi.partitions`.
 
@@ -44,7 +40,7 @@ def divide(
     check(len(train), clients)
     priors = rng.dirichlet(np.full(train.classes, config.alpha), size=clients)
     counts = draw(priors, train.totals, rng)
-    return deal(train.labels, counts, rng), follow(test.labels, counts, rng)
+    return by_counts(train, test, counts, rng)
 
 
 def draw(priors: ndarray, totals: ndarray, rng: np.random.Generator) -> ndarray:

@@ -16,11 +16,7 @@ class Config(config.Partition):
 
 
 def divide(
-    config: Config,
-    train: Samples,
-    test: Samples,
-    clients: int,
-    rng: np.random.Generator,
+    config: Config, train: Samples, test: Samples, clients: int, rng: np.random.Generator
 ) -> tuple[Shards, Shards]:
     """Shards of both sets, as in `fedmpi.partitions`; the labels do not matter.
 

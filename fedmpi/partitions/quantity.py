@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from fedmpi import config
-from fedmpi.partitions import Samples, Shards, check_minimum, deal, follow
+from fedmpi.partitions import Samples, Shards, by_counts, check_minimum
 
 
 class Config(config.Partition):
@@ -26,11 +26,7 @@ class Config(config.Partition):
 
 
 def divide(
-    config: Config,
-    train: Samples,
-    test: Samples,
-    clients: int,
-    rng: np.random.Generator,
+    config: Config, train: Samples, test: Samples, clients: int, rng: np.random.Generator
 ) -> tuple[Shards, Shards]:
     """Shards of both sets, as in `fedmpi.partitions`; the labels do not matter.
 
@@ -42,8 +38,6 @@ def divide(
     free = len(train) - clients * config.minimum
     # Dividing first makes the last end exactly 1.
     extra = np.diff((ends / ends[-1] * free).astype(np.int64), prepend=0)
-    # To `deal` and `follow` all samples are of one class.
-    counts = (config.minimum + extra)[np.newaxis]
-    return deal(np.zeros_like(train.labels), counts, rng), follow(
-        np.zeros_like(test.labels), counts, rng
-    )
+    # As if all samples were of one class.
+    train, test = (Samples(np.zeros_like(some.labels), 1) for some in (train, test))
+    return by_counts(train, test, (config.minimum + extra)[np.newaxis], rng)

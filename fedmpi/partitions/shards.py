@@ -18,7 +18,7 @@ from pydantic import Field
 
 from fedmpi import config
 from fedmpi.config import ConfigError
-from fedmpi.partitions import Samples, Shards, check, deal, follow
+from fedmpi.partitions import Samples, Shards, by_counts, check
 
 
 class Config(config.Partition):
@@ -29,11 +29,7 @@ class Config(config.Partition):
 
 
 def divide(
-    config: Config,
-    train: Samples,
-    test: Samples,
-    clients: int,
-    rng: np.random.Generator,
+    config: Config, train: Samples, test: Samples, clients: int, rng: np.random.Generator
 ) -> tuple[Shards, Shards]:
     """Shards of both sets, as in `fedmpi.partitions`.
 
@@ -72,7 +68,7 @@ def divide(
         share, rest = divmod(int(totals[label]), len(holders))
         counts[label, holders] = share
         counts[label, holders[:rest]] += 1
-    return deal(train.labels, counts, rng), follow(test.labels, counts, rng)
+    return by_counts(train, test, counts, rng)
 
 
 def hands(present: ndarray, clients: int, wanted: int, rng: np.random.Generator) -> list[list[int]]:

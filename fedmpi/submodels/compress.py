@@ -8,7 +8,7 @@ A share of 1 leaves a model as it is.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from fedmpi import sparse
 from fedmpi.codec import Block, Coding, Kind
 from fedmpi.flat import PRUNABLE, Flat, Piece
 from fedmpi.recurrent import Recurrent
-from fedmpi.submodels import narrow
+from fedmpi.submodels import narrow, pruning
 from fedmpi.submodels.narrow import Channels, Narrow
 
 
@@ -93,11 +93,8 @@ class Prune(Compressor):
         whole = (0, int(self.prunable.sum()))
         self.spans = [whole]
         if by_layer:
-            ends = [0]
-            for piece in flat.parameters:
-                if self.prunable[piece.start]:
-                    ends.append(ends[-1] + piece.stop - piece.start)
-            self.spans = list(pairwise(ends))
+            sizes = (piece.stop - piece.start for piece in pruning.weights(flat))
+            self.spans = list(pairwise(accumulate(sizes, initial=0)))
 
     def blocks(self, w: Tensor, keep: float) -> list[Block]:
         """The values that stay, and which of the weights that are."""

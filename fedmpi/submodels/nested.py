@@ -56,9 +56,12 @@ class Nested(Rows[tuple[int, Any]]):
         for rows in self.inner:
             rows.learning(is_so, by_batch)
 
-    def lessons(self, feed: Feed, t: int, client: int) -> Iterator[tuple[int, Any]]:
+    def lessons(
+        self, feed: Feed, t: int, client: int, passes: int | None = None
+    ) -> Iterator[tuple[int, Any]]:
         """See `Rows.lessons`."""
-        return zip(self.draw(t, client), self.inner[0].lessons(feed, t, client), strict=False)
+        inner = self.inner[0].lessons(feed, t, client, passes)
+        return zip(self.draw(t, client), inner, strict=False)
 
     def learn(self, feed: Feed, lessons: Sequence[tuple[int, Any]]) -> Tensor:
         """See `Rows.learn`; gradients are zero outside of the sub-models."""
