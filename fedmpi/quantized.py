@@ -75,7 +75,7 @@ def ranged(
         raise WireError(f"{len(blocks)} blocks, wanted codes and ranges")
     scales = sparse.values(blocks[1], device)
     if len(scales) != 2 * len(parts):
-        raise WireError(f"{len(scales) / 2} ranges, wanted {len(parts)}")
+        raise WireError(f"{len(scales)} values of ranges, wanted {2 * len(parts)}")
     low, step = scales.view(2, -1)
     if len(found) and bool((parts == parts[0]).all()):
         rows = found.view(len(parts), -1)
@@ -265,26 +265,27 @@ def leveled(codes: Block, norms: Block, bucket: int, device: torch.device) -> Te
 def columns(
     kind: Kind,
     x: Tensor,
-    kept: Tensor,
+    features: int,
     bits: int,
     random: np.random.Generator | None = None,
 ) -> list[Block]:
     """Some columns of a batch in uniform codes, each between its least and its greatest value.
 
     The second half of SplitFC (see `sparse.features`).
-    Differs from the paper: all columns have codes of the same number of bits.
+    Differs from the paper: all columns have codes of the same number of bits, where the paper's
+    number follows from a column's range.
     Bytes: ceil(kept * B * bits / 8), and 8 a column. Which columns they are is `sparse.places`, for
     those who do not know.
 
     Args:
         kind: what the values are.
-        x: a batch, [B, D].
-        kept: the columns that travel, int64 [kept].
+        x: the columns that travel, [B, kept].
+        features: columns of the whole batch, D.
         bits: 1 to 16, or EXACT.
         random: rounds up or down, right on average; without it to the nearest.
     """
-    lengths = np.full(len(kept), len(x))
-    return ranges(kind, x.detach()[:, kept].t(), lengths, bits, random, x.numel())
+    batch, kept = x.shape
+    return ranges(kind, x.t(), np.full(kept, batch), bits, random, batch * features)
 
 
 def columned(
@@ -322,9 +323,9 @@ def clusters(
     values are q = `vectors` vectors, one behind the other, in R = `groups` groups of q / R
     neighbours; the batch's vectors of a group are clustered together. Bytes: 4 R L d / q for
     codebooks in float32, and ceil(B q ceil(log2 L) / 8).
-    Reconstruction: clusters by S. Lloyd's algorithm, which begins at L of the vectors, those of the
-    same samples and places in each group; an empty cluster stays where it was. Of fewer than L
-    vectors each is a centroid.
+    Reconstruction: clusters by S. Lloyd's algorithm (*Least Squares Quantization in PCM*, 1982),
+    which begins at L of the vectors, those of the same samples and places in each group; an empty
+    cluster stays where it was. Of fewer than L vectors each is a centroid.
     A group with a value that is not finite becomes NaN: nothing is hidden.
 
     Args:
@@ -398,8 +399,11 @@ def _nearest(books: Tensor, points: Tensor) -> Tensor:
     if not count:
         return points.new_zeros(points.shape[:2], dtype=torch.int64)
     # |p - c|^2 but for |p|^2, which does not matter; so many at a time that they fit into memory.
+    # Seen from among the centroids, since squares of what all have in common would drown the rest.
+    here = books.mean(1, keepdim=True)
+    books = books - here
     squares, turned = books.square().sum(2)[:, None], books.transpose(1, 2)
-    chunks = points.split(max(1, DISTANCES // (groups * count)), 1)
+    chunks = (p - here for p in points.split(max(1, DISTANCES // (groups * count)), 1))
     return torch.cat([torch.baddbmm(squares, p, turned, alpha=-2).argmin(2) for p in chunks], 1)
 
 

@@ -75,8 +75,11 @@ def tops(x: Tensor, spans: Sequence[Span], sparsity: float) -> Tensor:
     """
     chosen = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
     for span, count in zip(spans, counts(spans, sparsity), strict=True):
-        part = x[:, span.start : span.stop]
-        chosen[:, span.start : span.stop].scatter_(1, _tops(part, count), True)
+        part, mine = (each[:, span.start : span.stop] for each in (x, chosen))
+        if count < part.shape[1]:
+            mine.scatter_(1, _tops(part, count), True)
+        else:  # nothing to select
+            mine.fill_(True)
     return chosen.view(-1).nonzero().squeeze(1)
 
 
@@ -86,7 +89,8 @@ def random_tops(x: Tensor, count: int, alpha: float, random: np.random.Generator
     F. Zheng, C. Chen, L. Lyu, B. Yao, *Reducing Communication for Split Learning by Randomized
     Top-k Sparsification*, IJCAI 2023, arXiv 2305.18469: values are drawn one after the other, not
     twice, with weights (1 - alpha) / count for each of the largest and alpha / (n - count) for each
-    other, as the released code does. Values keep their size; a judge takes the largest (`tops`).
+    other, as `NaiveRandomTopKModifier` of the released code does. Values keep their size; a judge
+    takes the largest (`tops`).
 
     Args:
         x: [rows, n]; positions are those in it as one vector [rows * n].
@@ -250,9 +254,10 @@ def quantize_parts(
     bits: int,
     random: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Uniform b-bit codes between the smallest and the largest value of each part (METHODS: SGQ).
+    """Uniform b-bit codes between the smallest and the largest value of each part.
 
-    step = (max - min) / (2**bits - 1), code = round((value - min) / step). With `random` the
+    step = (max - min) / (2**bits - 1), code = round((value - min) / step), as in SGQ (see
+    `quantized.strongest`). With `random` the
     rounding is up with the probability of the fraction, so that E[low + step * code] = value; then
     the variance of a value is at most step^2 / 4.
     Where a value is not finite, or the range is not, all of the part become NaN: nothing is hidden.
