@@ -55,8 +55,8 @@ The rooms
     layers         those beyond a sample           recurrent    LSTM and GRU for rows
  Messages
     sparse         tensor <-> block                codec        block <-> bytes
-    post           messages <-> ranks              wire         bytes <-> ranks
-    clock          seconds by phase
+     quantized      tensor <-> blocks of codes      post         messages <-> ranks
+     wire           bytes <-> ranks                 clock        seconds by phase
  Clients and data
     population     who holds which samples, who takes part, which rank hosts whom
     partitions/    one module a way to divide      heterogeneity  how far the clients differ

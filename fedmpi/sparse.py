@@ -1,4 +1,11 @@
-"""Tensor <-> block: which values of a vector travel, and in how many bits."""
+"""Tensor <-> block: which values of a vector travel, and in how many bits.
+
+Codes whose scale is not one for all are `quantized`.
+"""
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,6 +44,144 @@ def kept(size: int, sparsity: float) -> int:
     return max(1, round(size * (1 - sparsity)))
 
 
+class Span(Protocol):
+    """A part of a vector: a `range`, or a `flat.Piece`."""
+
+    @property
+    def start(self) -> int:
+        """The first position."""
+
+    @property
+    def stop(self) -> int:
+        """The first behind it."""
+
+
+def counts(spans: Sequence[Span], sparsity: float) -> list[int]:
+    """How many values of each part remain: max(1, ceil((1 - sparsity) n)), and none of nothing."""
+    sizes = [span.stop - span.start for span in spans]
+    # Rounded first: 10 * (1 - 0.7) is a little more than 3.
+    return [min(size, max(1, ceil(round(size * (1 - sparsity), 6)))) for size in sizes]
+
+
+def tops(x: Tensor, spans: Sequence[Span], sparsity: float) -> Tensor:
+    """Positions of the largest absolute values of each row's parts, ascending: int64 [kept].
+
+    Which of equal values they are depends on nothing but their part of their row.
+
+    Args:
+        x: [rows, n]; positions are those in it as one vector [rows * n].
+        spans: the parts, ascending and apart.
+        sparsity: share of each part's values that are left out (see `counts`).
+    """
+    chosen = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
+    for span, count in zip(spans, counts(spans, sparsity), strict=True):
+        part, mine = (each[:, span.start : span.stop] for each in (x, chosen))
+        if count < part.shape[1]:
+            mine.scatter_(1, _tops(part, count), True)
+        else:  # nothing to select
+            mine.fill_(True)
+    return chosen.view(-1).nonzero().squeeze(1)
+
+
+def random_tops(x: Tensor, count: int, alpha: float, random: np.random.Generator) -> Tensor:
+    """Positions of `count` values of each row, nearly the largest: int64 [rows * count], ascending.
+
+    F. Zheng, C. Chen, L. Lyu, B. Yao, *Reducing Communication for Split Learning by Randomized
+    Top-k Sparsification*, IJCAI 2023, arXiv 2305.18469: values are drawn one after the other, not
+    twice, with weights (1 - alpha) / count for each of the largest and alpha / (n - count) for each
+    other, as `NaiveRandomTopKModifier` of the released code does. Values keep their size; a judge
+    takes the largest (`tops`).
+
+    Args:
+        x: [rows, n]; positions are those in it as one vector [rows * n].
+        count: values of a row to choose, at most n.
+        alpha: weight of all others together, at least 0 and below 1; with 0 none is chosen.
+        random: decides.
+    """
+    rows, size = x.shape
+    weights = np.full((rows, size), alpha / max(1, size - count), np.float32)
+    largest = _tops(x, count).cpu().numpy()
+    np.put_along_axis(weights, largest, np.float32((1 - alpha) / max(1, count)), 1)
+    # Of exponential times with these rates, the first ones are such a draw (B. Efraimidis, P.
+    # Spirakis, *Weighted Random Sampling with a Reservoir*, 2006); a rate of zero never comes.
+    times = random.standard_exponential((rows, size), np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        times /= weights
+    first = torch.from_numpy(times).topk(count, largest=False, sorted=False).indices
+    chosen = torch.zeros(x.shape, dtype=torch.bool).scatter_(1, first, True)
+    return chosen.view(-1).nonzero().squeeze(1).to(x.device)
+
+
+def _tops(x: Tensor, count: int) -> Tensor:
+    """Positions of each row's `count` largest absolute values, in any order: [rows, count]."""
+    if x.shape[1] >= 2 * SAMPLE:  # `top` is faster there
+        return torch.stack([top(row, count) for row in x])
+    return x.abs().topk(count, sorted=False).indices
+
+
+def survivors(size: int, share: float, random: np.random.Generator) -> Tensor:
+    """Positions that a dropout of `share` leaves, ascending: int64 [about (1 - share) size].
+
+    Two sides that draw from the same stream (its ids: round, client, step) need not tell each
+    other. Right on average are the values there divided by 1 - share, in both directions: the
+    gradient at the values before is that at the values behind, there, divided likewise.
+    """
+    drawn = random.random(size, np.float32) >= share
+    return torch.from_numpy(np.flatnonzero(drawn))
+
+
+def features(x: Tensor, ratio: float, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Which columns remain when those that vary little over a batch are likely to be dropped.
+
+    After SplitFC: Y. Oh, J. Lee, C. G. Brinton, Y.-S. Jeon, *Communication-Efficient Split Learning
+    via Adaptive Feature-Wise Compression*, IEEE TNNLS, arXiv 2307.10805: a feature is dropped
+    with a probability that its standard deviation over the batch determines.
+    Reconstruction: a feature is kept, independently of the others, with the probability min(1, c s)
+    for its deviation s plus a tenth of the mean deviation (so that none is dropped for sure), and c
+    such that D / ratio are kept on average. What is not finite is kept.
+
+    Args:
+        x: a batch, [B, D].
+        ratio: features for one that is kept, at least 1.
+        random: decides.
+
+    Returns:
+        The positions of the features that remain, int64 [kept], ascending, and the probabilities
+        with which they do, float32 [kept]: values and their gradients, divided by them, are right
+        on average.
+    """
+    size = x.shape[1]
+    x = x.detach()
+    deviation = (x - x.mean(0)).square().mean(0).sqrt().double().cpu().numpy()
+    likely = np.ones(size)
+    varies = np.flatnonzero(np.isfinite(deviation))
+    if len(varies):
+        weight = deviation[varies] + EVEN * deviation[varies].mean()
+        wanted = max(0.0, size / ratio - (size - len(varies)))
+        likely[varies] = _inclusion(weight if weight.any() else weight + 1, wanted)
+    kept = np.flatnonzero(random.random(size) < likely)
+    found = torch.from_numpy(kept), torch.from_numpy(likely[kept].astype(np.float32))
+    return found[0].to(x.device), found[1].to(x.device)
+
+
+EVEN = 0.1
+"""Share of the mean deviation that each feature's probability has for nothing."""
+
+
+def _inclusion(weight: np.ndarray, wanted: float) -> np.ndarray:
+    """Probabilities min(1, c weight) whose sum is `wanted`, for positive weights [n]."""
+    falling = -np.sort(-weight)
+    rest = np.cumsum(falling[::-1])[::-1]
+    # If the first m are certain, c is (wanted - m) / the others' sum; m is the least that does.
+    factors = (wanted - np.arange(len(weight))) / rest
+    certain = np.argmax(factors * falling <= 1 + 1e-9)
+    return np.minimum(1, factors[certain] * weight)
+
+
+EXACT = 32
+"""Bits of a value that is not quantized."""
+
+
 def block(
     kind: Kind,
     values: Tensor,
@@ -55,7 +200,7 @@ def block(
         size: length of the whole vector; by default `values` is all of it.
         indices: their positions, ascending, [count]; None where the receiver knows them.
         coding: how to write them; CODES quantizes to `bits` bits.
-        bits: bits a value, 1 to 16, for CODES.
+        bits: bits a value, 1 to 16, for CODES; with EXACT values travel in float32 after all.
         random: rounds codes up or down at random, so that they are right on average; without it
             codes are rounded to the nearest.
         golomb: write positions in Golomb's code.
@@ -63,6 +208,8 @@ def block(
     values = values.detach().reshape(-1)
     where = None if indices is None else indices.to("cpu", torch.int64).numpy().astype(np.uint32)
     size = len(values) if size is None else size
+    if coding == Coding.CODES and bits == EXACT:
+        coding = Coding.F4
     if coding == Coding.CODES:
         codes, scale = quantize(values.to("cpu", torch.float32).numpy(), bits, random)
         return Block(kind, size, coding, codes, where, bits, scale, golomb)
@@ -96,26 +243,65 @@ def places(indices: Tensor, size: int) -> Block:
 def quantize(
     values: np.ndarray, bits: int, random: np.random.Generator | None = None
 ) -> tuple[np.ndarray, Scale]:
-    """Uniform b-bit codes between the smallest and the largest value (METHODS: SGQ).
+    """Uniform b-bit codes between the smallest and the largest value: see `quantize_parts`."""
+    codes, low, step = quantize_parts(values, [len(values)], bits, random)
+    return codes, Scale(float(low[0]), float(step[0]))
 
-    step = (max - min) / (2**bits - 1), code = round((value - min) / step). With `random` the
-    rounding is up with the probability of the fraction, so that E[low + step * code] = value.
-    Where a value is not finite, or the range is not, all values become NaN: nothing is hidden.
+
+def quantize_parts(
+    values: np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    bits: int,
+    random: np.random.Generator | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Uniform b-bit codes between the smallest and the largest value of each part.
+
+    step = (max - min) / (2**bits - 1), code = round((value - min) / step), as in SGQ (see
+    `quantized.strongest`). With `random` the
+    rounding is up with the probability of the fraction, so that E[low + step * code] = value; then
+    the variance of a value is at most step^2 / 4.
+    Where a value is not finite, or the range is not, all of the part become NaN: nothing is hidden.
+
+    Args:
+        values: float32 [count], part by part.
+        lengths: of the parts.
+        bits: bits of a code, 1 to 16.
+        random: rounds up or down; without it codes are rounded to the nearest.
+
+    Returns:
+        The codes [count], and of each part `low` and `step`, float32 [parts].
     """
+    lengths = np.asarray(lengths)
+    low, high = (np.zeros(len(lengths), np.float32) for _ in range(2))
     if not len(values):
-        return np.empty(0, code_dtype(bits)), Scale(0.0, 0.0)
-    low, high = np.float32(values.min()), np.float32(values.max())
+        return np.empty(0, code_dtype(bits)), low, high
+    is_even = bool((lengths == lengths[0]).all())
+    if is_even:
+        table = values.reshape(len(lengths), -1)
+        low, high = table.min(1), table.max(1)
+    else:
+        table, filled = values, lengths > 0
+        first = (np.cumsum(lengths) - lengths)[filled]
+        low[filled] = np.minimum.reduceat(values, first)
+        high[filled] = np.maximum.reduceat(values, first)
+
+    def each(part: np.ndarray) -> np.ndarray:
+        return part[:, np.newaxis] if is_even else np.repeat(part, lengths)
+
     with np.errstate(over="ignore", invalid="ignore"):
-        step = np.float32((high - low) / np.float32((1 << bits) - 1))
-    if not 0 < step < np.inf:  # all values equal, or not finite: one code stands for all
-        one = float(low) if step == 0 else np.nan
-        return np.zeros(len(values), code_dtype(bits)), Scale(one, 0.0)
-    # In float64: beside a code of 16 bits float32 has but 8 bits left for the fraction.
-    exact = (values.astype(np.float64) - low) / step
-    codes = np.floor(exact + (0.5 if random is None else random.random(len(values)))).clip(
-        0, (1 << bits) - 1
-    )
-    return codes.astype(code_dtype(bits)), Scale(float(low), float(step))
+        step = (high - low) / np.float32((1 << bits) - 1)
+        usual = (step > 0) & (step < np.inf)
+        # In float64: beside a code of 16 bits float32 has but 8 bits left for the fraction.
+        exact = table.astype(np.float64)
+        exact -= each(low)
+    exact /= each(np.where(usual, step, 1))
+    exact += 0.5 if random is None else random.random(exact.shape)
+    if not usual.all():  # all values equal, or not finite: one code stands for all
+        exact[~np.broadcast_to(each(usual), exact.shape)] = 0
+    np.floor(exact, exact).clip(0, (1 << bits) - 1, exact)
+    low = np.where(usual | (step == 0), low, np.float32(np.nan))
+    step = np.where(usual, step, np.float32(0))
+    return exact.astype(code_dtype(bits)).reshape(-1), low, step
 
 
 def signs(kind: Kind, values: Tensor, size: int, indices: Tensor | None = None) -> Block:
@@ -131,46 +317,6 @@ def signs(kind: Kind, values: Tensor, size: int, indices: Tensor | None = None) 
     codes = (values >= 0).to("cpu", torch.uint8).numpy()
     where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
     return Block(kind, size, Coding.CODES, codes, where, 1, Scale(-mean, 2 * mean), True)
-
-
-def levels(
-    kind: Kind, values: Tensor, bits: int, bucket: int, random: np.random.Generator
-) -> list[Block]:
-    """Values in signed levels of their bucket's norm, right on average, and the norms: two blocks.
-
-    QSGD: v_i becomes ||v|| * sign(v_i) * l / s, with s = 2^(bits - 1) - 1 levels and l the level
-    below or above s |v_i| / ||v||, by the probability that makes the mean v_i (Alistarh et al., eq.
-    2 and 3). A bucket whose norm is not finite becomes NaN: nothing is hidden.
-
-    Args:
-        kind: what the values are.
-        values: [count].
-        bits: bits of a level with its sign, 2 to 16.
-        bucket: values that share a norm.
-        random: rounds up or down.
-    """
-    top = (1 << bits - 1) - 1
-    given = values.detach().to("cpu", torch.float64).numpy()
-    buckets = np.pad(given, (0, -len(given) % bucket)).reshape(-1, bucket)
-    norms = np.linalg.norm(buckets, axis=1, keepdims=True).astype(np.float32)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        exact = np.where(norms > 0, top * np.abs(buckets) / norms, 0)
-    exact = np.where(np.isfinite(norms), exact, 0)
-    level = np.floor(exact + random.random(exact.shape)).clip(0, top)
-    codes = (top + np.sign(np.nan_to_num(buckets)) * level).ravel()[: len(given)]
-    integers = codes.astype(code_dtype(bits))
-    scale = Scale(-float(top), 1.0)
-    return [
-        Block(kind, len(given), Coding.CODES, integers, None, bits, scale),
-        block(kind, torch.from_numpy(norms.ravel())),
-    ]
-
-
-def leveled(codes: Block, norms: Block, bucket: int, device: torch.device) -> Tensor:
-    """What `levels` stands for, [count]."""
-    top = (1 << codes.bits - 1) - 1
-    found = values(codes, device) / top
-    return found * values(norms, device).repeat_interleave(bucket)[: len(found)]
 
 
 def values(block: Block, device: torch.device | None = None) -> Tensor:

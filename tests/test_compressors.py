@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedmpi import models, sparse
+from fedmpi import models, quantized, sparse
 from fedmpi.codec import Block, Kind, pack
 from fedmpi.engine import Engine
 from fedmpi.methods import powersgd, randomk
@@ -142,8 +142,8 @@ def test_randomk_without_sparsity_is_fedavg(feedback: str) -> None:
 @pytest.mark.parametrize("bucket", [1, 7, 128, 5000])
 def test_levels_are_those_beside_a_value(bits: int, bucket: int) -> None:
     values = torch.randn(1000, generator=torch.Generator().manual_seed(1))
-    codes, norms = sparse.levels(Kind.GRADIENT, values, bits, bucket, np.random.default_rng(0))
-    found = sparse.leveled(codes, norms, bucket, CPU)
+    codes, norms = quantized.levels(Kind.GRADIENT, values, bits, bucket, np.random.default_rng(0))
+    found = quantized.leveled(codes, norms, bucket, CPU)
     parts = values.split(bucket)
     wanted = torch.stack([part.norm() for part in parts])
     np.testing.assert_allclose(sparse.values(norms), wanted, rtol=1e-6)
@@ -168,8 +168,8 @@ POINTS = 256
 def outcomes(values: Tensor, bits: int) -> Tensor:
     """What QSGD makes of values [n], a bucket, in all parts of the probability: [POINTS, n]."""
     even: Any = Even()
-    pair = sparse.levels(Kind.GRADIENT, values.repeat(POINTS), bits, len(values), even)
-    return sparse.leveled(*pair, len(values), CPU).view(POINTS, -1).double()
+    pair = quantized.levels(Kind.GRADIENT, values.repeat(POINTS), bits, len(values), even)
+    return quantized.leveled(*pair, len(values), CPU).view(POINTS, -1).double()
 
 
 @given(vectors, st.integers(2, 6))
@@ -223,15 +223,15 @@ def test_qsgd_with_a_norm_for_each_value_is_fedavg() -> None:
 def test_levels_of_what_is_no_number(wrong: float) -> None:
     values = torch.ones(10)
     values[3] = wrong
-    pair = sparse.levels(Kind.GRADIENT, values, 4, 5, np.random.default_rng(0))
-    found = sparse.leveled(*pair, 5, CPU)
+    pair = quantized.levels(Kind.GRADIENT, values, 4, 5, np.random.default_rng(0))
+    found = quantized.leveled(*pair, 5, CPU)
     assert not torch.isfinite(found[:5]).any() and torch.isfinite(found[5:]).all()
 
 
 def test_levels_of_nothing_and_zeros() -> None:
     for values in (torch.empty(0), torch.zeros(9)):
-        pair = sparse.levels(Kind.GRADIENT, values, 4, 5, np.random.default_rng(0))
-        assert torch.equal(sparse.leveled(*pair, 5, CPU), values)
+        pair = quantized.levels(Kind.GRADIENT, values, 4, 5, np.random.default_rng(0))
+        assert torch.equal(quantized.leveled(*pair, 5, CPU), values)
 
 
 @pytest.mark.parametrize("bits", [2, 8, 11])

@@ -61,6 +61,7 @@ LAW = {
     "submodels/powered": ("torch", "recurrent"),
     "submodels/narrow": ("numpy torch", "config flat layers recurrent"),
     "sparse": ("numpy torch", "codec"),
+    "quantized": ("numpy torch", "codec config sparse"),
     "submodels/compress": ("torch", "codec flat recurrent sparse submodels"),
     "store": ("torch", "config errors"),
     "feedback": ("torch", "config store"),
@@ -82,7 +83,8 @@ LAW = {
     "submodels/selection": ("numpy pydantic torch", "config store streams submodels train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden codec config cuts devices feed feedback flat lockstep methods sides sparse store "
+        "burden codec config cuts devices feed feedback flat lockstep methods quantized sides "
+        "sparse store "
         "streams submodels train variates",
     ),
     "measure": (

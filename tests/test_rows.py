@@ -289,7 +289,7 @@ def test_stacked_equals_one_by_one_with_batch_norm(
 @pytest.mark.parametrize("name", METHODS)
 def test_stacked_equals_one_by_one_with_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "load", text)
-    compare((f"method.name={name}", *RNN, "momentum=0.9", "batch=7"), 3)
+    compare((f"method.name={name}", *RNN, "lr=0.1", "momentum=0.9", "batch=7"), 3)
 
 
 def widen(engine: Engine, count: int) -> None:

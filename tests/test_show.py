@@ -160,7 +160,7 @@ def test_settings_are_all_there(said: Any) -> None:
         ("lr", "Learning rate", "lr_decay"),
         ("method", "method.error_feedback", "lr_decay"),
         ("method.sparsity", "with name = ssfl", "error_feedback"),
-        ("exchange", "exchange.window", "method"),
+        ("exchange", "exchange.window", "lr_decay"),
         ("devices", "devices.tiers.link.exponent", "exchange"),
         ("devices.tiers.link", "with kind = wireless", "gflops"),
         ("devices.dropouts", "Share of the uploads", "tiers"),

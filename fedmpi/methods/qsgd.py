@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
+from fedmpi import config, quantized
 from fedmpi.codec import Block, Kind
 from fedmpi.methods import fedavg
 from fedmpi.streams import Purpose, stream
@@ -34,7 +34,7 @@ class Server(fedavg.Server):
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Levels and norms."""
         codes, norms = blocks
-        update = sparse.leveled(codes, norms, self.method.bucket, self.w.device)
+        update = quantized.leveled(codes, norms, self.method.bucket, self.w.device)
         self.total.add_(update, alpha=weight)
 
 
@@ -48,6 +48,6 @@ class Clients(fedavg.Clients):
         random = stream(self.settings.seed, Purpose.QUANTIZE, t, client)
         method = self.method
         return [
-            *sparse.levels(Kind.GRADIENT, update, method.bits, method.bucket, random),
+            *quantized.levels(Kind.GRADIENT, update, method.bits, method.bucket, random),
             *statistics,
         ]
