@@ -133,6 +133,7 @@ class Clients(ClientSide, fedavg.Clients):
         front, back, tail = self.method.parts(self.flat)
         self.sizes, self.held = [front.size, tail.size], front
         self.fronts, self.tails = Parts(trainer, front), Parts(trainer, tail)
+        self.start = self.start.new_zeros(sum(self.sizes))
         self.turns, self.end = 1, self.method.end(self.flat)
         if self.end is not None:
             self.turns, self.shape = 2, shape_behind([front, back], trainer.feed.x)
