@@ -39,6 +39,8 @@ IDS = {
     Purpose.RESERVE: 1,
     Purpose.BIRTH: 0,
     Purpose.AGENT: 2,
+    Purpose.SURVIVOR: 4,
+    Purpose.ROUNDING: 3,
 }
 """How many ids the streams of each purpose have."""
 
