@@ -292,7 +292,8 @@ class Channels:
                 channels = list(zip(*(some.tolist() for some in self.reads[name]), strict=True))
             else:
                 continue
-            numbers = torch.tensor([first[g, w] + c if (g, w) in first else -1 for g, w, c in channels])
+            known = [(first.get((g, width), -1), channel) for g, width, channel in channels]
+            numbers = torch.tensor([-1 if start < 0 else start + own for start, own in known])
             for piece in self.flat.parameters:
                 if piece.name.startswith(f"{name}."):
                     # Embeddings have channels in columns, recurrent layers in rows for each gate.
