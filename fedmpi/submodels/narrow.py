@@ -135,15 +135,10 @@ class Channels:
         self.whole = set(self.groups[ends].tolist())
         self.reads = {name: self._reads(*found) for name, found in self.found.items()}
         makers = zip(self.groups.tolist(), self.widths.tolist(), strict=True)
-        self.spaces: list[Space] = list(dict.fromkeys(makers))
-        fixed = [space for space in self.spaces if space[0] in self.whole]
         # A bridge may make channels of a number that nobody else in its group makes.
-        for name, width in self.bridges.items():
-            space = int(self.reads[name].group[0]), width
-            if space not in self.spaces:
-                self.spaces.append(space)
-                fixed += [space] if space[0] < 0 else []
-        self.hidden = [space for space in self.spaces if space not in fixed]
+        bridges = [(int(self.reads[n].group[0]), width) for n, width in self.bridges.items()]
+        self.spaces: list[Space] = list(dict.fromkeys([*makers, *bridges]))
+        self.hidden = [s for s in self.spaces if s[0] >= 0 and s[0] not in self.whole]
         self.classes = self._classes()
         self.has_norms = any(isinstance(module, NORMS) for module in self.modules.values())
         self.flats: dict[Any, Flat] = {}
