@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from fedmpi import models
 from fedmpi.burden import Burden
 from fedmpi.codec import Message
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.streams import Purpose, stream
 from tests import plain
-from tests.plain import CNN, network, play, vector
-from tests.small import run, small
+from tests.plain import CNN, EVERYTHING, network, play, vector
+from tests.small import run, small, smooth
+from tests.test_rows import compare
 
 NAME = "method.name=fedsl"
 OFF = ("method.pruning=0.0", "method.bits=32", "method.dropout=0.0")
@@ -325,3 +327,43 @@ def test_what_is_refused() -> None:
     for word in ("bits=17", "bits=1", "pruning=1.0", "dropout=1.0", "interval=0"):
         refused((f"method.{word}",), f"method.{word.partition('=')[0]}")
     refused(("aggregation.rule=median",), "whole updates")
+
+
+@pytest.mark.parametrize("words", [(), ("method.tail=head", "model.hidden=[12,8,6]")], ids=str)
+def test_stacked_narrow_fronts_are_those_one_by_one(words: tuple[str, ...]) -> None:
+    compare((NAME, *CHANNELS, *words, *EVERYTHING, "batch=7", "rounds=3"), 3)
+
+
+@pytest.mark.parametrize("statistics", ["averaged", "local"])
+def test_statistics_of_narrow_fronts_are_trained(
+    statistics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of channels that were cut out stay, where they travel."""
+    monkeypatch.setattr(models, "build", smooth)
+    words = ("method.cut=dense", "method.structured=channels", "method.pruning=0.5")
+    found = engine(*words, f"statistics={statistics}", "clients=1", "rounds=3")
+    front, before = found.clients.held, torch.empty(0)
+    for t, _ in enumerate(play(found)):
+        mask, w = found.clients.memory.mask(0), found.server.w[: front.size]
+        still = front.still
+        assert len(still) == (20 if statistics == "averaged" else 0)
+        if t and len(still):
+            assert torch.equal(w[still] != before[still], mask[still] > 0)
+            assert (mask[still] == 0).any()
+        before = w.clone()
+    assert before.isfinite().all()
+
+
+def test_a_tail_keeps_labels_at_home_and_leaks_no_more_than_a_front() -> None:
+    """What survives at its cut is as much as at the front's: 8 values a sample instead of 12."""
+    found = run(small(NAME, "method.tail=head", "method.dropout=0.5"))
+    for row in found.tables["clients"]:
+        samples = 2 * row["samples"]
+        assert row["up_label"] == 0
+        for name, values in (
+            ("up_activation", 12),
+            ("down_activation", 8),
+            ("up_gradient", 8),
+            ("down_gradient", 12),
+        ):
+            assert row[name] == pytest.approx(4 * samples * values / 2, rel=0.2)
