@@ -141,18 +141,26 @@ def shares(settings: Settings, name: str) -> list[float]:
     Raises:
         ConfigError: if the method and the devices both say something.
     """
-    fleet, method = Fleet(settings), settings.method
+    method = settings.method
     own = getattr(method, name)
-    if any(tier.keep is not None for tier in fleet.tiers):
+    if (found := keeps(settings)) is not None:
         if own != type(method).model_fields[name].default:
             raise ConfigError(
                 f"method.{name} = {written(own)}: wanted the default beside devices.tiers with a "
                 "`keep`, which say it, too"
             )
-        return [1.0 if tier.keep is None else tier.keep for _, tier in fleet.owners()]
+        return found
     counts = shared_out(settings.clients, [1 / len(own)] * len(own))
     random = stream(settings.seed, Purpose.KEEP)
     return random.permutation(np.repeat(own, counts)).tolist()
+
+
+def keeps(settings: Settings) -> list[float] | None:
+    """The share that each client's device keeps of the model; None if no device says one."""
+    fleet = Fleet(settings)
+    if all(tier.keep is None for tier in fleet.tiers):
+        return None
+    return [1.0 if tier.keep is None else tier.keep for _, tier in fleet.owners()]
 
 
 def shared_out(count: int, shares: Sequence[float]) -> np.ndarray:

@@ -76,9 +76,13 @@ class Parts:
         """At least so many rows: the same ones as before, if they are enough."""
         found = self.descents[place : place + 1]
         if not found or len(found[0].rows) < count:
-            self.descents[place : place + 1] = [self.trainer.descent_of(self.flat, count)]
+            self.descents[place : place + 1] = [self.made(count)]
             self.descents[place].rows.each = self.each
         return self.descents[place]
+
+    def made(self, count: int) -> Descent:
+        """So many rows, and what moves them."""
+        return self.trainer.descent_of(self.flat, count)
 
     @property
     def first(self) -> Tensor:

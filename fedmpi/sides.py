@@ -206,6 +206,7 @@ class ClientSide(Side):
         """The rest of the step: fronts learn from gradients at the cut."""
         clients, rows = list(told), fronts.rows
         rows.backward(self.take(Kind.GRADIENT, 0, fronts, told))
+        self.trainer.at = fronts.done
         if self.adjust is not None:
             self.adjust(clients, *rows.first(len(clients)))
         fronts.step(clients)

@@ -74,6 +74,10 @@ class Purpose(IntEnum):
     """What an agent knows before it has learned anything."""
     AGENT = 31
     """What an agent tries; ids: round, client."""
+    SURVIVOR = 34
+    """Which values at a cut travel; ids: round, client, step, cut."""
+    ROUNDING = 35
+    """Stochastic rounding in a step; ids: round, client, step."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

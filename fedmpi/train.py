@@ -60,7 +60,7 @@ class Trainer:
         keeps: whether clients have something that stays on their rank: statistics of their own.
         losses: each client's losses in local training, this round: their sum and their number.
         seconds: each client's time in local training, and in preparing its upload, this round.
-        at: steps that the chunk at work has behind it, for methods whose steps differ.
+        at: steps that those at work have behind them, for methods whose steps differ.
         tuned: local statistics of the models that clients have tuned this round.
     """
 

@@ -26,6 +26,7 @@ from fedmpi.codec import (
     pack,
     unpack,
 )
+from fedmpi.streams import Purpose, stream
 from tests.plain import METHODS
 from tests.small import Run, run, small
 
@@ -437,6 +438,38 @@ def tailed(found: Run, t: int, client: int) -> Bytes:
     )
 
 
+def fedsl(found: Run, t: int, client: int) -> Bytes:
+    """Survivors at the cut both ways; fronts only as intervals begin and end, or the run.
+
+    Nothing is pruned before a client has made a step in an earlier round.
+    """
+    settings = found.engine.settings
+    method, here = settings.method, [client in found.engine.population.sample(s) for s in range(3)]
+    is_narrow = method.structured == "channels"
+    cut = LAYERS[2 if is_narrow else 1]
+    turns = [s for s in range(t + 1) if here[s] and any(here[:s]) and s % method.prune_every == 0]
+    weights, others = SHAPES[0] if not is_narrow else np.sum(SHAPES[:2], 0).tolist()
+    kept, mask = weights, []
+    if turns and method.pruning:
+        kept = round((1 - method.pruning) * weights)
+        mask = [("mask", 0, shorter(kept, weights))]
+        if is_narrow:
+            some = ceil((1 - method.pruning) * LAYERS[1])
+            kept, others = some * (LAYERS[0] + LAYERS[2]), some + LAYERS[2]
+            mask = [("mask", 0, shorter(some, LAYERS[1]))]
+    begins = t % method.interval == 0
+    ends = (t + 1) % method.interval == 0 or t + 1 == settings.rounds
+    parts = [
+        down(("model", 4 * sum(map(sum, SHAPES[: 1 + is_narrow])), 0)) if begins else down(),
+        up(("model", 4 * (kept + others), 0), *mask) if ends else up(),
+    ]
+    for step, b in enumerate(batches(found, client)):
+        random = stream(settings.seed, Purpose.SURVIVOR, t, client, step, 0)
+        left = int((random.random(b * cut, np.float32) >= method.dropout).sum())
+        parts += [up(("activation", 4 * left, 0), ("label", b, 0)), down(("gradient", 4 * left, 0))]
+    return total(*parts)
+
+
 def answers(found: Run, client: int) -> Bytes:
     """What SplitFed's server tells one client, step by step."""
     cut = 4 * LAYERS[1]
@@ -484,6 +517,10 @@ CASES = [
     case(splitfed, "splitfed"),
     case(tailed, "splitfed", "method.tail=head"),
     case(relayed, "splitlearning"),
+    case(fedsl, "fedsl"),
+    case(fedsl, "fedsl", "method.interval=2", "method.pruning=0.9", "method.prune_every=2"),
+    case(fedsl, "fedsl", "method.interval=4", "method.pruning=0.0", "method.dropout=0.0"),
+    case(fedsl, "fedsl", "method.cut=hidden2", "method.structured=channels", "method.pruning=0.5"),
 ]
 """What follows from settings alone; methods' own tests have what is learnt, such as other masks."""
 

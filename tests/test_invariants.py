@@ -59,7 +59,13 @@ INVARIANTS = {
         compressors::test_levels_are_right_on_average_over_all_outcomes
         compressors::test_levels_vary_no_more_and_are_as_few_as_the_paper_proves
         compressors::test_without_feedback_it_is_right_on_average
-        sparse::test_stochastic_rounding_is_right_on_average""",
+        sparse::test_stochastic_rounding_is_right_on_average
+        fedsl::test_gradients_are_right_on_average""",
+    "Dropout at a cut is right on average, and a gradient's support is its activation's": """
+        dropping::test_both_ways_are_right_on_average
+        dropping::test_a_gradient_comes_back_where_its_activation_went""",
+    "FedSL without pruning, rounding and dropout, averaged every round, is SplitFed v1": """
+        fedsl::test_with_everything_off_it_is_splitfed_bit_for_bit""",
     "Random-k without feedback is right on average": """
         compressors::test_randomk_over_all_sets_of_positions
         compressors::test_randomk_takes_all_sets_of_positions_alike""",

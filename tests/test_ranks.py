@@ -184,6 +184,10 @@ SPLITS = {
     "v1": ("method.name=splitfed",),
     "v2": ("method.name=splitfed", "method.version=v2"),
     "tail": ("method.name=splitfed", "method.tail=head"),
+    "channels": (
+        *("method.name=fedsl", "method.cut=hidden2", "method.structured=channels"),
+        *("method.interval=2", "method.prune_every=2"),
+    ),
     "sequential": ("method.name=splitlearning", "method.tail=head"),
 }
 

@@ -39,6 +39,8 @@ IDS = {
     Purpose.RESERVE: 1,
     Purpose.BIRTH: 0,
     Purpose.AGENT: 2,
+    Purpose.SURVIVOR: 4,
+    Purpose.ROUNDING: 3,
 }
 """How many ids the streams of each purpose have."""
 
@@ -131,6 +133,8 @@ def test_purposes_are_never_renumbered() -> None:
         "RESERVE": 29,
         "BIRTH": 30,
         "AGENT": 31,
+        "SURVIVOR": 34,
+        "ROUNDING": 35,
     }
 
 

@@ -323,12 +323,12 @@ def test_a_launcher_that_never_works_is_not_tried_for_ever(
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_studies_that_come_along(file: Path) -> None:
-    """All of their settings are right, and a run of each method could begin."""
+    """All of their settings are right, a run of each method could begin, and one sends all."""
     alike = ("data={name='synthetic', shape=[3,32,32], samples=2000}",)
     is_real = members(file)[0].settings.data.name == "cifar10"
     some = members(file, alike) if is_real else members(file)
     found = {member.settings.method.name: member.settings for member in some}
-    assert "fedavg" in found and len(found) > 2
+    assert {"fedavg", "splitfed"} & set(found) and len(found) > 1
     for settings in found.values():
         Engine(settings)
 

@@ -92,12 +92,22 @@ class Server(ServerSide, fedavg.Server):
 
     def absorb(self, t: int, message: Message) -> None:
         """An update of front and tail, and with v1 that of the back that belongs to them."""
-        front, back, tail = self.total.split(self.sizes)
-        update = sparse.vector(message.blocks[0], len(front) + len(tail), self.trainer.device)
-        self.updates[message.client] = update
+        size = self.sizes[0] + self.sizes[2]
+        update = sparse.vector(message.blocks[0], size, self.trainer.device)
+        self.add_up(message, update)
+
+    def add_up(self, message: Message, update: Tensor) -> None:
+        """Adds up an update of front and tail, and with v1 that of the back."""
+        front, _, tail = self.total.split(self.sizes)
         front.add_(update[: len(front)], alpha=message.weight)
         tail.add_(update[len(front) :], alpha=message.weight)
+        self.updates[message.client] = update
+        self.count(message)
+
+    def count(self, message: Message) -> None:
+        """Takes in that a client is done, and with v1 the update of its back."""
         if not self.method.is_one:
+            _, back, _ = self.total.split(self.sizes)
             change = self.backs.of(message.client) - self.w.split(self.sizes)[1]
             back.add_(change, alpha=message.weight)
         self.weight += message.weight

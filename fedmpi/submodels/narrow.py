@@ -11,10 +11,10 @@ alike.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ MAKERS = (*PRUNABLE, nn.Embedding, Recurrent)
 NORMS = (BatchNorm, nn.GroupNorm)
 LAST = (nn.Linear, nn.Embedding, Recurrent)
 """Layers whose channels are the last dimension; those of all others are the one behind samples."""
+
+Space = tuple[int, int]
+"""A group of layers whose channels are chosen alike, and how many channels they have."""
 
 Choose = Callable[[int], Tensor]
 """Of so many channels those that stay, ascending: int64. Asked once for layers that are added."""
@@ -91,8 +94,7 @@ class Narrow:
     aside: Tensor
 
 
-@dataclass(frozen=True)
-class Reads:
+class Reads(NamedTuple):
     """For each input of a layer the group and number of channels of who makes it, and which it is.
 
     int64 [inputs] each; group -1 is the network's own input.
@@ -108,6 +110,8 @@ class Channels:
 
     Attributes:
         flat: the network.
+        hidden: whose channels may be left out: numbers of a group of layers that are chosen alike,
+            and how many channels it has.
         classes: for each position of the model the class whose output alone depends on it, int64
             [flat.size]; -1 if there is no such.
         has_norms: whether there are norm layers.
@@ -128,10 +132,13 @@ class Channels:
         self.found: dict[str, tuple[Tensor, Tensor]] = {}
         self.bridges: dict[str, int] = {}
         ends = self._trace(shape)
-        self.whole = {int(self.groups[maker]) for maker in ends[0].tolist() if maker >= 0}
-        pairs = zip(self.groups.tolist(), self.widths.tolist(), strict=True)
-        self.spaces = list(dict.fromkeys(pairs))
+        self.whole = set(self.groups[ends].tolist())
         self.reads = {name: self._reads(*found) for name, found in self.found.items()}
+        makers = zip(self.groups.tolist(), self.widths.tolist(), strict=True)
+        # A bridge may make channels of a number that nobody else in its group makes.
+        bridges = [(int(self.reads[n].group[0]), width) for n, width in self.bridges.items()]
+        self.spaces: list[Space] = list(dict.fromkeys([*makers, *bridges]))
+        self.hidden = [s for s in self.spaces if s[0] >= 0 and s[0] not in self.whole]
         self.classes = self._classes()
         self.has_norms = any(isinstance(module, NORMS) for module in self.modules.values())
         self.flats: dict[Any, Flat] = {}
@@ -150,8 +157,8 @@ class Channels:
 
     # ---- tracing
 
-    def _trace(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Sends marks through a copy of the network; who made its outputs, and which they are.
+    def _trace(self, shape: Sequence[int]) -> Tensor:
+        """Sends marks through a copy of the network; which layers made its outputs: bool [makers].
 
         Each maker has three samples in a batch to itself: of the first its channels are 1, of the
         second their numbers, and of the third what `_hash` makes of them. Through pooling,
@@ -164,7 +171,8 @@ class Channels:
             if isinstance(module, (*MAKERS, *NORMS)) or not list(module.children()):
                 module.forward = self._marking(name, module, module.forward)
         with torch.no_grad():
-            return self._sources("", network(torch.zeros(3 * len(self.makers), *shape)), -1)
+            output = network(torch.zeros(3 * len(self.makers), *shape))
+        return output[: len(self.makers)].flatten(1).amax(1) > 0
 
     def _marking(self, name: str, module: nn.Module, forward: Any) -> Callable[[Tensor], Tensor]:
         """What stands in for a layer's way forward."""
@@ -236,15 +244,11 @@ class Channels:
             choose: which channels stay.
             factor: what hidden layers' outputs are multiplied by in training.
         """
-        kept = {
-            (group, width): torch.arange(width) if group in self.whole else choose(width)
-            for group, width in self.spaces
-        }
-        # A bridge may make channels of a number that nobody else in its group makes.
-        for name, width in self.bridges.items():
-            group = int(self.reads[name].group[0])
-            if (group, width) not in kept:
-                kept[group, width] = torch.arange(width) if group < 0 else choose(width)
+        return self.having({space: choose(space[1]) for space in self.hidden}, factor)
+
+    def having(self, chosen: Mapping[Space, Tensor], factor: float = 1.0) -> Narrow:
+        """The sub-model with such of the hidden channels, ascending: int64."""
+        kept = {space: chosen.get(space, torch.arange(space[1])) for space in self.spaces}
         inputs = {name: _kept(reads, kept) for name, reads in self.reads.items()}
         bridged = {
             name: (inputs[name], kept[int(self.reads[name].group[0]), width])
@@ -265,6 +269,34 @@ class Channels:
         if not self.flat.is_local:
             ours, theirs = ours + theirs, []
         return Narrow(flat, _positions(ours, cuts), _positions(theirs, cuts))
+
+    def owners(self) -> Tensor:
+        """Which hidden channel makes each position, numbered as `hidden` has them: -1 for none.
+
+        What a channel owns are the weights and the bias that make it, and its scale and shift in
+        norms: int64 [flat.size].
+        """
+        found, first, count = torch.full((self.flat.size,), -1), {}, 0
+        for space in self.hidden:
+            first[space], count = count, count + space[1]
+        for name, module in self.modules.items():
+            if name in self.makers:
+                width = _width(module)
+                channels = [(self._group(name), width, channel) for channel in range(width)]
+            elif isinstance(module, NORMS):
+                channels = list(zip(*(some.tolist() for some in self.reads[name]), strict=True))
+            else:
+                continue
+            known = [(first.get((g, width), -1), channel) for g, width, channel in channels]
+            numbers = torch.tensor([-1 if start < 0 else start + own for start, own in known])
+            for piece in self.flat.parameters:
+                if piece.name.startswith(f"{name}."):
+                    # Embeddings have channels in columns, recurrent layers in rows for each gate.
+                    place = piece.of(found)
+                    rows = place.t() if isinstance(module, nn.Embedding) else place
+                    each = numbers.repeat(len(rows) // len(numbers))
+                    rows.copy_(each.view(-1, *(1,) * (rows.dim() - 1)).expand(rows.shape))
+        return found
 
     def _cuts(
         self, kept: dict[tuple[int, int], Tensor], inputs: dict[str, Tensor]
