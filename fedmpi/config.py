@@ -106,6 +106,22 @@ class Method(Part):
         """What the method trains for the model's network: by default that itself."""
         return network
 
+    def refuse(self, idle: Mapping[str, str]) -> None:
+        """Refuses settings that mean nothing here, unless they are at their defaults.
+
+        Args:
+            idle: the settings, and beside what they would mean something.
+
+        Raises:
+            ConfigError: naming all that are not.
+        """
+        fields = type(self).model_fields
+        found = {name: value for name, value in self if name in idle}
+        wrong = [name for name, value in found.items() if value != fields[name].default]
+        if wrong:
+            texts = (f"{name} = {written(found[name])}: wanted {idle[name]}" for name in wrong)
+            raise ConfigError(*(f"method.{text}" for text in texts))
+
     def reserve(self) -> float:
         """Share of its training samples that each client keeps out of its training."""
         return 0.0

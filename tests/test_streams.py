@@ -39,6 +39,7 @@ IDS = {
     Purpose.RESERVE: 1,
     Purpose.BIRTH: 0,
     Purpose.AGENT: 2,
+    Purpose.CUT: 4,
 }
 """How many ids the streams of each purpose have."""
 
@@ -131,6 +132,7 @@ def test_purposes_are_never_renumbered() -> None:
         "RESERVE": 29,
         "BIRTH": 30,
         "AGENT": 31,
+        "CUT": 32,
     }
 
 
