@@ -520,3 +520,10 @@ def test_budgets(budget: str, up: int, down: int, spent: bool) -> None:
 def test_what_is_no_budget(budget: str) -> None:
     with pytest.raises(ConfigError, match=r"budget = .*\(up\|down\|total\)_bytes"):
         config.load({"budget": budget})
+
+
+def test_a_method_refuses_what_means_nothing_beside_the_rest() -> None:
+    method = config.load({"method": {"name": "topk", "sparsity": 0.5}}).method
+    method.refuse({"error_feedback": "never said, for it is at its default"})
+    with pytest.raises(ConfigError, match=r"^method.sparsity = 0.5: wanted something else$"):
+        method.refuse({"error_feedback": "", "sparsity": "something else"})
