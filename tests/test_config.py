@@ -453,6 +453,10 @@ def test_describe() -> None:
     assert rows["hidden"][0] == "list of int >= 1"
     rows = {row[0]: row[1:] for row in config.describe(config.schema("model", "cnn"))}
     assert rows["channels"][0].startswith("list of 2 int")
+    rows = {row[0]: row[1:] for row in config.describe(config.schema("model", "resnet"))}
+    assert rows["depth"][0] == "8 | 14 | 18 | 20 | 32 | 50 | 56"
+    rows = {row[0]: row[1:] for row in config.describe(config.schema("method", "sgcfl"))}
+    assert rows["bits"][:2] == ("2 to 16 | 32", "8")
 
 
 def test_describe_tables_inside_of_tables() -> None:
