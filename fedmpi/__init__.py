@@ -50,6 +50,7 @@ The rooms
     descent        a step against a gradient       feed         what a step learns from
     store          what clients keep between rounds; in it
     feedback       what compression left out       variates     what corrects gradients
+    distance       weights by how far clients went
  Models
     models/        one module a family             submodels/   what is held, trained, sent of one
     flat           a network as one vector         burden       FLOPs and memory of training

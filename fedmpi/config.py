@@ -106,6 +106,22 @@ class Method(Part):
         """What the method trains for the model's network: by default that itself."""
         return network
 
+    def refuse(self, idle: Mapping[str, str]) -> None:
+        """Refuses settings that mean nothing here, unless they are at their defaults.
+
+        Args:
+            idle: the settings, and beside what they would mean something.
+
+        Raises:
+            ConfigError: naming all that are not.
+        """
+        fields = type(self).model_fields
+        found = {name: value for name, value in self if name in idle}
+        wrong = [name for name, value in found.items() if value != fields[name].default]
+        if wrong:
+            texts = (f"{name} = {written(found[name])}: wanted {idle[name]}" for name in wrong)
+            raise ConfigError(*(f"method.{text}" for text in texts))
+
     def reserve(self) -> float:
         """Share of its training samples that each client keeps out of its training."""
         return 0.0
@@ -642,11 +658,23 @@ def _toml(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
+def _runs(values: Sequence[Any]) -> list[str]:
+    """Values as text; whole numbers, three or more of which follow each other, as a range."""
+    found: list[list[Any]] = []
+    for value in values:
+        if found and type(value) is int and value - 1 == found[-1][-1]:
+            found[-1].append(value)
+        else:
+            found.append([value])
+    ranges = [[f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run) for run in found]
+    return [text for texts in ranges for text in texts]
+
+
 def _type(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     """A setting's type and range, in words."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return " | ".join(str(value) for value in inner)
+        return " | ".join(_runs(inner))
     if origin is Annotated:
         # A bound stands there as it is, or inside of what pydantic's `Field` gives.
         return _type(inner[0], [b for one in inner[1:] for b in getattr(one, "metadata", [one])])

@@ -1,5 +1,6 @@
 """Where a network is cut between clients and server, and what crosses a cut."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,12 @@ class Cut(config.Method):
                 f"first; there are: {', '.join(names[1:]) or 'none'}"
             )
         return front, *back.split(names[names.index(self.tail) - 1])
+
+    def held(self, flat: Flat) -> Flat:
+        """Front and tail as one: how they lie in what a client uploads."""
+        front, _, tail = self.parts(flat)
+        stages = [*front.stages.named_children(), *tail.stages.named_children()]
+        return Flat(nn.Sequential(OrderedDict(stages)), flat.is_local)
 
     def end(self, flat: Flat) -> tuple[Flat, Flat] | None:
         """The network up to the tail, and the tail; None if there is none."""

@@ -39,6 +39,7 @@ class HasModel(Protocol):
 
     w: Tensor
     is_global: bool
+    noted: dict[str, dict[int, float]]
 
     def personal(self, client: int) -> Tensor | None:
         """See `methods.fedavg.Server.personal`."""
@@ -236,6 +237,9 @@ class Observer:
             return None
         report = np.sort(np.concatenate(reports), order="client")
         clients = self._client_rows(t, waves, report, verdict)
+        for name, noted in server.noted.items():
+            clients[name] = [noted.get(client, np.nan) for client in clients["client"].tolist()]
+            clients[name][clients["lost"]] = np.nan  # the server knows an earlier round's, if any
         rounds = self._round_row(t, seconds, clients, verdict)
         rounds["flops"] = clients["flops"].sum()
         rounds["server_flops"] = report["server_flops"].sum()

@@ -74,6 +74,8 @@ class Purpose(IntEnum):
     """What an agent knows before it has learned anything."""
     AGENT = 31
     """What an agent tries; ids: round, client."""
+    CUT = 32
+    """Stochastic rounding of what crosses a cut; ids: round, client, step, cut."""
     SURVIVOR = 34
     """Which values at a cut travel; ids: round, client, step, cut."""
     ROUNDING = 35

@@ -58,6 +58,12 @@ CLIENTS: Columns = {
         "global one, or the server's part with its own; NaN if there is neither",
     ),
     "personal": ("f8", "of its local model, after local training, on the same"),
+    "distance": (
+        "f8",
+        "Euclidean distance that its parameters went in local training, as the server knows them; "
+        "NaN unless the method weighs by it, or where the upload was lost",
+    ),
+    "weight": ("f8", "its share in the average of parameters, 0 to 1; NaN where distance is"),
     **dict.fromkeys(BYTES, ("i8", "bytes of that kind in that direction")),
     "lost": ("?", "whether its upload was lost: it costs, but the server never learnt of it"),
     "tier": ("S16", "kind of device; empty without devices"),

@@ -470,6 +470,36 @@ def fedsl(found: Run, t: int, client: int) -> Bytes:
     return total(*parts)
 
 
+def coded(found: Run, *parts: int) -> list[tuple[str, int, int]]:
+    """The largest values of parts of a gradient of so many values: codes, and a range of each."""
+    method, size = found.engine.settings.method, sum(parts)
+    k = sum(max(1, ceil(round((1 - method.sparsity) * part, 6))) for part in parts)
+    where = shorter(k, size) if method.sparsity else 0
+    if method.bits == 32:
+        return [("gradient", 4 * k, where)]
+    return [("gradient", ceil(k * method.bits / 8), where), ("gradient", 8 * len(parts), 0)]
+
+
+def sgcfl(found: Run, t: int, client: int) -> Bytes:
+    """SplitFed with gradients in sparse codes: of an update by parameters, of a batch as one."""
+    method, steps = found.engine.settings.method, list(batches(found, client))
+    tensors = [*SHAPES[0], *(SHAPES[-1] if method.tail else ())]
+    there, back, held = LAYERS[1], LAYERS[-2], 4 * sum(tensors)
+    update = coded(found, *tensors) if method.model_gradient else [("gradient", held, 0)]
+    parts = [down(("model", held, 0)), up(*update)]
+    for b in steps:
+        cut, far = (
+            coded(found, b * width) if method.cut_gradient else [("gradient", 4 * b * width, 0)]
+            for width in (there, back)
+        )
+        activation = ("activation", 4 * b * there, 0)
+        if method.tail:
+            parts += [up(activation), down(("activation", 4 * b * back, 0)), up(*far), down(*cut)]
+        else:
+            parts += [up(activation, ("label", b, 0)), down(*cut)]
+    return total(*parts)
+
+
 def answers(found: Run, client: int) -> Bytes:
     """What SplitFed's server tells one client, step by step."""
     cut = 4 * LAYERS[1]
@@ -521,6 +551,11 @@ CASES = [
     case(fedsl, "fedsl", "method.interval=2", "method.pruning=0.9", "method.prune_every=2"),
     case(fedsl, "fedsl", "method.interval=4", "method.pruning=0.0", "method.dropout=0.0"),
     case(fedsl, "fedsl", "method.cut=hidden2", "method.structured=channels", "method.pruning=0.5"),
+    case(sgcfl, "sgcfl"),
+    case(sgcfl, "sgcfl", "method.sparsity=0.985", "method.bits=5", "method.tail=head"),
+    case(sgcfl, "sgcfl", "method.sparsity=0.5", "method.bits=32", "method.stochastic=false"),
+    case(sgcfl, "sgcfl", "method.sparsity=0.0", "method.tail=head", "method.cut_gradient=false"),
+    case(sgcfl, "sgcfl", "method.model_gradient=false", "method.stochastic=true"),
 ]
 """What follows from settings alone; methods' own tests have what is learnt, such as other masks."""
 

@@ -454,6 +454,10 @@ def test_describe() -> None:
     assert rows["hidden"][0] == "list of int >= 1"
     rows = {row[0]: row[1:] for row in config.describe(config.schema("model", "cnn"))}
     assert rows["channels"][0].startswith("list of 2 int")
+    rows = {row[0]: row[1:] for row in config.describe(config.schema("model", "resnet"))}
+    assert rows["depth"][0] == "8 | 14 | 18 | 20 | 32 | 50 | 56"
+    rows = {row[0]: row[1:] for row in config.describe(config.schema("method", "sgcfl"))}
+    assert rows["bits"][:2] == ("2 to 16 | 32", "8")
 
 
 def test_describe_tables_inside_of_tables() -> None:
@@ -521,3 +525,10 @@ def test_budgets(budget: str, up: int, down: int, spent: bool) -> None:
 def test_what_is_no_budget(budget: str) -> None:
     with pytest.raises(ConfigError, match=r"budget = .*\(up\|down\|total\)_bytes"):
         config.load({"budget": budget})
+
+
+def test_a_method_refuses_what_means_nothing_beside_the_rest() -> None:
+    method = config.load({"method": {"name": "topk", "sparsity": 0.5}}).method
+    method.refuse({"error_feedback": "never said, for it is at its default"})
+    with pytest.raises(ConfigError, match=r"^method.sparsity = 0.5: wanted something else$"):
+        method.refuse({"error_feedback": "", "sparsity": "something else"})

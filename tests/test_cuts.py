@@ -33,6 +33,18 @@ def test_each_stage_is_in_one_part(
     assert torch.equal(x, whole)
 
 
+def test_what_clients_hold_lies_as_its_parts_do_one_after_the_other() -> None:
+    for cut in (Cut(), Cut(tail="head")):
+        flat = Flat(sorts(3))
+        front, _, tail = cut.parts(flat)
+        held = cut.held(flat)
+        assert torch.equal(held.initial, torch.cat([front.initial, tail.initial]))
+        names = [piece.name for part in (front, tail) for piece in part.parameters]
+        starts = [0, *(piece.stop for piece in held.parameters)]
+        assert [piece.name for piece in held.parameters] == names
+        assert [piece.start for piece in held.parameters] == starts[:-1]
+
+
 def test_the_end_is_where_samples_come_back() -> None:
     flat = Flat(sorts(3))
     assert Cut().end(flat) is None

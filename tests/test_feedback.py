@@ -31,18 +31,21 @@ def remembering(name: str, *words: str, is_on: bool = True) -> Engine | None:
 
 
 def random(engine: Engine, *seed: int) -> Tensor:
-    """An update, [n]."""
+    """An update of what a client has, [n]."""
     number = 1000 * seed[0] + sum(seed[1:])
-    return torch.randn(engine.flat.size, generator=torch.Generator().manual_seed(number))
+    return torch.randn(len(engine.clients.start), generator=torch.Generator().manual_seed(number))
 
 
 def sent(engine: Engine, t: int, client: int, update: Tensor) -> Tensor:
     """What the server makes of a client's upload, as the wire brings it: [n]."""
-    engine.server.total.zero_()
+    server = engine.server
+    server.total.zero_()
+    if engine.clients.converses:
+        server.open(t, [(client,)])
     blocks = engine.clients.upload(t, client, engine.clients.start + update)
     (message,), _ = unpack(pack([Message(client, blocks, 1.0)]).data)
-    engine.server.absorb(t, message)
-    return engine.server.total.clone()
+    server.absorb(t, message)
+    return (server.updates[client] if engine.clients.converses else server.total).clone()
 
 
 @every_method
@@ -54,14 +57,15 @@ def test_what_is_sent_and_what_waits_is_the_update_and_what_waited(
     engine = remembering(name)
     if engine is None:
         return
-    waiting, still = {3: torch.zeros(engine.flat.size), 1: torch.zeros(engine.flat.size)}, []
+    size, still = len(engine.clients.start), []
+    waiting = {3: torch.zeros(size), 1: torch.zeros(size)}
     for t, client in itertools.product(range(4), waiting):
         update = random(engine, t, client)
         arrived = sent(engine, t, client, update)
         rest = engine.clients.feedback.residuals[client].clone()
         torch.testing.assert_close(arrived + rest, update + waiting[client], rtol=0, atol=2e-5)
         assert float(rest.norm()) > 0.1 * float(update.norm()), "something is left out"
-        still.append(rest[engine.flat.still])
+        still.append(rest[engine.clients.still])
         waiting[client] = rest
     assert not torch.stack(still).any()
 
@@ -82,7 +86,8 @@ def test_compressors_contract_so_that_in_the_end_all_is_sent(name: str) -> None:
     engine = remembering(name)
     if engine is None:
         return
-    update, total = random(engine, 0), torch.zeros(engine.flat.size)
+    update = random(engine, 0)
+    total = torch.zeros_like(update)
     rest = torch.zeros_like(total)
     for t in range(300):
         wanted = float((update + rest).norm())

@@ -65,6 +65,7 @@ LAW = {
     "submodels/compress": ("torch", "codec flat recurrent sparse submodels"),
     "store": ("torch", "config errors"),
     "feedback": ("torch", "config store"),
+    "distance": ("numpy pydantic torch", "config"),
     "variates": ("torch", "config store"),
     "aggregation": ("torch", "codec config streams"),
     "feed": ("numpy torch", "config data population skew streams"),
@@ -86,8 +87,8 @@ LAW = {
     "submodels/selection": ("numpy pydantic torch", "config store streams submodels train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden codec config cuts devices dropping feed feedback flat lockstep methods quantized "
-        "sides sparse store streams submodels train variates",
+        "burden codec config cuts devices distance dropping feed feedback flat lockstep methods "
+        "quantized sides sparse store streams submodels train variates",
     ),
     "measure": (
         "numpy torch",

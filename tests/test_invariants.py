@@ -72,6 +72,7 @@ INVARIANTS = {
     "Error feedback conserves: sent + residual = input + old residual": """
         feedback::test_what_is_sent_and_what_waits_is_the_update_and_what_waited
         topk::test_a_run_conserves_every_update
+        sgcfl::test_what_a_residual_leaves_is_sent_later
         stc::test_rounds_against_algorithm_2""",
     "Compressors with feedback contract": """
         feedback::test_compressors_contract_so_that_in_the_end_all_is_sent
@@ -98,6 +99,16 @@ INVARIANTS = {
         spatl::test_what_nobody_sends_stays""",
     "SplitFed with one client is central training, step for step": """
         degenerate::test_splitfed_with_one_client_is_central_training_step_for_step""",
+    "Sparse-gradient collaborative learning with nothing on is SplitFed, and so it is where all"
+    " values are kept as they are": """
+        sgcfl::test_with_nothing_on_it_is_splitfed
+        sgcfl::test_keeping_all_as_it_is_is_splitfed""",
+    "SGQ and DQ are exact on what is kept if its values have 32 bits": """
+        sgcfl::test_what_arrives_is_dq_of_sgq""",
+    "Weights by distance are their formulas, and their sum is 1": """
+        distance::test_each_rule_is_its_formula
+        sgcfl::test_rounds_equal_plain_training
+        sgcfl::test_distances_and_weights_are_in_the_result""",
     "Compressed models for heterogeneous devices, at a share of 1, are FedSGD and FedAvg": """
         hetiot::test_a_share_of_one_is_fedavg""",
     "HeteroFL where all are as wide as the model is FedAvg": """

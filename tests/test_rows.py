@@ -248,13 +248,18 @@ def apart(found: Run, wanted: Run) -> float:
 
 
 def compare(settings: Sequence[str], rows: int) -> None:
-    """A run with stacked rows against the run one by one."""
+    """A run with stacked rows against the run one by one: they are equal to rounding.
+
+    Where each step's values travel in codes, one at the edge of two codes may take the other.
+    """
     single, stacked = run(small(*settings)), run(small(*settings, f"rows={rows}"))
     sizes = single.engine.population.sizes
     assert len(set(sizes.tolist())) > 2, "unequal shards"
     assert isinstance(single.engine.trainer.rows, OneByOne)
     assert isinstance(stacked.engine.trainer.rows, Stacked)
-    assert apart(stacked, single) < 1e-3
+    engine = single.engine
+    in_codes = engine.clients.converses and hasattr(engine.settings.method, "bits")
+    assert apart(stacked, single) < (0.01 if in_codes else 1e-3)
     clients = [found.tables["clients"] for found in (stacked, single)]
     np.testing.assert_allclose(*(table["loss"] for table in clients), rtol=1e-3)
     for column in ("client", "steps", "up_gradient", "down_model", "up_activation"):

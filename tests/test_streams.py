@@ -39,6 +39,7 @@ IDS = {
     Purpose.RESERVE: 1,
     Purpose.BIRTH: 0,
     Purpose.AGENT: 2,
+    Purpose.CUT: 4,
     Purpose.SURVIVOR: 4,
     Purpose.ROUNDING: 3,
 }
@@ -133,6 +134,7 @@ def test_purposes_are_never_renumbered() -> None:
         "RESERVE": 29,
         "BIRTH": 30,
         "AGENT": 31,
+        "CUT": 32,
         "SURVIVOR": 34,
         "ROUNDING": 35,
     }

@@ -32,6 +32,8 @@ class Server:
             may take its place?
         parts: blocks of an encoded update, without those of statistics that travel apart.
         width: clients in a wave, at most: as many as `exchange.window` has room for their models.
+        noted: what the server found out of clients in a round, if it does: a number for each, by
+            columns of `tables.CLIENTS`.
         method: the settings in `[method]`; a method narrows their type to its own.
         w: the global model, [n].
         still: positions in it of running statistics, int64; there may be none.
@@ -49,6 +51,7 @@ class Server:
         self.w = self.flat.initial.to(trainer.device, copy=True)
         self.still = self.flat.still.to(trainer.device)
         self.total, self.weight = torch.zeros_like(self.w), 0.0
+        self.noted: dict[str, dict[int, float]] = {}
         self.width = max(1, settings.exchange.window * 2**20 // (4 * self.flat.size))
 
     def broadcast(self, t: int) -> list[Block]:
@@ -148,7 +151,7 @@ class Clients:
         """
         if not len(self.still):
             return []
-        block = sparse.block(Kind.GRADIENT, update[self.still], self.flat.size)
+        block = sparse.block(Kind.GRADIENT, update[self.still], len(update))
         update[self.still] = 0
         return [block]
 

@@ -1,0 +1,89 @@
+"""Clients' weights by how far they went: by the Euclidean norms of their updates."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi import config
+
+
+class Config(config.Method):
+    """Settings of a method that weighs by distance.
+
+    Reconstruction: a client's weight is that by samples, times 1 / (d + epsilon), exp(-d /
+    (temperature * mean of all d)), d, or 1.
+    """
+
+    weight_rule: Literal["inv_dist", "exp_dist", "prop_dist", "fedavg"] = "inv_dist"
+    """A client that went far counts less, by the inverse or exponentially; more; or by its samples
+    alone."""
+    temperature: float = Field(1.0, gt=0, le=config.LARGEST)
+    """Of `exp_dist`: so many mean distances make a weight smaller by a factor of e."""
+    epsilon: float = Field(1e-8, gt=0, le=config.LARGEST)
+    """Of `inv_dist`: it is added to every distance."""
+
+    def idle(self) -> dict[str, str]:
+        """See `config.Method.refuse`."""
+        rules = {"temperature": "exp_dist", "epsilon": "inv_dist"}
+        return {
+            name: f"method.weight_rule = '{rule}'"
+            for name, rule in rules.items()
+            if self.weight_rule != rule
+        }
+
+    def weigh(self, weights: np.ndarray, distances: np.ndarray) -> np.ndarray:
+        """Weights by samples changed by distances, both [clients]; their sum stays as it was.
+
+        Where no client has moved, all weights stay. A distance that is no number leaves none.
+        """
+        found = weights
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.weight_rule == "inv_dist":
+                found = weights / (distances + self.epsilon)
+            elif self.weight_rule == "prop_dist":
+                found = weights * distances
+            elif self.weight_rule == "exp_dist" and distances.any():
+                # From the least on, or all might be too small for a number.
+                far = (distances - distances.min()) / distances.mean() / self.temperature
+                found = weights * np.exp(-far)
+            total = found.sum()
+            return found * (weights.sum() / total) if total else weights
+
+
+class Waiting:
+    """A round's updates, until it is known how far all of them went."""
+
+    def __init__(self, method: Config) -> None:
+        self.method = method
+        self.updates: list[Tensor] = []
+        self.weights: dict[int, float] = {}
+
+    def add(self, client: int, weight: float, update: Tensor) -> None:
+        """Takes a client's update [n], with its weight by samples."""
+        self.weights[client] = weight
+        self.updates.append(update)
+
+    def close(self, totals: Sequence[Tensor]) -> dict[str, dict[int, float]]:
+        """All are in: adds each, times its weight, to a vector of which `totals` are the parts.
+
+        Returns:
+            What `methods.fedavg.Server.noted` is then: distances, and shares in the sum of weights.
+        """
+        before, sizes = np.array(list(self.weights.values())), [len(part) for part in totals]
+        norms = [torch.linalg.vector_norm(update, dtype=torch.float64) for update in self.updates]
+        distances = np.array([float(norm) for norm in norms])
+        after = self.method.weigh(before, distances)
+        for update, weight in zip(self.updates, after.tolist(), strict=True):
+            # Part by part: a kernel may round a vector's last values otherwise.
+            for total, part in zip(totals, update.split(sizes), strict=True):
+                total.add_(part, alpha=weight)
+        columns = {"distance": distances, "weight": after / before.sum()}
+        noted = {
+            n: dict(zip(self.weights, some.tolist(), strict=True)) for n, some in columns.items()
+        }
+        self.updates, self.weights = [], {}
+        return noted
