@@ -326,7 +326,7 @@ def clusters(
     Reconstruction: a vector is d / q values behind each other, a group q / R neighbours.
     Reconstruction: clusters by S. Lloyd's algorithm (*Least Squares Quantization in PCM*, 1982),
     which begins at L of the vectors, those of the same samples and places in each group; an empty
-    cluster stays where it was. Of fewer than L vectors each is a centroid.
+    cluster stays where it was. Of no more than L vectors each is a centroid, and exact.
     A group with a value that is not finite becomes NaN: nothing is hidden.
 
     Args:
@@ -349,7 +349,9 @@ def clusters(
     if centroids < count:
         for _ in range(iterations):
             books = _moved(books, points, _nearest(books, points))
-    nearest = _nearest(books, points).to("cpu", torch.int32).numpy().ravel()
+        nearest = _nearest(books, points).to("cpu", torch.int32).numpy().ravel()
+    else:  # its own: among neighbours a rounded distance may be less
+        nearest = np.tile(np.arange(count, dtype=np.int32), groups)
     books = torch.where(points.isfinite().all(2).all(1)[:, None, None], books, torch.nan)
     bits = max(1, (centroids - 1).bit_length())
     codes, scale = nearest.astype(code_dtype(bits)), Scale(0.0, 1.0)
