@@ -45,6 +45,7 @@ The rooms
     methods/       one module a method             aggregation  medians, noise: not the mean
     train          rows of clients, local steps    lockstep     the same for parts of networks
     cuts           where networks are cut          sides        what both sides of a cut do
+    links          where less than a batch crosses a cut
     rows           models, one by one              stacked      models, all at once
     descent        a step against a gradient       feed         what a step learns from
     store          what clients keep between rounds; in it

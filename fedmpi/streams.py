@@ -74,6 +74,11 @@ class Purpose(IntEnum):
     """What an agent knows before it has learned anything."""
     AGENT = 31
     """What an agent tries; ids: round, client."""
+    LINK = 37
+    """How a batch is rounded, or clustered, for its way over a cut; ids: round, client, step, and
+    0 for activations, 1 for gradients, 2 and 3 at a second cut."""
+    CHOICE = 38
+    """Which of a batch's values go over a cut; ids: likewise."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

@@ -79,13 +79,13 @@ LAW = {
     "cuts": ("torch", "codec config flat"),
     "lockstep": ("torch", "codec descent flat rows train"),
     "sides": ("torch", "codec cuts feed lockstep sparse train"),
+    "links": ("numpy torch", "codec cuts sides sparse streams"),
     "submodels/agent": ("numpy torch", "burden config flat submodels"),
     "submodels/selection": ("numpy pydantic torch", "config store streams submodels train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden codec config cuts devices feed feedback flat lockstep methods quantized sides "
-        "sparse store "
-        "streams submodels train variates",
+        "burden codec config cuts devices feed feedback flat links lockstep methods quantized "
+        "sides sparse store streams submodels train variates",
     ),
     "measure": (
         "numpy torch",

@@ -39,6 +39,8 @@ IDS = {
     Purpose.RESERVE: 1,
     Purpose.BIRTH: 0,
     Purpose.AGENT: 2,
+    Purpose.LINK: 4,
+    Purpose.CHOICE: 4,
 }
 """How many ids the streams of each purpose have."""
 
