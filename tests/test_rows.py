@@ -18,6 +18,7 @@ from fedmpi.flat import Flat
 from fedmpi.layers import BatchNorm, Dropout
 from fedmpi.models import resnet
 from fedmpi.rows import OneByOne, Rows
+from fedmpi.sides import Side
 from fedmpi.stacked import GRAPHS, Stacked, graph_size, loaded
 from tests.plain import CHOICES, CNN, EVERYTHING, METHODS, RNN, play
 from tests.small import Run, refusal, run, small, smooth, sorts, text
@@ -247,6 +248,12 @@ def apart(found: Run, wanted: Run) -> float:
     return distance / float(way) if way or distance else 0.0
 
 
+def is_coded(engine: Engine) -> bool:
+    """Does a batch cross a cut otherwise than as it is? Then a rounding may become a code's step."""
+    halves = [half for half in (engine.server, engine.clients) if isinstance(half, Side)]
+    return any(type(half).encode is not Side.encode for half in halves)
+
+
 def compare(settings: Sequence[str], rows: int) -> None:
     """A run with stacked rows against the run one by one."""
     single, stacked = run(small(*settings)), run(small(*settings, f"rows={rows}"))
@@ -254,7 +261,7 @@ def compare(settings: Sequence[str], rows: int) -> None:
     assert len(set(sizes.tolist())) > 2, "unequal shards"
     assert isinstance(single.engine.trainer.rows, OneByOne)
     assert isinstance(stacked.engine.trainer.rows, Stacked)
-    assert apart(stacked, single) < 1e-3
+    assert apart(stacked, single) < (1e-2 if is_coded(single.engine) else 1e-3)
     clients = [found.tables["clients"] for found in (stacked, single)]
     np.testing.assert_allclose(*(table["loss"] for table in clients), rtol=1e-3)
     for column in ("client", "steps", "up_gradient", "down_model", "up_activation"):

@@ -133,6 +133,8 @@ def test_purposes_are_never_renumbered() -> None:
         "RESERVE": 29,
         "BIRTH": 30,
         "AGENT": 31,
+        "LINK": 37,
+        "CHOICE": 38,
     }
 
 
