@@ -65,7 +65,7 @@ class Link(Side, Generic[Memory]):
         """What is drawn for one batch on its way over one cut, in one direction."""
         kind, cut, *ids = crossing
         way = 2 * cut + (kind == Kind.GRADIENT)
-        return stream(self.trainer.settings.seed, purpose, way, *ids)
+        return stream(self.trainer.settings.seed, purpose, *ids, way)
 
     @property
     def size(self) -> int:

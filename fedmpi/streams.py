@@ -75,8 +75,8 @@ class Purpose(IntEnum):
     AGENT = 31
     """What an agent tries; ids: round, client."""
     LINK = 37
-    """How a batch is rounded, or clustered, for its way over a cut; ids: 0 for activations, 1 for
-    gradients, 2 and 3 at a second cut; round, client, step."""
+    """How a batch is rounded, or clustered, for its way over a cut; ids: round, client, step, and
+    0 for activations, 1 for gradients, 2 and 3 at a second cut."""
     CHOICE = 38
     """Which of a batch's values go over a cut; ids: likewise."""
 
