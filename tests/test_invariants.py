@@ -92,6 +92,10 @@ INVARIANTS = {
         spatl::test_what_nobody_sends_stays""",
     "SplitFed with one client is central training, step for step": """
         degenerate::test_splitfed_with_one_client_is_central_training_step_for_step""",
+    "What leaves out and rounds nothing on its way over a cut is SplitFed, and gradients come back"
+    " where activations went": """
+        links::test_what_leaves_out_nothing_is_splitfed
+        links::test_gradients_come_back_where_activations_went""",
     "Compressed models for heterogeneous devices, at a share of 1, are FedSGD and FedAvg": """
         hetiot::test_a_share_of_one_is_fedavg""",
     "HeteroFL where all are as wide as the model is FedAvg": """
@@ -109,6 +113,7 @@ TOGETHER = {
     "personal": ("local", "fedper", "fedrep", "fedbn", "ditto", "finetune"),
     "staticmask": ("clientmask",),
     "fedrolex": ("federated-dropout",),
+    "links": ("splitquant", "randtopk", "splitfc", "fedlite"),
 }
 """Methods whose algebra is tested in one file with others."""
 
