@@ -59,9 +59,10 @@ RESULTS = {
     "seconds_once": "seconds of the agreement before the first round",
     "seconds_round": "median seconds of a round, without the agreement and the warm-up round",
     "seconds_total": "seconds of everything but the warm-up round",
-    "sim_seconds_total": "simulated seconds of all rounds; NA without devices, like the next two",
+    "seconds_server": "median seconds in which the server worked, of those rounds; NA if unknown",
+    "sim_seconds_total": "simulated seconds of all rounds; NA without devices, like the next",
     "sim_joules_total": "simulated joules of all clients",
-    "flops_total": "floating-point operations of all clients' training",
+    "flops_total": "floating-point operations of all clients' training; NA if not counted",
     "lost_total": "uploads that were lost",
 }
 """Columns of `runs` that are computed from a file, and their meanings."""
@@ -248,6 +249,8 @@ def _facts(result: Result) -> dict[str, Any]:
     facts["seconds_once"] = once["seconds"].sum()
     facts["seconds_round"] = warm.loc[warm["round"] > AGREEMENT, "seconds"].median()
     facts["seconds_total"] = warm["seconds"].sum(min_count=1)
+    served = warm["server_seconds"] if "server_seconds" in warm else pd.Series(dtype=float)
+    facts["seconds_server"] = served[warm["round"] > AGREEMENT].median()
     for name in ("sim_seconds", "sim_joules", "flops", "lost"):
         # Results of earlier versions lack them.
         known = rounds[name] if name in rounds else pd.Series(dtype=float)

@@ -46,6 +46,7 @@ The rooms
     train          rows of clients, local steps    lockstep     the same for parts of networks
     cuts           where networks are cut          sides        what both sides of a cut do
     links          where less than a batch crosses a cut
+    hardware       devices and threads of a rank
     rows           models, one by one              stacked      models, all at once
     descent        a step against a gradient       feed         what a step learns from
     store          what clients keep between rounds; in it
@@ -56,8 +57,8 @@ The rooms
     layers         those beyond a sample           recurrent    LSTM and GRU for rows
  Messages
     sparse         tensor <-> block                codec        block <-> bytes
-     quantized      tensor <-> blocks of codes      post         messages <-> ranks
-     wire           bytes <-> ranks                 clock        seconds by phase
+    quantized      tensor <-> blocks of codes      post         messages <-> ranks
+    wire           bytes <-> ranks                 clock        seconds by phase
  Clients and data
     population     who holds which samples, who takes part, which rank hosts whom
     partitions/    one module a way to divide      heterogeneity  how far the clients differ

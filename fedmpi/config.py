@@ -307,6 +307,11 @@ class Settings(Part):
     """Of matrix products: float32, TF32 on a GPU, or bfloat16 by autocast; all else is float32."""
     threads: int = Field(1, ge=1, le=1024)
     """Torch threads a rank."""
+    server_threads: int | None = Field(None, ge=1, le=1024)
+    """In split methods, clients whose batches the server learns from at once, with as many Torch
+    threads for each as a rank has; absent: what its node's cores allow beside its other ranks."""
+    server_device: str | None = Field(None, pattern=r"^(cpu|cuda(:\d+)?)$")
+    """In split methods, where the server's part trains if rank 0 serves only; absent: `device`."""
     data: Data
     partition: Partition
     skew: Skew = Skew()
@@ -439,6 +444,11 @@ def _contradictions(settings: Settings) -> list[str]:
         found.append(
             "aggregation.weights = 'equal': wanted aggregation.rule = 'mean' and no clip, beside "
             f"which all count alike; found '{pooled.rule}' and {pooled.clip}"
+        )
+    if settings.server_device is not None and settings.server == "shared":
+        found.append(
+            f"server_device = '{settings.server_device}': wanted a rank that serves only, server = "
+            "'dedicated'; found 'shared'"
         )
     if pooled.noise and not pooled.clip:
         found.append(

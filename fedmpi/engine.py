@@ -12,7 +12,7 @@ from time import perf_counter
 
 import torch
 
-from fedmpi import burden, config, models
+from fedmpi import burden, config, hardware, models
 from fedmpi.aggregation import Aggregation
 from fedmpi.clock import Clock, Phase
 from fedmpi.codec import EVERYONE, Message
@@ -24,7 +24,7 @@ from fedmpi.measure import Observer, Outcome
 from fedmpi.population import EVERYONE_ROUND, Population, Wave
 from fedmpi.post import Post
 from fedmpi.train import Trainer
-from fedmpi.wire import Line, Wire
+from fedmpi.wire import ALONE, Line, Place, Wire
 
 
 @dataclass
@@ -52,11 +52,11 @@ class Engine:
         DataError: for missing or broken data.
     """
 
-    def __init__(self, settings: Settings, place_on_node: int = 0) -> None:
+    def __init__(self, settings: Settings, place: Place = ALONE) -> None:
         self.settings = settings
-        device = pick_device(settings.device, place_on_node)
+        device = hardware.pick_device(settings, place)
         torch.set_num_threads(settings.threads)
-        use_tf32(settings.precision == "tf32")
+        hardware.use_tf32(settings.precision == "tf32")
         data = config.module("data", settings.data.name).load(settings.data, settings.seed)
         self.about_data, self.population = data.about, Population(settings, data)
         kind = (data.shape, data.classes, settings.seed, data.kind)
@@ -67,7 +67,8 @@ class Engine:
                 "statistics = 'local': the model has no running statistics; wanted a model with "
                 "some, such as model.norm = 'batch' of a resnet, or 'averaged'"
             )
-        self.trainer = Trainer(settings, self.flat, data, self.population, device)
+        self.threads, crew = hardware.crew(settings, place)
+        self.trainer = Trainer(settings, self.flat, data, self.population, device, crew)
         self.fleet = Fleet(settings)
         self.meter = burden.Meter(settings, data.shape, self.flat)
         self.observer = Observer(
@@ -77,11 +78,7 @@ class Engine:
         self.server = method.Server(settings, self.trainer)
         self.aggregation = Aggregation(settings, self.server)
         self.clients = method.Clients(settings, self.trainer)
-        if not (settings.exchange.pipeline or self.clients.converses):
-            raise ConfigError(
-                "exchange.pipeline = false: wanted a method that splits the model, found "
-                f"method.name = '{settings.method.name}', whose clients train alone"
-            )
+        check_split(settings, self.clients.converses)
         self.population.is_agreement = self.server.agrees_at
         self.first = EVERYONE_ROUND if self.server.agrees_at(EVERYONE_ROUND) else 0
         self.population.rest(burden.unfit(self.fleet, self.meter, self.clients, self.first))
@@ -242,27 +239,20 @@ class Engine:
         return hashlib.sha256(self.server.w.cpu().numpy().astype("<f4").tobytes()).hexdigest()
 
 
-def pick_device(name: str, place_on_node: int) -> torch.device:
-    """The device that a rank trains on; `cuda` spreads the ranks of a node over its devices.
+def check_split(settings: Settings, converses: bool) -> None:
+    """Refuses what only a method that splits the model can do, where that does not.
 
     Raises:
-        ConfigError: if there is no such device: a GPU that is asked for is never replaced.
+        ConfigError: naming the setting.
     """
-    if name == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    number = int(name[5:]) if ":" in name else place_on_node % max(count, 1)
-    if number >= count:
-        raise ConfigError(
-            f"device = '{name}': there are {count} CUDA devices here; cpu is possible"
-        )
-    # Streams and graphs that are made without a word about a device belong to the current one.
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
-
-
-def use_tf32(is_so: bool) -> None:
-    """Whether a GPU may round the inputs of matrix products to TF32, which libraries like to do."""
-    kind = "tf32" if is_so else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = kind
-    torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]
+    said = {
+        "exchange.pipeline": None if settings.exchange.pipeline else "false",
+        "server_threads": settings.server_threads,
+        "server_device": settings.server_device,
+    }
+    for name, value in said.items():
+        if not (value is None or converses):
+            raise ConfigError(
+                f"{name} = {value}: wanted a method that splits the model, found "
+                f"method.name = '{settings.method.name}', whose clients train alone"
+            )

@@ -85,8 +85,7 @@ class Job:
         if self.wire.lowest(state in record.FINISHED) is not None:
             self._say(f"{title}{path}: {state} already")
             return
-        spread = settings.device == "cuda"
-        place = self.wire.place_on_node() if spread else 0
+        place = self.wire.place
         engine = self.check(lambda: Engine(settings, place))
         self._say(f"{title}{path}")
         self._record(engine, path)
@@ -110,6 +109,7 @@ class Job:
                 "ranks": self.wire.size,
                 "hosts": [host[0].decode() for host in hosts],
                 "threads_per_rank": settings.threads,
+                **({"server_threads": engine.threads} if engine.clients.converses else {}),
                 "device": str(engine.trainer.device),
                 "parameters": engine.flat.count,
                 **engine.about_data,

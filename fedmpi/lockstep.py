@@ -8,7 +8,7 @@ from torch import Tensor
 from fedmpi.codec import Message
 from fedmpi.descent import Descent
 from fedmpi.flat import Flat
-from fedmpi.rows import Rows
+from fedmpi.rows import Each, Rows
 from fedmpi.train import Trainer
 
 Talk = Generator[list[Message], Sequence[Message], None]
@@ -47,10 +47,14 @@ class Parts:
         trainer: of the rank.
         flat: the part.
         is_one: whether there is one for all clients, instead of one for each.
+        each: see `Rows`.
     """
 
-    def __init__(self, trainer: Trainer, flat: Flat, is_one: bool = False) -> None:
+    def __init__(
+        self, trainer: Trainer, flat: Flat, is_one: bool = False, each: Each = map
+    ) -> None:
         self.trainer, self.flat, self.is_one = trainer, flat, is_one
+        self.each = map if is_one else each
         self.descents: list[Descent] = []
         self.parties: list[Lockstep] = []
 
@@ -73,6 +77,7 @@ class Parts:
         found = self.descents[place : place + 1]
         if not found or len(found[0].rows) < count:
             self.descents[place : place + 1] = [self.trainer.descent_of(self.flat, count)]
+            self.descents[place].rows.each = self.each
         return self.descents[place]
 
     @property

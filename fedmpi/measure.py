@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedmpi import tables
-from fedmpi.burden import HasBurden, Meter
+from fedmpi.burden import Burden, HasBurden, Meter
 from fedmpi.clock import Clock, Phase
 from fedmpi.codec import Kind
 from fedmpi.config import Settings
@@ -22,11 +22,11 @@ from fedmpi.data import Dataset
 from fedmpi.devices import Fleet
 from fedmpi.population import EVERYONE_ROUND, Population, Wave
 from fedmpi.train import Trainer
-from fedmpi.wire import Wire
+from fedmpi.wire import ROOT, Wire
 
 UP, DOWN = 0, 1
 """Directions of a client's bytes, in the order of `tables.DIRECTIONS`."""
-SPENT = ("flops", "server_flops", "memory")
+SPENT = ("flops", "server_flops", "memory", "whole_flops", "whole_memory")
 """What a client's round asks of the devices, as `burden` counts it; NaN without devices."""
 REPORT = np.dtype([("client", "i8"), *((n, "f8") for n in ("loss", "seconds", "personal", *SPENT))])
 """What a rank knows of each of its clients after a round."""
@@ -237,8 +237,11 @@ class Observer:
         report = np.sort(np.concatenate(reports), order="client")
         clients = self._client_rows(t, waves, report, verdict)
         rounds = self._round_row(t, seconds, clients, verdict)
+        rounds["flops"] = clients["flops"].sum()
+        rounds["server_flops"] = report["server_flops"].sum()
+        rounds["server_seconds"] = spent[ROOT][Phase.SERVE]
         if self.fleet.tiers:
-            self._simulate(t, report, clients, rounds)
+            self._simulate(t, clients, rounds)
         rows = {
             "rounds": rounds,
             "clients": clients,
@@ -264,13 +267,17 @@ class Observer:
         ]
         return np.array(rows, REPORT)
 
-    def _spent(self, t: int, ours: HasBurden, client: int) -> tuple[float, float, float]:
-        """The columns `SPENT`, of one client."""
-        if not self.fleet.tiers:
-            return np.nan, np.nan, np.nan
+    def _spent(self, t: int, ours: HasBurden, client: int) -> tuple[float, ...]:
+        """The columns `SPENT`, of one client; unknown where nobody asks."""
+        if not (self.fleet.tiers or ours.converses):
+            return (np.nan,) * len(SPENT)
         burden, meter = ours.burden(t, client), self.meter
+        whole = Burden(meter.whole, burden.samples, burden.batch)
         behind = meter.behind(burden) if ours.converses else 0.0
-        return meter.flops(burden), behind, meter.memory(burden)
+        return (
+            *(meter.flops(burden), behind, meter.memory(burden)),
+            *(meter.flops(whole), meter.memory(whole)),
+        )
 
     def _client_rows(
         self, t: int, waves: Sequence[Wave], report: np.ndarray, verdict: Verdict | None
@@ -287,7 +294,8 @@ class Observer:
         personal = [self.personal.get(client, np.nan) for client in clients.tolist()]
         for name, ours in (("loss", losses), ("personal", personal)):
             rows[name] = np.where(np.isnan(report[name]), ours, report[name])
-        rows["seconds"] = report["seconds"]
+        for name in ("seconds", "flops", "memory", "whole_flops", "whole_memory"):
+            rows[name] = report[name]
         if verdict is not None:
             rows["accuracy"] = verdict.shards[clients]
         bytes_of = self.account.reshape(len(self.account), -1)
@@ -315,16 +323,14 @@ class Observer:
             row["shard_min"] = shards.min()
         return row
 
-    def _simulate(self, t: int, report: np.ndarray, rows: np.ndarray, row: np.ndarray) -> None:
+    def _simulate(self, t: int, rows: np.ndarray, row: np.ndarray) -> None:
         """Fills in what the round costs on the devices, in the clients' rows and the round's."""
-        clients, flops = report["client"].tolist(), report["flops"]
+        clients, flops = rows["client"].tolist(), rows["flops"]
         moved, messages = self.account[clients].sum(2), self.messages[clients]
         rows["tier"] = [self.fleet.tier(client).name for client in clients]
-        rows["flops"], rows["memory"] = flops, report["memory"]
         for name, column in self.fleet.cost(t, clients, moved, messages, flops).items():
             rows[name] = column
-        row["flops"], row["server_flops"] = flops.sum(), report["server_flops"].sum()
-        served = self.fleet.serve(float(report["server_flops"].sum()))
+        served = self.fleet.serve(float(row["server_flops"][0]))
         row["sim_seconds"] = rows["sim_seconds"].max() + served
         row["sim_joules"] = (rows["sim_compute_joules"] + rows["sim_transmit_joules"]).sum()
 

@@ -8,9 +8,10 @@ Rows at work are always the first k: whoever uses rows puts the clients with mos
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from fedmpi.feed import Batch, Feed
 from fedmpi.flat import Flat
 from fedmpi.layers import BatchNorm, Dropout
 from fedmpi.recurrent import Recurrent
+
+Each = Callable[..., Iterable[Any]]
+"""Like `map`: what a function makes of each of some arguments, in their order."""
 
 Lesson = TypeVar("Lesson")
 """What a row learns from in a step."""
@@ -36,6 +40,7 @@ class Rows(ABC, Generic[Lesson]):
         w: the models, [count, n].
         g: where their gradients come to lie, [count, n]; only `first` sees to it that they do.
         aside: their local statistics, [count, m].
+        each: how to go through rows that go one by one; `map`, or that of a pool of threads.
     """
 
     def __init__(self, flat: Flat, count: int, device: torch.device, settings: Settings) -> None:
@@ -44,6 +49,7 @@ class Rows(ABC, Generic[Lesson]):
         self.w = torch.zeros(count, width, device=device)[:, : flat.size]
         self.g = torch.zeros(count, width, device=device)[:, : flat.size]
         self.aside = flat.aside.to(device).repeat(count, 1)
+        self.each: Each = map
         self.modules: list[nn.Module] = []
         self.mode = (True, False)
         self.views: dict[int, tuple[Tensor, Tensor]] = {}
@@ -122,7 +128,7 @@ class Rows(ABC, Generic[Lesson]):
 
 
 class OneByOne(Rows[Batch]):
-    """Row after row, each with a network of its own.
+    """Row after row, each with a network of its own; or, by `each`, some of them at once.
 
     Gradients come from autograd as tensors of the parameters' shapes. They are copied into g when
     somebody looks there. Where nobody does, as in plain SGD, that saves two passes over the vector.
@@ -150,15 +156,18 @@ class OneByOne(Rows[Batch]):
     def _run(self, row: int, x: Tensor, keys: Sequence[int]) -> Tensor:
         for module in self.dropouts[row] if keys else ():
             module.key.fill_(keys[row])
-        for layer in self.layers[row]:
-            x = layer(x)
-        return x
+        with self.autocast():
+            for layer in self.layers[row]:
+                x = layer(x)
+        return x.float()
 
     def _gradient(
-        self, row: int, output: Tensor, cotangent: Tensor | None = None, also: Sequence[Tensor] = ()
+        self, row: int, output: Tensor, x: Tensor, cotangent: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        ours = self.parameters[row]
-        found = torch.autograd.grad(output, [*ours, *also], cotangent)
+        """Sets a row's gradient; returns that at its input, if it requires one."""
+        ours, also = self.parameters[row], [x] if x.requires_grad else []
+        given = None if cotangent is None else cotangent.view_as(output)
+        found = torch.autograd.grad(output, [*ours, *also], given)
         self.fresh[row] = found[: len(ours)]
         return found[len(ours) :]
 
@@ -179,32 +188,29 @@ class OneByOne(Rows[Batch]):
 
     def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> list[Tensor]:
         """See `Rows.forward`."""
-        with self.autocast():
-            self.outputs = [self._run(row, x, keys).float() for row, x in enumerate(xs)]
-        self.inputs = xs
+        self.inputs, run = xs, partial(self._run, keys=keys)
+        self.outputs = list(self.each(run, range(len(xs)), xs))
         return self.outputs
 
     def backward(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
         """See `Rows.backward`."""
-        found: list[Tensor] = []
-        for row, cotangent in enumerate(cotangents):
-            x, output = self.inputs[row], self.outputs[row]
-            also = [x] if x.requires_grad else []
-            found += self._gradient(row, output, cotangent.view_as(output), also)
-        return found
+        given = range(len(cotangents)), self.outputs, self.inputs, cotangents
+        return [g for found in self.each(self._gradient, *given) for g in found]
 
     def losses(
         self, xs: Sequence[Tensor], ys: Sequence[Tensor], keys: Sequence[int]
     ) -> tuple[Tensor, list[Tensor]]:
         """See `Rows.losses`."""
-        found: list[Tensor] = []
-        inputs: list[Tensor] = []
-        for row, (x, y) in enumerate(zip(xs, ys, strict=True)):
-            with self.autocast():
-                loss = cross_entropy(self._run(row, x, keys).float(), y)
-            inputs += self._gradient(row, loss, also=[x] if x.requires_grad else [])
-            found.append(loss.detach())
-        return (torch.stack(found) if len(found) > 1 else found[0].view(1)), inputs
+        run = partial(self._loss, keys=keys)
+        losses, inputs = zip(*self.each(run, range(len(xs)), xs, ys), strict=True)
+        some = torch.stack(losses) if len(losses) > 1 else losses[0].view(1)
+        return some, [g for found in inputs for g in found]
+
+    def _loss(
+        self, row: int, x: Tensor, y: Tensor, keys: Sequence[int]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss = cross_entropy(self._run(row, x, keys), y)
+        return loss.detach(), self._gradient(row, loss, x)
 
     def lessons(
         self, feed: Feed, t: int, client: int, passes: int | None = None

@@ -287,6 +287,7 @@ def show_result(path: Path) -> None:
         ("a client's bytes, mean over those that took part", _bytes(found)),
         ("bytes of a rank's buffers, mean over the rounds", _buffers(found)),
         (f"{unit} by phase, {_span(rounds)}", seconds),
+        ("a split model, mean over the clients' rounds", _split(found)),
         ("simulated devices, mean over their clients' rounds", _devices(found)),
         ("rounds", _trend(rounds)),
     ):
@@ -510,6 +511,22 @@ def _phases(found: Mapping[str, np.ndarray]) -> tuple[RenderableType, str]:
         table.add_row(rank, *(f"{value * scale:,.2f}" for value in values))
     remark = f"a round: {wall * scale:,.2f}; evaluate and record are no part of it"
     return Group(table, Text(remark, "dim")), unit
+
+
+def _split(found: Mapping[str, np.ndarray]) -> RenderableType | None:
+    """What a client trains of a split model, beside the whole one; None if nobody split it."""
+    rounds, rows = found["rounds"], found["clients"]
+    regular, server = rows[rows["round"] >= 0], rounds[rounds["round"] >= 0]
+    # Results of earlier versions lack some columns.
+    if "whole_flops" not in (rows.dtype.names or ()) or not server["server_flops"].max() > 0:
+        return None
+    table = grid("trained by a client", "MFLOP", "MiB")
+    for name, prefix in (("its part", ""), ("the whole model, as in FedAvg", "whole_")):
+        flops, memory = regular[f"{prefix}flops"].mean() / 1e6, regular[f"{prefix}memory"].max()
+        table.add_row(name, f"{flops:.3g}", f"{memory:.3g}")
+    flops, seconds = server["server_flops"].mean() / 1e6, _steady(server)["server_seconds"]
+    remark = f"the server, a round: {flops:.3g} MFLOP, {duration(float(np.median(seconds)))}"
+    return Group(table, Text(remark, "dim"))
 
 
 def _devices(found: Mapping[str, np.ndarray]) -> RenderableType | None:

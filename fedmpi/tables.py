@@ -9,6 +9,7 @@ Columns = dict[str, tuple[str, str]]
 DIRECTIONS = ("up", "down")
 BYTES = [f"{direction}_{kind.name.lower()}" for direction in DIRECTIONS for kind in Kind]
 """A client's bytes: up is from client to server."""
+COUNTED = "NaN unless devices are simulated or the model is split"
 SIM = "on the simulated device, not measured: "
 """Begins what is said of columns that are; their names begin with `sim_`."""
 
@@ -37,8 +38,9 @@ ROUNDS: Columns = {
     "down": ("i8", "bytes to the clients, summed over them"),
     "seconds": ("f8", "wall time of the round, without evaluation and recording"),
     "lost": ("i4", "clients whose upload was lost: the server never learnt of it"),
-    "flops": ("f8", "of the clients' training, summed over them; NaN without devices"),
+    "flops": ("f8", f"of the clients' training, summed over them; {COUNTED}"),
     "server_flops": ("f8", "of the server's training of what lies behind a cut"),
+    "server_seconds": ("f8", "in which the server worked: rank 0's phase `serve`"),
     "sim_seconds": ("f8", "simulated, not measured: the slowest client's, then the server's"),
     "sim_joules": ("f8", "simulated, not measured: all clients' for computing and sending"),
 }
@@ -59,8 +61,10 @@ CLIENTS: Columns = {
     **dict.fromkeys(BYTES, ("i8", "bytes of that kind in that direction")),
     "lost": ("?", "whether its upload was lost: it costs, but the server never learnt of it"),
     "tier": ("S16", "kind of device; empty without devices"),
-    "flops": ("f8", "of its training, counted on the network that it has; NaN without devices"),
+    "flops": ("f8", f"of its training, counted on the network that it has; {COUNTED}"),
     "memory": ("f8", "MiB that its training takes: weights, gradients, optimiser, activations"),
+    "whole_flops": ("f8", "what the same samples would take on the whole network, as in FedAvg"),
+    "whole_memory": ("f8", "MiB, likewise"),
     "sim_compute": ("f8", f"{SIM}seconds of training"),
     "sim_up": ("f8", f"{SIM}seconds of sending, latencies included"),
     "sim_down": ("f8", f"{SIM}seconds of receiving, latencies included"),

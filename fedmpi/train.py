@@ -18,7 +18,7 @@ from fedmpi.descent import Descent, descent, rate
 from fedmpi.feed import Feed
 from fedmpi.flat import Flat
 from fedmpi.population import Population
-from fedmpi.rows import OneByOne, Rows
+from fedmpi.rows import Each, OneByOne, Rows
 from fedmpi.stacked import Stacked
 from fedmpi.store import Store
 from fedmpi.submodels.nested import Nest, Nested
@@ -56,6 +56,7 @@ class Trainer:
 
     Attributes:
         feed: what clients learn from.
+        crew: how a split model's parts on the server are gone through (see `Rows.each`).
         keeps: whether clients have something that stays on their rank: statistics of their own.
         losses: each client's losses in local training, this round: their sum and their number.
         seconds: each client's time in local training, and in preparing its upload, this round.
@@ -70,7 +71,9 @@ class Trainer:
         data: Dataset,
         population: Population,
         device: torch.device,
+        crew: Each = map,
     ) -> None:
+        self.crew = crew
         self.settings, self.flat, self.population, self.device = settings, flat, population, device
         self.feed = Feed(settings, data, population, device, flat.is_random)
         self.is_stacked = device.type == "cuda" or (settings.rows or 1) > 1

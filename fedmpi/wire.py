@@ -8,8 +8,10 @@ to those who work. A `Line` has no barriers; there the counts tell the one from 
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import cached_property
 from time import perf_counter, sleep
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -21,6 +23,30 @@ WORD = 8
 """Buffers are counted in words of 8 bytes, their padding: 32-bit MPI counts then reach 16 GiB."""
 EAGER, NAP = 1e-4, 1e-4
 """Seconds for which a rank that waits looks out for the others all the time; and between looks."""
+
+
+class Place(NamedTuple):
+    """Where a rank is.
+
+    Attributes:
+        rank: its number.
+        ranks: how many there are.
+        seat: its number among the ranks of its node.
+        seats: how many these are.
+    """
+
+    rank: int
+    ranks: int
+    seat: int
+    seats: int
+
+    @property
+    def is_root(self) -> bool:
+        """Whether the server is here."""
+        return self.rank == ROOT
+
+
+ALONE = Place(ROOT, 1, 0, 1)
 
 
 class Wire:
@@ -123,12 +149,13 @@ class Wire:
         self.comm.Allreduce(mine, least, MPI.MIN)
         return int(least[0]) if least[0] < self.size else None
 
-    def place_on_node(self) -> int:
-        """This rank's number among the ranks of its node."""
+    @cached_property
+    def place(self) -> Place:
+        """Where this rank is; all ranks ask for it together."""
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-        place = node.Get_rank()
+        seat, seats = node.Get_rank(), node.Get_size()
         node.Free()
-        return place
+        return Place(self.rank, self.size, seat, seats)
 
     def _meet(self, phase: Phase) -> None:
         """Waits for all ranks without taking the core of one that still works.

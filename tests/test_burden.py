@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -219,10 +220,18 @@ def test_a_tail_is_the_clients_burden() -> None:
     assert (rows["memory"] * MIB).tolist() == pytest.approx(wanted)
 
 
-def test_splitfed_counts_its_halves() -> None:
-    engine = Engine(small("method.name=splitfed", DEVICE, "rounds=1"))
+@pytest.mark.parametrize("device", [(DEVICE,), ()], ids=["devices", "none"])
+def test_splitfed_counts_its_halves(device: tuple[str, ...]) -> None:
+    """With devices or without, beside what FedAvg would take: that is what it splits for."""
+    engine = Engine(small("method.name=splitfed", *device, "rounds=1"))
     (outcome,) = play(engine)
     rows, (row,) = outcome.tables["clients"], outcome.tables["rounds"]
-    assert rows["flops"].tolist() == [3 * 2 * n * 2 * 64 * 12 for n in rows["samples"]]
-    behind = 2 * (12 * 8 + 8 * 10)
+    front, behind = 2 * 64 * 12, 2 * (12 * 8 + 8 * 10)
+    assert rows["flops"].tolist() == [3 * 2 * n * front for n in rows["samples"]]
+    assert rows["whole_flops"].tolist() == [3 * 2 * n * (front + behind) for n in rows["samples"]]
     assert row["server_flops"] == 3 * 2 * rows["samples"].sum() * behind
+    assert row["flops"] == rows["flops"].sum()
+    (whole,) = play(Engine(small(DEVICE, "rounds=1")))
+    np.testing.assert_array_equal(rows["whole_memory"], whole.tables["clients"]["memory"])
+    np.testing.assert_array_equal(rows["whole_flops"], whole.tables["clients"]["flops"])
+    assert (rows["memory"] < rows["whole_memory"]).all()

@@ -341,6 +341,7 @@ def test_identity_depends_on_every_setting() -> None:
         *("seed=9", "rounds=9", "clients=9", "participation=0.9", "batch=9", "epochs=9"),
         *("local_steps=9", "lr=0.9", "lr_decay=0.9", "momentum=0.9", "weight_decay=0.9"),
         *("clip=0.9", "validation=0.9", "evaluate=9", "server=shared", "device=cuda"),
+        *("server_threads=9", "server_device=cuda", "exchange.pipeline=false"),
         *("threads=9", "data.root=/x", "model.hidden=[9]", "method.name=topk"),
         *("partition.name=shards", "exchange.window=9", "data.name=synthetic", "model.name=cnn"),
         *("state.memory=9", "state.folder=/x", "sampling=samples", "sampling=trace trace=a.csv"),

@@ -94,9 +94,10 @@ LAW = {
     "post": ("numpy", "clock codec measure population wire"),
     "engine": (
         "torch",
-        "aggregation burden clock codec config devices flat lockstep measure models population "
-        "post train wire",
+        "aggregation burden clock codec config devices flat hardware lockstep measure models "
+        "population post train wire",
     ),
+    "hardware": ("torch", "config provenance rows wire"),
     "pretrain": ("numpy torch", "config flat models population streams submodels train"),
     "sweep": ("", "config errors launch record"),
     "picture": ("matplotlib numpy", "config heterogeneity"),

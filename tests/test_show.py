@@ -382,6 +382,26 @@ def test_devices(said: Any) -> None:
     assert max(map(len, said(show_result, path).splitlines())) <= 80
 
 
+def test_a_split_model_beside_the_whole_one(said: Any) -> None:
+    path = write(Path("a.h5"), 3, once=True)
+    title = "a split model, mean over the clients' rounds"
+    assert title not in said(show_result, path)
+    with h5py.File(path, "r+") as file:
+        clients, rounds = file["clients"][:], file["rounds"][:]
+        clients["flops"], clients["memory"] = 5e6 + 1e6 * clients["client"], clients["client"]
+        clients["whole_flops"], clients["whole_memory"] = 40e6, 2.0 * clients["client"]
+        clients["flops"][clients["round"] < 0] = np.nan
+        rounds["server_flops"] = np.where(rounds["round"] < 0, np.nan, 165e6)
+        rounds["server_seconds"] = np.where(rounds["round"] <= 0, 9, 0.012)
+        file["clients"][:], file["rounds"][:] = clients, rounds
+    assert table(said(show_result, path), title) == [
+        ["trained by a client", "MFLOP", "MiB"],
+        ["its part", "7", "4"],
+        ["the whole model, as in FedAvg", "40", "8"],
+        ["the server, a round: 165 MFLOP, 12 ms"],
+    ]
+
+
 def test_many_ranks_are_summed_up(said: Any) -> None:
     found = said(show_result, write(Path("a.h5"), 3, ranks=41))
     assert table(found, "bytes of a rank's buffers")[1:] == [

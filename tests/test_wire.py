@@ -9,7 +9,7 @@ from mpi4py import MPI
 
 from fedmpi import wire
 from fedmpi.clock import OFF, Clock, Phase
-from fedmpi.wire import ROOT, WORD, Line, Wire
+from fedmpi.wire import ROOT, WORD, Line, Place, Wire
 
 on_ranks = pytest.mark.parallel([1, 2, 3, 4])
 
@@ -46,7 +46,7 @@ def seconds(found: Wire, *phases: Phase) -> float:
 def test_ranks_know_their_places(ours: Wire) -> None:
     assert (ours.rank, ours.size, ours.is_root) == (RANK, SIZE, RANK == ROOT)
     assert (ours.up, ours.down) == (0, 0)
-    assert ours.place_on_node() in range(SIZE)
+    assert ours.place == Place(RANK, SIZE, RANK, SIZE), "all of them on one node"
     assert wire.host()
     assert "\n" not in wire.library()
 

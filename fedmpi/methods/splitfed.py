@@ -69,7 +69,7 @@ class Server(ServerSide, fedavg.Server):
         front, back, tail = self.method.parts(self.flat)
         self.sizes = [front.size, back.size, tail.size]
         self.shape = shape_behind([front], trainer.feed.x)
-        self.backs = Parts(trainer, back, self.method.is_one)
+        self.backs = Parts(trainer, back, self.method.is_one, trainer.crew)
         self.updates: dict[int, Tensor] = {}
         self.round: int | None = None
         if self.method.is_one:  # it meets all clients in one order, whatever the window
