@@ -45,7 +45,8 @@ The rooms
     methods/       one module a method             aggregation  medians, noise: not the mean
     train          rows of clients, local steps    lockstep     the same for parts of networks
     cuts           where networks are cut          sides        what both sides of a cut do
-    dropping       dropout at a cut                hardware     devices and threads of a rank
+    dropping       dropout at a cut                links        where less than a batch crosses one
+    hardware       devices and threads of a rank
     rows           models, one by one              stacked      models, all at once
     descent        a step against a gradient       feed         what a step learns from
     store          what clients keep between rounds; in it

@@ -320,12 +320,13 @@ def clusters(
 
     J. Wang, H. Qi, A. S. Rawat, S. Reddi, S. Waghmare, F. X. Yu, G. Joshi, *FedLite: A Scalable
     Approach for Federated Learning on Resource-constrained Clients*, arXiv 2201.11865. A sample's d
-    values are q = `vectors` vectors, one behind the other, in R = `groups` groups of q / R
-    neighbours; the batch's vectors of a group are clustered together. Bytes: 4 R L d / q for
-    codebooks in float32, and ceil(B q ceil(log2 L) / 8).
+    values are q = `vectors` vectors in R = `groups` groups, each with a codebook of L centroids, to
+    which the batch's vectors of the group are clustered together. Bytes: 4 R L d / q for codebooks
+    in float32, and ceil(B q ceil(log2 L) / 8).
+    Reconstruction: a vector is d / q values behind each other, a group q / R neighbours.
     Reconstruction: clusters by S. Lloyd's algorithm (*Least Squares Quantization in PCM*, 1982),
     which begins at L of the vectors, those of the same samples and places in each group; an empty
-    cluster stays where it was. Of fewer than L vectors each is a centroid.
+    cluster stays where it was. Of no more than L vectors each is a centroid, and exact.
     A group with a value that is not finite becomes NaN: nothing is hidden.
 
     Args:
@@ -348,7 +349,9 @@ def clusters(
     if centroids < count:
         for _ in range(iterations):
             books = _moved(books, points, _nearest(books, points))
-    nearest = _nearest(books, points).to("cpu", torch.int32).numpy().ravel()
+        nearest = _nearest(books, points).to("cpu", torch.int32).numpy().ravel()
+    else:  # its own: among neighbours a rounded distance may be less
+        nearest = np.tile(np.arange(count, dtype=np.int32), groups)
     books = torch.where(points.isfinite().all(2).all(1)[:, None, None], books, torch.nan)
     bits = max(1, (centroids - 1).bit_length())
     codes, scale = nearest.astype(code_dtype(bits)), Scale(0.0, 1.0)

@@ -80,6 +80,11 @@ class Purpose(IntEnum):
     """Which values at a cut travel; ids: round, client, step, cut."""
     ROUNDING = 35
     """Stochastic rounding in a step; ids: round, client, step."""
+    LINK = 37
+    """How a batch is rounded, or clustered, for its way over a cut; ids: round, client, step, and
+    0 for activations, 1 for gradients, 2 and 3 at a second cut."""
+    CHOICE = 38
+    """Which of a batch's values go over a cut; ids: likewise."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

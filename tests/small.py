@@ -1,6 +1,7 @@
 """A small federation: settings that run in a blink, and a run of them on some ranks."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,10 +106,21 @@ def refusal(settings: Settings) -> str:
     return ""
 
 
-def run(settings: Settings, comm: MPI.Intracomm = MPI.COMM_SELF) -> Run:
-    """Runs settings on the ranks of a communicator; by default on this rank alone."""
+def run(
+    settings: Settings,
+    comm: MPI.Intracomm = MPI.COMM_SELF,
+    prepare: Callable[[Engine], None] = lambda engine: None,
+) -> Run:
+    """Runs settings on the ranks of a communicator; by default on this rank alone.
+
+    Args:
+        settings: of the run.
+        comm: the ranks.
+        prepare: changes the engine before it begins.
+    """
     clock = Clock()
     engine, wire = Engine(settings), Wire(clock, comm)
+    prepare(engine)
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
     names = outcomes[0].tables if outcomes else {}
     return Run(engine, {n: np.concatenate([o.tables[n] for o in outcomes]) for n in names})

@@ -470,7 +470,7 @@ def fedsl(found: Run, t: int, client: int) -> Bytes:
     return total(*parts)
 
 
-def coded(found: Run, *parts: int) -> list[tuple[str, int, int]]:
+def largest(found: Run, *parts: int) -> list[tuple[str, int, int]]:
     """The largest values of parts of a gradient of so many values: codes, and a range of each."""
     method, size = found.engine.settings.method, sum(parts)
     k = sum(max(1, ceil(round((1 - method.sparsity) * part, 6))) for part in parts)
@@ -485,11 +485,11 @@ def sgcfl(found: Run, t: int, client: int) -> Bytes:
     method, steps = found.engine.settings.method, list(batches(found, client))
     tensors = [*SHAPES[0], *(SHAPES[-1] if method.tail else ())]
     there, back, held = LAYERS[1], LAYERS[-2], 4 * sum(tensors)
-    update = coded(found, *tensors) if method.model_gradient else [("gradient", held, 0)]
+    update = largest(found, *tensors) if method.model_gradient else [("gradient", held, 0)]
     parts = [down(("model", held, 0)), up(*update)]
     for b in steps:
         cut, far = (
-            coded(found, b * width) if method.cut_gradient else [("gradient", 4 * b * width, 0)]
+            largest(found, b * width) if method.cut_gradient else [("gradient", 4 * b * width, 0)]
             for width in (there, back)
         )
         activation = ("activation", 4 * b * there, 0)
@@ -498,6 +498,81 @@ def sgcfl(found: Run, t: int, client: int) -> Bytes:
         else:
             parts += [up(activation, ("label", b, 0)), down(*cut)]
     return total(*parts)
+
+
+Sections = list[tuple[str, int, int]]
+
+
+def linked(
+    found: Run,
+    client: int,
+    there: Callable[[int], Sections],
+    back: Callable[[int], Sections],
+) -> Bytes:
+    """SplitFed with other blocks for a batch, and for the answer; labels follow."""
+    steps = list(batches(found, client))
+    return total(
+        both(sum(SHAPES[0])),
+        *(up(*there(b), ("label", b, 0)) for b in steps),
+        *(down(*back(b)) for b in steps),
+    )
+
+
+def coded(kind: str, count: int, bits: int, parts: int) -> Sections:
+    """Values in codes, and their ranges; or as they are."""
+    if bits == 32:
+        return [(kind, 4 * count, 0)]
+    return [(kind, ceil(count * bits / 8), 0), (kind, 8 * parts, 0)]
+
+
+def splitquant(found: Run, t: int, client: int) -> Bytes:
+    method, c = found.engine.settings.method, LAYERS[1]
+
+    def parts(b: int) -> int:
+        return b if method.ranges == "sample" else 1
+
+    return linked(
+        found,
+        client,
+        lambda b: coded("activation", b * c, method.bits, parts(b)),
+        lambda b: coded("gradient", b * c, method.gradient_bits, parts(b)),
+    )
+
+
+def randtopk(found: Run, t: int, client: int) -> Bytes:
+    c = LAYERS[1]
+    k = max(1, round(c * (1 - found.engine.settings.method.sparsity)))
+    return linked(
+        found,
+        client,
+        lambda b: [("activation", 4 * b * k, shorter(b * k, b * c) if k < c else 0)],
+        lambda b: [("gradient", 4 * b * k, 0)],
+    )
+
+
+def splitfc(found: Run, t: int, client: int) -> Bytes:
+    """All features: which else go is drawn, see `test_links`."""
+    method, c = found.engine.settings.method, LAYERS[1]
+    assert method.ratio == 1
+    return linked(
+        found,
+        client,
+        lambda b: coded("activation", b * c, method.bits, c),
+        lambda b: coded("gradient", b * c, method.gradient_bits, c),
+    )
+
+
+def fedlite(found: Run, t: int, client: int) -> Bytes:
+    method, c = found.engine.settings.method, LAYERS[1]
+    q = method.vectors or c
+
+    def there(b: int) -> Sections:
+        most = min(method.centroids, b * q // method.groups)
+        bits = max(1, ceil(np.log2(most)))
+        books = 4 * method.groups * most * c // q
+        return [("activation", books, 0), ("activation", ceil(b * q * bits / 8), 0)]
+
+    return linked(found, client, there, lambda b: [("gradient", 4 * b * c, 0)])
 
 
 def answers(found: Run, client: int) -> Bytes:
@@ -556,6 +631,14 @@ CASES = [
     case(sgcfl, "sgcfl", "method.sparsity=0.5", "method.bits=32", "method.stochastic=false"),
     case(sgcfl, "sgcfl", "method.sparsity=0.0", "method.tail=head", "method.cut_gradient=false"),
     case(sgcfl, "sgcfl", "method.model_gradient=false", "method.stochastic=true"),
+    case(splitquant, "splitquant", "method.gradient_bits=5"),
+    case(splitquant, "splitquant", "method.bits=3", "method.ranges=tensor"),
+    case(randtopk, "randtopk"),
+    case(randtopk, "randtopk", "method.sparsity=0.5", "method.version=v2"),
+    case(splitfc, "splitfc", "method.ratio=1.0", "method.bits=4"),
+    case(fedlite, "fedlite"),
+    case(fedlite, "fedlite", "method.vectors=1", "method.centroids=5", "method.version=v2"),
+    case(fedlite, "fedlite", "method.groups=7", "method.centroids=6"),
 ]
 """What follows from settings alone; methods' own tests have what is learnt, such as other masks."""
 

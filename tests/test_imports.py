@@ -83,12 +83,13 @@ LAW = {
     "dropping": ("pydantic torch", "codec cuts sides sparse streams"),
     "submodels/taylor": ("torch", "config devices flat sparse store submodels"),
     "submodels/narrowed": ("torch", "config descent feed flat lockstep rows submodels"),
+    "links": ("numpy torch", "codec cuts sides sparse streams"),
     "submodels/agent": ("numpy torch", "burden config flat submodels"),
     "submodels/selection": ("numpy pydantic torch", "config store streams submodels train"),
     "methods/*": (
         "numpy pydantic torch",
-        "burden codec config cuts devices distance dropping feed feedback flat lockstep methods "
-        "quantized sides sparse store streams submodels train variates",
+        "burden codec config cuts devices distance dropping feed feedback flat links lockstep "
+        "methods quantized sides sparse store streams submodels train variates",
     ),
     "measure": (
         "numpy torch",

@@ -109,6 +109,10 @@ INVARIANTS = {
         distance::test_each_rule_is_its_formula
         sgcfl::test_rounds_equal_plain_training
         sgcfl::test_distances_and_weights_are_in_the_result""",
+    "What leaves out and rounds nothing on its way over a cut is SplitFed, and gradients come back"
+    " where activations went": """
+        links::test_what_leaves_out_nothing_is_splitfed
+        links::test_gradients_come_back_where_activations_went""",
     "Compressed models for heterogeneous devices, at a share of 1, are FedSGD and FedAvg": """
         hetiot::test_a_share_of_one_is_fedavg""",
     "HeteroFL where all are as wide as the model is FedAvg": """
@@ -126,6 +130,7 @@ TOGETHER = {
     "personal": ("local", "fedper", "fedrep", "fedbn", "ditto", "finetune"),
     "staticmask": ("clientmask",),
     "fedrolex": ("federated-dropout",),
+    "links": ("splitquant", "randtopk", "splitfc", "fedlite"),
 }
 """Methods whose algebra is tested in one file with others."""
 

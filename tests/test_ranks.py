@@ -21,7 +21,7 @@ on_ranks = pytest.mark.parallel([1, 2, 3, 4])
 both_servers = pytest.mark.parametrize("server", ["dedicated", "shared"])
 
 WORLD = MPI.COMM_WORLD
-MOVES = {"rounds": {"seconds"}, "clients": {"seconds", "rank"}}
+MOVES = {"rounds": {"seconds", "server_seconds"}, "clients": {"seconds", "rank"}}
 """What depends on where clients are hosted."""
 
 Arrays = dict[str, np.ndarray]

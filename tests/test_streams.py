@@ -42,6 +42,8 @@ IDS = {
     Purpose.CUT: 4,
     Purpose.SURVIVOR: 4,
     Purpose.ROUNDING: 3,
+    Purpose.LINK: 4,
+    Purpose.CHOICE: 4,
 }
 """How many ids the streams of each purpose have."""
 
@@ -137,6 +139,8 @@ def test_purposes_are_never_renumbered() -> None:
         "CUT": 32,
         "SURVIVOR": 34,
         "ROUNDING": 35,
+        "LINK": 37,
+        "CHOICE": 38,
     }
 
 

@@ -1,0 +1,97 @@
+"""SplitFed whose activations, and gradients if wanted, cross the cut in few bits.
+
+The plain control of other split links: uniform codes between the least and the greatest value, as
+in SplitFed (C. Thapa et al., AAAI 2022, arXiv 2004.12088) nothing else. With `bits` and
+`gradient_bits` 32 it is SplitFed.
+
+Reconstruction: it follows no paper's text; gradients pass the rounding as if it were not there.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from fedmpi import links, quantized
+from fedmpi.codec import Block
+from fedmpi.config import ConfigError, Settings
+from fedmpi.cuts import Crossing
+from fedmpi.links import Bits
+from fedmpi.methods import splitfed
+from fedmpi.sparse import EXACT
+from fedmpi.streams import Purpose
+from fedmpi.train import Trainer
+
+
+class Config(splitfed.Config):
+    bits: Bits = 8
+    """Bits of an activation on its way; with 32 it is exact."""
+    gradient_bits: Bits = 32
+    """Bits of a gradient at the cut."""
+    ranges: Literal["sample", "tensor"] = "sample"
+    """Whose least and greatest value codes lie between: each sample's, or the whole batch's."""
+    rounding: Literal["nearest", "random"] = "nearest"
+    """To the nearest code, or up or down at random, so that values are right on average."""
+
+
+class Link(links.Link[int]):
+    """Both sides; a gradient has as many values as its activations."""
+
+    method: Config
+
+    def coded(self, crossing: Crossing, x: Tensor, bits: int) -> list[Block]:
+        """Codes for x [B, D] in so many bits, and their ranges."""
+        is_random = self.method.rounding == "random" and bits != EXACT
+        random = self.random(Purpose.LINK, crossing) if is_random else None
+        return quantized.ranges(crossing.kind, x, self.lengths(*x.shape), bits, random)
+
+    def lengths(self, batch: int, size: int) -> np.ndarray:
+        """Values that share a range."""
+        if self.method.ranges == "tensor":
+            return np.array([batch * size])
+        return np.full(batch, size)
+
+    def sent(self, crossing: Crossing, x: Tensor) -> tuple[list[Block], int]:
+        """Activations in codes."""
+        return self.coded(crossing, x, self.method.bits), x.shape[1]
+
+    def arrived(self, crossing: Crossing, blocks: Sequence[Block]) -> tuple[Tensor, int]:
+        """What the codes stand for."""
+        return self.decoded(blocks, self.size), self.size
+
+    def answered(self, crossing: Crossing, g: Tensor, memory: int) -> list[Block]:
+        """Gradients in codes."""
+        return self.coded(crossing, g, self.method.gradient_bits)
+
+    def returned(self, crossing: Crossing, blocks: Sequence[Block], memory: int) -> Tensor:
+        """What the codes stand for."""
+        return self.decoded(blocks, memory)
+
+    def decoded(self, blocks: Sequence[Block], size: int) -> Tensor:
+        """What codes of a batch of that many values a sample stand for, [B * D]."""
+        lengths = self.lengths(blocks[0].size // size, size)
+        return quantized.ranged(blocks, lengths, self.trainer.device)
+
+
+class Server(Link, splitfed.Server):
+    """The server's half."""
+
+    method: Config
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        chosen = self.method
+        if chosen.bits == chosen.gradient_bits == EXACT:
+            for name, default in (("ranges", "sample"), ("rounding", "nearest")):
+                if (found := getattr(chosen, name)) != default:
+                    raise ConfigError(
+                        f"method.{name} = '{found}': wanted bits or gradient_bits below 32, found "
+                        "both 32, which are exact"
+                    )
+
+
+class Clients(Link, splitfed.Clients):
+    """The clients' half."""
+
+    method: Config
