@@ -8,7 +8,7 @@ the first cut and before the second, and clients the other way round.
 from collections.abc import Sequence
 from functools import cached_property
 from math import prod
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -18,9 +18,6 @@ from fedmpi.codec import Block, Kind
 from fedmpi.cuts import Crossing
 from fedmpi.sides import Side
 from fedmpi.streams import Purpose, stream
-
-Bits = Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 32]
-"""Bits of a value on its way; 32 are those of float32, and exact."""
 
 Memory = TypeVar("Memory")
 """What a side remembers of a batch from its way forward to its way back."""

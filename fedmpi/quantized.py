@@ -7,6 +7,7 @@ bit. With `bits = sparse.EXACT` values travel as they are, in one block.
 
 from collections.abc import Sequence
 from math import prod
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from fedmpi import sparse
 from fedmpi.codec import Block, Coding, Kind, Scale, WireError, code_dtype
 from fedmpi.config import ConfigError
 from fedmpi.sparse import EXACT, Span
+
+Bits = Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 32]
+"""Of a value, as a setting; 32 is EXACT."""
 
 
 def ranges(

@@ -37,6 +37,7 @@ from fedmpi.config import Settings
 from fedmpi.dropping import Dropping, Leaky
 from fedmpi.lockstep import Talk
 from fedmpi.methods import splitfed
+from fedmpi.quantized import Bits
 from fedmpi.streams import Purpose, stream
 from fedmpi.submodels import taylor
 from fedmpi.submodels.narrowed import NarrowedParts
@@ -52,7 +53,7 @@ class Config(Leaky):
     """What is pruned: single weights, or hidden channels, which makes fronts really smaller."""
     prune_every: int = Field(1, ge=1, le=config.MOST)
     """Masks are chosen anew in every so many rounds."""
-    bits: Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 32] = 8
+    bits: Bits = 8
     """Of a magnitude in a front's gradient; 32 leaves it as it is."""
     count_pruned_as_zero: bool = False
     """Average over all clients, and not over those who keep a value."""

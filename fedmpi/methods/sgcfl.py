@@ -18,7 +18,6 @@ clients' own models by updates as they came.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -32,6 +31,7 @@ from fedmpi.distance import Waiting
 from fedmpi.feedback import Feedback
 from fedmpi.flat import Flat
 from fedmpi.methods import splitfed
+from fedmpi.quantized import Bits
 from fedmpi.sides import Side
 from fedmpi.sparse import Span
 from fedmpi.streams import Purpose, stream
@@ -41,7 +41,7 @@ from fedmpi.train import Trainer
 class Config(Cut, distance.Config):
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of a tensor's values that are not sent."""
-    bits: Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 32] = 8
+    bits: Bits = 8
     """Bits of a value that is; 32 sends it as it is."""
     cut_gradient: bool = True
     """Send gradients at the cut so; else as they are."""

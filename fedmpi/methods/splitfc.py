@@ -21,8 +21,8 @@ from torch import Tensor
 from fedmpi import config, links, quantized, sparse
 from fedmpi.codec import Block
 from fedmpi.cuts import Crossing
-from fedmpi.links import Bits
 from fedmpi.methods import splitfed
+from fedmpi.quantized import Bits
 from fedmpi.streams import Purpose
 
 

@@ -17,8 +17,8 @@ from fedmpi import links, quantized
 from fedmpi.codec import Block
 from fedmpi.config import ConfigError, Settings
 from fedmpi.cuts import Crossing
-from fedmpi.links import Bits
 from fedmpi.methods import splitfed
+from fedmpi.quantized import Bits
 from fedmpi.sparse import EXACT
 from fedmpi.streams import Purpose
 from fedmpi.train import Trainer
