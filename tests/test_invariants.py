@@ -73,7 +73,8 @@ INVARIANTS = {
         feedback::test_what_is_sent_and_what_waits_is_the_update_and_what_waited
         topk::test_a_run_conserves_every_update
         sgcfl::test_what_a_residual_leaves_is_sent_later
-        stc::test_rounds_against_algorithm_2""",
+        stc::test_rounds_against_algorithm_2
+        sgcfl::test_what_a_residual_leaves_is_sent_later""",
     "Compressors with feedback contract": """
         feedback::test_compressors_contract_so_that_in_the_end_all_is_sent
         compressors::test_topk_contracts_by_what_it_keeps
@@ -98,7 +99,19 @@ INVARIANTS = {
         personal::test_what_is_private_costs_no_bytes_and_never_travels
         spatl::test_what_nobody_sends_stays""",
     "SplitFed with one client is central training, step for step": """
-        degenerate::test_splitfed_with_one_client_is_central_training_step_for_step""",
+        degenerate::test_splitfed_with_one_client_is_central_training_step_for_step
+        splitlearning::test_one_client_is_central_training_over_rounds""",
+    "SplitFed v1 is FedAvg, and with one local step FedSGD, with a tail or without": """
+        degenerate::test_splitfed_v1_is_fedavg
+        splitfed::test_a_tail_changes_nothing_but_what_travels""",
+    "Who works while another is served changes nothing, nor does the server's number of threads": """
+        ranks::test_who_works_while_another_is_served_does_not_matter
+        hardware::test_the_number_of_threads_does_not_matter""",
+    "Lightweight FedSL with everything off is SplitFed": """
+        fedsl::test_with_everything_off_it_is_splitfed_bit_for_bit""",
+    "Dropout at a cut is right on average, and a gradient's support is the activation's": """
+        dropping::test_both_ways_are_right_on_average
+        dropping::test_a_gradient_comes_back_where_its_activation_went""",
     "Sparse-gradient collaborative learning with nothing on is SplitFed, and so it is where all"
     " values are kept as they are": """
         sgcfl::test_with_nothing_on_it_is_splitfed
