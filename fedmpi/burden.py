@@ -41,6 +41,7 @@ class Burden:
             the samples go through it; memory is that of `flat`.
         end: where samples come back from the server, the network up to there, and the rest of it,
             which the client trains, too.
+        front: what the server's part follows upon, where `flat` is a narrower one in its place.
     """
 
     flat: Flat
@@ -49,6 +50,7 @@ class Burden:
     kept: Tensor | None = None
     shared: tuple[tuple[Flat, int], ...] = ()
     end: tuple[Flat, Flat] | None = None
+    front: Flat | None = None
 
 
 class HasBurden(Protocol):
@@ -98,7 +100,7 @@ class Meter:
     def behind(self, burden: Burden) -> float:
         """FLOPs of training the rest of the network on what comes out of a client's front."""
         until = self.whole if burden.end is None else burden.end[0]
-        rest = self._forward(until).all - self._forward(burden.flat).all
+        rest = self._forward(until).all - self._forward(burden.front or burden.flat).all
         return float(TRAINING * burden.samples * rest)
 
     def memory(self, burden: Burden) -> float:

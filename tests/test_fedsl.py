@@ -253,6 +253,9 @@ def test_flops_fall_once_something_is_known(words: tuple[str, ...]) -> None:
     meter, clients = found.engine.meter, found.engine.clients
     whole = Burden(clients.held, 1, 16)
     assert meter.memory(clients.burden(2, 0)) < meter.memory(whole)
+    served = found.tables["rounds"]["server_flops"]
+    assert len(set(served.tolist())) == 1, "whatever fronts are left, the server has as much to do"
+    assert served[0] > 0
 
 
 # ---- gradients

@@ -191,5 +191,5 @@ class Clients(Half, splitfed.Clients):
         if choice is None:
             return burden
         if isinstance(self.pruner, taylor.Channels):
-            return replace(burden, flat=self.pruner.part(choice).flat)
+            return replace(burden, flat=self.pruner.part(choice).flat, front=burden.flat)
         return replace(burden, kept=self.pruner.mask(choice))
