@@ -104,7 +104,7 @@ INVARIANTS = {
     "SplitFed v1 is FedAvg, and with one local step FedSGD, with a tail or without": """
         degenerate::test_splitfed_v1_is_fedavg
         splitfed::test_a_tail_changes_nothing_but_what_travels""",
-    "Who works while another is served changes nothing, nor does the server's number of threads": """
+    "Who works while another is served changes nothing, nor do the server's threads": """
         ranks::test_who_works_while_another_is_served_does_not_matter
         hardware::test_the_number_of_threads_does_not_matter""",
     "Lightweight FedSL with everything off is SplitFed": """
