@@ -32,6 +32,8 @@ Units = Sequence[tuple[float, str]]
 BYTES: Units = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 WIDTH = 8.0
 """Inches; text is 9 points high."""
+LINE = 0.19
+"""Inches of height that a legend's line takes: panels need not make room for it."""
 CROWD = 6
 """So many lines need wider panels."""
 STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 9, "figure.labelsize": 9}
@@ -78,9 +80,12 @@ def figure(titles: Sequence[str], lines: int) -> tuple[Figure, list[Axes]]:
 def legend(figure: Figure, handles: Mapping[str, Artist], title: str | None = None) -> None:
     """Above the panels, where it covers nothing; in as many columns as there is room for."""
     room = 72 * figure.get_figwidth() / (50 + 5 * max(map(len, handles)))
+    columns = max(1, min(len(handles), int(room)))
+    lines = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + LINE * (lines - 1))
     figure.legend(
-        list(handles.values()), list(handles), loc="outside upper center",
-        ncols=max(1, min(len(handles), int(room))), frameon=False, handlelength=3, title=title,
+        list(handles.values()), list(handles), loc="outside upper center", ncols=columns,
+        frameon=False, handlelength=3, title=title,
     )  # fmt: skip
 
 

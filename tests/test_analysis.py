@@ -329,6 +329,17 @@ def test_many_methods_and_panels(folder: Path) -> None:
     assert box.x1 <= figure.bbox.x1
 
 
+@pytest.mark.parametrize("lines", [1, 10])
+def test_a_long_legend_takes_no_room_from_a_panel(lines: int) -> None:
+    figure, (panel,) = panels.figure(["alone"], lines)
+    handles = {
+        f"a rather long name of a method {i:60}": panel.plot([0, 1])[0] for i in range(lines)
+    }
+    panels.legend(figure, handles)
+    figure.draw_without_rendering()
+    assert panel.get_window_extent().height / figure.dpi > 2
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
