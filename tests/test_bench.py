@@ -314,7 +314,7 @@ def test_a_conversations_turn_leaves_what_it_found(
         assert found[0]["model"] == found[1]["model"]
         for each in found:
             assert each["step"] > each["server"] > 0
-            assert (each["clients"] > each["server"] / 100) == (world.size == 1)
+            assert each["clients"] > 0
 
 
 def converses(models: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
