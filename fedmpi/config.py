@@ -307,7 +307,8 @@ class Settings(Part):
     """Largest Euclidean norm of a client's gradient; 0 leaves it alone."""
     statistics: Literal["averaged", "local"] = "averaged"
     """BatchNorm's running statistics: averaged like parameters, or each client's own, never sent;
-    the global model then normalises a batch by its own statistics when it is judged."""
+    the global model then normalises a batch by its own statistics when it is judged. In split
+    methods nobody has the statistics of a client's whole model, and its own is judged likewise."""
     validation: float = Field(0.1, ge=0, lt=1)
     """Share of the training samples held out from all clients, to choose the best round by."""
     evaluate: int = Field(1, ge=1, le=MOST)

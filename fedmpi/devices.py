@@ -7,7 +7,8 @@ the round and the client alone.
 
 A client computes, hears and speaks one after the other, and waits for nobody: not for the others'
 steps in a split method either. A round takes as long as its slowest client, lost or not, and then
-what the server trains. Devices neither share their channels nor spend power on hearing.
+what the server trains; where clients have their turns one after the other, as long as all of them.
+Devices neither share their channels nor spend power on hearing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -141,25 +142,33 @@ def shares(settings: Settings, name: str) -> list[float]:
     Raises:
         ConfigError: if the method and the devices both say something.
     """
-    method = settings.method
-    own = getattr(method, name)
-    if (found := keeps(settings)) is not None:
-        if own != type(method).model_fields[name].default:
-            raise ConfigError(
-                f"method.{name} = {written(own)}: wanted the default beside devices.tiers with a "
-                "`keep`, which say it, too"
-            )
+    if (found := keeps(settings, name)) is not None:
         return found
+    own = getattr(settings.method, name)
     counts = shared_out(settings.clients, [1 / len(own)] * len(own))
     random = stream(settings.seed, Purpose.KEEP)
     return random.permutation(np.repeat(own, counts)).tolist()
 
 
-def keeps(settings: Settings) -> list[float] | None:
-    """The share that each client's device keeps of the model; None if no device says one."""
-    fleet = Fleet(settings)
+def keeps(settings: Settings, name: str) -> list[float] | None:
+    """The share that each client's device keeps of the model; None if no device says one.
+
+    Args:
+        settings: of the run.
+        name: of the method's setting that says it else.
+
+    Raises:
+        ConfigError: if the method and the devices both say something.
+    """
+    fleet, method = Fleet(settings), settings.method
     if all(tier.keep is None for tier in fleet.tiers):
         return None
+    own = getattr(method, name)
+    if own != type(method).model_fields[name].default:
+        raise ConfigError(
+            f"method.{name} = {written(own)}: wanted the default beside devices.tiers with a "
+            "`keep`, which say it, too"
+        )
     return [1.0 if tier.keep is None else tier.keep for _, tier in fleet.owners()]
 
 

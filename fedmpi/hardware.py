@@ -48,7 +48,11 @@ def crew(settings: Settings, place: Place) -> tuple[int, Each]:
     threads = settings.server_threads or max(1, left // settings.threads)
     if threads == 1 or not place.is_root:
         return 1, map
-    return threads, ThreadPoolExecutor(threads).map
+    # A new thread hears of the number only when it asks, and may have begun a product by then.
+    pool = ThreadPoolExecutor(
+        threads, initializer=torch.set_num_threads, initargs=(settings.threads,)
+    )
+    return threads, pool.map
 
 
 def use_tf32(is_so: bool) -> None:

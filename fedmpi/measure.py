@@ -40,6 +40,7 @@ class HasModel(Protocol):
     w: Tensor
     is_global: bool
     noted: dict[str, dict[int, float]]
+    in_turn: bool
 
     def personal(self, client: int) -> Tensor | None:
         """See `methods.fedavg.Server.personal`."""
@@ -245,7 +246,7 @@ class Observer:
         rounds["server_flops"] = report["server_flops"].sum()
         rounds["server_seconds"] = spent[ROOT][Phase.SERVE]
         if self.fleet.tiers:
-            self._simulate(t, clients, rounds)
+            self._simulate(t, clients, rounds, server.in_turn)
         rows = {
             "rounds": rounds,
             "clients": clients,
@@ -327,7 +328,7 @@ class Observer:
             row["shard_min"] = shards.min()
         return row
 
-    def _simulate(self, t: int, rows: np.ndarray, row: np.ndarray) -> None:
+    def _simulate(self, t: int, rows: np.ndarray, row: np.ndarray, in_turn: bool) -> None:
         """Fills in what the round costs on the devices, in the clients' rows and the round's."""
         clients, flops = rows["client"].tolist(), rows["flops"]
         moved, messages = self.account[clients].sum(2), self.messages[clients]
@@ -335,7 +336,8 @@ class Observer:
         for name, column in self.fleet.cost(t, clients, moved, messages, flops).items():
             rows[name] = column
         served = self.fleet.serve(float(row["server_flops"][0]))
-        row["sim_seconds"] = rows["sim_seconds"].max() + served
+        spent = rows["sim_seconds"].sum() if in_turn else rows["sim_seconds"].max()
+        row["sim_seconds"] = spent + served
         row["sim_joules"] = (rows["sim_compute_joules"] + rows["sim_transmit_joules"]).sum()
 
 

@@ -41,7 +41,11 @@ ROUNDS: Columns = {
     "flops": ("f8", f"of the clients' training, summed over them; {COUNTED}"),
     "server_flops": ("f8", "of the server's training of what lies behind a cut"),
     "server_seconds": ("f8", "in which the server worked: rank 0's phase `serve`"),
-    "sim_seconds": ("f8", "simulated, not measured: the slowest client's, then the server's"),
+    "sim_seconds": (
+        "f8",
+        "simulated, not measured: the slowest client's, or where one begins as another ends the "
+        "sum of all clients'; then the server's",
+    ),
     "sim_joules": ("f8", "simulated, not measured: all clients' for computing and sending"),
 }
 CLIENTS: Columns = {

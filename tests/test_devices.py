@@ -302,6 +302,14 @@ def test_a_round_takes_as_long_as_its_slowest_and_the_server() -> None:
         assert row["flops"] == rows["flops"].sum()
 
 
+def test_turns_one_after_the_other_add_up() -> None:
+    found = run(small("method.name=splitlearning", MIX, "clients=6", "partition.minimum=1"))
+    for row in found.tables["rounds"]:
+        rows = found.tables["clients"][found.tables["clients"]["round"] == row["round"]]
+        assert row["sim_seconds"] == pytest.approx(rows["sim_seconds"].sum())
+        assert row["sim_seconds"] > 1.5 * rows["sim_seconds"].max()
+
+
 def test_messages_of_a_conversation_have_a_latency_each() -> None:
     """The front and its update, and activations and gradients of each step."""
     found = run(small("method.name=splitfed", "rounds=1", WIRED, "epochs=2"))

@@ -330,6 +330,8 @@ def test_what_is_refused() -> None:
     for word in ("bits=17", "bits=1", "pruning=1.0", "dropout=1.0", "interval=0"):
         refused((f"method.{word}",), f"method.{word.partition('=')[0]}")
     refused(("aggregation.rule=median",), "whole updates")
+    tiers = "devices.tiers=[{gflops=1.0,keep=0.5}]"
+    refused(("method.pruning=0.7", tiers), r"method\.pruning = 0\.7: .* `keep`, which say it, too")
 
 
 @pytest.mark.parametrize("words", [(), ("method.tail=head", "model.hidden=[12,8,6]")], ids=str)

@@ -75,6 +75,23 @@ def test_the_server_has_the_cores_that_others_leave(
     assert list(each(pow, [2, 3], [5, 2])) == [32, 9]
 
 
+def test_threads_of_a_crew_are_like_the_first_from_their_first_product_on() -> None:
+    """A thread that has not asked for it works with as many of Torch's as there are cores."""
+    torch.set_num_threads(1)
+    x, w = torch.randn(9, 32), torch.randn(24, 32)
+    threads, each = crew(small("server_threads=4"), ALONE)
+    assert threads == 4
+    for found in each(lambda _: torch.nn.functional.linear(x, w), range(20)):
+        assert torch.equal(found, torch.nn.functional.linear(x, w))
+
+
+@pytest.mark.parametrize("batch", [5, 9])
+def test_ragged_batches_do_not_depend_on_threads_either(batch: int) -> None:
+    words = ("method.name=splitfed", "method.tail=head", f"batch={batch}", "model.hidden=[32,24]")
+    found = {run(small(*words, f"server_threads={count}")).sha256 for count in (1, 2, 4, 4)}
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize(
     "words", [(), ("method.version=v2",), ("method.tail=head",), ("precision=bf16",)], ids=" ".join
 )

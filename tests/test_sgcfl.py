@@ -397,6 +397,7 @@ def test_updates_wait_for_all_of_a_round_and_no_longer() -> None:
         (("stochastic=true", "bits=32"), "method.stochastic = true: wanted method.bits below 32"),
         (("sparsity=0.5", *OFF), "sparsity = 0.5: wanted .* or method.model_gradient"),
         (("bits=4", *OFF), "method.bits = 4: wanted"),
+        (("error_feedback=true", "bits=32", "sparsity=0.0"), "wanted method.sparsity above 0 or"),
         (("bits=1",), "method.bits"),
         (("bits=17",), "method.bits"),
         (("cut=nowhere",), "method.cut = 'nowhere'.*hidden1, hidden2"),

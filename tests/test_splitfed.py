@@ -468,3 +468,11 @@ def test_weights_may_be_equal() -> None:
     models = [plain.train(engine, 0, client, start)[0] for client in range(5)]
     torch.testing.assert_close(engine.server.w, torch.stack(models).mean(0))
     assert not torch.allclose(engine.server.w, plain.average(engine, 0, start))
+
+
+def test_one_back_has_no_median() -> None:
+    """It moves in each step, and no clip would hold it."""
+    for word in ("aggregation.rule=median", "aggregation.clip=1.0"):
+        with pytest.raises(ConfigError, match="upload whole updates"):
+            Engine(small("method.name=splitfed", "method.version=v2", word))
+        Engine(small("method.name=splitfed", word))

@@ -28,6 +28,7 @@ class Server:
     Attributes:
         sends: does each client get a part of its own, beside the broadcast?
         is_global: is `w` a model that can be judged, or do parts of it never leave the clients?
+        in_turn: do clients begin as others end, one after the other?
         pools: does `total` add up updates that all clients have in full, so that their median, say,
             may take its place?
         parts: blocks of an encoded update, without those of statistics that travel apart.
@@ -41,6 +42,7 @@ class Server:
 
     sends = False
     is_global = True
+    in_turn = False
     pools = True
     parts = 1
     method: config.Method

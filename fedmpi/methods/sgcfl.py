@@ -57,6 +57,8 @@ class Config(Cut, distance.Config):
         idle = self.idle()
         if self.bits == sparse.EXACT:
             idle["stochastic"] = "method.bits below 32"
+            if not self.sparsity:
+                idle["error_feedback"] = "method.sparsity above 0 or method.bits below 32"
         if not self.model_gradient:
             idle["error_feedback"] = "method.model_gradient"
             if not self.cut_gradient:

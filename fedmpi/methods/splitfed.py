@@ -5,7 +5,8 @@ Split Learning*, AAAI 2022, arXiv 2004.12088, algorithms 1 and 2.
 
 `v1` keeps a copy of the back for each client and averages the copies after the round; `v2` has one
 back, which the clients' batches train one after the other, in an order drawn each round. Where a
-client's upload is lost, its copy counts as little as its front; v2's back has learnt all the same.
+client's upload is lost, its copy counts as little as its front; v2's back has learnt all the same,
+unless all uploads of a round are.
 With a `tail`, which is averaged like the front, labels stay with their client: P. Vepakomma, O.
 Gupta, T. Swedish, R. Raskar, *Split Learning for Health*, 2018, arXiv 1812.00564.
 Differs from the paper: all clients take each step together, so that v2 meets one batch of every
@@ -73,7 +74,7 @@ class Server(ServerSide, fedavg.Server):
         self.updates: dict[int, Tensor] = {}
         self.round: int | None = None
         if self.method.is_one:  # it meets all clients in one order, whatever the window
-            self.width = settings.clients
+            self.width, self.pools = settings.clients, False
 
     def held(self, w: Tensor) -> Tensor:
         """What of w [n] clients have: front and tail."""

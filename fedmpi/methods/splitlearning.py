@@ -7,7 +7,7 @@ for Health*, 2018, arXiv 1812.00564.
 
 In a round each client that takes part has its turn, in the order of their numbers, and the back on
 the server learns from all of them. Where what a client leaves behind is lost on its way, the next
-one begins where it began; the back has learnt all the same.
+one begins where it began; the back has learnt all the same, unless all is lost in a round.
 Differs from the paper: fronts travel by way of the server, up and down again, not from client to
 client.
 Reconstruction: the back's optimiser keeps its state from client to client, and starts afresh each
@@ -40,6 +40,7 @@ class Server(splitfed.Server):
     """
 
     sends = True
+    in_turn = True
     pools = False
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:

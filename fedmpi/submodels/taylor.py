@@ -114,9 +114,10 @@ def rates(settings: Settings, name: str, others: Sequence[str]) -> list[float]:
         others: names of those that mean nothing where nothing is pruned.
 
     Raises:
-        ConfigError: for such settings there.
+        ConfigError: for such settings there, or if the method and the devices both say something.
     """
-    method, keeps = settings.method, devices.keeps(settings)
+    method = settings.method
+    keeps = devices.keeps(settings, name)
     found = [getattr(method, name)] * settings.clients if keeps is None else [1 - k for k in keeps]
     for other in others:
         own, default = getattr(method, other), type(method).model_fields[other].default
