@@ -234,7 +234,7 @@ def test_a_mean_is_over_those_who_keep_a_value(as_zero: str) -> None:
 
 def test_devices_say_how_much_they_keep() -> None:
     tiers = "devices.tiers=[{name='a',share=0.4},{name='b',share=0.6,keep=0.25}]"
-    found = engine(tiers, "method.pruning=0.9", "rounds=3")
+    found = engine(tiers, "rounds=3")
     for t, masks in enumerate(history(found)):
         for client, mask in masks.items():
             keep = found.fleet.tier(client).keep or 1.0
