@@ -5,12 +5,13 @@ travels where the value did: both are right on average.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from pydantic import Field
 from torch import Tensor
 
 from fedmpi import sparse
-from fedmpi.codec import Block
+from fedmpi.codec import Block, Kind
 from fedmpi.cuts import Crossing, Cut
 from fedmpi.sides import Side
 from fedmpi.streams import Purpose, stream
@@ -44,7 +45,18 @@ class Dropping(Side):
         return sparse.vector(blocks[0], size, self.trainer.device, self._survivors(crossing, size))
 
     def _survivors(self, crossing: Crossing, size: int) -> Tensor:
-        """Positions, of a batch's activations and of their gradients alike."""
-        _, cut, *ids = crossing
-        random = stream(self.trainer.settings.seed, Purpose.SURVIVOR, *ids, cut)
-        return sparse.survivors(size, self.method.dropout, random).to(self.trainer.device)
+        """Positions, of a batch's activations and of their gradients alike: drawn once for both."""
+        kind, *batch = crossing
+        where = self._drawn.pop(tuple(batch), None)
+        if where is None:
+            cut, *ids = batch
+            random = stream(self.trainer.settings.seed, Purpose.SURVIVOR, *ids, cut)
+            where = sparse.survivors(size, self.method.dropout, random).to(self.trainer.device)
+        if kind == Kind.ACTIVATION:
+            self._drawn[tuple(batch)] = where
+        return where
+
+    @cached_property
+    def _drawn(self) -> dict[tuple[int, ...], Tensor]:
+        """Of batches that have no gradients yet; empty after each step."""
+        return {}

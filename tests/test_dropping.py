@@ -40,6 +40,7 @@ def test_a_gradient_comes_back_where_its_activation_went() -> None:
     back = there._replace(kind=Kind.GRADIENT)
     gradients = found.clients.decode(back, found.server.encode(back, ones))
     assert torch.equal(activations, gradients)
+    assert not found.server._drawn and not found.clients._drawn, "nothing outlives a step"
     for other in ({"t": 2}, {"client": 3}, {"step": 4}, {"cut": 1}):
         way = there._replace(**other)
         assert not torch.equal(found.server.decode(way, found.clients.encode(way, ones)), gradients)
