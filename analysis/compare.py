@@ -62,7 +62,7 @@ def notes(runs: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
     if has_devices(rows):
         found.append(
             "sim.: what the clients' devices would take, by the measured bytes and counted FLOPs; "
-            "time of the slowest client of each round, energy of all."
+            "time of the slowest client of each round, or of all if they take turns; energy of all."
         )
     done = runs[runs["status"] == DONE]
     for name in MACHINE:

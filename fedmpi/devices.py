@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fedmpi.config import ConfigError, Settings, Tier, Wireless, written
+from fedmpi.config import Settings, Tier, Wireless
 from fedmpi.population import EVERYONE_ROUND
 from fedmpi.streams import Purpose, stream
 
@@ -160,15 +160,12 @@ def keeps(settings: Settings, name: str) -> list[float] | None:
     Raises:
         ConfigError: if the method and the devices both say something.
     """
-    fleet, method = Fleet(settings), settings.method
+    fleet = Fleet(settings)
     if all(tier.keep is None for tier in fleet.tiers):
         return None
-    own = getattr(method, name)
-    if own != type(method).model_fields[name].default:
-        raise ConfigError(
-            f"method.{name} = {written(own)}: wanted the default beside devices.tiers with a "
-            "`keep`, which say it, too"
-        )
+    settings.method.refuse(
+        {name: "the default beside devices.tiers with a `keep`, which say it, too"}
+    )
     return [1.0 if tier.keep is None else tier.keep for _, tier in fleet.owners()]
 
 

@@ -116,14 +116,13 @@ def rates(settings: Settings, name: str, others: Sequence[str]) -> list[float]:
     Raises:
         ConfigError: for such settings there, or if the method and the devices both say something.
     """
-    method = settings.method
-    keeps = devices.keeps(settings, name)
+    method, keeps = settings.method, devices.keeps(settings, name)
     found = [getattr(method, name)] * settings.clients if keeps is None else [1 - k for k in keeps]
-    for other in others:
-        own, default = getattr(method, other), type(method).model_fields[other].default
-        if own != default and not any(found):
-            wanted = f"wanted {written(default)} where nothing is pruned"
-            raise ConfigError(f"method.{other} = {written(own)}: {wanted}")
+    if not any(found):
+        defaults = {other: type(method).model_fields[other].default for other in others}
+        method.refuse(
+            {other: f"{written(own)} where nothing is pruned" for other, own in defaults.items()}
+        )
     return found
 
 
