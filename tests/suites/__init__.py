@@ -1,0 +1,1 @@
+"""Suites that mirror no folder of the package."""
