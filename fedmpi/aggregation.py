@@ -14,45 +14,26 @@ stays sparse; for a guarantee of privacy it would have to fall everywhere.
 """
 
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fedmpi.codec import Message
-from fedmpi.config import ConfigError, Settings
+from fedmpi.config import Settings
+from fedmpi.methods.fedavg import Server
 from fedmpi.streams import Purpose, torch_seed
-
-
-class Sums(Protocol):
-    """The server's half of a method, as far as updates are added up: `total` is their sum, [n]."""
-
-    total: Tensor
-    pools: bool
-
-    def absorb(self, t: int, message: Message) -> None:
-        """Adds an upload to the sum."""
 
 
 class Aggregation:
     """The settings `[aggregation]` at work on a server; by default they change nothing.
 
     Unless `is_plain`, the server holds all updates of a round until they are in.
-
-    Raises:
-        ConfigError: for a method that has no updates to choose among.
     """
 
-    def __init__(self, settings: Settings, server: Sums) -> None:
+    def __init__(self, settings: Settings, server: Server) -> None:
         self.settings, self.chosen, self.server = settings, settings.aggregation, server
-        self.is_plain = self.chosen.rule == "mean" and not self.chosen.clip
+        self.is_plain = self.chosen.is_mean
         self.updates: list[Tensor] = []
-        if not (self.is_plain or server.pools):
-            raise ConfigError(
-                f"aggregation.rule = '{self.chosen.rule}', clip = {self.chosen.clip}: wanted a "
-                f"method in which all clients upload whole updates, found method.name = "
-                f"'{settings.method.name}'; possible is the mean without a clip"
-            )
 
     def absorb(self, t: int, message: Message) -> None:
         """Has the server take in one upload of a round of training."""

@@ -10,8 +10,9 @@ a mask costs a bit a position besides. What a method keeps beside these (the rou
 residual) is not in it, nor are libraries.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +54,8 @@ class Burden:
     front: Flat | None = None
 
 
-class HasBurden(Protocol):
-    """The clients' half of a method, as far as a device is concerned."""
-
-    converses: bool
-
-    def burden(self, t: int, client: int) -> Burden:
-        """See `methods.fedavg.Clients.burden`."""
+Burdens = Callable[[int, int], Burden]
+"""What a client trains in a round, by round and client: see `methods.fedavg.Clients.burden`."""
 
 
 @dataclass(frozen=True)
@@ -185,13 +181,13 @@ def activations(flat: Flat, x: Tensor) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def unfit(fleet: Fleet, meter: Meter, clients: HasBurden, first: int) -> list[int]:
+def unfit(fleet: Fleet, meter: Meter, burdens: Burdens, first: int) -> list[int]:
     """Clients whose devices cannot hold what they are to train, and that rest therefore.
 
     Args:
         fleet: the devices.
         meter: counts.
-        clients: a method's.
+        burdens: what clients train.
         first: the first round.
 
     Raises:
@@ -201,13 +197,14 @@ def unfit(fleet: Fleet, meter: Meter, clients: HasBurden, first: int) -> list[in
     needs = {}
     for client, tier in fleet.owners():
         if tier.memory is not None:
-            need = meter.memory(clients.burden(first, client))
+            need = meter.memory(burdens(first, client))
             if need > tier.memory:
                 needs[client] = need
     if fleet.devices.unfit == "rest":
         return list(needs)
     worst = {fleet.tier(client).name: client for client in sorted(needs, key=needs.__getitem__)}
-    way = "an earlier cut" if clients.converses else "a method that splits the model"
+    converses = meter.settings.method.converses
+    way = "an earlier cut" if converses else "a method that splits the model"
     problems = [
         f"devices.tiers: client {client} is a '{name}': wanted at most its memory, "
         f"{fleet.tier(client).memory:g} MiB; found {needs[client]:.3g} MiB for training with batch "

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
@@ -98,9 +98,63 @@ class Model(Part):
 
 
 class Method(Part):
-    """What clients and server do with their models and messages."""
+    """What clients and server do with their models and messages.
+
+    The facts below are what every rank has to know of a method, though the server's half exists on
+    the root alone. They follow from the settings, and are FedAvg's unless a method says otherwise.
+
+    Attributes:
+        broadcasts: whether the server tells all participants the same as a round begins.
+        sends: whether it sends each participant something of its own besides.
+        is_global: whether the server has a whole model that can be judged.
+        pools: whether every client uploads a whole update, so that their median, say, has a sense.
+        keeps_state: whether clients keep state between rounds, and therefore stay on their rank.
+        converses: whether clients and server exchange messages in each local step.
+        turns: how often clients ask the server something in a local step; only if it converses.
+        in_halves: whether the server can serve one half of the clients while the other computes.
+        in_turn: whether a client begins only when the one before it has ended.
+    """
 
     name: str = ""
+
+    broadcasts: ClassVar[bool] = True
+    is_global: ClassVar[bool] = True
+    in_halves: ClassVar[bool] = True
+    in_turn: ClassVar[bool] = False
+    converses: ClassVar[bool] = False
+
+    @property
+    def sends(self) -> bool:
+        return False
+
+    @property
+    def pools(self) -> bool:
+        return True
+
+    @property
+    def keeps_state(self) -> bool:
+        return False
+
+    @property
+    def turns(self) -> int:
+        return 1
+
+    def width(self, room: int, clients: int) -> int:
+        """Clients whose uploads the server takes in at a time.
+
+        Args:
+            room: as many as `exchange.window` has room for their models.
+            clients: all of the run.
+        """
+        return room
+
+    def agreements(self, rounds: int) -> frozenset[int]:
+        """The rounds, from -1, in which all clients agree on something (a mask) and none trains.
+
+        Args:
+            rounds: of the run.
+        """
+        return frozenset()
 
     def network(self, network: Any) -> Any:
         """What the method trains for the model's network: by default that itself."""
@@ -155,6 +209,11 @@ class Aggregation(Part):
     """Largest Euclidean norm of a client's update, as the server gets it; 0 leaves it alone."""
     noise: float = Field(0.0, ge=0, le=LARGEST)
     """Standard deviation of Gaussian noise on the result, in clip / number of updates."""
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is the weighted mean of the updates as they are."""
+        return self.rule == "mean" and not self.clip
 
 
 class State(Part):

@@ -22,6 +22,13 @@ class Cut(config.Method):
     """The stage from which on the network is the client's again, so that labels stay there; by
     default all that lies behind the cut is the server's."""
 
+    converses = True
+
+    @property
+    def turns(self) -> int:
+        """The second is at the tail."""
+        return 1 if self.tail is None else 2
+
     @property
     def is_one(self) -> bool:
         """Whether there is one back for all clients; else one for each."""

@@ -21,7 +21,8 @@ from fedmpi.devices import Fleet
 from fedmpi.flat import Flat
 from fedmpi.lockstep import Talk
 from fedmpi.measure import Observer, Outcome
-from fedmpi.population import EVERYONE_ROUND, Population, Wave
+from fedmpi.methods.fedavg import Clients, Server
+from fedmpi.population import Population, Wave
 from fedmpi.post import Post
 from fedmpi.train import Trainer
 from fedmpi.wire import ALONE, Line, Place, Wire
@@ -46,6 +47,11 @@ class Party:
 
 class Engine:
     """One run, on one rank. Building it checks all settings; nothing is sent before `rounds`.
+
+    Attributes:
+        server: the method's server half, on the root; None elsewhere.
+        clients: its clients' half: those whom this rank hosts.
+        width: clients in a wave, at most.
 
     Raises:
         ConfigError: for settings that do not fit together.
@@ -74,14 +80,17 @@ class Engine:
         self.observer = Observer(
             settings, data, self.population, self.trainer, self.fleet, self.meter
         )
-        method = config.module("method", settings.method.name)
-        self.server = method.Server(settings, self.trainer)
-        self.aggregation = Aggregation(settings, self.server)
-        self.clients = method.Clients(settings, self.trainer)
-        check_split(settings, self.clients.converses)
-        self.population.is_agreement = self.server.agrees_at
-        self.first = EVERYONE_ROUND if self.server.agrees_at(EVERYONE_ROUND) else 0
-        self.population.rest(burden.unfit(self.fleet, self.meter, self.clients, self.first))
+        refuse(settings)
+        self.method, module = settings.method, config.module("method", settings.method.name)
+        room = max(1, settings.exchange.window * 2**20 // (4 * self.flat.size))
+        self.width = self.method.width(room, settings.clients)
+        self.clients: Clients = module.Clients(settings, self.trainer)
+        self.server: Server | None = None
+        if place.is_root:
+            self.server = module.Server(settings, self.trainer)
+            self.aggregation = Aggregation(settings, self.server)
+        first = self.population.first
+        self.population.rest(burden.unfit(self.fleet, self.meter, self.clients.burden, first))
 
     def rounds(self, wire: Wire, clock: Clock) -> Iterator[Outcome | None]:
         """Runs; yields each round's outcome on the root, None elsewhere.
@@ -93,17 +102,16 @@ class Engine:
         self.hosts = range(wire.size)
         if self.settings.server == "dedicated" and wire.size > 1:
             self.hosts = range(1, wire.size)
-        for t in range(self.first, self.settings.rounds):
-            keeps = self.clients.keeps or self.trainer.keeps
-            waves = self.population.waves(
-                t, self.server.width, self.hosts, keeps, self.clients.converses
-            )
+        method = self.method
+        settled = method.keeps_state or self.trainer.keeps
+        for t in range(self.population.first, self.settings.rounds):
+            waves = self.population.waves(t, self.width, self.hosts, settled, method.converses)
             self.begin()
             if not self.tell(t, waves):
                 return
             for wave in waves:
                 self.send(t, wave)
-                if self.clients.converses:
+                if method.converses:
                     self.converse(t, wave)
                 self.collect(t, wave, self.work(t, wave))
             self.step(t)
@@ -126,8 +134,9 @@ class Engine:
         """Server -> every active client; False if nothing comes, and the run is over."""
         messages = []
         with self.clock(Phase.SERVE):
-            if self.wire.is_root and self.goes_on:
-                messages = [Message(EVERYONE, self.server.broadcast(t))]
+            if self.server is not None and self.goes_on:
+                blocks = self.server.broadcast(t) if self.method.broadcasts else []
+                messages = [Message(EVERYONE, blocks)]
         word = self.post.announce(messages, [client for wave in waves for client in wave.clients])
         mine = [client for wave in waves for client in wave.on(self.wire.rank)]
         with self.clock(Phase.PACK):
@@ -137,11 +146,11 @@ class Engine:
 
     def send(self, t: int, wave: Wave) -> None:
         """Server -> each client, if the method has a part for each."""
-        if not self.server.sends:
+        if not self.method.sends:
             return
         messages = []
         with self.clock(Phase.SERVE):
-            if self.wire.is_root:
+            if self.server is not None:
                 messages = [Message(c, self.server.send(t, c)) for c in wave.clients]
         told = self.post.deliver(wave, messages)
         with self.clock(Phase.PACK):
@@ -152,7 +161,7 @@ class Engine:
         """Clients train, and prepare what they upload."""
         mine, messages = wave.on(self.wire.rank), []
         with self.clock(Phase.TRAIN):
-            if not (self.population.is_agreement(t) or self.clients.converses):
+            if not (self.population.is_agreement(t) or self.method.converses):
                 self.trainer.feed.draw(t, mine)
             for clients in self.trainer.chunks(mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
@@ -170,7 +179,7 @@ class Engine:
         parties = self.parties(t, wave)
         with self.clock(Phase.SERVE):
             servers: list[Talk] = []
-            if self.wire.is_root:
+            if self.server is not None:
                 servers = self.server.open(t, [party.wave.clients for party in parties])
         for turn in range(1 + max(party.turns for party in parties)):
             for party in parties:
@@ -192,14 +201,14 @@ class Engine:
     def parties(self, t: int, wave: Wave) -> list[Party]:
         """The wave's halves, which speak with the server by turns; or all clients as one."""
         halves = self.population.halves(t, wave.clients)
-        pipelined = self.settings.exchange.pipeline and self.server.in_halves
+        pipelined = self.settings.exchange.pipeline and self.method.in_halves
         if self.wire.size == 1 or not pipelined:
             halves = [sum(halves, ())]
         waves = [wave.only(half) for half in halves]
         with self.clock(Phase.TRAIN):
             talks = self.clients.open(t, [half.on(self.wire.rank) for half in waves])
         steps = [max(self.population.steps(client) for client in half) for half in halves]
-        turns = [self.clients.turns * count for count in steps]
+        turns = [self.method.turns * count for count in steps]
         lines = self.wire.lines(len(waves))
         return [Party(*each) for each in zip(waves, lines, turns, talks, strict=True)]
 
@@ -208,8 +217,10 @@ class Engine:
         uploads, agrees = self.post.hear(messages), self.population.is_agreement(t)
         with self.clock(Phase.SERVE):
             for message in uploads:
+                assert self.server is not None
                 if not self.observer.is_lost(t, message.client):
-                    (self.server if agrees else self.aggregation).absorb(t, message)
+                    absorb = self.server.absorb if agrees else self.aggregation.absorb
+                    absorb(t, message)
                     self.is_void = False
         if self.observer.is_due(t):
             self.observer.judge_locals(wave, self.server, self.wire, self.clock)
@@ -221,13 +232,13 @@ class Engine:
         """
         if not self.population.is_agreement(t):
             with self.clock(Phase.SERVE):
-                if self.wire.is_root and not self.is_void:
+                if self.server is not None and not self.is_void:
                     self.aggregation.close(t)
                     self.server.step(t)
             return
         messages = []
         with self.clock(Phase.SERVE):
-            if self.wire.is_root:
+            if self.server is not None:
                 messages = [Message(EVERYONE, self.server.agreement())]
         word = self.post.announce(messages, self.population.sample(t))
         with self.clock(Phase.PACK):
@@ -235,24 +246,32 @@ class Engine:
                 self.clients.agree(message.blocks)
 
     def model_sha256(self) -> str:
-        """Hash of the global model: float32, little-endian, in the order of the stages."""
+        """Hash of the global model, on the root: float32, little-endian, in the order of stages."""
+        assert self.server is not None
         return hashlib.sha256(self.server.w.cpu().numpy().astype("<f4").tobytes()).hexdigest()
 
 
-def check_split(settings: Settings, converses: bool) -> None:
-    """Refuses what only a method that splits the model can do, where that does not.
+def refuse(settings: Settings) -> None:
+    """Refuses settings that the method has no use for.
 
     Raises:
-        ConfigError: naming the setting.
+        ConfigError: naming the setting, and what it wants.
     """
+    method, aggregation = settings.method, settings.aggregation
+    if not (aggregation.is_mean or method.pools):
+        raise ConfigError(
+            f"aggregation.rule = '{aggregation.rule}', clip = {aggregation.clip}: wanted a method "
+            f"in which all clients upload whole updates, found method.name = '{method.name}'; "
+            "possible is the mean without a clip"
+        )
     said = {
         "exchange.pipeline": None if settings.exchange.pipeline else "false",
         "server_threads": settings.server_threads,
         "server_device": settings.server_device,
     }
     for name, value in said.items():
-        if not (value is None or converses):
+        if not (value is None or method.converses):
             raise ConfigError(
                 f"{name} = {value}: wanted a method that splits the model, found "
-                f"method.name = '{settings.method.name}', whose clients train alone"
+                f"method.name = '{method.name}', whose clients train alone"
             )

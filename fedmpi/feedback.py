@@ -19,6 +19,11 @@ class Config(config.Method):
     error_feedback: bool = True
     """Add what was not sent to the client's next update."""
 
+    @property
+    def keeps_state(self) -> bool:
+        """Residuals."""
+        return self.error_feedback
+
 
 class Feedback:
     """Each client's residual, float32 [size]: what was sent plus it is what was to be sent.

@@ -109,7 +109,7 @@ class Job:
                 "ranks": self.wire.size,
                 "hosts": [host[0].decode() for host in hosts],
                 "threads_per_rank": settings.threads,
-                **({"server_threads": engine.threads} if engine.clients.converses else {}),
+                **({"server_threads": engine.threads} if settings.method.converses else {}),
                 "device": str(engine.trainer.device),
                 "parameters": engine.flat.count,
                 **engine.about_data,

@@ -5,21 +5,21 @@ Who measures may look at server and clients alike: that they meet only in messag
 Where devices are simulated, what the round would cost on them stands beside it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedmpi import tables
-from fedmpi.burden import Burden, HasBurden, Meter
+from fedmpi.burden import Burden, Burdens, Meter
 from fedmpi.clock import Clock, Phase
 from fedmpi.codec import Kind
 from fedmpi.config import Settings
 from fedmpi.data import Dataset
 from fedmpi.devices import Fleet
+from fedmpi.methods.fedavg import Clients, Server
 from fedmpi.population import EVERYONE_ROUND, Population, Wave
 from fedmpi.train import Trainer
 from fedmpi.wire import ROOT, Wire
@@ -32,24 +32,6 @@ REPORT = np.dtype([("client", "i8"), *((n, "f8") for n in ("loss", "seconds", "p
 """What a rank knows of each of its clients after a round."""
 SHARD = np.dtype([("client", "i8"), ("accuracy", "f8")])
 """What a rank knows of each client that it hosts, whether or not it took part."""
-
-
-class HasModel(Protocol):
-    """The server's half of a method, as far as it is measured."""
-
-    w: Tensor
-    is_global: bool
-    noted: dict[str, dict[int, float]]
-    in_turn: bool
-
-    def personal(self, client: int) -> Tensor | None:
-        """See `methods.fedavg.Server.personal`."""
-
-
-class HasDeployed(HasBurden, Protocol):
-    """The clients' half of a method, as far as it is measured: see `methods.fedavg.Clients`."""
-
-    deployed: Callable[[int, Tensor], Tensor] | None
 
 
 @dataclass
@@ -138,11 +120,11 @@ class Observer:
         if w is not None:
             self.kept.append((client, w.clone()))
 
-    def judge_locals(self, wave: Wave, server: HasModel, wire: Wire, clock: Clock) -> None:
+    def judge_locals(self, wave: Wave, server: Server | None, wire: Wire, clock: Clock) -> None:
         """Accuracies of the wave's local models on their clients' test shards."""
         with clock(Phase.EVALUATE):
             whole, self.kept = self.kept, []
-            if wire.is_root:
+            if server is not None:
                 theirs = [(client, server.personal(client)) for client in wave.clients]
                 whole += [(client, w) for client, w in theirs if w is not None]
             self.personal |= self._on_shards(whole)
@@ -150,8 +132,8 @@ class Observer:
 
     def judge_deployed(
         self,
-        server: HasModel,
-        ours: HasDeployed,
+        server: Server | None,
+        ours: Clients,
         hosts: Sequence[int],
         wire: Wire,
         clock: Clock,
@@ -162,7 +144,9 @@ class Observer:
         """
         if ours.deployed is None:
             return None
-        w = torch.from_numpy(wire.publish(server.w.cpu().numpy())).to(self.trainer.device)
+        size, device = self.trainer.flat.size, self.trainer.device
+        published = np.empty(size, "f4") if server is None else server.w.cpu().numpy()
+        w = torch.from_numpy(wire.publish(published)).to(device)
         rows: list[tuple[int, float]] = []
         with clock(Phase.EVALUATE):
             # Not all at once: that would be a whole model for each client of the rank.
@@ -207,8 +191,8 @@ class Observer:
         self,
         t: int,
         waves: Sequence[Wave],
-        server: HasModel,
-        ours: HasDeployed,
+        server: Server | None,
+        ours: Clients,
         hosts: Sequence[int],
         wire: Wire,
         clock: Clock,
@@ -218,23 +202,23 @@ class Observer:
         Args:
             t: the round.
             waves: who took part.
-            server: one half of the method.
-            ours: the other.
+            server: the server's half of the method, on the root.
+            ours: the clients' half.
             hosts: ranks that host clients.
             wire: to the other ranks.
             clock: of this one.
         """
-        seconds, verdict = clock.elapsed(), None
-        if self.is_due(t) and not server.is_global:
+        seconds, verdict, method = clock.elapsed(), None, self.settings.method
+        if self.is_due(t) and not method.is_global:
             verdict = self.judge_deployed(server, ours, hosts, wire, clock)
-        elif self.is_due(t) and wire.is_root:
+        elif self.is_due(t) and server is not None:
             with clock(Phase.EVALUATE):
                 verdict = self.judge(server.w)
         wire.settle()
-        reports = wire.report(self._report(t, waves, ours, wire.rank))
+        reports = wire.report(self._report(t, waves, ours.burden, wire.rank))
         moved = wire.report(np.array([wire.up, wire.down]))
         spent = wire.report(clock.seconds)
-        if not wire.is_root:
+        if server is None:
             return None
         report = np.sort(np.concatenate(reports), order="client")
         clients = self._client_rows(t, waves, report, verdict)
@@ -246,7 +230,7 @@ class Observer:
         rounds["server_flops"] = report["server_flops"].sum()
         rounds["server_seconds"] = spent[ROOT][Phase.SERVE]
         if self.fleet.tiers:
-            self._simulate(t, clients, rounds, server.in_turn)
+            self._simulate(t, clients, rounds, method.in_turn)
         rows = {
             "rounds": rounds,
             "clients": clients,
@@ -256,29 +240,30 @@ class Observer:
         for way, name in enumerate(tables.DIRECTIONS):
             self.total[way] += int(rounds[name][0])
         finite = bool(torch.isfinite(server.w).all())
-        if not server.is_global:  # then its model may be at rest while the clients' own are lost
+        if not method.is_global:  # then its model may be at rest while the clients' own are lost
             finite = finite and bool(np.isfinite(clients["loss"]).any())
         return Outcome(rows, finite, self.settings.is_spent(*self.total))
 
-    def _report(self, t: int, waves: Sequence[Wave], ours: HasBurden, rank: int) -> np.ndarray:
+    def _report(self, t: int, waves: Sequence[Wave], burdens: Burdens, rank: int) -> np.ndarray:
         mine = [client for wave in waves for client in wave.on(rank)]
         trainer, nan = self.trainer, np.nan
         rows = [
             (
                 *(c, trainer.loss(c), trainer.seconds.get(c, nan), self.personal.get(c, nan)),
-                *self._spent(t, ours, c),
+                *self._spent(t, burdens, c),
             )
             for c in mine
         ]
         return np.array(rows, REPORT)
 
-    def _spent(self, t: int, ours: HasBurden, client: int) -> tuple[float, ...]:
+    def _spent(self, t: int, burdens: Burdens, client: int) -> tuple[float, ...]:
         """The columns `SPENT`, of one client; unknown where nobody asks."""
-        if not (self.fleet.tiers or ours.converses):
+        converses = self.settings.method.converses
+        if not (self.fleet.tiers or converses):
             return (np.nan,) * len(SPENT)
-        burden, meter = ours.burden(t, client), self.meter
+        burden, meter = burdens(t, client), self.meter
         whole = Burden(meter.whole, burden.samples, burden.batch)
-        behind = meter.behind(burden) if ours.converses else 0.0
+        behind = meter.behind(burden) if converses else 0.0
         return (
             *(meter.flops(burden), behind, meter.memory(burden)),
             *(meter.flops(whole), meter.memory(whole)),

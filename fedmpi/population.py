@@ -1,7 +1,7 @@
 """The clients: who holds which samples, who takes part in a round, and which rank hosts whom."""
 
 import heapq
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +48,7 @@ class Population:
             wants to know how its model does on them.
         sizes: int64 [clients], number of training samples.
         trace: who is available when; None if everyone always is.
-        is_agreement: whether every client takes part in a round, and none trains; says the method.
+        agreements: the rounds in which all clients agree on something, and none trains.
         resting: clients that never take part; none, unless `rest` says so.
 
     Raises:
@@ -58,7 +58,7 @@ class Population:
 
     def __init__(self, settings: Settings, data: Dataset) -> None:
         self.settings = settings
-        self.is_agreement: Callable[[int], bool] = EVERYONE_ROUND.__eq__
+        self.agreements = settings.method.agreements(settings.rounds)
         self.trace = self._trace()
         self.labels, self.classes = data.train_y, data.classes
         module = config.module("partition", settings.partition.name)
@@ -178,6 +178,15 @@ class Population:
                 f"devices.unfit = 'rest': wanted a client for every round, found none for round "
                 f"{empty}: {len(self.resting)} of {self.settings.clients} devices are too small"
             )
+
+    @property
+    def first(self) -> int:
+        """The first round: an agreement may come before round 0."""
+        return EVERYONE_ROUND if EVERYONE_ROUND in self.agreements else 0
+
+    def is_agreement(self, t: int) -> bool:
+        """Whether every client takes part in round t, and none trains; so before round 0."""
+        return t < 0 or t in self.agreements
 
     def _able(self, t: int) -> np.ndarray:
         """The clients that can take part in a round: int64, ascending."""

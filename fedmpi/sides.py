@@ -83,13 +83,10 @@ class ServerSide(Side):
     """The server's side.
 
     Attributes:
-        in_halves: can it serve one half of the clients while the other works? Not where a step
-            needs all of them at once.
         backs: of the clients, or the only one.
         keys: random keys of each client's steps.
     """
 
-    in_halves = True
     backs: Parts
     keys: Mapping[int, Iterator[int]]
 
@@ -144,13 +141,11 @@ class ClientSide(Side):
     """The clients' side.
 
     Attributes:
-        turns: how often clients ask the server something in a step.
         fronts: of this rank's clients.
         tails: theirs; of a network that may be empty.
         adjust: see `fedavg.Clients`; it changes the gradients of fronts.
     """
 
-    turns: int
     fronts: Parts
     tails: Parts
     adjust: Adjust | None

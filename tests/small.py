@@ -119,7 +119,8 @@ def run(
         prepare: changes the engine before it begins.
     """
     clock = Clock()
-    engine, wire = Engine(settings), Wire(clock, comm)
+    wire = Wire(clock, comm)
+    engine = Engine(settings, wire.place)
     prepare(engine)
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
     names = outcomes[0].tables if outcomes else {}

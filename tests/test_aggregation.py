@@ -96,7 +96,7 @@ def test_every_method_runs_under_a_median_or_refuses_it(name: str) -> None:
     from mpi4py import MPI
 
     words = (f"method.name={name}", "aggregation.rule=median", "participation=0.6")
-    if not config.module("method", name).Server.pools:
+    if not config.module("method", name).Config().pools:
         with pytest.raises(ConfigError, match="wanted a method in which all clients upload whole"):
             Engine(small(*words))
         return

@@ -234,7 +234,7 @@ def test_where_all_are_lost_the_model_stays(case: tuple[str, ...]) -> None:
         (row,), rows = outcome.tables["rounds"], outcome.tables["clients"]
         assert row["lost"] == (5 if row["round"] >= 0 else 0)
         assert row["up"] > 0 and np.isfinite(rows["loss"][rows["round"] >= 0]).all()
-    if not engine.server.agrees_at(-1):  # which prunes it once
+    if -1 not in engine.population.agreements:  # which prunes it once
         assert torch.equal(models[0], start)
     assert torch.equal(models[0], models[-1])
 
@@ -280,7 +280,7 @@ def test_devices_change_neither_the_model_nor_the_bytes(name: str) -> None:
     for table in ("clients", "rounds"):
         for column in without.tables[table].dtype.names:
             alone, there = (found.tables[table][column] for found in (without, simulated))
-            if column.endswith("flops") and without.engine.clients.converses:
+            if column.endswith("flops") and without.engine.method.converses:
                 np.testing.assert_array_equal(alone, there)
             elif column.startswith("sim_") or column.endswith("flops"):
                 assert np.isnan(alone).all(), column

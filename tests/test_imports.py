@@ -67,7 +67,7 @@ LAW = {
     "feedback": ("torch", "config store"),
     "distance": ("numpy pydantic torch", "config"),
     "variates": ("torch", "config store"),
-    "aggregation": ("torch", "codec config streams"),
+    "aggregation": ("torch", "codec config methods streams"),
     "feed": ("numpy torch", "config data population skew streams"),
     "rows": ("torch", "config feed flat layers recurrent"),
     "stacked": ("numpy torch", "config feed flat layers rows"),
@@ -93,12 +93,12 @@ LAW = {
     ),
     "measure": (
         "numpy torch",
-        "burden clock codec config data devices population tables train wire",
+        "burden clock codec config data devices methods population tables train wire",
     ),
     "post": ("numpy", "clock codec measure population wire"),
     "engine": (
         "torch",
-        "aggregation burden clock codec config devices flat hardware lockstep measure models "
+        "aggregation burden clock codec config devices flat hardware lockstep measure methods models "
         "population post train wire",
     ),
     "hardware": ("torch", "config provenance rows wire"),

@@ -35,9 +35,9 @@ def words(case: tuple[str, ...], *more: str) -> config.Settings:
 
 def sound(found: Run) -> None:
     """The run has moved a model, to something finite."""
-    start, server = found.engine.flat.initial.numpy(), found.engine.server
+    start, method = found.engine.flat.initial.numpy(), found.engine.method
     assert np.isfinite(found.model).all()
-    assert not server.is_global or not np.array_equal(found.model, start)
+    assert not method.is_global or not np.array_equal(found.model, start)
     rounds = found.tables["rounds"]
     rounds = rounds[rounds["round"] >= 0]
     assert len(rounds) == found.engine.settings.rounds
@@ -135,11 +135,11 @@ def test_every_result_has_three_accuracies(case: tuple[str, ...]) -> None:
         assert ((rows["personal"] >= 0) & (rows["personal"] <= 1)).all()
         assert row["personal_mean"] == pytest.approx(np.nanmean(own), abs=1e-6)
         ours = [row[name] for name in ("accuracy", "shard_mean", "shard_std", "shard_min")]
-        assert np.isfinite(ours[0]) == engine.server.is_global
-        are_known = engine.server.is_global or engine.clients.deployed is not None
+        assert np.isfinite(ours[0]) == engine.method.is_global
+        are_known = engine.method.is_global or engine.clients.deployed is not None
         assert np.isfinite([*ours[1:], *rows["accuracy"]]).all() == are_known
         assert np.isnan([*ours[1:], *rows["accuracy"]]).all() != are_known
-    if engine.server.is_global:
+    if engine.method.is_global:
         sizes = np.array([len(shard) for shard in engine.population.test_shards])
         assert sizes.sum() == len(engine.observer.test_y)
         shards = engine.observer.judge(engine.server.w).shards
@@ -158,7 +158,7 @@ def test_it_learns(case: tuple[str, ...]) -> None:
     # and a part of it that rolls on may be a fresh one.
     first, *later = (np.median(clients["loss"][clients["round"] == t]) for t in rounds["round"])
     assert min(later) < 0.5 * first
-    judged = "accuracy" if found.engine.server.is_global else "personal_mean"
+    judged = "accuracy" if found.engine.method.is_global else "personal_mean"
     assert rounds[judged][-1] > 0.8, "a quarter is chance"
 
 
@@ -217,9 +217,9 @@ def test_blocks_survive_the_wire(case: tuple[str, ...], monkeypatch: pytest.Monk
 
     listen(engine.server, "broadcast")
     listen(engine.clients, "upload")
-    if engine.server.sends:
+    if engine.method.sends:
         listen(engine.server, "send")
-    if engine.server.agrees_at(-1):
+    if -1 in engine.population.agreements:
         listen(engine.server, "agreement")
     rounds = len(list(play(engine)))
     assert len(blocks) >= rounds * (1 + engine.settings.clients) * min(1, engine.server.parts)
@@ -249,7 +249,7 @@ def test_where_clients_vectors_wait_does_not_change_the_result(case: tuple[str, 
 def test_waves_do_not_change_the_result(name: str, units: int, width: int) -> None:
     given = (*FEW, f"model.hidden=[{units}]", *EVERYTHING)
     whole, waves = (run(words((name,), *given, f"exchange.window={mib}")) for mib in (256, 1))
-    assert waves.engine.server.width in (width, 1, 5), "but for those that take one, or all"
+    assert waves.engine.width in (width, 1, 5), "but for those that take one, or all"
     assert whole.sha256 == waves.sha256
     for column in ("loss", "personal", "accuracy"):
         np.testing.assert_array_equal(*(r.tables["clients"][column] for r in (whole, waves)))

@@ -96,7 +96,7 @@ def test_every_method(name: str, server: str) -> None:
 def test_every_method_with_all_of_sgd_and_few_clients_a_round(name: str) -> None:
     words = (*EVERYTHING, "participation=0.4", "evaluate=2", "rounds=3")
     found = compare(small(f"method.name={name}", *words))
-    if WORLD.rank == 0 and found.engine.clients.keeps:
+    if WORLD.rank == 0 and found.engine.method.keeps_state:
         assert all(len(ranks) == 1 for ranks in hosts(found).values()), "state stays"
 
 

@@ -382,7 +382,7 @@ def test_adjusting_rows_together_is_adjusting_each(name: str) -> None:
     if clients.adjust is None:
         return
     list(play(engine))  # so that whoever keeps something has it
-    size = len(clients.start) if not clients.converses else clients.held.size
+    size = len(clients.start) if not engine.method.converses else clients.held.size
     random = torch.Generator().manual_seed(9)
     clients.start = torch.randn(size, generator=random)
     w, g = (torch.randn(3, size, generator=random) for _ in range(2))

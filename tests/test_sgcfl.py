@@ -223,7 +223,7 @@ def test_what_a_residual_leaves_is_sent_later() -> None:
     """Sent + residual = update + old residual, over a run, for every client."""
     engine = engine_of("method.error_feedback=true", "participation=0.6", "rounds=5")
     clients, server = engine.clients, engine.server
-    assert clients.keeps
+    assert engine.method.keeps_state
     upload, absorb = clients.upload, server.absorb
     owed: dict[int, Tensor] = {}
 
@@ -375,7 +375,7 @@ def test_updates_wait_for_all_of_a_round_and_no_longer() -> None:
     """Whatever the window, whose waves have backs of their own."""
     given = ("model.hidden=[1024]", "exchange.window=1", "data.samples=100")
     engine = engine_of(*given)
-    assert engine.server.width < 5
+    assert engine.width < 5
     step, waited = engine.server.step, []
 
     def watch(t: int) -> None:

@@ -115,8 +115,8 @@ def test_the_one_back_meets_all_clients_in_one_order_whatever_the_window() -> No
     words = ("model.hidden=[1024]", "momentum=0.9", "method.name=splitfed", "method.version=v2")
     narrow, wide = (run(small(*words, f"exchange.window={mib}")) for mib in (1, 256))
     assert narrow.sha256 == wide.sha256
-    assert [found.engine.server.width for found in (narrow, wide)] == [5, 5]
-    assert split("v1", "model.hidden=[1024]", "exchange.window=1").server.width == 3
+    assert [found.engine.width for found in (narrow, wide)] == [5, 5]
+    assert split("v1", "model.hidden=[1024]", "exchange.window=1").width == 3
 
 
 def test_copies_of_the_back_are_averaged_by_samples() -> None:

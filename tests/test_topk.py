@@ -56,11 +56,11 @@ def test_each_client_has_its_own_residual() -> None:
 
 def test_without_error_feedback_nothing_is_remembered() -> None:
     engine = halved("method.error_feedback=false")
-    assert not engine.clients.keeps
+    assert not engine.method.keeps_state
     for _ in range(2):
         assert read(say(engine, 0, 0.5, -3, 1, 2)) == ([1, 3], [-3, 2])
     assert engine.clients.feedback.residuals == {}
-    assert halved().clients.keeps
+    assert halved().method.keeps_state
 
 
 def test_the_server_moves_only_where_values_came() -> None:

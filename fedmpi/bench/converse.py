@@ -87,10 +87,10 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
 
 def main(workload: str, side: str, out: Path) -> None:
     """One side's turn on these ranks: leaves its seconds for a step, and its model's hash."""
-    engine = Engine(config.load(tree_of(workload, side == "pipelined")))
     memory.keep()
     clock = Clock()
     wire = Wire(clock)
+    engine = Engine(config.load(tree_of(workload, side == "pipelined")), wire.place)
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
     if not wire.is_root:
         return

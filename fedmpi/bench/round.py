@@ -96,11 +96,12 @@ def main(workload: str, side: str, out: Path) -> None:
     from fedmpi.engine import Engine
     from fedmpi.wire import Wire
 
-    engine = Engine(config.load(tree_of(workload)))
+    settings = config.load(tree_of(workload))
     if side == "textbook":
         from fedmpi.bench.textbook import Textbook
 
-        textbook, settings = Textbook(engine), engine.settings
+        engine = Engine(settings)
+        textbook = Textbook(engine)
         everyone = range(settings.clients)
         seconds = [textbook.round(t, everyone) for t in range(settings.rounds)]
         model = textbook.vector()
@@ -108,10 +109,12 @@ def main(workload: str, side: str, out: Path) -> None:
         memory.keep()
         clock = Clock()
         wire = Wire(clock)
+        engine = Engine(settings, wire.place)
         outcomes = [o for o in engine.rounds(wire, clock) if o is not None]
         if not wire.is_root:
             return
         seconds = [float(outcome.tables["rounds"]["seconds"][0]) for outcome in outcomes]
+        assert engine.server is not None
         model = engine.server.w
     np.save(out.with_suffix(".npy"), (model - engine.flat.initial).numpy())
     out.with_suffix(".json").write_text(json.dumps({"seconds": median(seconds[1:])}))

@@ -106,7 +106,7 @@ def main(clients: int, out: Path) -> None:
     clock = Clock()
     wire = Wire(clock)
     began = perf_counter()
-    engine = Engine(config.load(tree_of(clients)))
+    engine = Engine(config.load(tree_of(clients)), wire.place)
     setup = perf_counter() - began
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
     peaks = [int(peak[0]) for peak in wire.report(np.array([memory.peak()]))]

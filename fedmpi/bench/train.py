@@ -70,7 +70,7 @@ def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Res
     memory.keep()
     engine = engine_for(model, batch, rows, device)
     trainer, textbook, feed = engine.trainer, Textbook(engine), engine.trainer.feed
-    start, adjust = engine.server.w.clone(), engine.clients.adjust
+    start, adjust = engine.flat.initial.to(trainer.device), engine.clients.adjust
     everyone = range(engine.settings.clients)
     chunks = list(trainer.chunks(everyone))
     for chunk in chunks:

@@ -11,6 +11,7 @@ Reconstruction: both sides know the masks, so that a client is sent the values o
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -28,6 +29,9 @@ from fedmpi.train import Trainer
 
 
 class Config(config.Method):
+    broadcasts = False
+    sends: ClassVar[bool] = True
+
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of each layer's weights that a client prunes."""
 
@@ -39,16 +43,11 @@ class Config(config.Method):
 
 class Server(staticmask.Pruned):
     method: Config
-    sends = True
 
     def places(self, client: int) -> Tensor:
         """Positions of the client's mask, int64."""
         mask = self.method.mask(self.flat, self.settings.seed, client)
         return mask.to(self.w.device).nonzero().squeeze(1)
-
-    def broadcast(self, t: int) -> list[Block]:
-        """Nothing: each client has other values."""
-        return []
 
     def send(self, t: int, client: int) -> list[Block]:
         """The values on the client's mask."""

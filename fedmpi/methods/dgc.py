@@ -11,6 +11,8 @@ are chosen over all parameters together; the choice is exact and needs no thresh
 gradients are clipped by the setting `clip`. Running statistics all travel.
 """
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor
 
@@ -26,6 +28,8 @@ __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(config.Method):
+    keeps_state: ClassVar[bool] = True
+
     sparsity: float = Field(0.99, ge=0, lt=1)
     """Share of the values that are not sent, after the warm-up."""
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -36,7 +40,6 @@ class Config(config.Method):
 
 class Clients(fedavg.Clients):
     method: Config
-    keeps = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)

@@ -21,7 +21,7 @@ round's last batch.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -40,6 +40,11 @@ from fedmpi.train import Trainer
 
 
 class Config(config.Method):
+    broadcasts = is_global = False
+    sends: ClassVar[bool] = True
+    pools: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = True
+
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of a client's prunable weights that are zero."""
     topology: Literal["random", "ring", "full"] = "random"
@@ -95,19 +100,12 @@ class Server(fedavg.Server):
     """What passes on models; it has none."""
 
     method: Config
-    pools = False
-    is_global = False
-    sends = True
     parts = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.prunable = self.flat.prunable().to(trainer.device)
         self.models, self.fresh = Models(settings, trainer), dict[int, tuple[Tensor, Tensor]]()
-
-    def broadcast(self, t: int) -> list[Block]:
-        """Nothing but the word that a round begins."""
-        return []
 
     def send(self, t: int, client: int) -> list[Block]:
         """The neighbours' models and masks."""
@@ -129,7 +127,6 @@ class Server(fedavg.Server):
 
 class Clients(fedavg.Clients):
     method: Config
-    keeps = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)

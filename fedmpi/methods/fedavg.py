@@ -15,6 +15,7 @@ from fedmpi import config, sparse
 from fedmpi.burden import Burden
 from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import Settings
+from fedmpi.lockstep import Talk
 from fedmpi.train import Adjust, Trainer
 
 
@@ -26,13 +27,7 @@ class Server:
     """The server's half; it lives on the root alone.
 
     Attributes:
-        sends: does each client get a part of its own, beside the broadcast?
-        is_global: is `w` a model that can be judged, or do parts of it never leave the clients?
-        in_turn: do clients begin as others end, one after the other?
-        pools: does `total` add up updates that all clients have in full, so that their median, say,
-            may take its place?
         parts: blocks of an encoded update, without those of statistics that travel apart.
-        width: clients in a wave, at most: as many as `exchange.window` has room for their models.
         noted: what the server found out of clients in a round, if it does: a number for each, by
             columns of `tables.CLIENTS`.
         method: the settings in `[method]`; a method narrows their type to its own.
@@ -40,10 +35,6 @@ class Server:
         still: positions in it of running statistics, int64; there may be none.
     """
 
-    sends = False
-    is_global = True
-    in_turn = False
-    pools = True
     parts = 1
     method: config.Method
 
@@ -54,14 +45,17 @@ class Server:
         self.still = self.flat.still.to(trainer.device)
         self.total, self.weight = torch.zeros_like(self.w), 0.0
         self.noted: dict[str, dict[int, float]] = {}
-        self.width = max(1, settings.exchange.window * 2**20 // (4 * self.flat.size))
 
     def broadcast(self, t: int) -> list[Block]:
-        """What every active client is told in round t."""
+        """What every active client is told in round t; only asked if the method `broadcasts`."""
         return [sparse.block(Kind.MODEL, self.w)]
 
     def send(self, t: int, client: int) -> list[Block]:
-        """What one client is told besides; only asked if `sends`."""
+        """What one client is told besides; only asked if the method `sends`."""
+        raise NotImplementedError
+
+    def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
+        """Begins a conversation with each party of clients; only asked if the method converses."""
         raise NotImplementedError
 
     def absorb(self, t: int, message: Message) -> None:
@@ -82,13 +76,6 @@ class Server:
         self.total.zero_()
         self.weight = 0.0
 
-    def agrees_at(self, t: int) -> bool:
-        """Is round t, from -1, an agreement (on a mask)? Every client takes part, and none trains.
-
-        Settings and round alone say so, on every rank.
-        """
-        return False
-
     def agreement(self) -> list[Block]:
         """Closes an agreement: what every client learns, instead of a step."""
         raise NotImplementedError
@@ -102,8 +89,6 @@ class Clients:
     """The clients' half: the logical clients of one rank.
 
     Attributes:
-        keeps: does a client have state, so that it has to stay on its rank?
-        converses: do clients and server speak in each local step (see `sides`)?
         method: the settings in `[method]`; a method narrows their type to its own.
         start: the model at which local training starts, [n].
         still: positions in it of running statistics, int64; there may be none.
@@ -115,8 +100,6 @@ class Clients:
             It may be asked of any client of the rank, even of one that never took part.
     """
 
-    keeps = False
-    converses = False
     adjust: Adjust | None = None
     deployed: Callable[[int, Tensor], Tensor] | None = None
     method: config.Method
@@ -129,11 +112,18 @@ class Clients:
         self.held = self.flat
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """Takes what all of this rank's active clients were told."""
+        """Takes what all of this rank's active clients were told.
+
+        If the method does not broadcast, a round begins, and there are no blocks.
+        """
         self.start = sparse.vector(blocks[0], self.flat.size, self.trainer.device)
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """Takes what one client was told besides; only called if the server `sends`."""
+        """Takes what one client was told besides; only called if the method `sends`."""
+        raise NotImplementedError
+
+    def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
+        """Begins each party's conversation, with its clients of this rank; see `Server.open`."""
         raise NotImplementedError
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:

@@ -19,6 +19,7 @@ prunes; those count more that clients with more samples have.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -34,6 +35,10 @@ from fedmpi.train import Trainer
 
 
 class Config(staticmask.Masked):
+    sends: ClassVar[bool] = True
+    pools: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = True
+
     sparsity: float = Field(0.8, ge=0, lt=1)
     """Share of the prunable weights that are zero."""
     share: float = Field(0.5, ge=0, le=1)
@@ -65,8 +70,6 @@ class Server(staticmask.Server):
         knows: the version that each client has been sent.
     """
 
-    sends = True
-    pools = False
     parts = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -117,8 +120,6 @@ class Clients(staticmask.Clients):
     They keep to their ranks: a rank keeps the newest mask that one of its clients was sent, and who
     was sent none has that.
     """
-
-    keeps = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)

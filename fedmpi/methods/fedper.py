@@ -9,6 +9,7 @@ Differs from the paper: clients are sampled, and averaged by samples.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from fedmpi.train import Trainer
 
 
 class Config(config.Method):
+    is_global = False
+    keeps_state: ClassVar[bool] = True
+
     cut: str | None = None
     """The last stage that is shared; by default all but the last are."""
 
@@ -40,7 +44,6 @@ class Config(config.Method):
 
 class Server(fedavg.Server):
     method: Config
-    is_global = False
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -66,7 +69,6 @@ class Clients(fedavg.Clients):
     """
 
     method: Config
-    keeps = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)

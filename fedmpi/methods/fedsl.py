@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -45,6 +45,9 @@ from fedmpi.train import Trainer
 
 
 class Config(Leaky):
+    pools: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = True
+
     interval: int = Field(1, ge=1, le=config.MOST)
     """Rounds from one average of the clients' parts to the next."""
     pruning: float = Field(0.3, ge=0, lt=1)
@@ -88,7 +91,6 @@ class Server(Half, splitfed.Server):
     """Attributes: `covered`, by which weight each value of front and tail came this round."""
 
     method: Config
-    pools = False
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -133,7 +135,6 @@ class Clients(Half, splitfed.Clients):
         front, _, tail = self.method.parts(self.flat)
         first, size = torch.cat([front.initial, tail.initial]), front.size
         self.memory = taylor.Memory(self.pruner, size, first, settings.state)
-        self.keeps = any(self.rates) or self.method.interval > 1
         if any(self.rates) or self.method.bits != sparse.EXACT:
             self.adjust = self.lighten
         if isinstance(self.pruner, taylor.Channels):

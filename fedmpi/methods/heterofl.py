@@ -18,7 +18,7 @@ embeddings are narrower, too; nobody collects BatchNorm's statistics afterwards.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -39,6 +39,10 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class Config(config.Method):
+    broadcasts = False
+    sends: ClassVar[bool] = True
+    pools: ClassVar[bool] = False
+
     rates: tuple[Rate, ...] = Field((1.0, 0.5, 0.25, 0.125, 0.0625), min_length=1, strict=False)
     """Shares of the channels, over which clients are spread evenly, if no device's `keep` says
     them; the defaults are the paper's a to e."""
@@ -94,18 +98,12 @@ class Server(fedavg.Server):
     """Attributes: `covered`, by which weight each position was sent this round, [n]."""
 
     method: Config
-    pools = False
-    sends = True
     parts = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.widths = Widths(settings, trainer)
         self.covered = torch.zeros_like(self.w)
-
-    def broadcast(self, t: int) -> list[Block]:
-        """Nothing but the word that a round begins."""
-        return []
 
     def send(self, t: int, client: int) -> list[Block]:
         """The client's sub-model."""

@@ -18,7 +18,7 @@ A share of 1 for all is FedAvg. FLOPs and memory of `quant` are those of float32
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -36,6 +36,10 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Config(config.Method):
+    broadcasts = False
+    sends: ClassVar[bool] = True
+    pools: ClassVar[bool] = False
+
     compressor: Literal["prune", "width", "quant", "lowrank"] = "prune"
     """What makes models smaller."""
     keeps: tuple[Share, ...] = Field((1.0, 0.5, 0.1), min_length=1, strict=False)
@@ -67,8 +71,6 @@ class Server(fedavg.Server):
     """Attributes: `made`, this round's blocks for each share and what they say, and `covered`."""
 
     method: Config
-    pools = False
-    sends = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -76,11 +78,6 @@ class Server(fedavg.Server):
         self.shares = devices.shares(settings, "keeps")
         self.made: dict[float, tuple[list[Block], Local]] = {}
         self.covered = torch.zeros_like(self.w)
-
-    def broadcast(self, t: int) -> list[Block]:
-        """Nothing but the word that a round begins."""
-        self.made = {}
-        return []
 
     def send(self, t: int, client: int) -> list[Block]:
         """The model, compressed for the client's device."""
@@ -106,6 +103,7 @@ class Server(fedavg.Server):
             self.total.zero_()
             self.weight = 0.0
         self.covered.zero_()
+        self.made = {}
 
 
 class Clients(fedavg.Clients):

@@ -12,6 +12,7 @@ Running statistics travel as they are.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -28,6 +29,8 @@ from fedmpi.train import Trainer
 
 
 class Config(feedback.Config):
+    keeps_state: ClassVar[bool] = True
+
     rank: int = Field(2, ge=1, le=config.MOST)
     """Columns of the factors; a matrix that would not become smaller travels as it is."""
 
@@ -100,7 +103,6 @@ class Clients(topk.Compressing):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.shapes = Shapes(self.flat, self.method.rank)
-        self.keeps = True
         self.bases = Store(settings.state, self.shapes.columns)
 
     def base(self, client: int) -> Tensor:

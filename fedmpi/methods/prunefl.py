@@ -16,6 +16,7 @@ out of updates, which plain SGD alone allows; here the squares of all parameters
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -32,6 +33,10 @@ from fedmpi.train import Trainer
 
 
 class Config(staticmask.Masked):
+    sends: ClassVar[bool] = True
+    pools: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = True
+
     start: float = Field(0.0, ge=0, lt=1)
     """Share of each layer's weights that are zero at first."""
     sparsity: float = Field(0.0, ge=0, lt=1)

@@ -54,7 +54,7 @@ class Clients(topk.Compressing):
     def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor]:
         """The values at the round's positions."""
         where = drawn(self.settings, self.flat, t, client).to(update.device)
-        scale = 1.0 if self.keeps else self.flat.count / len(where)
+        scale = 1.0 if self.method.error_feedback else self.flat.count / len(where)
         block = sparse.block(Kind.GRADIENT, scale * update[where], self.flat.size)
         update[where] = 0
         return block, update

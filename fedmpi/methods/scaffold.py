@@ -12,6 +12,7 @@ Where an upload is lost its client's c_k has moved all the same, so that c is no
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from fedmpi.variates import Variates
 
 class Config(config.Method):
     """Nothing to set."""
+
+    keeps_state: ClassVar[bool] = True
 
 
 class Server(fedavg.Server):
@@ -46,8 +49,6 @@ class Server(fedavg.Server):
 
 
 class Clients(fedavg.Clients):
-    keeps = True
-
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.variates = Variates(settings.state, self.start)

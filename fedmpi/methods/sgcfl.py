@@ -18,6 +18,7 @@ clients' own models by updates as they came.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -39,6 +40,8 @@ from fedmpi.train import Trainer
 
 
 class Config(Cut, distance.Config):
+    pools: ClassVar[bool] = False
+
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of a tensor's values that are not sent."""
     bits: Bits = 8
@@ -71,6 +74,11 @@ class Config(Cut, distance.Config):
     def is_one(self) -> bool:
         """Each client has a back."""
         return False
+
+    @property
+    def keeps_state(self) -> bool:
+        """Residuals."""
+        return self.error_feedback
 
 
 class Coding(Side):
@@ -107,7 +115,6 @@ class Coding(Side):
 
 class Server(Coding, splitfed.Server):
     method: Config
-    pools = False
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -146,9 +153,9 @@ class Clients(Coding, splitfed.Clients):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.theirs, self.keeps = self.method.held(self.flat), self.method.error_feedback
+        self.theirs = self.method.held(self.flat)
         self.still = self.theirs.still.to(trainer.device)
-        self.feedback = Feedback(settings.state, self.theirs.size, self.keeps)
+        self.feedback = Feedback(settings.state, self.theirs.size, self.method.error_feedback)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """SGQ of the update of front and tail, and statistics."""
@@ -158,6 +165,6 @@ class Clients(Coding, splitfed.Clients):
         statistics = self.part(update)
         self.feedback.add(client, update)
         blocks = self.strongest(update, spans, Purpose.QUANTIZE, t, client)
-        if self.keeps:
+        if self.method.error_feedback:
             self.feedback.keep(client, update - self.restored(blocks, spans))
         return [*blocks, *statistics]

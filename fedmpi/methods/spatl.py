@@ -21,7 +21,7 @@ Reconstruction: the server's update by index, with sums of changes over the numb
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -39,6 +39,8 @@ from fedmpi.variates import Variates
 
 
 class Config(fedper.Config, selection.Config):
+    pools: ClassVar[bool] = False
+
     aggregation: Literal["index", "zero-average"] = "index"
     """Each value is averaged over those who sent it (the paper); or models are, with zeros where
     nothing was sent (the authors' code)."""
@@ -49,7 +51,6 @@ class Config(fedper.Config, selection.Config):
 
 class Server(fedper.Server):
     method: Config
-    pools = False
     parts = 3
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -58,7 +59,6 @@ class Server(fedper.Server):
         self.control = torch.zeros_like(self.w)
         self.heard = torch.zeros_like(self.w)
         self.agent, self.told = self.method.begin(), set[int]()
-        self.sends = len(self.agent) > 0
 
     def send(self, t: int, client: int) -> list[Block]:
         """An agent, when the client takes part for the first time."""

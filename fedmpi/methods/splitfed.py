@@ -47,6 +47,15 @@ class Config(Cut):
         """See `Cut.is_one`."""
         return self.version == "v2"
 
+    @property
+    def pools(self) -> bool:
+        """One back is no mean of clients' updates."""
+        return not self.is_one
+
+    def width(self, room: int, clients: int) -> int:
+        """One back meets all clients in one order, whatever the window."""
+        return clients if self.is_one else room
+
     def parts(self, flat: Flat) -> tuple[Flat, Flat, Flat]:
         """See `Cut.parts`."""
         if self.is_one and self.tail is not None:
@@ -73,8 +82,6 @@ class Server(ServerSide, fedavg.Server):
         self.backs = Parts(trainer, back, self.method.is_one, trainer.crew)
         self.updates: dict[int, Tensor] = {}
         self.round: int | None = None
-        if self.method.is_one:  # it meets all clients in one order, whatever the window
-            self.width, self.pools = settings.clients, False
 
     def held(self, w: Tensor) -> Tensor:
         """What of w [n] clients have: front and tail."""
@@ -137,7 +144,6 @@ class Clients(ClientSide, fedavg.Clients):
     """
 
     method: Cut
-    converses = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -145,9 +151,9 @@ class Clients(ClientSide, fedavg.Clients):
         self.sizes, self.held = [front.size, tail.size], front
         self.fronts, self.tails = Parts(trainer, front), Parts(trainer, tail)
         self.start = self.start.new_zeros(sum(self.sizes))
-        self.turns, self.end = 1, self.method.end(self.flat)
+        self.end = self.method.end(self.flat)
         if self.end is not None:
-            self.turns, self.shape = 2, shape_behind([front, back], trainer.feed.x)
+            self.shape = shape_behind([front, back], trainer.feed.x)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Front and tail."""

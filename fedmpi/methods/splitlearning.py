@@ -15,6 +15,7 @@ round; the front's starts afresh with each client, for weights are all that trav
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,15 @@ from fedmpi.train import Trainer
 class Config(Cut):
     """Nothing else to set."""
 
+    broadcasts = False
+    in_turn = True
+    sends: ClassVar[bool] = True
+    pools: ClassVar[bool] = False
+
+    def width(self, room: int, clients: int) -> int:
+        """Each client begins where the one before it ended."""
+        return 1
+
 
 class Server(splitfed.Server):
     """The server's half.
@@ -39,18 +49,9 @@ class Server(splitfed.Server):
         updates: the same, while that client's wave lasts.
     """
 
-    sends = True
-    in_turn = True
-    pools = False
-
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.width, self.relay = 1, self.held(self.w)
-
-    def broadcast(self, t: int) -> list[Block]:
-        """Nothing but the word that a round begins."""
         self.relay = self.held(self.w)
-        return []
 
     def send(self, t: int, client: int) -> list[Block]:
         """Front and tail."""

@@ -44,7 +44,7 @@ class Config(staticmask.Masked):
     """Rounds in which nobody trains and the mask is found again, such as after a shift of data."""
 
     def agreements(self, rounds: int) -> frozenset[int]:
-        """The rounds in which a mask is found.
+        """Round -1, or that after the warm-up; and those in which the mask is found again.
 
         Raises:
             ConfigError: for one that never comes, or that comes before the first mask.
@@ -71,13 +71,9 @@ class Server(staticmask.Server):
         self.agreements = self.method.agreements(settings.rounds)
         self.scores = torch.zeros(int(self.prunable.sum()), device=trainer.device)
 
-    def agrees_at(self, t: int) -> bool:
-        """Round -1, or that after the warm-up; and those in which the mask is found again."""
-        return t in self.agreements
-
     def broadcast(self, t: int) -> list[Block]:
         """The dense model in an agreement and until the first one, else the values on the mask."""
-        if self.agrees_at(t):
+        if t in self.agreements:
             initial = self.flat.initial.to(self.w.device)
             self.w[~self.mask] = initial[~self.mask]
             self.keep(torch.ones_like(self.mask))
@@ -86,7 +82,7 @@ class Server(staticmask.Server):
 
     def absorb(self, t: int, message: Message) -> None:
         """Scores in an agreement, else updates of the active values."""
-        if self.agrees_at(t):
+        if t in self.agreements:
             sparse.add(self.scores, message.blocks[0], message.weight)
         else:
             super().absorb(t, message)

@@ -13,6 +13,7 @@ together. Running statistics travel as they are.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -29,6 +30,10 @@ from fedmpi.train import Trainer
 
 
 class Config(config.Method):
+    broadcasts = False
+    sends: ClassVar[bool] = True
+    keeps_state: ClassVar[bool] = True
+
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of a client's values that are not sent."""
     sparsity_down: float | None = Field(None, ge=0, lt=1)
@@ -47,7 +52,6 @@ def ternary(update: Tensor, flat: Flat, sparsity: float) -> Block:
 
 class Server(fedavg.Server):
     method: Config
-    sends = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -58,10 +62,6 @@ class Server(fedavg.Server):
         self.lengths: dict[int, int] = {}
         self.forgotten = 0
         self.knows: dict[int, int] = {}
-
-    def broadcast(self, t: int) -> list[Block]:
-        """Nothing: clients know different things."""
-        return []
 
     def send(self, t: int, client: int) -> list[Block]:
         """What the client has missed since it last took part, or the model."""
@@ -107,7 +107,6 @@ def follow(w: Tensor, blocks: Sequence[Block], still: Tensor) -> None:
 
 class Clients(fedavg.Clients):
     method: Config
-    keeps = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
