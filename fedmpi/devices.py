@@ -34,6 +34,7 @@ class Fleet:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.devices = settings, settings.devices
         self.tiers = self.devices.tiers
+        self.agreements = settings.method.agreements(settings.rounds)
         self.kinds = np.zeros(settings.clients, np.int64)
         self.distances = np.full(settings.clients, np.nan)
         if not self.tiers:
@@ -58,8 +59,9 @@ class Fleet:
             yield from ((client, self.tier(client)) for client in range(len(self.kinds)))
 
     def is_lost(self, t: int, client: int) -> bool:
-        """Whether what the client uploads in round t gets lost; never before the first round."""
-        return t > EVERYONE_ROUND and self._befalls(self.devices.dropouts, t, client, 0)
+        """Whether what the client uploads in round t gets lost; never in an agreement."""
+        is_safe = t <= EVERYONE_ROUND or t in self.agreements
+        return not is_safe and self._befalls(self.devices.dropouts, t, client, 0)
 
     def is_slow(self, t: int, client: int) -> bool:
         """Whether the client is a straggler in round t."""

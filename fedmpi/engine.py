@@ -13,15 +13,16 @@ from time import perf_counter
 import torch
 
 from fedmpi import burden, config, hardware, models
-from fedmpi.aggregation import Aggregation
 from fedmpi.clock import Clock, Phase
 from fedmpi.codec import EVERYONE, Message
 from fedmpi.config import ConfigError, Settings
 from fedmpi.devices import Fleet
+from fedmpi.evaluate import Evaluation
 from fedmpi.flat import Flat
+from fedmpi.ledger import Ledger
 from fedmpi.lockstep import Talk
-from fedmpi.measure import Observer, Outcome
 from fedmpi.methods.fedavg import Clients, Server
+from fedmpi.outcome import Observer, Outcome
 from fedmpi.population import Population, Wave
 from fedmpi.post import Post
 from fedmpi.train import Trainer
@@ -77,18 +78,18 @@ class Engine:
         self.trainer = Trainer(settings, self.flat, data, self.population, device, crew)
         self.fleet = Fleet(settings)
         self.meter = burden.Meter(settings, data.shape, self.flat)
-        self.observer = Observer(
-            settings, data, self.population, self.trainer, self.fleet, self.meter
-        )
+        self.evaluation = Evaluation(settings, data, self.population, self.trainer)
+        self.ledger = Ledger(settings.clients)
+        about = self.population, self.trainer, self.fleet, self.meter
+        self.observer = Observer(settings, *about, self.evaluation, self.ledger)
         refuse(settings)
         self.method, module = settings.method, config.module("method", settings.method.name)
         room = max(1, settings.exchange.window * 2**20 // (4 * self.flat.size))
         self.width = self.method.width(room, settings.clients)
-        self.clients: Clients = module.Clients(settings, self.trainer)
         self.server: Server | None = None
         if place.is_root:
             self.server = module.Server(settings, self.trainer)
-            self.aggregation = Aggregation(settings, self.server)
+        self.clients: Clients = module.Clients(settings, self.trainer)
         first = self.population.first
         self.population.rest(burden.unfit(self.fleet, self.meter, self.clients.burden, first))
 
@@ -98,7 +99,7 @@ class Engine:
         A round begins with the server's word. No word, and the run is over for everyone.
         """
         self.wire, self.clock, self.goes_on = wire, clock, True
-        self.post = Post(wire, clock, self.observer)
+        self.post = Post(wire, clock, self.ledger)
         self.hosts = range(wire.size)
         if self.settings.server == "dedicated" and wire.size > 1:
             self.hosts = range(1, wire.size)
@@ -115,9 +116,7 @@ class Engine:
                     self.converse(t, wave)
                 self.collect(t, wave, self.work(t, wave))
             self.step(t)
-            outcome = self.observer.outcome(
-                t, waves, self.server, self.clients, self.hosts, wire, clock
-            )
+            outcome = self.outcome(t, waves)
             self.goes_on = outcome is None or (outcome.finite and not outcome.is_spent)
             yield outcome
 
@@ -128,7 +127,8 @@ class Engine:
         self.clock.reset()
         self.wire.reset()
         self.trainer.begin()
-        self.observer.begin()
+        self.evaluation.begin()
+        self.ledger.begin()
 
     def tell(self, t: int, waves: list[Wave]) -> bool:
         """Server -> every active client; False if nothing comes, and the run is over."""
@@ -169,9 +169,9 @@ class Engine:
                     blocks = self.clients.upload(t, client, w)
                     self.trainer.spend((client,), began)
                     messages.append(Message(client, blocks, self.population.weight(t, client)))
-                    if self.observer.is_due(t) and not self.population.is_agreement(t):
+                    if self.evaluation.is_due(t) and not self.population.is_agreement(t):
                         with self.clock(Phase.EVALUATE):
-                            self.observer.keep(client, self.clients.personal(client, w))
+                            self.evaluation.keep(client, self.clients.personal(client, w))
         return messages
 
     def converse(self, t: int, wave: Wave) -> None:
@@ -218,12 +218,17 @@ class Engine:
         with self.clock(Phase.SERVE):
             for message in uploads:
                 assert self.server is not None
-                if not self.observer.is_lost(t, message.client):
-                    absorb = self.server.absorb if agrees else self.aggregation.absorb
-                    absorb(t, message)
-                    self.is_void = False
-        if self.observer.is_due(t):
-            self.observer.judge_locals(wave, self.server, self.wire, self.clock)
+                if self.fleet.is_lost(t, message.client):
+                    continue
+                self.is_void = False
+                if agrees:
+                    self.server.absorb(t, message)
+                    continue
+                with self.server.sum.taking(message) as taken:
+                    self.server.absorb(t, taken)
+        if self.evaluation.is_due(t):
+            personal = None if self.server is None else self.server.personal
+            self.evaluation.evaluate_locals(wave, personal, self.wire, self.clock)
 
     def step(self, t: int) -> None:
         """The server moves the model; in a round of agreement it closes that instead.
@@ -233,7 +238,7 @@ class Engine:
         if not self.population.is_agreement(t):
             with self.clock(Phase.SERVE):
                 if self.server is not None and not self.is_void:
-                    self.aggregation.close(t)
+                    self.server.sum.close(t)
                     self.server.step(t)
             return
         messages = []
@@ -244,6 +249,16 @@ class Engine:
         with self.clock(Phase.PACK):
             for message in word:
                 self.clients.agree(message.blocks)
+
+    def outcome(self, t: int, waves: list[Wave]) -> Outcome | None:
+        """Off the clock: accuracies, and all that was measured; on the root alone."""
+        seconds, both = self.clock.elapsed(), (self.wire, self.clock)
+        w, noted = None, dict[str, dict[int, float]]()
+        if self.server is not None:
+            w, noted = self.server.w, self.server.noted
+        verdict = self.evaluation.after(t, w, self.clients.deployed, self.hosts, *both)
+        burdens = self.clients.burden
+        return self.observer.outcome(t, waves, burdens, verdict, w, noted, seconds, *both)
 
     def model_sha256(self) -> str:
         """Hash of the global model, on the root: float32, little-endian, in the order of stages."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from fedmpi.clock import Clock, Phase
 from fedmpi.codec import Buffer, Message, pack, unpack
-from fedmpi.measure import DOWN, UP, Observer
+from fedmpi.ledger import DOWN, UP, Ledger
 from fedmpi.population import Wave
 from fedmpi.wire import Line, Wire
 
@@ -21,8 +21,8 @@ class Post:
         rooms: memory for buffers by what they are for; the next buffer takes the place of the last.
     """
 
-    def __init__(self, wire: Wire, clock: Clock, observer: Observer) -> None:
-        self.wire, self.clock, self.observer = wire, clock, observer
+    def __init__(self, wire: Wire, clock: Clock, ledger: Ledger) -> None:
+        self.wire, self.clock, self.ledger = wire, clock, ledger
         self.rooms: dict[str, np.ndarray] = {}
 
     def announce(self, messages: list[Message], clients: Sequence[int]) -> list[Message]:
@@ -30,7 +30,7 @@ class Post:
         word = None
         if self.wire.is_root:
             word, account = self._pack("wire", messages)
-            self.observer.charge(DOWN, clients, account)
+            self.ledger.charge(DOWN, clients, account)
         return self._open(self.wire.bcast(word))
 
     def hear(self, messages: list[Message]) -> list[Message]:
@@ -79,7 +79,7 @@ class Post:
             pieces = []
             for some in theirs:
                 data, account = pack(some, room[at:])
-                self.observer.charge(DOWN, [message.client for message in some], account)
+                self.ledger.charge(DOWN, [message.client for message in some], account)
                 pieces.append(data)
                 at += len(data)
             if at > len(room):  # then pieces lie elsewhere, too
@@ -93,7 +93,7 @@ class Post:
             for piece in pieces:
                 found, account = unpack(piece)
                 heard += found
-                self.observer.charge(UP, [message.client for message in found], account)
+                self.ledger.charge(UP, [message.client for message in found], account)
         return sorted(heard, key=lambda message: message.client)
 
     def _open(self, data: np.ndarray) -> list[Message]:

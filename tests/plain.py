@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 from fedmpi import config, models
 from fedmpi.clock import Clock
 from fedmpi.engine import Engine
-from fedmpi.measure import Outcome
+from fedmpi.outcome import Outcome
 from fedmpi.wire import Wire
 
 FILES = sorted((Path(config.__file__).parent / "methods").glob("[!_]*.py"))

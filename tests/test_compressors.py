@@ -34,9 +34,9 @@ def engine(*words: str) -> Engine:
 def sent(found: Engine, client: int, update: Tensor, t: int = 0) -> Tensor:
     """What the server makes of a client's upload after that update: [n]."""
     blocks = found.clients.upload(t, client, found.clients.start + update)
-    found.server.total.zero_()
+    found.server.sum.total.zero_()
     found.server.add(t, client, blocks, 1.0)
-    return found.server.total.clone()
+    return found.server.sum.total.clone()
 
 
 def noise(found: Engine, seed: int = 0) -> Tensor:

@@ -377,7 +377,7 @@ def test_devices_that_are_too_small_may_rest(name: str, participation: float) ->
     rows = np.concatenate([outcome.tables["clients"] for outcome in play(engine)])
     assert set(rows["client"].tolist()) == set(range(5)) - tiny
     assert set(rows["round"].tolist()) >= set(range(5))
-    counted = {int(owner) for owner in engine.observer.owners}
+    counted = {int(owner) for owner in engine.evaluation.owners}
     assert counted & tiny
 
 

@@ -297,7 +297,7 @@ def test_nothing_is_dropped_where_a_model_is_judged() -> None:
     found = engine("rounds=2", "method.dropout=0.9")
     for outcome in play(found):
         module = network(found, found.server.w)
-        x, y = found.observer.test_x, found.observer.test_y
+        x, y = found.evaluation.test_x, found.evaluation.test_y
         accuracy = plain.accuracy(module, x, y)
         assert outcome.tables["rounds"]["accuracy"][0] == pytest.approx(accuracy, abs=1e-6)
 

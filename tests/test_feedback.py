@@ -39,13 +39,13 @@ def random(engine: Engine, *seed: int) -> Tensor:
 def sent(engine: Engine, t: int, client: int, update: Tensor) -> Tensor:
     """What the server makes of a client's upload, as the wire brings it: [n]."""
     server = engine.server
-    server.total.zero_()
+    server.sum.total.zero_()
     if engine.method.converses:
         server.open(t, [(client,)])
     blocks = engine.clients.upload(t, client, engine.clients.start + update)
     (message,), _ = unpack(pack([Message(client, blocks, 1.0)]).data)
     server.absorb(t, message)
-    return (server.updates[client] if engine.method.converses else server.total).clone()
+    return (server.updates[client] if engine.method.converses else server.sum.total).clone()
 
 
 @every_method

@@ -171,7 +171,7 @@ def test_local_accuracy_is_the_sub_models() -> None:
         client = int(row["client"])
         shard = engine.population.test_shards[client]
         parts = train(engine, 0, client, start, 0.5, 1.0, True)
-        x, y = engine.observer.test_x[shard].flatten(1), engine.observer.test_y[shard]
+        x, y = engine.evaluation.test_x[shard].flatten(1), engine.evaluation.test_y[shard]
         ours = engine.trainer.feed.y[torch.from_numpy(engine.population.shards[client])]
         for weight, bias in zip(parts[0:4:2], parts[1:4:2], strict=True):
             x = (x @ weight.T + bias).relu()

@@ -98,7 +98,7 @@ LAW = {
     "post": ("numpy", "clock codec measure population wire"),
     "engine": (
         "torch",
-        "aggregation burden clock codec config devices flat hardware lockstep measure methods models "
+        "burden clock codec config devices flat hardware lockstep measure methods models "
         "population post train wire",
     ),
     "hardware": ("torch", "config provenance rows wire"),

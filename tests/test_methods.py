@@ -141,8 +141,8 @@ def test_every_result_has_three_accuracies(case: tuple[str, ...]) -> None:
         assert np.isnan([*ours[1:], *rows["accuracy"]]).all() != are_known
     if engine.method.is_global:
         sizes = np.array([len(shard) for shard in engine.population.test_shards])
-        assert sizes.sum() == len(engine.observer.test_y)
-        shards = engine.observer.judge(engine.server.w).shards
+        assert sizes.sum() == len(engine.evaluation.test_y)
+        shards = engine.evaluation.evaluate(engine.server.w).shards
         wanted = [shards @ sizes / sizes.sum(), shards.mean(), shards.std(), shards.min()]
         np.testing.assert_allclose(ours, wanted, atol=1e-6)
         np.testing.assert_allclose(rows["accuracy"], shards[rows["client"]], atol=1e-6)

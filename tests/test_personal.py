@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from fedmpi import models
 from fedmpi.codec import Message, pack
 from fedmpi.engine import Engine
-from fedmpi.measure import Outcome
+from fedmpi.outcome import Outcome
 from fedmpi.streams import Purpose, stream
 from tests.plain import METHODS, Change, accuracy, average, network, play, train, vector
 from tests.small import run, small, smooth
@@ -82,7 +82,7 @@ def test_there_is_no_global_model_to_judge(name: str) -> None:
 
 def shard_accuracies(engine: Engine, models: list[Tensor]) -> np.ndarray:
     """Each client's, of these models [n], by plain torch."""
-    x, y, found = engine.observer.test_x, engine.observer.test_y, []
+    x, y, found = engine.evaluation.test_x, engine.evaluation.test_y, []
     for w, shard in zip(models, engine.population.test_shards, strict=True):
         found.append(accuracy(network(engine, w), x[shard], y[shard]))
     return np.array(found)
@@ -216,7 +216,7 @@ def test_personal_accuracy_is_of_both_parts_together() -> None:
         w[private(engine)] = clients.own[client]
         w[~private(engine)] = train(engine, 0, client, engine.flat.initial)[0][~private(engine)]
         module = network(engine, w)
-        x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+        x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
         right = (module(x).argmax(1) == y).float().mean()
         assert row["personal"] == pytest.approx(float(right.detach()), abs=1e-6)
 
@@ -297,7 +297,7 @@ def test_dittos_own_models_are_drawn_to_the_global_one(pull: float) -> None:
             own[client] = engine.clients.models[client].clone()
             row = outcome.tables["clients"][clients.index(client)]
             shard = engine.population.test_shards[client]
-            x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+            x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
             wanted = accuracy(network(engine, own[client]), x, y)
             np.testing.assert_allclose(row["personal"], wanted, atol=1e-6)
         near(engine.server.w, average(engine, t, w))
@@ -347,13 +347,13 @@ def tuned(engine: Engine, t: int, client: int, w: Tensor, passes: int) -> Tensor
 def test_what_was_sent_is_fine_tuned(passes: int, words: tuple[str, ...]) -> None:
     """And nothing of it reaches the server: its model is FedAvg's."""
     engine = Engine(small("method.name=finetune", f"method.epochs={passes}", *FEW, *words))
-    kept, keep, w = {}, engine.observer.keep, engine.server.w.clone()
+    kept, keep, w = {}, engine.evaluation.keep, engine.server.w.clone()
 
     def watch(client: int, model: Tensor) -> None:
         kept[client] = model.clone()
         keep(client, model)
 
-    engine.observer.keep = watch
+    engine.evaluation.keep = watch
     for t, outcome in enumerate(play(engine)):
         clients = engine.population.sample(t)
         assert tuple(kept) == clients
@@ -362,7 +362,7 @@ def test_what_was_sent_is_fine_tuned(passes: int, words: tuple[str, ...]) -> Non
             near(kept[client], wanted)
             assert float((wanted - w).norm()) > 100 * float((kept[client] - wanted).norm())
             shard = engine.population.test_shards[client]
-            x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+            x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
             found = accuracy(network(engine, kept[client]), x, y)
             np.testing.assert_allclose(row["personal"], found, atol=1e-6)
         w = engine.server.w.clone()

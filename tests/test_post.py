@@ -8,11 +8,10 @@ from mpi4py import MPI
 from fedmpi import sparse
 from fedmpi.clock import Clock, Phase
 from fedmpi.codec import EVERYONE, Kind, Message
-from fedmpi.engine import Engine
+from fedmpi.ledger import Ledger
 from fedmpi.population import Wave
 from fedmpi.post import Post
 from fedmpi.wire import Wire
-from tests.small import small
 
 COMM = MPI.COMM_WORLD
 RANK, SIZE = COMM.Get_rank(), COMM.Get_size()
@@ -25,7 +24,7 @@ on_ranks = pytest.mark.parallel([1, 2, 3])
 def post() -> Post:
     """A post of all ranks."""
     clock = Clock()
-    return Post(Wire(clock, COMM), clock, Engine(small()).observer)
+    return Post(Wire(clock, COMM), clock, Ledger(5))
 
 
 def message(client: int, size: int) -> Message:
@@ -75,12 +74,12 @@ def test_bytes_are_charged_to_clients_on_the_root(post: Post) -> None:
     post.told(line)
     line.rest()
     post.announce([message(EVERYONE, 6)] if post.wire.is_root else [], [0, 1])
-    up, down = post.observer.account[:, :, Kind.GRADIENT].T
+    up, down = post.ledger.bytes[:, :, Kind.GRADIENT].T
     root = post.wire.is_root
     assert up.tolist() == [40 * root if client in WAVE.clients else 0 for client in range(5)]
     wanted = [20 * c * (c in WAVE.clients) + 24 * (c < 2) for c in range(5)]
     assert down.tolist() == [length * root for length in wanted]
-    assert post.observer.messages.sum() == (4 + 4 + 2) * root
+    assert post.ledger.messages.sum() == (4 + 4 + 2) * root
 
 
 @on_ranks

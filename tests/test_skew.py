@@ -70,7 +70,7 @@ def test_without_skew_nothing_is_copied() -> None:
     assert world.y is world.data.train_y
     assert world.seen is None
     engine = Engine(small(*IMAGES))
-    assert engine.observer.seen is None
+    assert engine.evaluation.seen is None
     labels = World(*IMAGES, "skew.labels=0.5")
     assert labels.x is labels.data.train_x and labels.seen is None, "only what changes is"
     noise = World(*IMAGES, "skew.noise=0.5")
@@ -221,10 +221,10 @@ def test_what_is_no_clients_stays() -> None:
     engine, world = Engine(small(*IMAGES, *ALL)), World(*IMAGES)
     data, out = world.data, world.population.held_out
     assert len(out) == 50
-    np.testing.assert_array_equal(engine.observer.test_x, data.test_x)
-    np.testing.assert_array_equal(engine.observer.test_y, data.test_y)
-    np.testing.assert_array_equal(engine.observer.held_x, data.train_x[out])
-    np.testing.assert_array_equal(engine.observer.held_y, data.train_y[out])
+    np.testing.assert_array_equal(engine.evaluation.test_x, data.test_x)
+    np.testing.assert_array_equal(engine.evaluation.test_y, data.test_y)
+    np.testing.assert_array_equal(engine.evaluation.held_x, data.train_x[out])
+    np.testing.assert_array_equal(engine.evaluation.held_y, data.train_y[out])
     np.testing.assert_array_equal(engine.population.counts, world.population.counts)
     assert engine.population.fingerprint == world.population.fingerprint
     feed, skewed = engine.trainer.feed, World(*IMAGES, *ALL)

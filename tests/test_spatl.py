@@ -96,7 +96,7 @@ def test_rounds_are_those_of_plain_torch(
             n = len(engine.population.shards[client])
             total, samples, weight = total + n * sent * local, samples + n, weight + n * sent
             c_k[client], own[client] = mean, local
-        np.testing.assert_array_equal(engine.server.heard, 0)
+        np.testing.assert_array_equal(engine.server.sum.weights, 0)
         if aggregation == "index":
             w = torch.where(weight > 0, total / weight, w)
         else:

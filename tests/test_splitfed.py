@@ -308,7 +308,7 @@ def test_own_models_are_measured_whole(version: str) -> None:
         vector_to_parameters(front.clone(), module[0].parameters())
         vector_to_parameters(back.clone(), module[1].parameters())
         shard = engine.population.test_shards[client]
-        x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+        x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
         right = (module[1](module[0](x)).argmax(1) == y).float().mean()
         assert row["personal"] == pytest.approx(float(right), abs=1e-6)
     assert len(set(outcome.tables["clients"]["personal"].tolist())) > 1

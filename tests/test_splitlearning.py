@@ -64,7 +64,7 @@ def test_rounds_equal_plain_training(words: tuple[str, ...], tail: tuple[str, ..
         np.testing.assert_allclose(w, list(after.values())[-1], rtol=1e-4, atol=2e-5)
         for row in outcome.tables["clients"]:
             shard = engine.population.test_shards[int(row["client"])]
-            x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+            x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
             wanted = plain.accuracy(network(engine, after[int(row["client"])]), x, y)
             assert row["personal"] == pytest.approx(wanted, abs=1e-6)
 

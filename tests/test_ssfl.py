@@ -75,7 +75,7 @@ def test_scores_are_weighted_by_samples() -> None:
     engine = ssfl()
     agreed(engine)
     wanted, prunable = scores(engine)
-    found = engine.server.scores / engine.population.sizes.sum()
+    found = engine.server.scores.total / engine.population.sizes.sum()
     np.testing.assert_allclose(found, wanted[prunable], rtol=1e-4, atol=1e-8)
 
 
@@ -91,8 +91,8 @@ def test_only_weights_of_convolutions_and_linear_layers_are_prunable() -> None:
 def test_all_that_ties_with_the_last_is_kept() -> None:
     engine = ssfl(sparsity=0.9)
     server = engine.server
-    size = len(server.scores)
-    server.scores[:] = torch.arange(size) % 4
+    size = len(server.scores.total)
+    server.scores.total[:] = torch.arange(size) % 4
     (block,) = server.agreement()
     # A tenth of them is asked for, but a quarter has the best score.
     assert sparse.indices(block).tolist() == list(range(3, size, 4))
@@ -110,7 +110,7 @@ def test_the_count_is_the_floor_of_the_exact_product(
     """(1 - 0.9) * 1000 is a hair under 100 in floats."""
     server = ssfl("model.hidden=[20]", sparsity=sparsity).server
     server.prunable = torch.arange(len(server.w)) < size
-    server.scores = 1 + torch.arange(size, dtype=torch.float32)
+    server.scores.total = 1 + torch.arange(size, dtype=torch.float32)
     (block,) = server.agreement()
     assert sparse.indices(block).tolist() == list(range(size - wanted, size))
 
@@ -218,7 +218,7 @@ def test_scores_of_several_batches_are_averaged(batches: int) -> None:
             cross_entropy(module(x), y).backward()
             each.append(torch.cat([(p.grad * p.data).abs().flatten() for p in module.parameters()]))
         total += len(shard) * torch.stack(each).mean(0)
-    np.testing.assert_allclose(engine.server.scores, total[engine.server.prunable], rtol=1e-4)
+    np.testing.assert_allclose(engine.server.scores.total, total[engine.server.prunable], rtol=1e-4)
     assert batches == 2 or len({-(-n // 16) for n in engine.population.sizes.tolist()}) > 1
 
 
@@ -269,7 +269,7 @@ def test_a_mask_that_is_found_again_brings_initial_weights_back(
             sizes = engine.population.sizes.tolist()
             wanted = sum(size * said[client] for client, size in enumerate(sizes))
             np.testing.assert_allclose(
-                engine.server.scores, wanted, rtol=1e-4, err_msg="older ones"
+                engine.server.scores.total, wanted, rtol=1e-4, err_msg="older ones"
             )
     assert torch.equal(masks[-1], masks[1])
     assert torch.equal(masks[2], masks[3])

@@ -91,8 +91,8 @@ def test_averaged_statistics_are_averaged_state_dicts() -> None:
         shared.load_state_dict(mean, strict=False)
         np.testing.assert_allclose(engine.server.w, vector(shared, True), rtol=1e-4, atol=1e-5)
         shared.train(False)
-        x, y = engine.observer.test_x, engine.observer.test_y
-        verdict = engine.observer.judge(engine.server.w)
+        x, y = engine.evaluation.test_x, engine.evaluation.test_y
+        verdict = engine.evaluation.evaluate(engine.server.w)
         assert verdict.accuracy == pytest.approx(plain.accuracy(shared, x, y))
         shared.train(True)
 
@@ -114,15 +114,15 @@ def test_local_statistics_stay_with_their_clients() -> None:
                 mean[name] += sizes[client] / sizes[list(clients)].sum() * parameter.detach()
             module.train(False)
             shard = engine.population.test_shards[client]
-            x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+            x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
             row = outcome.tables["clients"][clients.index(client)]
             np.testing.assert_allclose(row["personal"], plain.accuracy(module, x, y), atol=1e-6)
             module.train(True)
         shared.load_state_dict(mean, strict=False)
         np.testing.assert_allclose(engine.server.w, vector(shared, False), rtol=1e-4, atol=1e-5)
         # The global model has no statistics: a batch is normalised by its own.
-        x, y = engine.observer.test_x, engine.observer.test_y
-        verdict = engine.observer.judge(engine.server.w)
+        x, y = engine.evaluation.test_x, engine.evaluation.test_y
+        verdict = engine.evaluation.evaluate(engine.server.w)
         assert verdict.accuracy == pytest.approx(plain.accuracy(copy.deepcopy(shared), x, y))
 
 
@@ -144,7 +144,7 @@ def test_a_fine_tuned_model_is_judged_with_its_own_statistics(statistics: str) -
             train(engine, t, client, module, passes=3)
             module.train(False)
             shard = engine.population.test_shards[client]
-            x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+            x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
             np.testing.assert_allclose(row["personal"], plain.accuracy(module, x, y), atol=1e-6)
             if is_local:
                 found = engine.trainer.tuned[client], engine.trainer.statistics[client]
@@ -182,7 +182,7 @@ def test_what_clients_of_fedbn_have_after_a_round(statistics: str) -> None:
             module = copy.deepcopy(own.get(client, first))
             module.load_state_dict(shared, strict=False)
             module.train(statistics == "local" and client not in own)
-            x, y = engine.observer.test_x[shard], engine.observer.test_y[shard]
+            x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
             wanted[client] = plain.accuracy(module, x, y)
         rows, (row,) = outcome.tables["clients"], outcome.tables["rounds"]
         np.testing.assert_allclose(rows["accuracy"], wanted[list(clients)], atol=1e-6)

@@ -64,7 +64,7 @@ def test_gradient_is_autograds() -> None:
 @pytest.mark.parametrize("count", [0, 1, EVALUATION_BATCH, 2 * EVALUATION_BATCH + 7])
 def test_correct_judges_every_sample_once_and_in_order(count: int) -> None:
     engine = Engine(small(f"data.test_samples={max(count, 1)}"))
-    x, y = engine.observer.test_x[:count], engine.observer.test_y[:count]
+    x, y = engine.evaluation.test_x[:count], engine.evaluation.test_y[:count]
     (found,) = engine.trainer.correct([engine.flat.initial], [x], [y])
     module = plain.network(engine, engine.flat.initial)
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_a_chunk_in_another_order_is_refused() -> None:
 def test_models_are_judged_each_on_its_own_samples(rows: int) -> None:
     """Of different lengths, one of them nothing, and more than fit into a batch."""
     engine = Engine(small(f"rows={rows}", "data.test_samples=3000"))
-    x, y = engine.observer.test_x, engine.observer.test_y
+    x, y = engine.evaluation.test_x, engine.evaluation.test_y
     random = torch.Generator().manual_seed(2)
     counts, n = (5, 0, 2100, 700, 1), engine.flat.size
     models = [engine.flat.initial + torch.randn(n, generator=random) / 5 for _ in counts]

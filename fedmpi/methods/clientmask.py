@@ -56,8 +56,8 @@ class Server(staticmask.Pruned):
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """The client's model: the values that it was sent, and their update."""
         where = self.places(client)
-        self.total.index_add_(0, where, self.w[where], alpha=weight)
-        sparse.add(self.total, blocks[0], weight, where)
+        self.sum.total.index_add_(0, where, self.w[where], alpha=weight)
+        self.sum.add(blocks[0], weight, where)
 
 
 class Clients(fedavg.Clients):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fedmpi import config, sparse
+from fedmpi import config, sparse, sums
 from fedmpi.burden import Burden
 from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import Settings
@@ -32,6 +32,7 @@ class Server:
             columns of `tables.CLIENTS`.
         method: the settings in `[method]`; a method narrows their type to its own.
         w: the global model, [n].
+        sum: of the uploads of a round.
         still: positions in it of running statistics, int64; there may be none.
     """
 
@@ -43,7 +44,7 @@ class Server:
         self.trainer, self.flat = trainer, trainer.flat
         self.w = self.flat.initial.to(trainer.device, copy=True)
         self.still = self.flat.still.to(trainer.device)
-        self.total, self.weight = torch.zeros_like(self.w), 0.0
+        self.sum = sums.chosen(settings, len(self.w), trainer.device)
         self.noted: dict[str, dict[int, float]] = {}
 
     def broadcast(self, t: int) -> list[Block]:
@@ -62,19 +63,17 @@ class Server:
         """Takes in one client's upload; uploads come in client order, and are gone afterwards."""
         blocks = list(message.blocks)
         if len(blocks) > self.parts:  # statistics that travelled apart, see `Clients.part`
-            sparse.add(self.total, blocks.pop(), message.weight, self.still)
+            self.sum.add(blocks.pop(), message.weight, self.still)
         self.add(t, message.client, blocks, message.weight)
-        self.weight += message.weight
+        self.sum.weight += message.weight
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds weight * update, of which the client sent these blocks, to `total`."""
-        sparse.add(self.total, blocks[0], weight)
+        """Adds weight * update, of which the client sent these blocks, to `sum`."""
+        self.sum.add(blocks[0], weight)
 
     def step(self, t: int) -> None:
         """All uploads of the round are in: moves the model by their weighted mean."""
-        self.w.add_(self.total, alpha=1 / self.weight)
-        self.total.zero_()
-        self.weight = 0.0
+        self.sum.move(self.w)
 
     def agreement(self) -> list[Block]:
         """Closes an agreement: what every client learns, instead of a step."""

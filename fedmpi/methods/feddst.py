@@ -31,6 +31,7 @@ from fedmpi.config import Settings
 from fedmpi.flat import Flat
 from fedmpi.methods import staticmask
 from fedmpi.submodels import pruning
+from fedmpi.sums import Held
 from fedmpi.train import Trainer
 
 
@@ -68,6 +69,7 @@ class Server(staticmask.Server):
     Attributes:
         version: of the mask; 0 is the first, which everybody knows from the seed.
         knows: the version that each client has been sent.
+        held: updates on the clients' own masks, when these have been readjusted.
     """
 
     parts = 2
@@ -76,7 +78,7 @@ class Server(staticmask.Server):
         super().__init__(settings, trainer)
         self.version = 0
         self.knows: dict[int, int] = {}
-        self.votes = torch.zeros_like(self.w)
+        self.held = Held(len(self.w), trainer.device)
 
     def change(self, mask: Tensor) -> None:
         """The model lives on another mask from now on, if it is another."""
@@ -94,8 +96,7 @@ class Server(staticmask.Server):
             super().add(t, client, blocks, weight)
             return
         where = staticmask.understood(blocks[0], self.prunable).nonzero().squeeze(1)
-        sparse.add(self.total, blocks[1], weight, where)
-        self.votes[where] += weight
+        self.held.add(blocks[1], weight, where)
 
     def step(self, t: int) -> None:
         """Means over those who have a weight; the largest of each layer are kept."""
@@ -104,14 +105,14 @@ class Server(staticmask.Server):
         if not method.replaced(t, self.settings.rounds):
             super().step(t)
             return
-        held = self.votes > 0
-        self.w += sparse.mean(self.total, self.votes)
+        votes = self.held.weights
+        held = votes > 0
+        self.w += self.held.mean()
         self.w[~held] = 0
         size = self.w.abs().masked_fill(~held, -1)
-        self.change(pruning.largest(self.flat, size, method.counts(self.flat), self.votes))
-        self.total.zero_()
-        self.votes.zero_()
-        self.weight = 0.0
+        self.change(pruning.largest(self.flat, size, method.counts(self.flat), votes))
+        self.held.clear()
+        self.sum.clear()
 
 
 class Clients(staticmask.Clients):

@@ -44,12 +44,12 @@ class Server(fedavg.Server):
         self.effective += weight * scale
         update = sparse.vector(blocks[0], self.flat.size, self.w.device)
         self.plain.add_(update[self.still], alpha=weight)
-        self.total.add_(update, alpha=weight / scale)
+        self.sum.total.add_(update, alpha=weight / scale)
 
     def step(self, t: int) -> None:
         """Moves the model by the mean direction, as far as the mean client could go."""
-        self.total.mul_(self.effective / self.weight)
-        self.total[self.still] = self.plain
+        self.sum.total.mul_(self.effective / self.sum.weight)
+        self.sum.total[self.still] = self.plain
         super().step(t)
         self.effective = 0.0
         self.plain.zero_()

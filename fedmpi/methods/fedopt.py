@@ -49,15 +49,15 @@ class Server(fedavg.Server):
     def step(self, t: int) -> None:
         """Moves the model by the optimiser's step along the mean update."""
         method = self.method
-        delta = self.total / self.weight
+        delta = self.sum.mean()
         if method.rule == "momentum":
             direction = self.mean.mul_(method.beta1).add_(delta)
         else:
             self.mean.lerp_(delta, 1 - method.beta1)
             self._watch(delta.square())
             direction = self.mean / (self.square.sqrt() + method.tau)
-        self.total = direction * (method.lr * self.weight)
-        self.total[self.still] = delta[self.still] * self.weight
+        self.sum.total = direction * (method.lr * self.sum.weight)
+        self.sum.total[self.still] = delta[self.still] * self.sum.weight
         super().step(t)
 
     def _watch(self, seen: torch.Tensor) -> None:

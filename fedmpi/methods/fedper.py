@@ -56,7 +56,7 @@ class Server(fedavg.Server):
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """The shared part of an update."""
-        sparse.add(self.total, blocks[0], weight, self.shared)
+        self.sum.add(blocks[0], weight, self.shared)
 
 
 class Clients(fedavg.Clients):

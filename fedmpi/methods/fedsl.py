@@ -41,6 +41,7 @@ from fedmpi.quantized import Bits
 from fedmpi.streams import Purpose, stream
 from fedmpi.submodels import taylor
 from fedmpi.submodels.narrowed import NarrowedParts
+from fedmpi.sums import Held
 from fedmpi.train import Trainer
 
 
@@ -88,14 +89,14 @@ class Half(Dropping):
 
 
 class Server(Half, splitfed.Server):
-    """Attributes: `covered`, by which weight each value of front and tail came this round."""
+    """Attributes: `kept`, updates of what clients keep of front and tail."""
 
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.averages = any(self.rates) and not self.method.count_pruned_as_zero
-        self.covered = torch.zeros_like(self.held(self.w))
+        self.kept = Held(len(self.held(self.w)), trainer.device)
 
     def broadcast(self, t: int) -> list[Block]:
         """Front and tail, as an interval begins."""
@@ -110,18 +111,22 @@ class Server(Half, splitfed.Server):
         choice = sparse.indices(which[0], w.device) if which else None
         kept = self.pruner.beyond(choice, len(w))
         own = torch.zeros_like(w).masked_scatter_(kept > 0, sparse.values(values, w.device))
-        self.add_up(message, (own - w) * kept if self.averages else own - w)
-        self.updates[message.client] = own - w
-        self.covered.add_(kept, alpha=message.weight)
+        change = self.updates[message.client] = own - w
+        if not self.averages:
+            self.add_up(message, change)
+            return
+        self.kept.total.add_(change * kept, alpha=message.weight)
+        self.kept.weights.add_(kept, alpha=message.weight)
+        self.count(message)
 
     def step(self, t: int) -> None:
         """Moves front and tail by the mean of those who keep a value, and the back."""
         if self.averages:
-            front, _, tail = self.total.split(self.sizes)
-            means = sparse.mean(torch.cat([front, tail]), self.covered) * self.weight
+            front, _, tail = self.sum.total.split(self.sizes)
+            means = self.kept.mean() * self.sum.weight
             front.copy_(means[: len(front)])
             tail.copy_(means[len(front) :])
-        self.covered.zero_()
+            self.kept.clear()
         super().step(t)
 
 

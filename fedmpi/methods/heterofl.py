@@ -33,6 +33,7 @@ from fedmpi.streams import Purpose, stream
 from fedmpi.submodels import narrow
 from fedmpi.submodels.narrow import Channels, Choose, Narrow
 from fedmpi.submodels.nested import Nest
+from fedmpi.sums import Held
 from fedmpi.train import Trainer
 
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -95,15 +96,13 @@ class Widths:
 
 
 class Server(fedavg.Server):
-    """Attributes: `covered`, by which weight each position was sent this round, [n]."""
-
     method: Config
     parts = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.widths = Widths(settings, trainer)
-        self.covered = torch.zeros_like(self.w)
+        self.sum: Held = Held(len(self.w), trainer.device)
 
     def send(self, t: int, client: int) -> list[Block]:
         """The client's sub-model."""
@@ -116,14 +115,12 @@ class Server(fedavg.Server):
         if self.method.masked:
             held = sparse.indices(blocks[1], self.w.device)
             positions = positions[self.widths.channels.inside(positions, held)]
-        sparse.add(self.total, blocks[0], weight, positions)
-        self.covered[positions] += weight
+        self.sum.add(blocks[0], weight, positions)
 
     def step(self, t: int) -> None:
         """Moves each position by the mean of those who had it."""
-        self.w.add_(sparse.mean(self.total, self.covered))
-        self.total.zero_()
-        self.covered.zero_()
+        self.w.add_(self.sum.mean())
+        self.sum.clear()
 
 
 class Clients(fedavg.Clients):

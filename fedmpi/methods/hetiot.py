@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from fedmpi.codec import Block, Kind
 from fedmpi.config import ConfigError, Settings
 from fedmpi.methods import fedavg
 from fedmpi.submodels.compress import Compressor, Local, LowRank, Prune, Quant, Width
+from fedmpi.sums import Held
 from fedmpi.train import Trainer
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -68,7 +68,7 @@ class Config(config.Method):
 
 
 class Server(fedavg.Server):
-    """Attributes: `made`, this round's blocks for each share and what they say, and `covered`."""
+    """Attributes: `made`, this round's blocks for each share and what they say."""
 
     method: Config
 
@@ -77,7 +77,7 @@ class Server(fedavg.Server):
         self.compressor = self.method.built(trainer)
         self.shares = devices.shares(settings, "keeps")
         self.made: dict[float, tuple[list[Block], Local]] = {}
-        self.covered = torch.zeros_like(self.w)
+        self.sum: Held = Held(len(self.w), trainer.device)
 
     def send(self, t: int, client: int) -> list[Block]:
         """The model, compressed for the client's device."""
@@ -91,18 +91,16 @@ class Server(fedavg.Server):
         """The update, lifted to the whole model."""
         local = self.made[self.shares[client]][1]
         sent = sparse.values(blocks[0], self.w.device)
-        self.total.add_(local.lifted(sent, self.flat.size), alpha=weight)
-        self.covered[slice(None) if local.places is None else local.places] += weight
+        self.sum.total.add_(local.lifted(sent, self.flat.size), alpha=weight)
+        self.sum.cover(weight, local.places)
 
     def step(self, t: int) -> None:
         """Moves the model by the mean that the settings say."""
         if self.method.aggregation == "mean":
             super().step(t)
         else:
-            self.w.add_(sparse.mean(self.total, self.covered))
-            self.total.zero_()
-            self.weight = 0.0
-        self.covered.zero_()
+            self.w.add_(self.sum.mean())
+            self.sum.clear()
         self.made = {}
 
 

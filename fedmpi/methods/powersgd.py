@@ -94,7 +94,7 @@ class Server(fedavg.Server):
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Factors, and what travels as it is."""
         values = sparse.vector(blocks[0], self.shapes.length, self.w.device)
-        self.total.add_(self.shapes.product(values, self.flat.size), alpha=weight)
+        self.sum.total.add_(self.shapes.product(values, self.flat.size), alpha=weight)
 
 
 class Clients(topk.Compressing):

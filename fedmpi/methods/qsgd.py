@@ -35,7 +35,7 @@ class Server(fedavg.Server):
         """Levels and norms."""
         codes, norms = blocks
         update = quantized.leveled(codes, norms, self.method.bucket, self.w.device)
-        self.total.add_(update, alpha=weight)
+        self.sum.total.add_(update, alpha=weight)
 
 
 class Clients(fedavg.Clients):

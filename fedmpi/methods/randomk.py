@@ -45,7 +45,7 @@ class Server(fedavg.Server):
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Values at positions that the server draws, too."""
         where = drawn(self.settings, self.flat, t, client).to(self.w.device)
-        sparse.add(self.total, blocks[0], weight, where)
+        self.sum.add(blocks[0], weight, where)
 
 
 class Clients(topk.Compressing):

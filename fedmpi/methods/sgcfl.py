@@ -137,14 +137,14 @@ class Server(Coding, splitfed.Server):
         front, tail = update.split(self.sizes[::2])
         back = self.backs.of(client) - self.w.split(self.sizes)[1]
         whole = torch.cat([front, back, tail])
-        self.total.index_add_(0, self.still, whole[self.still], alpha=weight)
+        self.sum.total.index_add_(0, self.still, whole[self.still], alpha=weight)
         whole[self.still] = 0
         self.waiting.add(client, weight, whole)
-        self.weight += weight
+        self.sum.weight += weight
 
     def step(self, t: int) -> None:
         """Moves front, back and tail by the mean of what waited, weighted by distance."""
-        self.noted = self.waiting.close(self.total.split(self.sizes))
+        self.noted = self.waiting.close(self.sum.total.split(self.sizes))
         super().step(t)
 
 

@@ -24,7 +24,7 @@ class Config(feedback.Config):
 class Server(fedavg.Server):
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Signs of all parameters."""
-        sparse.add(self.total, blocks[0], weight, self.flat.movable.to(self.w.device))
+        self.sum.add(blocks[0], weight, self.flat.movable.to(self.w.device))
 
 
 class Clients(topk.Compressing):

@@ -63,7 +63,7 @@ class Server(staticmask.Pruned):
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """A pruned model."""
-        self.total.add_(staticmask.heard(blocks, self.prunable)[0], alpha=weight)
+        self.sum.total.add_(staticmask.heard(blocks, self.prunable)[0], alpha=weight)
 
 
 class Clients(fedavg.Clients):

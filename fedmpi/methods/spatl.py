@@ -34,6 +34,7 @@ from fedmpi.methods import fedper
 from fedmpi.submodels import selection
 from fedmpi.submodels.channels import Channels
 from fedmpi.submodels.selection import ByAgent, Select, by_rule
+from fedmpi.sums import Held
 from fedmpi.train import Trainer
 from fedmpi.variates import Variates
 
@@ -57,7 +58,7 @@ class Server(fedper.Server):
         super().__init__(settings, trainer)
         self.channels = channels(self.method, trainer)
         self.control = torch.zeros_like(self.w)
-        self.heard = torch.zeros_like(self.w)
+        self.sum: Held = Held(len(self.w), trainer.device)
         self.agent, self.told = self.method.begin(), set[int]()
 
     def send(self, t: int, client: int) -> list[Block]:
@@ -80,20 +81,17 @@ class Server(fedper.Server):
         """A client's update and the change of its c_k, at the channels that it lists."""
         update, change, chosen = blocks
         sent = self.channels.positions(sparse.indices(chosen, self.w.device))
-        sparse.add(self.total, update, weight, sent)
+        self.sum.add(update, weight, sent)
         sparse.add(self.control, change, 1 / self.settings.clients, sent)
-        self.heard[sent] += weight
 
     def step(self, t: int) -> None:
         """Moves each value by the mean of those who sent it; or takes the mean of what is left."""
         if self.method.aggregation == "index":
-            self.w.add_(sparse.mean(self.total, self.heard))
-        elif self.weight:
-            mean = (self.w * self.heard + self.total) / self.weight
+            self.w.add_(self.sum.mean())
+        elif self.sum.weight:
+            mean = (self.w * self.sum.weights + self.sum.total) / self.sum.weight
             self.w[self.shared] = mean[self.shared]
-        self.total.zero_()
-        self.heard.zero_()
-        self.weight = 0.0
+        self.sum.clear()
 
 
 class Clients(fedper.Clients):

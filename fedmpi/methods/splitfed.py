@@ -106,7 +106,7 @@ class Server(ServerSide, fedavg.Server):
 
     def add_up(self, message: Message, update: Tensor) -> None:
         """Adds up an update of front and tail, and with v1 that of the back."""
-        front, _, tail = self.total.split(self.sizes)
+        front, _, tail = self.sum.total.split(self.sizes)
         front.add_(update[: len(front)], alpha=message.weight)
         tail.add_(update[len(front) :], alpha=message.weight)
         self.updates[message.client] = update
@@ -115,10 +115,10 @@ class Server(ServerSide, fedavg.Server):
     def count(self, message: Message) -> None:
         """Takes in that a client is done, and with v1 the update of its back."""
         if not self.method.is_one:
-            _, back, _ = self.total.split(self.sizes)
+            _, back, _ = self.sum.total.split(self.sizes)
             change = self.backs.of(message.client) - self.w.split(self.sizes)[1]
             back.add_(change, alpha=message.weight)
-        self.weight += message.weight
+        self.sum.weight += message.weight
 
     def step(self, t: int) -> None:
         """Moves front and tail, and the back likewise (v1) or to where it was brought (v2)."""

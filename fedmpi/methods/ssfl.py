@@ -30,6 +30,7 @@ from fedmpi.config import ConfigError, Settings, Width
 from fedmpi.methods import fedavg, staticmask
 from fedmpi.streams import Purpose, stream
 from fedmpi.submodels import pruning
+from fedmpi.sums import Sum
 from fedmpi.train import Trainer
 
 
@@ -69,7 +70,7 @@ class Server(staticmask.Server):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.agreements = self.method.agreements(settings.rounds)
-        self.scores = torch.zeros(int(self.prunable.sum()), device=trainer.device)
+        self.scores = Sum(int(self.prunable.sum()), trainer.device)
 
     def broadcast(self, t: int) -> list[Block]:
         """The dense model in an agreement and until the first one, else the values on the mask."""
@@ -77,22 +78,23 @@ class Server(staticmask.Server):
             initial = self.flat.initial.to(self.w.device)
             self.w[~self.mask] = initial[~self.mask]
             self.keep(torch.ones_like(self.mask))
-            self.scores.zero_()
+            self.scores.clear()
         return super().broadcast(t)
 
     def absorb(self, t: int, message: Message) -> None:
         """Scores in an agreement, else updates of the active values."""
         if t in self.agreements:
-            sparse.add(self.scores, message.blocks[0], message.weight)
+            self.scores.add(message.blocks[0], message.weight)
         else:
             super().absorb(t, message)
 
     def agreement(self) -> list[Block]:
         """The mask over the prunable weights; the model is zero outside of it from now on."""
-        count = pruning.kept(len(self.scores), self.method.sparsity)
-        salient = torch.zeros_like(self.scores, dtype=torch.bool)
+        scores = self.scores.total
+        count = pruning.kept(len(scores), self.method.sparsity)
+        salient = torch.zeros_like(scores, dtype=torch.bool)
         if count:
-            salient = self.scores >= self.scores.topk(count).values[-1]
+            salient = scores >= scores.topk(count).values[-1]
         mask = ~self.prunable
         mask[self.prunable] = salient
         self.keep(mask)

@@ -84,7 +84,7 @@ class Server(fedavg.Server):
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Updates of the values on the mask."""
-        sparse.add(self.total, blocks[0], weight, self.active)
+        self.sum.add(blocks[0], weight, self.active)
 
 
 class Clients(fedavg.Clients):
@@ -128,7 +128,7 @@ class Clients(fedavg.Clients):
 class Pruned(fedavg.Server):
     """A server that averages models, which its clients have pruned each for itself, not updates.
 
-    `add` adds weight * model to `total`.
+    `add` adds weight * model to `sum`.
     """
 
     def step(self, t: int) -> None:

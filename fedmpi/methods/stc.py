@@ -74,7 +74,7 @@ class Server(fedavg.Server):
 
     def step(self, t: int) -> None:
         """Moves the model by the compressed mean update; what that leaves out waits."""
-        update = self.total / self.weight
+        update = self.sum.mean()
         statistics = []
         if len(self.still):
             statistics = [sparse.block(Kind.GRADIENT, update[self.still], self.flat.size)]
@@ -85,8 +85,7 @@ class Server(fedavg.Server):
         self.history[t] = [block, *statistics]
         self.lengths[t] = length(self.history[t])
         follow(self.w, self.history[t], self.still)
-        self.total.zero_()
-        self.weight = 0.0
+        self.sum.clear()
         # Who has missed more than a model's worth gets the model.
         while sum(self.lengths.values()) >= 4 * self.flat.size:
             oldest = next(iter(self.history))

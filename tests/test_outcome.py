@@ -12,9 +12,10 @@ from mpi4py import MPI
 
 from fedmpi import tables
 from fedmpi.clock import OFF, Clock, Phase
-from fedmpi.codec import BLOCK, BUFFER, MESSAGE, Kind
+from fedmpi.codec import BLOCK, BUFFER, MESSAGE
 from fedmpi.engine import Engine
-from fedmpi.measure import DOWN, UP, Outcome, Verdict, mean
+from fedmpi.evaluate import Verdict, mean
+from fedmpi.outcome import Outcome
 from fedmpi.wire import Line, Wire
 from tests import plain
 from tests.plain import METHODS, play
@@ -33,24 +34,6 @@ def one(*words: str) -> tuple[Engine, Outcome]:
     (outcome,) = play(engine)
     assert outcome is not None
     return engine, outcome
-
-
-def test_charges_add_up_by_client_direction_and_kind() -> None:
-    observer = Engine(small()).observer
-    rows = np.zeros((2, len(Kind)), np.int64)
-    rows[0, Kind.LABEL], rows[1, Kind.MASK] = 3, 5
-    observer.charge(UP, [4, 1], rows)
-    observer.charge(UP, [4, 1], rows)
-    observer.charge(DOWN, range(5), rows[:1])
-    assert observer.account[4, UP, Kind.LABEL] == 6
-    assert observer.account[1, UP, Kind.MASK] == 10
-    assert observer.account[:, DOWN, Kind.LABEL].tolist() == [3] * 5
-    assert observer.account.sum() == 6 + 10 + 15
-    observer.charge(UP, [], np.zeros((0, len(Kind)), np.int64))
-    observer.charge(DOWN, [0, 1], np.zeros((0, len(Kind)), np.int64))
-    assert observer.account.sum() == 31
-    observer.begin()
-    assert observer.account.sum() == 0
 
 
 class Listening(Wire):
@@ -171,13 +154,13 @@ def test_losses_are_means_over_steps_then_over_clients() -> None:
 def test_verdict_on_the_global_model() -> None:
     words = ("rounds=6", "lr=0.5", "data.separation=6.0", "partition.alpha=0.3")
     engine = Engine(small(*words))
-    observer, population = engine.observer, engine.population
+    evaluation, population = engine.evaluation, engine.population
     for outcome in play(engine):
         module = plain.network(engine, engine.server.w)
-        everything = plain.accuracy(module, observer.test_x, observer.test_y)
+        everything = plain.accuracy(module, evaluation.test_x, evaluation.test_y)
         shards = np.array(
             [
-                plain.accuracy(module, observer.test_x[shard], observer.test_y[shard])
+                plain.accuracy(module, evaluation.test_x[shard], evaluation.test_y[shard])
                 for shard in population.test_shards
             ]
         )
@@ -205,7 +188,7 @@ def test_empty_test_shards_are_unknown_and_do_not_count() -> None:
         for column, average in (("accuracy", "shard_mean"), ("personal", "personal_mean")):
             np.testing.assert_array_equal(np.isnan(rows[column]), empty)
             assert row[average] == pytest.approx(rows[column][~empty].mean())
-    verdict = engine.observer.judge(engine.server.w)
+    verdict = engine.evaluation.evaluate(engine.server.w)
     assert isinstance(verdict, Verdict)
     np.testing.assert_array_equal(np.isnan(verdict.shards), empty)
 
@@ -247,7 +230,7 @@ def test_what_clients_have_is_looked_at_in_due_rounds_alone(
     rare, always = (Engine(small(*words, f"evaluate={every}")) for every in (2, 1))
     for one, other in zip(play(rare), play(always), strict=True):
         found, wanted = (outcome.tables["rounds"]["shard_mean"][0] for outcome in (one, other))
-        is_due = rare.observer.is_due(int(one.tables["rounds"]["round"][0]))
+        is_due = rare.evaluation.is_due(int(one.tables["rounds"]["round"][0]))
         assert found == wanted if is_due else np.isnan(found)
         assert len(published) == (2 if is_due else 1)
         published.clear()
@@ -259,7 +242,7 @@ def test_personal_models_are_those_that_clients_trained() -> None:
     """Trained by plain torch from the round's model; a client that rests keeps its last one."""
     words = ("participation=0.4", "rounds=5", "lr=0.5", "epochs=4", "data.separation=6.0")
     engine = Engine(small(*words))
-    observer, last = engine.observer, np.full(5, np.nan)
+    evaluation, last = engine.evaluation, np.full(5, np.nan)
     w = engine.server.w.clone()
     for t, outcome in enumerate(play(engine)):
         rows = outcome.tables["clients"]
@@ -267,7 +250,7 @@ def test_personal_models_are_those_that_clients_trained() -> None:
             client = int(row["client"])
             module = plain.network(engine, plain.train(engine, t, client, w)[0])
             shard = engine.population.test_shards[client]
-            x, y = observer.test_x[shard], observer.test_y[shard]
+            x, y = evaluation.test_x[shard], evaluation.test_y[shard]
             last[client] = plain.accuracy(module, x, y)
             assert row["personal"] == pytest.approx(last[client], abs=1e-6)
         found = outcome.tables["rounds"]["personal_mean"][0]
@@ -281,8 +264,8 @@ def test_personal_models_are_those_that_clients_trained() -> None:
     [(1, 3, [0, 1, 2]), (2, 5, [1, 3, 4]), (2, 4, [1, 3]), (10, 4, [3]), (3, 1, [0])],
 )
 def test_when_accuracies_are_due(evaluate: int, rounds: int, due: list[int]) -> None:
-    observer = Engine(small(f"evaluate={evaluate}", f"rounds={rounds}")).observer
-    assert [t for t in range(-1, rounds) if observer.is_due(t)] == due
+    evaluation = Engine(small(f"evaluate={evaluate}", f"rounds={rounds}")).evaluation
+    assert [t for t in range(-1, rounds) if evaluation.is_due(t)] == due
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedper"])

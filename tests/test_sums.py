@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmpi import config
-from fedmpi.aggregation import aggregate
+from fedmpi import config, sparse
+from fedmpi.codec import Block, Kind
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
+from fedmpi.sums import Held, Sum, aggregate
 from tests.plain import METHODS, play, train
 from tests.small import run, small
 
@@ -121,3 +122,31 @@ def test_every_method_runs_under_a_median_or_refuses_it(name: str) -> None:
 def test_settings_that_do_not_go_together(words: tuple[str, ...], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         small(*words)
+
+
+def block(values: Tensor, size: int | None = None) -> Block:
+    return sparse.block(Kind.GRADIENT, values, size)
+
+
+def test_the_mean_is_over_those_who_have_a_value() -> None:
+    """Two clients of weights 3 and 1: one has the positions 0 and 2, the other 2 and 3."""
+    held = Held(5, torch.device("cpu"))
+    held.add(block(torch.tensor([4.0, 8.0]), 5), 3.0, torch.tensor([0, 2]))
+    held.add(block(torch.tensor([0.0, 6.0]), 5), 1.0, torch.tensor([2, 3]))
+    assert [vector.tolist() for vector in held.vectors()] == [[12, 0, 24, 6, 0], [3, 0, 4, 1, 0]]
+    assert held.mean().tolist() == [4, 0, 6, 6, 0]
+    held.clear()
+    assert all(not vector.any() for vector in held.vectors())
+
+
+@pytest.mark.parametrize("kind", [Sum, Held])
+def test_vectors_of_two_sums_add_up_to_those_of_all(kind: type[Sum]) -> None:
+    """Which is what may be added up on the way to the server."""
+    random = torch.Generator().manual_seed(4)
+    halves, whole = [kind(6, torch.device("cpu")) for _ in range(2)], kind(6, torch.device("cpu"))
+    for client in range(8):
+        some, at = torch.randn(3, generator=random), torch.randperm(6, generator=random)[:3]
+        for each in (halves[client % 2], whole):
+            each.add(block(some, 6), client + 1.0, at)
+    for one, other, both in zip(*(each.vectors() for each in (*halves, whole)), strict=True):
+        np.testing.assert_allclose(one + other, both, rtol=1e-5, atol=1e-6)
