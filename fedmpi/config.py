@@ -418,7 +418,7 @@ class Settings(Part):
 
 
 ROOMS = {
-    "data": ("data", "digits"),
+    "data": ("datasets", "digits"),
     "partition": ("partitions", "iid"),
     "model": ("models", "mlp"),
     "method": ("methods", "fedavg"),

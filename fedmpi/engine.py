@@ -12,21 +12,23 @@ from time import perf_counter
 
 import torch
 
-from fedmpi import burden, config, hardware, models
-from fedmpi.clock import Clock, Phase
-from fedmpi.codec import EVERYONE, Message
+from fedmpi import config, models
+from fedmpi.clients import burden
+from fedmpi.clients.devices import Fleet
+from fedmpi.clients.population import Population, Wave
 from fedmpi.config import ConfigError, Settings
-from fedmpi.devices import Fleet
-from fedmpi.evaluate import Evaluation
-from fedmpi.flat import Flat
-from fedmpi.ledger import Ledger
-from fedmpi.lockstep import Talk
+from fedmpi.exchanges.star import Post
+from fedmpi.messages.clock import Clock, Phase
+from fedmpi.messages.codec import EVERYONE, Message
+from fedmpi.messages.ledger import Ledger
+from fedmpi.messages.wire import ALONE, Line, Place, Wire
 from fedmpi.methods.fedavg import Clients, Server
-from fedmpi.outcome import Observer, Outcome
-from fedmpi.population import Population, Wave
-from fedmpi.post import Post
-from fedmpi.train import Trainer
-from fedmpi.wire import ALONE, Line, Place, Wire
+from fedmpi.networks.flat import Flat
+from fedmpi.results.outcome import Observer, Outcome
+from fedmpi.split.lockstep import Talk
+from fedmpi.training import hardware
+from fedmpi.training.evaluate import Evaluation
+from fedmpi.training.train import Trainer
 
 
 @dataclass

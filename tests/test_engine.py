@@ -11,15 +11,16 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.clock import Clock
-from fedmpi.codec import Block, Kind, Message
+from fedmpi import config
 from fedmpi.config import ConfigError, Settings
 from fedmpi.engine import Engine
+from fedmpi.messages import sparse
+from fedmpi.messages.clock import Clock
+from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.messages.wire import Wire
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Config
-from fedmpi.train import Trainer
-from fedmpi.wire import Wire
+from fedmpi.training.train import Trainer
 from tests import plain
 from tests.plain import METHODS, play
 from tests.small import run, small

@@ -18,12 +18,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedmpi import config, launch, memory
+from fedmpi import config
 from fedmpi.bench import Result, take_turns, weigh
-from fedmpi.clock import Clock, Phase
 from fedmpi.config import Tree
 from fedmpi.engine import Engine
-from fedmpi.wire import Wire
+from fedmpi.messages.clock import Clock, Phase
+from fedmpi.messages.wire import Wire
+from fedmpi.runs import launch, memory
 
 LENET = {"clients": 8, "local_steps": 20, "model": {"name": "lenet"}, "cut": "conv1"}
 RESNET = {"name": "resnet", "depth": 20}

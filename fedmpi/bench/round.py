@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from fedmpi import config, launch, memory
+from fedmpi import config
 from fedmpi.bench import Result, compare
 from fedmpi.config import Tree
+from fedmpi.runs import launch, memory
 
 CNN = {"name": "cnn", "padding": False}
 MLP = {"name": "mlp", "hidden": [4096, 1650]}
@@ -92,9 +93,9 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
 
 def main(workload: str, side: str, out: Path) -> None:
     """One side's turn, in this process or on these ranks: leaves its seconds and its movement."""
-    from fedmpi.clock import Clock
     from fedmpi.engine import Engine
-    from fedmpi.wire import Wire
+    from fedmpi.messages.clock import Clock
+    from fedmpi.messages.wire import Wire
 
     settings = config.load(tree_of(workload))
     if side == "textbook":

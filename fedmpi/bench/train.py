@@ -14,12 +14,13 @@ from time import perf_counter
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedmpi import config, memory
+from fedmpi import config
 from fedmpi.bench import Result, compare
 from fedmpi.bench.textbook import Textbook
 from fedmpi.config import Tree
 from fedmpi.engine import Engine
-from fedmpi.train import Trainer
+from fedmpi.runs import memory
+from fedmpi.training.train import Trainer
 
 MODELS = {
     "logistic": ({"name": "mlp", "hidden": []}, (1, 28, 28)),

@@ -17,15 +17,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.burden import Burden
-from fedmpi.codec import Block, Kind
+from fedmpi import config
+from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
-from fedmpi.flat import Flat
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg, staticmask
+from fedmpi.networks import pruning
+from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, stream
-from fedmpi.submodels import pruning
-from fedmpi.train import Trainer
+from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):

@@ -16,13 +16,14 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.codec import Block, Kind
+from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.feedback import Feedback
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
-from fedmpi.train import Trainer
+from fedmpi.training.feedback import Feedback
+from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 

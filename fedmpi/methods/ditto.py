@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.burden import Burden
+from fedmpi.clients.burden import Burden
 from fedmpi.methods import local
 from fedmpi.methods.fedavg import Server
 

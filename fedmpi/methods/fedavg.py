@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fedmpi import config, sparse, sums
-from fedmpi.burden import Burden
-from fedmpi.codec import Block, Kind, Message
+from fedmpi import config
+from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
-from fedmpi.lockstep import Talk
-from fedmpi.train import Adjust, Trainer
+from fedmpi.messages import sparse, sums
+from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.split.lockstep import Talk
+from fedmpi.training.train import Adjust, Trainer
 
 
 class Config(config.Method):

@@ -18,12 +18,13 @@ from collections.abc import Sequence
 
 import torch
 
-from fedmpi import config, sparse
-from fedmpi.codec import Block
+from fedmpi import config
 from fedmpi.config import Settings
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Clients
-from fedmpi.train import Trainer
+from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 

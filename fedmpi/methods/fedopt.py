@@ -19,7 +19,7 @@ from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Clients
-from fedmpi.train import Trainer
+from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 

@@ -14,13 +14,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.codec import Block, Kind
+from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.flat import Flat
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
-from fedmpi.store import Store
-from fedmpi.train import Trainer
+from fedmpi.networks.flat import Flat
+from fedmpi.training.store import Store
+from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):

@@ -18,14 +18,14 @@ from itertools import cycle, islice
 import torch
 from pydantic import Field
 
-from fedmpi.burden import Burden
-from fedmpi.codec import Block
+from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
+from fedmpi.messages.codec import Block
 from fedmpi.methods import heterofl
 from fedmpi.methods.heterofl import Rate, Server
 from fedmpi.streams import Purpose, stream
-from fedmpi.submodels.nested import Nest
-from fedmpi.train import Trainer
+from fedmpi.training.nested import Nest
+from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 

@@ -24,17 +24,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, devices, sparse
-from fedmpi.burden import Burden
-from fedmpi.codec import Block, Kind
+from fedmpi import config
+from fedmpi.clients import devices
+from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.sums import Held
 from fedmpi.methods import fedavg
+from fedmpi.networks import narrow
+from fedmpi.networks.narrow import Channels, Choose, Narrow
 from fedmpi.streams import Purpose, stream
-from fedmpi.submodels import narrow
-from fedmpi.submodels.narrow import Channels, Choose, Narrow
-from fedmpi.submodels.nested import Nest
-from fedmpi.sums import Held
-from fedmpi.train import Trainer
+from fedmpi.training.nested import Nest
+from fedmpi.training.train import Trainer
 
 Rate = Annotated[float, Field(gt=0, le=1)]
 

@@ -15,11 +15,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.codec import Block
 from fedmpi.config import Settings
+from fedmpi.messages.codec import Block
 from fedmpi.methods import fedavg
-from fedmpi.store import Store
-from fedmpi.train import Adjust, Trainer
+from fedmpi.training.store import Store
+from fedmpi.training.train import Adjust, Trainer
 
 
 class Config(config.Method):

@@ -18,14 +18,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, feedback, sparse
-from fedmpi.codec import Block, Kind
+from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.flat import Flat, Piece
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg, topk
-from fedmpi.store import Store
+from fedmpi.networks.flat import Flat, Piece
 from fedmpi.streams import Purpose, stream
-from fedmpi.train import Trainer
+from fedmpi.training import feedback
+from fedmpi.training.store import Store
+from fedmpi.training.train import Trainer
 
 
 class Config(feedback.Config):

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, quantized
-from fedmpi.codec import Block, Kind
+from fedmpi import config
+from fedmpi.messages import quantized
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
 from fedmpi.streams import Purpose, stream
 

@@ -17,12 +17,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.codec import Block, Kind
+from fedmpi import config
 from fedmpi.config import Settings
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
-from fedmpi.train import Trainer
-from fedmpi.variates import Variates
+from fedmpi.training.train import Trainer
+from fedmpi.training.variates import Variates
 
 
 class Config(config.Method):

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fedmpi import feedback, sparse
-from fedmpi.codec import Block, Kind
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg, topk
+from fedmpi.training import feedback
 
 
 class Config(feedback.Config):

@@ -25,16 +25,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedmpi import sparse
-from fedmpi.burden import Burden
-from fedmpi.codec import Block, Kind, Message
+from fedmpi.clients.burden import Burden
 from fedmpi.config import ConfigError, Settings
-from fedmpi.cuts import Cut, shape_behind
-from fedmpi.flat import Flat
-from fedmpi.lockstep import Parts, Talk
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.methods import fedavg
-from fedmpi.sides import ClientSide, ServerSide
-from fedmpi.train import Trainer
+from fedmpi.networks.flat import Flat
+from fedmpi.split.cuts import Cut, shape_behind
+from fedmpi.split.lockstep import Parts, Talk
+from fedmpi.split.sides import ClientSide, ServerSide
+from fedmpi.training.train import Trainer
 
 
 class Config(Cut):

@@ -20,12 +20,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedmpi import sparse
-from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import Settings
-from fedmpi.cuts import Cut
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.methods import splitfed
-from fedmpi.train import Trainer
+from fedmpi.split.cuts import Cut
+from fedmpi.training.train import Trainer
 
 
 class Config(Cut):

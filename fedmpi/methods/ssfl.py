@@ -23,15 +23,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.burden import Burden
-from fedmpi.codec import Block, Kind, Message
+from fedmpi import config
+from fedmpi.clients.burden import Burden
 from fedmpi.config import ConfigError, Settings, Width
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.messages.sums import Sum
 from fedmpi.methods import fedavg, staticmask
+from fedmpi.networks import pruning
 from fedmpi.streams import Purpose, stream
-from fedmpi.submodels import pruning
-from fedmpi.sums import Sum
-from fedmpi.train import Trainer
+from fedmpi.training.train import Trainer
 
 
 class Config(staticmask.Masked):

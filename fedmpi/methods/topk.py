@@ -14,13 +14,14 @@ from abc import ABC, abstractmethod
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import feedback, sparse
-from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
-from fedmpi.feedback import Feedback
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
-from fedmpi.train import Trainer
+from fedmpi.training import feedback
+from fedmpi.training.feedback import Feedback
+from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 

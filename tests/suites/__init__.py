@@ -1,0 +1,1 @@
+"""What mirrors no module: promises that hold for every method, file or rank."""
