@@ -76,8 +76,8 @@ class Engine:
                 "statistics = 'local': the model has no running statistics; wanted a model with "
                 "some, such as model.norm = 'batch' of a resnet, or 'averaged'"
             )
-        self.threads, crew = hardware.crew(settings, place)
-        self.trainer = Trainer(settings, self.flat, data, self.population, device, crew)
+        self.threads, pool = hardware.pool(settings, place)
+        self.trainer = Trainer(settings, self.flat, data, self.population, device, pool)
         self.fleet = Fleet(settings)
         self.meter = burden.Meter(settings, data.shape, self.flat)
         self.evaluation = Evaluation(settings, data, self.population, self.trainer)
@@ -92,8 +92,8 @@ class Engine:
         if place.is_root:
             self.server = module.Server(settings, self.trainer)
         self.clients: Clients = module.Clients(settings, self.trainer)
-        first = self.population.first
-        self.population.rest(burden.unfit(self.fleet, self.meter, self.clients.burden, first))
+        first = self.population.first_round
+        self.population.exclude(burden.unfit(self.fleet, self.meter, self.clients.burden, first))
 
     def rounds(self, wire: Wire, clock: Clock) -> Iterator[Outcome | None]:
         """Runs; yields each round's outcome on the root, None elsewhere.
@@ -107,7 +107,7 @@ class Engine:
             self.hosts = range(1, wire.size)
         method = self.method
         settled = method.keeps_state or self.trainer.keeps
-        for t in range(self.population.first, self.settings.rounds):
+        for t in range(self.population.first_round, self.settings.rounds):
             waves = self.population.waves(t, self.width, self.hosts, settled, method.converses)
             self.begin()
             if not self.tell(t, waves):
@@ -139,7 +139,7 @@ class Engine:
             if self.server is not None and self.goes_on:
                 blocks = self.server.broadcast(t) if self.method.broadcasts else []
                 messages = [Message(EVERYONE, blocks)]
-        word = self.post.announce(messages, [client for wave in waves for client in wave.clients])
+        word = self.post.broadcast(messages, [client for wave in waves for client in wave.clients])
         mine = [client for wave in waves for client in wave.on(self.wire.rank)]
         with self.clock(Phase.PACK):
             for message in word:
@@ -154,7 +154,7 @@ class Engine:
         with self.clock(Phase.SERVE):
             if self.server is not None:
                 messages = [Message(c, self.server.send(t, c)) for c in wave.clients]
-        told = self.post.deliver(wave, messages)
+        told = self.post.scatter(wave, messages)
         with self.clock(Phase.PACK):
             for message in told:
                 self.clients.accept(t, message.client, message.blocks)
@@ -173,7 +173,7 @@ class Engine:
                     messages.append(Message(client, blocks, self.population.weight(t, client)))
                     if self.evaluation.is_due(t) and not self.population.is_agreement(t):
                         with self.clock(Phase.EVALUATE):
-                            self.evaluation.keep(client, self.clients.personal(client, w))
+                            self.evaluation.set_aside(client, self.clients.personal(client, w))
         return messages
 
     def converse(self, t: int, wave: Wave) -> None:
@@ -186,19 +186,19 @@ class Engine:
         for turn in range(1 + max(party.turns for party in parties)):
             for party in parties:
                 if turn <= party.turns:
-                    told = self.post.told(party.line) if turn else []
+                    told = self.post.recv_down(party.line) if turn else []
                     with self.clock(Phase.TRAIN):
                         asked = party.clients.send(told) if turn else next(party.clients)
                 if turn < party.turns:
-                    self.post.ask(party.line, asked)
+                    self.post.send_up(party.line, asked)
             for party, server in zip(parties, servers, strict=False):
                 if turn < party.turns:
-                    heard = self.post.heard(party.line)
+                    heard = self.post.recv_up(party.line)
                     with self.clock(Phase.SERVE):
                         answers = server.send(heard)
-                    self.post.answer(party.line, party.wave, answers)
+                    self.post.send_down(party.line, party.wave, answers)
         for party in parties:
-            party.line.rest()
+            party.line.wait()
 
     def parties(self, t: int, wave: Wave) -> list[Party]:
         """The wave's halves, which speak with the server by turns; or all clients as one."""
@@ -216,7 +216,7 @@ class Engine:
 
     def collect(self, t: int, wave: Wave, messages: list[Message]) -> None:
         """Clients -> server: uploads, absorbed in client order, but for those that are lost."""
-        uploads, agrees = self.post.hear(messages), self.population.is_agreement(t)
+        uploads, agrees = self.post.gather(messages), self.population.is_agreement(t)
         with self.clock(Phase.SERVE):
             for message in uploads:
                 assert self.server is not None
@@ -247,7 +247,7 @@ class Engine:
         with self.clock(Phase.SERVE):
             if self.server is not None:
                 messages = [Message(EVERYONE, self.server.agreement())]
-        word = self.post.announce(messages, self.population.sample(t))
+        word = self.post.broadcast(messages, self.population.sample(t))
         with self.clock(Phase.PACK):
             for message in word:
                 self.clients.agree(message.blocks)

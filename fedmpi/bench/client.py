@@ -134,7 +134,7 @@ class Lone:
 
 def measure(size: str, clients: int, repeats: int) -> Iterator[Result]:
     """The halves of a round with a model and so many clients, each against the limit."""
-    memory.keep()
+    memory.keep_freed_memory()
     lone = Lone(SIZES[size], clients)
     parameters = lone.engine.flat.size
     least, most = ROUNDS

@@ -88,7 +88,7 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
 
 def main(workload: str, side: str, out: Path) -> None:
     """One side's turn on these ranks: leaves its seconds for a step, and its model's hash."""
-    memory.keep()
+    memory.keep_freed_memory()
     clock = Clock()
     wire = Wire(clock)
     engine = Engine(config.load(tree_of(workload, side == "pipelined")), wire.place)

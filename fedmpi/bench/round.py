@@ -107,7 +107,7 @@ def main(workload: str, side: str, out: Path) -> None:
         seconds = [textbook.round(t, everyone) for t in range(settings.rounds)]
         model = textbook.vector()
     else:
-        memory.keep()
+        memory.keep_freed_memory()
         clock = Clock()
         wire = Wire(clock)
         engine = Engine(settings, wire.place)

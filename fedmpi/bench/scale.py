@@ -103,7 +103,7 @@ def main(clients: int, out: Path) -> None:
     from fedmpi.messages.clock import Clock
     from fedmpi.messages.wire import Wire
 
-    memory.keep()
+    memory.keep_freed_memory()
     clock = Clock()
     wire = Wire(clock)
     began = perf_counter()

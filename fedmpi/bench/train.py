@@ -68,7 +68,7 @@ def engine_for(model: str, batch: int, rows: int, device: str) -> Engine:
 
 def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Result:
     """One case: some clients' local training, ours and the references in turns."""
-    memory.keep()
+    memory.keep_freed_memory()
     engine = engine_for(model, batch, rows, device)
     trainer, textbook, feed = engine.trainer, Textbook(engine), engine.trainer.feed
     start, adjust = engine.flat.initial.to(trainer.device), engine.clients.adjust

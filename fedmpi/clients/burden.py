@@ -120,7 +120,7 @@ class Meter:
         if key not in self.activations:
             if until is not None:
                 with torch.no_grad():
-                    x = until.network(until.initial.clone(), until.aside.clone())(x)
+                    x = until.network(until.initial.clone(), until.local_stats.clone())(x)
             self.activations[key] = activations(flat, x)
         return self.activations[key]
 
@@ -166,7 +166,7 @@ def activations(flat: Flat, x: Tensor) -> int:
 
     Each piece of memory counts once, however many tensors lie in it; parameters do not count.
     """
-    network = flat.network(flat.initial.clone(), flat.aside.clone()).train(True)
+    network = flat.network(flat.initial.clone(), flat.local_stats.clone()).train(True)
     ours = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     kept: dict[int, Tensor] = {}
 

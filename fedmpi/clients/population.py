@@ -49,7 +49,7 @@ class Population:
         sizes: int64 [clients], number of training samples.
         trace: who is available when; None if everyone always is.
         agreements: the rounds in which all clients agree on something, and none trains.
-        resting: clients that never take part; none, unless `rest` says so.
+        excluded: clients that never take part; none, unless `rest` says so.
 
     Raises:
         ConfigError: if the samples cannot be divided so, or are divided wrongly, or the trace is
@@ -69,7 +69,7 @@ class Population:
         self._check()
         self.reserved = [self._reserve(client) for client in range(settings.clients)]
         self.sizes = np.array([len(shard) for shard in self.shards])
-        self.resting: frozenset[int] = frozenset()
+        self.excluded: frozenset[int] = frozenset()
         self.homes: dict[tuple[int, ...], list[int]] = {}
 
     def _trace(self) -> Trace | None:
@@ -164,23 +164,23 @@ class Population:
         """
         return counted(self.shards, self.labels, self.classes)
 
-    def rest(self, clients: Collection[int]) -> None:
+    def exclude(self, clients: Collection[int]) -> None:
         """From now on these clients take no part.
 
         Raises:
             ConfigError: if a round has nobody else.
         """
-        self.resting = frozenset(clients)
-        last = self.settings.rounds if self.trace is not None and self.resting else 1
+        self.excluded = frozenset(clients)
+        last = self.settings.rounds if self.trace is not None and self.excluded else 1
         empty = next((t for t in range(last) if not len(self._able(t))), None)
         if empty is not None:
             raise ConfigError(
                 f"devices.unfit = 'rest': wanted a client for every round, found none for round "
-                f"{empty}: {len(self.resting)} of {self.settings.clients} devices are too small"
+                f"{empty}: {len(self.excluded)} of {self.settings.clients} devices are too small"
             )
 
     @property
-    def first(self) -> int:
+    def first_round(self) -> int:
         """The first round: an agreement may come before round 0."""
         return EVERYONE_ROUND if EVERYONE_ROUND in self.agreements else 0
 
@@ -193,7 +193,7 @@ class Population:
         everyone = np.arange(self.settings.clients)
         if self.trace is not None and not self.is_agreement(t):
             everyone = self.trace.available(t)
-        return everyone[~np.isin(everyone, list(self.resting))]
+        return everyone[~np.isin(everyone, list(self.excluded))]
 
     def sample(self, t: int) -> tuple[int, ...]:
         """The clients of round `t`, ascending: all that can in an agreement."""

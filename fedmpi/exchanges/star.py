@@ -12,20 +12,20 @@ from fedmpi.messages.wire import Line, Wire
 
 
 class Post:
-    """Messages to all (`announce`), from all (`hear`) and to each (`deliver`).
+    """Messages to all (`broadcast`), from all (`gather`) and to each (`scatter`).
 
-    On a `Line` the last two fall into halves, so that nobody waits who need not: `ask` and `heard`,
-    `answer` and `told`.
+    On a `Line` the last two fall into halves, so that nobody waits who need not: `send_up` and
+    `recv_up`, `send_down` and `recv_down`.
 
     Attributes:
-        rooms: memory for buffers by what they are for; the next buffer takes the place of the last.
+        buffers: memory for packed messages by what they are for, used again for the next ones.
     """
 
     def __init__(self, wire: Wire, clock: Clock, ledger: Ledger) -> None:
         self.wire, self.clock, self.ledger = wire, clock, ledger
-        self.rooms: dict[str, np.ndarray] = {}
+        self.buffers: dict[str, np.ndarray] = {}
 
-    def announce(self, messages: list[Message], clients: Sequence[int]) -> list[Message]:
+    def broadcast(self, messages: list[Message], clients: Sequence[int]) -> list[Message]:
         """The root's messages to all, on every rank, and charged to each of the clients."""
         word = None
         if self.wire.is_root:
@@ -33,37 +33,37 @@ class Post:
             self.ledger.charge(DOWN, clients, account)
         return self._open(self.wire.bcast(word))
 
-    def hear(self, messages: list[Message]) -> list[Message]:
+    def gather(self, messages: list[Message]) -> list[Message]:
         """Messages of all ranks' clients on the root, in client order, and charged to them."""
         return self._sort(self.wire.gather(self._pack("wire", messages).data))
 
-    def deliver(self, wave: Wave, messages: list[Message]) -> list[Message]:
+    def scatter(self, wave: Wave, messages: list[Message]) -> list[Message]:
         """The root's messages to single clients, on the ranks that host them."""
         data, lengths = self._address("wire", wave, messages) if self.wire.is_root else (None, [])
         return self._open(self.wire.scatter(data, lengths))
 
-    def ask(self, line: Line, messages: list[Message]) -> None:
+    def send_up(self, line: Line, messages: list[Message]) -> None:
         """Messages of this rank's clients go to the root."""
-        line.ask(self._pack(f"{line.name} up", messages).data)
+        line.send_up(self._pack(f"{line.name} up", messages).data)
 
-    def heard(self, line: Line) -> list[Message]:
+    def recv_up(self, line: Line) -> list[Message]:
         """Those of all ranks' clients, on the root, in client order, and charged to them."""
-        return self._sort(line.hear())
+        return self._sort(line.recv_up())
 
-    def answer(self, line: Line, wave: Wave, messages: list[Message]) -> None:
+    def send_down(self, line: Line, wave: Wave, messages: list[Message]) -> None:
         """The root's messages to single clients go to the ranks that host them."""
-        line.answer(*self._address(f"{line.name} down", wave, messages))
+        line.send_down(*self._address(f"{line.name} down", wave, messages))
 
-    def told(self, line: Line) -> list[Message]:
+    def recv_down(self, line: Line) -> list[Message]:
         """Those to this rank's clients."""
-        return self._open(line.learn())
+        return self._open(line.recv_down())
 
     def _pack(self, place: str, messages: list[Message]) -> Buffer:
         """Messages as one buffer."""
         with self.clock(Phase.PACK):
-            packed = pack(messages, self.rooms.get(place))
-            if len(packed.data) > len(self.rooms.get(place, ())):
-                self.rooms[place] = packed.data
+            packed = pack(messages, self.buffers.get(place))
+            if len(packed.data) > len(self.buffers.get(place, ())):
+                self.buffers[place] = packed.data
             return packed
 
     def _address(
@@ -75,16 +75,16 @@ class Post:
             host = dict(zip(wave.clients, wave.hosts, strict=True))
             for message in messages:
                 theirs[host[message.client]].append(message)
-            room, at = self.rooms.get(place, np.empty(0, np.uint8)), 0
+            buffer, at = self.buffers.get(place, np.empty(0, np.uint8)), 0
             pieces = []
             for some in theirs:
-                data, account = pack(some, room[at:])
+                data, account = pack(some, buffer[at:])
                 self.ledger.charge(DOWN, [message.client for message in some], account)
                 pieces.append(data)
                 at += len(data)
-            if at > len(room):  # then pieces lie elsewhere, too
-                room = self.rooms[place] = np.concatenate(pieces)
-            return room[:at], [len(piece) for piece in pieces]
+            if at > len(buffer):  # then pieces lie elsewhere, too
+                buffer = self.buffers[place] = np.concatenate(pieces)
+            return buffer[:at], [len(piece) for piece in pieces]
 
     def _sort(self, pieces: Sequence[np.ndarray]) -> list[Message]:
         """The messages of all ranks' buffers, by client, each of which is charged."""

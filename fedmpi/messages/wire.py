@@ -31,14 +31,14 @@ class Place(NamedTuple):
     Attributes:
         rank: its number.
         ranks: how many there are.
-        seat: its number among the ranks of its node.
-        seats: how many these are.
+        local_rank: its number among the ranks of its node.
+        local_size: how many these are.
     """
 
     rank: int
     ranks: int
-    seat: int
-    seats: int
+    local_rank: int
+    local_size: int
 
     @property
     def is_root(self) -> bool:
@@ -153,9 +153,9 @@ class Wire:
     def place(self) -> Place:
         """Where this rank is; all ranks ask for it together."""
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-        seat, seats = node.Get_rank(), node.Get_size()
+        local_rank, local_size = node.Get_rank(), node.Get_size()
         node.Free()
-        return Place(self.rank, self.size, seat, seats)
+        return Place(self.rank, self.size, local_rank, local_size)
 
     def _meet(self, phase: Phase) -> None:
         """Waits for all ranks without taking the core of one that still works.
@@ -230,7 +230,7 @@ class Line:
         self.ones = [1] * wire.size
         self.pending: list[MPI.Request] = []
 
-    def ask(self, data: np.ndarray) -> None:
+    def send_up(self, data: np.ndarray) -> None:
         """Every rank's bytes go to the root; they must not change before `learn` returns."""
         count, self.mine = np.array([_words(data)]), data
         counts = [self.counts, self.ones] if self.wire.is_root else None
@@ -241,7 +241,7 @@ class Line:
                 self.pending.append(self.comm.Igatherv(words, None, ROOT))
         self.wire.up += data.nbytes
 
-    def hear(self) -> list[np.ndarray]:
+    def recv_up(self) -> list[np.ndarray]:
         """What all ranks asked, on the root, in rank order; an empty list elsewhere, at once.
 
         The pieces are views of one inbox, which the next `hear` overwrites.
@@ -257,7 +257,7 @@ class Line:
         self._finish(Phase.TRANSFER)
         return _pieces(inbox, layout)
 
-    def answer(self, data: np.ndarray, lengths: Sequence[int]) -> None:
+    def send_down(self, data: np.ndarray, lengths: Sequence[int]) -> None:
         """The root's bytes go to the ranks, so many to each; the root alone calls it.
 
         They must not change before the next `hear` returns, or `rest`.
@@ -269,7 +269,7 @@ class Line:
             self.pending.append(self.comm.Iscatterv(words, MPI.IN_PLACE, ROOT))
         self.mine = data[: lengths[ROOT]]
 
-    def learn(self) -> np.ndarray:
+    def recv_down(self) -> np.ndarray:
         """This rank's share of the answer: a view, of what was sent or of one inbox."""
         if not self.wire.is_root:
             count = np.zeros(1, np.int64)
@@ -282,7 +282,7 @@ class Line:
         self.wire.down += self.mine.nbytes
         return self.mine
 
-    def rest(self) -> None:
+    def wait(self) -> None:
         """Waits until all that was sent has arrived: the conversation is over."""
         self._finish(Phase.WAIT)
 

@@ -55,7 +55,7 @@ class Clients(fedavg.Clients):
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """The largest values of v."""
         velocity = w - self.start
-        statistics = self.part(velocity)
+        statistics = self.take_statistics(velocity)
         self.velocities.add(client, velocity)
         waiting = velocity.clone()
         self.feedback.add(client, waiting)
@@ -63,6 +63,6 @@ class Clients(fedavg.Clients):
         block = sparse.block(Kind.GRADIENT, waiting[positions], self.flat.size, positions)
         velocity[positions] = 0
         waiting[positions] = 0
-        self.velocities.keep(client, velocity.mul_(self.method.momentum))
-        self.feedback.keep(client, waiting)
+        self.velocities.remember(client, velocity.mul_(self.method.momentum))
+        self.feedback.remember(client, waiting)
         return [block, *statistics]

@@ -58,7 +58,7 @@ class Config(config.Method):
     growth: Literal["gradient", "random"] = "gradient"
     """Which weights grow."""
 
-    def heard(self, settings: Settings, t: int, client: int) -> list[int]:
+    def neighbours_of(self, settings: Settings, t: int, client: int) -> list[int]:
         """Whom the client hears in round t, ascending."""
         everyone = settings.clients
         others = [other for other in range(everyone) if other != client]
@@ -101,7 +101,7 @@ class Server(fedavg.Server):
     """What passes on models; it has none."""
 
     method: Config
-    parts = 2
+    blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -111,13 +111,13 @@ class Server(fedavg.Server):
     def send(self, t: int, client: int) -> list[Block]:
         """The neighbours' models and masks."""
         found = []
-        for other in self.method.heard(self.settings, t, client):
-            found += staticmask.spoken(*self.models[other], self.prunable)
+        for other in self.method.neighbours_of(self.settings, t, client):
+            found += staticmask.encode_model(*self.models[other], self.prunable)
         return found
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """A model, which others hear from the next round on."""
-        self.fresh[client] = staticmask.heard(blocks, self.prunable)
+        self.fresh[client] = staticmask.decode_model(blocks, self.prunable)
 
     def step(self, t: int) -> None:
         """The round is over: who is heard now is heard as it is now."""
@@ -153,7 +153,7 @@ class Clients(fedavg.Clients):
         """The neighbours' models: their mean, with the client's own, where each has the weight."""
         total, votes = (one.float() for one in self.models[client])
         for first in range(0, len(blocks), 2):
-            model, mask = staticmask.heard(blocks[first : first + 2], self.prunable)
+            model, mask = staticmask.decode_model(blocks[first : first + 2], self.prunable)
             total, votes = total + model, votes + mask
         self.starts[client] = self.mask(client) * sparse.mean(total, votes)
 
@@ -185,7 +185,7 @@ class Clients(fedavg.Clients):
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """The model, and the mask that it was trained on."""
-        return staticmask.spoken(*self.models[client], self.prunable)
+        return staticmask.encode_model(*self.models[client], self.prunable)
 
     def burden(self, t: int, client: int) -> Burden:
         """What the client has not pruned."""

@@ -28,23 +28,23 @@ class Server:
     """The server's half; it lives on the root alone.
 
     Attributes:
-        parts: blocks of an encoded update, without those of statistics that travel apart.
+        blocks_per_upload: blocks of an encoded update, without one of statistics sent apart.
         noted: what the server found out of clients in a round, if it does: a number for each, by
             columns of `tables.CLIENTS`.
         method: the settings in `[method]`; a method narrows their type to its own.
         w: the global model, [n].
         sum: of the uploads of a round.
-        still: positions in it of running statistics, int64; there may be none.
+        stat_positions: positions in it of running statistics, int64; there may be none.
     """
 
-    parts = 1
+    blocks_per_upload = 1
     method: config.Method
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         self.settings, self.method = settings, settings.method
         self.trainer, self.flat = trainer, trainer.flat
         self.w = self.flat.initial.to(trainer.device, copy=True)
-        self.still = self.flat.still.to(trainer.device)
+        self.stat_positions = self.flat.stat_positions.to(trainer.device)
         self.sum = sums.chosen(settings, len(self.w), trainer.device)
         self.noted: dict[str, dict[int, float]] = {}
 
@@ -63,8 +63,8 @@ class Server:
     def absorb(self, t: int, message: Message) -> None:
         """Takes in one client's upload; uploads come in client order, and are gone afterwards."""
         blocks = list(message.blocks)
-        if len(blocks) > self.parts:  # statistics that travelled apart, see `Clients.part`
-            self.sum.add(blocks.pop(), message.weight, self.still)
+        if len(blocks) > self.blocks_per_upload:  # see `take_statistics`
+            self.sum.add(blocks.pop(), message.weight, self.stat_positions)
         self.add(t, message.client, blocks, message.weight)
         self.sum.weight += message.weight
 
@@ -91,7 +91,7 @@ class Clients:
     Attributes:
         method: the settings in `[method]`; a method narrows their type to its own.
         start: the model at which local training starts, [n].
-        still: positions in it of running statistics, int64; there may be none.
+        stat_positions: positions in it of running statistics, int64; there may be none.
         held: the network that a client has, or its part of it.
         adjust: a method that changes gradients has this hook, `adjust(clients, w, g)`; it is called
             before each step and changes g [k, n], of models w [k, n], in place.
@@ -108,7 +108,7 @@ class Clients:
         self.settings, self.method = settings, settings.method
         self.trainer, self.flat = trainer, trainer.flat
         self.start = torch.zeros(self.flat.size, device=trainer.device)
-        self.still = self.flat.still.to(trainer.device)
+        self.stat_positions = self.flat.stat_positions.to(trainer.device)
         self.held = self.flat
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
@@ -134,17 +134,17 @@ class Clients:
         """What a client with the local model w [n] says to the server."""
         return [sparse.block(Kind.GRADIENT, w - self.start)]
 
-    def part(self, update: Tensor) -> list[Block]:
+    def take_statistics(self, update: Tensor) -> list[Block]:
         """Takes running statistics out of an update [n], as a block to send behind it.
 
         A method that sends an update otherwise than as it is sends statistics as they are: they are
         no gradients, and of a variance that is a little off the root may not exist. Both sides know
         where they belong.
         """
-        if not len(self.still):
+        if not len(self.stat_positions):
             return []
-        block = sparse.block(Kind.GRADIENT, update[self.still], len(update))
-        update[self.still] = 0
+        block = sparse.block(Kind.GRADIENT, update[self.stat_positions], len(update))
+        update[self.stat_positions] = 0
         return [block]
 
     def agree(self, blocks: Sequence[Block]) -> None:

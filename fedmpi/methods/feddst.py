@@ -50,7 +50,7 @@ class Config(staticmask.Masked):
     end: float = Field(0.5, gt=0, le=1)
     """Share of the rounds after which masks stay."""
 
-    def first(self, flat: Flat, seed: int) -> Tensor:
+    def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """Each layer's largest initial weights: bool [n]."""
         return pruning.largest(flat, flat.initial.abs(), self.counts(flat))
 
@@ -73,7 +73,7 @@ class Server(staticmask.Server):
         held: updates on the clients' own masks, when these have been readjusted.
     """
 
-    parts = 2
+    blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -84,19 +84,19 @@ class Server(staticmask.Server):
     def change(self, mask: Tensor) -> None:
         """The model lives on another mask from now on, if it is another."""
         self.version += int(not torch.equal(mask, self.mask))
-        self.keep(mask)
+        self.adopt(mask)
 
     def send(self, t: int, client: int) -> list[Block]:
         """The mask, to those who do not have it."""
         before, self.knows[client] = self.knows.get(client, 0), self.version
-        return [] if before == self.version else [staticmask.told(self.mask, self.prunable)]
+        return [] if before == self.version else [staticmask.encode_mask(self.mask, self.prunable)]
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Updates on the mask that both know, or on the client's own, which comes first."""
         if len(blocks) == 1:
             super().add(t, client, blocks, weight)
             return
-        where = staticmask.understood(blocks[0], self.prunable).nonzero().squeeze(1)
+        where = staticmask.decode_mask(blocks[0], self.prunable).nonzero().squeeze(1)
         self.held.add(blocks[1], weight, where)
 
     def step(self, t: int) -> None:
@@ -135,7 +135,7 @@ class Clients(staticmask.Clients):
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
         """The mask, if it is new to the client."""
         if blocks:
-            self.keep(staticmask.understood(blocks[0], self.prunable))
+            self.adopt(staticmask.decode_mask(blocks[0], self.prunable))
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Local training on the mask, and after it the masks' readjustment if that is due."""
@@ -165,4 +165,4 @@ class Clients(staticmask.Clients):
             return super().upload(t, client, w)
         mask = self.own.pop(client)
         update = sparse.block(Kind.GRADIENT, (w - self.start)[mask], self.flat.size)
-        return [staticmask.told(mask, self.prunable), update]
+        return [staticmask.encode_mask(mask, self.prunable), update]

@@ -37,20 +37,20 @@ class Server(fedavg.Server):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.effective = 0.0
-        self.plain = torch.zeros_like(self.w[self.still])
+        self.plain = torch.zeros_like(self.w[self.stat_positions])
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """A client's update, normalised."""
-        scale = self.trainer.reach(t, client)
+        scale = self.trainer.effective_steps(t, client)
         self.effective += weight * scale
         update = sparse.vector(blocks[0], self.flat.size, self.w.device)
-        self.plain.add_(update[self.still], alpha=weight)
+        self.plain.add_(update[self.stat_positions], alpha=weight)
         self.sum.total.add_(update, alpha=weight / scale)
 
     def step(self, t: int) -> None:
         """Moves the model by the mean direction, as far as the mean client could go."""
         self.sum.total.mul_(self.effective / self.sum.weight)
-        self.sum.total[self.still] = self.plain
+        self.sum.total[self.stat_positions] = self.plain
         super().step(t)
         self.effective = 0.0
         self.plain.zero_()

@@ -57,7 +57,7 @@ class Server(fedavg.Server):
             self._watch(delta.square())
             direction = self.mean / (self.square.sqrt() + method.tau)
         self.sum.total = direction * (method.lr * self.sum.weight)
-        self.sum.total[self.still] = delta[self.still] * self.sum.weight
+        self.sum.total[self.stat_positions] = delta[self.stat_positions] * self.sum.weight
         super().step(t)
 
     def _watch(self, seen: torch.Tensor) -> None:

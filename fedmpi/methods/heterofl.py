@@ -59,7 +59,7 @@ class Config(config.Method):
 
     def choose(self, settings: Settings, t: int, client: int, rate: float) -> Choose:
         """Which channels the client has in round t."""
-        return narrow.first(rate)
+        return narrow.prefix(rate)
 
 
 class Widths:
@@ -85,10 +85,10 @@ class Widths:
         rate = self.rate(t, client)
         return self._narrow(rate, self.method.choose(self.settings, t, client, rate))
 
-    def first(self, rate: float) -> Narrow:
+    def prefix(self, rate: float) -> Narrow:
         """The sub-model of the first channels, which costs what all of its rate do."""
         if rate not in self.firsts:
-            self.firsts[rate] = self._narrow(rate, narrow.first(rate))
+            self.firsts[rate] = self._narrow(rate, narrow.prefix(rate))
         return self.firsts[rate]
 
     def _narrow(self, rate: float, choose: Choose) -> Narrow:
@@ -99,7 +99,7 @@ class Widths:
 
 class Server(fedavg.Server):
     method: Config
-    parts = 2
+    blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -178,7 +178,7 @@ class Clients(fedavg.Clients):
     def burden(self, t: int, client: int) -> Burden:
         """A narrower network, which is really smaller."""
         rate = self.widths.rate(t, client)
-        return replace(super().burden(t, client), flat=self.widths.first(rate).flat)
+        return replace(super().burden(t, client), flat=self.widths.prefix(rate).flat)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """The sub-model amid zeros."""

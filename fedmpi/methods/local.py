@@ -31,7 +31,7 @@ class Config(config.Method):
 
 
 class Server(fedavg.Server):
-    parts = 0
+    blocks_per_upload = 0
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Nothing came."""

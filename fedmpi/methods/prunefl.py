@@ -52,7 +52,7 @@ class Config(staticmask.Masked):
     """Time of a round that does not depend on the mask, over that of all prunable weights; about 1
     in the released settings for VGG-11."""
 
-    def first(self, flat: Flat, seed: int) -> Tensor:
+    def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """Each layer's largest initial weights: bool [n]."""
         return pruning.largest(flat, flat.initial.abs(), pruning.uniform(flat, self.start))
 

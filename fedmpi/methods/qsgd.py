@@ -30,7 +30,7 @@ class Config(config.Method):
 
 class Server(fedavg.Server):
     method: Config
-    parts = 2
+    blocks_per_upload = 2
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Levels and norms."""
@@ -45,7 +45,7 @@ class Clients(fedavg.Clients):
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Levels and norms."""
         update = w - self.start
-        statistics = self.part(update)
+        statistics = self.take_statistics(update)
         random = stream(self.settings.seed, Purpose.QUANTIZE, t, client)
         method = self.method
         return [

@@ -33,7 +33,7 @@ class Config(config.Method):
 
 
 class Server(fedavg.Server):
-    parts = 2
+    blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -66,5 +66,7 @@ class Clients(fedavg.Clients):
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """The update and the change of c_k."""
         update = w - self.start
-        change = self.variates.move(client, update, self.trainer.distance(t, client), self.still)
+        change = self.variates.move(
+            client, update, self.trainer.sum_of_rates(t, client), self.stat_positions
+        )
         return [sparse.block(Kind.GRADIENT, update), sparse.block(Kind.GRADIENT, change)]

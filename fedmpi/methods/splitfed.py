@@ -32,7 +32,7 @@ from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.methods import fedavg
 from fedmpi.networks.flat import Flat
 from fedmpi.split.cuts import Cut, shape_behind
-from fedmpi.split.lockstep import Parts, Talk
+from fedmpi.split.lockstep import Talk, WaveParts
 from fedmpi.split.sides import ClientSide, ServerSide
 from fedmpi.training.train import Trainer
 
@@ -79,7 +79,7 @@ class Server(ServerSide, fedavg.Server):
         front, back, tail = self.method.parts(self.flat)
         self.sizes = [front.size, back.size, tail.size]
         self.shape = shape_behind([front], trainer.feed.x)
-        self.backs = Parts(trainer, back, self.method.is_one, trainer.crew)
+        self.backs = WaveParts(trainer, back, self.method.is_one, trainer.pool)
         self.updates: dict[int, Tensor] = {}
         self.round: int | None = None
 
@@ -124,7 +124,7 @@ class Server(ServerSide, fedavg.Server):
         """Moves front and tail, and the back likewise (v1) or to where it was brought (v2)."""
         super().step(t)
         if self.method.is_one:
-            self.w.split(self.sizes)[1].copy_(self.backs.first)
+            self.w.split(self.sizes)[1].copy_(self.backs.first_row)
 
     def personal(self, client: int) -> Tensor | None:
         """The client's front, back and tail together; None if its upload was lost."""
@@ -149,7 +149,7 @@ class Clients(ClientSide, fedavg.Clients):
         super().__init__(settings, trainer)
         front, back, tail = self.method.parts(self.flat)
         self.sizes, self.held = [front.size, tail.size], front
-        self.fronts, self.tails = Parts(trainer, front), Parts(trainer, tail)
+        self.fronts, self.tails = WaveParts(trainer, front), WaveParts(trainer, tail)
         self.start = self.start.new_zeros(sum(self.sizes))
         self.end = self.method.end(self.flat)
         if self.end is not None:

@@ -73,7 +73,7 @@ class Server(splitfed.Server):
     def whole(self) -> Tensor:
         """The model as it is, [n]."""
         front, tail = self.relay.split(self.sizes[::2])
-        return torch.cat([front, self.backs.first, tail])
+        return torch.cat([front, self.backs.first_row, tail])
 
 
 class Clients(splitfed.Clients):

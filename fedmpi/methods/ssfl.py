@@ -78,7 +78,7 @@ class Server(staticmask.Server):
         if t in self.agreements:
             initial = self.flat.initial.to(self.w.device)
             self.w[~self.mask] = initial[~self.mask]
-            self.keep(torch.ones_like(self.mask))
+            self.adopt(torch.ones_like(self.mask))
             self.scores.clear()
         return super().broadcast(t)
 
@@ -98,8 +98,8 @@ class Server(staticmask.Server):
             salient = scores >= scores.topk(count).values[-1]
         mask = ~self.prunable
         mask[self.prunable] = salient
-        self.keep(mask)
-        return [staticmask.told(mask, self.prunable)]
+        self.adopt(mask)
+        return [staticmask.encode_mask(mask, self.prunable)]
 
 
 class Clients(staticmask.Clients):
@@ -112,7 +112,7 @@ class Clients(staticmask.Clients):
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """The dense model in an agreement, else the values on the mask."""
         if t in self.agreements:
-            self.keep(torch.ones_like(self.mask))
+            self.adopt(torch.ones_like(self.mask))
         super().receive(t, clients, blocks)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
@@ -146,4 +146,4 @@ class Clients(staticmask.Clients):
 
     def agree(self, blocks: Sequence[Block]) -> None:
         """Learns the mask."""
-        self.keep(staticmask.understood(blocks[0], self.prunable))
+        self.adopt(staticmask.decode_mask(blocks[0], self.prunable))

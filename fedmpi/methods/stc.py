@@ -77,15 +77,15 @@ class Server(fedavg.Server):
         """Moves the model by the compressed mean update; what that leaves out waits."""
         update = self.sum.mean()
         statistics = []
-        if len(self.still):
-            statistics = [sparse.block(Kind.GRADIENT, update[self.still], self.flat.size)]
-            update[self.still] = 0
+        if len(self.stat_positions):
+            statistics = [sparse.block(Kind.GRADIENT, update[self.stat_positions], self.flat.size)]
+            update[self.stat_positions] = 0
         update += self.rest
         block = ternary(update, self.flat, self.sparsity)
         self.rest = update - sparse.vector(block, self.flat.size, self.w.device)
         self.history[t] = [block, *statistics]
         self.lengths[t] = length(self.history[t])
-        follow(self.w, self.history[t], self.still)
+        follow(self.w, self.history[t], self.stat_positions)
         self.sum.clear()
         # Who has missed more than a model's worth gets the model.
         while sum(self.lengths.values()) >= 4 * self.flat.size:
@@ -99,10 +99,10 @@ def length(blocks: Sequence[Block]) -> int:
     return len(pack([Message(0, blocks)]).data)
 
 
-def follow(w: Tensor, blocks: Sequence[Block], still: Tensor) -> None:
+def follow(w: Tensor, blocks: Sequence[Block], stat_positions: Tensor) -> None:
     """Moves a model [n] by compressed updates, in place: the server's and the clients' alike."""
     for block in blocks:
-        sparse.add(w, block, agreed=None if block.indices is not None else still)
+        sparse.add(w, block, agreed=None if block.indices is not None else stat_positions)
 
 
 class Clients(fedavg.Clients):
@@ -123,14 +123,14 @@ class Clients(fedavg.Clients):
             model = sparse.vector(blocks[0], self.flat.size, device)
         else:
             model = self.models[client].to(device, copy=True)
-            follow(model, blocks, self.still)
+            follow(model, blocks, self.stat_positions)
         self.models[client] = self.start = model
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """The largest values of update + residual, all of one size."""
         update = w - self.start
-        statistics = self.part(update)
+        statistics = self.take_statistics(update)
         self.feedback.add(client, update)
         block = ternary(update, self.flat, self.method.sparsity)
-        self.feedback.keep(client, update - sparse.vector(block, self.flat.size, update.device))
+        self.feedback.remember(client, update - sparse.vector(block, self.flat.size, update.device))
         return [block, *statistics]

@@ -43,11 +43,11 @@ class Compressing(fedavg.Clients, ABC):
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """What stands for update + residual; the rest is the next residual."""
         update = w - self.start
-        statistics = self.part(update)
+        statistics = self.take_statistics(update)
         self.feedback.add(client, update)
         block, rest = self.encode(t, client, update)
         if rest is not None:
-            self.feedback.keep(client, rest)
+            self.feedback.remember(client, rest)
         return [block, *statistics]
 
     @abstractmethod

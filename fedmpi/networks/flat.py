@@ -44,7 +44,7 @@ class Flat:
 
     Running statistics, that is float buffers that a state dict has too, are in the vector like
     parameters, but no gradient moves them. If they are local they are in a vector of their own,
-    `aside`, which never travels. Integers, and buffers that are not saved, are in neither.
+    `local_stats`, which never travels. Integers, and buffers that are not saved, are in neither.
 
     Attributes:
         stages: the network; its own tensors are the initial ones.
@@ -53,9 +53,9 @@ class Flat:
         statistics: pieces of the statistics, in the vector or aside.
         size: length of the vector.
         initial: the initial vector, [size].
-        aside: the initial statistics, if they are local, [number of them]; else [0].
+        local_stats: the initial statistics, if they are local, [number of them]; else [0].
         moving: which positions a gradient moves, float32 [size]; None if all.
-        still: the others, those of statistics in the vector, int64.
+        stat_positions: the others, those of statistics in the vector, int64.
         is_random: whether a step needs a random key.
     """
 
@@ -71,16 +71,18 @@ class Flat:
             pieces = self.parameters if moves else self.statistics
             pieces.append(Piece(name, start, tensor.shape))
             place.append(tensor.detach().reshape(-1))
-        self.initial, self.aside = (torch.cat([torch.empty(0), *place]) for place in (ours, theirs))
+        self.initial, self.local_stats = (
+            torch.cat([torch.empty(0), *place]) for place in (ours, theirs)
+        )
         self.size = len(self.initial)
         self.moving = None
         if len(ours) > len(self.parameters):
             self.moving = torch.zeros(self.size)
             for piece in self.parameters:
                 self.moving[piece.start : piece.stop] = 1
-        self.still = torch.empty(0, dtype=torch.int64)
+        self.stat_positions = torch.empty(0, dtype=torch.int64)
         if self.moving is not None:
-            self.still = (self.moving == 0).nonzero().squeeze(1)
+            self.stat_positions = (self.moving == 0).nonzero().squeeze(1)
         self.is_random = any(isinstance(module, layers.Dropout) for module in stages.modules())
 
     @property
@@ -88,14 +90,14 @@ class Flat:
         """Number of parameters."""
         return sum(prod(piece.shape) for piece in self.parameters)
 
-    def network(self, w: Tensor, aside: Tensor | None = None) -> nn.Sequential:
-        """A network whose tensors are views of `w` [size], and of `aside` if it has local ones."""
+    def network(self, w: Tensor, local_stats: Tensor | None = None) -> nn.Sequential:
+        """A network of views of `w` [size], and of `local_stats` where these are local."""
         network = copy.deepcopy(self.stages).to(w.device)
         for piece in self.parameters:
             network.get_parameter(piece.name).data = piece.of(w)
-        place = (
-            (self.aside.to(w.device, copy=True) if aside is None else aside) if self.is_local else w
-        )
+        place = w
+        if self.is_local:
+            place = self.local_stats.to(w.device, copy=True) if local_stats is None else local_stats
         for piece in self.statistics:
             module, _, name = piece.name.rpartition(".")
             # By `data`: changing one is no change of the others, which autograd may still want.

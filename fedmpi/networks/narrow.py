@@ -43,7 +43,7 @@ def count(rate: float, width: int) -> int:
     return max(1, ceil(round(rate * width, 6)))
 
 
-def first(rate: float) -> Choose:
+def prefix(rate: float) -> Choose:
     """The first ceil(rate * width) channels."""
     return lambda width: torch.arange(count(rate, width))
 
@@ -86,12 +86,12 @@ class Narrow:
     Attributes:
         flat: its network; the same object for sub-models that differ in `positions` alone.
         positions: where its values lie in the whole model, ascending: int64 [flat.size].
-        aside: where its local statistics lie in the whole network's: int64 [len(flat.aside)].
+        local_stats: where its local statistics lie in the whole network's: int64 [len(flat.aside)].
     """
 
     flat: Flat
     positions: Tensor
-    aside: Tensor
+    local_stats: Tensor
 
 
 class Reads(NamedTuple):

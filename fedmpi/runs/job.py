@@ -35,7 +35,7 @@ class Job:
 
     def __init__(self) -> None:
         wire.abort_on_exception()
-        memory.keep()
+        memory.keep_freed_memory()
         self.clock = Clock()
         self.wire = Wire(self.clock)
 

@@ -9,7 +9,7 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4
 """Parameters of glibc's `mallopt`, from its malloc.h."""
 
 
-def keep() -> None:
+def keep_freed_memory() -> None:
     """From now on freed memory is not returned to the system.
 
     By default glibc maps each large block anew, and the kernel fills it with zeros page by page as

@@ -40,7 +40,7 @@ class Lockstep:
         self.descent.step(len(clients), self.trainer.rates(self.t, clients, self.done))
 
 
-class Parts:
+class WaveParts:
     """A part of the network for all clients of a wave, party by party.
 
     Args:
@@ -62,17 +62,17 @@ class Parts:
         self, t: int, parties: Sequence[Sequence[int]], start: Tensor | None
     ) -> list[Lockstep]:
         """A wave begins, at `start` [n] and at rest; or where the last one ended, if None."""
-        seats = [(0, 1) if self.is_one else (n, len(some)) for n, some in enumerate(parties)]
+        places = [(0, 1) if self.is_one else (n, len(some)) for n, some in enumerate(parties)]
         self.parties = [
-            Lockstep(self.trainer, t, some, self._seat(*seat))
-            for some, seat in zip(parties, seats, strict=True)
+            Lockstep(self.trainer, t, some, self._rows_for(*place))
+            for some, place in zip(parties, places, strict=True)
         ]
         if start is not None:
             for descent in self.descents:
                 descent.reset(start)
         return self.parties
 
-    def _seat(self, place: int, count: int) -> Descent:
+    def _rows_for(self, place: int, count: int) -> Descent:
         """At least so many rows: the same ones as before, if they are enough."""
         found = self.descents[place : place + 1]
         if not found or len(found[0].rows) < count:
@@ -85,7 +85,7 @@ class Parts:
         return self.trainer.descent_of(self.flat, count)
 
     @property
-    def first(self) -> Tensor:
+    def first_row(self) -> Tensor:
         """The part of the first row, [n]."""
         return self.descents[0].rows.w[0]
 

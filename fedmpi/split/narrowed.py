@@ -9,7 +9,7 @@ from torch import Tensor
 from fedmpi.config import Settings
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.narrow import Narrow
-from fedmpi.split.lockstep import Parts
+from fedmpi.split.lockstep import WaveParts
 from fedmpi.training.descent import Descent, descent
 from fedmpi.training.feed import Feed
 from fedmpi.training.rows import Rows
@@ -41,7 +41,7 @@ class Narrowed(Rows[Any]):
         self.inner: dict[Flat, Rows[Any]] = {}
         self.parts: Sequence[Narrow] = ()
 
-    def seat(self, parts: Sequence[Narrow]) -> None:
+    def place(self, parts: Sequence[Narrow]) -> None:
         """Gives the first rows their networks."""
         self.parts, flats = parts, [part.flat for part in parts]
         kept = {flat: rows for flat, rows in self.inner.items() if flat in flats}
@@ -61,14 +61,14 @@ class Narrowed(Rows[Any]):
         """See `Rows.forward`."""
         found: dict[int, Tensor] = {}
         for rows, some in self._together(len(xs)):
-            still = rows.flat.still.to(self.device)
+            stat_positions = rows.flat.stat_positions.to(self.device)
             for own, (row, places) in enumerate(some):
                 rows.w[own] = self.w[row, places]
             batches = [xs[row] for row, _ in some]
             outputs = rows.forward(batches, [keys[row] for row, _ in some] if keys else ())
             for own, (row, places) in enumerate(some):
                 found[row] = outputs[own]
-                self.w[row, places[still]] = rows.w[own, still]
+                self.w[row, places[stat_positions]] = rows.w[own, stat_positions]
         return [found[row] for row in range(len(xs))]
 
     def backward(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
@@ -76,7 +76,7 @@ class Narrowed(Rows[Any]):
         self.g[: len(cotangents)] = 0
         for rows, some in self._together(len(cotangents)):
             rows.backward([cotangents[row] for row, _ in some])
-            gradients = rows.first(len(some))[1]
+            gradients = rows.head(len(some))[1]
             for own, (row, places) in enumerate(some):
                 self.g[row, places] = gradients[own]
         return []
@@ -89,12 +89,12 @@ class Narrowed(Rows[Any]):
         """Likewise."""
         raise NotImplementedError("such rows are fronts, which have no loss")
 
-    def learn(self, feed: Feed, lessons: Sequence[Any]) -> NoReturn:
+    def backprop(self, feed: Feed, lessons: Sequence[Any]) -> NoReturn:
         """Likewise."""
         raise NotImplementedError("such rows are fronts, which have no loss")
 
 
-class NarrowedParts(Parts):
+class NarrowedWaveParts(WaveParts):
     """Fronts for all clients of a wave, which compute with narrower networks."""
 
     def made(self, count: int) -> Descent:
@@ -111,4 +111,4 @@ class NarrowedParts(Parts):
         """Gives the wave's clients their networks."""
         for party in self.parties:
             assert isinstance(party.rows, Narrowed)
-            party.rows.seat([part(client) for client in party.order])
+            party.rows.place([part(client) for client in party.order])

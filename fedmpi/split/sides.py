@@ -23,7 +23,7 @@ from torch import Tensor
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.split.cuts import Crossing, Cut
-from fedmpi.split.lockstep import Lockstep, Parts, Talk
+from fedmpi.split.lockstep import Lockstep, Talk, WaveParts
 from fedmpi.training.feed import Batch
 from fedmpi.training.train import Adjust, Trainer
 
@@ -87,7 +87,7 @@ class ServerSide(Side):
         keys: random keys of each client's steps.
     """
 
-    backs: Parts
+    backs: WaveParts
     keys: Mapping[int, Iterator[int]]
 
     def begin(self, t: int, parties: Sequence[Sequence[int]], start: Tensor | None) -> list[Talk]:
@@ -109,13 +109,13 @@ class ServerSide(Side):
             answers = []
             for clients in alone if self.method.is_one else [backs.busy()]:
                 if self.method.tail is None:
-                    answers += self.learn(backs, said(heard, clients))
+                    answers += self.step_last(backs, said(heard, clients))
                 else:
                     heard = yield self.forward(backs, said(heard, clients))
                     answers += self.backward(backs, said(heard, clients))
             backs.done += 1
 
-    def learn(self, backs: Lockstep, told: Said) -> list[Message]:
+    def step_last(self, backs: Lockstep, told: Said) -> list[Message]:
         """A step of the first backs: gradients at the cut for activations and labels."""
         ys = [sparse.values(blocks[-1], self.trainer.device) for blocks in told.values()]
         unlabelled = {client: blocks[:-1] for client, blocks in told.items()}
@@ -146,8 +146,8 @@ class ClientSide(Side):
         adjust: see `fedavg.Clients`; it changes the gradients of fronts.
     """
 
-    fronts: Parts
-    tails: Parts
+    fronts: WaveParts
+    tails: WaveParts
     adjust: Adjust | None
 
     def begin(
@@ -169,7 +169,7 @@ class ClientSide(Side):
             heard = yield messages
             began = perf_counter()
             if self.method.tail is not None:
-                messages = self.learn(tails, batches, said(heard, busy))
+                messages = self.step_last(tails, batches, said(heard, busy))
                 self.trainer.spend(busy, began)
                 heard = yield messages
                 began = perf_counter()
@@ -190,7 +190,7 @@ class ClientSide(Side):
         pairs = zip(messages, labels, strict=True)
         return [Message(some.client, [*some.blocks, label]) for some, label in pairs]
 
-    def learn(self, tails: Lockstep, batches: Sequence[Batch], told: Said) -> list[Message]:
+    def step_last(self, tails: Lockstep, batches: Sequence[Batch], told: Said) -> list[Message]:
         """A step of the tails: gradients at their cut for activations there."""
         _, ys, keys = zip(*batches, strict=True)
         messages = self.finish(1, tails, told, ys, keys)
@@ -203,7 +203,7 @@ class ClientSide(Side):
         rows.backward(self.take(Kind.GRADIENT, 0, fronts, told))
         self.trainer.at = fronts.done
         if self.adjust is not None:
-            self.adjust(clients, *rows.first(len(clients)))
+            self.adjust(clients, *rows.head(len(clients)))
         fronts.step(clients)
         fronts.done += 1
 

@@ -77,7 +77,7 @@ def show_list(what: str, name: str | None) -> None:
         for title, rows in _chosen(name):
             out.print(Text(title, "bold"), _settings(rows, headers=True), "", sep="\n")
         return
-    table = next(table for table, (folder, _) in config.ROOMS.items() if what in (table, folder))
+    table = next(table for table, (folder, _) in config.AXES.items() if what in (table, folder))
     if name is not None:
         _known(f"no {table}", name, config.names(table))
         _show_one(out, table, name)
@@ -104,7 +104,7 @@ def _show_one(out: Console, table: str, name: str) -> None:
 
 
 def _heading(table: str, name: str) -> Text:
-    default = " (the default)" if name == config.ROOMS[table][1] else ""
+    default = " (the default)" if name == config.AXES[table][1] else ""
     return Text.assemble((name, "bold"), (default, "dim"))
 
 
@@ -211,13 +211,13 @@ def _tree() -> Iterator[tuple[str, Sequence[Setting]]]:
     for table in (name for name, field in fields.items() if _is_table(field)):
         base = _base(table)
         rows = [(f"{table}.{key}", *rest) for key, *rest in config.describe(base)]
-        if table not in config.ROOMS:
+        if table not in config.AXES:
             yield f"[{table}]", rows
             for title, path, kind in config.inner(base, table):
                 own = (row for row in config.describe(kind) if row[0] != "kind")
                 yield title, [(f"{path}.{key}", *rest) for key, *rest in own]
             continue
-        names, default = config.names(table), config.ROOMS[table][1]
+        names, default = config.names(table), config.AXES[table][1]
         choice = f"{cleandoc(base.__doc__ or '')} There are: {', '.join(names)}."
         yield f"[{table}]", [(f"{table}.name", "str", default, choice), *rows[1:]]
         for name in names:
@@ -228,7 +228,7 @@ def _tree() -> Iterator[tuple[str, Sequence[Setting]]]:
 
 def _is_table(field: Any) -> bool:
     kind = getattr(field, "annotation", None)
-    return isinstance(kind, type) and issubclass(kind, config.Part)
+    return isinstance(kind, type) and issubclass(kind, config.Table)
 
 
 def _settings(rows: Iterable[Setting], headers: bool = False) -> Table:
@@ -350,12 +350,12 @@ def _status(about: Mapping[str, Any], rounds: np.ndarray, wanted: int) -> Text:
 
 def _changes(settings: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Settings that differ from the defaults of their names, and those that do not."""
-    names = {table: {"name": settings[table]["name"]} for table in config.ROOMS}
+    names = {table: {"name": settings[table]["name"]} for table in config.AXES}
     try:
         defaults = dict(_leaves(config.load(names).tree()))
     except ConfigError:  # a name of another version
         defaults = {}
-    defaults |= {f"{table}.name": name for table, (_, name) in config.ROOMS.items()}
+    defaults |= {f"{table}.name": name for table, (_, name) in config.AXES.items()}
     changed, same = [], []
     for path, value in _leaves(settings):
         text = f"{path}={config.written(value)}"

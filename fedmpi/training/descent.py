@@ -28,7 +28,7 @@ class Descent(ABC):
 
     def step(self, count: int, rate: float | Tensor) -> None:
         """One step of the first rows; their rate is one number, or [count, 1]."""
-        settings, (w, g) = self.settings, self.rows.first(count)
+        settings, (w, g) = self.settings, self.rows.head(count)
         if self.moving is not None:
             g.mul_(self.moving)
         if settings.clip:

@@ -80,7 +80,7 @@ class Evaluation:
         last = t == self.settings.rounds - 1
         return t > EVERYONE_ROUND and (last or (t + 1) % self.settings.evaluate == 0)
 
-    def keep(self, client: int, w: Tensor | None) -> None:
+    def set_aside(self, client: int, w: Tensor | None) -> None:
         """Sets a trained local model [n], if there is one, aside until all have sent theirs."""
         if w is not None:
             self.kept.append((client, w.clone()))

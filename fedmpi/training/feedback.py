@@ -43,7 +43,7 @@ class Feedback:
         if client in self.residuals:
             update += self.residuals[client].to(update.device)
 
-    def keep(self, client: int, rest: Tensor) -> None:
+    def remember(self, client: int, rest: Tensor) -> None:
         """Takes what was left out of the update [size]."""
         if self.is_on:
             self.residuals[client] = rest

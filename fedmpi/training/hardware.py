@@ -24,7 +24,7 @@ def pick_device(settings: Settings, place: Place) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    number = int(name[5:]) if ":" in name else place.seat % max(count, 1)
+    number = int(name[5:]) if ":" in name else place.local_rank % max(count, 1)
     if number >= count:
         raise ConfigError(
             f"{setting} = '{name}': there are {count} CUDA devices here; cpu is possible"
@@ -34,7 +34,7 @@ def pick_device(settings: Settings, place: Place) -> torch.device:
     return torch.device("cuda", number)
 
 
-def crew(settings: Settings, place: Place) -> tuple[int, Each]:
+def pool(settings: Settings, place: Place) -> tuple[int, Each]:
     """What goes through the clients' parts of a split model on the server.
 
     While one half of the clients is served, the other half works on the other ranks of the node; a
@@ -44,7 +44,7 @@ def crew(settings: Settings, place: Place) -> tuple[int, Each]:
     Returns:
         How many at once, and their `map`.
     """
-    left = cores() - (place.seats - 1) * settings.threads
+    left = cores() - (place.local_size - 1) * settings.threads
     threads = settings.server_threads or max(1, left // settings.threads)
     if threads == 1 or not place.is_root:
         return 1, map
@@ -55,8 +55,8 @@ def crew(settings: Settings, place: Place) -> tuple[int, Each]:
     return threads, pool.map
 
 
-def use_tf32(is_so: bool) -> None:
+def use_tf32(on: bool) -> None:
     """Whether a GPU may round the inputs of matrix products to TF32, which libraries like to do."""
-    kind = "tf32" if is_so else "ieee"
+    kind = "tf32" if on else "ieee"
     torch.backends.cuda.matmul.fp32_precision = kind
     torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]

@@ -23,16 +23,17 @@ class Nest:
     Attributes:
         flat: its network; the smaller ones' are `flats`.
         positions: where its values lie in the whole model; theirs in it are `places`, int64.
-        aside: where its local statistics lie in the whole network's; theirs in its are `asides`.
+        local_stats: where its local statistics lie in the whole network's; theirs in its are
+            `local_stats_of`.
         draw: which of the smaller ones takes each of a client's steps in a round.
     """
 
     flat: Flat
     positions: Tensor
-    aside: Tensor
+    local_stats: Tensor
     flats: Sequence[Flat]
     places: Sequence[Tensor]
-    asides: Sequence[Tensor]
+    local_stats_of: Sequence[Tensor]
     draw: Draw
 
 
@@ -47,14 +48,14 @@ class Nested(Rows[tuple[int, Any]]):
 
     def __init__(self, nest: Nest, inner: Sequence[Rows[Any]], settings: Settings) -> None:
         super().__init__(nest.flat, len(inner[0]), inner[0].device, settings)
-        self.inner, self.draw, self.asides = inner, nest.draw, nest.asides
+        self.inner, self.draw, self.local_stats_of = inner, nest.draw, nest.local_stats_of
         self.places = [places.to(self.device) for places in nest.places]
-        self.stills = [rows.flat.still.to(self.device) for rows in inner]
+        self.stat_positions_of = [rows.flat.stat_positions.to(self.device) for rows in inner]
 
-    def learning(self, is_so: bool, by_batch: bool = False) -> None:
-        """See `Rows.learning`."""
+    def train_mode(self, on: bool, batch_statistics: bool = False) -> None:
+        """See `Rows.train_mode`."""
         for rows in self.inner:
-            rows.learning(is_so, by_batch)
+            rows.train_mode(on, batch_statistics)
 
     def lessons(
         self, feed: Feed, t: int, client: int, passes: int | None = None
@@ -63,24 +64,25 @@ class Nested(Rows[tuple[int, Any]]):
         inner = self.inner[0].lessons(feed, t, client, passes)
         return zip(self.draw(t, client), inner, strict=False)
 
-    def learn(self, feed: Feed, lessons: Sequence[tuple[int, Any]]) -> Tensor:
-        """See `Rows.learn`; gradients are zero outside of the sub-models."""
+    def backprop(self, feed: Feed, lessons: Sequence[tuple[int, Any]]) -> Tensor:
+        """See `Rows.backprop`; gradients are zero outside of the sub-models."""
         losses = torch.empty(len(lessons), device=self.device)
         self.g[: len(lessons)] = 0
         for which, rows in enumerate(self.inner):
             some = [row for row, (drawn, _) in enumerate(lessons) if drawn == which]
             if not some:
                 continue
-            places, still, aside = self.places[which], self.stills[which], self.asides[which]
+            places, local_stats = self.places[which], self.local_stats_of[which]
+            stat_positions = self.stat_positions_of[which]
             for own, row in enumerate(some):
                 rows.w[own] = self.w[row, places]
-                rows.aside[own] = self.aside[row, aside]
-            losses[some] = rows.learn(feed, [lessons[row][1] for row in some])
-            gradients = rows.first(len(some))[1]
+                rows.local_stats[own] = self.local_stats[row, local_stats]
+            losses[some] = rows.backprop(feed, [lessons[row][1] for row in some])
+            gradients = rows.head(len(some))[1]
             for own, row in enumerate(some):
                 self.g[row, places] = gradients[own]
-                self.w[row, places[still]] = rows.w[own, still]
-                self.aside[row, aside] = rows.aside[own]
+                self.w[row, places[stat_positions]] = rows.w[own, stat_positions]
+                self.local_stats[row, local_stats] = rows.local_stats[own]
         return losses
 
     def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> NoReturn:

@@ -39,7 +39,7 @@ class Rows(ABC, Generic[Lesson]):
     Attributes:
         w: the models, [count, n].
         g: where their gradients come to lie, [count, n]; only `first` sees to it that they do.
-        aside: their local statistics, [count, m].
+        local_stats: their local statistics, [count, m].
         each: how to go through rows that go one by one; `map`, or that of a pool of threads.
     """
 
@@ -48,7 +48,7 @@ class Rows(ABC, Generic[Lesson]):
         self.flat, self.device, self.precision = flat, device, settings.precision
         self.w = torch.zeros(count, width, device=device)[:, : flat.size]
         self.g = torch.zeros(count, width, device=device)[:, : flat.size]
-        self.aside = flat.aside.to(device).repeat(count, 1)
+        self.local_stats = flat.local_stats.to(device).repeat(count, 1)
         self.each: Each = map
         self.modules: list[nn.Module] = []
         self.mode = (True, False)
@@ -57,17 +57,17 @@ class Rows(ABC, Generic[Lesson]):
     def __len__(self) -> int:
         return len(self.w)
 
-    def learning(self, is_so: bool, by_batch: bool = False) -> None:
+    def train_mode(self, on: bool, batch_statistics: bool = False) -> None:
         """From now on the networks learn, or are judged.
 
         Args:
-            is_so: whether batches are normalised by their own statistics, and values dropped.
-            by_batch: in judging, too, normalise batches by their own statistics.
+            on: whether batches are normalised by their own statistics, and values dropped.
+            batch_statistics: in judging, too, normalise batches by their own statistics.
         """
-        if (is_so, by_batch) != self.mode:
-            self.mode = (is_so, by_batch)
+        if (on, batch_statistics) != self.mode:
+            self.mode = (on, batch_statistics)
             for module in self.modules:
-                module.training = is_so or (by_batch and isinstance(module, BatchNorm))
+                module.training = on or (batch_statistics and isinstance(module, BatchNorm))
 
     def autocast(self) -> AbstractContextManager[object]:
         """Where networks run: in bfloat16, if the settings say so."""
@@ -112,10 +112,10 @@ class Rows(ABC, Generic[Lesson]):
         """What a client's steps in round t learn from, as `learn` wants it (see `Feed.picks`)."""
 
     @abstractmethod
-    def learn(self, feed: Feed, lessons: Sequence[Lesson]) -> Tensor:
+    def backprop(self, feed: Feed, lessons: Sequence[Lesson]) -> Tensor:
         """Losses [k] of the first k rows on a lesson for each; sets their g."""
 
-    def first(self, count: int) -> tuple[Tensor, Tensor]:
+    def head(self, count: int) -> tuple[Tensor, Tensor]:
         """The first rows' w and g, [count, n]; g is zero where no gradient moves a model."""
         if count not in self.views:
             self.views[count] = self.w[:count], self.g[:count]
@@ -123,7 +123,7 @@ class Rows(ABC, Generic[Lesson]):
 
     def move(self, count: int, rate: float) -> None:
         """The first rows go down their gradients: w -= rate * g."""
-        w, g = self.first(count)
+        w, g = self.head(count)
         w.add_(g, alpha=-rate)
 
 
@@ -136,7 +136,7 @@ class OneByOne(Rows[Batch]):
 
     def __init__(self, flat: Flat, count: int, device: torch.device, settings: Settings) -> None:
         super().__init__(flat, count, device, settings)
-        self.networks = [flat.network(*both) for both in zip(self.w, self.aside, strict=True)]
+        self.networks = [flat.network(*both) for both in zip(self.w, self.local_stats, strict=True)]
         self.layers = [list(layers(network)) for network in self.networks]
         self.parameters = [list(network.parameters()) for network in self.networks]
         self.models = [[piece.of(row) for piece in flat.parameters] for row in self.w]
@@ -171,12 +171,12 @@ class OneByOne(Rows[Batch]):
         self.fresh[row] = found[: len(ours)]
         return found[len(ours) :]
 
-    def first(self, count: int) -> tuple[Tensor, Tensor]:
+    def head(self, count: int) -> tuple[Tensor, Tensor]:
         """See `Rows.first`."""
         for row, found in self.fresh.items():
             torch._foreach_copy_(self.gradients[row], found)
         self.fresh.clear()
-        return super().first(count)
+        return super().head(count)
 
     def move(self, count: int, rate: float) -> None:
         """See `Rows.move`."""
@@ -218,8 +218,8 @@ class OneByOne(Rows[Batch]):
         """See `Rows.lessons`."""
         return feed.batches(t, client, passes)
 
-    def learn(self, feed: Feed, lessons: Sequence[Batch]) -> Tensor:
-        """See `Rows.learn`."""
+    def backprop(self, feed: Feed, lessons: Sequence[Batch]) -> Tensor:
+        """See `Rows.backprop`."""
         return self.losses(*zip(*lessons, strict=True))[0]
 
 

@@ -50,7 +50,7 @@ class Padded(NamedTuple):
     shifts: Tensor
     keys: Tensor
 
-    def first(self, count: int) -> "Padded":
+    def head(self, count: int) -> "Padded":
         """That of fewer rows."""
         return Padded(*(tensor[:count] for tensor in self))
 
@@ -74,7 +74,7 @@ class Stacked(Rows[Pick]):
     def _some(self, count: int) -> Some:
         """Leaves of autograd for so many rows; a slice of more would be none."""
         if count not in self.leaves:
-            place = self.aside if self.flat.is_local else self.w
+            place = self.local_stats if self.flat.is_local else self.w
             # By `data`, or autograd would take new statistics for a change of the weights beside.
             self.leaves[count] = Some(
                 {p.name: p.of(self.w[:count]).requires_grad_() for p in self.flat.parameters},
@@ -141,8 +141,8 @@ class Stacked(Rows[Pick]):
         """See `Rows.lessons`."""
         return feed.picks(t, client, passes)
 
-    def learn(self, feed: Feed, lessons: Sequence[Pick]) -> Tensor:
-        """See `Rows.learn`."""
+    def backprop(self, feed: Feed, lessons: Sequence[Pick]) -> Tensor:
+        """See `Rows.backprop`."""
         count = len(lessons)
         if not self.w.is_cuda:
             return self._step(feed, loaded(lessons, count, max(len(p.positions) for p in lessons)))
@@ -151,7 +151,7 @@ class Stacked(Rows[Pick]):
             self.static = Padded(*(tensor.to(self.device) for tensor in host))
         size = graph_size(count, len(self))
         if size not in self.graphs:
-            self._capture(feed, self.static.first(size))
+            self._capture(feed, self.static.head(size))
         for there, here in zip(self.static, host, strict=True):
             there.copy_(here)
         graph, losses = self.graphs[size]
@@ -168,12 +168,12 @@ class Stacked(Rows[Pick]):
     def _capture(self, feed: Feed, batch: Padded) -> None:
         """Captures the step of some first rows; it warms up without samples, so nothing moves."""
         batch.present.zero_()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        local_stats = torch.cuda.Stream()
+        local_stats.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(local_stats):
             for _ in range(WARM_UP):
                 self._step(feed, batch)
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(local_stats)
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
         with torch.cuda.graph(graph, pool=pool):

@@ -32,14 +32,14 @@ class Part(Protocol):
 
     Attributes:
         flat: the network.
-        aside: where its local statistics lie in the whole network's, int64 [len(flat.aside)].
+        local_stats: where its local statistics lie in the whole network's, int64 [len(flat.aside)].
     """
 
     @property
     def flat(self) -> Flat: ...
 
     @property
-    def aside(self) -> Tensor: ...
+    def local_stats(self) -> Tensor: ...
 
 
 EVALUATION_BATCH = 256
@@ -56,7 +56,7 @@ class Trainer:
 
     Attributes:
         feed: what clients learn from.
-        crew: how a split model's parts on the server are gone through (see `Rows.each`).
+        pool: how a split model's parts on the server are gone through (see `Rows.each`).
         keeps: whether clients have something that stays on their rank: statistics of their own.
         losses: each client's losses in local training, this round: their sum and their number.
         seconds: each client's time in local training, and in preparing its upload, this round.
@@ -71,19 +71,19 @@ class Trainer:
         data: Dataset,
         population: Population,
         device: torch.device,
-        crew: Each = map,
+        pool: Each = map,
     ) -> None:
-        self.crew = crew
+        self.pool = pool
         self.settings, self.flat, self.population, self.device = settings, flat, population, device
         self.feed = Feed(settings, data, population, device, flat.is_random)
         self.is_stacked = device.type == "cuda" or (settings.rows or 1) > 1
-        self.seats = settings.rows
+        self.row_limit = settings.rows
         self.keeps = flat.is_local and len(flat.statistics) > 0
         self.descent = self.descent_of(flat, 1)
         self.others: dict[Flat | Nest, Descent] = {}
         self.statistics: dict[int, Tensor] | Store = {}
         if self.keeps:
-            self.statistics = Store(settings.state, len(flat.aside))
+            self.statistics = Store(settings.state, len(flat.local_stats))
         self.begin()
 
     @property
@@ -140,22 +140,22 @@ class Trainer:
             found.append(rate(self.settings, t, (step // each) / whole))
         return torch.tensor(found, device=self.device).unsqueeze(1)
 
-    def paces(self, t: int, client: int) -> list[float]:
+    def rates_of(self, t: int, client: int) -> list[float]:
         """The learning rate of each of the client's steps in round t."""
         steps = range(self.population.steps(client))
         return [float(self.rates(t, [client], step)) for step in steps]
 
-    def distance(self, t: int, client: int) -> float:
+    def sum_of_rates(self, t: int, client: int) -> float:
         """How far the client's steps go in round t along gradients of 1: the sum of rates."""
-        return sum(self.paces(t, client))
+        return sum(self.rates_of(t, client))
 
-    def reach(self, t: int, client: int) -> float:
+    def effective_steps(self, t: int, client: int) -> float:
         """The sum of the weights of the client's gradients in its update, in first rates.
 
         A gradient weighs on all steps that come after it, by the momentum to the power of how long
         ago it was (FedNova's norm of a_k).
         """
-        paces, weight, total = self.paces(t, client), 0.0, 0.0
+        paces, weight, total = self.rates_of(t, client), 0.0, 0.0
         for pace in reversed(paces):
             weight = pace + self.settings.momentum * weight
             total += weight
@@ -166,10 +166,10 @@ class Trainer:
         if not self.is_stacked:
             yield from ((client,) for client in clients)
             return
-        if self.seats is None and clients:
-            self.seats = self._fitting()
+        if self.row_limit is None and clients:
+            self.row_limit = self._fitting()
         order = self.ordered(clients)
-        count = -(-len(order) // (self.seats or 1))
+        count = -(-len(order) // (self.row_limit or 1))
         for number in range(count):
             yield tuple(order[number * len(order) // count : (number + 1) * len(order) // count])
 
@@ -187,7 +187,7 @@ class Trainer:
             torch.cuda.reset_peak_memory_stats(self.device)
             some = self.descent_of(self.flat, count)
             lesson = next(some.rows.lessons(self.feed, 0, largest))
-            some.rows.learn(self.feed, [lesson] * count)
+            some.rows.backprop(self.feed, [lesson] * count)
             needed.append(torch.cuda.max_memory_allocated(self.device) - before)
             del some
         torch.cuda.empty_cache()
@@ -203,7 +203,7 @@ class Trainer:
         inner = [self.descent_of(flat, count).rows for flat in shape.flats]
         return descent(self.settings, Nested(shape, inner, self.settings))
 
-    def _seat(self, count: int, part: Part | None = None) -> Descent:
+    def _rows_for(self, count: int, part: Part | None = None) -> Descent:
         """At least so many rows of the whole network, or of another one."""
         if isinstance(part, Nest) or (part is not None and part.flat is not self.flat):
             key = part if isinstance(part, Nest) else part.flat
@@ -241,9 +241,9 @@ class Trainer:
         """
         began = perf_counter()
         rows = self._descend(t, clients, start, adjust, part)
-        self._remember(clients, rows, None if part is None else part.aside)
+        self._remember(clients, rows, None if part is None else part.local_stats)
         self.spend(clients, began)
-        return rows.first(len(clients))[0]
+        return rows.head(len(clients))[0]
 
     def tune(self, t: int, clients: Sequence[int], start: Tensor, passes: int) -> Tensor:
         """Models of their own for clients that have trained: so many passes from `start`.
@@ -257,8 +257,8 @@ class Trainer:
         """
         rows = self._descend(t, clients, start, None, None, passes)
         for row, client in enumerate(clients if self.keeps else ()):
-            self.tuned[client] = rows.aside[row].clone()
-        return rows.first(len(clients))[0]
+            self.tuned[client] = rows.local_stats[row].clone()
+        return rows.head(len(clients))[0]
 
     def _descend(
         self,
@@ -272,21 +272,21 @@ class Trainer:
         """Rows of which the first have made the clients' steps in round t; see `train`, `tune`."""
         steps = [self.population.steps(client, passes) for client in clients]
         assert steps == sorted(steps, reverse=True), "a chunk has those with most steps first"
-        descent = self._seat(len(clients), part)
+        descent = self._rows_for(len(clients), part)
         rows = descent.rows
         lessons = [rows.lessons(self.feed, t, client, passes) for client in clients]
         descent.reset(start)
-        self._recall(clients, rows, None if part is None else part.aside)
-        rows.learning(True)
+        self._recall(clients, rows, None if part is None else part.local_stats)
+        rows.train_mode(True)
         done = 0
         for count in range(len(clients), 0, -1):
             busy, losses = clients[:count], []
             for step in range(done, steps[count - 1]):
                 some = [next(lesson) for lesson in lessons[:count]]
-                losses.append(rows.learn(self.feed, some))
+                losses.append(rows.backprop(self.feed, some))
                 self.at = step
                 if adjust is not None:
-                    adjust(busy, *rows.first(count))
+                    adjust(busy, *rows.head(count))
                 descent.step(count, self.rates(t, busy, step, passes))
             if losses and passes is None:
                 self.note(busy, torch.stack(losses).sum(0), len(losses))
@@ -328,19 +328,21 @@ class Trainer:
             found |= zip(some, rows, strict=True)
         return [found[place] for place in range(len(clients))]
 
-    def _recall(self, clients: Sequence[int], rows: Rows[Any], aside: Tensor | None) -> None:
+    def _recall(self, clients: Sequence[int], rows: Rows[Any], local_stats: Tensor | None) -> None:
         """Gives the first rows their clients' own statistics, or those at some places of them."""
         for row, client in enumerate(clients if self.keeps else ()):
-            own = self.statistics.get(client, self.flat.aside)
-            rows.aside[row] = own if aside is None else own[aside]
+            own = self.statistics.get(client, self.flat.local_stats)
+            rows.local_stats[row] = own if local_stats is None else own[local_stats]
 
-    def _remember(self, clients: Sequence[int], rows: Rows[Any], aside: Tensor | None) -> None:
+    def _remember(
+        self, clients: Sequence[int], rows: Rows[Any], local_stats: Tensor | None
+    ) -> None:
         """Takes them back."""
         for row, client in enumerate(clients if self.keeps else ()):
-            own = rows.aside[row]
-            if aside is not None:
-                own = self.statistics.get(client, self.flat.aside).clone()
-                own[aside] = rows.aside[row].to(own.device)
+            own = rows.local_stats[row]
+            if local_stats is not None:
+                own = self.statistics.get(client, self.flat.local_stats).clone()
+                own[local_stats] = rows.local_stats[row].to(own.device)
             self.statistics[client] = own
 
     def gradient(self, client: int, w: Tensor, positions: np.ndarray) -> Tensor:
@@ -351,10 +353,10 @@ class Trainer:
         """
         self.rows.w[0] = w
         self._recall([client], self.rows, None)
-        self.rows.learning(False)
+        self.rows.train_mode(False)
         x, y = self.feed.take(torch.from_numpy(positions))
         self.rows.losses([x], [y], ())
-        return self.rows.first(1)[1][0]
+        return self.rows.head(1)[1][0]
 
     @torch.no_grad()
     def correct(
@@ -379,19 +381,19 @@ class Trainer:
         right: list[list[np.ndarray]] = [[np.zeros(0, bool)] for _ in models]
         known = {i for i, client in enumerate(owners) if client in self.statistics}
         order = sorted((i for i, x in enumerate(xs) if len(x)), key=lambda i: -len(xs[i]))
-        width = self.seats or 1
+        width = self.row_limit or 1
         # Those with statistics of their own and those without are judged differently.
         apart = [[i for i in order if (i in known) == is_known] for is_known in (True, False)]
         for some in (
             these[first : first + width] for these in apart for first in range(0, len(these), width)
         ):
-            rows = self._seat(len(some)).rows
+            rows = self._rows_for(len(some)).rows
             theirs = [owners[i] for i in some] if owners else []
             self._recall(theirs, rows, None)
             for row, client in enumerate(theirs):
                 if client in self.tuned:
-                    rows.aside[row] = self.tuned[client]
-            rows.learning(False, by_batch=self.keeps and some[0] not in known)
+                    rows.local_stats[row] = self.tuned[client]
+            rows.train_mode(False, batch_statistics=self.keeps and some[0] not in known)
             torch.stack([models[i] for i in some], out=rows.w[: len(some)])
             for first in range(0, len(xs[some[0]]), EVALUATION_BATCH):
                 part = slice(first, first + EVALUATION_BATCH)

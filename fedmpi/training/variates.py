@@ -43,16 +43,16 @@ class Variates:
             self.drift = torch.stack([self.common - self.of(client) for client in clients])
         g.add_(self.drift[: len(clients)])
 
-    def move(self, client: int, update: Tensor, distance: float, still: Tensor) -> Tensor:
+    def move(self, client: int, update: Tensor, distance: float, stat_positions: Tensor) -> Tensor:
         """Moves c_k to c_k - c + (w - w_k) / distance, and returns the change: [n].
 
         Args:
             client: whose.
             update: w_k - w, [n].
             distance: the sum of the rates of its steps.
-            still: positions that have no gradient, and so no variate: int64.
+            stat_positions: positions that have no gradient, and so no variate: int64.
         """
         change = update / -distance - self.common
-        change[still] = 0
+        change[stat_positions] = 0
         self.own[client] = self.of(client) + change
         return change

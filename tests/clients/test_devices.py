@@ -374,7 +374,7 @@ def test_devices_that_are_too_small_may_rest(name: str, participation: float) ->
     words = (f"method.name={name}", f"participation={participation}", "rounds=5", *TWO)
     engine = Engine(small(*words))
     tiny = {client for client, tier in engine.fleet.owners() if tier.name == "tiny"}
-    assert len(tiny) == 2 and engine.population.resting == tiny
+    assert len(tiny) == 2 and engine.population.excluded == tiny
     rows = np.concatenate([outcome.tables["clients"] for outcome in play(engine)])
     assert set(rows["client"].tolist()) == set(range(5)) - tiny
     assert set(rows["round"].tolist()) >= set(range(5))
@@ -386,9 +386,9 @@ def test_the_others_are_those_of_a_run_without_the_resting_ones() -> None:
     """A trace that leaves out the same clients makes the same model."""
     engine = Engine(small("rounds=3", *TWO))
     list(play(engine))
-    others = sorted(set(range(5)) - engine.population.resting)
+    others = sorted(set(range(5)) - engine.population.excluded)
     plainly = Engine(small("rounds=3"))
-    plainly.population.rest(engine.population.resting)
+    plainly.population.exclude(engine.population.excluded)
     list(play(plainly))
     assert [plainly.population.sample(t) for t in range(3)] == [tuple(others)] * 3
     assert engine.model_sha256() == plainly.model_sha256() != run(small("rounds=3"))
@@ -398,7 +398,7 @@ def test_not_all_devices_may_rest(tmp_path: Path) -> None:
     alone = ("devices.tiers=[{name='tiny', memory=1e-3}]", "devices.unfit=rest")
     with pytest.raises(ConfigError, match="for round 0: 5 of 5 devices are too small"):
         Engine(small(*alone))
-    tiny = min(Engine(small(*TWO)).population.resting)
+    tiny = min(Engine(small(*TWO)).population.excluded)
     trace = tmp_path / "trace.csv"
     trace.write_text(
         f"client,first,last\n{tiny},2,2\n" + "".join(f"{client},0,1\n" for client in range(5))

@@ -44,36 +44,36 @@ def test_messages_reach_their_clients(post: Post) -> None:
     """By the wire and by lines, small ones and large ones by turns."""
     mine, (line, other) = WAVE.on(RANK), post.wire.lines(2)
     for size in (1, 5000, 7, 6000):
-        found = post.hear([message(client, size) for client in mine])
+        found = post.gather([message(client, size) for client in mine])
         check(found, WAVE.clients if post.wire.is_root else (), size)
         assert all(some.weight == 2.5 for some in found)
         answers = [message(client, size) for client in reversed(WAVE.clients)]
-        told = post.deliver(WAVE, answers if post.wire.is_root else [])
+        told = post.scatter(WAVE, answers if post.wire.is_root else [])
         check(told, mine[::-1], size)
-        post.ask(line, [message(client, size) for client in mine])
-        post.ask(other, [message(client, 2 * size) for client in mine])
+        post.send_up(line, [message(client, size) for client in mine])
+        post.send_up(other, [message(client, 2 * size) for client in mine])
         for some, length in ((line, size), (other, 2 * size)):
-            heard = post.heard(some)
+            heard = post.recv_up(some)
             check(heard, WAVE.clients if post.wire.is_root else (), length)
             if post.wire.is_root:
-                post.answer(some, WAVE, [message(client, length) for client in WAVE.clients])
+                post.send_down(some, WAVE, [message(client, length) for client in WAVE.clients])
         for some, length in ((line, size), (other, 2 * size)):
-            check(post.told(some), mine, length)
-    check(post.announce([message(EVERYONE, 3)] if post.wire.is_root else [], [1]), (EVERYONE,), 3)
+            check(post.recv_down(some), mine, length)
+    check(post.broadcast([message(EVERYONE, 3)] if post.wire.is_root else [], [1]), (EVERYONE,), 3)
     for some in (line, other):
-        some.rest()
+        some.wait()
 
 
 @on_ranks
 def test_bytes_are_charged_to_clients_on_the_root(post: Post) -> None:
     (line,) = post.wire.lines(1)
-    post.ask(line, [message(client, 10) for client in WAVE.on(RANK)])
-    post.heard(line)
+    post.send_up(line, [message(client, 10) for client in WAVE.on(RANK)])
+    post.recv_up(line)
     if post.wire.is_root:
-        post.answer(line, WAVE, [message(client, 5 * client) for client in WAVE.clients])
-    post.told(line)
-    line.rest()
-    post.announce([message(EVERYONE, 6)] if post.wire.is_root else [], [0, 1])
+        post.send_down(line, WAVE, [message(client, 5 * client) for client in WAVE.clients])
+    post.recv_down(line)
+    line.wait()
+    post.broadcast([message(EVERYONE, 6)] if post.wire.is_root else [], [0, 1])
     up, down = post.ledger.bytes[:, :, Kind.GRADIENT].T
     root = post.wire.is_root
     assert up.tolist() == [40 * root if client in WAVE.clients else 0 for client in range(5)]
@@ -85,12 +85,12 @@ def test_bytes_are_charged_to_clients_on_the_root(post: Post) -> None:
 @on_ranks
 def test_packing_is_charged_to_its_phase(post: Post) -> None:
     (line,) = post.wire.lines(1)
-    post.ask(line, [message(client, 10) for client in WAVE.on(RANK)])
-    post.heard(line)
+    post.send_up(line, [message(client, 10) for client in WAVE.on(RANK)])
+    post.recv_up(line)
     if post.wire.is_root:
-        post.answer(line, WAVE, [])
-    post.told(line)
-    line.rest()
+        post.send_down(line, WAVE, [])
+    post.recv_down(line)
+    line.wait()
     seconds = post.clock.seconds
     assert seconds[Phase.PACK] > 0
     assert seconds[Phase.TRANSFER] > 0

@@ -128,7 +128,7 @@ def test_parts_are_pieces_of_a_network_and_statistics_are_in_none() -> None:
     stages = torch.nn.Sequential(torch.nn.Linear(3, 4), layers.BatchNorm(4), torch.nn.Linear(4, 2))
     shape = flat.Flat(stages)
     found = sparse.tops(random(2 * shape.size).view(2, -1), shape.parameters, 0.5)
-    assert not set((found % shape.size).tolist()) & set(shape.still.tolist())
+    assert not set((found % shape.size).tolist()) & set(shape.stat_positions.tolist())
     assert len(found) == 2 * (6 + 2 + 2 + 2 + 4 + 1)
 
 

@@ -109,7 +109,7 @@ def test_every_method_runs_under_a_median_or_refuses_it(name: str) -> None:
         assert found.sha256 == alone.sha256
         server = found.engine.server
         plain = run(small(*words[:1], "participation=0.6"))
-        assert (found.sha256 != plain.sha256) == bool(server.parts)
+        assert (found.sha256 != plain.sha256) == bool(server.blocks_per_upload)
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_root_wants_words(wrong: np.ndarray) -> None:
         alone.bcast(wrong)
     (line,) = alone.lines(1)
     with pytest.raises(ValueError, match=f"words of {WORD}"):
-        line.ask(wrong)
+        line.send_up(wrong)
     assert (alone.up, alone.down) == (0, 0)
 
 
@@ -239,7 +239,7 @@ def test_root_wants_words(wrong: np.ndarray) -> None:
 def test_shares_are_words_and_all_that_there_is(size: int, lengths: list[int]) -> None:
     alone = Wire(Clock(), MPI.COMM_SELF)
     (line,) = alone.lines(1)
-    for hand_out in (alone.scatter, line.answer):
+    for hand_out in (alone.scatter, line.send_down):
         with pytest.raises(ValueError, match=rf"for 1 ranks, {size} bytes .* found \[{lengths[0]}"):
             hand_out(np.zeros(size, np.uint8), lengths)
     assert (alone.down, line.pending) == (0, [])
@@ -247,14 +247,14 @@ def test_shares_are_words_and_all_that_there_is(size: int, lengths: list[int]) -
 
 def turn(line: Line, up: list[int], down: list[int], seed: int) -> None:
     """One turn on a line, with so many words from and for each rank."""
-    line.ask(data(up[RANK], seed + RANK))
-    pieces = line.hear()
+    line.send_up(data(up[RANK], seed + RANK))
+    pieces = line.recv_up()
     assert len(pieces) == (SIZE if RANK == ROOT else 0)
     for rank, piece in enumerate(pieces):
         np.testing.assert_array_equal(piece, data(up[rank], seed + rank))
     if RANK == ROOT:
-        line.answer(*shares(down, seed))
-    np.testing.assert_array_equal(line.learn(), data(down[RANK], seed + RANK))
+        line.send_down(*shares(down, seed))
+    np.testing.assert_array_equal(line.recv_down(), data(down[RANK], seed + RANK))
 
 
 @on_ranks
@@ -267,7 +267,7 @@ def test_turns_on_a_line(ours: Wire, large: int) -> None:
         up, down = ([large * ((seed + rank + way) % 3) for rank in range(SIZE)] for way in range(2))
         turn(line, up, down, seed)
         total += WORD * np.array([up[RANK], down[RANK]])
-    line.rest()
+    line.wait()
     assert (ours.up, ours.down) == tuple(total)
     assert line.pending == []
 
@@ -290,16 +290,16 @@ def test_a_line_does_not_wait_for_the_other(ours: Wire) -> None:
     first, second = ours.lines(2)
     for seed in range(3):
         words = [seed + rank for rank in range(SIZE)]
-        first.ask(data(words[RANK], RANK))
-        second.ask(data(2 * words[RANK], RANK + 9))
+        first.send_up(data(words[RANK], RANK))
+        second.send_up(data(2 * words[RANK], RANK + 9))
         for line, factor, start in ((second, 2, 9), (first, 1, 0)):
-            for rank, piece in enumerate(line.hear()):
+            for rank, piece in enumerate(line.recv_up()):
                 np.testing.assert_array_equal(piece, data(factor * words[rank], rank + start))
             if ours.is_root:
-                line.answer(*shares(words, start))
+                line.send_down(*shares(words, start))
         for line, start in ((first, 0), (second, 9)):
-            np.testing.assert_array_equal(line.learn(), data(words[RANK], RANK + start))
-            line.rest()
+            np.testing.assert_array_equal(line.recv_down(), data(words[RANK], RANK + start))
+            line.wait()
         assert len(ours.gather(data(1))) == (SIZE if ours.is_root else 0)
 
 
@@ -309,16 +309,16 @@ def test_nobody_is_held_up_on_a_line(ours: Wire, words: int) -> None:
     """Everyone meets elsewhere between asking and hearing, and between answering and learning."""
     lines, elsewhere = ours.lines(2), COMM.Dup()
     for line in lines:
-        line.ask(data(words, RANK))
+        line.send_up(data(words, RANK))
     elsewhere.Barrier()
     for line in lines:
-        line.hear()
+        line.recv_up()
         if ours.is_root:
-            line.answer(*shares([words] * SIZE))
+            line.send_down(*shares([words] * SIZE))
     elsewhere.Barrier()
     for line in lines:
-        np.testing.assert_array_equal(line.learn(), data(words, RANK))
-        line.rest()
+        np.testing.assert_array_equal(line.recv_down(), data(words, RANK))
+        line.wait()
     elsewhere.Free()
 
 
@@ -329,14 +329,14 @@ def test_waiting_on_a_line_is_not_transfer(ours: Wire, late: str) -> None:
     (line,) = ours.lines(1)
     if late == "rank" and RANK == SIZE - 1:
         time.sleep(0.3)
-    line.ask(data(10))
-    line.hear()
+    line.send_up(data(10))
+    line.recv_up()
     if late == "root" and ours.is_root:
         time.sleep(0.3)
     if ours.is_root:
-        line.answer(*shares([10] * SIZE))
-    line.learn()
-    line.rest()
+        line.send_down(*shares([10] * SIZE))
+    line.recv_down()
+    line.wait()
     waits = ours.is_root if late == "rank" else not ours.is_root
     assert seconds(ours, Phase.TRANSFER) > 0
     assert seconds(ours, Phase.PACK, Phase.TRAIN, Phase.SERVE, *OFF) == 0

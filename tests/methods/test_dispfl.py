@@ -40,7 +40,7 @@ def test_rounds_are_means_over_those_who_have_a_weight(
     for t, _ in enumerate(play(engine)):
         fresh = {}
         for client in engine.population.sample(t):
-            around = [client, *method.heard(engine.settings, t, client)]
+            around = [client, *method.neighbours_of(engine.settings, t, client)]
             votes = sum(own[c][1].float() for c in around)
             start = sum(own[c][0] for c in around) / votes.clamp(min=1) * masks[client]
             kept = masks[client]
@@ -99,12 +99,12 @@ def test_without_neighbours_masks_and_changes_it_is_local_training() -> None:
 def test_whom_clients_hear(words: tuple[str, ...], wanted: dict[int, list[int]]) -> None:
     settings = small("method.name=dispfl", "clients=6", *words)
     for client, others in wanted.items():
-        assert settings.method.heard(settings, 3, client) == others
+        assert settings.method.neighbours_of(settings, 3, client) == others
 
 
 def test_neighbours_are_drawn_anew() -> None:
     settings = small("method.name=dispfl", "clients=6", "method.neighbours=2")
-    found = [tuple(settings.method.heard(settings, t, 1)) for t in range(200)]
+    found = [tuple(settings.method.neighbours_of(settings, t, 1)) for t in range(200)]
     assert all(len(set(some)) == 2 and 1 not in some for some in found)
     counts = np.bincount(np.array(found).ravel(), minlength=6)
     assert counts[1] == 0

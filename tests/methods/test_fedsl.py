@@ -220,7 +220,7 @@ def test_a_mean_is_over_those_who_keep_a_value(as_zero: str) -> None:
     own = torch.randn(2, size, generator=torch.Generator().manual_seed(1)) * kept
     for row, (client, weight) in enumerate(((1, 3.0), (3, 1.0))):
         clients.memory.choices[client] = kept[row, : 64 * 12]
-        clients.memory.rest()
+        clients.memory.release()
         clients.memory.starts[client] = w[:size]
         blocks = clients.upload(0, client, own[row])
         server.absorb(0, Message(client, blocks, weight))
@@ -350,11 +350,13 @@ def test_statistics_of_narrow_fronts_are_trained(
     front, before = found.clients.held, torch.empty(0)
     for t, _ in enumerate(play(found)):
         mask, w = found.clients.memory.mask(0), found.server.w[: front.size]
-        still = front.still
-        assert len(still) == (20 if statistics == "averaged" else 0)
-        if t and len(still):
-            assert torch.equal(w[still] != before[still], mask[still] > 0)
-            assert (mask[still] == 0).any()
+        stat_positions = front.stat_positions
+        assert len(stat_positions) == (20 if statistics == "averaged" else 0)
+        if t and len(stat_positions):
+            assert torch.equal(
+                w[stat_positions] != before[stat_positions], mask[stat_positions] > 0
+            )
+            assert (mask[stat_positions] == 0).any()
         before = w.clone()
     assert before.isfinite().all()
 

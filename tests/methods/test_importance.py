@@ -10,7 +10,7 @@ from fedmpi.config import State
 from fedmpi.engine import Engine
 from fedmpi.methods.fedsl.importance import Channels, Memory, Weights
 from fedmpi.networks.flat import Flat
-from fedmpi.split.narrowed import Narrowed, NarrowedParts
+from fedmpi.split.narrowed import Narrowed, NarrowedWaveParts
 from fedmpi.training.descent import Descent
 from tests.plain import CNN
 from tests.small import small
@@ -43,7 +43,7 @@ def test_what_comes_out_of_a_front_stays(case: str) -> None:
     found = Channels(flat, CPU, SHAPE)
     if FRONTS[case][2]:
         assert found.widths == FRONTS[case][2]
-    few = found.part(found.choose(random(flat.size), 0.5)).flat
+    few = found.narrowed(found.choose(random(flat.size), 0.5)).flat
     assert few.size < flat.size
     x = torch.randn(2, *SHAPE)
     outputs = [f.network(f.initial.clone()).train(False)(x) for f in (few, flat)]
@@ -80,10 +80,10 @@ def test_a_narrowed_front_says_and_learns_what_the_masked_one_does(case: str) ->
     found = Channels(flat, CPU, SHAPE)
     kept = [found.choose(random(flat.size, seed), 0.5) for seed in range(2)]
     choices = [None, *kept, found.choose(random(flat.size), 0.3)]
-    parts = NarrowedParts(engine.trainer, flat)
+    parts = NarrowedWaveParts(engine.trainer, flat)
     (party,) = parts.open(0, [range(4)], flat.initial)
     number = {client: row for row, client in enumerate(party.order)}
-    parts.narrow(lambda client: found.part(choices[number[client]]))
+    parts.narrow(lambda client: found.narrowed(choices[number[client]]))
     plain = engine.trainer.descent_of(flat, 4).rows
     masks = [torch.ones(flat.size) if c is None else found.mask(c) for c in choices]
     for row, mask in enumerate(masks):
@@ -98,17 +98,17 @@ def test_a_narrowed_front_says_and_learns_what_the_masked_one_does(case: str) ->
             rows.backward(cotangents)
         for row in range(count):
             wanted = plain.first(count)[1][row] * masks[row]
-            torch.testing.assert_close(party.rows.first(count)[1][row], wanted)
+            torch.testing.assert_close(party.rows.head(count)[1][row], wanted)
 
 
 def test_narrowed_networks_are_kept_for_the_next_round_and_no_longer() -> None:
     engine = Engine(small("method.name=splitfed", "method.cut=hidden2"))
     flat = engine.clients.held
-    found, parts = Channels(flat, CPU, SHAPE), NarrowedParts(engine.trainer, flat)
+    found, parts = Channels(flat, CPU, SHAPE), NarrowedWaveParts(engine.trainer, flat)
     inner: list[object] = []
     for rate in (0.5, 0.5, 0.2):
         (party,) = parts.open(0, [range(3)], flat.initial)
-        part = found.part(found.choose(random(flat.size), rate))
+        part = found.narrowed(found.choose(random(flat.size), rate))
         parts.narrow(lambda client, part=part: part)
         assert isinstance(party.rows, Narrowed) and isinstance(party.descent, Descent)
         inner += party.rows.inner.values()
@@ -138,9 +138,9 @@ def test_what_was_cut_out_is_remembered_by_its_last_gradient(kind: str) -> None:
     memory = Memory(pruner, flat.size, flat.initial, State())
     gradients = [random(flat.size, seed) for seed in range(2)]
     for g in gradients:
-        memory.rest()
+        memory.release()
         memory.begin(7, flat.initial, 0.5)
-        memory.learn(7, g)
+        memory.observe(7, g)
         memory.end(7, flat.initial, True)
     mask = memory.mask(7)
     assert 0 < int(mask.sum()) < flat.size

@@ -68,10 +68,13 @@ def test_c_k_is_the_mean_gradient_of_the_last_pass_and_corrects_the_next(
 def test_statistics_have_no_control_variates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "build", smooth)
     engine = Engine(small(*WORDS, "participation=0.6"))
-    still = engine.flat.still
+    stat_positions = engine.flat.stat_positions
     list(play(engine))
-    assert len(still) and engine.server.control.any()
-    assert not engine.server.control[still].any() and not controls(engine)[:, still].any()
+    assert len(stat_positions) and engine.server.control.any()
+    assert (
+        not engine.server.control[stat_positions].any()
+        and not controls(engine)[:, stat_positions].any()
+    )
 
 
 def test_what_is_lost_of_a_c_k_is_missing_in_c() -> None:

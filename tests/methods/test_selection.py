@@ -93,7 +93,7 @@ def test_a_judge_is_plain_torch(words: tuple[str, ...]) -> None:
     chosen = select.chosen(engine.clients.channels.norms(w), keep)
     masked = network(engine, engine.clients.channels.masked(w, chosen))
     wanted = accuracy(masked, feed.x[positions], feed.y[positions])
-    assert game.judge(keep) == pytest.approx(100 * wanted)
+    assert game.accuracy_of(keep) == pytest.approx(100 * wanted)
 
 
 def test_skews_hold_for_reserved_samples_too(words: tuple[str, ...]) -> None:
@@ -115,10 +115,10 @@ def test_asking_changes_nothing(
     clients.receive(0, [1], engine.server.broadcast(0))
     clients.accept(0, 1, engine.server.send(0, 1))
     w = clients.work(0, [1])[0]
-    before, aside = w.clone(), engine.trainer.rows.aside.clone()
+    before, local_stats = w.clone(), engine.trainer.rows.local_stats.clone()
     clients.upload(0, 1, w)
     assert torch.equal(w, before)
-    assert torch.equal(engine.trainer.rows.aside, aside)
+    assert torch.equal(engine.trainer.rows.local_stats, local_stats)
 
 
 @pytest.mark.parallel([1, 2, 3])

@@ -320,7 +320,7 @@ def test_statistics_count_by_samples(
     monkeypatch.setattr(models, "build", smooth)
     engine = engine_of(f"method.weight_rule={rule}", "rounds=3", "participation=0.6", *tail)
     server, clients, own = engine.server, engine.clients, {}
-    absorb, upload, held = server.absorb, clients.upload, clients.still
+    absorb, upload, held = server.absorb, clients.upload, clients.stat_positions
     before = server.w.clone()
 
     def watch(t: int, client: int, w: Tensor) -> list[Block]:
@@ -343,8 +343,10 @@ def test_statistics_count_by_samples(
         rows = outcome.tables["clients"]
         p = torch.tensor(rows["samples"] / rows["samples"].sum(), dtype=torch.float32)
         wanted = p @ torch.stack([own[int(client)] for client in rows["client"]])
-        still = engine.flat.still
-        torch.testing.assert_close(server.w[still], wanted[still], rtol=1e-4, atol=1e-6)
+        stat_positions = engine.flat.stat_positions
+        torch.testing.assert_close(
+            server.w[stat_positions], wanted[stat_positions], rtol=1e-4, atol=1e-6
+        )
         far = [norms[int(client)] for client in rows["client"]]
         np.testing.assert_allclose(rows["distance"], far, rtol=1e-4)
         before = server.w.clone()

@@ -236,14 +236,14 @@ def test_norms_travel_with_their_channels_and_statistics_always(
 ) -> None:
     monkeypatch.setattr(models, "build", smooth)
     engine = engine_of(*FEW, "method.sparsity=0.75")
-    heard, still = listen(engine, monkeypatch), engine.flat.still
+    heard, stat_positions = listen(engine, monkeypatch), engine.flat.stat_positions
     for _ in play(engine):
         for where, change in heard.values():
             assert int(where.sum()) == 1 * (10 + 2) + 2 * (37 + 2) + 2 * (4 + 6)
-            assert where[still].all()
-            assert not change[still].any()
-    assert not engine.server.control[still].any()
-    assert (engine.server.w[still] != engine.flat.initial[still]).all()
+            assert where[stat_positions].all()
+            assert not change[stat_positions].any()
+    assert not engine.server.control[stat_positions].any()
+    assert (engine.server.w[stat_positions] != engine.flat.initial[stat_positions]).all()
 
 
 def test_without_channels_all_of_the_encoder_travels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,13 +42,13 @@ def halves(engine: Engine, w: Tensor) -> tuple[nn.Sequential, nn.Sequential]:
 def orders(engine: Engine) -> Iterator[tuple[int, list[list[int]]]]:
     """Runs; for each round, each step's clients in the order in which the server takes them."""
     server, taken = engine.server, {}
-    learn = server.learn
+    learn = server.step_last
 
     def watch(backs: Lockstep, told: Said) -> list[Message]:
         taken.setdefault(backs.done, []).extend(told)
         return learn(backs, told)
 
-    server.learn = watch
+    server.step_last = watch
     for t, _ in enumerate(play(engine)):
         yield t, list(taken.values())
         taken.clear()
@@ -139,7 +139,7 @@ def test_one_back_is_not_averaged() -> None:
     server, size = engine.server, engine.server.sizes[0]
     server.open(0, [(1,), (3,)])
     assert [len(descent.rows) for descent in server.backs.descents] == [1]
-    server.backs.first.fill_(7)
+    server.backs.first_row.fill_(7)
     assert server.backs.of(1).data_ptr() == server.backs.of(3).data_ptr()
     for client in (1, 3):
         front = sparse.block(Kind.GRADIENT, torch.zeros(size))
@@ -280,13 +280,13 @@ def test_the_servers_optimiser_keeps_its_state_over_the_batches(version: str) ->
     engine = split(version, "momentum=0.9", "rounds=2")
     server = engine.server
     speeds: list[float] = []
-    learn = server.learn
+    learn = server.step_last
 
     def watch(backs: Lockstep, told: Said) -> list[Message]:
         speeds.append(float(backs.descent.velocity.norm()))
         return learn(backs, told)
 
-    server.learn = watch
+    server.step_last = watch
     starts = []
     for _ in play(engine):
         starts.append(len(speeds))

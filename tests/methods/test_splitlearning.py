@@ -98,13 +98,13 @@ def test_without_momentum_many_clients_are_one_after_the_other() -> None:
 def test_the_back_keeps_its_optimisers_state_from_client_to_client() -> None:
     """And not from round to round."""
     engine, speeds = relay("momentum=0.9", "rounds=2", "local_steps=3"), []
-    take = engine.server.learn
+    take = engine.server.step_last
 
     def watch(backs: Lockstep, told: Said) -> list[Message]:
         speeds.append(float(backs.descent.velocity.norm()))
         return take(backs, told)
 
-    engine.server.learn = watch
+    engine.server.step_last = watch
     list(play(engine))
     assert len(speeds) == 2 * 5 * 3
     assert [at for at, speed in enumerate(speeds) if speed == 0] == [0, 15]
@@ -142,7 +142,7 @@ def test_what_is_lost_on_its_way_is_not_passed_on() -> None:
     start = server.relay.clone()
     for client in (1, 3):
         server.open(0, [(client,)])
-        server.backs.first.add_(1)
+        server.backs.first_row.add_(1)
         if client == 1:
             assert server.personal(1) is None
         else:

@@ -154,8 +154,8 @@ def test_statistics_all_travel_and_leave_nothing_behind(monkeypatch: pytest.Monk
     words = ("method.name=topk", "method.sparsity=0.9", "rounds=6", "epochs=3", "momentum=0.9")
     found = run(small(*words))
     flat, rows = found.engine.flat, found.tables["clients"]
-    still = flat.still.numpy()
-    assert len(still) == flat.size - flat.count == 20
+    stat_positions = flat.stat_positions.numpy()
+    assert len(stat_positions) == flat.size - flat.count == 20
     kept = sparse.kept(flat.count, 0.9)
     assert kept != sparse.kept(flat.size, 0.9)
     assert set(rows["up_gradient"].tolist()) == {4 * kept + 4 * 20}
@@ -163,9 +163,11 @@ def test_statistics_all_travel_and_leave_nothing_behind(monkeypatch: pytest.Monk
     for piece in variances:
         assert (piece.of(found.engine.server.w) > 0).all()
     for residual in found.engine.clients.feedback.residuals.values():
-        assert not residual.numpy()[still].any()
+        assert not residual.numpy()[stat_positions].any()
         assert residual.numpy().any()
     # They are averaged as FedAvg does it.
     one, other = (run(small("rounds=1", *name)) for name in (("method.name=topk",), ()))
-    np.testing.assert_allclose(one.model[still], other.model[still], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        one.model[stat_positions], other.model[stat_positions], rtol=1e-5, atol=1e-7
+    )
     assert (one.model != other.model).any()

@@ -118,7 +118,7 @@ def test_statistics_are_in_the_vector_and_do_not_move() -> None:
     flat = Flat(nn.Sequential(stages))
     names = [piece.name for piece in flat.statistics]
     assert names == ["conv.1.running_mean", "conv.1.running_var"]
-    assert (flat.count, flat.size, len(flat.aside)) == (20 + 4 + 219, 20 + 4 + 4 + 219, 0)
+    assert (flat.count, flat.size, len(flat.local_stats)) == (20 + 4 + 219, 20 + 4 + 4 + 219, 0)
     assert [piece.start for piece in flat.statistics] == [24, 26], "module by module"
     assert flat.moving.tolist() == [1.0] * 24 + [0.0] * 4 + [1.0] * 219
     assert flat.initial[24:28].tolist() == [0, 0, 1, 1]
@@ -138,13 +138,13 @@ def test_local_statistics_are_aside() -> None:
     stages = OrderedDict(conv=nn.Sequential(nn.Conv2d(1, 2, 3), BatchNorm(2)), head=nn.Flatten())
     flat = Flat(nn.Sequential(stages), is_local=True)
     assert (flat.size, flat.count, flat.moving) == (24, 24, None)
-    assert flat.aside.tolist() == [0, 0, 1, 1]
-    w, aside = flat.initial.clone(), flat.aside.clone()
-    flat.network(w, aside)(torch.randn(4, 1, 8, 8))
+    assert flat.local_stats.tolist() == [0, 0, 1, 1]
+    w, local_stats = flat.initial.clone(), flat.local_stats.clone()
+    flat.network(w, local_stats)(torch.randn(4, 1, 8, 8))
     assert torch.equal(w, flat.initial)
-    assert aside.tolist() != flat.aside.tolist()
+    assert local_stats.tolist() != flat.local_stats.tolist()
     flat.network(w)(torch.randn(4, 1, 8, 8))
-    assert flat.aside.tolist() == [0, 0, 1, 1], "without a place of its own it gets a copy"
+    assert flat.local_stats.tolist() == [0, 0, 1, 1], "without a place of its own it gets a copy"
 
 
 def test_only_float_buffers_that_are_saved_are_statistics() -> None:

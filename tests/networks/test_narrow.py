@@ -55,7 +55,7 @@ def test_counts_are_rounded_up(rate: float, width: int, wanted: int) -> None:
 
 
 def test_which_channels_are_chosen() -> None:
-    assert narrow.first(0.5)(7).tolist() == [0, 1, 2, 3]
+    assert narrow.prefix(0.5)(7).tolist() == [0, 1, 2, 3]
     assert narrow.window(0.5, 5)(7).tolist() == [0, 1, 5, 6]
     assert narrow.window(0.5, 12)(7).tolist() == [0, 1, 5, 6], "windows go round"
     some = narrow.drawn(0.5, np.random.default_rng(1))
@@ -69,7 +69,7 @@ def test_all_channels_are_the_network_itself(
     name: str, shape: tuple[int, ...], words: tuple[str, ...]
 ) -> None:
     flat = built(name, shape, *words)
-    part = Channels(flat, shape).narrow(narrow.first(1.0))
+    part = Channels(flat, shape).narrow(narrow.prefix(1.0))
     assert part.flat is flat
     assert torch.equal(part.positions, torch.arange(flat.size))
 
@@ -79,7 +79,7 @@ def test_first_channels_compute_what_they_do_amid_zeros(
     name: str, shape: tuple[int, ...], words: tuple[str, ...]
 ) -> None:
     flat = built(name, shape, *words)
-    part = Channels(flat, shape).narrow(narrow.first(0.5))
+    part = Channels(flat, shape).narrow(narrow.prefix(0.5))
     assert part.flat.size < 0.3 * flat.size
     assert (part.positions.diff() > 0).all()
     assert torch.equal(part.flat.initial, flat.initial[part.positions])
@@ -126,7 +126,7 @@ def test_a_sub_model_is_the_network_that_is_built_narrow(
         "lenet": "model.channels=[3,8]",
         "rnn": "model.embedding=4",
     }
-    part = Channels(built(name, shape, wide), shape).narrow(narrow.first(0.5))
+    part = Channels(built(name, shape, wide), shape).narrow(narrow.prefix(0.5))
     wanted = built(name, shape, thin, *([half[name]] if name in half else []))
     pieces = [[(p.name, p.shape) for p in flat.parameters] for flat in (part.flat, wanted)]
     assert pieces[0] == pieces[1]
@@ -156,7 +156,7 @@ def test_rows_and_columns_are_those_of_the_channels_by_hand() -> None:
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_all_gates_of_a_cell_stay(cell: str) -> None:
     flat = built("rnn", (9,), f"model.cell={cell}", "model.hidden=6", "model.layers=1")
-    part = Channels(flat, (9,)).narrow(narrow.first(0.5))
+    part = Channels(flat, (9,)).narrow(narrow.prefix(0.5))
     pieces = {p.name: p.of(torch.arange(flat.size)) for p in flat.parameters}
     gates = 4 if cell == "lstm" else 3
     rows = [6 * gate + cell for gate in range(gates) for cell in range(3)]
@@ -195,7 +195,7 @@ def test_what_is_added_has_the_same_channels(depth: int) -> None:
     same = groups[f"group1_block1.{last}"] == groups[f"group2_block1.{last}"]
     assert same == (depth == 20)
     channels.narrow(narrow.drawn(0.3, np.random.default_rng(1))).flat.network(
-        torch.zeros(channels.narrow(narrow.first(0.3)).flat.size)
+        torch.zeros(channels.narrow(narrow.prefix(0.3)).flat.size)
     )
 
 
@@ -216,8 +216,8 @@ def test_training_a_sub_model_is_masked_training() -> None:
 
 def test_scales_stand_behind_hidden_layers_and_work_in_training_alone() -> None:
     flat = built("mlp", (6, 5), "model.hidden=[12,8]")
-    part = Channels(flat, (6, 5)).narrow(narrow.first(0.5), factor=2.0)
-    plain = Channels(flat, (6, 5)).narrow(narrow.first(0.5))
+    part = Channels(flat, (6, 5)).narrow(narrow.prefix(0.5), factor=2.0)
+    plain = Channels(flat, (6, 5)).narrow(narrow.prefix(0.5))
     assert torch.equal(part.positions, plain.positions)
     network = part.flat.network(part.flat.initial)
     assert sum(isinstance(module, Scale) for module in network.modules()) == 2
@@ -238,22 +238,22 @@ def test_networks_of_one_shape_are_one() -> None:
     some = [channels.narrow(narrow.window(0.5, start)) for start in (0, 3)]
     assert some[0].flat is some[1].flat
     assert not torch.equal(some[0].positions, some[1].positions)
-    assert channels.narrow(narrow.first(0.25)).flat is not some[0].flat
-    assert channels.narrow(narrow.first(0.5), 2.0).flat is not some[0].flat
+    assert channels.narrow(narrow.prefix(0.25)).flat is not some[0].flat
+    assert channels.narrow(narrow.prefix(0.5), 2.0).flat is not some[0].flat
 
 
 @pytest.mark.parametrize("is_local", [False, True])
 def test_statistics_go_with_their_channels(is_local: bool) -> None:
     network = smooth(small().model, (1, 8, 8), 3, 1)
     flat = Flat(network, is_local)
-    part = Channels(flat, (1, 8, 8)).narrow(narrow.first(0.5))
+    part = Channels(flat, (1, 8, 8)).narrow(narrow.prefix(0.5))
     assert len(part.positions) == part.flat.size
-    assert len(part.aside) == len(part.flat.aside) == (2 * (2 + 3) if is_local else 0)
+    assert len(part.local_stats) == len(part.flat.local_stats) == (2 * (2 + 3) if is_local else 0)
     names = {p.name: p for p in flat.statistics}
     mean = names["conv.1.running_mean"].of(
-        torch.arange(len(flat.aside if is_local else flat.moving))
+        torch.arange(len(flat.local_stats if is_local else flat.moving))
     )
-    stays = set((part.aside if is_local else part.positions).tolist())
+    stays = set((part.local_stats if is_local else part.positions).tolist())
     assert [place in stays for place in mean.tolist()] == [True, True, False, False]
 
 

@@ -70,7 +70,7 @@ class Listening(Wire):
 
     def tap(self, line: Line) -> None:
         """Listens to a line, too."""
-        ask, answer = line.ask, line.answer
+        ask, answer = line.send_up, line.send_down
 
         def asked(data: np.ndarray) -> None:
             self.gathered.append(data.nbytes)
@@ -80,7 +80,7 @@ class Listening(Wire):
             self.scattered.append(list(lengths))
             answer(data, lengths)
 
-        line.ask, line.answer = asked, answered
+        line.send_up, line.send_down = asked, answered
 
 
 @pytest.mark.parallel([1, 3])

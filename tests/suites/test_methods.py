@@ -165,7 +165,7 @@ def test_it_learns(case: tuple[str, ...]) -> None:
 @every_case
 def test_bytes_are_charged_to_clients(case: tuple[str, ...]) -> None:
     found = run(words(case, "rounds=3", "participation=0.6"))
-    tables, says = found.tables, found.engine.server.parts > 0
+    tables, says = found.tables, found.engine.server.blocks_per_upload > 0
     for row in tables["rounds"]:
         clients = tables["clients"][tables["clients"]["round"] == row["round"]]
         for way in ("up", "down"):
@@ -222,7 +222,9 @@ def test_blocks_survive_the_wire(case: tuple[str, ...], monkeypatch: pytest.Monk
     if -1 in engine.population.agreements:
         listen(engine.server, "agreement")
     rounds = len(list(play(engine)))
-    assert len(blocks) >= rounds * (1 + engine.settings.clients) * min(1, engine.server.parts)
+    assert len(blocks) >= rounds * (1 + engine.settings.clients) * min(
+        1, engine.server.blocks_per_upload
+    )
     message = Message(7, blocks, 3.5)
     data, account = pack([message])
     (found,), counted = unpack(data)

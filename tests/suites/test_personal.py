@@ -347,13 +347,13 @@ def tuned(engine: Engine, t: int, client: int, w: Tensor, passes: int) -> Tensor
 def test_what_was_sent_is_fine_tuned(passes: int, words: tuple[str, ...]) -> None:
     """And nothing of it reaches the server: its model is FedAvg's."""
     engine = Engine(small("method.name=finetune", f"method.epochs={passes}", *FEW, *words))
-    kept, keep, w = {}, engine.evaluation.keep, engine.server.w.clone()
+    kept, keep, w = {}, engine.evaluation.set_aside, engine.server.w.clone()
 
     def watch(client: int, model: Tensor) -> None:
         kept[client] = model.clone()
         keep(client, model)
 
-    engine.evaluation.keep = watch
+    engine.evaluation.set_aside = watch
     for t, outcome in enumerate(play(engine)):
         clients = engine.population.sample(t)
         assert tuple(kept) == clients

@@ -111,7 +111,7 @@ def test_losses_and_gradients_are_torchs(
     xs, ys = batches(sizes)
     for _ in range(2):  # gradients replace and do not add
         losses, inputs = rows.losses(xs, ys, ())
-    found = rows.first(3)[1]
+    found = rows.head(3)[1]
     assert losses.shape == (len(sizes),)
     assert not losses.requires_grad
     assert inputs == []
@@ -156,7 +156,7 @@ def test_moving_is_the_same_whether_somebody_looked_at_gradients(
         for some in (rows, other):
             some.losses(xs, ys, ())
         if looked:
-            rows.first(2)
+            rows.head(2)
         before = rows.w.clone()
         rows.move(2, 0.5)
         w, g = other.first(2)
@@ -174,8 +174,8 @@ def test_bfloat16_is_near(kind: type[Rows], flat: Flat) -> None:
         rows = made(kind, flat, 2, *words)
         losses, _ = rows.losses(xs, ys, ())
         outputs = rows.forward(xs)
-        assert {t.dtype for t in (*rows.first(2), losses, *outputs)} == {torch.float32}
-        found.append((losses, rows.first(2)[1].clone(), torch.cat(outputs)))
+        assert {t.dtype for t in (*rows.head(2), losses, *outputs)} == {torch.float32}
+        found.append((losses, rows.head(2)[1].clone(), torch.cat(outputs)))
     for exact, rough in zip(*found, strict=True):
         apart = float((exact - rough).detach().norm() / exact.detach().norm())
         assert 1e-5 < apart < 0.05
@@ -213,9 +213,9 @@ def same_step(name: str, shape: tuple[int, ...], words: tuple[str, ...], most: f
             w.copy_(flat.initial * (1 + row / 10))
         before = rows.w.clone()
         losses, _ = rows.losses(xs, ys, (11, 12))
-        gradient = rows.first(2)[1].clone()
+        gradient = rows.head(2)[1].clone()
         rows.move(2, 0.01)
-        rows.learning(False)
+        rows.train_mode(False)
         judged = torch.cat([output.detach() for output in rows.forward(xs)])
         found.append((losses, gradient, rows.w - before, judged))
     for one, other in zip(*found, strict=True):
@@ -366,7 +366,7 @@ def test_a_row_that_is_done_stays(kind: type[Rows]) -> None:
     lessons = [next(rows.lessons(engine.trainer.feed, 0, client)) for client in range(3)]
     for busy in (3, 1, 1):
         before = rows.w.clone()
-        rows.learn(engine.trainer.feed, lessons[:busy])
+        rows.backprop(engine.trainer.feed, lessons[:busy])
         moves.step(busy, 0.1)
         assert torch.equal(rows.w[busy:], before[busy:])
         assert all((row != old).any() for row, old in zip(rows.w[:busy], before, strict=False))
@@ -404,11 +404,11 @@ def test_layers_are_told_when_they_are_judged(kind: type[Rows]) -> None:
         return {type(m).__name__: m.training for m in rows.modules if not list(m.children())}
 
     assert training() == {"BatchNorm": True, "Dropout": True, "Flatten": True}
-    rows.learning(False)
+    rows.train_mode(False)
     assert training() == {"BatchNorm": False, "Dropout": False, "Flatten": False}
-    rows.learning(False, by_batch=True)
+    rows.train_mode(False, by_batch=True)
     assert training() == {"BatchNorm": True, "Dropout": False, "Flatten": False}
-    rows.learning(True)
+    rows.train_mode(True)
     assert training() == {"BatchNorm": True, "Dropout": True, "Flatten": True}
 
 

@@ -149,12 +149,12 @@ def test_a_fine_tuned_model_is_judged_with_its_own_statistics(statistics: str) -
             if is_local:
                 found = engine.trainer.tuned[client], engine.trainer.statistics[client]
                 for some, wanted in zip(found, (module, trained), strict=True):
-                    np.testing.assert_allclose(some, aside(wanted), rtol=1e-3, atol=1e-4)
+                    np.testing.assert_allclose(some, local_stats(wanted), rtol=1e-3, atol=1e-4)
         state = engine.flat.network(engine.server.w.clone()).state_dict()
         shared.load_state_dict(state, strict=False)
 
 
-def aside(module: nn.Sequential) -> torch.Tensor:
+def local_stats(module: nn.Sequential) -> torch.Tensor:
     """The running statistics, in the order of modules."""
     return torch.cat([b for b in module.buffers() if b.is_floating_point()])
 
@@ -256,7 +256,11 @@ def test_every_method_averages_statistics_as_they_are(
     Where clients have whole models and share them; other methods' own tests look at the others.
     """
     engine, own = Engine(small(f"method.name={name}", "rounds=3", "participation=0.6")), {}
-    upload, before, still = engine.clients.upload, engine.flat.initial.clone(), engine.flat.still
+    upload, before, stat_positions = (
+        engine.clients.upload,
+        engine.flat.initial.clone(),
+        engine.flat.stat_positions,
+    )
 
     def watch(t: int, client: int, w: Tensor) -> list[Block]:
         own[client] = w.clone()
@@ -268,9 +272,11 @@ def test_every_method_averages_statistics_as_they_are(
             return
         if outcome.tables["rounds"]["round"][0] >= 0:
             weights = torch.from_numpy(engine.population.sizes[list(own)]).float()
-            wanted = weights @ torch.stack(list(own.values()))[:, still] / weights.sum()
-            np.testing.assert_allclose(engine.server.w[still], wanted, rtol=1e-4, atol=1e-6)
-            assert (wanted != before[still]).all()
+            wanted = weights @ torch.stack(list(own.values()))[:, stat_positions] / weights.sum()
+            np.testing.assert_allclose(
+                engine.server.w[stat_positions], wanted, rtol=1e-4, atol=1e-6
+            )
+            assert (wanted != before[stat_positions]).all()
         before = engine.server.w.clone()
         own.clear()
 

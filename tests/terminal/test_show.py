@@ -95,7 +95,7 @@ def test_a_list_has_every_entry(what: str, said: Any) -> None:
     table = FOLDERS[what]
     found = said(show_list, what, None)
     for name in config.names(table):
-        default = " (the default)" if name == config.ROOMS[table][1] else ""
+        default = " (the default)" if name == config.AXES[table][1] else ""
         assert f"\n{name}{default}\n    " in f"\n{found}"
         for text in paragraphs(config.module(table, name))[: 2 if what == "methods" else 1]:
             assert text in words(found)
@@ -146,9 +146,9 @@ def test_data_sets_are_found_or_not(said: Any, here: Path) -> None:
 def test_settings_are_all_there(said: Any) -> None:
     found = said(show_list, "settings", None)
     for key, kind, default, _ in config.describe(config.Settings):
-        if key not in {*config.ROOMS, "skew", "exchange", "aggregation", "state", "devices"}:
+        if key not in {*config.AXES, "skew", "exchange", "aggregation", "state", "devices"}:
             assert re.search(rf"^{key}  +{re.escape(kind)}  +{re.escape(default)} ", found, re.M)
-    for table in (*config.ROOMS, "exchange"):
+    for table in (*config.AXES, "exchange"):
         assert f"\n[{table}]\n" in found
         assert f"\n{table}.name " in found
     assert "\n[state]\n" in found

@@ -57,7 +57,7 @@ def test_what_is_sent_and_what_waits_is_the_update_and_what_waited(
     engine = remembering(name)
     if engine is None:
         return
-    size, still = len(engine.clients.start), []
+    size, stat_positions = len(engine.clients.start), []
     waiting = {3: torch.zeros(size), 1: torch.zeros(size)}
     for t, client in itertools.product(range(4), waiting):
         update = random(engine, t, client)
@@ -65,9 +65,9 @@ def test_what_is_sent_and_what_waits_is_the_update_and_what_waited(
         rest = engine.clients.feedback.residuals[client].clone()
         torch.testing.assert_close(arrived + rest, update + waiting[client], rtol=0, atol=2e-5)
         assert float(rest.norm()) > 0.1 * float(update.norm()), "something is left out"
-        still.append(rest[engine.clients.still])
+        stat_positions.append(rest[engine.clients.stat_positions])
         waiting[client] = rest
-    assert not torch.stack(still).any()
+    assert not torch.stack(stat_positions).any()
 
 
 @every_method

@@ -9,7 +9,7 @@ from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.messages.wire import ALONE, Place
 from fedmpi.training import hardware
-from fedmpi.training.hardware import crew, pick_device, use_tf32
+from fedmpi.training.hardware import pick_device, pool, use_tf32
 from fedmpi.training.rows import OneByOne
 from tests.small import run, small
 
@@ -27,7 +27,7 @@ def test_ranks_of_a_node_share_its_devices(monkeypatch: pytest.MonkeyPatch) -> N
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    places = [Place(seat + 5, 10, seat, 5) for seat in range(5)]
+    places = [Place(local_rank + 5, 10, local_rank, 5) for local_rank in range(5)]
     assert [pick_device(small("device=cuda"), place).index for place in places] == [0, 1, 0, 1, 0]
     assert pick_device(small("device=cuda:1"), ALONE).index == 1
     assert chosen == [0, 1, 0, 1, 0, 1], "streams and graphs without a word belong to it"
@@ -70,7 +70,7 @@ def test_the_server_has_the_cores_that_others_leave(
 ) -> None:
     """Of eight."""
     monkeypatch.setattr(hardware, "cores", lambda: 8)
-    threads, each = crew(small(*words), place)
+    threads, each = pool(small(*words), place)
     assert threads == wanted
     assert list(each(pow, [2, 3], [5, 2])) == [32, 9]
 
@@ -79,7 +79,7 @@ def test_threads_of_a_crew_are_like_the_first_from_their_first_product_on() -> N
     """A thread that has not asked for it works with as many of Torch's as there are cores."""
     torch.set_num_threads(1)
     x, w = torch.randn(9, 32), torch.randn(24, 32)
-    threads, each = crew(small("server_threads=4"), ALONE)
+    threads, each = pool(small("server_threads=4"), ALONE)
     assert threads == 4
     for found in each(lambda _: torch.nn.functional.linear(x, w), range(20)):
         assert torch.equal(found, torch.nn.functional.linear(x, w))

@@ -121,10 +121,10 @@ def test_free_memory_says_how_many_rows(
         "mem_get_info": lambda _: (free, 10 * free),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    trainer.seats = None
+    trainer.row_limit = None
     chunks = list(trainer.chunks(range(13)))
     assert rows == [1, 2]
-    assert trainer.seats == wanted
+    assert trainer.row_limit == wanted
     assert len(chunks) == -(-13 // wanted)
 
 

@@ -41,7 +41,7 @@ from fedmpi.methods import splitfed
 from fedmpi.methods.fedsl import importance
 from fedmpi.methods.fedsl.dropping import Dropping, Leaky
 from fedmpi.split.lockstep import Talk
-from fedmpi.split.narrowed import NarrowedParts
+from fedmpi.split.narrowed import NarrowedWaveParts
 from fedmpi.streams import Purpose, stream
 from fedmpi.training.train import Trainer
 
@@ -144,7 +144,7 @@ class Clients(Half, splitfed.Clients):
         if any(self.rates) or self.method.bits != sparse.EXACT:
             self.adjust = self.lighten
         if isinstance(self.pruner, importance.Channels):
-            self.fronts = NarrowedParts(trainer, self.held)
+            self.fronts = NarrowedWaveParts(trainer, self.held)
         self.t, self.is_fresh = 0, False
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
@@ -156,14 +156,14 @@ class Clients(Half, splitfed.Clients):
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
         """Begins a wave's conversation: each client with what it keeps of its own front."""
         talks, pruner, memory = super().open(t, parties), self.pruner, self.memory
-        memory.rest()
+        memory.release()
         for client in chain(*parties):
             rate = 0.0 if t % self.method.prune_every else self.rates[client]
             w = memory.begin(client, self.start if self.is_fresh else None, rate)
             for parts, own in zip((self.fronts, self.tails), w.split(self.sizes), strict=True):
                 parts.of(client).copy_(own)
-        if isinstance(pruner, importance.Channels) and isinstance(self.fronts, NarrowedParts):
-            self.fronts.narrow(lambda client: pruner.part(memory.kept(client)))
+        if isinstance(pruner, importance.Channels) and isinstance(self.fronts, NarrowedWaveParts):
+            self.fronts.narrow(lambda client: pruner.narrowed(memory.kept(client)))
         return talks
 
     def lighten(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
@@ -171,7 +171,7 @@ class Clients(Half, splitfed.Clients):
         step, (bits, size) = self.trainer.at, (self.method.bits, self.held.size)
         for row, client in enumerate(clients):
             if self.rates[client]:
-                self.memory.learn(client, g[row])
+                self.memory.observe(client, g[row])
         if bits != sparse.EXACT:
             ids = [(Purpose.ROUNDING, self.t, client, step) for client in clients]
             random = np.stack([stream(self.settings.seed, *each).random(size) for each in ids])
@@ -198,5 +198,5 @@ class Clients(Half, splitfed.Clients):
         if choice is None:
             return burden
         if isinstance(self.pruner, importance.Channels):
-            return replace(burden, flat=self.pruner.part(choice).flat, front=burden.flat)
+            return replace(burden, flat=self.pruner.narrowed(choice).flat, front=burden.flat)
         return replace(burden, kept=self.pruner.mask(choice))

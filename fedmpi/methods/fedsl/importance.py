@@ -92,7 +92,7 @@ class Channels(Pruner):
             first += width
         return torch.cat(found)
 
-    def part(self, kept: Tensor | None) -> Narrow:
+    def narrowed(self, kept: Tensor | None) -> Narrow:
         """The network that is left; the whole one if None."""
         if kept is None:
             return self.channels.having({})
@@ -103,7 +103,7 @@ class Channels(Pruner):
     def mask(self, kept: Tensor) -> Tensor:
         """See `Pruner.mask`."""
         found = torch.zeros(len(self.owners), device=self.device)
-        return found.index_fill(0, self.part(kept).positions.to(self.device), 1)
+        return found.index_fill(0, self.narrowed(kept).positions.to(self.device), 1)
 
 
 def rates(settings: Settings, name: str, others: Sequence[str]) -> list[float]:
@@ -170,9 +170,9 @@ class Memory:
         self.pruner, self.front, self.first, self.size = pruner, front, first, len(first)
         self.own, self.gradients = Store(state, self.size), Store(state, front)
         self.choices = Store(state, pruner.count)
-        self.rest()
+        self.release()
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Nobody is at work."""
         self.starts: dict[int, Tensor] = {}
         self.masks: dict[int, Tensor] = {}
@@ -210,7 +210,7 @@ class Memory:
         self.starts[client] = w
         return w * self.mask(client)
 
-    def learn(self, client: int, g: Tensor) -> None:
+    def observe(self, client: int, g: Tensor) -> None:
         """Takes down the gradient [front] of a step of the client's, which may be its last."""
         self.last[client] = g.clone()
 

@@ -26,7 +26,7 @@ class Network(NamedTuple):
     """A network that a device trains in place of the whole one (see `train.Part`)."""
 
     flat: Flat
-    aside: Tensor
+    local_stats: Tensor
 
 
 class Local:
@@ -130,7 +130,7 @@ class Width(Compressor):
 
     def _part(self, keep: float) -> Narrow:
         if keep not in self.parts:
-            self.parts[keep] = self.channels.narrow(narrow.first(keep))
+            self.parts[keep] = self.channels.narrow(narrow.prefix(keep))
         return self.parts[keep]
 
     def blocks(self, w: Tensor, keep: float) -> list[Block]:
@@ -160,8 +160,8 @@ class Quant(Compressor):
             sparse.block(Kind.MODEL, w[p.start : p.stop], coding=Coding.CODES, bits=bits)
             for p in self.flat.parameters
         ]
-        if len(self.flat.still):
-            found.append(sparse.block(Kind.MODEL, w[self.flat.still.to(w.device)]))
+        if len(self.flat.stat_positions):
+            found.append(sparse.block(Kind.MODEL, w[self.flat.stat_positions.to(w.device)]))
         return found
 
     def local(self, blocks: Sequence[Block], keep: float) -> Local:
@@ -171,8 +171,8 @@ class Quant(Compressor):
         start = torch.empty(self.flat.size, device=self.device)
         for piece, block in zip(self.flat.parameters, blocks, strict=False):
             start[piece.start : piece.stop] = sparse.values(block, self.device)
-        if len(self.flat.still):
-            start[self.flat.still.to(self.device)] = sparse.values(blocks[-1], self.device)
+        if len(self.flat.stat_positions):
+            start[self.flat.stat_positions.to(self.device)] = sparse.values(blocks[-1], self.device)
         return Local(start)
 
 
@@ -206,7 +206,7 @@ class Factored(Local):
     """A model in factors, all of which travel."""
 
     def __init__(self, start: Tensor, factors: "Factors") -> None:
-        super().__init__(start, Network(factors.flat, torch.arange(len(factors.flat.aside))))
+        super().__init__(start, Network(factors.flat, torch.arange(len(factors.flat.local_stats))))
         self.factors = factors
 
     def whole(self, values: Tensor, size: int) -> Tensor:

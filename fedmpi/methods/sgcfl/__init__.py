@@ -120,15 +120,17 @@ class Server(Coding, splitfed.Server):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.theirs, self.waiting = self.method.held(self.flat), Waiting(self.method)
-        self.parts = 2 if self.method.model_gradient and self.method.bits != sparse.EXACT else 1
+        self.blocks_per_upload = (
+            2 if self.method.model_gradient and self.method.bits != sparse.EXACT else 1
+        )
 
     def dense(self, blocks: Sequence[Block]) -> Tensor:
         """The update of front and tail that blocks stand for."""
         if not self.method.model_gradient:
             return sparse.vector(blocks[0], self.theirs.size, self.trainer.device)
-        update = self.restored(blocks[: self.parts], self.theirs.parameters)
-        for statistics in blocks[self.parts :]:
-            update[self.theirs.still] = sparse.values(statistics, update.device)
+        update = self.restored(blocks[: self.blocks_per_upload], self.theirs.parameters)
+        for statistics in blocks[self.blocks_per_upload :]:
+            update[self.theirs.stat_positions] = sparse.values(statistics, update.device)
         return update
 
     def absorb(self, t: int, message: Message) -> None:
@@ -138,8 +140,8 @@ class Server(Coding, splitfed.Server):
         front, tail = update.split(self.sizes[::2])
         back = self.backs.of(client) - self.w.split(self.sizes)[1]
         whole = torch.cat([front, back, tail])
-        self.sum.total.index_add_(0, self.still, whole[self.still], alpha=weight)
-        whole[self.still] = 0
+        self.sum.total.index_add_(0, self.stat_positions, whole[self.stat_positions], alpha=weight)
+        whole[self.stat_positions] = 0
         self.waiting.add(client, weight, whole)
         self.sum.weight += weight
 
@@ -155,7 +157,7 @@ class Clients(Coding, splitfed.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.theirs = self.method.held(self.flat)
-        self.still = self.theirs.still.to(trainer.device)
+        self.stat_positions = self.theirs.stat_positions.to(trainer.device)
         self.feedback = Feedback(settings.state, self.theirs.size, self.method.error_feedback)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
@@ -163,9 +165,9 @@ class Clients(Coding, splitfed.Clients):
         if not self.method.model_gradient:
             return super().upload(t, client, w)
         update, spans = w - self.start, self.theirs.parameters
-        statistics = self.part(update)
+        statistics = self.take_statistics(update)
         self.feedback.add(client, update)
         blocks = self.strongest(update, spans, Purpose.QUANTIZE, t, client)
         if self.method.error_feedback:
-            self.feedback.keep(client, update - self.restored(blocks, spans))
+            self.feedback.remember(client, update - self.restored(blocks, spans))
         return [*blocks, *statistics]

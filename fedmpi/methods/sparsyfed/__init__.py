@@ -44,15 +44,15 @@ class Config(config.Method):
         return powered.rebuilt(network, self.beta)
 
 
-def spoken(w: Tensor, prunable: Tensor) -> list[Block]:
+def encode_nonzero(w: Tensor, prunable: Tensor) -> list[Block]:
     """What is not zero of a model [n], and where it is if it is not everywhere."""
     mask = (w != 0) | ~prunable
-    blocks = staticmask.spoken(w, mask, prunable)
+    blocks = staticmask.encode_model(w, mask, prunable)
     return blocks[:1] if bool(mask.all()) else blocks
 
 
 class Server(staticmask.Pruned):
-    parts = 2
+    blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -60,11 +60,11 @@ class Server(staticmask.Pruned):
 
     def broadcast(self, t: int) -> list[Block]:
         """What is not zero of the model, and where it is."""
-        return spoken(self.w, self.prunable)
+        return encode_nonzero(self.w, self.prunable)
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """A pruned model."""
-        self.sum.total.add_(staticmask.heard(blocks, self.prunable)[0], alpha=weight)
+        self.sum.total.add_(staticmask.decode_model(blocks, self.prunable)[0], alpha=weight)
 
 
 class Clients(fedavg.Clients):
@@ -78,7 +78,7 @@ class Clients(fedavg.Clients):
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """What is not zero of the model, and where it is."""
-        self.start, self.kept = staticmask.heard(blocks, self.prunable)
+        self.start, self.kept = staticmask.decode_model(blocks, self.prunable)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Local training, and after it all but the largest weights are pruned."""
@@ -92,7 +92,7 @@ class Clients(fedavg.Clients):
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """The pruned model."""
-        return spoken(w, self.prunable)
+        return encode_nonzero(w, self.prunable)
 
     def burden(self, t: int, client: int) -> Burden:
         """What was not zero when training began; that activations are pruned is not counted."""

@@ -57,7 +57,7 @@ class Config(fedper.Config, selection.Config):
 
 class Server(fedper.Server):
     method: Config
-    parts = 3
+    blocks_per_upload = 3
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -136,9 +136,9 @@ class Clients(fedper.Clients):
         for row, client in enumerate(clients):
             if self.is_new(client):
                 # Against weight decay; a clip would count it, so there one step of decay remains.
-                still = self.start[self.shared]
+                stat_positions = self.start[self.shared]
                 decay = 0.0 if self.settings.clip else self.settings.weight_decay
-                w[row, self.shared], g[row, self.shared] = still, -decay * still
+                w[row, self.shared], g[row, self.shared] = stat_positions, -decay * stat_positions
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Local training of both parts, or of a new client's predictor."""
@@ -154,7 +154,9 @@ class Clients(fedper.Clients):
             return []
         update = w - self.start
         update[self.private] = 0
-        change = self.variates.move(client, update, self.trainer.distance(t, client), self.still)
+        change = self.variates.move(
+            client, update, self.trainer.sum_of_rates(t, client), self.stat_positions
+        )
         chosen = self.select(t, client, w)
         sent, size = self.channels.positions(chosen), self.flat.size
         return [

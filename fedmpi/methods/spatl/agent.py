@@ -211,13 +211,13 @@ class Game:
     Attributes:
         scene: the network.
         norms: see `Scene.norms`.
-        judge: the accuracy of the model with so many channels, in percent.
+        accuracy_of: the accuracy of the model with so many channels, in percent.
         target: share of the FLOPs to save.
     """
 
     scene: Scene
     norms: Tensor
-    judge: Callable[[Keep], float]
+    accuracy_of: Callable[[Keep], float]
     target: float
 
     def begin(self) -> Keep:
@@ -238,7 +238,7 @@ class Game:
 
     def reward(self, keep: Keep) -> float:
         """At the end of an episode."""
-        return (self.judge(keep) - 100) / 100 if self.is_met(keep) else -1.0
+        return (self.accuracy_of(keep) - 100) / 100 if self.is_met(keep) else -1.0
 
 
 @dataclass

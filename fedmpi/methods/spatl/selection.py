@@ -87,8 +87,8 @@ class Judge:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.flat = trainer, trainer.flat
         self.w = torch.zeros(self.flat.size, device=trainer.device)
-        self.aside = self.flat.aside.to(trainer.device, copy=True)
-        self.network = self.flat.network(self.w, self.aside).train(False)
+        self.local_stats = self.flat.local_stats.to(trainer.device, copy=True)
+        self.network = self.flat.network(self.w, self.local_stats).train(False)
 
     @torch.no_grad()
     def accuracy(self, w: Tensor, positions: np.ndarray, client: int) -> float:
@@ -97,7 +97,7 @@ class Judge:
             return 0.0
         self.w.copy_(w)
         if self.trainer.keeps:
-            self.aside.copy_(self.trainer.statistics.get(client, self.flat.aside))
+            self.local_stats.copy_(self.trainer.statistics.get(client, self.flat.local_stats))
         right = 0
         for some in torch.from_numpy(positions).split(BATCH):
             x, y = self.trainer.feed.take(some)
@@ -152,8 +152,8 @@ class ByAgent:
         """What an agent plays: to spare FLOPs of w [n], judged by training samples."""
         norms = self.channels.norms(w)
 
-        def judge(keep: agent.Keep) -> float:
+        def accuracy_of(keep: agent.Keep) -> float:
             masked = self.channels.masked(w, self.chosen(norms, keep))
             return self.judge.accuracy(masked, positions, client)
 
-        return agent.Game(self.scene, self.scene.norms(w), judge, self.method.saved)
+        return agent.Game(self.scene, self.scene.norms(w), accuracy_of, self.method.saved)
