@@ -40,46 +40,56 @@ The laws
 
 The rooms
 ---------
- The round
-    engine         the round                       measure      what is known after it
-    methods/       one module a method             aggregation  medians, noise: not the mean
-    train          rows of clients, local steps    lockstep     the same for parts of networks
-    cuts           where networks are cut          sides        what both sides of a cut do
-    dropping       dropout at a cut                links        where less than a batch crosses one
-    hardware       devices and threads of a rank
-    rows           models, one by one              stacked      models, all at once
-    descent        a step against a gradient       feed         what a step learns from
-    store          what clients keep between rounds; in it
-    feedback       what compression left out       variates     what corrects gradients
-    distance       weights by how far clients went
- Models
-    models/        one module a family             submodels/   what is held, trained, sent of one
-    flat           a network as one vector         burden       FLOPs and memory of training
-    layers         those beyond a sample           recurrent    LSTM and GRU for rows
- Messages
-    sparse         tensor <-> block                codec        block <-> bytes
-    quantized      tensor <-> blocks of codes      post         messages <-> ranks
-    wire           bytes <-> ranks                 clock        seconds by phase
- Clients and data
-    population     who holds which samples, who takes part, which rank hosts whom
-    partitions/    one module a way to divide      heterogeneity  how far the clients differ
-    skew           what clients make of samples    trace        who is available in which round
-    devices        simulated: seconds, joules, losses
-    data/          one module a data set           layouts/     one module a layout of files
-    files          where data sets lie             cache        what was decoded of them
- Runs
-    config         what a run is: the settings     streams      the only source of randomness
-    job            ranks run settings, the root records
-    record         one run, one HDF5 file          tables       its columns
-    provenance     where a result comes from       errors       what the caller can mend
-    sweep          one file, many runs             launch       which mpiexec, and how
- Commands
-    __main__       the command line                bench/       one module a benchmark
-    show           results, for people             doctor       machines, for people
-    survey         a partition, for people         picture      of the same
-    fetch          gets data sets                  pretrain     makes agents for `submodels`
-    memory         of the process
+Plural folders are axes: a setting, or a command's argument, names their modules. The others are
+machinery, each on one floor. Who may import whom is a line a folder in
+`tests/suites/test_imports.py`, and a test.
 
-Torch stops at `codec`, MPI starts at `wire`; between them there are only bytes. Who may import whom
-is a table in `tests/test_imports.py`, and a test.
+ Axes, one module each
+    methods/       a difference from `fedavg`; a folder, if the paper needs more than a page
+    models/        families of networks            datasets/      samples and labels
+    partitions/    ways to divide samples          exchanges/     ways of messages between ranks
+    bench/         benchmarks
+ At the top
+    engine         the round                       config         what a run is: the settings
+    __main__       the command line                errors         what the caller can mend
+    streams        the only source of randomness   provenance     where a result comes from
+    units          numbers for people
+ messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
+    sparse         tensor <-> block                codec          block <-> bytes
+    quantized      tensor <-> blocks of codes      wire           bytes <-> ranks
+    clock          seconds by phase                ledger         bytes by client and kind
+    sums           what uploads add up in, and what takes the place of their mean
+ networks/
+    flat           a network as one vector         layers         those beyond a sample
+    recurrent      LSTM and GRU for rows           pruning        which single weights stay
+    channels       what belongs to each            topology       which layer feeds which
+    slicing        channels cut out for good       narrow         fewer channels, as a network
+ data/
+    files          where data sets lie             cache          what was decoded of them
+    fetch          gets data sets                  layouts/       one module a layout of files
+ clients/
+    population     who holds which samples, who takes part
+    heterogeneity  how far they differ             skew           what they make of samples
+    devices        simulated: seconds, joules      burden         FLOPs and memory of training
+    trace          who is available in which round
+ training/
+    train          rows of clients, local steps    feed           what a step learns from
+    rows           models, one by one              stacked        models, all at once
+    descent        a step against a gradient       nested         rows that are parts of a model
+    evaluate       accuracies                      hardware       devices, threads of a rank
+    store          what clients keep between rounds; in it
+    feedback       what compression left out       variates       what corrects gradients
+ split/
+    cuts           where networks are cut          sides          what both sides of a cut do
+    lockstep       parts of networks learn         narrowed       the same, of narrower ones
+    links          where less than a batch crosses a cut
+ results/
+    outcome        what is known after it          tables         columns of a result
+    record         one run, one HDF5 file
+ runs/
+    job            ranks run, the root records     sweep          one file, many runs
+    launch         which mpiexec, and how          memory         of the process
+ terminal/
+    show           lists and results               survey         a partition
+    picture        of the same                     doctor         machines, what they lack
 """

@@ -36,7 +36,8 @@ def mends(command: Callable[..., None]) -> Callable[..., None]:
 
 def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
     """The settings that `[FILE] [KEY=VALUE]...` gives."""
-    from fedmpi import config, record
+    from fedmpi import config
+    from fedmpi.results import record
 
     tree = {}
     if words and "=" not in words[0]:
@@ -76,11 +77,11 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     Under mpirun or srun this is one rank of the job. Otherwise --ranks N starts N of them, and
     without it there is one. A run whose result is there already is not run again.
     """
-    from fedmpi import launch
     from fedmpi.config import load
+    from fedmpi.runs import launch
 
     if launch.is_launched() or ranks is None:
-        from fedmpi.job import Job
+        from fedmpi.runs.job import Job
 
         job = Job()
         settings = job.check(lambda: load(tree_of(words)))
@@ -88,7 +89,7 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
         job.run(settings, out)
         return
     from fedmpi.engine import Engine
-    from fedmpi.record import FINISHED, file_of, mark_failed, state_of
+    from fedmpi.results.record import FINISHED, file_of, mark_failed, state_of
 
     # What can be wrong is found here, where it is said without the launcher's noise; only devices
     # are left to the ranks, which may be on other machines.
@@ -140,11 +141,11 @@ def sweep(
     runs are the product of the lists. KEY=VALUE holds for all runs, whatever the file says. An
     interrupted sweep goes on where it was.
     """
-    from fedmpi import launch
-    from fedmpi.sweep import Sweep
+    from fedmpi.runs import launch
+    from fedmpi.runs.sweep import Sweep
 
     if not dry_run and not count and (launch.is_launched() or ranks is None):
-        from fedmpi.job import Job
+        from fedmpi.runs.job import Job
 
         job = Job()
         plan = job.check(lambda: Sweep(file, out, only, words))
@@ -178,7 +179,7 @@ def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) ->
     FILE and KEY=VALUE are settings, as for fedmpi run; nothing is trained.
     """
     from fedmpi.config import load
-    from fedmpi.survey import survey
+    from fedmpi.terminal.survey import survey
 
     survey(load(tree_of(words)), plot, freeze)
 
@@ -206,7 +207,7 @@ def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
     FILE and KEY=VALUE are settings, as for fedmpi run: the network is trained on all samples in
     one place, and the agent learns which share of its channels can be spared.
     """
-    from fedmpi.pretrain import pretrain
+    from fedmpi.methods.spatl.pretrain import pretrain
 
     print(pretrain(tree_of(words), episodes, out))
 
@@ -217,7 +218,7 @@ def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
 @mends
 def list_(what: str, name: str | None) -> None:
     """List what there is, or one NAME of it, with its settings and their defaults."""
-    from fedmpi.show import show_list
+    from fedmpi.terminal.show import show_list
 
     show_list(what, name)
 
@@ -227,7 +228,7 @@ def list_(what: str, name: str | None) -> None:
 @mends
 def show(file: Path) -> None:
     """Show what the run in FILE was, and how it went."""
-    from fedmpi.show import show_result
+    from fedmpi.terminal.show import show_result
 
     show_result(file)
 
@@ -249,7 +250,7 @@ def doctor(check: str | None, out: Path) -> None:
     Two ranks are really started. Exit code 0 if runs can work here, else 1; data sets that are
     missing are only noted.
     """
-    from fedmpi.doctor import examine
+    from fedmpi.terminal.doctor import examine
 
     sys.exit(examine(check, out))
 
@@ -273,7 +274,7 @@ def data_fetch(name: str, to: str | None) -> None:
     What was interrupted goes on where it was. Without a network it says what to place where;
     fedmpi list data shows the names.
     """
-    from fedmpi.fetch import fetch
+    from fedmpi.data.fetch import fetch
 
     fetch(name, to)
 

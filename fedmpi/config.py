@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
@@ -34,7 +34,7 @@ class ConfigError(BadInput):
         self.problems = problems
 
 
-class Part(BaseModel):
+class Table(BaseModel):
     """A table of settings: no unknown keys, no silent conversions, no changes afterwards."""
 
     model_config = ConfigDict(
@@ -57,7 +57,7 @@ BUDGET = r"^(up|down|total)_bytes:\d+(\.\d+)?(B|kB|MB|GB|TB)$"
 """What a budget looks like."""
 
 
-class Data(Part):
+class Data(Table):
     """Which data set, and where its files are."""
 
     name: str = ""
@@ -67,13 +67,13 @@ class Data(Part):
     """Folder for what was decoded, for all runs; if absent, `$FEDMPI_CACHE` or the user's own."""
 
 
-class Partition(Part):
+class Partition(Table):
     """Which client holds which samples."""
 
     name: str = ""
 
 
-class Skew(Part):
+class Skew(Table):
     """What else tells clients' samples apart, in training and in their test shards: nothing."""
 
     rotations: tuple[Literal[0, 90, 180, 270], ...] = Field((), strict=False)
@@ -91,16 +91,70 @@ class Skew(Part):
     """Where given, each client has its own share, drawn between labels and this."""
 
 
-class Model(Part):
+class Model(Table):
     """The network."""
 
     name: str = ""
 
 
-class Method(Part):
-    """What clients and server do with their models and messages."""
+class Method(Table):
+    """What clients and server do with their models and messages.
+
+    The facts below are what every rank has to know of a method, though the server's half exists on
+    the root alone. They follow from the settings, and are FedAvg's unless a method says otherwise.
+
+    Attributes:
+        broadcasts: whether the server tells all participants the same as a round begins.
+        sends: whether it sends each participant something of its own besides.
+        is_global: whether the server has a whole model that can be judged.
+        pools: whether every client uploads a whole update, so that their median, say, has a sense.
+        keeps_state: whether clients keep state between rounds, and therefore stay on their rank.
+        converses: whether clients and server exchange messages in each local step.
+        turns: how often clients ask the server something in a local step; only if it converses.
+        in_halves: whether the server can serve one half of the clients while the other computes.
+        in_turn: whether a client begins only when the one before it has ended.
+    """
 
     name: str = ""
+
+    broadcasts: ClassVar[bool] = True
+    is_global: ClassVar[bool] = True
+    in_halves: ClassVar[bool] = True
+    in_turn: ClassVar[bool] = False
+    converses: ClassVar[bool] = False
+
+    @property
+    def sends(self) -> bool:
+        return False
+
+    @property
+    def pools(self) -> bool:
+        return True
+
+    @property
+    def keeps_state(self) -> bool:
+        return False
+
+    @property
+    def turns(self) -> int:
+        return 1
+
+    def width(self, room: int, clients: int) -> int:
+        """Clients whose uploads the server takes in at a time.
+
+        Args:
+            room: as many as `exchange.window` has room for their models.
+            clients: all of the run.
+        """
+        return room
+
+    def agreements(self, rounds: int) -> frozenset[int]:
+        """The rounds, from -1, in which all clients agree on something (a mask) and none trains.
+
+        Args:
+            rounds: of the run.
+        """
+        return frozenset()
 
     def network(self, network: Any) -> Any:
         """What the method trains for the model's network: by default that itself."""
@@ -127,7 +181,7 @@ class Method(Part):
         return 0.0
 
 
-class Exchange(Part):
+class Exchange(Table):
     """How messages travel between the ranks."""
 
     name: Literal["star"] = "star"
@@ -139,7 +193,7 @@ class Exchange(Part):
     for one while the other works; the result is the same, bit for bit on a CPU."""
 
 
-class Aggregation(Part):
+class Aggregation(Table):
     """What the server makes of a round's updates.
 
     Unless it is their weighted mean, all clients count alike, and the server holds all of them.
@@ -156,8 +210,13 @@ class Aggregation(Part):
     noise: float = Field(0.0, ge=0, le=LARGEST)
     """Standard deviation of Gaussian noise on the result, in clip / number of updates."""
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is the weighted mean of the updates as they are."""
+        return self.rule == "mean" and not self.clip
 
-class State(Part):
+
+class State(Table):
     """Where clients' vectors wait between rounds, in methods whose clients keep any."""
 
     memory: int = Field(1024, ge=0, le=MOST)
@@ -166,7 +225,7 @@ class State(Part):
     """Folder for that file; if absent, the system's ($TMPDIR), which may itself be memory."""
 
 
-class Fixed(Part):
+class Fixed(Table):
     """A link of fixed rates."""
 
     kind: Literal["fixed"]
@@ -181,7 +240,7 @@ class Fixed(Part):
     """Watts of the device while it sends."""
 
 
-class Wireless(Part):
+class Wireless(Table):
     """A radio channel of its own for each device, whose rate is Shannon's capacity."""
 
     kind: Literal["wireless"]
@@ -206,7 +265,7 @@ class Wireless(Part):
     """Seconds that each message takes besides, either way."""
 
 
-class Tier(Part):
+class Tier(Table):
     """A kind of device."""
 
     name: str = Field("device", pattern=r"^[A-Za-z0-9._-]{1,16}$")
@@ -227,7 +286,7 @@ class Tier(Part):
     """Between the device and the server; `kind` is fixed or wireless."""
 
 
-class Devices(Part):
+class Devices(Table):
     """What the clients' devices are simulated to be; nothing is simulated without tiers."""
 
     tiers: tuple[Tier, ...] = Field((), strict=False)
@@ -246,7 +305,7 @@ class Devices(Part):
     part, though their test shards count."""
 
 
-class Settings(Part):
+class Settings(Table):
     """One run. The four named tables are narrowed to their modules' own settings by `load`."""
 
     seed: int = Field(1, ge=0, le=MOST)
@@ -358,8 +417,8 @@ class Settings(Part):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-ROOMS = {
-    "data": ("data", "digits"),
+AXES = {
+    "data": ("datasets", "digits"),
     "partition": ("partitions", "iid"),
     "model": ("models", "mlp"),
     "method": ("methods", "fedavg"),
@@ -369,20 +428,20 @@ ROOMS = {
 
 def names(table: str) -> list[str]:
     """The names that `table` may have, without importing any of them."""
-    folder = Path(__file__).parent / ROOMS[table][0]
+    folder = Path(__file__).parent / AXES[table][0]
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules([str(folder)]))
 
 
 def module(table: str, name: str) -> Any:
     """The module behind `[table] name = ...`."""
-    return importlib.import_module(f"fedmpi.{ROOMS[table][0]}.{name.replace('-', '_')}")
+    return importlib.import_module(f"fedmpi.{AXES[table][0]}.{name.replace('-', '_')}")
 
 
 @functools.cache
-def schema(table: str, name: str) -> type[Part]:
+def schema(table: str, name: str) -> type[Table]:
     """The settings of `[table]` under that name, with the name itself as their default."""
     field = (Literal[name], Field(name, description=f"There are: {', '.join(names(table))}."))
-    base: type[Part] = module(table, name).Config
+    base: type[Table] = module(table, name).Config
     narrowed: Any = {"name": field}
     return pydantic.create_model("Config", __base__=base, __doc__=base.__doc__, **narrowed)
 
@@ -390,7 +449,7 @@ def schema(table: str, name: str) -> type[Part]:
 @functools.cache
 def _whole(chosen: tuple[str, ...]) -> type[Settings]:
     """All settings, with a name for each of `ROOMS`; building it takes longer than a check."""
-    kinds = {table: schema(table, name) for table, name in zip(ROOMS, chosen, strict=True)}
+    kinds = {table: schema(table, name) for table, name in zip(AXES, chosen, strict=True)}
     narrowed: Any = {table: (kind, Field(default_factory=kind)) for table, kind in kinds.items()}
     return pydantic.create_model("Settings", __base__=Settings, **narrowed)
 
@@ -404,7 +463,7 @@ def load(tree: Tree) -> Settings:
     """
     tree, problems = copy.deepcopy(dict(tree)), []
     chosen = []
-    for table, (_, default) in ROOMS.items():
+    for table, (_, default) in AXES.items():
         given = tree.get(table, {})
         name = given.get("name", default) if isinstance(given, Mapping) else default
         if name not in names(table):
@@ -513,7 +572,7 @@ def _impossible(devices: Devices) -> list[str]:
     return found
 
 
-def _sentence(whole: type[Part], problem: Mapping[str, Any]) -> str:
+def _sentence(whole: type[Table], problem: Mapping[str, Any]) -> str:
     """What pydantic found wrong, as one sentence in the words of the settings."""
     steps = [str(step) for step in problem["loc"]]
     if problem["type"] == "extra_forbidden":
@@ -536,7 +595,7 @@ def _sentence(whole: type[Part], problem: Mapping[str, Any]) -> str:
     return f"{said}: {message}"
 
 
-def _walk(whole: type[Part], steps: Sequence[str]) -> tuple[Any, list[str]]:
+def _walk(whole: type[Table], steps: Sequence[str]) -> tuple[Any, list[str]]:
     """The type of the settings at a path of pydantic's, and the path as people write it."""
     kind: Any = whole
     path = []
@@ -552,14 +611,14 @@ def _walk(whole: type[Part], steps: Sequence[str]) -> tuple[Any, list[str]]:
     return kind, path
 
 
-def _kinds(annotation: Any) -> dict[str, type[Part]]:
+def _kinds(annotation: Any) -> dict[str, type[Table]]:
     """The tables that a setting may be, by their `kind`; nothing if it is no such setting."""
-    tables = [one for one in get_args(annotation) if _is_part(one) and "kind" in one.model_fields]
+    tables = [one for one in get_args(annotation) if _is_table(one) and "kind" in one.model_fields]
     return {get_args(table.model_fields["kind"].annotation)[0]: table for table in tables}
 
 
-def _is_part(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Part)
+def _is_table(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Table)
 
 
 def read(path: Path) -> Tree:
@@ -620,23 +679,23 @@ def override(tree: Tree, words: tuple[str, ...]) -> None:
         assign(tree, path, value)
 
 
-def describe(kind: type[Part]) -> list[tuple[str, str, str, str]]:
+def describe(kind: type[Table]) -> list[tuple[str, str, str, str]]:
     """The settings of a table as rows: name, type, default, explanation."""
     rows = []
     for name, field in kind.model_fields.items():
         text = _type(field.annotation, field.metadata)
         default = None if field.is_required() else field.get_default(call_default_factory=True)
-        if isinstance(default, Part):
+        if isinstance(default, Table):
             default = default.model_dump(exclude_defaults=True)
         rows.append((name, text, written(default), " ".join((field.description or "").split())))
     return rows
 
 
-def inner(kind: type[Part], path: str) -> Iterator[tuple[str, str, type[Part]]]:
+def inner(kind: type[Table], path: str) -> Iterator[tuple[str, str, type[Table]]]:
     """The tables inside of the table at that path, at any depth: heading, path and settings."""
     for name, field in kind.model_fields.items():
         below, (item, *_) = f"{path}.{name}", (*get_args(field.annotation), None)
-        if get_origin(field.annotation) is tuple and _is_part(item):
+        if get_origin(field.annotation) is tuple and _is_table(item):
             yield f"[[{below}]]", below, item
             yield from inner(item, below)
         for choice, table in _kinds(field.annotation).items():
@@ -684,7 +743,7 @@ def _type(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     if origin in (Union, UnionType):
         return " | ".join(_type(one, bounds) for one in inner if one is not type(None))
     if origin is tuple:
-        if _is_part(inner[0]):
+        if _is_table(inner[0]):
             return "list of tables"
         length = "" if inner[-1] is Ellipsis else f"{len(inner)} "
         return f"list of {length}{_type(inner[0])}"

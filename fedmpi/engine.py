@@ -12,19 +12,23 @@ from time import perf_counter
 
 import torch
 
-from fedmpi import burden, config, hardware, models
-from fedmpi.aggregation import Aggregation
-from fedmpi.clock import Clock, Phase
-from fedmpi.codec import EVERYONE, Message
+from fedmpi import config, models
+from fedmpi.clients import burden
+from fedmpi.clients.devices import Fleet
+from fedmpi.clients.population import Population, Wave
 from fedmpi.config import ConfigError, Settings
-from fedmpi.devices import Fleet
-from fedmpi.flat import Flat
-from fedmpi.lockstep import Talk
-from fedmpi.measure import Observer, Outcome
-from fedmpi.population import EVERYONE_ROUND, Population, Wave
-from fedmpi.post import Post
-from fedmpi.train import Trainer
-from fedmpi.wire import ALONE, Line, Place, Wire
+from fedmpi.exchanges.star import Post
+from fedmpi.messages.clock import Clock, Phase
+from fedmpi.messages.codec import EVERYONE, Message
+from fedmpi.messages.ledger import Ledger
+from fedmpi.messages.wire import ALONE, Line, Place, Wire
+from fedmpi.methods.fedavg import Clients, Server
+from fedmpi.networks.flat import Flat
+from fedmpi.results.outcome import Observer, Outcome
+from fedmpi.split.lockstep import Talk
+from fedmpi.training import hardware
+from fedmpi.training.evaluate import Evaluation
+from fedmpi.training.train import Trainer
 
 
 @dataclass
@@ -47,6 +51,11 @@ class Party:
 class Engine:
     """One run, on one rank. Building it checks all settings; nothing is sent before `rounds`.
 
+    Attributes:
+        server: the method's server half, on the root; None elsewhere.
+        clients: its clients' half: those whom this rank hosts.
+        width: clients in a wave, at most.
+
     Raises:
         ConfigError: for settings that do not fit together.
         DataError: for missing or broken data.
@@ -67,21 +76,24 @@ class Engine:
                 "statistics = 'local': the model has no running statistics; wanted a model with "
                 "some, such as model.norm = 'batch' of a resnet, or 'averaged'"
             )
-        self.threads, crew = hardware.crew(settings, place)
-        self.trainer = Trainer(settings, self.flat, data, self.population, device, crew)
+        self.threads, pool = hardware.pool(settings, place)
+        self.trainer = Trainer(settings, self.flat, data, self.population, device, pool)
         self.fleet = Fleet(settings)
         self.meter = burden.Meter(settings, data.shape, self.flat)
-        self.observer = Observer(
-            settings, data, self.population, self.trainer, self.fleet, self.meter
-        )
-        method = config.module("method", settings.method.name)
-        self.server = method.Server(settings, self.trainer)
-        self.aggregation = Aggregation(settings, self.server)
-        self.clients = method.Clients(settings, self.trainer)
-        check_split(settings, self.clients.converses)
-        self.population.is_agreement = self.server.agrees_at
-        self.first = EVERYONE_ROUND if self.server.agrees_at(EVERYONE_ROUND) else 0
-        self.population.rest(burden.unfit(self.fleet, self.meter, self.clients, self.first))
+        self.evaluation = Evaluation(settings, data, self.population, self.trainer)
+        self.ledger = Ledger(settings.clients)
+        about = self.population, self.trainer, self.fleet, self.meter
+        self.observer = Observer(settings, *about, self.evaluation, self.ledger)
+        refuse(settings)
+        self.method, module = settings.method, config.module("method", settings.method.name)
+        room = max(1, settings.exchange.window * 2**20 // (4 * self.flat.size))
+        self.width = self.method.width(room, settings.clients)
+        self.server: Server | None = None
+        if place.is_root:
+            self.server = module.Server(settings, self.trainer)
+        self.clients: Clients = module.Clients(settings, self.trainer)
+        first = self.population.first_round
+        self.population.exclude(burden.unfit(self.fleet, self.meter, self.clients.burden, first))
 
     def rounds(self, wire: Wire, clock: Clock) -> Iterator[Outcome | None]:
         """Runs; yields each round's outcome on the root, None elsewhere.
@@ -89,27 +101,24 @@ class Engine:
         A round begins with the server's word. No word, and the run is over for everyone.
         """
         self.wire, self.clock, self.goes_on = wire, clock, True
-        self.post = Post(wire, clock, self.observer)
+        self.post = Post(wire, clock, self.ledger)
         self.hosts = range(wire.size)
         if self.settings.server == "dedicated" and wire.size > 1:
             self.hosts = range(1, wire.size)
-        for t in range(self.first, self.settings.rounds):
-            keeps = self.clients.keeps or self.trainer.keeps
-            waves = self.population.waves(
-                t, self.server.width, self.hosts, keeps, self.clients.converses
-            )
+        method = self.method
+        settled = method.keeps_state or self.trainer.keeps
+        for t in range(self.population.first_round, self.settings.rounds):
+            waves = self.population.waves(t, self.width, self.hosts, settled, method.converses)
             self.begin()
             if not self.tell(t, waves):
                 return
             for wave in waves:
                 self.send(t, wave)
-                if self.clients.converses:
+                if method.converses:
                     self.converse(t, wave)
                 self.collect(t, wave, self.work(t, wave))
             self.step(t)
-            outcome = self.observer.outcome(
-                t, waves, self.server, self.clients, self.hosts, wire, clock
-            )
+            outcome = self.outcome(t, waves)
             self.goes_on = outcome is None or (outcome.finite and not outcome.is_spent)
             yield outcome
 
@@ -120,15 +129,17 @@ class Engine:
         self.clock.reset()
         self.wire.reset()
         self.trainer.begin()
-        self.observer.begin()
+        self.evaluation.begin()
+        self.ledger.begin()
 
     def tell(self, t: int, waves: list[Wave]) -> bool:
         """Server -> every active client; False if nothing comes, and the run is over."""
         messages = []
         with self.clock(Phase.SERVE):
-            if self.wire.is_root and self.goes_on:
-                messages = [Message(EVERYONE, self.server.broadcast(t))]
-        word = self.post.announce(messages, [client for wave in waves for client in wave.clients])
+            if self.server is not None and self.goes_on:
+                blocks = self.server.broadcast(t) if self.method.broadcasts else []
+                messages = [Message(EVERYONE, blocks)]
+        word = self.post.broadcast(messages, [client for wave in waves for client in wave.clients])
         mine = [client for wave in waves for client in wave.on(self.wire.rank)]
         with self.clock(Phase.PACK):
             for message in word:
@@ -137,13 +148,13 @@ class Engine:
 
     def send(self, t: int, wave: Wave) -> None:
         """Server -> each client, if the method has a part for each."""
-        if not self.server.sends:
+        if not self.method.sends:
             return
         messages = []
         with self.clock(Phase.SERVE):
-            if self.wire.is_root:
+            if self.server is not None:
                 messages = [Message(c, self.server.send(t, c)) for c in wave.clients]
-        told = self.post.deliver(wave, messages)
+        told = self.post.scatter(wave, messages)
         with self.clock(Phase.PACK):
             for message in told:
                 self.clients.accept(t, message.client, message.blocks)
@@ -152,7 +163,7 @@ class Engine:
         """Clients train, and prepare what they upload."""
         mine, messages = wave.on(self.wire.rank), []
         with self.clock(Phase.TRAIN):
-            if not (self.population.is_agreement(t) or self.clients.converses):
+            if not (self.population.is_agreement(t) or self.method.converses):
                 self.trainer.feed.draw(t, mine)
             for clients in self.trainer.chunks(mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
@@ -160,9 +171,9 @@ class Engine:
                     blocks = self.clients.upload(t, client, w)
                     self.trainer.spend((client,), began)
                     messages.append(Message(client, blocks, self.population.weight(t, client)))
-                    if self.observer.is_due(t) and not self.population.is_agreement(t):
+                    if self.evaluation.is_due(t) and not self.population.is_agreement(t):
                         with self.clock(Phase.EVALUATE):
-                            self.observer.keep(client, self.clients.personal(client, w))
+                            self.evaluation.set_aside(client, self.clients.personal(client, w))
         return messages
 
     def converse(self, t: int, wave: Wave) -> None:
@@ -170,49 +181,56 @@ class Engine:
         parties = self.parties(t, wave)
         with self.clock(Phase.SERVE):
             servers: list[Talk] = []
-            if self.wire.is_root:
+            if self.server is not None:
                 servers = self.server.open(t, [party.wave.clients for party in parties])
         for turn in range(1 + max(party.turns for party in parties)):
             for party in parties:
                 if turn <= party.turns:
-                    told = self.post.told(party.line) if turn else []
+                    told = self.post.recv_down(party.line) if turn else []
                     with self.clock(Phase.TRAIN):
                         asked = party.clients.send(told) if turn else next(party.clients)
                 if turn < party.turns:
-                    self.post.ask(party.line, asked)
+                    self.post.send_up(party.line, asked)
             for party, server in zip(parties, servers, strict=False):
                 if turn < party.turns:
-                    heard = self.post.heard(party.line)
+                    heard = self.post.recv_up(party.line)
                     with self.clock(Phase.SERVE):
                         answers = server.send(heard)
-                    self.post.answer(party.line, party.wave, answers)
+                    self.post.send_down(party.line, party.wave, answers)
         for party in parties:
-            party.line.rest()
+            party.line.wait()
 
     def parties(self, t: int, wave: Wave) -> list[Party]:
         """The wave's halves, which speak with the server by turns; or all clients as one."""
         halves = self.population.halves(t, wave.clients)
-        pipelined = self.settings.exchange.pipeline and self.server.in_halves
+        pipelined = self.settings.exchange.pipeline and self.method.in_halves
         if self.wire.size == 1 or not pipelined:
             halves = [sum(halves, ())]
         waves = [wave.only(half) for half in halves]
         with self.clock(Phase.TRAIN):
             talks = self.clients.open(t, [half.on(self.wire.rank) for half in waves])
         steps = [max(self.population.steps(client) for client in half) for half in halves]
-        turns = [self.clients.turns * count for count in steps]
+        turns = [self.method.turns * count for count in steps]
         lines = self.wire.lines(len(waves))
         return [Party(*each) for each in zip(waves, lines, turns, talks, strict=True)]
 
     def collect(self, t: int, wave: Wave, messages: list[Message]) -> None:
         """Clients -> server: uploads, absorbed in client order, but for those that are lost."""
-        uploads, agrees = self.post.hear(messages), self.population.is_agreement(t)
+        uploads, agrees = self.post.gather(messages), self.population.is_agreement(t)
         with self.clock(Phase.SERVE):
             for message in uploads:
-                if not self.observer.is_lost(t, message.client):
-                    (self.server if agrees else self.aggregation).absorb(t, message)
-                    self.is_void = False
-        if self.observer.is_due(t):
-            self.observer.judge_locals(wave, self.server, self.wire, self.clock)
+                assert self.server is not None
+                if self.fleet.is_lost(t, message.client):
+                    continue
+                self.is_void = False
+                if agrees:
+                    self.server.absorb(t, message)
+                    continue
+                with self.server.sum.taking(message) as taken:
+                    self.server.absorb(t, taken)
+        if self.evaluation.is_due(t):
+            personal = None if self.server is None else self.server.personal
+            self.evaluation.evaluate_locals(wave, personal, self.wire, self.clock)
 
     def step(self, t: int) -> None:
         """The server moves the model; in a round of agreement it closes that instead.
@@ -221,38 +239,56 @@ class Engine:
         """
         if not self.population.is_agreement(t):
             with self.clock(Phase.SERVE):
-                if self.wire.is_root and not self.is_void:
-                    self.aggregation.close(t)
+                if self.server is not None and not self.is_void:
+                    self.server.sum.close(t)
                     self.server.step(t)
             return
         messages = []
         with self.clock(Phase.SERVE):
-            if self.wire.is_root:
+            if self.server is not None:
                 messages = [Message(EVERYONE, self.server.agreement())]
-        word = self.post.announce(messages, self.population.sample(t))
+        word = self.post.broadcast(messages, self.population.sample(t))
         with self.clock(Phase.PACK):
             for message in word:
                 self.clients.agree(message.blocks)
 
+    def outcome(self, t: int, waves: list[Wave]) -> Outcome | None:
+        """Off the clock: accuracies, and all that was measured; on the root alone."""
+        seconds, both = self.clock.elapsed(), (self.wire, self.clock)
+        w, noted = None, dict[str, dict[int, float]]()
+        if self.server is not None:
+            w, noted = self.server.w, self.server.noted
+        verdict = self.evaluation.after(t, w, self.clients.deployed, self.hosts, *both)
+        burdens = self.clients.burden
+        return self.observer.outcome(t, waves, burdens, verdict, w, noted, seconds, *both)
+
     def model_sha256(self) -> str:
-        """Hash of the global model: float32, little-endian, in the order of the stages."""
+        """Hash of the global model, on the root: float32, little-endian, in the order of stages."""
+        assert self.server is not None
         return hashlib.sha256(self.server.w.cpu().numpy().astype("<f4").tobytes()).hexdigest()
 
 
-def check_split(settings: Settings, converses: bool) -> None:
-    """Refuses what only a method that splits the model can do, where that does not.
+def refuse(settings: Settings) -> None:
+    """Refuses settings that the method has no use for.
 
     Raises:
-        ConfigError: naming the setting.
+        ConfigError: naming the setting, and what it wants.
     """
+    method, aggregation = settings.method, settings.aggregation
+    if not (aggregation.is_mean or method.pools):
+        raise ConfigError(
+            f"aggregation.rule = '{aggregation.rule}', clip = {aggregation.clip}: wanted a method "
+            f"in which all clients upload whole updates, found method.name = '{method.name}'; "
+            "possible is the mean without a clip"
+        )
     said = {
         "exchange.pipeline": None if settings.exchange.pipeline else "false",
         "server_threads": settings.server_threads,
         "server_device": settings.server_device,
     }
     for name, value in said.items():
-        if not (value is None or converses):
+        if not (value is None or method.converses):
             raise ConfigError(
                 f"{name} = {value}: wanted a method that splits the model, found "
-                f"method.name = '{settings.method.name}', whose clients train alone"
+                f"method.name = '{method.name}', whose clients train alone"
             )

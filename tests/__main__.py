@@ -12,8 +12,8 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-from fedmpi import launch
 from fedmpi.provenance import cores
+from fedmpi.runs import launch
 from tests import KEPT
 
 LIMIT = 2700
@@ -33,7 +33,7 @@ def command(ranks: int, report: Path) -> list[str]:
 
 def on_ranks() -> list[str]:
     """Files with tests for several ranks; each rank would have to import all others, too."""
-    files = sorted(Path(__file__).parent.glob("test_*.py"))
+    files = sorted(Path(__file__).parent.rglob("test_*.py"))
     return [str(path) for path in files if "mark.parallel" in path.read_text()]
 
 

@@ -9,7 +9,7 @@ from time import sleep
 import pytest
 from mpi4py import MPI
 
-from fedmpi import files
+from fedmpi.data import files
 
 # Decoded sets are kept from test to test, and from rank to rank, but not among the user's.
 os.environ["FEDMPI_CACHE"] = str(Path(__file__).parent.parent / ".pytest_cache" / "decoded")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from fedmpi import data
-from fedmpi.data import cifar10, mnist
-from fedmpi.layouts.idx import FILES
+from fedmpi.data.layouts.idx import FILES
+from fedmpi.datasets import cifar10, mnist
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"there are no real data sets in {SHARED}")

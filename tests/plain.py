@@ -1,5 +1,6 @@
 """Plain torch as a second opinion: networks as modules, local training by `torch.optim.SGD`."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -11,14 +12,20 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
 from fedmpi import config, models
-from fedmpi.clock import Clock
 from fedmpi.engine import Engine
-from fedmpi.measure import Outcome
-from fedmpi.wire import Wire
+from fedmpi.messages.clock import Clock
+from fedmpi.messages.wire import Wire
+from fedmpi.results.outcome import Outcome
 
-FILES = sorted((Path(config.__file__).parent / "methods").glob("[!_]*.py"))
-"""Every method's file: a new one is tested the moment that it exists."""
-METHODS = [path.stem.replace("_", "-") for path in FILES]
+METHODS = config.names("method")
+"""Every method: a new one is tested the moment that it exists."""
+FILES = [Path(inspect.getfile(config.module("method", name))) for name in METHODS]
+"""Their files, or the first one of a folder."""
+
+
+def named(path: Path) -> str:
+    """The name of a method's module."""
+    return (path.parent if path.stem == "__init__" else path).stem
 
 
 def values(annotation: Any) -> Iterator[str]:

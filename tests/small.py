@@ -11,12 +11,12 @@ from mpi4py import MPI
 from torch import nn
 
 from fedmpi import config
-from fedmpi.clock import Clock
 from fedmpi.config import ConfigError, Model, Settings
 from fedmpi.data import Dataset
 from fedmpi.engine import Engine
-from fedmpi.layers import BatchNorm, Dropout, check
-from fedmpi.wire import Wire
+from fedmpi.messages.clock import Clock
+from fedmpi.messages.wire import Wire
+from fedmpi.networks.layers import BatchNorm, Dropout, check
 
 SMALL = {
     "rounds": 2,
@@ -119,7 +119,8 @@ def run(
         prepare: changes the engine before it begins.
     """
     clock = Clock()
-    engine, wire = Engine(settings), Wire(clock, comm)
+    wire = Wire(clock, comm)
+    engine = Engine(settings, wire.place)
     prepare(engine)
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
     names = outcomes[0].tables if outcomes else {}

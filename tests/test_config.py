@@ -9,10 +9,10 @@ import pydantic
 import pytest
 
 from fedmpi import config
-from fedmpi.config import ROOMS, ConfigError, Settings
+from fedmpi.config import AXES, ConfigError, Settings
 from fedmpi.errors import BadInput
 
-CHOICES = [(table, name) for table in ROOMS for name in config.names(table)]
+CHOICES = [(table, name) for table in AXES for name in config.names(table)]
 """Every name of every table."""
 
 every_choice = pytest.mark.parametrize(("table", "name"), CHOICES, ids="-".join)
@@ -44,7 +44,7 @@ def tier(**settings: Any) -> dict[str, Any]:
 def test_nothing_is_enough() -> None:
     settings = config.load({})
     assert isinstance(settings, Settings)
-    for table, (_, default) in ROOMS.items():
+    for table, (_, default) in AXES.items():
         assert getattr(settings, table).name == default
 
 
@@ -492,7 +492,7 @@ def test_every_setting_of_a_run_is_explained() -> None:
     for setting, form, _, text in config.describe(Settings):
         assert form
         assert text.endswith(".") or setting in (
-            *ROOMS,
+            *AXES,
             "skew",
             "exchange",
             "aggregation",

@@ -11,14 +11,16 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.clock import Clock
-from fedmpi.codec import Block, Kind, Message
+from fedmpi import config
 from fedmpi.config import ConfigError, Settings
 from fedmpi.engine import Engine
+from fedmpi.messages import sparse
+from fedmpi.messages.clock import Clock
+from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.messages.wire import Wire
 from fedmpi.methods import fedavg
-from fedmpi.train import Trainer
-from fedmpi.wire import Wire
+from fedmpi.methods.fedavg import Config
+from fedmpi.training.train import Trainer
 from tests import plain
 from tests.plain import METHODS, play
 from tests.small import run, small
@@ -33,8 +35,6 @@ def letter(t: int, client: int) -> Tensor:
 
 class Postman(fedavg.Server):
     """Sends each client a letter, and keeps what comes back."""
-
-    sends = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -95,6 +95,7 @@ def test_a_letter_reaches_its_client_alone(
     server: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = small(*words, f"server={server}", "participation=0.8", "rounds=3")
+    monkeypatch.setattr(Config, "sends", True)
     teach(monkeypatch, Server=Postman, Clients=Readers)
     engine = Engine(settings)
     outcomes = list(play(engine, WORLD))
@@ -126,7 +127,7 @@ def test_a_letter_reaches_its_client_alone(
 @pytest.mark.parametrize("name", METHODS)
 def test_there_is_a_round_before_the_first_exactly_if_a_method_agrees(name: str) -> None:
     engine = Engine(small(f"method.name={name}", "rounds=3", "participation=0.4"))
-    first = -1 if engine.server.agrees_at(-1) else 0
+    first = -1 if -1 in engine.population.agreements else 0
     outcomes = list(play(engine))
     assert [int(o.tables["rounds"]["round"][0]) for o in outcomes] == list(range(first, 3))
     for outcome in outcomes:
@@ -134,7 +135,7 @@ def test_there_is_a_round_before_the_first_exactly_if_a_method_agrees(name: str)
         everyone = row["round"] < 0
         assert row["sampled"] == len(clients) == (5 if everyone else 2)
         assert row["warmup"] == (row["round"] <= 0)
-        judged = "accuracy" if engine.server.is_global else "personal_mean"
+        judged = "accuracy" if engine.method.is_global else "personal_mean"
         assert np.isnan(row[judged]) == everyone
 
 
@@ -143,9 +144,6 @@ def test_an_agreement_is_everyones(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[tuple[str, object]] = []
 
     class Chair(fedavg.Server):
-        def agrees_at(self, t: int) -> bool:
-            return t == -1
-
         def absorb(self, t: int, message: Message) -> None:
             log.append(("absorb", (t, message.client)))
 
@@ -161,6 +159,7 @@ def test_an_agreement_is_everyones(monkeypatch: pytest.MonkeyPatch) -> None:
             log.append(("agree", sparse.indices(blocks[0]).tolist()))
 
     settings = small("participation=0.2", "rounds=1")
+    monkeypatch.setattr(Config, "agreements", lambda self, rounds: frozenset({-1}))
     teach(monkeypatch, Server=Chair, Clients=Members)
     engine = Engine(settings)
     before, first = play(engine)
@@ -236,7 +235,11 @@ def test_uploads_count_alike_where_samples_decide_who_is_drawn(
 
     monkeypatch.setattr(engine.server, "absorb", watch)
     list(play(engine))
-    first = [(-1, client, size) for client, size in enumerate(sizes) if engine.server.agrees_at(-1)]
+    first = [
+        (-1, client, size)
+        for client, size in enumerate(sizes)
+        if -1 in engine.population.agreements
+    ]
     drawn = [(t, client, 1) for t in range(2) for client in engine.population.sample(t)]
     assert heard == first + drawn
 
@@ -310,7 +313,7 @@ def test_bfloat16_is_rough_but_trains(name: str) -> None:
     """Everything that is kept and sent stays float32; see also `test_rows`."""
     words = (f"method.name={name}", "epochs=5", "lr=0.25", "data.separation=8.0")
     exact, rough = (run(small(*words, *precision)) for precision in ((), ("precision=bf16",)))
-    assert rough.sha256 != exact.sha256 or not rough.engine.server.is_global
+    assert rough.sha256 != exact.sha256 or not rough.engine.method.is_global
     for column in ("up_gradient", "down_model", "up_activation"):
         # Not halved; a number of values that depends on the model may be a little another.
         rows = (found.tables["clients"][column] for found in (exact, rough))
@@ -337,3 +340,10 @@ def test_a_budget_ends_the_run_for_everyone(method: str) -> None:
         for name in ("round", "up", "down", "loss", "accuracy"):
             wanted = free.tables["rounds"][name][:5]
             np.testing.assert_array_equal(short.tables["rounds"][name], wanted)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_only_the_root_holds_the_servers_half(name: str) -> None:
+    found = run(small(f"method.name={name}", "rounds=1"), WORLD)
+    assert (found.engine.server is None) == (WORLD.rank > 0)

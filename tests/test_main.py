@@ -10,9 +10,11 @@ import h5py
 import pytest
 from click.testing import CliRunner, Result
 
-from fedmpi import files, launch, record
 from fedmpi.__main__ import main
-from fedmpi.doctor import CHECKS
+from fedmpi.data import files
+from fedmpi.results import record
+from fedmpi.runs import launch
+from fedmpi.terminal.doctor import CHECKS
 
 QUICK = (
     *("data.name=synthetic", "data.samples=200", "data.test_samples=40", "data.shape=[1,4,4]"),

@@ -26,14 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi import config, memory
+from fedmpi import config
 from fedmpi.bench import Result, take_turns, weigh
-from fedmpi.clock import Clock
 from fedmpi.config import MOST, Settings, Tree
 from fedmpi.engine import Engine
+from fedmpi.messages.clock import Clock
+from fedmpi.messages.wire import ROOT, Wire
 from fedmpi.methods import fedavg
-from fedmpi.train import Trainer
-from fedmpi.wire import ROOT, Wire
+from fedmpi.runs import memory
+from fedmpi.training.train import Trainer
 
 SIZES = {"10k": [12], "100k": [126], "1M": [1250], "10M": [4096, 1650]}
 """Names of the benchmark's models, by their parameters: the hidden layers of an mlp on 28x28."""
@@ -133,7 +134,7 @@ class Lone:
 
 def measure(size: str, clients: int, repeats: int) -> Iterator[Result]:
     """The halves of a round with a model and so many clients, each against the limit."""
-    memory.keep()
+    memory.keep_freed_memory()
     lone = Lone(SIZES[size], clients)
     parameters = lone.engine.flat.size
     least, most = ROUNDS

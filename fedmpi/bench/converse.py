@@ -18,12 +18,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedmpi import config, launch, memory
+from fedmpi import config
 from fedmpi.bench import Result, take_turns, weigh
-from fedmpi.clock import Clock, Phase
 from fedmpi.config import Tree
 from fedmpi.engine import Engine
-from fedmpi.wire import Wire
+from fedmpi.messages.clock import Clock, Phase
+from fedmpi.messages.wire import Wire
+from fedmpi.runs import launch, memory
 
 LENET = {"clients": 8, "local_steps": 20, "model": {"name": "lenet"}, "cut": "conv1"}
 RESNET = {"name": "resnet", "depth": 20}
@@ -87,10 +88,10 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
 
 def main(workload: str, side: str, out: Path) -> None:
     """One side's turn on these ranks: leaves its seconds for a step, and its model's hash."""
-    engine = Engine(config.load(tree_of(workload, side == "pipelined")))
-    memory.keep()
+    memory.keep_freed_memory()
     clock = Clock()
     wire = Wire(clock)
+    engine = Engine(config.load(tree_of(workload, side == "pipelined")), wire.place)
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
     if not wire.is_root:
         return

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from fedmpi import config, launch, memory
+from fedmpi import config
 from fedmpi.bench import Result, compare
 from fedmpi.config import Tree
+from fedmpi.runs import launch, memory
 
 CNN = {"name": "cnn", "padding": False}
 MLP = {"name": "mlp", "hidden": [4096, 1650]}
@@ -92,26 +93,29 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
 
 def main(workload: str, side: str, out: Path) -> None:
     """One side's turn, in this process or on these ranks: leaves its seconds and its movement."""
-    from fedmpi.clock import Clock
     from fedmpi.engine import Engine
-    from fedmpi.wire import Wire
+    from fedmpi.messages.clock import Clock
+    from fedmpi.messages.wire import Wire
 
-    engine = Engine(config.load(tree_of(workload)))
+    settings = config.load(tree_of(workload))
     if side == "textbook":
         from fedmpi.bench.textbook import Textbook
 
-        textbook, settings = Textbook(engine), engine.settings
+        engine = Engine(settings)
+        textbook = Textbook(engine)
         everyone = range(settings.clients)
         seconds = [textbook.round(t, everyone) for t in range(settings.rounds)]
         model = textbook.vector()
     else:
-        memory.keep()
+        memory.keep_freed_memory()
         clock = Clock()
         wire = Wire(clock)
+        engine = Engine(settings, wire.place)
         outcomes = [o for o in engine.rounds(wire, clock) if o is not None]
         if not wire.is_root:
             return
         seconds = [float(outcome.tables["rounds"]["seconds"][0]) for outcome in outcomes]
+        assert engine.server is not None
         model = engine.server.w
     np.save(out.with_suffix(".npy"), (model - engine.flat.initial).numpy())
     out.with_suffix(".json").write_text(json.dumps({"seconds": median(seconds[1:])}))

@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from fedmpi import config, launch, memory
+from fedmpi import config
 from fedmpi.bench import Result, take_turns, weigh
 from fedmpi.config import Tree
+from fedmpi.runs import launch, memory
 
 RANKS = 2
 SHARE = 0.1
@@ -98,15 +99,15 @@ def about(turns: list[dict[str, Any]]) -> dict[str, float]:
 
 def main(clients: int, out: Path) -> None:
     """One crowd's turn, on these ranks: the root leaves what was found."""
-    from fedmpi.clock import Clock
     from fedmpi.engine import Engine
-    from fedmpi.wire import Wire
+    from fedmpi.messages.clock import Clock
+    from fedmpi.messages.wire import Wire
 
-    memory.keep()
+    memory.keep_freed_memory()
     clock = Clock()
     wire = Wire(clock)
     began = perf_counter()
-    engine = Engine(config.load(tree_of(clients)))
+    engine = Engine(config.load(tree_of(clients)), wire.place)
     setup = perf_counter() - began
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
     peaks = [int(peak[0]) for peak in wire.report(np.array([memory.peak()]))]

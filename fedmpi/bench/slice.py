@@ -11,11 +11,12 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from fedmpi import burden, config, models
+from fedmpi import config, models
 from fedmpi.bench import Result, take_turns, weigh
-from fedmpi.flat import Flat
-from fedmpi.submodels.channels import Channels
-from fedmpi.submodels.slicing import sliced
+from fedmpi.clients import burden
+from fedmpi.networks.channels import Channels
+from fedmpi.networks.flat import Flat
+from fedmpi.networks.slicing import sliced
 
 MODELS = {
     "cnn": ((1, 28, 28), {"name": "cnn"}),

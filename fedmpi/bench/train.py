@@ -14,12 +14,13 @@ from time import perf_counter
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedmpi import config, memory
+from fedmpi import config
 from fedmpi.bench import Result, compare
 from fedmpi.bench.textbook import Textbook
 from fedmpi.config import Tree
 from fedmpi.engine import Engine
-from fedmpi.train import Trainer
+from fedmpi.runs import memory
+from fedmpi.training.train import Trainer
 
 MODELS = {
     "logistic": ({"name": "mlp", "hidden": []}, (1, 28, 28)),
@@ -67,10 +68,10 @@ def engine_for(model: str, batch: int, rows: int, device: str) -> Engine:
 
 def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Result:
     """One case: some clients' local training, ours and the references in turns."""
-    memory.keep()
+    memory.keep_freed_memory()
     engine = engine_for(model, batch, rows, device)
     trainer, textbook, feed = engine.trainer, Textbook(engine), engine.trainer.feed
-    start, adjust = engine.server.w.clone(), engine.clients.adjust
+    start, adjust = engine.flat.initial.to(trainer.device), engine.clients.adjust
     everyone = range(engine.settings.clients)
     chunks = list(trainer.chunks(everyone))
     for chunk in chunks:

@@ -11,23 +11,28 @@ Reconstruction: both sides know the masks, so that a client is sent the values o
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.burden import Burden
-from fedmpi.codec import Block, Kind
+from fedmpi import config
+from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
-from fedmpi.flat import Flat
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg, staticmask
+from fedmpi.networks import pruning
+from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, stream
-from fedmpi.submodels import pruning
-from fedmpi.train import Trainer
+from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):
+    broadcasts = False
+    sends: ClassVar[bool] = True
+
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of each layer's weights that a client prunes."""
 
@@ -39,16 +44,11 @@ class Config(config.Method):
 
 class Server(staticmask.Pruned):
     method: Config
-    sends = True
 
     def places(self, client: int) -> Tensor:
         """Positions of the client's mask, int64."""
         mask = self.method.mask(self.flat, self.settings.seed, client)
         return mask.to(self.w.device).nonzero().squeeze(1)
-
-    def broadcast(self, t: int) -> list[Block]:
-        """Nothing: each client has other values."""
-        return []
 
     def send(self, t: int, client: int) -> list[Block]:
         """The values on the client's mask."""
@@ -57,8 +57,8 @@ class Server(staticmask.Pruned):
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """The client's model: the values that it was sent, and their update."""
         where = self.places(client)
-        self.total.index_add_(0, where, self.w[where], alpha=weight)
-        sparse.add(self.total, blocks[0], weight, where)
+        self.sum.total.index_add_(0, where, self.w[where], alpha=weight)
+        self.sum.add(blocks[0], weight, where)
 
 
 class Clients(fedavg.Clients):

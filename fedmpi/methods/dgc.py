@@ -11,21 +11,26 @@ are chosen over all parameters together; the choice is exact and needs no thresh
 gradients are clipped by the setting `clip`. Running statistics all travel.
 """
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.codec import Block, Kind
+from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.feedback import Feedback
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
-from fedmpi.train import Trainer
+from fedmpi.training.feedback import Feedback
+from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(config.Method):
+    keeps_state: ClassVar[bool] = True
+
     sparsity: float = Field(0.99, ge=0, lt=1)
     """Share of the values that are not sent, after the warm-up."""
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -36,7 +41,6 @@ class Config(config.Method):
 
 class Clients(fedavg.Clients):
     method: Config
-    keeps = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -51,7 +55,7 @@ class Clients(fedavg.Clients):
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """The largest values of v."""
         velocity = w - self.start
-        statistics = self.part(velocity)
+        statistics = self.take_statistics(velocity)
         self.velocities.add(client, velocity)
         waiting = velocity.clone()
         self.feedback.add(client, waiting)
@@ -59,6 +63,6 @@ class Clients(fedavg.Clients):
         block = sparse.block(Kind.GRADIENT, waiting[positions], self.flat.size, positions)
         velocity[positions] = 0
         waiting[positions] = 0
-        self.velocities.keep(client, velocity.mul_(self.method.momentum))
-        self.feedback.keep(client, waiting)
+        self.velocities.remember(client, velocity.mul_(self.method.momentum))
+        self.feedback.remember(client, waiting)
         return [block, *statistics]

@@ -21,25 +21,31 @@ round's last batch.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.burden import Burden
-from fedmpi.codec import Block
+from fedmpi import config
+from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
-from fedmpi.flat import Flat
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block
 from fedmpi.methods import fedavg, staticmask
-from fedmpi.store import Store
+from fedmpi.networks import pruning
+from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, stream
-from fedmpi.submodels import pruning
-from fedmpi.train import Trainer
+from fedmpi.training.store import Store
+from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):
+    broadcasts = is_global = False
+    sends: ClassVar[bool] = True
+    pools: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = True
+
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of a client's prunable weights that are zero."""
     topology: Literal["random", "ring", "full"] = "random"
@@ -52,7 +58,7 @@ class Config(config.Method):
     growth: Literal["gradient", "random"] = "gradient"
     """Which weights grow."""
 
-    def heard(self, settings: Settings, t: int, client: int) -> list[int]:
+    def neighbours_of(self, settings: Settings, t: int, client: int) -> list[int]:
         """Whom the client hears in round t, ascending."""
         everyone = settings.clients
         others = [other for other in range(everyone) if other != client]
@@ -95,30 +101,23 @@ class Server(fedavg.Server):
     """What passes on models; it has none."""
 
     method: Config
-    pools = False
-    is_global = False
-    sends = True
-    parts = 2
+    blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.prunable = self.flat.prunable().to(trainer.device)
         self.models, self.fresh = Models(settings, trainer), dict[int, tuple[Tensor, Tensor]]()
 
-    def broadcast(self, t: int) -> list[Block]:
-        """Nothing but the word that a round begins."""
-        return []
-
     def send(self, t: int, client: int) -> list[Block]:
         """The neighbours' models and masks."""
         found = []
-        for other in self.method.heard(self.settings, t, client):
-            found += staticmask.spoken(*self.models[other], self.prunable)
+        for other in self.method.neighbours_of(self.settings, t, client):
+            found += staticmask.encode_model(*self.models[other], self.prunable)
         return found
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """A model, which others hear from the next round on."""
-        self.fresh[client] = staticmask.heard(blocks, self.prunable)
+        self.fresh[client] = staticmask.decode_model(blocks, self.prunable)
 
     def step(self, t: int) -> None:
         """The round is over: who is heard now is heard as it is now."""
@@ -129,7 +128,6 @@ class Server(fedavg.Server):
 
 class Clients(fedavg.Clients):
     method: Config
-    keeps = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -155,7 +153,7 @@ class Clients(fedavg.Clients):
         """The neighbours' models: their mean, with the client's own, where each has the weight."""
         total, votes = (one.float() for one in self.models[client])
         for first in range(0, len(blocks), 2):
-            model, mask = staticmask.heard(blocks[first : first + 2], self.prunable)
+            model, mask = staticmask.decode_model(blocks[first : first + 2], self.prunable)
             total, votes = total + model, votes + mask
         self.starts[client] = self.mask(client) * sparse.mean(total, votes)
 
@@ -187,7 +185,7 @@ class Clients(fedavg.Clients):
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """The model, and the mask that it was trained on."""
-        return staticmask.spoken(*self.models[client], self.prunable)
+        return staticmask.encode_model(*self.models[client], self.prunable)
 
     def burden(self, t: int, client: int) -> Burden:
         """What the client has not pruned."""

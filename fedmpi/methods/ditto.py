@@ -11,12 +11,13 @@ are those of both.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.burden import Burden
+from fedmpi.clients.burden import Burden
 from fedmpi.methods import local
 from fedmpi.methods.fedavg import Server
 
@@ -24,6 +25,8 @@ __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(config.Method):
+    keeps_state: ClassVar[bool] = True
+
     pull: float = Field(0.1, ge=0, le=config.LARGEST)
     """Lambda: how strongly own models are drawn to the global one; 0 is local training."""
 

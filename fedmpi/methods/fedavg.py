@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.burden import Burden
-from fedmpi.codec import Block, Kind, Message
+from fedmpi import config
+from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
-from fedmpi.train import Adjust, Trainer
+from fedmpi.messages import sparse, sums
+from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.split.lockstep import Talk
+from fedmpi.training.train import Adjust, Trainer
 
 
 class Config(config.Method):
@@ -26,68 +28,53 @@ class Server:
     """The server's half; it lives on the root alone.
 
     Attributes:
-        sends: does each client get a part of its own, beside the broadcast?
-        is_global: is `w` a model that can be judged, or do parts of it never leave the clients?
-        in_turn: do clients begin as others end, one after the other?
-        pools: does `total` add up updates that all clients have in full, so that their median, say,
-            may take its place?
-        parts: blocks of an encoded update, without those of statistics that travel apart.
-        width: clients in a wave, at most: as many as `exchange.window` has room for their models.
+        blocks_per_upload: blocks of an encoded update, without one of statistics sent apart.
         noted: what the server found out of clients in a round, if it does: a number for each, by
             columns of `tables.CLIENTS`.
         method: the settings in `[method]`; a method narrows their type to its own.
         w: the global model, [n].
-        still: positions in it of running statistics, int64; there may be none.
+        sum: of the uploads of a round.
+        stat_positions: positions in it of running statistics, int64; there may be none.
     """
 
-    sends = False
-    is_global = True
-    in_turn = False
-    pools = True
-    parts = 1
+    blocks_per_upload = 1
     method: config.Method
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         self.settings, self.method = settings, settings.method
         self.trainer, self.flat = trainer, trainer.flat
         self.w = self.flat.initial.to(trainer.device, copy=True)
-        self.still = self.flat.still.to(trainer.device)
-        self.total, self.weight = torch.zeros_like(self.w), 0.0
+        self.stat_positions = self.flat.stat_positions.to(trainer.device)
+        self.sum = sums.chosen(settings, len(self.w), trainer.device)
         self.noted: dict[str, dict[int, float]] = {}
-        self.width = max(1, settings.exchange.window * 2**20 // (4 * self.flat.size))
 
     def broadcast(self, t: int) -> list[Block]:
-        """What every active client is told in round t."""
+        """What every active client is told in round t; only asked if the method `broadcasts`."""
         return [sparse.block(Kind.MODEL, self.w)]
 
     def send(self, t: int, client: int) -> list[Block]:
-        """What one client is told besides; only asked if `sends`."""
+        """What one client is told besides; only asked if the method `sends`."""
+        raise NotImplementedError
+
+    def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
+        """Begins a conversation with each party of clients; only asked if the method converses."""
         raise NotImplementedError
 
     def absorb(self, t: int, message: Message) -> None:
         """Takes in one client's upload; uploads come in client order, and are gone afterwards."""
         blocks = list(message.blocks)
-        if len(blocks) > self.parts:  # statistics that travelled apart, see `Clients.part`
-            sparse.add(self.total, blocks.pop(), message.weight, self.still)
+        if len(blocks) > self.blocks_per_upload:  # see `take_statistics`
+            self.sum.add(blocks.pop(), message.weight, self.stat_positions)
         self.add(t, message.client, blocks, message.weight)
-        self.weight += message.weight
+        self.sum.weight += message.weight
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds weight * update, of which the client sent these blocks, to `total`."""
-        sparse.add(self.total, blocks[0], weight)
+        """Adds weight * update, of which the client sent these blocks, to `sum`."""
+        self.sum.add(blocks[0], weight)
 
     def step(self, t: int) -> None:
         """All uploads of the round are in: moves the model by their weighted mean."""
-        self.w.add_(self.total, alpha=1 / self.weight)
-        self.total.zero_()
-        self.weight = 0.0
-
-    def agrees_at(self, t: int) -> bool:
-        """Is round t, from -1, an agreement (on a mask)? Every client takes part, and none trains.
-
-        Settings and round alone say so, on every rank.
-        """
-        return False
+        self.sum.move(self.w)
 
     def agreement(self) -> list[Block]:
         """Closes an agreement: what every client learns, instead of a step."""
@@ -102,11 +89,9 @@ class Clients:
     """The clients' half: the logical clients of one rank.
 
     Attributes:
-        keeps: does a client have state, so that it has to stay on its rank?
-        converses: do clients and server speak in each local step (see `sides`)?
         method: the settings in `[method]`; a method narrows their type to its own.
         start: the model at which local training starts, [n].
-        still: positions in it of running statistics, int64; there may be none.
+        stat_positions: positions in it of running statistics, int64; there may be none.
         held: the network that a client has, or its part of it.
         adjust: a method that changes gradients has this hook, `adjust(clients, w, g)`; it is called
             before each step and changes g [k, n], of models w [k, n], in place.
@@ -115,8 +100,6 @@ class Clients:
             It may be asked of any client of the rank, even of one that never took part.
     """
 
-    keeps = False
-    converses = False
     adjust: Adjust | None = None
     deployed: Callable[[int, Tensor], Tensor] | None = None
     method: config.Method
@@ -125,15 +108,22 @@ class Clients:
         self.settings, self.method = settings, settings.method
         self.trainer, self.flat = trainer, trainer.flat
         self.start = torch.zeros(self.flat.size, device=trainer.device)
-        self.still = self.flat.still.to(trainer.device)
+        self.stat_positions = self.flat.stat_positions.to(trainer.device)
         self.held = self.flat
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """Takes what all of this rank's active clients were told."""
+        """Takes what all of this rank's active clients were told.
+
+        If the method does not broadcast, a round begins, and there are no blocks.
+        """
         self.start = sparse.vector(blocks[0], self.flat.size, self.trainer.device)
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """Takes what one client was told besides; only called if the server `sends`."""
+        """Takes what one client was told besides; only called if the method `sends`."""
+        raise NotImplementedError
+
+    def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
+        """Begins each party's conversation, with its clients of this rank; see `Server.open`."""
         raise NotImplementedError
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
@@ -144,17 +134,17 @@ class Clients:
         """What a client with the local model w [n] says to the server."""
         return [sparse.block(Kind.GRADIENT, w - self.start)]
 
-    def part(self, update: Tensor) -> list[Block]:
+    def take_statistics(self, update: Tensor) -> list[Block]:
         """Takes running statistics out of an update [n], as a block to send behind it.
 
         A method that sends an update otherwise than as it is sends statistics as they are: they are
         no gradients, and of a variance that is a little off the root may not exist. Both sides know
         where they belong.
         """
-        if not len(self.still):
+        if not len(self.stat_positions):
             return []
-        block = sparse.block(Kind.GRADIENT, update[self.still], len(update))
-        update[self.still] = 0
+        block = sparse.block(Kind.GRADIENT, update[self.stat_positions], len(update))
+        update[self.stat_positions] = 0
         return [block]
 
     def agree(self, blocks: Sequence[Block]) -> None:

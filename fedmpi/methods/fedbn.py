@@ -11,9 +11,9 @@ samples.
 
 from torch import Tensor
 
-from fedmpi.flat import Flat
 from fedmpi.methods import fedper
 from fedmpi.methods.fedper import Clients, Server
+from fedmpi.networks.flat import Flat
 
 __all__ = ["Clients", "Config", "Server"]
 

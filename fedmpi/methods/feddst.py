@@ -19,21 +19,28 @@ prunes; those count more that clients with more samples have.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.codec import Block, Kind
+from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.flat import Flat
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.sums import Held
 from fedmpi.methods import staticmask
-from fedmpi.submodels import pruning
-from fedmpi.train import Trainer
+from fedmpi.networks import pruning
+from fedmpi.networks.flat import Flat
+from fedmpi.training.train import Trainer
 
 
 class Config(staticmask.Masked):
+    sends: ClassVar[bool] = True
+    pools: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = True
+
     sparsity: float = Field(0.8, ge=0, lt=1)
     """Share of the prunable weights that are zero."""
     share: float = Field(0.5, ge=0, le=1)
@@ -43,7 +50,7 @@ class Config(staticmask.Masked):
     end: float = Field(0.5, gt=0, le=1)
     """Share of the rounds after which masks stay."""
 
-    def first(self, flat: Flat, seed: int) -> Tensor:
+    def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """Each layer's largest initial weights: bool [n]."""
         return pruning.largest(flat, flat.initial.abs(), self.counts(flat))
 
@@ -63,36 +70,34 @@ class Server(staticmask.Server):
     Attributes:
         version: of the mask; 0 is the first, which everybody knows from the seed.
         knows: the version that each client has been sent.
+        held: updates on the clients' own masks, when these have been readjusted.
     """
 
-    sends = True
-    pools = False
-    parts = 2
+    blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.version = 0
         self.knows: dict[int, int] = {}
-        self.votes = torch.zeros_like(self.w)
+        self.held = Held(len(self.w), trainer.device)
 
     def change(self, mask: Tensor) -> None:
         """The model lives on another mask from now on, if it is another."""
         self.version += int(not torch.equal(mask, self.mask))
-        self.keep(mask)
+        self.adopt(mask)
 
     def send(self, t: int, client: int) -> list[Block]:
         """The mask, to those who do not have it."""
         before, self.knows[client] = self.knows.get(client, 0), self.version
-        return [] if before == self.version else [staticmask.told(self.mask, self.prunable)]
+        return [] if before == self.version else [staticmask.encode_mask(self.mask, self.prunable)]
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Updates on the mask that both know, or on the client's own, which comes first."""
         if len(blocks) == 1:
             super().add(t, client, blocks, weight)
             return
-        where = staticmask.understood(blocks[0], self.prunable).nonzero().squeeze(1)
-        sparse.add(self.total, blocks[1], weight, where)
-        self.votes[where] += weight
+        where = staticmask.decode_mask(blocks[0], self.prunable).nonzero().squeeze(1)
+        self.held.add(blocks[1], weight, where)
 
     def step(self, t: int) -> None:
         """Means over those who have a weight; the largest of each layer are kept."""
@@ -101,14 +106,14 @@ class Server(staticmask.Server):
         if not method.replaced(t, self.settings.rounds):
             super().step(t)
             return
-        held = self.votes > 0
-        self.w += sparse.mean(self.total, self.votes)
+        votes = self.held.weights
+        held = votes > 0
+        self.w += self.held.mean()
         self.w[~held] = 0
         size = self.w.abs().masked_fill(~held, -1)
-        self.change(pruning.largest(self.flat, size, method.counts(self.flat), self.votes))
-        self.total.zero_()
-        self.votes.zero_()
-        self.weight = 0.0
+        self.change(pruning.largest(self.flat, size, method.counts(self.flat), votes))
+        self.held.clear()
+        self.sum.clear()
 
 
 class Clients(staticmask.Clients):
@@ -117,8 +122,6 @@ class Clients(staticmask.Clients):
     They keep to their ranks: a rank keeps the newest mask that one of its clients was sent, and who
     was sent none has that.
     """
-
-    keeps = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -132,7 +135,7 @@ class Clients(staticmask.Clients):
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
         """The mask, if it is new to the client."""
         if blocks:
-            self.keep(staticmask.understood(blocks[0], self.prunable))
+            self.adopt(staticmask.decode_mask(blocks[0], self.prunable))
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Local training on the mask, and after it the masks' readjustment if that is due."""
@@ -162,4 +165,4 @@ class Clients(staticmask.Clients):
             return super().upload(t, client, w)
         mask = self.own.pop(client)
         update = sparse.block(Kind.GRADIENT, (w - self.start)[mask], self.flat.size)
-        return [staticmask.told(mask, self.prunable), update]
+        return [staticmask.encode_mask(mask, self.prunable), update]

@@ -17,9 +17,9 @@ from pydantic import Field
 from fedmpi.config import Settings
 from fedmpi.methods import heterofl
 from fedmpi.methods.heterofl import Clients, Server
+from fedmpi.networks import narrow
+from fedmpi.networks.narrow import Choose
 from fedmpi.streams import Purpose, stream
-from fedmpi.submodels import narrow
-from fedmpi.submodels.narrow import Choose
 
 __all__ = ["Clients", "Config", "Server"]
 

@@ -18,13 +18,15 @@ from math import prod
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, links, quantized
-from fedmpi.codec import Block
+from fedmpi import config
 from fedmpi.config import ConfigError, Settings
-from fedmpi.cuts import Crossing, shape_behind
+from fedmpi.messages import quantized
+from fedmpi.messages.codec import Block
 from fedmpi.methods import splitfed
+from fedmpi.split import links
+from fedmpi.split.cuts import Crossing, shape_behind
 from fedmpi.streams import Purpose
-from fedmpi.train import Trainer
+from fedmpi.training.train import Trainer
 
 
 class Config(splitfed.Config):

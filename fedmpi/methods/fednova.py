@@ -18,12 +18,13 @@ from collections.abc import Sequence
 
 import torch
 
-from fedmpi import config, sparse
-from fedmpi.codec import Block
+from fedmpi import config
 from fedmpi.config import Settings
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Clients
-from fedmpi.train import Trainer
+from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 
@@ -36,20 +37,20 @@ class Server(fedavg.Server):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.effective = 0.0
-        self.plain = torch.zeros_like(self.w[self.still])
+        self.plain = torch.zeros_like(self.w[self.stat_positions])
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """A client's update, normalised."""
-        scale = self.trainer.reach(t, client)
+        scale = self.trainer.effective_steps(t, client)
         self.effective += weight * scale
         update = sparse.vector(blocks[0], self.flat.size, self.w.device)
-        self.plain.add_(update[self.still], alpha=weight)
-        self.total.add_(update, alpha=weight / scale)
+        self.plain.add_(update[self.stat_positions], alpha=weight)
+        self.sum.total.add_(update, alpha=weight / scale)
 
     def step(self, t: int) -> None:
         """Moves the model by the mean direction, as far as the mean client could go."""
-        self.total.mul_(self.effective / self.weight)
-        self.total[self.still] = self.plain
+        self.sum.total.mul_(self.effective / self.sum.weight)
+        self.sum.total[self.stat_positions] = self.plain
         super().step(t)
         self.effective = 0.0
         self.plain.zero_()

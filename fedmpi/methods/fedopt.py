@@ -19,7 +19,7 @@ from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Clients
-from fedmpi.train import Trainer
+from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 
@@ -49,15 +49,15 @@ class Server(fedavg.Server):
     def step(self, t: int) -> None:
         """Moves the model by the optimiser's step along the mean update."""
         method = self.method
-        delta = self.total / self.weight
+        delta = self.sum.mean()
         if method.rule == "momentum":
             direction = self.mean.mul_(method.beta1).add_(delta)
         else:
             self.mean.lerp_(delta, 1 - method.beta1)
             self._watch(delta.square())
             direction = self.mean / (self.square.sqrt() + method.tau)
-        self.total = direction * (method.lr * self.weight)
-        self.total[self.still] = delta[self.still] * self.weight
+        self.sum.total = direction * (method.lr * self.sum.weight)
+        self.sum.total[self.stat_positions] = delta[self.stat_positions] * self.sum.weight
         super().step(t)
 
     def _watch(self, seen: torch.Tensor) -> None:

@@ -9,20 +9,25 @@ Differs from the paper: clients are sampled, and averaged by samples.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.codec import Block, Kind
+from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.flat import Flat
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
-from fedmpi.store import Store
-from fedmpi.train import Trainer
+from fedmpi.networks.flat import Flat
+from fedmpi.training.store import Store
+from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):
+    is_global = False
+    keeps_state: ClassVar[bool] = True
+
     cut: str | None = None
     """The last stage that is shared; by default all but the last are."""
 
@@ -40,7 +45,6 @@ class Config(config.Method):
 
 class Server(fedavg.Server):
     method: Config
-    is_global = False
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -53,7 +57,7 @@ class Server(fedavg.Server):
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """The shared part of an update."""
-        sparse.add(self.total, blocks[0], weight, self.shared)
+        self.sum.add(blocks[0], weight, self.shared)
 
 
 class Clients(fedavg.Clients):
@@ -66,7 +70,6 @@ class Clients(fedavg.Clients):
     """
 
     method: Config
-    keeps = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)

@@ -12,8 +12,8 @@ Differs from the code: as HeteroFL does; channels stand in the sub-model in the 
 from fedmpi.config import Settings
 from fedmpi.methods import heterofl
 from fedmpi.methods.heterofl import Clients, Server
-from fedmpi.submodels import narrow
-from fedmpi.submodels.narrow import Choose
+from fedmpi.networks import narrow
+from fedmpi.networks.narrow import Choose
 
 __all__ = ["Clients", "Config", "Server"]
 

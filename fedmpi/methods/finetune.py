@@ -26,7 +26,7 @@ from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
-from fedmpi.train import Trainer
+from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 

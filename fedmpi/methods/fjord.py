@@ -18,14 +18,14 @@ from itertools import cycle, islice
 import torch
 from pydantic import Field
 
-from fedmpi.burden import Burden
-from fedmpi.codec import Block
+from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
+from fedmpi.messages.codec import Block
 from fedmpi.methods import heterofl
 from fedmpi.methods.heterofl import Rate, Server
 from fedmpi.streams import Purpose, stream
-from fedmpi.submodels.nested import Nest
-from fedmpi.train import Trainer
+from fedmpi.training.nested import Nest
+from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 
@@ -67,15 +67,15 @@ class Clients(heterofl.Clients):
         super().accept(t, client, blocks)
         rate = self.widths.rate(t, client)
         if rate not in self.nests:
-            whole = self.widths.first(rate)
-            parts = [self.widths.first(level) for level in self.smaller(rate)]
-            places, asides = (
+            whole = self.widths.prefix(rate)
+            parts = [self.widths.prefix(level) for level in self.smaller(rate)]
+            places, local_stats_of = (
                 [torch.searchsorted(getattr(whole, name), getattr(part, name)) for part in parts]
-                for name in ("positions", "aside")
+                for name in ("positions", "local_stats")
             )
             flats = [part.flat for part in parts]
-            own = whole.flat, whole.positions, whole.aside
-            self.nests[rate] = Nest(*own, flats, places, asides, self.draw)
+            own = whole.flat, whole.positions, whole.local_stats
+            self.nests[rate] = Nest(*own, flats, places, local_stats_of, self.draw)
         self.parts[client] = self.nests[rate]
 
     def burden(self, t: int, client: int) -> Burden:
@@ -87,5 +87,5 @@ class Clients(heterofl.Clients):
         steps = self.trainer.population.steps(client)
         for which, samples in islice(zip(self.draw(t, client), sizes, strict=False), steps):
             seen[levels[which]] += samples
-        shared = tuple((self.widths.first(level).flat, n) for level, n in seen.items())
+        shared = tuple((self.widths.prefix(level).flat, n) for level, n in seen.items())
         return replace(super().burden(t, client), shared=shared)

@@ -18,27 +18,34 @@ embeddings are narrower, too; nobody collects BatchNorm's statistics afterwards.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, devices, sparse
-from fedmpi.burden import Burden
-from fedmpi.codec import Block, Kind
+from fedmpi import config
+from fedmpi.clients import devices
+from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.sums import Held
 from fedmpi.methods import fedavg
+from fedmpi.networks import narrow
+from fedmpi.networks.narrow import Channels, Choose, Narrow
 from fedmpi.streams import Purpose, stream
-from fedmpi.submodels import narrow
-from fedmpi.submodels.narrow import Channels, Choose, Narrow
-from fedmpi.submodels.nested import Nest
-from fedmpi.train import Trainer
+from fedmpi.training.nested import Nest
+from fedmpi.training.train import Trainer
 
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class Config(config.Method):
+    broadcasts = False
+    sends: ClassVar[bool] = True
+    pools: ClassVar[bool] = False
+
     rates: tuple[Rate, ...] = Field((1.0, 0.5, 0.25, 0.125, 0.0625), min_length=1, strict=False)
     """Shares of the channels, over which clients are spread evenly, if no device's `keep` says
     them; the defaults are the paper's a to e."""
@@ -52,7 +59,7 @@ class Config(config.Method):
 
     def choose(self, settings: Settings, t: int, client: int, rate: float) -> Choose:
         """Which channels the client has in round t."""
-        return narrow.first(rate)
+        return narrow.prefix(rate)
 
 
 class Widths:
@@ -78,10 +85,10 @@ class Widths:
         rate = self.rate(t, client)
         return self._narrow(rate, self.method.choose(self.settings, t, client, rate))
 
-    def first(self, rate: float) -> Narrow:
+    def prefix(self, rate: float) -> Narrow:
         """The sub-model of the first channels, which costs what all of its rate do."""
         if rate not in self.firsts:
-            self.firsts[rate] = self._narrow(rate, narrow.first(rate))
+            self.firsts[rate] = self._narrow(rate, narrow.prefix(rate))
         return self.firsts[rate]
 
     def _narrow(self, rate: float, choose: Choose) -> Narrow:
@@ -91,21 +98,13 @@ class Widths:
 
 
 class Server(fedavg.Server):
-    """Attributes: `covered`, by which weight each position was sent this round, [n]."""
-
     method: Config
-    pools = False
-    sends = True
-    parts = 2
+    blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.widths = Widths(settings, trainer)
-        self.covered = torch.zeros_like(self.w)
-
-    def broadcast(self, t: int) -> list[Block]:
-        """Nothing but the word that a round begins."""
-        return []
+        self.sum: Held = Held(len(self.w), trainer.device)
 
     def send(self, t: int, client: int) -> list[Block]:
         """The client's sub-model."""
@@ -118,14 +117,12 @@ class Server(fedavg.Server):
         if self.method.masked:
             held = sparse.indices(blocks[1], self.w.device)
             positions = positions[self.widths.channels.inside(positions, held)]
-        sparse.add(self.total, blocks[0], weight, positions)
-        self.covered[positions] += weight
+        self.sum.add(blocks[0], weight, positions)
 
     def step(self, t: int) -> None:
         """Moves each position by the mean of those who had it."""
-        self.w.add_(sparse.mean(self.total, self.covered))
-        self.total.zero_()
-        self.covered.zero_()
+        self.w.add_(self.sum.mean())
+        self.sum.clear()
 
 
 class Clients(fedavg.Clients):
@@ -181,7 +178,7 @@ class Clients(fedavg.Clients):
     def burden(self, t: int, client: int) -> Burden:
         """A narrower network, which is really smaller."""
         rate = self.widths.rate(t, client)
-        return replace(super().burden(t, client), flat=self.widths.first(rate).flat)
+        return replace(super().burden(t, client), flat=self.widths.prefix(rate).flat)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """The sub-model amid zeros."""

@@ -10,29 +10,28 @@ of their own.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.codec import Block
 from fedmpi.config import Settings
+from fedmpi.messages.codec import Block
 from fedmpi.methods import fedavg
-from fedmpi.store import Store
-from fedmpi.train import Adjust, Trainer
+from fedmpi.training.store import Store
+from fedmpi.training.train import Adjust, Trainer
 
 
 class Config(config.Method):
     """Nothing to set."""
 
+    broadcasts = is_global = False
+    pools: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = True
+
 
 class Server(fedavg.Server):
-    is_global = False
-    pools = False
-    parts = 0
-
-    def broadcast(self, t: int) -> list[Block]:
-        """Nothing but the word that a round begins."""
-        return []
+    blocks_per_upload = 0
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Nothing came."""
@@ -40,8 +39,6 @@ class Server(fedavg.Server):
 
 class Owners(fedavg.Clients):
     """Clients with models of their own, which all begin at the initial one."""
-
-    keeps = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)

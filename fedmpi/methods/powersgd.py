@@ -12,22 +12,27 @@ Running statistics travel as they are.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, feedback, sparse
-from fedmpi.codec import Block, Kind
+from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.flat import Flat, Piece
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg, topk
-from fedmpi.store import Store
+from fedmpi.networks.flat import Flat, Piece
 from fedmpi.streams import Purpose, stream
-from fedmpi.train import Trainer
+from fedmpi.training import feedback
+from fedmpi.training.store import Store
+from fedmpi.training.train import Trainer
 
 
 class Config(feedback.Config):
+    keeps_state: ClassVar[bool] = True
+
     rank: int = Field(2, ge=1, le=config.MOST)
     """Columns of the factors; a matrix that would not become smaller travels as it is."""
 
@@ -91,7 +96,7 @@ class Server(fedavg.Server):
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Factors, and what travels as it is."""
         values = sparse.vector(blocks[0], self.shapes.length, self.w.device)
-        self.total.add_(self.shapes.product(values, self.flat.size), alpha=weight)
+        self.sum.total.add_(self.shapes.product(values, self.flat.size), alpha=weight)
 
 
 class Clients(topk.Compressing):
@@ -100,7 +105,6 @@ class Clients(topk.Compressing):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.shapes = Shapes(self.flat, self.method.rank)
-        self.keeps = True
         self.bases = Store(settings.state, self.shapes.columns)
 
     def base(self, client: int) -> Tensor:

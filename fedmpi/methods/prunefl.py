@@ -16,22 +16,28 @@ out of updates, which plain SGD alone allows; here the squares of all parameters
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.codec import Block, Kind
+from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.flat import Flat
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import feddst, staticmask
-from fedmpi.store import Store
-from fedmpi.submodels import pruning
-from fedmpi.train import Trainer
+from fedmpi.networks import pruning
+from fedmpi.networks.flat import Flat
+from fedmpi.training.store import Store
+from fedmpi.training.train import Trainer
 
 
 class Config(staticmask.Masked):
+    sends: ClassVar[bool] = True
+    pools: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = True
+
     start: float = Field(0.0, ge=0, lt=1)
     """Share of each layer's weights that are zero at first."""
     sparsity: float = Field(0.0, ge=0, lt=1)
@@ -46,7 +52,7 @@ class Config(staticmask.Masked):
     """Time of a round that does not depend on the mask, over that of all prunable weights; about 1
     in the released settings for VGG-11."""
 
-    def first(self, flat: Flat, seed: int) -> Tensor:
+    def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """Each layer's largest initial weights: bool [n]."""
         return pruning.largest(flat, flat.initial.abs(), pruning.uniform(flat, self.start))
 

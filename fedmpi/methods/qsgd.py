@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, quantized
-from fedmpi.codec import Block, Kind
+from fedmpi import config
+from fedmpi.messages import quantized
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
 from fedmpi.streams import Purpose, stream
 
@@ -29,13 +30,13 @@ class Config(config.Method):
 
 class Server(fedavg.Server):
     method: Config
-    parts = 2
+    blocks_per_upload = 2
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Levels and norms."""
         codes, norms = blocks
         update = quantized.leveled(codes, norms, self.method.bucket, self.w.device)
-        self.total.add_(update, alpha=weight)
+        self.sum.total.add_(update, alpha=weight)
 
 
 class Clients(fedavg.Clients):
@@ -44,7 +45,7 @@ class Clients(fedavg.Clients):
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Levels and norms."""
         update = w - self.start
-        statistics = self.part(update)
+        statistics = self.take_statistics(update)
         random = stream(self.settings.seed, Purpose.QUANTIZE, t, client)
         method = self.method
         return [

@@ -15,12 +15,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import feedback, sparse
-from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
-from fedmpi.flat import Flat
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg, topk
+from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, stream
+from fedmpi.training import feedback
 
 
 class Config(feedback.Config):
@@ -45,7 +46,7 @@ class Server(fedavg.Server):
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Values at positions that the server draws, too."""
         where = drawn(self.settings, self.flat, t, client).to(self.w.device)
-        sparse.add(self.total, blocks[0], weight, where)
+        self.sum.add(blocks[0], weight, where)
 
 
 class Clients(topk.Compressing):
@@ -54,7 +55,7 @@ class Clients(topk.Compressing):
     def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor]:
         """The values at the round's positions."""
         where = drawn(self.settings, self.flat, t, client).to(update.device)
-        scale = 1.0 if self.keeps else self.flat.count / len(where)
+        scale = 1.0 if self.method.error_feedback else self.flat.count / len(where)
         block = sparse.block(Kind.GRADIENT, scale * update[where], self.flat.size)
         update[where] = 0
         return block, update

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import links, sparse
-from fedmpi.codec import Block
 from fedmpi.config import ConfigError, Settings
-from fedmpi.cuts import Crossing
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block
 from fedmpi.methods import splitfed
+from fedmpi.split import links
+from fedmpi.split.cuts import Crossing
 from fedmpi.streams import Purpose
-from fedmpi.train import Trainer
+from fedmpi.training.train import Trainer
 
 
 class Config(splitfed.Config):

@@ -12,24 +12,28 @@ Where an upload is lost its client's c_k has moved all the same, so that c is no
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.codec import Block, Kind
+from fedmpi import config
 from fedmpi.config import Settings
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
-from fedmpi.train import Trainer
-from fedmpi.variates import Variates
+from fedmpi.training.train import Trainer
+from fedmpi.training.variates import Variates
 
 
 class Config(config.Method):
     """Nothing to set."""
 
+    keeps_state: ClassVar[bool] = True
+
 
 class Server(fedavg.Server):
-    parts = 2
+    blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -46,8 +50,6 @@ class Server(fedavg.Server):
 
 
 class Clients(fedavg.Clients):
-    keeps = True
-
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.variates = Variates(settings.state, self.start)
@@ -64,5 +66,7 @@ class Clients(fedavg.Clients):
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """The update and the change of c_k."""
         update = w - self.start
-        change = self.variates.move(client, update, self.trainer.distance(t, client), self.still)
+        change = self.variates.move(
+            client, update, self.trainer.sum_of_rates(t, client), self.stat_positions
+        )
         return [sparse.block(Kind.GRADIENT, update), sparse.block(Kind.GRADIENT, change)]

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fedmpi import feedback, sparse
-from fedmpi.codec import Block, Kind
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg, topk
+from fedmpi.training import feedback
 
 
 class Config(feedback.Config):
@@ -24,7 +25,7 @@ class Config(feedback.Config):
 class Server(fedavg.Server):
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Signs of all parameters."""
-        sparse.add(self.total, blocks[0], weight, self.flat.movable.to(self.w.device))
+        self.sum.add(blocks[0], weight, self.flat.movable.to(self.w.device))
 
 
 class Clients(topk.Compressing):

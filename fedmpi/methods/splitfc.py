@@ -18,11 +18,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, links, quantized, sparse
-from fedmpi.codec import Block
-from fedmpi.cuts import Crossing
+from fedmpi import config
+from fedmpi.messages import quantized, sparse
+from fedmpi.messages.codec import Block
+from fedmpi.messages.quantized import Bits
 from fedmpi.methods import splitfed
-from fedmpi.quantized import Bits
+from fedmpi.split import links
+from fedmpi.split.cuts import Crossing
 from fedmpi.streams import Purpose
 
 

@@ -25,16 +25,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedmpi import sparse
-from fedmpi.burden import Burden
-from fedmpi.codec import Block, Kind, Message
+from fedmpi.clients.burden import Burden
 from fedmpi.config import ConfigError, Settings
-from fedmpi.cuts import Cut, shape_behind
-from fedmpi.flat import Flat
-from fedmpi.lockstep import Parts, Talk
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.methods import fedavg
-from fedmpi.sides import ClientSide, ServerSide
-from fedmpi.train import Trainer
+from fedmpi.networks.flat import Flat
+from fedmpi.split.cuts import Cut, shape_behind
+from fedmpi.split.lockstep import Talk, WaveParts
+from fedmpi.split.sides import ClientSide, ServerSide
+from fedmpi.training.train import Trainer
 
 
 class Config(Cut):
@@ -46,6 +46,15 @@ class Config(Cut):
     def is_one(self) -> bool:
         """See `Cut.is_one`."""
         return self.version == "v2"
+
+    @property
+    def pools(self) -> bool:
+        """One back is no mean of clients' updates."""
+        return not self.is_one
+
+    def width(self, room: int, clients: int) -> int:
+        """One back meets all clients in one order, whatever the window."""
+        return clients if self.is_one else room
 
     def parts(self, flat: Flat) -> tuple[Flat, Flat, Flat]:
         """See `Cut.parts`."""
@@ -70,11 +79,9 @@ class Server(ServerSide, fedavg.Server):
         front, back, tail = self.method.parts(self.flat)
         self.sizes = [front.size, back.size, tail.size]
         self.shape = shape_behind([front], trainer.feed.x)
-        self.backs = Parts(trainer, back, self.method.is_one, trainer.crew)
+        self.backs = WaveParts(trainer, back, self.method.is_one, trainer.pool)
         self.updates: dict[int, Tensor] = {}
         self.round: int | None = None
-        if self.method.is_one:  # it meets all clients in one order, whatever the window
-            self.width, self.pools = settings.clients, False
 
     def held(self, w: Tensor) -> Tensor:
         """What of w [n] clients have: front and tail."""
@@ -99,7 +106,7 @@ class Server(ServerSide, fedavg.Server):
 
     def add_up(self, message: Message, update: Tensor) -> None:
         """Adds up an update of front and tail, and with v1 that of the back."""
-        front, _, tail = self.total.split(self.sizes)
+        front, _, tail = self.sum.total.split(self.sizes)
         front.add_(update[: len(front)], alpha=message.weight)
         tail.add_(update[len(front) :], alpha=message.weight)
         self.updates[message.client] = update
@@ -108,16 +115,16 @@ class Server(ServerSide, fedavg.Server):
     def count(self, message: Message) -> None:
         """Takes in that a client is done, and with v1 the update of its back."""
         if not self.method.is_one:
-            _, back, _ = self.total.split(self.sizes)
+            _, back, _ = self.sum.total.split(self.sizes)
             change = self.backs.of(message.client) - self.w.split(self.sizes)[1]
             back.add_(change, alpha=message.weight)
-        self.weight += message.weight
+        self.sum.weight += message.weight
 
     def step(self, t: int) -> None:
         """Moves front and tail, and the back likewise (v1) or to where it was brought (v2)."""
         super().step(t)
         if self.method.is_one:
-            self.w.split(self.sizes)[1].copy_(self.backs.first)
+            self.w.split(self.sizes)[1].copy_(self.backs.first_row)
 
     def personal(self, client: int) -> Tensor | None:
         """The client's front, back and tail together; None if its upload was lost."""
@@ -137,17 +144,16 @@ class Clients(ClientSide, fedavg.Clients):
     """
 
     method: Cut
-    converses = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         front, back, tail = self.method.parts(self.flat)
         self.sizes, self.held = [front.size, tail.size], front
-        self.fronts, self.tails = Parts(trainer, front), Parts(trainer, tail)
+        self.fronts, self.tails = WaveParts(trainer, front), WaveParts(trainer, tail)
         self.start = self.start.new_zeros(sum(self.sizes))
-        self.turns, self.end = 1, self.method.end(self.flat)
+        self.end = self.method.end(self.flat)
         if self.end is not None:
-            self.turns, self.shape = 2, shape_behind([front, back], trainer.feed.x)
+            self.shape = shape_behind([front, back], trainer.feed.x)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Front and tail."""

@@ -15,20 +15,30 @@ round; the front's starts afresh with each client, for weights are all that trav
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedmpi import sparse
-from fedmpi.codec import Block, Kind, Message
 from fedmpi.config import Settings
-from fedmpi.cuts import Cut
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.methods import splitfed
-from fedmpi.train import Trainer
+from fedmpi.split.cuts import Cut
+from fedmpi.training.train import Trainer
 
 
 class Config(Cut):
     """Nothing else to set."""
+
+    broadcasts = False
+    in_turn = True
+    sends: ClassVar[bool] = True
+    pools: ClassVar[bool] = False
+
+    def width(self, room: int, clients: int) -> int:
+        """Each client begins where the one before it ended."""
+        return 1
 
 
 class Server(splitfed.Server):
@@ -39,18 +49,9 @@ class Server(splitfed.Server):
         updates: the same, while that client's wave lasts.
     """
 
-    sends = True
-    in_turn = True
-    pools = False
-
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.width, self.relay = 1, self.held(self.w)
-
-    def broadcast(self, t: int) -> list[Block]:
-        """Nothing but the word that a round begins."""
         self.relay = self.held(self.w)
-        return []
 
     def send(self, t: int, client: int) -> list[Block]:
         """Front and tail."""
@@ -72,7 +73,7 @@ class Server(splitfed.Server):
     def whole(self) -> Tensor:
         """The model as it is, [n]."""
         front, tail = self.relay.split(self.sizes[::2])
-        return torch.cat([front, self.backs.first, tail])
+        return torch.cat([front, self.backs.first_row, tail])
 
 
 class Clients(splitfed.Clients):

@@ -13,15 +13,16 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from fedmpi import links, quantized
-from fedmpi.codec import Block
 from fedmpi.config import ConfigError, Settings
-from fedmpi.cuts import Crossing
+from fedmpi.messages import quantized
+from fedmpi.messages.codec import Block
+from fedmpi.messages.quantized import Bits
+from fedmpi.messages.sparse import EXACT
 from fedmpi.methods import splitfed
-from fedmpi.quantized import Bits
-from fedmpi.sparse import EXACT
+from fedmpi.split import links
+from fedmpi.split.cuts import Crossing
 from fedmpi.streams import Purpose
-from fedmpi.train import Trainer
+from fedmpi.training.train import Trainer
 
 
 class Config(splitfed.Config):

@@ -23,14 +23,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.burden import Burden
-from fedmpi.codec import Block, Kind, Message
+from fedmpi import config
+from fedmpi.clients.burden import Burden
 from fedmpi.config import ConfigError, Settings, Width
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.messages.sums import Sum
 from fedmpi.methods import fedavg, staticmask
+from fedmpi.networks import pruning
 from fedmpi.streams import Purpose, stream
-from fedmpi.submodels import pruning
-from fedmpi.train import Trainer
+from fedmpi.training.train import Trainer
 
 
 class Config(staticmask.Masked):
@@ -44,7 +46,7 @@ class Config(staticmask.Masked):
     """Rounds in which nobody trains and the mask is found again, such as after a shift of data."""
 
     def agreements(self, rounds: int) -> frozenset[int]:
-        """The rounds in which a mask is found.
+        """Round -1, or that after the warm-up; and those in which the mask is found again.
 
         Raises:
             ConfigError: for one that never comes, or that comes before the first mask.
@@ -69,38 +71,35 @@ class Server(staticmask.Server):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.agreements = self.method.agreements(settings.rounds)
-        self.scores = torch.zeros(int(self.prunable.sum()), device=trainer.device)
-
-    def agrees_at(self, t: int) -> bool:
-        """Round -1, or that after the warm-up; and those in which the mask is found again."""
-        return t in self.agreements
+        self.scores = Sum(int(self.prunable.sum()), trainer.device)
 
     def broadcast(self, t: int) -> list[Block]:
         """The dense model in an agreement and until the first one, else the values on the mask."""
-        if self.agrees_at(t):
+        if t in self.agreements:
             initial = self.flat.initial.to(self.w.device)
             self.w[~self.mask] = initial[~self.mask]
-            self.keep(torch.ones_like(self.mask))
-            self.scores.zero_()
+            self.adopt(torch.ones_like(self.mask))
+            self.scores.clear()
         return super().broadcast(t)
 
     def absorb(self, t: int, message: Message) -> None:
         """Scores in an agreement, else updates of the active values."""
-        if self.agrees_at(t):
-            sparse.add(self.scores, message.blocks[0], message.weight)
+        if t in self.agreements:
+            self.scores.add(message.blocks[0], message.weight)
         else:
             super().absorb(t, message)
 
     def agreement(self) -> list[Block]:
         """The mask over the prunable weights; the model is zero outside of it from now on."""
-        count = pruning.kept(len(self.scores), self.method.sparsity)
-        salient = torch.zeros_like(self.scores, dtype=torch.bool)
+        scores = self.scores.total
+        count = pruning.kept(len(scores), self.method.sparsity)
+        salient = torch.zeros_like(scores, dtype=torch.bool)
         if count:
-            salient = self.scores >= self.scores.topk(count).values[-1]
+            salient = scores >= scores.topk(count).values[-1]
         mask = ~self.prunable
         mask[self.prunable] = salient
-        self.keep(mask)
-        return [staticmask.told(mask, self.prunable)]
+        self.adopt(mask)
+        return [staticmask.encode_mask(mask, self.prunable)]
 
 
 class Clients(staticmask.Clients):
@@ -113,7 +112,7 @@ class Clients(staticmask.Clients):
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """The dense model in an agreement, else the values on the mask."""
         if t in self.agreements:
-            self.keep(torch.ones_like(self.mask))
+            self.adopt(torch.ones_like(self.mask))
         super().receive(t, clients, blocks)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
@@ -147,4 +146,4 @@ class Clients(staticmask.Clients):
 
     def agree(self, blocks: Sequence[Block]) -> None:
         """Learns the mask."""
-        self.keep(staticmask.understood(blocks[0], self.prunable))
+        self.adopt(staticmask.decode_mask(blocks[0], self.prunable))

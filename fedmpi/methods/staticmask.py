@@ -16,21 +16,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.burden import Burden
-from fedmpi.codec import Block, Kind
+from fedmpi import config
+from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
-from fedmpi.flat import Flat
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
+from fedmpi.networks import pruning
+from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, stream
-from fedmpi.submodels import pruning
-from fedmpi.train import Trainer
+from fedmpi.training.train import Trainer
 
 
 class Masked(config.Method):
     """Settings of a method whose model lives on a mask."""
 
-    def first(self, flat: Flat, seed: int) -> Tensor:
+    def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """The mask that training starts with, bool [n]: all of the model."""
         return torch.ones(flat.size, dtype=torch.bool)
 
@@ -41,7 +42,7 @@ class Config(Masked):
     mask: Literal["random", "layerwise", "magnitude"] = "random"
     """Which are kept: any at random; at random, as many in each layer; those that begin largest."""
 
-    def first(self, flat: Flat, seed: int) -> Tensor:
+    def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """The mask that training starts with, and stays with: bool [n]."""
         random = stream(seed, Purpose.MASK)
         if self.mask == "layerwise":
@@ -70,9 +71,9 @@ class Server(fedavg.Server):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.prunable = self.flat.prunable().to(trainer.device)
-        self.keep(self.method.first(self.flat, settings.seed))
+        self.adopt(self.method.initial_mask(self.flat, settings.seed))
 
-    def keep(self, mask: Tensor) -> None:
+    def adopt(self, mask: Tensor) -> None:
         """From now on the model lives on that mask; it is zero elsewhere."""
         self.mask = mask.to(self.w.device)
         self.active = self.mask.nonzero().squeeze(1)
@@ -84,7 +85,7 @@ class Server(fedavg.Server):
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Updates of the values on the mask."""
-        sparse.add(self.total, blocks[0], weight, self.active)
+        self.sum.add(blocks[0], weight, self.active)
 
 
 class Clients(fedavg.Clients):
@@ -99,9 +100,9 @@ class Clients(fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.prunable = self.flat.prunable().to(trainer.device)
-        self.keep(self.method.first(self.flat, settings.seed))
+        self.adopt(self.method.initial_mask(self.flat, settings.seed))
 
-    def keep(self, mask: Tensor) -> None:
+    def adopt(self, mask: Tensor) -> None:
         """From now on the models live on that mask."""
         self.mask = mask.to(self.start.device)
         self.active, self.kept = self.mask.nonzero().squeeze(1), self.mask.float()
@@ -128,7 +129,7 @@ class Clients(fedavg.Clients):
 class Pruned(fedavg.Server):
     """A server that averages models, which its clients have pruned each for itself, not updates.
 
-    `add` adds weight * model to `total`.
+    `add` adds weight * model to `sum`.
     """
 
     def step(self, t: int) -> None:
@@ -137,13 +138,13 @@ class Pruned(fedavg.Server):
         super().step(t)
 
 
-def told(mask: Tensor, prunable: Tensor) -> Block:
+def encode_mask(mask: Tensor, prunable: Tensor) -> Block:
     """The mask [n] as a block: positions among the weights that can be pruned."""
     salient = mask[prunable]
     return sparse.places(salient.nonzero().squeeze(1), len(salient))
 
 
-def understood(block: Block, prunable: Tensor) -> Tensor:
+def decode_mask(block: Block, prunable: Tensor) -> Tensor:
     """The mask [n] that such a block tells."""
     salient = torch.zeros(block.size, dtype=torch.bool, device=prunable.device)
     salient[sparse.indices(block, prunable.device)] = True
@@ -152,16 +153,16 @@ def understood(block: Block, prunable: Tensor) -> Tensor:
     return mask
 
 
-def spoken(w: Tensor, mask: Tensor, prunable: Tensor) -> list[Block]:
+def encode_model(w: Tensor, mask: Tensor, prunable: Tensor) -> list[Block]:
     """A model [n] on a mask that the receiver does not know, as two blocks: values and mask."""
-    return [sparse.block(Kind.MODEL, w[mask], len(w)), told(mask, prunable)]
+    return [sparse.block(Kind.MODEL, w[mask], len(w)), encode_mask(mask, prunable)]
 
 
-def heard(blocks: Sequence[Block], prunable: Tensor) -> tuple[Tensor, Tensor]:
+def decode_model(blocks: Sequence[Block], prunable: Tensor) -> tuple[Tensor, Tensor]:
     """The model, [n], and the mask; without the second block that is all."""
     mask = torch.ones_like(prunable)
     if len(blocks) > 1:
-        mask = understood(blocks[1], prunable)
+        mask = decode_mask(blocks[1], prunable)
     w = torch.zeros(len(prunable), device=prunable.device)
     w[mask] = sparse.values(blocks[0], prunable.device)
     return w, mask

@@ -13,22 +13,28 @@ together. Running statistics travel as they are.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config, sparse
-from fedmpi.codec import Block, Kind, Message, pack
+from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.feedback import Feedback
-from fedmpi.flat import Flat
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind, Message, pack
 from fedmpi.methods import fedavg
-from fedmpi.store import Store
-from fedmpi.train import Trainer
+from fedmpi.networks.flat import Flat
+from fedmpi.training.feedback import Feedback
+from fedmpi.training.store import Store
+from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):
+    broadcasts = False
+    sends: ClassVar[bool] = True
+    keeps_state: ClassVar[bool] = True
+
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of a client's values that are not sent."""
     sparsity_down: float | None = Field(None, ge=0, lt=1)
@@ -47,7 +53,6 @@ def ternary(update: Tensor, flat: Flat, sparsity: float) -> Block:
 
 class Server(fedavg.Server):
     method: Config
-    sends = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -58,10 +63,6 @@ class Server(fedavg.Server):
         self.lengths: dict[int, int] = {}
         self.forgotten = 0
         self.knows: dict[int, int] = {}
-
-    def broadcast(self, t: int) -> list[Block]:
-        """Nothing: clients know different things."""
-        return []
 
     def send(self, t: int, client: int) -> list[Block]:
         """What the client has missed since it last took part, or the model."""
@@ -74,19 +75,18 @@ class Server(fedavg.Server):
 
     def step(self, t: int) -> None:
         """Moves the model by the compressed mean update; what that leaves out waits."""
-        update = self.total / self.weight
+        update = self.sum.mean()
         statistics = []
-        if len(self.still):
-            statistics = [sparse.block(Kind.GRADIENT, update[self.still], self.flat.size)]
-            update[self.still] = 0
+        if len(self.stat_positions):
+            statistics = [sparse.block(Kind.GRADIENT, update[self.stat_positions], self.flat.size)]
+            update[self.stat_positions] = 0
         update += self.rest
         block = ternary(update, self.flat, self.sparsity)
         self.rest = update - sparse.vector(block, self.flat.size, self.w.device)
         self.history[t] = [block, *statistics]
         self.lengths[t] = length(self.history[t])
-        follow(self.w, self.history[t], self.still)
-        self.total.zero_()
-        self.weight = 0.0
+        follow(self.w, self.history[t], self.stat_positions)
+        self.sum.clear()
         # Who has missed more than a model's worth gets the model.
         while sum(self.lengths.values()) >= 4 * self.flat.size:
             oldest = next(iter(self.history))
@@ -99,15 +99,14 @@ def length(blocks: Sequence[Block]) -> int:
     return len(pack([Message(0, blocks)]).data)
 
 
-def follow(w: Tensor, blocks: Sequence[Block], still: Tensor) -> None:
+def follow(w: Tensor, blocks: Sequence[Block], stat_positions: Tensor) -> None:
     """Moves a model [n] by compressed updates, in place: the server's and the clients' alike."""
     for block in blocks:
-        sparse.add(w, block, agreed=None if block.indices is not None else still)
+        sparse.add(w, block, agreed=None if block.indices is not None else stat_positions)
 
 
 class Clients(fedavg.Clients):
     method: Config
-    keeps = True
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -124,14 +123,14 @@ class Clients(fedavg.Clients):
             model = sparse.vector(blocks[0], self.flat.size, device)
         else:
             model = self.models[client].to(device, copy=True)
-            follow(model, blocks, self.still)
+            follow(model, blocks, self.stat_positions)
         self.models[client] = self.start = model
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """The largest values of update + residual, all of one size."""
         update = w - self.start
-        statistics = self.part(update)
+        statistics = self.take_statistics(update)
         self.feedback.add(client, update)
         block = ternary(update, self.flat, self.method.sparsity)
-        self.feedback.keep(client, update - sparse.vector(block, self.flat.size, update.device))
+        self.feedback.remember(client, update - sparse.vector(block, self.flat.size, update.device))
         return [block, *statistics]

@@ -14,13 +14,14 @@ from abc import ABC, abstractmethod
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import feedback, sparse
-from fedmpi.codec import Block, Kind
 from fedmpi.config import Settings
-from fedmpi.feedback import Feedback
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
-from fedmpi.train import Trainer
+from fedmpi.training import feedback
+from fedmpi.training.feedback import Feedback
+from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 
@@ -37,17 +38,16 @@ class Compressing(fedavg.Clients, ABC):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.keeps = self.method.error_feedback
-        self.feedback = Feedback(settings.state, self.flat.size, self.keeps)
+        self.feedback = Feedback(settings.state, self.flat.size, self.method.error_feedback)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """What stands for update + residual; the rest is the next residual."""
         update = w - self.start
-        statistics = self.part(update)
+        statistics = self.take_statistics(update)
         self.feedback.add(client, update)
         block, rest = self.encode(t, client, update)
         if rest is not None:
-            self.feedback.keep(client, rest)
+            self.feedback.remember(client, rest)
         return [block, *statistics]
 
     @abstractmethod

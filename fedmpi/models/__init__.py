@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedmpi import config, layers
+from fedmpi import config
 from fedmpi.config import ConfigError
+from fedmpi.networks import layers
 from fedmpi.streams import Purpose, torch_seed
 
 

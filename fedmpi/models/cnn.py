@@ -12,7 +12,7 @@ from torch import nn
 
 from fedmpi import config
 from fedmpi.config import ConfigError, Width
-from fedmpi.layers import Norm, dropouts, norms
+from fedmpi.networks.layers import Norm, dropouts, norms
 
 
 class Config(config.Model):

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedmpi import config
 from fedmpi.config import Width
-from fedmpi.layers import dropouts
+from fedmpi.networks.layers import dropouts
 
 
 class Config(config.Model):

@@ -14,14 +14,13 @@ Split points: stem, and the blocks: group1_block1, group1_block2, ...
 from collections import OrderedDict
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import pad, relu
+from torch.nn.functional import relu
 
 from fedmpi import config
 from fedmpi.config import ConfigError
-from fedmpi.layers import norms
+from fedmpi.networks.layers import OptionA, norms
 
 SMALL = (8, 14, 20, 32, 56)
 """The depths of section 4.2."""
@@ -99,38 +98,3 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] -> [B, channels, H / stride, W / stride]."""
         return relu(self.residual(x) + self.shortcut(x))
-
-
-class OptionA(nn.Module):
-    """A shortcut without parameters: every other pixel, and zeros for the new channels."""
-
-    def __init__(self, stride: int, more: int) -> None:
-        super().__init__()
-        self.stride, self.more = stride, more
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C + more, H / stride, W / stride]."""
-        return pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
-
-    def narrowed(self, inputs: Tensor, outputs: Tensor) -> nn.Module:
-        """The shortcut of a narrower network, of which only these channels are left."""
-        return Some(self.stride, inputs, outputs)
-
-
-class Some(nn.Module):
-    """Of a shortcut without parameters some channels: those of `inputs`, and zeros."""
-
-    places: Tensor
-
-    def __init__(self, stride: int, inputs: Tensor, outputs: Tensor) -> None:
-        super().__init__()
-        self.stride = stride
-        # Where each output lies among the inputs, behind a channel of zeros for all others.
-        found = torch.searchsorted(inputs, outputs).clamp(max=len(inputs) - 1)
-        places = torch.where(inputs[found] == outputs, found + 1, 0)
-        self.register_buffer("places", places, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]."""
-        narrow = pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 1, 0))
-        return narrow.index_select(1, self.places)

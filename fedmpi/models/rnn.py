@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fedmpi import config
 from fedmpi.config import ConfigError
-from fedmpi.recurrent import Cell, Recurrent
+from fedmpi.networks.recurrent import Cell, Recurrent
 
 READS = "symbols"
 """See `fedmpi.models`."""

@@ -22,7 +22,7 @@ from torch import nn
 
 from fedmpi import config
 from fedmpi.config import ConfigError, Width
-from fedmpi.layers import Norm, dropouts, norms
+from fedmpi.networks.layers import Norm, dropouts, norms
 
 BLOCKS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """Convolutions in each block of a depth."""

@@ -146,3 +146,16 @@ def follow(labels: ndarray, counts: ndarray, rng: np.random.Generator) -> Shards
     shares = np.empty_like(points)
     np.put_along_axis(shares, order, np.diff(points, axis=1, prepend=0), axis=1)
     return deal(labels, shares, rng)
+
+
+def counted(shards: list[ndarray], labels: ndarray, classes: int) -> ndarray:
+    """The samples of each class that each client has, int64 [classes, clients].
+
+    Args:
+        shards: each client's positions in `labels`.
+        labels: int [N], in 0 .. classes - 1.
+        classes: how many labels there are.
+    """
+    owners = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
+    cells = labels[np.concatenate(shards)] * len(shards) + owners
+    return np.bincount(cells, minlength=classes * len(shards)).reshape(classes, len(shards))

@@ -18,8 +18,7 @@ from pydantic import Field
 
 from fedmpi import config
 from fedmpi.config import ConfigError
-from fedmpi.heterogeneity import counted
-from fedmpi.partitions import Samples, Shards, follow, scatter
+from fedmpi.partitions import Samples, Shards, counted, follow, scatter
 
 
 class Config(config.Partition):

@@ -1,1 +1,1 @@
-"""Suites that mirror no folder of the package."""
+"""What mirrors no module: promises that hold for every method, file or rank."""

@@ -389,6 +389,13 @@ def test_every_link_leads_somewhere(path: Path) -> None:
             assert anchor in map(slug, headings), f"{path.name}: {target} is no heading there"
 
 
+@every_document
+def test_every_path_exists(path: Path) -> None:
+    text = BLOCK.sub("", path.read_text())
+    for name in re.findall(r"`((?:fedmpi|tests|analysis|jobs|docs)/[\w./]*)`", text):
+        assert (ROOT / name).exists(), f"{path.name}: {name} does not exist"
+
+
 def test_every_picture_and_page_is_linked() -> None:
     texts = [path.read_text() for path in DOCUMENTS]
     linked = {

@@ -1,0 +1,217 @@
+"""What training asks of a device: FLOPs, counted by torch, and memory, measured on a batch.
+
+Conventions. FLOPs are those of convolutions and matrix products, of which a multiplication and an
+addition are two; biases, norms, activations and pooling count nothing. A step of training has three
+times as many for each sample as its way forward. Of a masked weight nothing counts, on the way
+forward or back, whether or not there is hardware that profits: SSFL and DisPFL count so. Nor does
+what a method looks at beside its steps, such as a batch by which its mask changes. Memory is that
+of float32 weights, their gradients, the optimiser's state, and all that autograd keeps of a batch;
+a mask costs a bit a position besides. What a method keeps beside these (the round's model, a
+residual) is not in it, nor are libraries.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from fedmpi.clients.devices import Fleet
+from fedmpi.config import ConfigError, Settings
+from fedmpi.networks.flat import PRUNABLE, Flat, Piece
+
+TRAINING = 3
+"""A step's FLOPs over those of the way forward: the loss's gradients by inputs and by weights."""
+MIB = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Burden:
+    """What one client trains in a round.
+
+    Attributes:
+        flat: the network that samples go into: whole, a front, or a narrower one; always the same
+            object for the same network, which is counted once.
+        samples: how often a sample goes through it, forward and back.
+        batch: samples in its largest step.
+        kept: which positions of it are not pruned, nonzero where they are kept, [flat.size]; None
+            if all are.
+        shared: where steps go through several smaller networks in its place, each and how many of
+            the samples go through it; memory is that of `flat`.
+        end: where samples come back from the server, the network up to there, and the rest of it,
+            which the client trains, too.
+        front: what the server's part follows upon, where `flat` is a narrower one in its place.
+    """
+
+    flat: Flat
+    samples: int
+    batch: int
+    kept: Tensor | None = None
+    shared: tuple[tuple[Flat, int], ...] = ()
+    end: tuple[Flat, Flat] | None = None
+    front: Flat | None = None
+
+
+Burdens = Callable[[int, int], Burden]
+"""What a client trains in a round, by round and client: see `methods.fedavg.Clients.burden`."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """FLOPs of one sample's way through a network.
+
+    Attributes:
+        all: of them.
+        layers: the weights of convolutions and linear layers, and the layer's share of all.
+    """
+
+    all: int
+    layers: list[tuple[Piece, int]]
+
+
+class Meter:
+    """Counts, each network once."""
+
+    def __init__(self, settings: Settings, shape: tuple[int, ...], whole: Flat) -> None:
+        self.settings, self.shape, self.whole = settings, shape, whole
+        self.forwards: dict[Flat, Forward] = {}
+        self.activations: dict[tuple[Flat, int], int] = {}
+
+    def flops(self, burden: Burden) -> float:
+        """Of a client's training in a round: three times its samples' ways forward."""
+        if burden.shared:
+            return float(sum(TRAINING * n * self._forward(flat).all for flat, n in burden.shared))
+        forward = self._forward(burden.flat)
+        flops = float(forward.all)
+        if burden.kept is not None:
+            for piece, own in forward.layers:
+                kept = int(piece.of(burden.kept).count_nonzero()) / piece.shape.numel()
+                flops -= own * (1 - kept)
+        if burden.end is not None:
+            flops += self._forward(self.whole).all - self._forward(burden.end[0]).all
+        return TRAINING * burden.samples * flops
+
+    def behind(self, burden: Burden) -> float:
+        """FLOPs of training the rest of the network on what comes out of a client's front."""
+        until = self.whole if burden.end is None else burden.end[0]
+        rest = self._forward(until).all - self._forward(burden.front or burden.flat).all
+        return float(TRAINING * burden.samples * rest)
+
+    def memory(self, burden: Burden) -> float:
+        """MiB that training takes at its peak."""
+        size, x = burden.flat.size, self._batch(burden.batch)
+        found = self._activations(burden.flat, x)
+        kept = size if burden.kept is None else int(burden.kept.count_nonzero())
+        mask = 0.0 if burden.kept is None else size / 8
+        if burden.end is not None:
+            until, tail = burden.end
+            found += self._activations(tail, x, until)
+            kept += tail.size
+        # Weights and gradients; momentum is one more, Adam's means are two.
+        settings = self.settings
+        vectors = 4 if settings.optimizer == "adam" else 2 + (settings.momentum > 0)
+        return (4 * vectors * kept + mask + found) / MIB
+
+    def _activations(self, flat: Flat, x: Tensor, until: Flat | None = None) -> int:
+        """What autograd keeps of a batch that may have come through another network before."""
+        key = flat, len(x)
+        if key not in self.activations:
+            if until is not None:
+                with torch.no_grad():
+                    x = until.network(until.initial.clone(), until.local_stats.clone())(x)
+            self.activations[key] = activations(flat, x)
+        return self.activations[key]
+
+    def _batch(self, samples: int) -> Tensor:
+        return torch.zeros(samples, *self.shape)
+
+    def _forward(self, flat: Flat) -> Forward:
+        if flat not in self.forwards:
+            self.forwards[flat] = forward(flat, self._batch(1))
+        return self.forwards[flat]
+
+
+def forward(flat: Flat, x: Tensor) -> Forward:
+    """FLOPs of a network on one sample [1, ...], as it is judged."""
+    # Here, because a GPU's torch loads its compiler for it, which most runs have no use for.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = flat.network(flat.initial.clone()).train(False)
+    pieces = {piece.name: piece for piece in flat.parameters}
+    spent: dict[str, int] = {}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+
+        def listen(name: str, layer: nn.Module) -> None:
+            def before(*_: Any) -> None:
+                spent[name] = spent.get(name, 0) - counter.get_total_flops()
+
+            def after(*_: Any) -> None:
+                spent[name] += counter.get_total_flops()
+
+            layer.register_forward_pre_hook(before)
+            layer.register_forward_hook(after)
+
+        for name, layer in network.named_modules():
+            if isinstance(layer, PRUNABLE):
+                listen(f"{name}.weight", layer)
+        network(x)
+    layers = [(pieces[name], flops) for name, flops in spent.items() if name in pieces]
+    return Forward(counter.get_total_flops(), layers)
+
+
+def activations(flat: Flat, x: Tensor) -> int:
+    """Bytes that autograd keeps of a batch [B, ...] on its way forward, that of the loss aside.
+
+    Each piece of memory counts once, however many tensors lie in it; parameters do not count.
+    """
+    network = flat.network(flat.initial.clone(), flat.local_stats.clone()).train(True)
+    ours = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in ours:
+            kept[place] = tensor
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(x)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def unfit(fleet: Fleet, meter: Meter, burdens: Burdens, first: int) -> list[int]:
+    """Clients whose devices cannot hold what they are to train, and that rest therefore.
+
+    Args:
+        fleet: the devices.
+        meter: counts.
+        burdens: what clients train.
+        first: the first round.
+
+    Raises:
+        ConfigError: unless they may rest, with a sentence for each kind of device that is too small
+            for some client.
+    """
+    needs = {}
+    for client, tier in fleet.owners():
+        if tier.memory is not None:
+            need = meter.memory(burdens(first, client))
+            if need > tier.memory:
+                needs[client] = need
+    if fleet.devices.unfit == "rest":
+        return list(needs)
+    worst = {fleet.tier(client).name: client for client in sorted(needs, key=needs.__getitem__)}
+    converses = meter.settings.method.converses
+    way = "an earlier cut" if converses else "a method that splits the model"
+    problems = [
+        f"devices.tiers: client {client} is a '{name}': wanted at most its memory, "
+        f"{fleet.tier(client).memory:g} MiB; found {needs[client]:.3g} MiB for training with batch "
+        f"= {meter.settings.batch}; possible: more memory, a smaller batch or model, {way}, or "
+        "devices.unfit = 'rest'"
+        for name, client in worst.items()
+    ]
+    if problems:
+        raise ConfigError(*problems)
+    return []

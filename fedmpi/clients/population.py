@@ -1,0 +1,321 @@
+"""The clients: who holds which samples, who takes part in a round, and which rank hosts whom."""
+
+import heapq
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedmpi import config, partitions
+from fedmpi.clients.trace import Trace
+from fedmpi.config import ConfigError, Settings
+from fedmpi.data import Dataset
+from fedmpi.partitions import Samples, Shards, counted
+from fedmpi.streams import Purpose, stream
+
+EVERYONE_ROUND = -1
+"""The round before the first, for methods that agree on something before it."""
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Clients, ascending, whose uploads the server holds at one time; and their hosts."""
+
+    clients: tuple[int, ...]
+    hosts: tuple[int, ...]
+
+    def on(self, rank: int) -> tuple[int, ...]:
+        """Those of the wave's clients that `rank` hosts."""
+        return tuple(c for c, host in zip(self.clients, self.hosts, strict=True) if host == rank)
+
+    def only(self, clients: Sequence[int]) -> "Wave":
+        """Some of the wave's clients, in that order, and their hosts."""
+        host = dict(zip(self.clients, self.hosts, strict=True))
+        return Wave(tuple(clients), tuple(host[client] for client in clients))
+
+
+class Population:
+    """All logical clients of a run: the same on every rank, from the settings alone.
+
+    Attributes:
+        shards: each client's training samples, int64 positions in the training set.
+        test_shards: each client's test samples; may be empty.
+        held_out: training samples that no client has, for validation.
+        reserved: training samples that a client has, but that are not in its shard: the method
+            wants to know how its model does on them.
+        sizes: int64 [clients], number of training samples.
+        trace: who is available when; None if everyone always is.
+        agreements: the rounds in which all clients agree on something, and none trains.
+        excluded: clients that never take part; none, unless `rest` says so.
+
+    Raises:
+        ConfigError: if the samples cannot be divided so, or are divided wrongly, or the trace is
+            not one for these clients.
+    """
+
+    def __init__(self, settings: Settings, data: Dataset) -> None:
+        self.settings = settings
+        self.agreements = settings.method.agreements(settings.rounds)
+        self.trace = self._trace()
+        self.labels, self.classes = data.train_y, data.classes
+        module = config.module("partition", settings.partition.name)
+        if hasattr(module, "restore"):
+            self._restore(module.restore, data)
+        else:
+            self._divide(module.divide, data)
+        self._check()
+        self.reserved = [self._reserve(client) for client in range(settings.clients)]
+        self.sizes = np.array([len(shard) for shard in self.shards])
+        self.excluded: frozenset[int] = frozenset()
+        self.homes: dict[tuple[int, ...], list[int]] = {}
+
+    def _trace(self) -> Trace | None:
+        """The trace that the settings name, if it is the one that they mean."""
+        file, wanted = self.settings.trace, self.settings.trace_sha256
+        trace = None if file is None else Trace(Path(file), self.settings.clients)
+        if trace is not None and wanted not in (None, trace.sha256):
+            raise ConfigError(
+                f"trace_sha256 = {wanted}: {file} holds another trace, {trace.sha256}"
+            )
+        return trace
+
+    def _divide(self, divide: Any, data: Dataset) -> None:
+        """Holds samples out, and divides the others."""
+        settings, samples = self.settings, len(data.train_y)
+        order = stream(settings.seed, Purpose.VALIDATION).permutation(samples)
+        self.held_out = np.sort(order[: round(settings.validation * samples)])
+        ours = np.setdiff1d(np.arange(samples), self.held_out)
+        if settings.clients > len(ours):
+            raise ConfigError(
+                f"clients = {settings.clients}: more than the {len(ours)} training samples "
+                f"that are left of {samples} after validation = {settings.validation}"
+            )
+        owners = None if data.train_owners is None else data.train_owners[ours]
+        shards, self.test_shards = divide(
+            settings.partition,
+            Samples(data.train_y[ours], data.classes, owners),
+            Samples(data.test_y, data.classes, data.test_owners),
+            settings.clients,
+            stream(settings.seed, Purpose.PARTITION),
+        )
+        self.shards = [ours[shard] for shard in shards]
+
+    def _restore(self, restore: Any, data: Dataset) -> None:
+        """Takes what was divided before, if as much was held out as the settings say."""
+        settings, samples = self.settings, len(data.train_y)
+        self.held_out, self.shards, self.test_shards = restore(
+            settings.partition, data.train_y, data.test_y, settings.clients
+        )
+        wanted, found = round(settings.validation * samples), len(self.held_out)
+        if wanted != found:
+            raise ConfigError(
+                f"validation = {settings.validation}: wanted {wanted} of {samples} samples held "
+                f"out, found {found} in partition.name = '{settings.partition.name}'; possible is "
+                f"{found / samples}"
+            )
+
+    def _reserve(self, client: int) -> np.ndarray:
+        """Takes samples out of the client's shard, of which one is left at least."""
+        shard, share = self.shards[client], self.settings.method.reserve()
+        if not share:
+            return shard[:0]
+        count = min(max(1, round(share * len(shard))), len(shard) - 1)
+        order = stream(self.settings.seed, Purpose.RESERVE, client).permutation(len(shard))
+        self.shards[client] = shard[np.sort(order[count:])]
+        return shard[np.sort(order[:count])]
+
+    def _check(self) -> None:
+        """Refuses a partition that gives a sample twice, or a training sample that is held out."""
+        self._check_once("training", {"held out": self.held_out}, self.shards)
+        self._check_once("test", {}, self.test_shards)
+
+    def _check_once(self, kind: str, others: dict[str, np.ndarray], shards: Shards) -> None:
+        owners = np.bincount(np.concatenate([*others.values(), *shards]))
+        twice = np.flatnonzero(owners > 1)
+        if len(twice):
+            sample = int(twice[0])
+            named = others | {f"client {k}": shard for k, shard in enumerate(shards)}
+            has = [name for name, some in named.items() if sample in some]
+            raise ConfigError(
+                f"partition.name = '{self.settings.partition.name}': wanted each {kind} sample "
+                f"in one place, found {len(twice)} in several, the first of them, {sample}, in: "
+                f"{', '.join(has)}"
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of which client holds which samples."""
+        return partitions.fingerprint([self.held_out, *self.shards, *self.test_shards])
+
+    @property
+    def owned(self) -> list[np.ndarray]:
+        """All training samples of each client, those that it has reserved behind the others."""
+        pairs = zip(self.shards, self.reserved, strict=True)
+        return [np.concatenate([shard, reserved]) for shard, reserved in pairs]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Training samples of each class that each client has, int64 [classes, clients].
+
+        By their true labels, whatever `skew.labels` makes of them.
+        """
+        return counted(self.shards, self.labels, self.classes)
+
+    def exclude(self, clients: Collection[int]) -> None:
+        """From now on these clients take no part.
+
+        Raises:
+            ConfigError: if a round has nobody else.
+        """
+        self.excluded = frozenset(clients)
+        last = self.settings.rounds if self.trace is not None and self.excluded else 1
+        empty = next((t for t in range(last) if not len(self._able(t))), None)
+        if empty is not None:
+            raise ConfigError(
+                f"devices.unfit = 'rest': wanted a client for every round, found none for round "
+                f"{empty}: {len(self.excluded)} of {self.settings.clients} devices are too small"
+            )
+
+    @property
+    def first_round(self) -> int:
+        """The first round: an agreement may come before round 0."""
+        return EVERYONE_ROUND if EVERYONE_ROUND in self.agreements else 0
+
+    def is_agreement(self, t: int) -> bool:
+        """Whether every client takes part in round t, and none trains; so before round 0."""
+        return t < 0 or t in self.agreements
+
+    def _able(self, t: int) -> np.ndarray:
+        """The clients that can take part in a round: int64, ascending."""
+        everyone = np.arange(self.settings.clients)
+        if self.trace is not None and not self.is_agreement(t):
+            everyone = self.trace.available(t)
+        return everyone[~np.isin(everyone, list(self.excluded))]
+
+    def sample(self, t: int) -> tuple[int, ...]:
+        """The clients of round `t`, ascending: all that can in an agreement."""
+        some = self._able(t)
+        if self.drawn < len(some) and not self.is_agreement(t):
+            # With p, numpy draws one after the other, in proportion among those that are left.
+            by_size = self.settings.sampling == "samples"
+            p = self.sizes[some] / self.sizes[some].sum() if by_size else None
+            random = stream(self.settings.seed, Purpose.SAMPLE, t)
+            some = np.sort(random.choice(some, self.drawn, replace=False, p=p))
+        return tuple(some.tolist())
+
+    @property
+    def drawn(self) -> int:
+        """Clients that are drawn in a round, if so many are there."""
+        return max(1, round(self.settings.participation * self.settings.clients))
+
+    def weight(self, t: int, client: int) -> float:
+        """What the client's word counts in averages of round `t`: its training samples, or 1.
+
+        Where samples decided already who was drawn, they would count twice. Then all uploads count
+        alike, as in T. Li, A. K. Sahu, M. Zaheer, M. Sanjabi, A. Talwalkar, V. Smith, *Federated
+        Optimization in Heterogeneous Networks*, MLSys 2020, arXiv 1812.06127, algorithm 2 (with
+        p_k = n_k / n). Nobody is drawn twice here, so that large clients are drawn less often than
+        in proportion, and this mean is biased towards small ones: hardly where few of many take
+        part. Nobody is drawn in an agreement, nor if everyone takes part.
+        """
+        is_drawn = not self.is_agreement(t) and self.drawn < self.settings.clients
+        is_equal = self.settings.aggregation.weights == "equal"
+        if is_equal or (is_drawn and self.settings.sampling == "samples"):
+            return 1.0
+        return float(self.sizes[client])
+
+    def steps(self, client: int, passes: int | None = None) -> int:
+        """Local steps that the client makes in a round, or in so many passes over its samples."""
+        if passes is None and self.settings.local_steps is not None:
+            return self.settings.local_steps
+        passes = passes or self.settings.epochs
+        return passes * -(-int(self.sizes[client]) // self.settings.batch)
+
+    def seen(self, client: int) -> int:
+        """Samples that those steps learn from, again and again counted again."""
+        size = int(self.sizes[client])
+        passes, steps = divmod(self.steps(client), -(-size // self.settings.batch))
+        return passes * size + steps * self.settings.batch
+
+    def waves(
+        self, t: int, width: int, ranks: Sequence[int], settled: bool, in_step: bool = False
+    ) -> list[Wave]:
+        """Round `t`'s clients in waves, each spread over the ranks, largest client first.
+
+        Waves do not depend on the ranks, and are ascending, so the server absorbs uploads in the
+        order of the clients whoever hosts them.
+
+        Args:
+            t: the round.
+            width: clients in a wave, at most.
+            ranks: those that host clients.
+            settled: whether a client keeps to one rank for the whole run, because it has state.
+            in_step: whether all clients take each step together: then it is of no use that a large
+                client balances many small ones, and each rank gets as many busy ones as any other.
+        """
+        clients = self.sample(t)
+        home = self._homes(tuple(ranks)) if settled else None
+        waves = []
+        for first in range(0, len(clients), width):
+            part = clients[first : first + width]
+            if home is not None:
+                hosts = [home[client] for client in part]
+            elif in_step:
+                hosts = self._deal(t, part, ranks, first)
+            else:
+                hosts = place(self.sizes[list(part)], ranks)
+            waves.append(Wave(part, tuple(hosts)))
+        return waves
+
+    def halves(self, t: int, clients: Sequence[int]) -> list[tuple[int, ...]]:
+        """Clients that take their steps together in two halves, each in an order drawn for round t.
+
+        Of neighbours by their number of steps one is in each half, as drawn, so that halves stay
+        even when some are done before the others. One client alone is the only half.
+        """
+        random = stream(self.settings.seed, Purpose.ORDER, t)
+        draw = random.permutation(self.settings.clients)
+        ranked = sorted(clients, key=lambda client: (-self.steps(client), draw[client]))
+        halves: tuple[list[int], list[int]] = [], []
+        for first in range(0, len(ranked), 2):
+            pair = sorted(ranked[first : first + 2], key=draw.__getitem__)
+            for half, client in zip(halves, pair, strict=False):
+                half.append(client)
+        return [tuple(sorted(half, key=draw.__getitem__)) for half in halves if half]
+
+    def _deal(self, t: int, clients: Sequence[int], ranks: Sequence[int], first: int) -> list[int]:
+        """A host for each client: ranks take turns, half by half, from those with most steps on."""
+        host, place = {}, first
+        for half in self.halves(t, clients):
+            for client in sorted(half, key=lambda client: -self.steps(client)):
+                host[client], place = ranks[place % len(ranks)], place + 1
+        return [host[client] for client in clients]
+
+    def hosted(self, ranks: Sequence[int], rank: int) -> tuple[int, ...]:
+        """The clients, ascending, that keep to `rank` for the whole run if they are settled.
+
+        `ranks` are those that host clients; see `waves`.
+        """
+        homes = self._homes(tuple(ranks))
+        return tuple(client for client, home in enumerate(homes) if home == rank)
+
+    def _homes(self, ranks: tuple[int, ...]) -> list[int]:
+        """Each client's rank for the whole run; worked out once, for it takes all clients."""
+        if ranks not in self.homes:
+            self.homes[ranks] = place(self.sizes, ranks)
+        return self.homes[ranks]
+
+
+def place(loads: np.ndarray, ranks: Sequence[int]) -> list[int]:
+    """For each load the rank that carries it: the largest load first, to the least laden rank."""
+    least = [(0, rank) for rank in ranks]
+    heapq.heapify(least)
+    hosts = [0] * len(loads)
+    for position in np.argsort(-loads, kind="stable").tolist():
+        laden, rank = heapq.heappop(least)
+        hosts[position] = rank
+        heapq.heappush(least, (laden + int(loads[position]), rank))
+    return hosts

@@ -1,0 +1,176 @@
+"""Data sets as they are after decoding, in files that all ranks of a node map into memory.
+
+The first to want a set decodes it, under a lock; whoever comes meanwhile waits, and all find one
+folder of arrays. Mapped, a node holds it once in its memory, however many ranks it has. A folder
+appears under its name only when it is whole. It may be removed whenever no run uses it.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from fedmpi import config
+from fedmpi.data import Dataset, files, layouts, repeated
+from fedmpi.data.files import DataError
+
+ABOUT = "about.json"
+"""The file with what is no array, written last."""
+ARRAYS = "arrays"
+"""The entry in it with the names of the arrays."""
+
+
+def folder(settings: config.Data) -> Path:
+    """Where decoded sets lie: `data.cache`, or $FEDMPI_CACHE, or below the user's cache folder."""
+    named = settings.cache or os.environ.get("FEDMPI_CACHE")
+    if named:
+        return Path(os.path.abspath(os.path.expanduser(named)))
+    return user_cache_path("fedmpi") / "decoded"
+
+
+def decoded(
+    settings: config.Data,
+    sources: Sequence[Path],
+    known: Mapping[str, str],
+    decode: Callable[[], Dataset],
+) -> Dataset:
+    """The data set that `decode` makes of the source files, decoded once and mapped into memory.
+
+    It is decoded anew if a source file, a setting or the program that reads it changes. Who writes
+    to the arrays of the result changes a copy of his own.
+
+    Args:
+        settings: the table `[data]`.
+        sources: every file that `decode` reads; of a set with very many of them some files and
+            folders that change with the rest.
+        known: MD5 digests of the official ones, see `files.origin`.
+        decode: reads them; a function of the set's own module.
+
+    Raises:
+        DataError: what `decode` raises, or if a source changed meanwhile, or the folder of the
+            cache cannot be written to.
+    """
+    home = folder(settings)
+    name = decode.__module__.rpartition(".")[2].replace("_", "-")
+    key = _key(settings, sources, decode)
+    whole = home / f"{name}-{key}"
+    found = _mapped(whole)
+    if found is not None:
+        return found
+    with _lock(home, whole.name):
+        found = _mapped(whole)
+        if found is not None:
+            return found
+        fresh = decode()
+        fresh = dataclasses.replace(
+            fresh,
+            origin=files.origin(sources, known),
+            repeated=repeated(fresh.train_x, fresh.test_x),
+        )
+        if _key(settings, sources, decode) != key:
+            raise DataError(f"{sources[0].parent}: files of {name} changed while they were read")
+        with _room(home):
+            # Left by those who were killed: nobody else works on this set while we hold the lock.
+            for rest in (whole, *home.glob(f"{whole.name}.*.part")):
+                shutil.rmtree(rest, ignore_errors=True)
+            _write(fresh, whole)
+    found = _mapped(whole)
+    if found is None:
+        raise DataError(f"{whole}: cannot be read although it was just written; remove it")
+    return found
+
+
+@contextmanager
+def _room(home: Path) -> Iterator[None]:
+    """Says what to do if the folder of the cache is no good."""
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:  # the latter of a file system without locks
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{home}: {reason}; wanted a folder for decoded data, with room; "
+            "data.cache or $FEDMPI_CACHE may name another"
+        ) from None
+
+
+@contextmanager
+def _lock(home: Path, name: str) -> Iterator[None]:
+    """Holds the lock of one set; the kernel takes it back from whoever is killed."""
+    with _room(home):
+        home.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(home / f"{name}.lock")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _key(settings: config.Data, sources: Sequence[Path], decode: Callable[[], Dataset]) -> str:
+    """Sixteen hex digits that change with whatever the arrays depend on."""
+    chosen = settings.model_dump(mode="json", exclude={"name", "root", "cache"})
+    seen = [(str(path.resolve()), *_version(path)) for path in sources]
+    digest = hashlib.sha256(json.dumps([chosen, seen], sort_keys=True).encode())
+    readers = sorted(Path(layouts.__path__[0]).glob("*.py"))
+    own = Path(inspect.getfile(inspect.unwrap(decode)))
+    ours = (Path(files.__file__), Path(inspect.getfile(Dataset)), Path(__file__))
+    for path in (own, *ours, *readers):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Size of a file or folder, and when it was changed."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _write(found: Dataset, whole: Path) -> None:
+    """Makes the folder `whole` of the set, in one step as others see it."""
+    part = Path(tempfile.mkdtemp(prefix=f"{whole.name}.", suffix=".part", dir=whole.parent))
+    try:
+        about: dict[str, Any] = {ARRAYS: []}
+        for field in dataclasses.fields(found):
+            value = getattr(found, field.name)
+            if isinstance(value, np.ndarray):
+                about[ARRAYS].append(field.name)
+                array = np.ascontiguousarray(value)
+                np.save(part / f"{field.name}.npy", array, allow_pickle=False)
+            else:
+                about[field.name] = value
+        (part / ABOUT).write_text(json.dumps(about))
+        part.chmod(0o755)  # the temporary folder is its maker's alone
+        try:
+            part.rename(whole)
+        except OSError:
+            # Another node made it, and the file system was slow to show us that.
+            if _mapped(whole) is None:
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _mapped(whole: Path) -> Dataset | None:
+    """The set in a folder; None if there is none, or it is damaged."""
+    try:
+        about = json.loads((whole / ABOUT).read_text())
+        for name in about.pop(ARRAYS):
+            # Mapped for copying on write: torch does not take arrays that cannot be written to.
+            about[name] = np.asarray(np.load(whole / f"{name}.npy", mmap_mode="c"))
+        return Dataset(**about)
+    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):
+        return None

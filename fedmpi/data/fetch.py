@@ -1,0 +1,297 @@
+"""Fetches data sets from their official addresses, for machines with a network.
+
+Nothing else in this program ever opens a connection to the outside, and no run does. What arrives
+lies in `NAME.part` until it is whole and its digest is right; the next fetch goes on from there. An
+archive is unpacked beside its place, and moved there when it is whole.
+"""
+
+import gzip
+import os
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path, PurePosixPath
+from shutil import disk_usage
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from fedmpi import config
+from fedmpi.data import files
+from fedmpi.data.files import DataError, Source
+
+TRIES = 4
+"""Connections in a row that bring nothing before an address is given up."""
+PAUSE = 1.0
+"""Seconds between two of them."""
+PATIENCE = 30
+"""Seconds to wait for a server that says nothing."""
+CHUNK = 2**16
+"""Bytes that are written at a time."""
+FINAL = (401, 403, 404, 410)
+"""Answers to which there is no use to ask again."""
+BROKEN = (
+    *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error),
+    *(EOFError, RuntimeError, UnicodeError),
+)
+"""What a damaged archive may raise, or one with a password."""
+
+
+def fetch(name: str, to: str | None = None) -> None:
+    """Fetches what of a data set is not there yet, and says where it is.
+
+    Args:
+        name: of the set.
+        to: the folder for data; by default `$FEDMPI_DATA`, or else `data` in this folder.
+
+    Raises:
+        ConfigError: if there is no such set.
+        DataError: if its files cannot be fetched; says what to place where by hand.
+    """
+    config.load({"data": {"name": name}})
+    module, console = config.module("data", name), Console(highlight=False, markup=False)
+    sources: tuple[Source, ...] = getattr(module, "SOURCES", ())
+    if not sources:
+        # It says by itself how to get what it wants.
+        found = module.where(module.Config())
+        console.print(f"{name}: " + (f"in {found} already" if found else "needs no files"))
+        return
+    folder = files.places(to)[0]
+    for source in sources:
+        path = folder / source.path
+        if path.exists():
+            differs = path.is_file() and source.md5 not in (None, files.md5(path))
+            note = ", but its MD5 is not the known one" if differs else ""
+            console.print(f"{path}: there already{note}", soft_wrap=True)
+            continue
+        try:
+            _place(source, folder, console)
+        except _Gone as error:
+            raise DataError(f"{error}\n{_by_hand(name, sources, folder)}") from None
+    found, hint = module.where(module.Config(root=str(folder))), f"data.root={folder} finds it"
+    with suppress(DataError):
+        if module.where(module.Config()) == found:
+            hint = "runs that start here find it by themselves"
+    console.print(f"{name} is in {found}; {hint}", soft_wrap=True)
+
+
+def _by_hand(name: str, sources: tuple[Source, ...], folder: Path) -> str:
+    """What to place where if there is no network."""
+    lines = [
+        f"\n  {source.urls[0]}\n    as {_place_of(source, folder)}"
+        for source in sources
+        if not (folder / source.path).exists()
+    ]
+    return (
+        f"Where there is no network, fetch these elsewhere, place{''.join(lines)}\n"
+        f"and say fedmpi data fetch {name} --to {folder} again, which checks and unpacks them."
+    )
+
+
+def _place_of(source: Source, folder: Path) -> Path:
+    """Where the file itself is to be, an archive packed."""
+    path = folder / source.path
+    return path.with_name(source.name) if source.is_archive else path
+
+
+def _place(source: Source, folder: Path, console: Console) -> None:
+    """Fetches one file, unless somebody placed it there, and unpacks it if it is an archive."""
+    file = _place_of(source, folder)
+    with _written(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            _download(source, file, console)
+        if source.is_archive:
+            console.print(f"{file}: being unpacked", soft_wrap=True)
+            if source.md5 not in (None, found := files.md5(file)):
+                raise DataError(f"{file}: wanted MD5 {source.md5}, found {found}; remove it")
+            _unpack(file, folder / source.path)
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Makes a `DataError` of what goes wrong with a folder."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror or error}; --to may name another") from None
+
+
+def _download(source: Source, file: Path, console: Console) -> None:
+    """Fetches a file from one of its addresses.
+
+    Raises:
+        _Gone: if none of them has it; says why of each.
+    """
+    part, reasons = file.with_name(f"{file.name}.part"), []
+    for url in source.urls:
+        # What was there before may be of another file: then once more from the beginning.
+        for _ in range(2 if part.exists() else 1):
+            try:
+                _stream(url, part, console)
+            except _Lost as error:
+                reasons.append(f"{url}: {error}")
+                break
+            found = files.md5(part)
+            if source.md5 in (None, found):
+                part.replace(file)
+                judged = "has the known MD5" if source.md5 else "no MD5 is known of it"
+                console.print(f"{file}: fetched from {url}, {judged}", soft_wrap=True)
+                return
+            part.unlink()
+            reasons.append(f"{url}: wanted MD5 {source.md5}, found {found}")
+    raise _Gone("\n".join(reasons))
+
+
+class _Gone(DataError):
+    """A file that no address has."""
+
+
+class _Lost(Exception):
+    """A connection that brought less than it should; says why, and whether to ask again."""
+
+    def __init__(self, reason: object, is_final: bool = False) -> None:
+        super().__init__(str(reason))
+        self.is_final = is_final
+
+
+def _stream(url: str, part: Path, console: Console) -> None:
+    """Appends to a file until it is whole, however often the connection is cut.
+
+    Raises:
+        _Lost: if nothing comes any more.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(part.stem, total=None)
+        idle, most = 0, _size(part)
+        while True:
+            try:
+                return _receive(url, part, partial(progress.update, task))
+            except _Lost as error:
+                idle = 0 if _size(part) > most else idle + 1
+                most = max(most, _size(part))
+                if error.is_final or idle == TRIES:
+                    raise
+            time.sleep(PAUSE)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _receive(url: str, part: Path, tell: Callable[..., None]) -> None:
+    """One connection: appends what is left of a file, or begins anew if the server cannot go on.
+
+    Raises:
+        _Lost: if the file is not whole at the end.
+    """
+    start = _size(part)
+    headers = {"User-Agent": "fedmpi", **({"Range": f"bytes={start}-"} if start else {})}
+    try:
+        answer = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), None, PATIENCE
+        )
+    except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if error.headers.get("Content-Range") == f"bytes */{start}":
+                return  # nothing was left
+            part.unlink()
+        raise _Lost(f"{error.code} {error.reason}", error.code in FINAL) from None
+    except (OSError, HTTPException) as error:
+        raise _Lost(getattr(error, "reason", error)) from None
+    with answer:
+        place = answer.headers.get("Content-Range", "")
+        goes_on = answer.status == HTTPStatus.PARTIAL_CONTENT
+        if goes_on and not place.startswith(f"bytes {start}-"):
+            raise _Lost(f"wanted bytes from {start} on, found '{place}'", is_final=True)
+        done, length = start if goes_on else 0, answer.headers.get("Content-Length")
+        total = done + int(length) if length else None
+        with part.open("ab" if goes_on else "wb") as file:
+            while chunk := _read(answer):
+                file.write(chunk)
+                done += len(chunk)
+                tell(completed=done, total=total)
+    if total not in (None, done):
+        raise _Lost(f"the connection was cut after {done} of {total} bytes")
+
+
+def _read(answer: HTTPResponse) -> bytes:
+    """The next bytes of an answer. Its errors are told apart from those of the disk."""
+    try:
+        return answer.read(CHUNK)
+    except (OSError, HTTPException) as error:
+        raise _Lost(error) from None
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    """Makes a folder of the one of its name in an archive, in one step, and removes the archive.
+
+    Raises:
+        DataError: if it is damaged, has no such folder, or anything that would lie outside.
+    """
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{folder.name}-") as place:
+        try:
+            (_unzip if file.suffix == ".zip" else _untar)(file, place)
+        except BROKEN as error:
+            raise DataError(f"{file}: wanted a whole archive, found: {error}; remove it") from None
+        inside = Path(place) / folder.name
+        if not inside.is_dir():
+            found = ", ".join(sorted(os.listdir(place))) or "nothing"
+            raise DataError(f"{file}: wanted a folder {folder.name} in it, found {found}")
+        inside.rename(folder)
+    file.unlink()
+
+
+def _check_inside(file: Path, name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{file}: wanted names inside of it, found {name!r}; remove it")
+
+
+def _untar(file: Path, place: str) -> None:
+    # Checked here, because Python's own filters came with a later 3.11 than systems still have.
+    with tarfile.open(file) as archive:
+        for member in archive:
+            _check_inside(file, member.name)
+            if not (member.isfile() or member.isdir()):
+                raise DataError(
+                    f"{file}: wanted files and folders in it, found {member.name!r}, a link or a "
+                    "device; remove it"
+                )
+            member.mode = 0o755 if member.isdir() else 0o644
+        filters: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(place, **filters)
+
+
+def _unzip(file: Path, place: str) -> None:
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            _check_inside(file, name)
+        size, free = sum(info.file_size for info in archive.infolist()), disk_usage(place).free
+        if size > free:
+            raise DataError(f"{file}: unpacked it has {size} bytes, {free} are free in {place}")
+        archive.extractall(place)

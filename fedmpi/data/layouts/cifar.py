@@ -1,0 +1,105 @@
+"""CIFAR: records of labels and 32x32 RGB pixels, in the official binary and Python layouts."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedmpi.data import Dataset, checked, normalise
+from fedmpi.data.files import DataError, contents
+from fedmpi.data.layouts import pickles
+
+PIXELS = 3 * 32 * 32
+"""Bytes of a picture: its red, green and blue planes, row by row."""
+
+
+def suffix(folder: Path, name: str) -> str | None:
+    """`.bin` if a folder has the file of that name in the binary layout, "" in the other, or None.
+
+    The binary one comes first, if it has both.
+    """
+    return next((end for end in (".bin", "") if os.path.isfile(folder / (name + end))), None)
+
+
+def paths(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of those names, in the layout that the folder has the first one in."""
+    end = suffix(folder, names[0]) or ""
+    return [folder / (name + end) for name in names]
+
+
+def dataset(
+    paths: Sequence[Path],
+    key: str,
+    labels: dict[str, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Dataset:
+    """The set in files of which the last is the test part; `key` and `labels` as in `read`.
+
+    Raises:
+        DataError: if a file is missing, damaged, or something else.
+    """
+    *train, (test_x, test_y) = (read(path, key, labels) for path in paths)
+    train_x, train_y = (np.concatenate(parts) for parts in zip(*train, strict=True))
+    train_x, test_x = (normalise(x, mean, std) for x in (train_x, test_x))
+    return Dataset(train_x, train_y, test_x, test_y, labels[key])
+
+
+def read(path: Path, key: str, labels: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A file in either layout: pixels uint8 [N, 3, 32, 32] and labels int64 [N].
+
+    Args:
+        path: the file; in the binary layout its name ends in `.bin`.
+        key: which labels.
+        labels: for each kind of labels that a record has, in their order in the binary layout, how
+            many classes there are.
+
+    Raises:
+        DataError: if the file is missing, damaged, or something else.
+    """
+    if path.suffix == ".bin":
+        return read_bin(path, list(labels).index(key), len(labels), labels[key])
+    return read_py(path, key, labels[key])
+
+
+def read_bin(path: Path, which: int, count: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """A file of the binary layout: pixels uint8 [N, 3, 32, 32] and labels int64 [N].
+
+    Args:
+        path: the file.
+        which: of the labels in a record.
+        count: label bytes at the beginning of a record.
+        classes: labels are below that.
+
+    Raises:
+        DataError: if it is not a whole number of records, or a label is not one.
+    """
+    found = contents(path)
+    size = count + PIXELS
+    if not found or len(found) % size:
+        raise DataError(f"{path}: wanted whole records of {size} bytes, found {len(found)} bytes")
+    records = np.frombuffer(found, np.uint8).reshape(-1, size)
+    return records[:, count:].reshape(-1, 3, 32, 32), checked(records[:, which], classes, path)
+
+
+def read_py(path: Path, key: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """A file of the Python layout: pixels uint8 [N, 3, 32, 32] and labels int64 [N].
+
+    Raises:
+        DataError: if it is no pickle, or of anything but a dictionary with the array `data` (uint8
+            [N, 3072]) and the list `key` (N whole numbers, each below `classes`).
+    """
+    named = pickles.read(path, "data", key)
+    pixels, labels = named["data"], named[key]
+    pixels = pixels.array() if isinstance(pixels, pickles.Array) else None
+    if pixels is None or pixels.ndim != 2 or pixels.shape[1] != PIXELS or not len(pixels):
+        shape = "something else" if pixels is None else " x ".join(map(str, pixels.shape))
+        raise DataError(f"{path}: wanted data of N x {PIXELS} bytes, found {shape}")
+    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+        raise DataError(f"{path}: wanted a list of whole numbers as {key}, found something else")
+    if len(labels) != len(pixels):
+        raise DataError(
+            f"{path}: wanted a label for each of {len(pixels)} images, found {len(labels)}"
+        )
+    return pixels.reshape(-1, 3, 32, 32), checked(np.array(labels), classes, path)

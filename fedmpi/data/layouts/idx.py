@@ -1,0 +1,101 @@
+"""IDX: arrays with a header, the layout of MNIST and its successors.
+
+As described at http://yann.lecun.com/exdb/mnist: two zero bytes, the type of the values, the number
+of dimensions, each dimension as a big-endian int32, the values, big-endian.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fedmpi.data import Dataset, checked, normalise
+from fedmpi.data.files import DataError, contents, either, find, one, places
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+"""MNIST's files, each as it is or with `.gz`; its successors have files of the same names."""
+
+BYTES, INTEGERS = np.dtype("u1"), np.dtype(">i4")
+"""The types of values that are read here."""
+CODES = {BYTES: 0x08, INTEGERS: 0x0C}
+"""What stands for them in a header."""
+
+
+def search(root: str | None, fits: Callable[[Path], bool]) -> Path | None:
+    """The folder with MNIST's files, or those of a successor.
+
+    Because the files have the same names, the path must tell which set it is. Only a `root` that
+    holds the files itself needs no such name: there it is the user who says so.
+
+    Args:
+        root: the setting, see `files.places`.
+        fits: whether a folder that holds such files may be the set's.
+    """
+
+    def holds(folder: Path) -> bool:
+        if either(folder, FILES[0]) is None:
+            return False
+        chosen = root is not None and folder == places(root)[0]
+        return chosen or fits(folder)
+
+    return find(root, ("", "raw"), holds)
+
+
+def paths(folder: Path) -> list[Path]:
+    """MNIST's files in a folder.
+
+    Raises:
+        DataError: if one is missing.
+    """
+    return [one(folder, name) for name in FILES]
+
+
+def images(files: list[Path], mean: float, std: float, classes: int = 10) -> Dataset:
+    """A set of 28x28 images in MNIST's layout, from its four files.
+
+    Raises:
+        DataError: if one is damaged, or images and labels are not equally many.
+    """
+
+    def part(x_path: Path, y_path: Path) -> tuple[np.ndarray, np.ndarray]:
+        x, y = read(x_path, (28, 28)), read(y_path, ())
+        if len(x) != len(y):
+            raise DataError(f"{y_path}: wanted a label for each of {len(x)} images, found {len(y)}")
+        return normalise(x[:, np.newaxis], [mean], [std]), checked(y, classes, y_path)
+
+    train_x, train_y = part(*files[:2])
+    test_x, test_y = part(*files[2:])
+    return Dataset(train_x, train_y, test_x, test_y, classes)
+
+
+def read(path: Path, shape: tuple[int, ...], kind: np.dtype = BYTES) -> np.ndarray:
+    """An IDX file as an array [N, *shape] of that kind, a view that cannot be written to.
+
+    Raises:
+        DataError: if magic number, shape or length are not as they should be, or it is empty.
+    """
+    found = contents(path)
+    dimensions = 1 + len(shape)
+    start = 4 * (1 + dimensions)
+    magic = bytes((0, 0, CODES[kind], dimensions))
+    if len(found) < start or found[:4] != magic:
+        raise DataError(
+            f"{path}: wanted an IDX file that begins with {magic.hex()} and has a header of "
+            f"{start} bytes, found {found[:4].hex() or 'nothing'}, {len(found)} bytes"
+        )
+    sizes = tuple(int(size) for size in np.frombuffer(found, ">u4", dimensions, offset=4))
+    if sizes[1:] != shape or sizes[0] == 0:
+        wanted = " x ".join(("N", *map(str, shape)))
+        raise DataError(f"{path}: wanted {wanted} values, found {' x '.join(map(str, sizes))}")
+    wanted_bytes = start + kind.itemsize * math.prod(sizes)
+    if len(found) != wanted_bytes:
+        raise DataError(
+            f"{path}: wanted {wanted_bytes} bytes for its {sizes[0]} records, found {len(found)}"
+        )
+    return np.frombuffer(found, kind, offset=start).reshape(sizes)

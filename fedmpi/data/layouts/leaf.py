@@ -1,0 +1,169 @@
+"""LEAF: json files of users with their samples, in a folder `train` and a folder `test`.
+
+S. Caldas et al., *LEAF: A Benchmark for Federated Settings*, arXiv 1812.01097,
+https://github.com/TalwalkarLab/leaf. A file is an object with the keys `users`, `num_samples` (of
+each) and `user_data`, which has for each user the lists `x` and `y`. The users of a folder are
+those of all its files.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedmpi.data import Dataset
+from fedmpi.data.files import DataError, contents, places
+
+SETS = ("celeba", "femnist", "reddit", "sent140", "shakespeare", "synthetic")
+"""LEAF's data sets, whose files have the same names."""
+KEYS = ("users", "num_samples", "user_data")
+
+Take = Callable[[list[Any], list[Any]], tuple[np.ndarray, np.ndarray]]
+"""From a user's lists `x` and `y` to samples [N, *shape] and labels int64 [N]; or a `ValueError`
+that says what was wanted and found."""
+
+
+class Samples(NamedTuple):
+    """What the files of one folder hold.
+
+    Attributes:
+        users: names of those who have samples, in the order of the files.
+        counts: samples of each.
+        x: samples [N, *shape], user by user.
+        y: their labels, int64 [N].
+    """
+
+    users: list[str]
+    counts: list[int]
+    x: np.ndarray
+    y: np.ndarray
+
+
+def holds(folder: Path, name: str, root: str | None) -> bool:
+    """Whether a folder is that of LEAF's set of this name, with `train` and `test` in it.
+
+    The last word in its path that is the name of a set must be this one, as the files do not tell.
+    Only a `root` that is the very folder needs no such name.
+    """
+    if not all(any((folder / part).glob("*.json")) for part in ("train", "test")):
+        return False
+    if root is not None and folder == places(root)[0]:
+        return True
+    for path in (folder, folder.resolve()):
+        named = [known for part in path.parts for known in SETS if known in part.lower()]
+        if named[-1:] == [name]:
+            return True
+    return False
+
+
+def paths(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of training and of test samples, in the order of their names."""
+    train, test = (sorted((folder / part).glob("*.json")) for part in ("train", "test"))
+    return train, test
+
+
+def dataset(
+    train: Sequence[Path], test: Sequence[Path], take: Take, classes: int, spare: int = 0
+) -> Dataset:
+    """The set that these files hold, whose owners are the users, numbered by their names.
+
+    A user may have samples in one of both only: LEAF can divide users instead of samples.
+
+    Args:
+        train: files of training samples.
+        test: files of test samples.
+        take: decodes a user's samples.
+        classes: how many labels there are.
+        spare: samples by which `num_samples` of the test files may be too large.
+
+    Raises:
+        DataError: see `read`.
+    """
+    ours, theirs = read(train, take), read(test, take, spare)
+    numbers = {user: number for number, user in enumerate(sorted({*ours.users, *theirs.users}))}
+    train_owners, test_owners = (
+        np.repeat(np.array([numbers[user] for user in part.users], np.int64), part.counts)
+        for part in (ours, theirs)
+    )
+    return Dataset(ours.x, ours.y, theirs.x, theirs.y, classes, train_owners, test_owners)
+
+
+def read(paths: Sequence[Path], take: Take, spare: int = 0) -> Samples:
+    """The samples of all users in some files, which are read one after the other.
+
+    Args:
+        paths: the files.
+        take: decodes a user's samples.
+        spare: samples by which `num_samples` may be too large.
+
+    Raises:
+        DataError: naming the file, and the user if it is his samples, if it is no json or of
+            another layout, if lists differ in length, if `take` says so, if a user is in two
+            files, or if there is no sample at all.
+    """
+    place: dict[str, Path] = {}
+    counts, xs, ys = [], [], []
+    for path in paths:
+        for user, x, y in _users(path, spare):
+            if user in place:
+                raise DataError(
+                    f"{path}: wanted each user once, found {user!r} in {place[user].name}, too; "
+                    "files of another preparation of the set should go"
+                )
+            try:
+                samples, labels = take(x, y)
+            except ValueError as error:
+                raise DataError(f"{path}: user {user!r}: {error}") from None
+            place[user] = path
+            counts.append(len(labels))
+            xs.append(samples)
+            ys.append(labels)
+    if not xs:
+        raise DataError(f"{paths[0]}: wanted samples of a user, found none in any file beside it")
+    return Samples(list(place), counts, np.concatenate(xs), np.concatenate(ys))
+
+
+def _users(path: Path, spare: int) -> Iterator[tuple[str, list[Any], list[Any]]]:
+    """The users of a file with `x` and `y` of each, equally long; none without samples."""
+    found = _object(path)
+    if not isinstance(found, dict) or not found.keys() >= set(KEYS):
+        kind = f"the keys {list(found)}" if isinstance(found, dict) else type(found).__name__
+        raise DataError(f"{path}: wanted an object with the keys {list(KEYS)}, found {kind}")
+    users, counts, data = (found[key] for key in KEYS)
+    if not isinstance(users, list) or not all(isinstance(user, str) for user in users):
+        raise DataError(f"{path}: wanted a list of names as users, found something else")
+    if not isinstance(counts, list) or len(counts) != len(users):
+        length = len(counts) if isinstance(counts, list) else "something else"
+        raise DataError(f"{path}: wanted num_samples of {len(users)} users, found {length}")
+    if not isinstance(data, dict):
+        raise DataError(f"{path}: wanted an object as user_data, found {type(data).__name__}")
+    for user, count in zip(users, counts, strict=True):
+        theirs = data.get(user)
+        x, y = (theirs.get(key) if isinstance(theirs, dict) else None for key in "xy")
+        if not isinstance(x, list) or not isinstance(y, list):
+            raise DataError(f"{path}: user {user!r}: wanted lists x and y, found something else")
+        if len(x) != len(y):
+            raise DataError(
+                f"{path}: user {user!r}: wanted a label for each of {len(x)} samples, "
+                f"found {len(y)}"
+            )
+        if count not in (len(y), len(y) + spare):
+            raise DataError(
+                f"{path}: user {user!r}: wanted {count} samples, as num_samples says, "
+                f"found {len(y)}"
+            )
+        if y:
+            yield user, x, y
+
+
+def _object(path: Path) -> Any:
+    """What a file of json says."""
+    # A pixel is one of 256 numbers: as objects of their own they would be six times the file.
+    number = lru_cache(1 << 12)(float)
+    try:
+        return json.loads(contents(path), parse_float=number)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: wanted whole json, found: {error}") from None

@@ -1,0 +1,90 @@
+"""CIFAR-100: 60,000 pictures of things and beings, 32x32 RGB, 100 classes in 20 groups.
+
+Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009;
+https://www.cs.toronto.edu/~kriz/cifar.html, no licence stated, cite. Both official layouts of two
+files: `cifar-100-binary` (records of a byte for the group, a byte for the class and 3,072 pixel
+bytes) and `cifar-100-python` (pickles of Python 2). A file may hold any number of records.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from fedmpi import config
+from fedmpi.data import Dataset, cache
+from fedmpi.data.files import Source, find, missing, places
+from fedmpi.data.layouts import cifar
+
+MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+"""Of the training pixels, by channel, scaled to 0 .. 1: the values in common use."""
+
+FILES = ("train", "test")
+"""The official files; in the binary layout with the suffix `.bin`."""
+FOLDERS = ("cifar-100-binary", "cifar-100-python")
+"""What the official archives call their folder."""
+BESIDE = ("meta", "fine_label_names.txt")
+"""What else is in it, by which it is known under another name."""
+
+LABELS = {"coarse_labels": 20, "fine_labels": 100}
+"""The labels of a record."""
+
+MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
+
+SOURCES = (
+    Source(
+        # The one to which the official address leads now, and that address.
+        (
+            "https://cave.cs.toronto.edu/kriz/cifar-100-python.tar.gz",
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        ),
+        "cifar-100-python",
+        "eb9058c3a382ffc7106e4002c42a8d85",
+    ),
+)
+
+
+class Config(config.Data):
+    """Which labels, and the folder, if not one of the usual places."""
+
+    labels: Literal["fine", "coarse"] = "fine"
+    """fine: the 100 classes; coarse: their 20 groups."""
+
+
+def where(config: Config) -> Path:
+    """The folder of the two files, in either layout; the binary one if it has both.
+
+    Their names could be anyone's, so the folder has its official name, or the file with the names
+    of the classes; or else it is the root itself, because there it is the user who says so.
+
+    Raises:
+        DataError: if there is none.
+    """
+
+    def holds(folder: Path) -> bool:
+        if cifar.suffix(folder, FILES[0]) is None:
+            return False
+        chosen = config.root is not None and folder == places(config.root)[0]
+        known = any(os.path.isfile(folder / name) for name in BESIDE)
+        return chosen or known or folder.name in FOLDERS
+
+    folder = find(config.root, ("", *FOLDERS), holds)
+    if folder is None:
+        raise missing(
+            "CIFAR-100",
+            config.root,
+            "train.bin (binary version) or train (Python version) in a folder cifar-100-binary or "
+            "cifar-100-python",
+            "fedmpi data fetch cifar100, or "
+            "either version from https://www.cs.toronto.edu/~kriz/cifar.html, unpacked",
+        )
+    return folder
+
+
+def load(config: Config, seed: int) -> Dataset:
+    """The whole set, shape (3, 32, 32); `seed` plays no part.
+
+    Raises:
+        DataError: if it is not there, or a file is missing, damaged, or a pickle of anything else.
+    """
+    paths, key = cifar.paths(where(config), FILES), f"{config.labels}_labels"
+    return cache.decoded(config, paths, MD5, lambda: cifar.dataset(paths, key, LABELS, MEAN, STD))

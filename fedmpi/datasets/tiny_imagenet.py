@@ -1,0 +1,153 @@
+"""Tiny ImageNet: 110,000 photographs, 64x64 RGB, 200 classes.
+
+Made of ImageNet for Stanford's course CS231n, http://cs231n.stanford.edu/tiny-imagenet-200.zip;
+ImageNet's terms: for research and teaching, not for commerce. The official folder, with
+`wnids.txt`, `train` and `val`. 500 pictures of each class train; the 10,000 for validation test,
+because nobody has the labels of the official test part. A class is its place among the *sorted*
+names of `wnids.txt`. Pictures that are grey become RGB. Fewer classes or pictures load, too.
+
+Decoded it takes 5.4 GB of the cache, and as much memory once. Whether it changed is judged by the
+two text files and the folders: pictures that come, go or get another name are noticed, but not one
+whose content changes in place, because no run should look at 110,000 files before it begins.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from fedmpi import config
+from fedmpi.data import Dataset, cache
+from fedmpi.data.files import DataError, Source, contents, find, missing
+from fedmpi.data.layouts import jpeg
+
+MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
+"""Of the training pixels, by channel, scaled to 0 .. 1: the values in common use."""
+
+SIZE = 64
+"""Pixels on each side."""
+NAMES, NOTES = "wnids.txt", "val/val_annotations.txt"
+"""The names of the classes; which class a picture for validation is of."""
+
+SOURCES = (
+    Source(
+        ("http://cs231n.stanford.edu/tiny-imagenet-200.zip",),
+        "tiny-imagenet-200",
+        "90528d7ca1a48142e341f4ef8d21d0de",
+    ),
+)
+
+
+class Config(config.Data):
+    """The folder, if not one of the usual places."""
+
+
+def where(config: Config) -> Path:
+    """The folder that has `wnids.txt`, `train` and `val`.
+
+    Raises:
+        DataError: if there is none.
+    """
+
+    def holds(folder: Path) -> bool:
+        return os.path.isfile(folder / NAMES) and os.path.isdir(folder / "train")
+
+    folder = find(config.root, ("", "tiny-imagenet-200"), holds)
+    if folder is None:
+        raise missing(
+            "Tiny ImageNet",
+            config.root,
+            "wnids.txt beside the folders train and val",
+            "fedmpi data fetch tiny-imagenet, or "
+            "http://cs231n.stanford.edu/tiny-imagenet-200.zip, unpacked",
+        )
+    return folder
+
+
+def load(config: Config, seed: int) -> Dataset:
+    """The whole set, shape (3, 64, 64); `seed` plays no part.
+
+    Raises:
+        DataError: if it is not there, or a file or folder is missing or damaged.
+    """
+    folder = where(config)
+    names = _names(folder / NAMES)
+    folders = [folder / "train" / name / "images" for name in names]
+    sources = [folder / NAMES, folder / NOTES, folder / "train", *folders, folder / "val/images"]
+
+    def decode() -> Dataset:
+        train = [(path, label) for label, inner in enumerate(folders) for path in _pictures(inner)]
+        train_x, train_y = _decoded(train)
+        test_x, test_y = _decoded(_noted(folder / NOTES, names))
+        return Dataset(train_x, train_y, test_x, test_y, len(names))
+
+    return cache.decoded(config, sources, {}, decode)
+
+
+def _decoded(pictures: list[tuple[Path, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures float32 [N, 3, 64, 64] and labels int64 [N], of files and labels."""
+    paths, labels = zip(*pictures, strict=True)
+    return jpeg.read_all(paths, SIZE, MEAN, STD), np.array(labels, np.int64)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        DataError: if there is none.
+    """
+    lines = [line for line in contents(path).decode("latin1").split("\n") if line.strip()]
+    if not lines:
+        raise DataError(f"{path}: wanted lines of text, found none")
+    return [line.rstrip("\r") for line in lines]
+
+
+def _names(path: Path) -> list[str]:
+    """The names of the classes, sorted.
+
+    Raises:
+        DataError: if they are not such names, or one is there twice.
+    """
+    names = sorted(_lines(path))
+    for name, after in zip(names, [*names[1:], ""], strict=True):
+        if not re.fullmatch(r"n\d{8}", name):
+            raise DataError(f"{path}: wanted names like n01443537, found {name!r}")
+        if name == after:
+            raise DataError(f"{path}: wanted each name once, found {name} twice")
+    return names
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The pictures in a folder, in the order of their names.
+
+    Raises:
+        DataError: if there is none.
+    """
+    try:
+        found = sorted(folder / name for name in os.listdir(folder) if name.endswith(".JPEG"))
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror}") from None
+    if not found:
+        raise DataError(f"{folder}: wanted pictures *.JPEG, found none")
+    return found
+
+
+def _noted(path: Path, names: list[str]) -> list[tuple[Path, int]]:
+    """The pictures for validation and their labels, as the file of annotations has them.
+
+    Raises:
+        DataError: if a line is not a picture's name, a tab, and a class among `names`.
+    """
+    labels = {name: label for label, name in enumerate(names)}
+    found = []
+    for number, line in enumerate(_lines(path), 1):
+        picture, _, rest = line.partition("\t")
+        name = rest.partition("\t")[0]
+        if name not in labels or not re.fullmatch(r"\w+\.JPEG", picture):
+            raise DataError(
+                f"{path}: wanted a picture, a tab and a class of {NAMES}, found {line!r} in line "
+                f"{number}"
+            )
+        found.append((path.parent / "images" / picture, labels[name]))
+    return found

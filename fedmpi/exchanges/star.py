@@ -1,0 +1,102 @@
+"""Messages <-> ranks: packed, sent, unpacked, and charged to their clients."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedmpi.clients.population import Wave
+from fedmpi.messages.clock import Clock, Phase
+from fedmpi.messages.codec import Buffer, Message, pack, unpack
+from fedmpi.messages.ledger import DOWN, UP, Ledger
+from fedmpi.messages.wire import Line, Wire
+
+
+class Post:
+    """Messages to all (`broadcast`), from all (`gather`) and to each (`scatter`).
+
+    On a `Line` the last two fall into halves, so that nobody waits who need not: `send_up` and
+    `recv_up`, `send_down` and `recv_down`.
+
+    Attributes:
+        buffers: memory for packed messages by what they are for, used again for the next ones.
+    """
+
+    def __init__(self, wire: Wire, clock: Clock, ledger: Ledger) -> None:
+        self.wire, self.clock, self.ledger = wire, clock, ledger
+        self.buffers: dict[str, np.ndarray] = {}
+
+    def broadcast(self, messages: list[Message], clients: Sequence[int]) -> list[Message]:
+        """The root's messages to all, on every rank, and charged to each of the clients."""
+        word = None
+        if self.wire.is_root:
+            word, account = self._pack("wire", messages)
+            self.ledger.charge(DOWN, clients, account)
+        return self._open(self.wire.bcast(word))
+
+    def gather(self, messages: list[Message]) -> list[Message]:
+        """Messages of all ranks' clients on the root, in client order, and charged to them."""
+        return self._sort(self.wire.gather(self._pack("wire", messages).data))
+
+    def scatter(self, wave: Wave, messages: list[Message]) -> list[Message]:
+        """The root's messages to single clients, on the ranks that host them."""
+        data, lengths = self._address("wire", wave, messages) if self.wire.is_root else (None, [])
+        return self._open(self.wire.scatter(data, lengths))
+
+    def send_up(self, line: Line, messages: list[Message]) -> None:
+        """Messages of this rank's clients go to the root."""
+        line.send_up(self._pack(f"{line.name} up", messages).data)
+
+    def recv_up(self, line: Line) -> list[Message]:
+        """Those of all ranks' clients, on the root, in client order, and charged to them."""
+        return self._sort(line.recv_up())
+
+    def send_down(self, line: Line, wave: Wave, messages: list[Message]) -> None:
+        """The root's messages to single clients go to the ranks that host them."""
+        line.send_down(*self._address(f"{line.name} down", wave, messages))
+
+    def recv_down(self, line: Line) -> list[Message]:
+        """Those to this rank's clients."""
+        return self._open(line.recv_down())
+
+    def _pack(self, place: str, messages: list[Message]) -> Buffer:
+        """Messages as one buffer."""
+        with self.clock(Phase.PACK):
+            packed = pack(messages, self.buffers.get(place))
+            if len(packed.data) > len(self.buffers.get(place, ())):
+                self.buffers[place] = packed.data
+            return packed
+
+    def _address(
+        self, place: str, wave: Wave, messages: list[Message]
+    ) -> tuple[np.ndarray, list[int]]:
+        """Messages as a buffer for each rank, one behind the other, and the buffers' lengths."""
+        with self.clock(Phase.PACK):
+            theirs: list[list[Message]] = [[] for _ in range(self.wire.size)]
+            host = dict(zip(wave.clients, wave.hosts, strict=True))
+            for message in messages:
+                theirs[host[message.client]].append(message)
+            buffer, at = self.buffers.get(place, np.empty(0, np.uint8)), 0
+            pieces = []
+            for some in theirs:
+                data, account = pack(some, buffer[at:])
+                self.ledger.charge(DOWN, [message.client for message in some], account)
+                pieces.append(data)
+                at += len(data)
+            if at > len(buffer):  # then pieces lie elsewhere, too
+                buffer = self.buffers[place] = np.concatenate(pieces)
+            return buffer[:at], [len(piece) for piece in pieces]
+
+    def _sort(self, pieces: Sequence[np.ndarray]) -> list[Message]:
+        """The messages of all ranks' buffers, by client, each of which is charged."""
+        heard = []
+        with self.clock(Phase.PACK):
+            for piece in pieces:
+                found, account = unpack(piece)
+                heard += found
+                self.ledger.charge(UP, [message.client for message in found], account)
+        return sorted(heard, key=lambda message: message.client)
+
+    def _open(self, data: np.ndarray) -> list[Message]:
+        """A buffer's messages."""
+        with self.clock(Phase.PACK):
+            return unpack(data)[0]

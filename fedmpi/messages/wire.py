@@ -1,0 +1,362 @@
+"""Bytes <-> ranks: every MPI call of the project.
+
+Buffers only: nothing is pickled. Counts travel first, then the `v` collective. A timed barrier goes
+before each collective, so that waiting is not taken for transfer; who waits there leaves its core
+to those who work. A `Line` has no barriers; there the counts tell the one from the other.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from functools import cached_property
+from time import perf_counter, sleep
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+from mpi4py import MPI
+
+from fedmpi.messages.clock import Clock, Phase
+
+ROOT = 0
+WORD = 8
+"""Buffers are counted in words of 8 bytes, their padding: 32-bit MPI counts then reach 16 GiB."""
+EAGER, NAP = 1e-4, 1e-4
+"""Seconds for which a rank that waits looks out for the others all the time; and between looks."""
+
+
+class Place(NamedTuple):
+    """Where a rank is.
+
+    Attributes:
+        rank: its number.
+        ranks: how many there are.
+        local_rank: its number among the ranks of its node.
+        local_size: how many these are.
+    """
+
+    rank: int
+    ranks: int
+    local_rank: int
+    local_size: int
+
+    @property
+    def is_root(self) -> bool:
+        """Whether the server is here."""
+        return self.rank == ROOT
+
+
+ALONE = Place(ROOT, 1, 0, 1)
+
+
+class Wire:
+    """The ranks of one job, all of which reach each call in the same order.
+
+    Attributes:
+        rank: this rank; `ROOT` is the server.
+        size: number of ranks.
+        up: bytes that this rank handed to `gather` since the last `reset`.
+        down: bytes that `bcast` and `scatter` handed to this rank since the last `reset`.
+    """
+
+    def __init__(self, clock: Clock, comm: MPI.Intracomm | None = None) -> None:
+        self.comm = MPI.COMM_WORLD if comm is None else comm
+        self.clock = clock
+        self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+        self.is_root = self.rank == ROOT
+        self.rooms: dict[str, np.ndarray] = {}
+        self.known: list[Line] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins a round's count of bytes."""
+        self.up = self.down = 0
+
+    def bcast(self, data: np.ndarray | None) -> np.ndarray:
+        """The root's bytes on every rank: uint8 [words * 8]; `data` is None on the others.
+
+        What they get is a view of one inbox, which the next `bcast` or `scatter` overwrites.
+        """
+        count = np.array([0 if data is None else _words(data)])
+        self._meet(Phase.WAIT)
+        with self.clock(Phase.TRANSFER):
+            self.comm.Bcast(count, ROOT)
+            if data is None:
+                data = self._room("root", int(count[0]))
+            self.comm.Bcast([data, int(count[0]), MPI.UINT64_T], ROOT)
+        self.down += data.nbytes
+        return data
+
+    def gather(self, data: np.ndarray) -> list[np.ndarray]:
+        """Every rank's bytes on the root, in rank order; an empty list elsewhere.
+
+        The pieces are views of one inbox, which the next `gather` overwrites.
+        """
+        self._meet(Phase.WAIT)
+        self.up += data.nbytes
+        return self._gather(data, Phase.TRANSFER)
+
+    def scatter(self, data: np.ndarray | None, lengths: Sequence[int]) -> np.ndarray:
+        """This rank's share of the root's bytes: so many for each rank; None, [] on the others.
+
+        It is a view of one inbox, which the next `bcast` or `scatter` overwrites.
+        """
+        count, counts, send = np.zeros(1, np.int64), None, None
+        if data is not None:
+            counts, layout = self._shares(data, lengths)
+            send = [data, layout, MPI.UINT64_T]
+        self._meet(Phase.WAIT)
+        with self.clock(Phase.TRANSFER):
+            self.comm.Scatter(counts, count, ROOT)
+            mine = self._room("root", int(count[0]))
+            self.comm.Scatterv(send, [mine, int(count[0]), MPI.UINT64_T], ROOT)
+        self.down += mine.nbytes
+        return mine
+
+    def lines(self, count: int) -> list["Line"]:
+        """So many lines, the same ones each time; all ranks want as many."""
+        while len(self.known) < count:
+            comm = _second(self.comm) if self.known else self.comm
+            self.known.append(Line(self, comm, f"line {len(self.known)}"))
+        return self.known[:count]
+
+    def report(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Every rank's rows on the root, off the clock and outside the accounts.
+
+        All are of one dtype, a whole number of words long.
+        """
+        pieces = self._gather(rows.reshape(-1).view(np.uint8), Phase.RECORD)
+        return [piece.view(rows.dtype).copy() for piece in pieces]
+
+    def publish(self, values: np.ndarray) -> np.ndarray:
+        """The root's values on every rank, off the clock and outside the accounts.
+
+        Elsewhere `values` only say of which shape and dtype they are.
+        """
+        found = values if self.is_root else np.empty_like(values)
+        self._meet(Phase.EVALUATE)
+        with self.clock(Phase.EVALUATE):
+            self.comm.Bcast(found, ROOT)
+        return found
+
+    def settle(self) -> None:
+        """Waits for all ranks, off the clock, so that nobody's measuring is another's waiting."""
+        self._meet(Phase.EVALUATE)
+
+    def lowest(self, here: bool) -> int | None:
+        """The lowest rank on which `here` is true; None if it is so on none."""
+        mine, least = np.array([self.rank if here else self.size]), np.zeros(1, np.int64)
+        self.comm.Allreduce(mine, least, MPI.MIN)
+        return int(least[0]) if least[0] < self.size else None
+
+    @cached_property
+    def place(self) -> Place:
+        """Where this rank is; all ranks ask for it together."""
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        local_rank, local_size = node.Get_rank(), node.Get_size()
+        node.Free()
+        return Place(self.rank, self.size, local_rank, local_size)
+
+    def _meet(self, phase: Phase) -> None:
+        """Waits for all ranks without taking the core of one that still works.
+
+        MPI waits by asking again and again, even where it yields in between: with three ranks on
+        two cores that made the working ones a third slower. Once all are there, a barrier lets
+        them go at once: what comes next is not to wait for one that naps.
+        """
+        with self.clock(phase):
+            request, patience = self.comm.Ibarrier(), perf_counter() + EAGER
+            while not request.Test():
+                if perf_counter() > patience:
+                    sleep(NAP)
+            self.comm.Barrier()
+
+    def _gather(self, data: np.ndarray, phase: Phase) -> list[np.ndarray]:
+        count = np.array([_words(data)])
+        counts = np.zeros(self.size, np.int64) if self.is_root else None
+        receive, pieces = None, []
+        with self.clock(phase):
+            self.comm.Gather(count, counts, ROOT)
+            if counts is not None:
+                layout = _layout(counts)
+                inbox = self._room("ranks", int(counts.sum()))
+                receive = [inbox, layout, MPI.UINT64_T]
+                pieces = _pieces(inbox, layout)
+            self.comm.Gatherv([data, int(count[0]), MPI.UINT64_T], receive, ROOT)
+        return pieces
+
+    def _shares(
+        self, data: np.ndarray, lengths: Sequence[int]
+    ) -> tuple[np.ndarray, tuple[list[int], list[int]]]:
+        """The words of each rank's share of data, and their layout.
+
+        Raises:
+            ValueError: if the lengths are not whole words, one a rank, and all of data together.
+        """
+        whole = all(length % WORD == 0 for length in lengths) and sum(lengths) == data.nbytes
+        if not whole or len(lengths) != self.size:
+            raise ValueError(
+                f"wanted words of {WORD} for {self.size} ranks, {data.nbytes} bytes together; "
+                f"found {list(lengths)}"
+            )
+        counts = np.array(lengths, np.int64) // WORD
+        return counts, _layout(counts)
+
+    def _room(self, sender: str, words: int) -> np.ndarray:
+        """An inbox, the same one each time until it is too small: fresh memory is slow."""
+        room = self.rooms.get(sender)
+        if room is None or room.nbytes < words * WORD:
+            room = self.rooms[sender] = np.empty(words * WORD, np.uint8)
+        return room[: words * WORD]
+
+
+class Line:
+    """Turns in which all ranks ask the root something, and it answers each of them.
+
+    `ask` and `answer` return at once, `hear` and `learn` when the other side's part is there. So
+    whoever has something else to do does it meanwhile, on another line perhaps: a line has a
+    communicator of its own, because nonblocking collectives are matched by their order there.
+
+    There is no barrier; counts take its place. They are sent when a message is ready and are small
+    enough to arrive whatever their sender does next, so that waiting for them is waiting for slower
+    ranks, and waiting for what they count is transfer. What travels while a rank does something
+    else is charged to what it does.
+    """
+
+    def __init__(self, wire: Wire, comm: MPI.Intracomm, name: str) -> None:
+        self.wire, self.comm, self.name = wire, comm, name
+        self.mine = np.empty(0, np.uint8)
+        self.counts = np.zeros(wire.size, np.int64)
+        self.ones = [1] * wire.size
+        self.pending: list[MPI.Request] = []
+
+    def send_up(self, data: np.ndarray) -> None:
+        """Every rank's bytes go to the root; they must not change before `learn` returns."""
+        count, self.mine = np.array([_words(data)]), data
+        counts = [self.counts, self.ones] if self.wire.is_root else None
+        with self.wire.clock(Phase.TRANSFER):
+            self.pending.append(self.comm.Igatherv(count, counts, ROOT))
+            if not self.wire.is_root:
+                words = [data, int(count[0]), MPI.UINT64_T]
+                self.pending.append(self.comm.Igatherv(words, None, ROOT))
+        self.wire.up += data.nbytes
+
+    def recv_up(self) -> list[np.ndarray]:
+        """What all ranks asked, on the root, in rank order; an empty list elsewhere, at once.
+
+        The pieces are views of one inbox, which the next `hear` overwrites.
+        """
+        if not self.wire.is_root:
+            return []
+        self._finish(Phase.WAIT)
+        layout = _layout(self.counts)
+        inbox = self.wire._room(self.name, int(self.counts.sum()))
+        mine = [self.mine, _words(self.mine), MPI.UINT64_T]
+        with self.wire.clock(Phase.TRANSFER):
+            self.pending.append(self.comm.Igatherv(mine, [inbox, layout, MPI.UINT64_T], ROOT))
+        self._finish(Phase.TRANSFER)
+        return _pieces(inbox, layout)
+
+    def send_down(self, data: np.ndarray, lengths: Sequence[int]) -> None:
+        """The root's bytes go to the ranks, so many to each; the root alone calls it.
+
+        They must not change before the next `hear` returns, or `rest`.
+        """
+        counts, layout = self.wire._shares(data, lengths)
+        words = [data, layout, MPI.UINT64_T]
+        with self.wire.clock(Phase.TRANSFER):
+            self.pending.append(self.comm.Iscatterv([counts, self.ones], MPI.IN_PLACE, ROOT))
+            self.pending.append(self.comm.Iscatterv(words, MPI.IN_PLACE, ROOT))
+        self.mine = data[: lengths[ROOT]]
+
+    def recv_down(self) -> np.ndarray:
+        """This rank's share of the answer: a view, of what was sent or of one inbox."""
+        if not self.wire.is_root:
+            count = np.zeros(1, np.int64)
+            self.pending.append(self.comm.Iscatterv(None, count, ROOT))
+            self._finish(Phase.WAIT)
+            self.mine = self.wire._room(self.name, int(count[0]))
+            words = [self.mine, int(count[0]), MPI.UINT64_T]
+            self.pending.append(self.comm.Iscatterv(None, words, ROOT))
+            self._finish(Phase.TRANSFER)
+        self.wire.down += self.mine.nbytes
+        return self.mine
+
+    def wait(self) -> None:
+        """Waits until all that was sent has arrived: the conversation is over."""
+        self._finish(Phase.WAIT)
+
+    def _finish(self, phase: Phase) -> None:
+        """Waits for all that is on its way, without taking the core of a rank that works."""
+        with self.wire.clock(phase):
+            patience = perf_counter() + EAGER
+            while not MPI.Request.Testall(self.pending):
+                if perf_counter() > patience:
+                    sleep(NAP)
+        self.pending.clear()
+
+
+def _words(data: np.ndarray) -> int:
+    words, rest = divmod(data.nbytes, WORD)
+    if rest or data.dtype != np.uint8:
+        raise ValueError(f"wanted bytes in words of {WORD}, found {data.nbytes} of {data.dtype}")
+    return words
+
+
+def _layout(counts: np.ndarray) -> tuple[list[int], list[int]]:
+    """Counts and displacements, in words.
+
+    Raises:
+        OverflowError: beyond what MPI's 32-bit counts reach.
+    """
+    if counts.sum() > np.iinfo(np.int32).max:
+        size = int(counts.sum()) * WORD / 2**30
+        raise OverflowError(
+            f"{size:.1f} GiB in one collective, 16 are possible; lower exchange.window"
+        )
+    return counts.tolist(), (np.cumsum(counts) - counts).tolist()
+
+
+def _pieces(inbox: np.ndarray, layout: tuple[list[int], list[int]]) -> list[np.ndarray]:
+    """What lies in an inbox, rank by rank."""
+    return [inbox[at * WORD : (at + count) * WORD] for count, at in zip(*layout, strict=True)]
+
+
+_SECOND = MPI.Comm.Create_keyval()
+
+
+def _second(comm: MPI.Intracomm) -> MPI.Intracomm:
+    """Another communicator of the same ranks; it is made once, because libraries have but few."""
+    found = comm.Get_attr(_SECOND)
+    if not isinstance(found, MPI.Intracomm):
+        found = comm.Dup()
+        comm.Set_attr(_SECOND, found)
+    return found
+
+
+def abort_on_exception() -> None:
+    """From now on an uncaught exception on one rank ends the job: traceback, then Abort(1)."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        abort("".join(traceback.format_exception(kind, error, trace)))
+
+    sys.excepthook = hook
+
+
+def abort(text: str) -> None:
+    """Ends the job, wherever its other ranks are, and says which rank failed, and why."""
+    rank = MPI.COMM_WORLD.Get_rank()
+    sys.stdout.flush()
+    sys.stderr.write(f"rank {rank} of {MPI.COMM_WORLD.Get_size()} failed:\n{text.rstrip()}\n")
+    sys.stderr.flush()
+    MPI.COMM_WORLD.Abort(1)
+
+
+def library() -> str:
+    """Name and version of the MPI library behind mpi4py, on one line."""
+    return " ".join(MPI.Get_library_version().replace("\x00", "").split())
+
+
+def host() -> str:
+    """The name under which MPI knows this node."""
+    return MPI.Get_processor_name()

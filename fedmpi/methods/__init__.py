@@ -1,0 +1,1 @@
+"""Methods: one module each, a difference from `fedavg`; knows no rank, file, clock or round."""

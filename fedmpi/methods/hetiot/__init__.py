@@ -1,0 +1,152 @@
+"""Heterogeneous IoT devices: local models are compressed from the global one, which they move.
+
+H. Zhang, J. Kim, *Towards a Federated Learning Framework for Heterogeneous Devices of Internet of
+Things*, arXiv 2105.14675: "local models are compressed from the global model", and the gradients of
+the compressed models update it. The server's model is dense, and devices hold what they can bear.
+
+Reconstruction: the abstract alone is known, so that compressors, classes of devices and the mean
+are ours. Each round the server compresses its model anew for each class, by one of
+ * `prune`: the weights of largest magnitude, globally or in each layer; positions travel down only;
+ * `width`: the first channels of each hidden layer, as a network of its own (`networks.narrow`);
+ * `quant`: weights in few bits; their gradients are taken for those of the dense weights
+   (straight-through), local steps after the first leave the grid;
+ * `lowrank`: factors of the weights, as a network of its own; the change of the product goes back.
+Updates of local training stand for gradients (one step: they are). `mean` counts a value that a
+device does not hold as one that did not move, `coverage` does not count the device there.
+A share of 1 for all is FedAvg. FLOPs and memory of `quant` are those of float32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi import config
+from fedmpi.clients import devices
+from fedmpi.clients.burden import Burden
+from fedmpi.config import ConfigError, Settings
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.sums import Held
+from fedmpi.methods import fedavg
+from fedmpi.methods.hetiot.compress import Compressor, Local, LowRank, Prune, Quant, Width
+from fedmpi.training.train import Trainer
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Config(config.Method):
+    broadcasts = False
+    sends: ClassVar[bool] = True
+    pools: ClassVar[bool] = False
+
+    compressor: Literal["prune", "width", "quant", "lowrank"] = "prune"
+    """What makes models smaller."""
+    keeps: tuple[Share, ...] = Field((1.0, 0.5, 0.1), min_length=1, strict=False)
+    """Shares of the model (width: of the channels; quant: of 32 bits), over which clients are
+    spread evenly, if no device's `keep` says them."""
+    scope: Literal["global", "layer"] = "global"
+    """Of what `prune` keeps a share: of all weights together, or of each layer's."""
+    aggregation: Literal["mean", "coverage"] = "mean"
+    """Means over all uploads, or for each value over those that have it."""
+
+    def built(self, trainer: Trainer) -> Compressor:
+        """The compressor.
+
+        Raises:
+            ConfigError: if it has no use for the scope.
+        """
+        flat, device = trainer.flat, trainer.device
+        if self.compressor == "prune":
+            return Prune(flat, device, self.scope == "layer")
+        if self.scope != "global":
+            found = f"method.scope = '{self.scope}': wanted method.compressor = 'prune', found"
+            raise ConfigError(f"{found} '{self.compressor}'")
+        if self.compressor == "width":
+            return Width(flat, device, trainer.feed.x.shape[1:])
+        return (Quant if self.compressor == "quant" else LowRank)(flat, device)
+
+
+class Server(fedavg.Server):
+    """Attributes: `made`, this round's blocks for each share and what they say."""
+
+    method: Config
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.compressor = self.method.built(trainer)
+        self.shares = devices.shares(settings, "keeps")
+        self.made: dict[float, tuple[list[Block], Local]] = {}
+        self.sum: Held = Held(len(self.w), trainer.device)
+
+    def send(self, t: int, client: int) -> list[Block]:
+        """The model, compressed for the client's device."""
+        keep = self.shares[client]
+        if keep not in self.made:
+            blocks = self.compressor.blocks(self.w, keep)
+            self.made[keep] = blocks, self.compressor.local(blocks, keep)
+        return self.made[keep][0]
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """The update, lifted to the whole model."""
+        local = self.made[self.shares[client]][1]
+        sent = sparse.values(blocks[0], self.w.device)
+        self.sum.total.add_(local.lifted(sent, self.flat.size), alpha=weight)
+        self.sum.cover(weight, local.places)
+
+    def step(self, t: int) -> None:
+        """Moves the model by the mean that the settings say."""
+        if self.method.aggregation == "mean":
+            super().step(t)
+        else:
+            self.w.add_(self.sum.mean())
+            self.sum.clear()
+        self.made = {}
+
+
+class Clients(fedavg.Clients):
+    """Attributes: `locals`, the active clients' compressed models."""
+
+    method: Config
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.compressor = self.method.built(trainer)
+        self.shares = devices.shares(settings, "keeps")
+        self.locals: dict[int, Local] = {}
+
+    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
+        """A round begins."""
+        self.locals = {}
+
+    def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
+        """The compressed model."""
+        self.locals[client] = self.compressor.local(blocks, self.shares[client])
+
+    # Compressed models of several lengths are no rows of one tensor.
+    def work(self, t: int, clients: Sequence[int]) -> list[Tensor]:  # type: ignore[override]
+        """Local training of a chunk, together where networks are of one shape."""
+        some = [self.locals[client] for client in clients]
+        masks = [one.mask for one in some if one.mask is not None]  # all of them have one, or none
+        starts, parts = [one.start for one in some], [one.part for one in some]
+        return self.trainer.train_apart(t, clients, starts, parts, masks or None)
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """The update of what the client holds."""
+        local = self.locals[client]
+        return [sparse.block(Kind.GRADIENT, local.sent(w - local.start))]
+
+    def burden(self, t: int, client: int) -> Burden:
+        """A smaller network, or the whole one without what is pruned."""
+        local = self.locals.get(client)
+        if local is None:  # before the first round, when nothing has come yet
+            keep, w = self.shares[client], self.flat.initial.to(self.trainer.device)
+            local = self.compressor.local(self.compressor.blocks(w, keep), keep)
+        flat = self.flat if local.part is None else local.part.flat
+        return replace(super().burden(t, client), flat=flat, kept=local.mask)
+
+    def personal(self, client: int, w: Tensor) -> Tensor | None:
+        """What the compressed model is in a whole one."""
+        return self.locals[client].whole(w, self.flat.size)

@@ -1,0 +1,291 @@
+"""Models compressed for weak devices: what of a model is sent, trained, and sent back.
+
+A compressor makes blocks of a model w [n] for a device that takes a share of it; from these blocks
+both sides know the device's `Local`: the values that it trains, and what they are in a whole model.
+A share of 1 leaves a model as it is.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Coding, Kind
+from fedmpi.networks import narrow, pruning
+from fedmpi.networks.flat import PRUNABLE, Flat, Piece
+from fedmpi.networks.narrow import Channels, Narrow
+from fedmpi.networks.recurrent import Recurrent
+
+
+class Network(NamedTuple):
+    """A network that a device trains in place of the whole one (see `train.Part`)."""
+
+    flat: Flat
+    local_stats: Tensor
+
+
+class Local:
+    """A compressed model of a whole network's shape, of which all values travel.
+
+    Attributes:
+        start: the values that training starts at, [m].
+        part: the network that trains; None for the whole one.
+        mask: which values are trained, float32 [m]; None if all are.
+        places: where the values that travel lie in the whole model, int64; None if everywhere.
+    """
+
+    def __init__(
+        self,
+        start: Tensor,
+        part: Network | Narrow | None = None,
+        mask: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> None:
+        self.start, self.part, self.mask, self.places = start, part, mask, places
+
+    def sent(self, update: Tensor) -> Tensor:
+        """Of an update of the values [m] those that travel."""
+        return update if self.mask is None else update[self.places]
+
+    def whole(self, values: Tensor, size: int) -> Tensor:
+        """The model [size] that some values [m] stand for."""
+        if self.places is None or self.mask is not None:
+            return values
+        return torch.zeros(size, device=values.device).index_copy_(0, self.places, values)
+
+    def lifted(self, sent: Tensor, size: int) -> Tensor:
+        """What travelled as an update of the whole model, [size]; zero where nothing did."""
+        if self.places is None:
+            return sent
+        return torch.zeros(size, device=sent.device).index_copy_(0, self.places, sent)
+
+
+class Compressor(ABC):
+    """Makes models smaller, and knows what became of them."""
+
+    def __init__(self, flat: Flat, device: torch.device) -> None:
+        self.flat, self.device = flat, device
+
+    @abstractmethod
+    def blocks(self, w: Tensor, keep: float) -> list[Block]:
+        """What is sent of a model [n] to a device that takes such a share."""
+
+    @abstractmethod
+    def local(self, blocks: Sequence[Block], keep: float) -> Local:
+        """What these blocks say."""
+
+
+class Prune(Compressor):
+    """The weights of largest magnitude; all that is no weight of a layer stays.
+
+    Args:
+        by_layer: the share is each layer's, and not of all weights together.
+    """
+
+    def __init__(self, flat: Flat, device: torch.device, by_layer: bool) -> None:
+        super().__init__(flat, device)
+        self.prunable = flat.prunable().to(device)
+        whole = (0, int(self.prunable.sum()))
+        self.spans = [whole]
+        if by_layer:
+            sizes = (piece.stop - piece.start for piece in pruning.weights(flat))
+            self.spans = list(pairwise(accumulate(sizes, initial=0)))
+
+    def blocks(self, w: Tensor, keep: float) -> list[Block]:
+        """The values that stay, and which of the weights that are."""
+        weights, kept = w[self.prunable], []
+        for start, stop in self.spans:
+            count = max(1, round(keep * (stop - start)))
+            kept.append(start + sparse.top(weights[start:stop], count))
+        best = torch.cat(kept)
+        values = sparse.block(Kind.MODEL, w[self._stay(best)], self.flat.size)
+        return [values, sparse.places(best, len(weights))]
+
+    def _stay(self, best: Tensor) -> Tensor:
+        """Positions in the model of such weights, and of all that is no weight: int64."""
+        found = ~self.prunable
+        found[self.prunable.nonzero().squeeze(1)[best]] = True
+        return found.nonzero().squeeze(1)
+
+    def local(self, blocks: Sequence[Block], keep: float) -> Local:
+        """Zero where nothing came, and that for good."""
+        places = self._stay(sparse.indices(blocks[1], self.device))
+        start = sparse.vector(blocks[0], self.flat.size, self.device, places)
+        mask = torch.zeros_like(start).index_fill_(0, places, 1)
+        return Local(start, None, mask, places)
+
+
+class Width(Compressor):
+    """The first channels of each hidden layer: a narrower network (see `narrow`)."""
+
+    def __init__(self, flat: Flat, device: torch.device, shape: Sequence[int]) -> None:
+        super().__init__(flat, device)
+        self.channels = Channels(flat, shape)
+        self.parts: dict[float, Narrow] = {}
+
+    def _part(self, keep: float) -> Narrow:
+        if keep not in self.parts:
+            self.parts[keep] = self.channels.narrow(narrow.prefix(keep))
+        return self.parts[keep]
+
+    def blocks(self, w: Tensor, keep: float) -> list[Block]:
+        """The values of those channels."""
+        positions = self._part(keep).positions.to(w.device)
+        return [sparse.block(Kind.MODEL, w[positions], self.flat.size)]
+
+    def local(self, blocks: Sequence[Block], keep: float) -> Local:
+        """A narrower network."""
+        part = self._part(keep)
+        start = sparse.values(blocks[0], self.device)
+        return Local(start, part, None, part.positions.to(self.device))
+
+
+class Quant(Compressor):
+    """Each tensor in few bits a value, between its least and its greatest; statistics as they are.
+
+    A share is one of 32 bits: at least one, and at most 16 below a share of 1.
+    """
+
+    def blocks(self, w: Tensor, keep: float) -> list[Block]:
+        """A block for each tensor."""
+        if keep == 1:
+            return [sparse.block(Kind.MODEL, w)]
+        bits = min(16, max(1, round(32 * keep)))
+        found = [
+            sparse.block(Kind.MODEL, w[p.start : p.stop], coding=Coding.CODES, bits=bits)
+            for p in self.flat.parameters
+        ]
+        if len(self.flat.stat_positions):
+            found.append(sparse.block(Kind.MODEL, w[self.flat.stat_positions.to(w.device)]))
+        return found
+
+    def local(self, blocks: Sequence[Block], keep: float) -> Local:
+        """What the codes stand for; the device trains it in float32."""
+        if keep == 1:
+            return Local(sparse.values(blocks[0], self.device))
+        start = torch.empty(self.flat.size, device=self.device)
+        for piece, block in zip(self.flat.parameters, blocks, strict=False):
+            start[piece.start : piece.stop] = sparse.values(block, self.device)
+        if len(self.flat.stat_positions):
+            start[self.flat.stat_positions.to(self.device)] = sparse.values(blocks[-1], self.device)
+        return Local(start)
+
+
+class LowRank(Compressor):
+    """The weights of convolutions and linear layers as products of two thin matrices.
+
+    A weight of o outputs and i inputs (with a window's pixels) has the rank r = share * o i /
+    (o + i), rounded down but at least 1, so that the factors have that share of its values; if
+    they are no fewer than it has, it stays whole. The network has two layers for one then.
+    """
+
+    def __init__(self, flat: Flat, device: torch.device) -> None:
+        super().__init__(flat, device)
+        self.shapes: dict[float, Factors] = {}
+
+    def _factors(self, keep: float) -> "Factors":
+        if keep not in self.shapes:
+            self.shapes[keep] = Factors(self.flat, keep)
+        return self.shapes[keep]
+
+    def blocks(self, w: Tensor, keep: float) -> list[Block]:
+        """Factors, by singular value decomposition, and all other values."""
+        return [sparse.block(Kind.MODEL, self._factors(keep).split(w))]
+
+    def local(self, blocks: Sequence[Block], keep: float) -> Local:
+        """A network with factors."""
+        return Factored(sparse.values(blocks[0], self.device), self._factors(keep))
+
+
+class Factored(Local):
+    """A model in factors, all of which travel."""
+
+    def __init__(self, start: Tensor, factors: "Factors") -> None:
+        super().__init__(start, Network(factors.flat, torch.arange(len(factors.flat.local_stats))))
+        self.factors = factors
+
+    def whole(self, values: Tensor, size: int) -> Tensor:
+        """The products."""
+        return self.factors.product(values)
+
+    def lifted(self, sent: Tensor, size: int) -> Tensor:
+        """By how much the products changed.
+
+        With D the derivative of products by factors the factors' gradient is D* G, for G that of
+        the whole model; to first order a step is lifted to D D* G, the adjoint of what made it.
+        """
+        return self.factors.product(self.start + sent) - self.factors.product(self.start)
+
+
+class Factors:
+    """A network with two layers for one, and how its values and the whole network's hang together.
+
+    Attributes:
+        whole: the network.
+        flat: the one with factors.
+        pairs: of each factored weight its piece, and those of the two factors.
+        others: of each other tensor its piece in the whole network, and in the other.
+    """
+
+    def __init__(self, whole: Flat, keep: float) -> None:
+        self.whole, network, factored = whole, copy.deepcopy(whole.stages), set()
+        inner = [f"{n}." for n, m in network.named_modules() if isinstance(m, Recurrent)]
+        for name, layer in list(network.named_modules()):
+            if isinstance(layer, PRUNABLE) and not name.startswith(tuple(inner)) and keep < 1:
+                rows, columns = layer.weight.flatten(1).shape
+                rank = max(1, int(keep * rows * columns / (rows + columns)))
+                if rank * (rows + columns) < rows * columns and getattr(layer, "groups", 1) == 1:
+                    parent, _, own = name.rpartition(".")
+                    setattr(network.get_submodule(parent), own, two(layer, rank))
+                    factored.add(name)
+        self.flat = Flat(network, whole.is_local) if factored else whole
+        pieces = {p.name: p for p in self.flat.parameters + self.flat.statistics}
+        self.pairs: list[tuple[Piece, Piece, Piece]] = []
+        self.others: list[tuple[Piece, Piece]] = []
+        for piece in whole.parameters + ([] if whole.is_local else whole.statistics):
+            name, _, own = piece.name.rpartition(".")
+            if name in factored and own == "weight":
+                inside, outside = (pieces[f"{name}.{place}.weight"] for place in (0, 1))
+                self.pairs.append((piece, inside, outside))
+            else:
+                there = f"{name}.1.{own}" if name in factored else piece.name
+                self.others.append((piece, pieces[there]))
+
+    def split(self, w: Tensor) -> Tensor:
+        """The values [flat.size] nearest to a whole model w [whole.size]."""
+        values = torch.empty(self.flat.size, device=w.device)
+        for piece, inside, outside in self.pairs:
+            rank = inside.shape[0]
+            u, s, v = torch.linalg.svd(piece.of(w).flatten(1), full_matrices=False)
+            root = s[:rank].sqrt()
+            inside.of(values).copy_((root[:, None] * v[:rank]).view(inside.shape))
+            outside.of(values).copy_((u[:, :rank] * root).view(outside.shape))
+        for piece, other in self.others:
+            other.of(values).copy_(piece.of(w))
+        return values
+
+    def product(self, values: Tensor) -> Tensor:
+        """The whole model that values [flat.size] stand for."""
+        w = torch.empty(self.whole.size, device=values.device)
+        for piece, inside, outside in self.pairs:
+            found = outside.of(values).flatten(1) @ inside.of(values).flatten(1)
+            piece.of(w).copy_(found.view(piece.shape))
+        for piece, other in self.others:
+            piece.of(w).copy_(other.of(values))
+        return w
+
+
+def two(layer: Any, rank: int) -> nn.Sequential:
+    """Two layers of the shape of one, with `rank` channels between them."""
+    if isinstance(layer, nn.Linear):
+        first = nn.Linear(layer.in_features, rank, bias=False)
+        return nn.Sequential(first, nn.Linear(rank, layer.out_features, layer.bias is not None))
+    kind: Any = type(layer)
+    window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    thin = kind(layer.in_channels, rank, *window, bias=False)
+    return nn.Sequential(thin, kind(rank, layer.out_channels, 1, bias=layer.bias is not None))

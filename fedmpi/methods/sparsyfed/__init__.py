@@ -1,0 +1,99 @@
+"""SparsyFed: clients train powers of their weights, learn from few activations, and upload few.
+
+A. Guastella, L. Sani, A. Iacob, A. Mora, P. Bellavista, N. D. Lane, *SparsyFed: Sparse Adaptive
+Federated Training*, ICLR 2025, arXiv 2504.05153.
+
+The weights of convolutions and linear layers are sign(v) |v|^beta of what is trained (see
+`powered`), whose gradients use as great a share of a layer's inputs as it has weights that are not
+zero. After local training a client prunes all but the largest weights, of all layers together, and
+uploads those with their positions. The server averages by samples, zeros included, and sends what
+is not zero. No mask is agreed on.
+
+Differs from the code: each sample's activations are pruned by themselves, not the batch's together;
+training begins at the weights that the model has without powers; layers that recur are left alone.
+Reconstruction: what is pruned is the model, as we understand the code, and not the update, of which
+a few values would leave a dense model dense.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi import config
+from fedmpi.clients.burden import Burden
+from fedmpi.config import Settings
+from fedmpi.messages.codec import Block
+from fedmpi.methods import fedavg, staticmask
+from fedmpi.methods.sparsyfed import powered
+from fedmpi.networks import pruning
+from fedmpi.training.train import Trainer
+
+
+class Config(config.Method):
+    sparsity: float = Field(0.9, ge=0, lt=1)
+    """Share of the prunable weights that a client does not send."""
+    beta: float = Field(1.25, ge=1, le=10)
+    """The power; 1 trains the weights themselves."""
+
+    def network(self, network: Any) -> Any:
+        """The model's network with weights that are powers."""
+        return powered.rebuilt(network, self.beta)
+
+
+def encode_nonzero(w: Tensor, prunable: Tensor) -> list[Block]:
+    """What is not zero of a model [n], and where it is if it is not everywhere."""
+    mask = (w != 0) | ~prunable
+    blocks = staticmask.encode_model(w, mask, prunable)
+    return blocks[:1] if bool(mask.all()) else blocks
+
+
+class Server(staticmask.Pruned):
+    blocks_per_upload = 2
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.prunable = self.flat.prunable().to(trainer.device)
+
+    def broadcast(self, t: int) -> list[Block]:
+        """What is not zero of the model, and where it is."""
+        return encode_nonzero(self.w, self.prunable)
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """A pruned model."""
+        self.sum.total.add_(staticmask.decode_model(blocks, self.prunable)[0], alpha=weight)
+
+
+class Clients(fedavg.Clients):
+    method: Config
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.prunable = self.flat.prunable().to(trainer.device)
+        self.places = self.prunable.nonzero().squeeze(1)
+        self.kept = torch.ones_like(self.prunable)
+
+    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
+        """What is not zero of the model, and where it is."""
+        self.start, self.kept = staticmask.decode_model(blocks, self.prunable)
+
+    def work(self, t: int, clients: Sequence[int]) -> Tensor:
+        """Local training, and after it all but the largest weights are pruned."""
+        found = super().work(t, clients)
+        count = pruning.kept(len(self.places), self.method.sparsity)
+        for w in found:
+            small = torch.ones_like(self.places, dtype=torch.bool)
+            small[pruning.best(w[self.places].abs(), count)] = False
+            w[self.places[small]] = 0
+        return found
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """The pruned model."""
+        return encode_nonzero(w, self.prunable)
+
+    def burden(self, t: int, client: int) -> Burden:
+        """What was not zero when training began; that activations are pruned is not counted."""
+        return replace(super().burden(t, client), kept=self.kept)

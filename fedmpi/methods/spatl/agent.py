@@ -1,0 +1,333 @@
+"""An agent that learns how many channels of each layer a network can do without.
+
+It is the selection agent of SPATL (S. Yu et al., SC 2022, arXiv 2111.14345): an actor and a critic
+over the graph of the network's layers, trained by proximal policy optimisation (J. Schulman, F.
+Wolski, P. Dhariwal, A. Radford, O. Klimov, arXiv 1707.06347). A layer's action a in [-1, 1] makes
+its share of kept channels keep * (1 - a), within 0.1 and 1; an episode ends when enough FLOPs are
+saved, or after ten actions. The reward is (accuracy - 100) / 100 of the masked model then, -1 if
+the FLOPs are not saved, and 0 in between. Learning rate, clip, discount, updates, deviation and the
+limits of an episode are those of the authors' code, whose rewards are a hundred times as large.
+
+Reconstruction: one level of graph convolutions (T. N. Kipf, M. Welling, ICLR 2017, arXiv
+1609.02907) over layers with deterministic descriptors, where the code has graphs of operations with
+random ones; actor and critic share it; the actor has one head for all layers, so that an agent that
+was trained on one network can be asked about another. With a standard deviation that is fixed, the
+entropy is constant, and no term of the loss.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import log2
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from fedmpi.clients import burden
+from fedmpi.config import ConfigError
+from fedmpi.networks.channels import Channels
+from fedmpi.networks.flat import PRUNABLE, Flat
+from fedmpi.networks.topology import feeders, trace
+
+FEATURES, WIDTH, HIDDEN = 11, 50, 32
+"""Numbers that describe a layer, that stand for it, and in the actor's hidden layer."""
+DEVIATION = 0.5
+"""Of the actor's normal distribution."""
+STEPS = 10
+"""Actions in an episode, and in what an update learns from, at least."""
+LEAST = 0.1
+"""Share of a layer's channels that is always kept."""
+RATE, CLIP, DISCOUNT, PASSES, CRITIC = 3e-4, 0.2, 0.99, 10, 0.5
+"""Adam's learning rate, PPO's clip, discount, passes of an update, the critic's part of a loss."""
+
+Keep = Tensor
+"""Share of each layer's channels that is kept, float32 [layers]."""
+
+
+class Agent(nn.Module):
+    """Actor and critic.
+
+    Attributes:
+        body: the graph convolutions' weights.
+        actor: from a layer's and the graph's numbers to the mean of its action.
+        critic: from the graph's numbers to the expected reward.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleList([nn.Linear(FEATURES, WIDTH), nn.Linear(WIDTH, WIDTH)])
+        self.actor = nn.Sequential(
+            nn.Linear(2 * WIDTH, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1), nn.Tanh()
+        )
+        self.critic = nn.Sequential(nn.Linear(WIDTH, 1), nn.Tanh())
+
+    def forward(self, x: Tensor, links: Tensor) -> tuple[Tensor, Tensor]:
+        """Descriptors [T, layers, features], links [layers, layers] -> means [T, layers], [T]."""
+        for convolution in self.body:
+            x = torch.tanh(links @ convolution(x))
+        graph = x.mean(1)
+        both = torch.cat([x, graph.unsqueeze(1).expand_as(x)], 2)
+        return self.actor(both).squeeze(2), self.critic(graph).squeeze(1)
+
+    def heads(self) -> list[nn.Parameter]:
+        """What is tuned when the agent comes to a new network or client."""
+        return [*self.actor.parameters(), *self.critic.parameters()]
+
+    def vector(self) -> Tensor:
+        """All of its state, float32 [SIZE]."""
+        return parameters_to_vector(self.parameters()).detach()
+
+    def load(self, vector: Tensor) -> None:
+        """Takes a state [SIZE]."""
+        parameters = list(self.parameters())
+        pieces = vector.split([parameter.numel() for parameter in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.data.copy_(piece.view_as(parameter))
+
+
+SIZE = sum(parameter.numel() for parameter in Agent().parameters())
+"""Numbers of an agent's state: 26 kB."""
+
+
+def born(seed: int) -> Agent:
+    """An agent that has learned nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Agent()
+
+
+def save(agent: Agent, path: Path) -> None:
+    """Writes an agent's state to a file (.npy)."""
+    with path.open("wb") as file:
+        np.save(file, agent.vector().numpy())
+
+
+def read(path: Path) -> Tensor:
+    """An agent's state from a file, float32 [SIZE].
+
+    Raises:
+        ConfigError: if the file cannot be read, or is not an agent's.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise ConfigError(f"method.agent = {path}: {error.strerror or error}") from None
+    except (ValueError, EOFError) as error:
+        raise ConfigError(f"method.agent = {path}: wanted an agent, found: {error}") from None
+    if getattr(found, "dtype", None) != np.float32 or found.shape != (SIZE,):
+        raise ConfigError(
+            f"method.agent = {path}: wanted an agent, float32 [{SIZE}], found "
+            f"{getattr(found, 'dtype', type(found).__name__)} {list(getattr(found, 'shape', ()))}"
+        )
+    return torch.from_numpy(found)
+
+
+class Scene:
+    """A network as the agent sees it.
+
+    Args:
+        flat: the whole network.
+        channels: those of the layers that may lose some; others keep theirs.
+        shape: of a sample.
+
+    Attributes:
+        links: who feeds whom among the channels' layers, either way and with themselves, as a graph
+            convolution wants it: [layers, layers].
+    """
+
+    def __init__(self, flat: Flat, channels: Channels, shape: tuple[int, ...]) -> None:
+        self.channels = channels
+        x = torch.zeros(1, *shape)
+        traced = trace(flat.network(flat.initial.clone()), x)
+        whole = burden.forward(flat, x)
+        spent = {piece.name.removesuffix(".weight"): flops for piece, flops in whole.layers}
+        names = [layer.name for layer in channels.layers]
+        names += [name for name in spent if name not in names]
+        place = {name: number for number, name in enumerate(names)}
+        self.flops = torch.tensor([float(spent.get(name, 0)) for name in names]) / whole.all
+        self.inputs = torch.zeros(len(names), len(names))
+        for name, others in feeders(traced, names).items():
+            for other in others:
+                self.inputs[place[name], place[other]] = 1 / len(others)
+        self.is_first = self.inputs.sum(1) == 0
+        count = len(channels.layers)
+        linked = (self.inputs[:count, :count] > 0).float()
+        linked = ((linked + linked.T + torch.eye(count)) > 0).float()
+        degree = linked.sum(1).rsqrt()
+        self.links = degree[:, None] * linked * degree
+        outputs = {str(node.target): node.meta["shape"] for node in traced.graph.nodes}
+        modules = dict(flat.stages.named_modules())
+        self.fixed = torch.tensor(
+            [
+                self._describe(n, modules[name], outputs[name])
+                for n, name in enumerate(names[:count])
+            ]
+        ).view(count, FEATURES - 3)
+
+    def _describe(self, number: int, layer: nn.Module, shape: tuple[int, ...]) -> list[float]:
+        """What does not change: place, channels in and out, window, stride, pixels, weights, FLOPs.
+
+        All of the order of one.
+        """
+        assert isinstance(layer, PRUNABLE)
+        weight, stride = layer.weight, getattr(layer, "stride", (1,))
+        return [
+            number / len(self.channels.layers),
+            log2(weight.shape[1]) / 10,
+            log2(weight.shape[0]) / 10,
+            (weight.shape[2] if weight.dim() > 2 else 1) / 5,
+            stride[0] / 2,
+            log2(torch.Size(shape[2:]).numel()) / 10,
+            log2(weight.numel()) / 20,
+            float(self.flops[number]),
+        ]
+
+    def saved(self, keep: Keep) -> float:
+        """Share of the network's FLOPs that is saved: a layer's fall with its feeders', too."""
+        every = torch.ones(len(self.flops))
+        every[: len(keep)] = keep
+        given = torch.where(self.is_first, 1.0, self.inputs @ every)
+        return 1 - float((self.flops * every * given).sum() + (1 - self.flops.sum()))
+
+    def norms(self, w: Tensor) -> Tensor:
+        """Mean and deviation of each layer's filters in a model w [n], over the mean of all."""
+        norms = self.channels.norms(w).cpu()
+        layers = [norms[one.first : one.first + one.count] for one in self.channels.layers]
+        pairs = [torch.stack([own.mean(), own.std(correction=0)]) for own in layers]
+        return torch.stack(pairs) / norms.mean().clamp(min=1e-12)
+
+    def counts(self, keep: Keep) -> list[int]:
+        """How many channels of each layer that is: one at least."""
+        layers = zip(self.channels.layers, keep.tolist(), strict=True)
+        return [max(1, round(layer.count * share)) for layer, share in layers]
+
+
+@dataclass
+class Game:
+    """What an agent plays: one model, and what is to be saved.
+
+    Attributes:
+        scene: the network.
+        norms: see `Scene.norms`.
+        accuracy_of: the accuracy of the model with so many channels, in percent.
+        target: share of the FLOPs to save.
+    """
+
+    scene: Scene
+    norms: Tensor
+    accuracy_of: Callable[[Keep], float]
+    target: float
+
+    def begin(self) -> Keep:
+        """All channels."""
+        return torch.ones(len(self.norms))
+
+    def look(self, keep: Keep) -> Tensor:
+        """Descriptors, [layers, features]."""
+        return torch.cat([self.scene.fixed, keep[:, None], self.norms], 1)
+
+    def act(self, keep: Keep, action: Tensor) -> Keep:
+        """What an action [layers] makes of it."""
+        return (keep * (1 - action.clamp(-1, 1))).clamp(LEAST, 1)
+
+    def is_met(self, keep: Keep) -> bool:
+        """Whether enough is saved."""
+        return self.scene.saved(keep) >= self.target
+
+    def reward(self, keep: Keep) -> float:
+        """At the end of an episode."""
+        return (self.accuracy_of(keep) - 100) / 100 if self.is_met(keep) else -1.0
+
+
+@dataclass
+class Memory:
+    """Steps of whole episodes, to learn from: descriptors, actions, their densities, returns."""
+
+    seen: list[Tensor] = field(default_factory=list)
+    actions: list[Tensor] = field(default_factory=list)
+    densities: list[Tensor] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)
+
+
+def density(action: Tensor, mean: Tensor) -> Tensor:
+    """Log of an action's density [...] over the layers, but for a constant."""
+    return -((action - mean) / DEVIATION).square().sum(-1) / 2
+
+
+@torch.no_grad()
+def episode(
+    agent: Agent, game: Game, random: np.random.Generator, memory: Memory
+) -> tuple[Keep, float]:
+    """Plays once, by chance, and remembers it; what is kept at the end, and the reward."""
+    keep, length = game.begin(), 0
+    while length < STEPS and not game.is_met(keep):
+        seen = game.look(keep)
+        mean = agent(seen.unsqueeze(0), game.scene.links)[0][0]
+        noise = torch.from_numpy(random.standard_normal(len(mean))).float()
+        action = mean + DEVIATION * noise
+        memory.seen.append(seen)
+        memory.actions.append(action)
+        memory.densities.append(density(action, mean))
+        keep, length = game.act(keep, action), length + 1
+    reward = game.reward(keep)
+    memory.returns += [reward * DISCOUNT**later for later in range(length - 1, -1, -1)]
+    return keep, reward
+
+
+def learn(agent: Agent, memory: Memory, steps: torch.optim.Optimizer, links: Tensor) -> None:
+    """An update from what is remembered: PPO's clipped objective, and the critic's squares."""
+    seen, actions = torch.stack(memory.seen), torch.stack(memory.actions)
+    before, returns = torch.stack(memory.densities), torch.tensor(memory.returns)
+    for _ in range(PASSES):
+        mean, value = agent(seen, links)
+        # Not normalised: the batch may be one episode that failed, and half of it would be praised.
+        gain = returns - value.detach()
+        ratio = (density(actions, mean) - before).exp()
+        better = torch.minimum(ratio * gain, ratio.clamp(1 - CLIP, 1 + CLIP) * gain)
+        steps.zero_grad()
+        (-better.mean() + CRITIC * (value - returns).square().mean()).backward()
+        steps.step()
+
+
+def train(
+    agent: Agent,
+    game: Game,
+    episodes: int,
+    random: np.random.Generator,
+    heads_only: bool = False,
+) -> Keep:
+    """Plays and learns; the best that was found.
+
+    Args:
+        agent: learns.
+        game: what is played.
+        episodes: how often.
+        random: draws actions.
+        heads_only: leave the graph convolutions as they are.
+    """
+    parameters = agent.heads() if heads_only else list(agent.parameters())
+    steps = torch.optim.Adam(parameters, RATE)
+    best, keep, memory = -np.inf, game.begin(), Memory()
+    for number in range(episodes):
+        found, reward = episode(agent, game, random, memory)
+        if reward > best and game.is_met(found):
+            best, keep = reward, found
+        if len(memory.returns) >= STEPS or (number == episodes - 1 and memory.returns):
+            learn(agent, memory, steps, game.scene.links)
+            memory = Memory()
+    return keep if best > -np.inf else choose(agent, game)
+
+
+@torch.no_grad()
+def choose(agent: Agent, game: Game) -> Keep:
+    """What the agent thinks best, without chance; scaled down if that does not save enough."""
+    keep = game.begin()
+    for _ in range(STEPS):
+        if game.is_met(keep):
+            return keep
+        keep = game.act(keep, agent(game.look(keep).unsqueeze(0), game.scene.links)[0][0])
+    while not game.is_met(keep) and bool((keep > LEAST).any()):
+        keep = (0.95 * keep).clamp(min=LEAST)
+    return keep

@@ -1,0 +1,74 @@
+"""Makes an agent: one that has learned, on a network and its data, what can be done without.
+
+S. Yu et al., *SPATL* (SC 2022, arXiv 2111.14345) train theirs on pruning ResNet-56, and take it to
+the networks of clients. Here the network is the one that the settings name, trained on all samples
+in one place for as many rounds as they say; the agent is rewarded by the samples that are held out
+from all clients (`validation`), never by the test set.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedmpi import config, models
+from fedmpi.clients.population import Population
+from fedmpi.config import ConfigError
+from fedmpi.methods.spatl import agent
+from fedmpi.methods.spatl.selection import ByAgent
+from fedmpi.networks.channels import Channels
+from fedmpi.networks.flat import Flat
+from fedmpi.streams import Purpose, stream, torch_seed
+from fedmpi.training.train import Trainer
+
+
+def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
+    """Trains the network that the settings name, and then an agent on it, which `out` keeps.
+
+    Args:
+        tree: settings, of which `method` may give `cut` and `saved`, and clients do not matter.
+        episodes: that the agent learns from.
+        out: a file.
+
+    Returns:
+        What came of it, as a sentence.
+
+    Raises:
+        ConfigError: if nothing is held out, if there are no channels, or the file cannot be.
+    """
+    given = {k: v for k, v in dict(tree.get("method", {})).items() if k in ("cut", "saved")}
+    # No file to begin with, but in all else a client with an agent.
+    method = {**given, "name": "spatl", "selection": "agent"}
+    alone = {"clients": 1, "participation": 1.0, "partition": {"name": "iid"}, "method": method}
+    settings: Any = config.load({**tree, **alone})
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out}: wanted a file in a folder that is there")
+    torch.set_num_threads(settings.threads)
+    data = config.module("data", settings.data.name).load(settings.data, settings.seed)
+    population = Population(settings, data)
+    if not len(population.held_out):
+        raise ConfigError(
+            f"validation = {settings.validation}: wanted samples that are held out, found none; "
+            "an agent is rewarded by them"
+        )
+    kind = (data.shape, data.classes, settings.seed, data.kind)
+    flat = Flat(models.build(settings.model, *kind), settings.statistics == "local")
+    trainer = Trainer(settings, flat, data, population, torch.device("cpu"))
+    front, _ = flat.split(settings.method.cut or (flat.cuts() or [""])[-1])
+    chooser = ByAgent(settings.method, trainer, Channels(front, trainer.device))
+    w = flat.initial.clone()
+    for t in range(settings.rounds):
+        w = trainer.train(t, (0,), w, None)[0].clone()
+    mind = agent.born(torch_seed(settings.seed, Purpose.BIRTH))
+    game = chooser.game(w, population.held_out, 0)
+    before = chooser.judge.accuracy(w, population.held_out, 0)
+    agent.train(mind, game, episodes, stream(settings.seed, Purpose.AGENT, -1, 0))
+    agent.save(mind, out)
+    keep = agent.choose(mind, game)
+    shares = ", ".join(f"{share:.2f}" for share in np.round(keep.numpy(), 2))
+    return (
+        f"{out}: {4 * agent.SIZE} bytes; keeps {shares} of the layers' channels, which saves "
+        f"{chooser.scene.saved(keep):.1%} of the FLOPs; {game.accuracy_of(keep):.1f} % of the held "
+        f"out samples are right, {before:.1f} % with all channels"
+    )

@@ -1,0 +1,210 @@
+"""Cutting channels out of a network: a smaller one that says what the masked one says.
+
+The network is taken apart into its operations. Each passes on some channels, of which it is known
+which ones of the whole network's they are; all others are zero there, and do not exist here. Where
+two branches with different channels meet, or an operation has to see all of them, zeros are put
+back in.
+"""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.functional import relu
+
+from fedmpi.networks.channels import Channels
+from fedmpi.networks.flat import Flat
+from fedmpi.networks.layers import BatchNorm, Dropout, OptionA
+from fedmpi.networks.topology import trace
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PASSING = (
+    *(nn.ReLU, nn.Tanh, nn.Identity, Dropout, nn.MaxPool1d, nn.MaxPool2d),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+)
+"""Layers that make zeros of a channel of zeros, and look at no other channel."""
+
+
+class Spread(nn.Module):
+    """Puts zeros back in between channels.
+
+    Args:
+        places: where the given channels belong, [k].
+        channels: how many there are in all.
+    """
+
+    places: Tensor
+
+    def __init__(self, places: Tensor, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("places", places)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, k, ...] -> [B, channels, ...]."""
+        return x.new_zeros(len(x), self.channels, *x.shape[2:]).index_copy(1, self.places, x)
+
+
+class Normed(nn.Module):
+    """A GroupNorm of some of its channels, while all others are zero in front of it.
+
+    Args:
+        norm: the whole one.
+        kept: the channels that are there, [k].
+    """
+
+    group: Tensor
+    missing: Tensor
+
+    def __init__(self, norm: nn.GroupNorm, kept: Tensor) -> None:
+        super().__init__()
+        self.width, self.epsilon = norm.num_channels // norm.num_groups, norm.eps
+        self.weight = nn.Parameter(norm.weight.detach()[kept])
+        self.bias = nn.Parameter(norm.bias.detach()[kept])
+        group = kept // self.width
+        self.register_buffer("group", group)
+        there = torch.bincount(group, minlength=norm.num_groups)
+        self.register_buffer("missing", (self.width - there).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, k, ...], likewise; the missing zeros count in each group's mean and variance."""
+        values = x.flatten(2)
+        size = values.shape[2]
+        mean = self._sums(values) / (self.width * size)
+        centred = values - mean[:, self.group, None]
+        squares = self._sums(centred.square()) + self.missing * size * mean.square()
+        root = (squares / (self.width * size) + self.epsilon).rsqrt()
+        normed = centred * root[:, self.group, None] * self.weight[:, None] + self.bias[:, None]
+        return normed.view_as(x)
+
+    def _sums(self, values: Tensor) -> Tensor:
+        """Over the channels of each group: [B, k, size] -> [B, groups]."""
+        return values.new_zeros(len(values), len(self.missing)).index_add(
+            1, self.group, values.sum(2)
+        )
+
+
+def sliced(
+    flat: Flat, w: Tensor, channels: Channels, chosen: Tensor, shape: tuple[int, ...]
+) -> fx.GraphModule:
+    """The network with the chosen channels alone, as it is judged.
+
+    Args:
+        flat: the whole network.
+        w: its model, [flat.size].
+        channels: its channels, or those of a front of it; what lies behind keeps all of its own.
+        chosen: the channels to keep, ascending, [k]; one of each layer at least.
+        shape: of a sample.
+
+    Returns:
+        A network that says what `channels.masked(w, chosen)` says.
+    """
+    return _Slicer(flat, w.cpu(), channels, chosen.cpu(), shape).result
+
+
+class _Slicer:
+    """Cuts one network.
+
+    Attributes:
+        result: the smaller one, when all is done.
+        alive: which channels come out of an operation, int64; None if all.
+    """
+
+    def __init__(
+        self, flat: Flat, w: Tensor, channels: Channels, chosen: Tensor, shape: tuple[int, ...]
+    ) -> None:
+        network = flat.network(channels.masked(w, chosen))
+        self.result = trace(network, torch.zeros(1, *shape))
+        self.alive: dict[fx.Node, Tensor | None] = {}
+        self.kept: dict[str, Tensor] = {}
+        self.norms: set[str] = set()
+        for layer in channels.layers:
+            own = chosen[(chosen >= layer.first) & (chosen < layer.first + layer.count)]
+            self.kept[layer.name] = own - layer.first
+            if layer.norm is not None:
+                self.norms.add(layer.norm)
+        for node in list(self.result.graph.nodes):
+            self.alive[node] = self._cut(node)
+        self.result.graph.lint()
+        self.result.recompile()
+
+    def _cut(self, node: fx.Node) -> Tensor | None:
+        """Makes one operation smaller; which channels come out of it."""
+        given = [self.alive[one] for one in node.all_input_nodes]
+        if node.op == "call_module":
+            found = self._layer(node, self.result.get_submodule(str(node.target)), given[0])
+            if found is not False:
+                return found
+        elif node.op == "call_function" and node.target is relu:
+            return given[0]
+        elif node.op == "call_function" and node.target is operator.add:
+            known = [alive for alive in given if alive is not None]
+            if len(known) == 2:
+                union = torch.cat(known).unique()
+                self._spread(node, union)
+                return union
+        self._spread(node, None)
+        return None
+
+    def _layer(self, node: fx.Node, layer: nn.Module, given: Tensor | None) -> Any:
+        """The same for a layer; False if it has to see all channels."""
+        name, inputs = str(node.target), node.all_input_nodes[0].meta["shape"]
+        if isinstance(layer, nn.Linear) and len(inputs) == 2:
+            return self._matrix(name, layer, given)
+        if isinstance(layer, CONVOLUTIONS) and layer.groups == 1:
+            return self._matrix(name, layer, given)
+        if given is None or isinstance(layer, PASSING):
+            return given
+        if isinstance(layer, OptionA):
+            self.result.set_submodule(name, OptionA(layer.stride, 0))
+            return given
+        if isinstance(layer, nn.Flatten) and layer.start_dim == 1:
+            each = torch.Size(inputs[2:]).numel()
+            return (given[:, None] * each + torch.arange(each)).flatten()
+        if name in self.norms and isinstance(layer, nn.GroupNorm):
+            self.result.set_submodule(name, Normed(layer, given))
+            return given
+        if name in self.norms and isinstance(layer, BatchNorm):
+            self.result.set_submodule(name, _batch_norm(layer, given))
+            return given
+        return False
+
+    def _matrix(
+        self, name: str, layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, given: Tensor | None
+    ) -> Tensor | None:
+        """Keeps some rows of a weight, and the columns of what is given."""
+        kept = self.kept.get(name)
+        weight = layer.weight.detach()
+        rows = torch.arange(len(weight)) if kept is None else kept
+        columns = torch.arange(weight.shape[1]) if given is None else given
+        layer.weight = nn.Parameter(weight[rows][:, columns])
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias.detach()[rows])
+        if isinstance(layer, nn.Linear):
+            layer.in_features, layer.out_features = len(columns), len(rows)
+        else:
+            layer.in_channels, layer.out_channels = len(columns), len(rows)
+        return None if kept is None or len(kept) == len(weight) else kept
+
+    def _spread(self, node: fx.Node, wanted: Tensor | None) -> None:
+        """Puts zeros into an operation's inputs, so that they have the wanted channels, or all."""
+        for one in node.all_input_nodes:
+            given = self.alive[one]
+            if given is None or (wanted is not None and len(given) == len(wanted)):
+                continue
+            places, count = given, one.meta["shape"][1]
+            if wanted is not None:
+                places, count = torch.searchsorted(wanted, given), len(wanted)
+            name = f"spread{len(self.alive)}_{one.name}"
+            self.result.add_submodule(name, Spread(places, count))
+            with self.result.graph.inserting_before(node):
+                node.replace_input_with(one, self.result.graph.call_module(name, (one,)))
+
+
+def _batch_norm(norm: BatchNorm, kept: Tensor) -> BatchNorm:
+    """A norm of some channels."""
+    found = BatchNorm(len(kept), norm.momentum, norm.epsilon, norm.running_mean is None)
+    state = {name: value[kept] for name, value in norm.state_dict().items()}
+    found.load_state_dict(state)
+    return found.train(False)

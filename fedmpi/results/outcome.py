@@ -1,0 +1,222 @@
+"""A round's outcome: bytes, seconds, losses and accuracies of all ranks as rows of tables.
+
+Where devices are simulated, what the round would cost on them stands beside it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi.clients.burden import Burden, Burdens, Meter
+from fedmpi.clients.devices import Fleet
+from fedmpi.clients.population import Population, Wave
+from fedmpi.config import Settings
+from fedmpi.messages.clock import Clock, Phase
+from fedmpi.messages.ledger import Ledger
+from fedmpi.messages.wire import ROOT, Wire
+from fedmpi.results import tables
+from fedmpi.training.evaluate import Evaluation, Verdict, mean
+from fedmpi.training.train import Trainer
+
+SPENT = ("flops", "server_flops", "memory", "whole_flops", "whole_memory")
+"""What a client's round asks of the devices, as `burden` counts it; NaN without devices."""
+REPORT = np.dtype([("client", "i8"), *((n, "f8") for n in ("loss", "seconds", "personal", *SPENT))])
+"""What a rank knows of each of its clients after a round."""
+
+
+@dataclass
+class Outcome:
+    """One round's rows, for each table of a result.
+
+    Attributes:
+        tables: the rows.
+        finite: whether the model is still finite.
+        is_spent: whether the run has reached its budget.
+    """
+
+    tables: dict[str, np.ndarray]
+    finite: bool
+    is_spent: bool
+
+
+class Observer:
+    """Reports a rank's part of each round; on the root it makes the rows of all tables.
+
+    Args:
+        settings: of the run.
+        population: who the clients are.
+        trainer: of the rank.
+        fleet: the clients' devices.
+        meter: counts what training asks of a device.
+        evaluation: of the rank.
+        ledger: of the root.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        population: Population,
+        trainer: Trainer,
+        fleet: Fleet,
+        meter: Meter,
+        evaluation: Evaluation,
+        ledger: Ledger,
+    ) -> None:
+        self.settings, self.population, self.trainer = settings, population, trainer
+        self.fleet, self.meter, self.evaluation, self.ledger = fleet, meter, evaluation, ledger
+        self.last_personal = np.full(settings.clients, np.nan)
+        self.total = [0, 0]
+
+    def outcome(
+        self,
+        t: int,
+        waves: Sequence[Wave],
+        burdens: Burdens,
+        verdict: Verdict | None,
+        w: Tensor | None,
+        noted: Mapping[str, Mapping[int, float]],
+        seconds: float,
+        wire: Wire,
+        clock: Clock,
+    ) -> Outcome | None:
+        """All ranks' measurements as rows, on the root; None elsewhere.
+
+        Args:
+            t: the round.
+            waves: who took part.
+            burdens: what this rank's clients have trained.
+            verdict: accuracies after the round, on the root, if they were measured.
+            w: the server's model [n], on the root.
+            noted: what the server found out of clients: see `Server.noted`.
+            seconds: of the round, on the clock.
+            wire: to the other ranks.
+            clock: of this one.
+        """
+        method = self.settings.method
+        reports = wire.report(self._report(t, waves, burdens, wire.rank))
+        moved = wire.report(np.array([wire.up, wire.down]))
+        spent = wire.report(clock.seconds)
+        if w is None:
+            return None
+        report = np.sort(np.concatenate(reports), order="client")
+        clients = self._client_rows(t, waves, report, verdict)
+        for name, found in noted.items():
+            clients[name] = [found.get(client, np.nan) for client in clients["client"].tolist()]
+            clients[name][clients["lost"]] = np.nan  # the server knows an earlier round's, if any
+        rounds = self._round_row(t, seconds, clients, verdict)
+        rounds["flops"] = clients["flops"].sum()
+        rounds["server_flops"] = report["server_flops"].sum()
+        rounds["server_seconds"] = spent[ROOT][Phase.SERVE]
+        if self.fleet.tiers:
+            self._simulate(t, clients, rounds, method.in_turn)
+        rows = {
+            "rounds": rounds,
+            "clients": clients,
+            "phases": _phase_rows(t, spent),
+            "ranks": _rank_rows(t, moved),
+        }
+        for way, name in enumerate(tables.DIRECTIONS):
+            self.total[way] += int(rounds[name][0])
+        finite = bool(torch.isfinite(w).all())
+        if not method.is_global:  # then its model may be at rest while the clients' own are lost
+            finite = finite and bool(np.isfinite(clients["loss"]).any())
+        return Outcome(rows, finite, self.settings.is_spent(*self.total))
+
+    def _report(self, t: int, waves: Sequence[Wave], burdens: Burdens, rank: int) -> np.ndarray:
+        mine = [client for wave in waves for client in wave.on(rank)]
+        trainer, personal, nan = self.trainer, self.evaluation.personal, np.nan
+        rows = [
+            (
+                *(c, trainer.loss(c), trainer.seconds.get(c, nan), personal.get(c, nan)),
+                *self._spent(t, burdens, c),
+            )
+            for c in mine
+        ]
+        return np.array(rows, REPORT)
+
+    def _spent(self, t: int, burdens: Burdens, client: int) -> tuple[float, ...]:
+        """The columns `SPENT`, of one client; unknown where nobody asks."""
+        converses = self.settings.method.converses
+        if not (self.fleet.tiers or converses):
+            return (np.nan,) * len(SPENT)
+        burden, meter = burdens(t, client), self.meter
+        whole = Burden(meter.whole, burden.samples, burden.batch)
+        behind = meter.behind(burden) if converses else 0.0
+        return (
+            *(meter.flops(burden), behind, meter.memory(burden)),
+            *(meter.flops(whole), meter.memory(whole)),
+        )
+
+    def _client_rows(
+        self, t: int, waves: Sequence[Wave], report: np.ndarray, verdict: Verdict | None
+    ) -> np.ndarray:
+        clients = report["client"]
+        rows = tables.empty(tables.CLIENTS, len(clients))
+        rows["round"], rows["client"] = t, clients
+        rows["rank"] = [host for wave in waves for host in wave.hosts]
+        rows["samples"] = self.population.sizes[clients]
+        if not self.population.is_agreement(t):
+            rows["steps"] = [self.population.steps(client) for client in clients.tolist()]
+        # Where the server computes a loss or judges a local model, its rank alone knows the value.
+        losses = [self.trainer.loss(client) for client in clients.tolist()]
+        personal = [self.evaluation.personal.get(client, np.nan) for client in clients.tolist()]
+        for name, ours in (("loss", losses), ("personal", personal)):
+            rows[name] = np.where(np.isnan(report[name]), ours, report[name])
+        for name in ("seconds", "flops", "memory", "whole_flops", "whole_memory"):
+            rows[name] = report[name]
+        if verdict is not None:
+            rows["accuracy"] = verdict.shards[clients]
+        bytes_of = self.ledger.bytes.reshape(len(self.ledger.bytes), -1)
+        for column, name in enumerate(tables.BYTES):
+            rows[name] = bytes_of[clients, column]
+        rows["lost"] = [self.fleet.is_lost(t, client) for client in clients.tolist()]
+        fresh = np.isfinite(rows["personal"])
+        self.last_personal[clients[fresh]] = rows["personal"][fresh]
+        return rows
+
+    def _round_row(
+        self, t: int, seconds: float, clients: np.ndarray, verdict: Verdict | None
+    ) -> np.ndarray:
+        row = tables.empty(tables.ROUNDS, 1)
+        row["round"], row["warmup"], row["sampled"] = t, t <= 0, len(clients)
+        row["loss"], row["seconds"] = clients["loss"].mean(), seconds
+        row["up"], row["down"] = self.ledger.bytes.sum((0, 2))
+        if self.evaluation.is_due(t):
+            row["personal_mean"] = mean(self.last_personal[np.isfinite(self.last_personal)])
+        row["lost"] = clients["lost"].sum()
+        if verdict is not None:
+            shards = verdict.shards[np.isfinite(verdict.shards)]
+            row["accuracy"], row["validation"] = verdict.accuracy, verdict.validation
+            row["shard_mean"], row["shard_std"] = shards.mean(), shards.std()
+            row["shard_min"] = shards.min()
+        return row
+
+    def _simulate(self, t: int, rows: np.ndarray, row: np.ndarray, in_turn: bool) -> None:
+        """Fills in what the round costs on the devices, in the clients' rows and the round's."""
+        clients, flops = rows["client"].tolist(), rows["flops"]
+        moved, messages = self.ledger.bytes[clients].sum(2), self.ledger.messages[clients]
+        rows["tier"] = [self.fleet.tier(client).name for client in clients]
+        for name, column in self.fleet.cost(t, clients, moved, messages, flops).items():
+            rows[name] = column
+        served = self.fleet.serve(float(row["server_flops"][0]))
+        spent = rows["sim_seconds"].sum() if in_turn else rows["sim_seconds"].max()
+        row["sim_seconds"] = spent + served
+        row["sim_joules"] = (rows["sim_compute_joules"] + rows["sim_transmit_joules"]).sum()
+
+
+def _phase_rows(t: int, spent: Sequence[np.ndarray]) -> np.ndarray:
+    rows = tables.empty(tables.PHASES, len(spent) * len(Phase))
+    rows["round"], rows["rank"] = t, np.repeat(range(len(spent)), len(Phase))
+    rows["phase"] = [phase.name.lower() for phase in Phase] * len(spent)
+    rows["seconds"] = np.concatenate(spent)
+    return rows
+
+
+def _rank_rows(t: int, moved: Sequence[np.ndarray]) -> np.ndarray:
+    rows = tables.empty(tables.RANKS, len(moved))
+    rows["round"], rows["rank"] = t, range(len(moved))
+    rows["up"], rows["down"] = np.array(moved).T
+    return rows

@@ -1,0 +1,106 @@
+"""The tables of a result: their columns, what they mean, and in which unit."""
+
+import numpy as np
+
+from fedmpi.messages.codec import Kind
+
+Columns = dict[str, tuple[str, str]]
+
+DIRECTIONS = ("up", "down")
+BYTES = [f"{direction}_{kind.name.lower()}" for direction in DIRECTIONS for kind in Kind]
+"""A client's bytes: up is from client to server."""
+COUNTED = "NaN unless devices are simulated or the model is split"
+SIM = "on the simulated device, not measured: "
+"""Begins what is said of columns that are; their names begin with `sim_`."""
+
+ROUNDS: Columns = {
+    "round": ("i4", "communication round; -1 is an agreement before the first"),
+    "warmup": ("?", "whether libraries and caches warm up in it: the first round, and round -1"),
+    "sampled": ("i4", "clients that took part"),
+    "loss": ("f8", "mean over those clients of their mean loss in local training"),
+    "accuracy": (
+        "f8",
+        "of the global model, if there is one, on the test set without skew",
+    ),
+    "validation": ("f8", "its accuracy on the held-out training samples, likewise"),
+    "shard_mean": (
+        "f8",
+        "mean over all clients of the accuracy on their test shard, as they see it, of the model "
+        "that they have after the round: the global one, or the server's part with their own",
+    ),
+    "shard_std": ("f8", "standard deviation of the same (population)"),
+    "shard_min": ("f8", "minimum of the same"),
+    "personal_mean": (
+        "f8",
+        "mean accuracy of the clients' local models, as last evaluated, on their test shards",
+    ),
+    "up": ("i8", "bytes from the clients, summed over them"),
+    "down": ("i8", "bytes to the clients, summed over them"),
+    "seconds": ("f8", "wall time of the round, without evaluation and recording"),
+    "lost": ("i4", "clients whose upload was lost: the server never learnt of it"),
+    "flops": ("f8", f"of the clients' training, summed over them; {COUNTED}"),
+    "server_flops": ("f8", "of the server's training of what lies behind a cut"),
+    "server_seconds": ("f8", "in which the server worked: rank 0's phase `serve`"),
+    "sim_seconds": (
+        "f8",
+        "simulated, not measured: the slowest client's, or where one begins as another ends the "
+        "sum of all clients'; then the server's",
+    ),
+    "sim_joules": ("f8", "simulated, not measured: all clients' for computing and sending"),
+}
+CLIENTS: Columns = {
+    "round": ("i4", "communication round; -1 is an agreement before the first"),
+    "client": ("i4", "logical client"),
+    "rank": ("i4", "rank that hosted it"),
+    "samples": ("i4", "training samples"),
+    "steps": ("i4", "local steps"),
+    "loss": ("f8", "mean loss in local training"),
+    "seconds": ("f8", "its local training, and preparing its upload"),
+    "accuracy": (
+        "f8",
+        "of the model that the client has after the round, on its test shard, as it sees it: the "
+        "global one, or the server's part with its own; NaN if there is neither",
+    ),
+    "personal": ("f8", "of its local model, after local training, on the same"),
+    "distance": (
+        "f8",
+        "Euclidean distance that its parameters went in local training, as the server knows them; "
+        "NaN unless the method weighs by it, or where the upload was lost",
+    ),
+    "weight": ("f8", "its share in the average of parameters, 0 to 1; NaN where distance is"),
+    **dict.fromkeys(BYTES, ("i8", "bytes of that kind in that direction")),
+    "lost": ("?", "whether its upload was lost: it costs, but the server never learnt of it"),
+    "tier": ("S16", "kind of device; empty without devices"),
+    "flops": ("f8", f"of its training, counted on the network that it has; {COUNTED}"),
+    "memory": ("f8", "MiB that its training takes: weights, gradients, optimiser, activations"),
+    "whole_flops": ("f8", "what the same samples would take on the whole network, as in FedAvg"),
+    "whole_memory": ("f8", "MiB, likewise"),
+    "sim_compute": ("f8", f"{SIM}seconds of training"),
+    "sim_up": ("f8", f"{SIM}seconds of sending, latencies included"),
+    "sim_down": ("f8", f"{SIM}seconds of receiving, latencies included"),
+    "sim_seconds": ("f8", f"{SIM}the three together"),
+    "sim_compute_joules": ("f8", f"{SIM}energy of training"),
+    "sim_transmit_joules": ("f8", f"{SIM}energy of sending"),
+}
+PHASES: Columns = {
+    "round": ("i4", "communication round; -1 is an agreement before the first"),
+    "rank": ("i4", "rank"),
+    "phase": ("S8", "what the rank was doing; evaluate and record are off the clock"),
+    "seconds": ("f8", "for how long"),
+}
+RANKS: Columns = {
+    "round": ("i4", "communication round; -1 is an agreement before the first"),
+    "rank": ("i4", "rank"),
+    "up": ("i8", "bytes of the buffers that it handed to MPI for the server"),
+    "down": ("i8", "bytes of the buffers that MPI handed it from the server"),
+}
+TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "phases": PHASES, "ranks": RANKS}
+
+
+def empty(columns: Columns, rows: int) -> np.ndarray:
+    """`rows` rows of zeros, and of NaN in the columns of floats."""
+    table = np.zeros(rows, [(name, form) for name, (form, _) in columns.items()])
+    for name, (form, _) in columns.items():
+        if form.startswith("f"):
+            table[name] = np.nan
+    return table

@@ -1,0 +1,174 @@
+"""One job: the ranks check settings together, run them, and the root records what comes out."""
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from fedmpi import provenance
+from fedmpi.clients import heterogeneity
+from fedmpi.config import Settings
+from fedmpi.engine import Engine
+from fedmpi.errors import BadInput
+from fedmpi.messages import wire
+from fedmpi.messages.clock import Clock
+from fedmpi.messages.wire import Wire
+from fedmpi.results import record, tables
+from fedmpi.results.record import Record, file_of, state_of
+from fedmpi.runs import memory
+from fedmpi.runs.launch import PROGRESS
+from fedmpi.runs.sweep import Sweep
+from fedmpi.units import amount, duration
+
+Found = TypeVar("Found")
+
+
+class Job:
+    """This process as one rank of the job."""
+
+    def __init__(self) -> None:
+        wire.abort_on_exception()
+        memory.keep_freed_memory()
+        self.clock = Clock()
+        self.wire = Wire(self.clock)
+
+    def check(self, make: Callable[[], Found]) -> Found:
+        """What `make` makes, if it can be made on every rank; no collective comes before.
+
+        Raises:
+            BadInput: on every rank, if some rank could not; it says why on the lowest such rank.
+        """
+        found, problem = None, None
+        try:
+            found = make()
+        except BadInput as error:
+            problem = error
+        first = self.wire.lowest(problem is not None)
+        if first is None:
+            return found  # type: ignore[return-value]
+        if self.wire.rank != first:
+            raise BadInput
+        where = "" if first == wire.ROOT else f"rank {first} on {wire.host()}: "
+        raise BadInput(f"{where}{problem}")
+
+    def sweep(self, plan: Sweep) -> int:
+        """Runs the chosen members that are not done; returns 2 if some were bad input, else 0."""
+        code = 0
+        for place, number in enumerate(plan.chosen, 1):
+            member = plan.members[number]
+            try:
+                self.run(member.settings, plan.out, f"[{place}/{len(plan.chosen)}] {member}  ")
+            except BadInput as error:
+                if str(error):
+                    print(f"run {number} ({member}): {error}", file=sys.stderr, flush=True)
+                code = 2
+            # The parts of a run know each other in circles, and would pile up, run upon run.
+            gc.collect()
+        return code
+
+    def run(self, settings: Settings, out: Path, title: str = "") -> None:
+        """Runs settings, unless the result is there already.
+
+        Args:
+            settings: what to run.
+            out: the result's file, or a folder for it.
+            title: said before it starts.
+
+        Raises:
+            BadInput: if the settings do not fit together, or the file is another run's.
+        """
+        path = file_of(out, settings.method.name, settings.identity())
+        state = self.check(lambda: self._state(path, settings))
+        if self.wire.lowest(state in record.FINISHED) is not None:
+            self._say(f"{title}{path}: {state} already")
+            return
+        place = self.wire.place
+        engine = self.check(lambda: Engine(settings, place))
+        self._say(f"{title}{path}")
+        self._record(engine, path)
+
+    def _state(self, path: Path, settings: Settings) -> str | None:
+        if not self.wire.is_root:
+            return None
+        state = state_of(path, settings.identity())
+        if state == record.RUNNING and record.is_open(path):
+            raise record.RecordError(f"{path}: another job is writing it")
+        return state
+
+    def _record(self, engine: Engine, path: Path) -> None:
+        settings = engine.settings
+        hosts = self.wire.report(np.frombuffer(wire.host().encode().ljust(256, b"\0"), "S256"))
+        status = record.DONE
+        file = None
+        if self.wire.is_root:
+            about = provenance.about() | {
+                "mpi_library": wire.library(),
+                "ranks": self.wire.size,
+                "hosts": [host[0].decode() for host in hosts],
+                "threads_per_rank": settings.threads,
+                **({"server_threads": engine.threads} if settings.method.converses else {}),
+                "device": str(engine.trainer.device),
+                "parameters": engine.flat.count,
+                **engine.about_data,
+                "partition_sha256": engine.population.fingerprint,
+                **heterogeneity.measures(engine.population.counts),
+            }
+            if engine.population.trace is not None:
+                about["trace_sha256"] = engine.population.trace.sha256
+            file = Record(path, settings.tree(), settings.identity(), about, tables.TABLES)
+        with self._together(), progress(settings.rounds, self.wire.is_root) as show:
+            for outcome in engine.rounds(self.wire, self.clock):
+                if outcome is None or file is None:
+                    continue
+                file.append(outcome.tables)
+                show(outcome.tables["rounds"][0])
+                if not outcome.finite:
+                    status = record.DIVERGED
+        if file is not None:
+            file.close(status, {"model_sha256": engine.model_sha256()})
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Bad input that a rank finds in here ends the job: the others are in a collective."""
+        try:
+            yield
+        except BadInput as error:
+            if self.wire.size > 1:
+                wire.abort(str(error))
+            raise
+
+    def _say(self, text: str) -> None:
+        if self.wire.is_root:
+            print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(rounds: int, is_root: bool) -> Iterator[Callable[[np.void], None]]:
+    """Shows each round's row: a bar on a terminal, else one plain line a round; on the root."""
+    if not is_root:
+        yield lambda row: None
+    elif os.environ.get(PROGRESS, str(int(sys.stderr.isatty()))) == "1":
+        columns = (MofNCompleteColumn(), BarColumn(16), TextColumn("{task.description}"))
+        # Forced, because the launcher stands between this process and the terminal.
+        with Progress(*columns, console=Console(stderr=True, force_terminal=True)) as bars:
+            task = bars.add_task("", total=rounds)
+            yield lambda row: bars.update(task, completed=row["round"] + 1, description=line(row))
+    else:
+        yield lambda row: print(
+            f"round {row['round'] + 1}/{rounds}  {line(row)}", file=sys.stderr, flush=True
+        )
+
+
+def line(row: np.void) -> str:
+    """A row of the table `rounds`, for people."""
+    lost = "agreement" if row["round"] < 0 else f"loss {row['loss']:.3f}"
+    seen = "" if np.isnan(row["accuracy"]) else f"accuracy {row['accuracy']:.3f}  "
+    moved = f"up {amount(row['up'])}  down {amount(row['down'])}"
+    return f"{lost}  {seen}{moved}  {duration(row['seconds'])}"

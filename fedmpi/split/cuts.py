@@ -1,0 +1,91 @@
+"""Where a network is cut between clients and server, and what crosses a cut."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedmpi import config
+from fedmpi.config import ConfigError
+from fedmpi.messages.codec import Kind
+from fedmpi.networks.flat import Flat
+
+
+class Cut(config.Method):
+    """The settings of all methods that cut the network."""
+
+    cut: str | None = None
+    """The split point: the last stage that clients train; by default the first there is."""
+    tail: str | None = None
+    """The stage from which on the network is the client's again, so that labels stay there; by
+    default all that lies behind the cut is the server's."""
+
+    converses = True
+
+    @property
+    def turns(self) -> int:
+        """The second is at the tail."""
+        return 1 if self.tail is None else 2
+
+    @property
+    def is_one(self) -> bool:
+        """Whether there is one back for all clients; else one for each."""
+        return True
+
+    def parts(self, flat: Flat) -> tuple[Flat, Flat, Flat]:
+        """The client's front, the server's back, and the client's tail, which may be empty.
+
+        Raises:
+            ConfigError: if the model has no such split point or none at all, or no such tail.
+        """
+        front, back = flat.split(self.cut or (flat.cuts() or [""])[0])
+        if self.tail is None:
+            return front, back, Flat(nn.Sequential(), flat.is_local)
+        names = [name for name, _ in back.stages.named_children()]
+        if self.tail not in names[1:]:
+            raise ConfigError(
+                f"method.tail = '{self.tail}': wanted a stage behind '{names[0]}', the server's "
+                f"first; there are: {', '.join(names[1:]) or 'none'}"
+            )
+        return front, *back.split(names[names.index(self.tail) - 1])
+
+    def held(self, flat: Flat) -> Flat:
+        """Front and tail as one: how they lie in what a client uploads."""
+        front, _, tail = self.parts(flat)
+        stages = [*front.stages.named_children(), *tail.stages.named_children()]
+        return Flat(nn.Sequential(OrderedDict(stages)), flat.is_local)
+
+    def end(self, flat: Flat) -> tuple[Flat, Flat] | None:
+        """The network up to the tail, and the tail; None if there is none."""
+        _, back, _ = self.parts(flat)
+        names = [name for name, _ in back.stages.named_children()]
+        return None if self.tail is None else flat.split(names[-1])
+
+
+class Crossing(NamedTuple):
+    """A batch's values on their way over a cut, as both sides know of them.
+
+    Attributes:
+        kind: ACTIVATION on the way forward, GRADIENT on the way back.
+        cut: 0 between front and back, 1 between back and tail.
+        t: the round.
+        client: whose batch it is.
+        step: the client's local step, from 0.
+    """
+
+    kind: Kind
+    cut: int
+    t: int
+    client: int
+    step: int
+
+
+def shape_behind(flats: Sequence[Flat], x: Tensor) -> torch.Size:
+    """The shape of a sample of x [N, ...] behind parts of a network that follow each other."""
+    x = x[:1]
+    with torch.no_grad():
+        for flat in flats:
+            x = flat.network(flat.initial.to(x.device, copy=True)).train(False)(x)
+    return x.shape[1:]

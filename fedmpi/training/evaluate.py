@@ -1,0 +1,202 @@
+"""Accuracies of the global model, of local models, and of what clients have after a round.
+
+All of it is off the clock. Who measures may look at models of server and clients alike: that these
+meet only in messages binds methods.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi.clients.population import EVERYONE_ROUND, Population, Wave
+from fedmpi.config import Settings
+from fedmpi.data import Dataset
+from fedmpi.messages.clock import Clock, Phase
+from fedmpi.messages.wire import Wire
+from fedmpi.training.train import Trainer
+
+SHARD = np.dtype([("client", "i8"), ("accuracy", "f8")])
+"""What a rank knows of each client that it hosts, whether or not it took part."""
+
+Personal = Callable[[int], Tensor | None]
+"""A client's whole local model [n], where the server alone has it: `Server.personal`."""
+Deployed = Callable[[int, Tensor], Tensor]
+"""What a client has once it knows the server's w [n]: `Clients.deployed`."""
+
+
+@dataclass
+class Verdict:
+    """Accuracies after a round.
+
+    Attributes:
+        accuracy: of the global model on the test set; NaN if there is none.
+        validation: likewise, on the held-out samples.
+        shards: on each client's test shard, [clients]: of the global model, or of what the client
+            has of its own and of the server's.
+    """
+
+    accuracy: float
+    validation: float
+    shards: np.ndarray
+
+
+class Evaluation:
+    """Measures accuracies on a rank.
+
+    Attributes:
+        test_x: the test set, [N, *shape].
+        test_y: its labels, int64 [N].
+        held_x: samples that no client has, for validation.
+        held_y: their labels.
+        personal: accuracies of clients' local models in this round, by client.
+    """
+
+    def __init__(
+        self, settings: Settings, data: Dataset, population: Population, trainer: Trainer
+    ) -> None:
+        self.settings, self.population, self.trainer = settings, population, trainer
+        self.test_x = torch.from_numpy(data.test_x).to(trainer.device)
+        self.test_y = torch.from_numpy(data.test_y).to(trainer.device)
+        held_out = torch.from_numpy(population.held_out).to(trainer.device)
+        self.held_x, self.held_y = trainer.feed.take(held_out)
+        self.counts = np.array([len(shard) for shard in population.test_shards])
+        self.owners = np.repeat(np.arange(settings.clients), self.counts)
+        self.owned = np.concatenate(population.test_shards)
+        seen = trainer.feed.traits.test(data, population)
+        self.seen = None if seen is None else torch.from_numpy(seen).to(trainer.device)
+        self.ends = np.cumsum(self.counts)
+        self.begin()
+
+    def begin(self) -> None:
+        """A round begins: nothing is known."""
+        self.kept: list[tuple[int, Tensor]] = []
+        self.personal: dict[int, float] = {}
+
+    def is_due(self, t: int) -> bool:
+        """Whether accuracies are measured in round t."""
+        last = t == self.settings.rounds - 1
+        return t > EVERYONE_ROUND and (last or (t + 1) % self.settings.evaluate == 0)
+
+    def set_aside(self, client: int, w: Tensor | None) -> None:
+        """Sets a trained local model [n], if there is one, aside until all have sent theirs."""
+        if w is not None:
+            self.kept.append((client, w.clone()))
+
+    def after(
+        self,
+        t: int,
+        w: Tensor | None,
+        deployed: Deployed | None,
+        hosts: Sequence[int],
+        wire: Wire,
+        clock: Clock,
+    ) -> Verdict | None:
+        """Accuracies after round t, on the root, if they are due; all ranks take part.
+
+        Args:
+            t: the round.
+            w: the server's model [n], on the root.
+            deployed: where no model is global, makes what a client has of the server's.
+            hosts: ranks that host clients.
+            wire: to the other ranks.
+            clock: of this one.
+        """
+        verdict = None
+        if self.is_due(t) and not self.settings.method.is_global:
+            verdict = self.evaluate_deployed(w, deployed, hosts, wire, clock)
+        elif self.is_due(t) and w is not None:
+            with clock(Phase.EVALUATE):
+                verdict = self.evaluate(w)
+        wire.settle()
+        return verdict
+
+    def evaluate_locals(
+        self, wave: Wave, personal: Personal | None, wire: Wire, clock: Clock
+    ) -> None:
+        """Measures the wave's local models on their clients' test shards.
+
+        Args:
+            wave: the clients.
+            personal: gives the local models that the server alone has whole; None off the root.
+            wire: to the other ranks, who wait.
+            clock: of this one.
+        """
+        with clock(Phase.EVALUATE):
+            whole, self.kept = self.kept, []
+            if personal is not None:
+                theirs = [(client, personal(client)) for client in wave.clients]
+                whole += [(client, w) for client, w in theirs if w is not None]
+            self.personal |= self._on_shards(whole)
+        wire.settle()
+
+    def evaluate_deployed(
+        self,
+        w: Tensor | None,
+        deployed: Deployed | None,
+        hosts: Sequence[int],
+        wire: Wire,
+        clock: Clock,
+    ) -> Verdict | None:
+        """Accuracies of what all clients have after the round, on the root; None elsewhere.
+
+        Each is measured where the client lives, for there is what it keeps to itself.
+
+        Args:
+            w: the server's model [n], on the root.
+            deployed: makes a client's model of it; None if clients have no such.
+            hosts: ranks that host clients.
+            wire: to the other ranks.
+            clock: of this one.
+        """
+        if deployed is None:
+            return None
+        size, device = self.trainer.flat.size, self.trainer.device
+        published = np.empty(size, "f4") if w is None else w.cpu().numpy()
+        w = torch.from_numpy(wire.publish(published)).to(device)
+        rows: list[tuple[int, float]] = []
+        with clock(Phase.EVALUATE):
+            # Not all at once: that would be a whole model for each client of the rank.
+            for clients in self.trainer.chunks(self.population.hosted(hosts, wire.rank)):
+                models = [(client, deployed(client, w)) for client in clients]
+                rows += self._on_shards(models).items()
+        wire.settle()
+        reports = wire.report(np.array(rows, SHARD))
+        if not wire.is_root:
+            return None
+        report = np.sort(np.concatenate(reports), order="client")
+        return Verdict(np.nan, np.nan, report["accuracy"])
+
+    def _on_shards(self, models: Sequence[tuple[int, Tensor]]) -> dict[int, float]:
+        """Accuracies of clients' models [n] on their test shards."""
+        clients = [client for client, _ in models]
+        shards = [self.shard(client) for client in clients]
+        xs, ys = ([shard[part] for shard in shards] for part in range(2))
+        right = self.trainer.correct([w for _, w in models], xs, ys, clients)
+        return {client: mean(theirs) for client, theirs in zip(clients, right, strict=True)}
+
+    def shard(self, client: int) -> tuple[Tensor, Tensor]:
+        """The client's test samples as it sees them, and their labels."""
+        positions = torch.from_numpy(self.population.test_shards[client])
+        if self.seen is None:
+            return self.test_x[positions], self.test_y[positions]
+        end = self.ends[client]
+        return self.seen[end - self.counts[client] : end], self.test_y[positions]
+
+    def evaluate(self, w: Tensor) -> Verdict:
+        """Accuracies of the global model w [n]."""
+        (right,) = self.trainer.correct([w], [self.test_x], [self.test_y])
+        theirs = right[self.owned]
+        if self.seen is not None:
+            (theirs,) = self.trainer.correct([w], [self.seen], [self.test_y[self.owned]])
+        hits = np.bincount(self.owners, theirs, minlength=self.settings.clients)
+        shards = hits / np.where(self.counts, self.counts, np.nan)
+        (known,) = self.trainer.correct([w], [self.held_x], [self.held_y])
+        return Verdict(mean(right), mean(known), shards)
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean; NaN of nothing."""
+    return float(values.mean()) if len(values) else np.nan

@@ -1,0 +1,198 @@
+"""What a step learns from: samples, in the order and with the crops of a client's round.
+
+All samples lie on the device, and a batch is gathered by their positions.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi.clients.population import Population
+from fedmpi.clients.skew import Traits
+from fedmpi.config import ConfigError, Settings
+from fedmpi.data import Dataset
+from fedmpi.streams import Purpose, stream
+
+SLAB = 1 << 18
+"""Bytes of samples that are gathered at once: they should stay in a cache until they are used."""
+PADDING = 4
+"""Black pixels that an image gets on each side before it is cropped to its size."""
+
+
+class Pick(NamedTuple):
+    """What one client learns from in one step.
+
+    Attributes:
+        positions: of its samples, int64 [B] on the host.
+        shifts: crop's first row and column, and whether to flip, int64 [B, 3] on the host; None
+            without augmentation.
+        key: the network's random key.
+    """
+
+    positions: Tensor
+    shifts: Tensor | None
+    key: int
+
+
+class Batch(NamedTuple):
+    """The same with the samples themselves.
+
+    Attributes:
+        x: samples, float32 [B, *shape] or symbols, on the device.
+        y: labels, int64 [B], on the device.
+        key: the network's random key.
+    """
+
+    x: Tensor
+    y: Tensor
+    key: int
+
+
+class Feed:
+    """The training samples on a device, as their owners have them.
+
+    Attributes:
+        traits: what each client makes of its samples.
+        x: samples, float32 [N, *shape] or symbols (see `Dataset`).
+        y: labels, int64 [N].
+        classes: number of labels.
+        is_random: whether the network needs random keys.
+        longest: samples in the largest batch that any client has.
+        slab: steps whose samples are gathered at once.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        data: Dataset,
+        population: Population,
+        device: torch.device,
+        is_random: bool,
+    ) -> None:
+        if settings.augment and len(data.shape) != 3:
+            raise ConfigError(
+                f"augment = {list(settings.augment)}: wanted images, found samples of shape "
+                f"{data.shape}"
+            )
+        self.settings, self.population, self.is_random = settings, population, is_random
+        self.traits = Traits(settings, data)
+        x, y = self.traits.train(data, population)
+        self.x, self.y = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
+        self.classes = data.classes
+        self.slab = max(1, SLAB // (settings.batch * self.x[0].nbytes))
+        self.longest = min(settings.batch, int(population.sizes.max()))
+        self.drawn: dict[tuple[int, int], tuple[np.random.Generator, np.ndarray]] = {}
+        # A data set's black is each channel's least value, whatever its normalisation; noise is not
+        # darker than black.
+        clean = torch.from_numpy(data.train_x)
+        self.black = clean.amin((0, 2, 3)).to(device) if settings.augment else torch.empty(0)
+
+    def picks(self, t: int, client: int, passes: int | None = None) -> Iterator[Pick]:
+        """What the client learns from in each of its steps in round t, pass by pass.
+
+        Args:
+            t: the round.
+            client: whose samples.
+            passes: how many, if not as many as the round's local training has.
+        """
+        keys, left = self.keys(t, client), self.population.steps(client, passes)
+        batch = self.settings.batch
+        for order, shifts in self._passes(t, client):
+            for first in range(0, len(order), batch)[:left]:
+                part = slice(first, first + batch)
+                yield Pick(order[part], None if shifts is None else shifts[part], next(keys))
+                left -= 1
+            if not left:
+                return
+
+    def batches(self, t: int, client: int, passes: int | None = None) -> Iterator[Batch]:
+        """The same, gathered for several steps at once: a step's share is small then."""
+        keys, left = self.keys(t, client), self.population.steps(client, passes)
+        batch = self.settings.batch
+        for order, shifts in self._passes(t, client):
+            for first in range(0, len(order), self.slab * batch):
+                part = slice(first, first + min(self.slab, left) * batch)
+                x, y = self.take(order[part], None if shifts is None else shifts[part])
+                some, labels = x.split(batch), y.split(batch)
+                yield from map(Batch, some, labels, keys)
+                left -= len(some)
+                if not left:
+                    return
+
+    def _passes(self, t: int, client: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The client's samples in the order of each pass, and their shifts; without end."""
+        drawn = self.drawn.pop((t, client), None)
+        random, order = drawn or self._order(t, client)
+        shard, shifts = self.population.shards[client], self._shifts(t, client)
+        while True:
+            yield torch.from_numpy(order), shifts(len(shard))
+            order = shard[random.permutation(len(shard))]
+
+    def _order(self, t: int, client: int) -> tuple[np.random.Generator, np.ndarray]:
+        """A client's stream of orders in round t, and the first of them."""
+        random = stream(self.settings.seed, Purpose.BATCH, t, client)
+        shard = self.population.shards[client]
+        return random, shard[random.permutation(len(shard))]
+
+    def draw(self, t: int, clients: Sequence[int]) -> None:
+        """Draws the orders of a round's first passes at once.
+
+        Between two clients' trainings each would take four times as long, because the caches are
+        full of other things.
+        """
+        self.drawn = {(t, client): self._order(t, client) for client in clients}
+
+    def keys(self, t: int, client: int) -> Iterator[int]:
+        """The random key of each of the client's steps in round t; zeros if none is needed."""
+        if not self.is_random:
+            return repeat(0)
+        random = stream(self.settings.seed, Purpose.DROPOUT, t, client)
+        return (int(random.integers(1 << 63)) for _ in repeat(None))
+
+    def _shifts(self, t: int, client: int) -> Callable[[int], Tensor | None]:
+        augment = self.settings.augment
+        if not augment:
+            return lambda _: None
+        random = stream(self.settings.seed, Purpose.AUGMENT, t, client)
+
+        def draw(count: int) -> Tensor:
+            found = np.full((count, 3), (PADDING, PADDING, 0))
+            if "crop" in augment:
+                found[:, :2] = random.integers(2 * PADDING + 1, size=(count, 2))
+            if "flip" in augment:
+                found[:, 2] = random.integers(2, size=count)
+            return torch.from_numpy(found)
+
+        return draw
+
+    def take(self, positions: Tensor, shifts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Samples [..., *shape] and labels [...] at the positions [...], cropped and flipped.
+
+        Args:
+            positions: int64, any shape.
+            shifts: int64 [..., 3] (see `Pick`).
+        """
+        flat, shape = positions.reshape(-1).to(self.x.device), positions.shape
+        # Three times as fast as indexing, where a batch is small.
+        x = self.x.index_select(0, flat).view(*shape, *self.x.shape[1:])
+        y = self.y.index_select(0, flat).view(shape)
+        return (x if shifts is None else self._augmented(x, shifts)), y
+
+    def _augmented(self, x: Tensor, shifts: Tensor) -> Tensor:
+        """Images moved by up to `PADDING` pixels, black behind their edges, and mirrored."""
+        (channels, height, width), shape = x.shape[-3:], x.shape
+        x, shifts = x.reshape(-1, channels, height, width), shifts.reshape(-1, 3)
+        down, right, flips = shifts.split(1, dim=1)
+        rows = torch.arange(height, device=x.device) + down - PADDING
+        columns = torch.arange(width, device=x.device) + right - PADDING
+        columns = torch.where(flips > 0, columns.flip(1), columns)
+        near_rows, near_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+        inside = (rows == near_rows)[:, :, None] & (columns == near_columns)[:, None]
+        near_rows = near_rows[:, None, :, None].expand(-1, channels, -1, width)
+        near_columns = near_columns[:, None, None].expand(-1, channels, height, -1)
+        moved = x.gather(2, near_rows).gather(3, near_columns)
+        return torch.where(inside[:, None], moved, self.black.view(-1, 1, 1)).view(shape)

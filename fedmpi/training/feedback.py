@@ -1,0 +1,49 @@
+"""Error feedback: what a client's compressor left out of an update is added to its next one.
+
+F. Seide, H. Fu, J. Droppo, G. Li, D. Yu, *1-Bit Stochastic Gradient Descent and its Application to
+Data-Parallel Distributed Training of Speech DNNs*, Interspeech 2014; S. P. Karimireddy, Q. Rebjock,
+S. U. Stich, M. Jaggi, *Error Feedback Fixes SignSGD and other Gradient Compression Schemes*, ICML
+2019, arXiv 1901.09847.
+"""
+
+from torch import Tensor
+
+from fedmpi import config
+from fedmpi.config import State
+from fedmpi.training.store import Store
+
+
+class Config(config.Method):
+    """Settings of a method that can do with error feedback, and without."""
+
+    error_feedback: bool = True
+    """Add what was not sent to the client's next update."""
+
+    @property
+    def keeps_state(self) -> bool:
+        """Residuals."""
+        return self.error_feedback
+
+
+class Feedback:
+    """Each client's residual, float32 [size]: what was sent plus it is what was to be sent.
+
+    Args:
+        settings: where residuals wait.
+        size: length of an update.
+        is_on: without it nothing is kept, and nothing added.
+    """
+
+    def __init__(self, settings: State, size: int, is_on: bool = True) -> None:
+        self.is_on = is_on
+        self.residuals: Store | dict[int, Tensor] = Store(settings, size) if is_on else {}
+
+    def add(self, client: int, update: Tensor) -> None:
+        """Adds the client's residual, if it has one, to an update [size] in place."""
+        if client in self.residuals:
+            update += self.residuals[client].to(update.device)
+
+    def remember(self, client: int, rest: Tensor) -> None:
+        """Takes what was left out of the update [size]."""
+        if self.is_on:
+            self.residuals[client] = rest

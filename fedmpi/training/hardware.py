@@ -1,0 +1,62 @@
+"""What of its node a rank computes with: a device, and threads."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from fedmpi.config import ConfigError, Settings
+from fedmpi.messages.wire import Place
+from fedmpi.provenance import cores
+from fedmpi.training.rows import Each
+
+
+def pick_device(settings: Settings, place: Place) -> torch.device:
+    """Where a rank trains: `device`, or `server_device` if it serves only.
+
+    `cuda` spreads the ranks of a node over its devices.
+
+    Raises:
+        ConfigError: if there is no such device: a GPU that is asked for is never replaced.
+    """
+    setting, name = "device", settings.device
+    if settings.server_device and place.is_root and place.ranks > 1:
+        setting, name = "server_device", settings.server_device
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    number = int(name[5:]) if ":" in name else place.local_rank % max(count, 1)
+    if number >= count:
+        raise ConfigError(
+            f"{setting} = '{name}': there are {count} CUDA devices here; cpu is possible"
+        )
+    # Streams and graphs that are made without a word about a device belong to the current one.
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def pool(settings: Settings, place: Place) -> tuple[int, Each]:
+    """What goes through the clients' parts of a split model on the server.
+
+    While one half of the clients is served, the other half works on the other ranks of the node; a
+    rank alone does one thing at a time, and has all cores. A client's part is in one thread, with
+    as many of Torch's as a rank has, so that results do not depend on how many there are.
+
+    Returns:
+        How many at once, and their `map`.
+    """
+    left = cores() - (place.local_size - 1) * settings.threads
+    threads = settings.server_threads or max(1, left // settings.threads)
+    if threads == 1 or not place.is_root:
+        return 1, map
+    # A new thread hears of the number only when it asks, and may have begun a product by then.
+    pool = ThreadPoolExecutor(
+        threads, initializer=torch.set_num_threads, initargs=(settings.threads,)
+    )
+    return threads, pool.map
+
+
+def use_tf32(on: bool) -> None:
+    """Whether a GPU may round the inputs of matrix products to TF32, which libraries like to do."""
+    kind = "tf32" if on else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = kind
+    torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]

@@ -1,0 +1,235 @@
+"""Models of one shape as the rows of a matrix, and their losses and gradients.
+
+`Rows` is the memory and the interface; `OneByOne` runs one network after the other in plain
+autograd, which suits a CPU's caches, and `stacked.Stacked` all of them at once, which suits a GPU.
+Nobody else can tell which of them runs.
+
+Rows at work are always the first k: whoever uses rows puts the clients with most steps first.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fedmpi.config import Settings
+from fedmpi.networks.flat import Flat
+from fedmpi.networks.layers import BatchNorm, Dropout
+from fedmpi.networks.recurrent import Recurrent
+from fedmpi.training.feed import Batch, Feed
+
+Each = Callable[..., Iterable[Any]]
+"""Like `map`: what a function makes of each of some arguments, in their order."""
+
+Lesson = TypeVar("Lesson")
+"""What a row learns from in a step."""
+
+ALIGNMENT = 16
+"""Rows begin at multiples of 64 bytes: results must not depend on which row a client has."""
+
+
+class Rows(ABC, Generic[Lesson]):
+    """`count` models of one shape.
+
+    Attributes:
+        w: the models, [count, n].
+        g: where their gradients come to lie, [count, n]; only `first` sees to it that they do.
+        local_stats: their local statistics, [count, m].
+        each: how to go through rows that go one by one; `map`, or that of a pool of threads.
+    """
+
+    def __init__(self, flat: Flat, count: int, device: torch.device, settings: Settings) -> None:
+        width = -(-flat.size // ALIGNMENT) * ALIGNMENT
+        self.flat, self.device, self.precision = flat, device, settings.precision
+        self.w = torch.zeros(count, width, device=device)[:, : flat.size]
+        self.g = torch.zeros(count, width, device=device)[:, : flat.size]
+        self.local_stats = flat.local_stats.to(device).repeat(count, 1)
+        self.each: Each = map
+        self.modules: list[nn.Module] = []
+        self.mode = (True, False)
+        self.views: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.w)
+
+    def train_mode(self, on: bool, batch_statistics: bool = False) -> None:
+        """From now on the networks learn, or are judged.
+
+        Args:
+            on: whether batches are normalised by their own statistics, and values dropped.
+            batch_statistics: in judging, too, normalise batches by their own statistics.
+        """
+        if (on, batch_statistics) != self.mode:
+            self.mode = (on, batch_statistics)
+            for module in self.modules:
+                module.training = on or (batch_statistics and isinstance(module, BatchNorm))
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Where networks run: in bfloat16, if the settings say so."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        return nullcontext()
+
+    @abstractmethod
+    def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> list[Tensor]:
+        """Outputs of the first k rows' networks, each on its own batch.
+
+        Args:
+            xs: a batch for each, [B_i, ...].
+            keys: each row's random key of the step (see `Feed.keys`); for learning only.
+        """
+
+    @abstractmethod
+    def backward(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
+        """Sets g of the rows that ran forward last, by the gradients at their outputs.
+
+        Args:
+            cotangents: for each row as many values as its output has, in any shape.
+
+        Returns:
+            The gradient at each of those inputs that require one.
+        """
+
+    @abstractmethod
+    def losses(
+        self, xs: Sequence[Tensor], ys: Sequence[Tensor], keys: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Mean cross-entropies of the first k rows on a batch of each; sets their g.
+
+        Returns:
+            Losses [k], and the gradient at each of those inputs that require one.
+        """
+
+    @abstractmethod
+    def lessons(
+        self, feed: Feed, t: int, client: int, passes: int | None = None
+    ) -> Iterator[Lesson]:
+        """What a client's steps in round t learn from, as `learn` wants it (see `Feed.picks`)."""
+
+    @abstractmethod
+    def backprop(self, feed: Feed, lessons: Sequence[Lesson]) -> Tensor:
+        """Losses [k] of the first k rows on a lesson for each; sets their g."""
+
+    def head(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first rows' w and g, [count, n]; g is zero where no gradient moves a model."""
+        if count not in self.views:
+            self.views[count] = self.w[:count], self.g[:count]
+        return self.views[count]
+
+    def move(self, count: int, rate: float) -> None:
+        """The first rows go down their gradients: w -= rate * g."""
+        w, g = self.head(count)
+        w.add_(g, alpha=-rate)
+
+
+class OneByOne(Rows[Batch]):
+    """Row after row, each with a network of its own; or, by `each`, some of them at once.
+
+    Gradients come from autograd as tensors of the parameters' shapes. They are copied into g when
+    somebody looks there. Where nobody does, as in plain SGD, that saves two passes over the vector.
+    """
+
+    def __init__(self, flat: Flat, count: int, device: torch.device, settings: Settings) -> None:
+        super().__init__(flat, count, device, settings)
+        self.networks = [flat.network(*both) for both in zip(self.w, self.local_stats, strict=True)]
+        self.layers = [list(layers(network)) for network in self.networks]
+        self.parameters = [list(network.parameters()) for network in self.networks]
+        self.models = [[piece.of(row) for piece in flat.parameters] for row in self.w]
+        self.gradients = [[piece.of(row) for piece in flat.parameters] for row in self.g]
+        self.fresh: dict[int, tuple[Tensor, ...]] = {}
+        self.modules = [m for network in self.networks for m in network.modules()]
+        for module in self.modules:
+            if isinstance(module, Recurrent):
+                module.is_fused = True
+        self.dropouts = [
+            [module for module in network.modules() if isinstance(module, Dropout)]
+            for network in self.networks
+        ]
+        self.inputs: Sequence[Tensor] = ()
+        self.outputs: list[Tensor] = []
+
+    def _run(self, row: int, x: Tensor, keys: Sequence[int]) -> Tensor:
+        for module in self.dropouts[row] if keys else ():
+            module.key.fill_(keys[row])
+        with self.autocast():
+            for layer in self.layers[row]:
+                x = layer(x)
+        return x.float()
+
+    def _gradient(
+        self, row: int, output: Tensor, x: Tensor, cotangent: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Sets a row's gradient; returns that at its input, if it requires one."""
+        ours, also = self.parameters[row], [x] if x.requires_grad else []
+        given = None if cotangent is None else cotangent.view_as(output)
+        found = torch.autograd.grad(output, [*ours, *also], given)
+        self.fresh[row] = found[: len(ours)]
+        return found[len(ours) :]
+
+    def head(self, count: int) -> tuple[Tensor, Tensor]:
+        """See `Rows.first`."""
+        for row, found in self.fresh.items():
+            torch._foreach_copy_(self.gradients[row], found)
+        self.fresh.clear()
+        return super().head(count)
+
+    def move(self, count: int, rate: float) -> None:
+        """See `Rows.move`."""
+        if not self.fresh:
+            super().move(count, rate)
+        for row, found in self.fresh.items():
+            torch._foreach_add_(self.models[row], found, alpha=-rate)
+        self.fresh.clear()
+
+    def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> list[Tensor]:
+        """See `Rows.forward`."""
+        self.inputs, run = xs, partial(self._run, keys=keys)
+        self.outputs = list(self.each(run, range(len(xs)), xs))
+        return self.outputs
+
+    def backward(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
+        """See `Rows.backward`."""
+        given = range(len(cotangents)), self.outputs, self.inputs, cotangents
+        return [g for found in self.each(self._gradient, *given) for g in found]
+
+    def losses(
+        self, xs: Sequence[Tensor], ys: Sequence[Tensor], keys: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See `Rows.losses`."""
+        run = partial(self._loss, keys=keys)
+        losses, inputs = zip(*self.each(run, range(len(xs)), xs, ys), strict=True)
+        some = torch.stack(losses) if len(losses) > 1 else losses[0].view(1)
+        return some, [g for found in inputs for g in found]
+
+    def _loss(
+        self, row: int, x: Tensor, y: Tensor, keys: Sequence[int]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss = cross_entropy(self._run(row, x, keys), y)
+        return loss.detach(), self._gradient(row, loss, x)
+
+    def lessons(
+        self, feed: Feed, t: int, client: int, passes: int | None = None
+    ) -> Iterator[Batch]:
+        """See `Rows.lessons`."""
+        return feed.batches(t, client, passes)
+
+    def backprop(self, feed: Feed, lessons: Sequence[Batch]) -> Tensor:
+        """See `Rows.backprop`."""
+        return self.losses(*zip(*lessons, strict=True))[0]
+
+
+def layers(network: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The functions of a network's layers in their order.
+
+    Going through nested sequences and looking for hooks takes as long as a small layer itself.
+    """
+    if type(network) is nn.Sequential:
+        for module in network:
+            yield from layers(module)
+    else:
+        yield network.forward

@@ -1,0 +1,413 @@
+"""Clients through their local steps, as rows: the loop that all time is spent in.
+
+On a CPU clients train one after the other, because the caches like it; on a GPU as many at once as
+its memory holds. The settings `device` and `rows` decide, and nothing outside of this module knows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi.clients.population import Population
+from fedmpi.config import Settings
+from fedmpi.data import Dataset
+from fedmpi.networks.flat import Flat
+from fedmpi.training.descent import Descent, descent, rate
+from fedmpi.training.feed import Feed
+from fedmpi.training.nested import Nest, Nested
+from fedmpi.training.rows import Each, OneByOne, Rows
+from fedmpi.training.stacked import Stacked
+from fedmpi.training.store import Store
+
+Adjust = Callable[[Sequence[int], Tensor, Tensor], None]
+"""Changes gradients in place before a step: clients of the rows, w [k, n], g [k, n]."""
+
+
+class Part(Protocol):
+    """A network that is not the whole one.
+
+    Attributes:
+        flat: the network.
+        local_stats: where its local statistics lie in the whole network's, int64 [len(flat.aside)].
+    """
+
+    @property
+    def flat(self) -> Flat: ...
+
+    @property
+    def local_stats(self) -> Tensor: ...
+
+
+EVALUATION_BATCH = 256
+"""Samples that a model is judged on at a time. The same for one row and for many: some networks
+normalise a batch by its own statistics."""
+SHARE_OF_MEMORY = 0.8
+"""Of a device's free memory; the rest is for what comes and goes."""
+SHAPES = 8
+"""Networks of other shapes than the whole one whose rows are kept for the next time."""
+
+
+class Trainer:
+    """The samples, the networks and the local steps of one rank.
+
+    Attributes:
+        feed: what clients learn from.
+        pool: how a split model's parts on the server are gone through (see `Rows.each`).
+        keeps: whether clients have something that stays on their rank: statistics of their own.
+        losses: each client's losses in local training, this round: their sum and their number.
+        seconds: each client's time in local training, and in preparing its upload, this round.
+        at: steps that those at work have behind them, for methods whose steps differ.
+        tuned: local statistics of the models that clients have tuned this round.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        flat: Flat,
+        data: Dataset,
+        population: Population,
+        device: torch.device,
+        pool: Each = map,
+    ) -> None:
+        self.pool = pool
+        self.settings, self.flat, self.population, self.device = settings, flat, population, device
+        self.feed = Feed(settings, data, population, device, flat.is_random)
+        self.is_stacked = device.type == "cuda" or (settings.rows or 1) > 1
+        self.row_limit = settings.rows
+        self.keeps = flat.is_local and len(flat.statistics) > 0
+        self.descent = self.descent_of(flat, 1)
+        self.others: dict[Flat | Nest, Descent] = {}
+        self.statistics: dict[int, Tensor] | Store = {}
+        if self.keeps:
+            self.statistics = Store(settings.state, len(flat.local_stats))
+        self.begin()
+
+    @property
+    def rows(self) -> Rows[Any]:
+        """The whole networks that train here."""
+        return self.descent.rows
+
+    def begin(self) -> None:
+        """A round begins."""
+        self.at = 0
+        self.losses: dict[int, tuple[Tensor, int]] = {}
+        self.seconds: dict[int, float] = {}
+        self.tuned: dict[int, Tensor] = {}
+
+    def descent_of(self, flat: Flat, count: int) -> Descent:
+        """`count` models of a shape, the whole network's or a part's, and what moves them."""
+        kind = Stacked if self.is_stacked else OneByOne
+        return descent(self.settings, kind(flat, count, self.device, self.settings))
+
+    def note(self, clients: Sequence[int], losses: Tensor, steps: int) -> None:
+        """Takes down clients' losses [k], each the sum over so many steps."""
+        for client, loss in zip(clients, losses.unbind(), strict=True):
+            total, before = self.losses.get(client, (None, 0))
+            self.losses[client] = loss if total is None else loss + total, before + steps
+
+    def loss(self, client: int) -> float:
+        """The client's mean loss, as far as this rank has seen its steps; else NaN."""
+        total, count = self.losses.get(client, (torch.nan, 1))
+        return float(total) / count
+
+    def spend(self, clients: Sequence[int], began: float) -> None:
+        """Adds the time since `began` to the clients' seconds, in equal shares."""
+        share = (perf_counter() - began) / len(clients)
+        for client in clients:
+            self.seconds[client] = self.seconds.get(client, 0.0) + share
+
+    def rates(
+        self, t: int, clients: Sequence[int], step: int, passes: int | None = None
+    ) -> float | Tensor:
+        """The learning rate of a step: one for all, or [k, 1] where it depends on the client.
+
+        Args:
+            t: the round.
+            clients: whose step.
+            step: which.
+            passes: how many it is one of, if not as many as the round's local training has.
+        """
+        if self.settings.schedule != "restarts":
+            return rate(self.settings, t)
+        found = []
+        for client in clients:
+            each = -(-int(self.population.sizes[client]) // self.settings.batch)
+            whole = -(-self.population.steps(client, passes) // each)
+            found.append(rate(self.settings, t, (step // each) / whole))
+        return torch.tensor(found, device=self.device).unsqueeze(1)
+
+    def rates_of(self, t: int, client: int) -> list[float]:
+        """The learning rate of each of the client's steps in round t."""
+        steps = range(self.population.steps(client))
+        return [float(self.rates(t, [client], step)) for step in steps]
+
+    def sum_of_rates(self, t: int, client: int) -> float:
+        """How far the client's steps go in round t along gradients of 1: the sum of rates."""
+        return sum(self.rates_of(t, client))
+
+    def effective_steps(self, t: int, client: int) -> float:
+        """The sum of the weights of the client's gradients in its update, in first rates.
+
+        A gradient weighs on all steps that come after it, by the momentum to the power of how long
+        ago it was (FedNova's norm of a_k).
+        """
+        paces, weight, total = self.rates_of(t, client), 0.0, 0.0
+        for pace in reversed(paces):
+            weight = pace + self.settings.momentum * weight
+            total += weight
+        return total / paces[0]
+
+    def chunks(self, clients: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """The groups in which clients train together, in each those with most steps first."""
+        if not self.is_stacked:
+            yield from ((client,) for client in clients)
+            return
+        if self.row_limit is None and clients:
+            self.row_limit = self._fitting()
+        order = self.ordered(clients)
+        count = -(-len(order) // (self.row_limit or 1))
+        for number in range(count):
+            yield tuple(order[number * len(order) // count : (number + 1) * len(order) // count])
+
+    def ordered(self, clients: Sequence[int]) -> list[int]:
+        """The clients with most steps first, as rows want them, and then by samples."""
+        steps, sizes = self.population.steps, self.population.sizes
+        return sorted(clients, key=lambda client: (-steps(client), -sizes[client], client))
+
+    def _fitting(self) -> int:
+        """How many rows the device's free memory holds, by what two need beyond one."""
+        largest = int(self.population.sizes.argmax())
+        needed = []
+        for count in (1, 2):
+            before = torch.cuda.memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            some = self.descent_of(self.flat, count)
+            lesson = next(some.rows.lessons(self.feed, 0, largest))
+            some.rows.backprop(self.feed, [lesson] * count)
+            needed.append(torch.cuda.max_memory_allocated(self.device) - before)
+            del some
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(self.device)
+        # At least its model and gradients, twice, whatever libraries took for the first row alone.
+        each = max(needed[1] - needed[0], 16 * self.flat.size)
+        return max(1, int(SHARE_OF_MEMORY * free) // each)
+
+    def _other(self, shape: Flat | Nest, count: int) -> Descent:
+        """`count` models of a shape, which may learn through smaller ones."""
+        if isinstance(shape, Flat):
+            return self.descent_of(shape, count)
+        inner = [self.descent_of(flat, count).rows for flat in shape.flats]
+        return descent(self.settings, Nested(shape, inner, self.settings))
+
+    def _rows_for(self, count: int, part: Part | None = None) -> Descent:
+        """At least so many rows of the whole network, or of another one."""
+        if isinstance(part, Nest) or (part is not None and part.flat is not self.flat):
+            key = part if isinstance(part, Nest) else part.flat
+            found = self.others.pop(key, None)
+            if found is None or len(found.rows) < count:
+                found = self._other(key, count)
+            self.others[key] = found  # who was used last is last
+            while len(self.others) > SHAPES:
+                self.others.pop(next(iter(self.others)))
+            return found
+        if len(self.rows) < count:
+            self.descent = self.descent_of(self.flat, 0)  # the old ones go before the new ones come
+            self.descent = self.descent_of(self.flat, count)
+        return self.descent
+
+    def train(
+        self,
+        t: int,
+        clients: Sequence[int],
+        start: Tensor,
+        adjust: Adjust | None,
+        part: Part | None = None,
+    ) -> Tensor:
+        """Round t's local steps of a chunk of clients, from `start` [n] or [C, n].
+
+        Args:
+            t: the round.
+            clients: those with most steps first.
+            start: their models.
+            adjust: changes gradients.
+            part: the network that trains, if it is not the whole one; n is its size then.
+
+        Returns:
+            Their models, [C, n], until the next call for the same network.
+        """
+        began = perf_counter()
+        rows = self._descend(t, clients, start, adjust, part)
+        self._remember(clients, rows, None if part is None else part.local_stats)
+        self.spend(clients, began)
+        return rows.head(len(clients))[0]
+
+    def tune(self, t: int, clients: Sequence[int], start: Tensor, passes: int) -> Tensor:
+        """Models of their own for clients that have trained: so many passes from `start`.
+
+        Steps are as in `train`, but nothing of them remains beyond the models: no loss, no second.
+        Where statistics are local, these models' go on from the clients', which stay as they are,
+        and `correct` judges by them until the round is over.
+
+        Returns:
+            The models, [C, n], until the next call for the same network.
+        """
+        rows = self._descend(t, clients, start, None, None, passes)
+        for row, client in enumerate(clients if self.keeps else ()):
+            self.tuned[client] = rows.local_stats[row].clone()
+        return rows.head(len(clients))[0]
+
+    def _descend(
+        self,
+        t: int,
+        clients: Sequence[int],
+        start: Tensor,
+        adjust: Adjust | None,
+        part: Part | None,
+        passes: int | None = None,
+    ) -> Rows[Any]:
+        """Rows of which the first have made the clients' steps in round t; see `train`, `tune`."""
+        steps = [self.population.steps(client, passes) for client in clients]
+        assert steps == sorted(steps, reverse=True), "a chunk has those with most steps first"
+        descent = self._rows_for(len(clients), part)
+        rows = descent.rows
+        lessons = [rows.lessons(self.feed, t, client, passes) for client in clients]
+        descent.reset(start)
+        self._recall(clients, rows, None if part is None else part.local_stats)
+        rows.train_mode(True)
+        done = 0
+        for count in range(len(clients), 0, -1):
+            busy, losses = clients[:count], []
+            for step in range(done, steps[count - 1]):
+                some = [next(lesson) for lesson in lessons[:count]]
+                losses.append(rows.backprop(self.feed, some))
+                self.at = step
+                if adjust is not None:
+                    adjust(busy, *rows.head(count))
+                descent.step(count, self.rates(t, busy, step, passes))
+            if losses and passes is None:
+                self.note(busy, torch.stack(losses).sum(0), len(losses))
+            done = steps[count - 1]
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return rows
+
+    def train_apart(
+        self,
+        t: int,
+        clients: Sequence[int],
+        starts: Sequence[Tensor],
+        parts: Sequence[Part | None],
+        masks: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Local steps of a chunk of clients whose networks may differ; those alike train together.
+
+        Args:
+            t: the round.
+            clients: those with most steps first.
+            starts: their models, each of its network's size.
+            parts: their networks; None for the whole one.
+            masks: what gradients are multiplied by, each of its network's size.
+
+        Returns:
+            Their models, until the next call.
+        """
+        found: dict[int, Tensor] = {}
+        flats = [self.flat if part is None else part.flat for part in parts]
+        for flat in dict.fromkeys(flats):
+            some = [place for place, other in enumerate(flats) if other is flat]
+            adjust = None
+            if masks is not None:
+                adjust = _masking(torch.stack([masks[place] for place in some]))
+            start = torch.stack([starts[place] for place in some])
+            theirs = [clients[place] for place in some]
+            rows = self.train(t, theirs, start, adjust, parts[some[0]])
+            found |= zip(some, rows, strict=True)
+        return [found[place] for place in range(len(clients))]
+
+    def _recall(self, clients: Sequence[int], rows: Rows[Any], local_stats: Tensor | None) -> None:
+        """Gives the first rows their clients' own statistics, or those at some places of them."""
+        for row, client in enumerate(clients if self.keeps else ()):
+            own = self.statistics.get(client, self.flat.local_stats)
+            rows.local_stats[row] = own if local_stats is None else own[local_stats]
+
+    def _remember(
+        self, clients: Sequence[int], rows: Rows[Any], local_stats: Tensor | None
+    ) -> None:
+        """Takes them back."""
+        for row, client in enumerate(clients if self.keeps else ()):
+            own = rows.local_stats[row]
+            if local_stats is not None:
+                own = self.statistics.get(client, self.flat.local_stats).clone()
+                own[local_stats] = rows.local_stats[row].to(own.device)
+            self.statistics[client] = own
+
+    def gradient(self, client: int, w: Tensor, positions: np.ndarray) -> Tensor:
+        """The mean loss's gradient at w [n] on some samples of a client: [n], until the next call.
+
+        Nothing is random, and nothing learnt: the network is as it is judged, with the client's own
+        statistics if they are local.
+        """
+        self.rows.w[0] = w
+        self._recall([client], self.rows, None)
+        self.rows.train_mode(False)
+        x, y = self.feed.take(torch.from_numpy(positions))
+        self.rows.losses([x], [y], ())
+        return self.rows.head(1)[1][0]
+
+    @torch.no_grad()
+    def correct(
+        self,
+        models: Sequence[Tensor],
+        xs: Sequence[Tensor],
+        ys: Sequence[Tensor],
+        owners: Sequence[int] = (),
+    ) -> list[np.ndarray]:
+        """Which of its samples each model classifies rightly.
+
+        Args:
+            models: vectors [n].
+            xs: for each model its samples, [N_i, *shape].
+            ys: their labels.
+            owners: clients whose models they are; others, and clients that have not trained yet,
+                have no statistics of their own.
+
+        Returns:
+            For each model bool [N_i].
+        """
+        right: list[list[np.ndarray]] = [[np.zeros(0, bool)] for _ in models]
+        known = {i for i, client in enumerate(owners) if client in self.statistics}
+        order = sorted((i for i, x in enumerate(xs) if len(x)), key=lambda i: -len(xs[i]))
+        width = self.row_limit or 1
+        # Those with statistics of their own and those without are judged differently.
+        apart = [[i for i in order if (i in known) == is_known] for is_known in (True, False)]
+        for some in (
+            these[first : first + width] for these in apart for first in range(0, len(these), width)
+        ):
+            rows = self._rows_for(len(some)).rows
+            theirs = [owners[i] for i in some] if owners else []
+            self._recall(theirs, rows, None)
+            for row, client in enumerate(theirs):
+                if client in self.tuned:
+                    rows.local_stats[row] = self.tuned[client]
+            rows.train_mode(False, batch_statistics=self.keeps and some[0] not in known)
+            torch.stack([models[i] for i in some], out=rows.w[: len(some)])
+            for first in range(0, len(xs[some[0]]), EVALUATION_BATCH):
+                part = slice(first, first + EVALUATION_BATCH)
+                busy = [i for i in some if len(xs[i]) > first]
+                outputs = rows.forward([xs[i][part] for i in busy])
+                for i, output in zip(busy, outputs, strict=True):
+                    right[i].append((output.argmax(1) == ys[i][part]).cpu().numpy())
+        return [np.concatenate(pieces) for pieces in right]
+
+
+def _masking(mask: Tensor) -> Adjust:
+    """Multiplies the first rows' gradients by theirs of mask [k, n]."""
+
+    def adjust(busy: Sequence[int], w: Tensor, g: Tensor) -> None:
+        g.mul_(mask[: len(busy)])
+
+    return adjust

@@ -1,0 +1,358 @@
+"""Benchmarks: the harness's arithmetic, and that references do the same work as we do."""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from mpi4py import MPI
+
+from fedmpi import bench, config
+from fedmpi.__main__ import main
+from fedmpi.bench import client, converse, scale, train
+from fedmpi.bench import round as rounds
+from fedmpi.bench import slice as slices
+from fedmpi.bench.textbook import Textbook
+from fedmpi.config import ConfigError
+from fedmpi.engine import Engine
+from fedmpi.messages.codec import Block, Message
+from fedmpi.methods import fedavg
+from fedmpi.networks.channels import Channels
+from fedmpi.runs import memory
+from fedmpi.runs.launch import Launcher
+from fedmpi.training.rows import OneByOne
+from fedmpi.training.stacked import Stacked
+from tests.small import run
+
+
+def test_compare_takes_medians_and_drops_the_first_turn() -> None:
+    ours, theirs = iter([90.0, 1.0, 5.0, 3.0]), iter([90.0, 8.0, 2.0, 4.0])
+    turns = {"ours": partial(next, ours), "theirs": partial(next, theirs)}
+    found = bench.compare("some", {"size": 1}, turns, repeats=3, unit=10)
+    assert found.seconds == pytest.approx(0.3)
+    assert found.spread == pytest.approx((0.1, 0.5))
+    assert found.against == {"theirs": pytest.approx(3 / 4)}
+
+
+def test_turns_are_taken_one_by_one() -> None:
+    order: list[str] = []
+
+    def turn(name: str) -> float:
+        order.append(name)
+        return 1.0
+
+    bench.compare("some", {}, {name: partial(turn, name) for name in "abc"}, repeats=2)
+    assert "".join(order) == "abcabcabc"
+
+
+def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    bench.Result("some", {"size": 1}, 0.5, (0.25, 1.0), {"theirs": 0.75}).say(as_json=True)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {
+        "bench": "some",
+        "case": {"size": 1},
+        "seconds": 0.5,
+        "spread": [0.25, 1.0],
+        "against": {"theirs": 0.75},
+        "also": {},
+    }
+
+
+@pytest.mark.parametrize(("seconds", "wanted"), [(2.5e-4, "250.000 us"), (0.25, "250.000 ms")])
+def test_times_are_said_in_fitting_units(
+    seconds: float, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spread, also = (seconds / 2, 4 * seconds), {"limit_us": 200.0}
+    bench.Result("some", {"size": 1}, seconds, spread, {"theirs": 0.75}, also).say(as_json=False)
+    number, unit = wanted.split()
+    low, high = f"{float(number) / 2:.3f}", f"{float(number) * 4:.3f}"
+    said = f"some  size=1  {number} {unit} ({low} to {high})  0.750 x theirs  limit_us=200\n"
+    assert capsys.readouterr().out == said
+
+
+def test_unknown_cases_are_refused() -> None:
+    assert bench.chosen((), ["a", "b"]) == ("a", "b")
+    assert bench.chosen(("b",), ["a", "b"]) == ("b",)
+    with pytest.raises(ConfigError, match="'c': no such case; there are: a, b"):
+        bench.chosen(("c",), ["a", "b"])
+
+
+@pytest.mark.parametrize("model", ["logistic", "mlp"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_training_is_measured(model: str, rows: int) -> None:
+    found = train.measure(model, batch=10, rows=rows, device="cpu", repeats=1)
+    assert found.case["model"] == model
+    assert set(found.against) == {"textbook", "bare"} | ({"eager"} if rows > 1 else set())
+    assert all(ratio > 0 for ratio in found.against.values())
+
+
+def test_a_wrong_training_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.Textbook, "train", lambda *_: {"w": train.torch.zeros(7850)})
+    with pytest.raises(AssertionError, match="not those of the textbook"):
+        train.measure("logistic", batch=10, rows=1, device="cpu", repeats=1)
+
+
+def test_the_textbooks_rounds_are_fedavg() -> None:
+    tree = rounds.tree_of("many") | {"rounds": 3, "clients": 6, "evaluate": 3}
+    tree["data"] = tree["data"] | {"samples": 6 * 32}
+    settings = config.load(tree)
+    textbook = Textbook(Engine(settings))
+    for t in range(3):
+        textbook.round(t, range(6))
+    np.testing.assert_allclose(run(settings).model, textbook.vector().numpy(), 1e-4, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("workload", "parameters"), [("small", 582_026), ("many", 7_850), ("comm", 9_991_920)]
+)
+def test_workloads_have_the_stated_models(workload: str, parameters: int) -> None:
+    assert Engine(config.load(rounds.tree_of(workload))).flat.size == parameters
+
+
+def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.torch.cuda, "is_available", lambda: False)
+    found = CliRunner().invoke(main, ["bench", "train", "--device", "cuda"])
+    assert (found.exit_code, found.output) == (0, "no device: torch sees no GPU here\n")
+
+
+def test_the_eager_reference_is_the_same_training() -> None:
+    engine = train.engine_for("logistic", 10, 3, "cpu")
+    start, adjust = engine.server.w.clone(), engine.clients.adjust
+    together = engine.trainer.train(0, (0, 1, 2), start, adjust).clone()
+    single = train.one_by_one(engine)
+    assert (type(engine.trainer.rows), type(single.rows)) == (Stacked, OneByOne)
+    for row in range(3):
+        alone = single.train(0, (row,), start, adjust)[0]
+        np.testing.assert_allclose(together[row], alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["round", "--workload", "none"],
+        ["converse", "--workload", "none"],
+        ["converse", "--ranks", "1"],
+        ["train", "--model", "none"],
+        ["client", "--size", "none"],
+        ["client", "--clients", "0"],
+        ["scale", "--clients", "0"],
+        ["slice", "--model", "none"],
+    ],
+)
+def test_commands_name_what_there_is(words: list[str]) -> None:
+    found = CliRunner().invoke(main, ["bench", *words])
+    assert found.exit_code == 2
+
+
+@pytest.mark.parametrize(("clients", "count"), [(1, 1), (10, 1), (100, 10), (10_000, 1000)])
+def test_crowds_differ_in_nothing_but_their_number(clients: int, count: int) -> None:
+    tree = scale.tree_of(clients)
+    settings = config.load(tree)
+    assert scale.sampled(clients) == count
+    assert (settings.rounds - 1) * count >= scale.CLIENT_ROUNDS
+    assert settings.rounds > scale.ROUNDS
+    assert tree["data"]["samples"] == clients * scale.SAMPLES
+    alike = ("clients", "rounds", "evaluate", "data")
+    assert {k: v for k, v in tree.items() if k not in alike} == {
+        k: v for k, v in scale.tree_of(20).items() if k not in alike
+    }
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_crowds_turn_leaves_what_it_found(tmp_path: Path) -> None:
+    world, out = MPI.COMM_WORLD, tmp_path / "found.json"
+    scale.main(30, out)
+    assert out.exists() == (world.rank == 0)
+    if world.rank == 0:
+        found = json.loads(out.read_text())
+        assert found["seconds"] > 0
+        assert found["setup"] > 0
+        assert found["samples"] == 30 * 32 * 784 * 4
+        assert len(found["peaks"]) == world.size
+        assert min(found["peaks"]) > found["samples"]
+
+
+def test_another_work_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(scale, "STEPS", 79)
+    with pytest.raises(AssertionError, match=r"10 clients: 1 took part, in steps \[80\]"):
+        scale.main(10, tmp_path / "found.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_crowds_are_set_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds are medians, memory is the most; the first turn of each counts for memory alone."""
+    launched: list[int] = []
+
+    def start(words: Sequence[str], **_: object) -> None:
+        clients, out = int(words[-2]), Path(words[-1])
+        launched.append(clients)
+        turn = launched.count(clients)
+        peaks = [(100 + turn) * scale.MIB, (200 - turn) * scale.MIB]
+        found = {"seconds": clients * turn, "setup": turn, "peaks": peaks, "samples": scale.MIB}
+        out.write_text(json.dumps(found))
+
+    monkeypatch.setattr(scale.launch, "find", lambda: Launcher("mpiexec", "Open MPI"))
+    monkeypatch.setattr(scale.subprocess, "run", start)
+    few, many = scale.measure((10, 40), repeats=3)
+    assert launched == [10, 40] * 4
+    assert (few.case["clients"], few.seconds, few.against) == (10, 30, {"40": 0.25})
+    assert (many.case["clients"], many.seconds, many.against) == (40, 120, {"10": 4.0})
+    assert many.also == {
+        "setup_s": 2.5,
+        "server_MiB": 104.0,
+        "host_MiB": 199.0,
+        "samples_MiB": 1.0,
+    }
+
+
+def test_the_peak_holds_what_was_held() -> None:
+    held = np.ones(1 << 26, np.uint8)
+    peak = memory.peak()
+    assert held.nbytes < peak < 1 << 40
+    del held
+    assert memory.peak() >= peak
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [("10k", 9_550), ("100k", 100_180), ("1M", 993_760), ("10M", 9_991_920)],
+)
+def test_sizes_have_the_stated_models(size: str, parameters: int) -> None:
+    assert client.Lone(client.SIZES[size], 1).engine.flat.size == parameters
+
+
+def test_the_fixed_cost_of_a_client_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ROUNDS", (1, 3))
+    found = list(client.measure("10k", 2, repeats=1))
+    assert [result.case["half"] for result in found] == ["client", "server"]
+    for result in found:
+        assert result.also["limit_us"] > 150
+        limit = 1e-6 * result.also["limit_us"]
+        assert result.against == {"limit": pytest.approx(result.seconds / limit)}
+
+
+def test_steps_are_no_part_of_the_fixed_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that moves only in some hooks: 7 a step, 100 an upload, 30 when it is absorbed."""
+    now = 0.0
+
+    def pass_by(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    class Timed(client.Timed):
+        def adjust(self, *given: object) -> None:
+            pass_by(7)
+            super().adjust(*given)
+
+        def upload(self, *given: object) -> list[Block]:
+            pass_by(100)
+            return super().upload(*given)
+
+    class Server(fedavg.Server):
+        def absorb(self, t: int, message: Message) -> None:
+            pass_by(30)
+            super().absorb(t, message)
+
+    monkeypatch.setattr(client, "perf_counter", lambda: now)
+    monkeypatch.setattr(client, "Timed", Timed)
+    monkeypatch.setattr(fedavg, "Server", Server)
+    lone = client.Lone([12], 3)
+    assert [lone.round() for _ in range(2)] == [(100, 30)] * 2
+
+
+def test_a_rank_that_is_alone_computes_what_any_rank_does() -> None:
+    lone = client.Lone([12], 3)
+    for _ in range(4):
+        lone.round()
+    settings = lone.engine.settings.model_copy(update={"rounds": 4, "evaluate": 4})
+    assert run(settings).sha256 == lone.engine.model_sha256()
+
+
+def test_slices_are_measured_against_masks() -> None:
+    found = slices.measure("cnn", 2, 0.5, 1)
+    assert found.case == {"model": "cnn", "batch": 2, "sparsity": 0.5}
+    assert found.seconds > 0
+    # 5x5 windows on 28x28 and 14x14 pixels, and 7x7 pixels to 512 units to 10.
+    whole = 784 * 32 * 25 + 196 * 64 * 25 * 32 + 49 * 64 * 512 + 512 * 10
+    half = 784 * 16 * 25 + 196 * 32 * 25 * 16 + 49 * 32 * 256 + 256 * 10
+    assert found.also == {"mflops": 2 * half / 1e6, "masked_mflops": 2 * whole / 1e6}
+
+
+def test_a_slice_that_says_another_thing_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked = Channels.masked
+    monkeypatch.setattr(Channels, "masked", lambda *given: 2 * masked(*given))
+    monkeypatch.setattr(slices, "sliced", lambda flat, w, *_: flat.network(w).train(False))
+    with pytest.raises(AssertionError):
+        slices.measure("cnn", 1, 0.5, 1)
+
+
+@pytest.mark.parametrize("workload", converse.WORKLOADS)
+def test_what_converses_differs_in_nothing_but_the_pipeline(workload: str) -> None:
+    trees = [converse.tree_of(workload, pipeline) for pipeline in (True, False)]
+    assert [tree.pop("exchange") for tree in trees] == [{"pipeline": True}, {"pipeline": False}]
+    assert trees[0] == trees[1]
+    settings = config.load(trees[0])
+    assert settings.data.samples == settings.clients * settings.local_steps * settings.batch
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_conversations_turn_leaves_what_it_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tree = {"clients": 2, "local_steps": 1, "model": {"name": "lenet"}, "cut": "conv1"}
+    monkeypatch.setitem(converse.WORKLOADS, "small", tree)
+    world, found = MPI.COMM_WORLD, []
+    for side in ("pipelined", "in turn"):
+        out = tmp_path / f"{side}.json"
+        converse.main("small", side, out)
+        assert out.exists() == (world.rank == 0)
+        if world.rank == 0:
+            found.append(json.loads(out.read_text()))
+    if world.rank == 0:
+        assert found[0]["model"] == found[1]["model"]
+        for each in found:
+            assert each["step"] > each["server"] > 0
+            assert each["clients"] > 0
+
+
+def converses(models: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """In place of launched turns, each longer than the last: which ranks and sides they are."""
+    launched: list[tuple[int, str]] = []
+
+    class Counting(Launcher):
+        def command(self, ranks: int, words: Sequence[str]) -> list[str]:
+            return [str(ranks), *words]
+
+    def start(words: Sequence[str], **_: object) -> None:
+        side, out = words[-2], Path(words[-1])
+        launched.append((int(words[0]), side))
+        turn = sum(side == other for _, other in launched)
+        times = {"pipelined": 12.0, "in turn": 20.0, "alone": 30.0}
+        found = {"step": times[side] * turn, "clients": 18.0, "server": 10.0}
+        out.write_text(json.dumps(found | {"model": models[len(launched) % len(models)]}))
+
+    monkeypatch.setattr(converse.launch, "find", lambda: Counting("mpiexec", "Open MPI"))
+    monkeypatch.setattr(converse.subprocess, "run", start)
+    return launched
+
+
+@pytest.mark.parametrize(("ranks", "bound"), [(2, 18.0), (3, 10.0)])
+def test_conversations_are_set_against_their_bounds(
+    ranks: int, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The larger of the clients' work, shared among their ranks, and the server's."""
+    launched = converses(["same"], monkeypatch)
+    found = converse.measure("lenet", ranks, repeats=3)
+    assert launched == [(ranks, "pipelined"), (1, "alone"), (ranks, "in turn")] * 4
+    assert (found.seconds, found.case["ranks"]) == (36.0, ranks)
+    assert found.against == {"bound": pytest.approx(36 / bound), "in turn": pytest.approx(36 / 60)}
+    assert found.also == {"clients_ms": 18e3, "server_ms": 10e3}
+
+
+def test_another_model_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    converses(["one", "another"], monkeypatch)
+    with pytest.raises(AssertionError, match="lenet: pipelined, alone end at different models"):
+        converse.measure("lenet", 2, repeats=1)

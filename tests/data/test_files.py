@@ -1,0 +1,153 @@
+"""The right files are found, and never those of another set."""
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fedmpi.data import files
+from fedmpi.data.files import DataError
+from fedmpi.datasets import cifar10, fashion_mnist, mnist
+from tests.made import read, write, write_idx
+
+pytestmark = pytest.mark.usefixtures("nowhere")
+
+
+def test_places(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert files.places("~/mine") == [nowhere / "mine"]
+    usual = [
+        nowhere / "data",
+        nowhere.parent / "data",
+        nowhere.parent / "shared" / "data",
+        nowhere / "data",
+        nowhere / ".cache" / "fedmpi",
+    ]
+    assert files.places(None) == usual
+    monkeypatch.setenv("FEDMPI_DATA", "~/theirs")
+    assert files.places(None) == [nowhere / "theirs", *usual]
+    assert files.places("mine") == [nowhere / "mine"]
+
+
+def test_the_first_place_wins(nowhere: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for count, place in enumerate((root, nowhere / "data", nowhere.parent / "shared" / "data"), 1):
+        write_idx(place / "mnist", [0] * count, [0])
+    assert len(read(mnist).train_y) == 2
+    monkeypatch.setenv("FEDMPI_DATA", str(root))
+    assert len(read(mnist).train_y) == 1
+    assert len(read(mnist, nowhere.parent / "shared").train_y) == 3
+    with pytest.raises(DataError, match="no MNIST"):
+        read(mnist, nowhere / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "below", ["", "raw", "MNIST/raw", "mnist/MNIST/raw", "mnist", "sets/mnist"]
+)
+def test_folders_of_a_set(root: Path, below: str) -> None:
+    write_idx(root / below, [3], [4], packed=True)
+    assert mnist.where(mnist.Config(root=str(root))) == root / below
+    assert read(mnist, root).train_y.tolist() == [3]
+
+
+@pytest.mark.parametrize("below", ["a/b/c", "a/b/c/raw"])
+def test_folders_too_deep(root: Path, below: str) -> None:
+    write_idx(root / below, [3], [4])
+    with pytest.raises(DataError, match="2 levels below"):
+        read(mnist, root)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        ("mnist", "fashion-mnist"),
+        ("MNIST/raw", "FashionMNIST/raw"),
+        ("z", "a/Fashion"),
+        ("numbers", "fashion_mnist/raw"),
+    ],
+)
+def test_sets_with_the_same_files(root: Path, mine: str, theirs: str) -> None:
+    write_idx(root / mine, [1], [1])
+    write_idx(root / theirs, [2], [2])
+    write_idx(root / "KMNIST" / "raw", [3], [3])
+    assert read(mnist, root).train_y.tolist() == [1]
+    assert read(fashion_mnist, root).train_y.tolist() == [2]
+
+
+def test_a_set_never_stands_in_for_another(root: Path) -> None:
+    # A project of this name holds both sets; MNIST's own folder must not pass for the other one.
+    write_idx(root / "fashion" / "MNIST" / "raw", [1], [1])
+    write_idx(root / "KMNIST", [3], [3])
+    for module in (mnist, fashion_mnist):
+        with pytest.raises(DataError, match="very folder of the files"):
+            read(module, root)
+    direct = root / "fashion" / "MNIST" / "raw"
+    assert read(mnist, direct).train_y.tolist() == [1]
+    assert read(fashion_mnist, direct).train_y.tolist() == [1]
+
+
+def test_the_environment_is_not_the_user(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_idx(root / "fashion", [2], [2])
+    monkeypatch.setenv("FEDMPI_DATA", str(root / "fashion"))
+    assert read(fashion_mnist).train_y.tolist() == [2]
+    with pytest.raises(DataError, match="no MNIST"):
+        read(mnist)
+
+
+def test_links_are_followed(root: Path) -> None:
+    write_idx(root / "far" / "fashion-mnist", [2], [2])
+    (root / "near").mkdir()
+    (root / "near" / "clothes").symlink_to(root / "far" / "fashion-mnist")
+    assert read(fashion_mnist, root / "near").train_y.tolist() == [2]
+    with pytest.raises(DataError, match="no MNIST"):
+        read(mnist, root / "near")
+
+
+def test_a_link_that_leads_nowhere(root: Path) -> None:
+    (root / "a").symlink_to(root / "a")
+    (root / "b").symlink_to(root / "c")
+    write_idx(root / "mnist", [1], [1])
+    assert read(mnist, root).train_y.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("module", "wanted", "source"),
+    [
+        (mnist, "train-images-idx3-ubyte", "yann.lecun.com/exdb/mnist"),
+        (fashion_mnist, "train-images-idx3-ubyte", "package dataset-fashion-mnist"),
+        (cifar10, "data_batch_1.bin", "www.cs.toronto.edu/~kriz/cifar.html"),
+    ],
+)
+def test_missing(
+    nowhere: Path,
+    module: ModuleType,
+    wanted: str,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (nowhere / "data" / "other").mkdir(parents=True)
+    monkeypatch.setenv("FEDMPI_DATA", "/nonexistent")
+    with pytest.raises(DataError) as error:
+        module.where(module.Config())
+    text = str(error.value)
+    assert wanted in text and source in text and "data.root or $FEDMPI_DATA" in text
+    assert all(f"\n  {place}" in text for place in files.places(None))
+    assert "/nonexistent (no such folder)" in text and f"{nowhere / 'data'}\n" in text
+    with pytest.raises(DataError) as error:
+        read(module, nowhere)
+    assert "/nonexistent" not in str(error.value)
+
+
+# ---- whose they are
+
+
+def test_origin(root: Path) -> None:
+    """By the file, or by what is packed in it; a name that nobody knows counts for nothing."""
+    write(root / "a", b"one")
+    write(root / "b", b"two", packed=True)
+    write(root / "c", b"three")
+    a, b, c = root / "a", root / "b.gz", root / "c"
+    known = {"a": "f97c5d29941bfb1b2fdab0874906ab82", "b": "b8a9f715dbb64fd5c56e7783c6820a61"}
+    assert files.origin([a, b], known) == "official"
+    assert files.origin([a, c], known) == files.origin([c], known) == "unknown"
+    assert files.origin([a, b], {**known, "b.gz": "0"}) == "official"
+    assert files.origin([a, b], {**known, "b": "0"}) == "not the official b.gz"
+    assert files.origin([a, b, c], {"a": "0", "b.gz": "0"}) == "not the official a, b.gz"

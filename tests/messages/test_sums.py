@@ -1,0 +1,153 @@
+"""Median, trimmed mean, clip and noise against plain arithmetic; and every method under them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedmpi import config
+from fedmpi.config import ConfigError
+from fedmpi.engine import Engine
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.sums import Held, Sum, aggregate
+from tests.plain import METHODS, play, train
+from tests.small import run, small
+
+ROWS = torch.tensor([[1.0, 5.0, 0.0], [2.0, -9.0, 0.0], [9.0, 0.0, 0.0], [3.0, 1.0, 7.0]])
+
+
+def test_by_hand() -> None:
+    assert aggregate(ROWS, "mean", 0).tolist() == [3.75, -0.75, 1.75]
+    assert aggregate(ROWS, "median", 0).tolist() == [2.5, 0.5, 0.0]
+    assert aggregate(ROWS[:3], "median", 0).tolist() == [2.0, 0.0, 0.0]
+    assert aggregate(ROWS, "trimmed", 0.25).tolist() == [2.5, 0.5, 0.0]
+    assert aggregate(ROWS, "trimmed", 0.24).tolist() == [3.75, -0.75, 1.75]
+    assert aggregate(ROWS[:1], "median", 0).tolist() == ROWS[0].tolist()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_the_median_is_numpys(count: int) -> None:
+    rows = torch.randn(count, 40, generator=torch.Generator().manual_seed(count))
+    np.testing.assert_allclose(aggregate(rows, "median", 0), np.median(rows, axis=0), atol=1e-6)
+
+
+def updates(engine: Engine, t: int, w: Tensor) -> Tensor:
+    """The updates of round t's clients by plain training, [K, n]."""
+    return torch.stack([train(engine, t, c, w)[0] - w for c in engine.population.sample(t)])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("aggregation.rule=median",),
+        ("aggregation.rule=trimmed", "aggregation.trim=0.34"),
+        ("aggregation.clip=0.3",),
+        ("aggregation.clip=0.3", "aggregation.rule=median"),
+    ],
+    ids=" ".join,
+)
+def test_rounds_against_plain_training(words: tuple[str, ...]) -> None:
+    engine = Engine(small(*words, "participation=0.6", "rounds=3"))
+    w, differs = engine.server.w.clone(), 0.0
+    for t, _ in enumerate(play(engine)):
+        rows = updates(engine, t, w)
+        assert len(rows) == 3
+        if "aggregation.clip=0.3" in words:
+            norms = rows.norm(dim=1, keepdim=True)
+            assert norms.max() > 0.3
+            rows = rows * (0.3 / norms).clamp(max=1)
+        wanted = rows.median(0).values if words[-1].endswith(("median", "0.34")) else rows.mean(0)
+        np.testing.assert_allclose(engine.server.w, w + wanted, rtol=1e-4, atol=2e-5)
+        differs = max(differs, float((wanted - updates(engine, t, w).mean(0)).abs().max()))
+        w = engine.server.w.clone()
+    assert differs > 1e-3, "it is not the mean"
+
+
+def test_noise_has_the_deviation_that_was_asked_for() -> None:
+    words = ("aggregation.clip=0.3", "rounds=1", "clients=5")
+    quiet = run(small(*words)).model
+    noise = run(small(*words, "aggregation.noise=0.8")).model - quiet
+    assert noise.std() == pytest.approx(0.8 * 0.3 / 5, rel=0.1)
+    assert abs(noise.mean()) < 4 * noise.std() / len(noise) ** 0.5
+    again = run(small(*words, "aggregation.noise=0.8")).model - quiet
+    np.testing.assert_array_equal(again, noise)
+
+
+def test_one_bad_client_moves_the_mean_but_not_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    def moved(*words: str) -> float:
+        engine = Engine(small(*words, "rounds=1", "partition.name=iid"))
+        work = engine.clients.work
+
+        def worked(t: int, clients: tuple[int, ...]) -> Tensor:
+            found = work(t, clients)
+            return found + 1000 if clients == (3,) else found
+
+        monkeypatch.setattr(engine.clients, "work", worked)
+        list(play(engine))
+        return float((engine.server.w - engine.flat.initial).abs().max())
+
+    assert moved() > 100
+    assert moved("aggregation.rule=median") < 2
+    assert moved("aggregation.rule=trimmed", "aggregation.trim=0.2") < 2
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_under_a_median_or_refuses_it(name: str) -> None:
+    from mpi4py import MPI
+
+    words = (f"method.name={name}", "aggregation.rule=median", "participation=0.6")
+    if not config.module("method", name).Config().pools:
+        with pytest.raises(ConfigError, match="wanted a method in which all clients upload whole"):
+            Engine(small(*words))
+        return
+    found = run(small(*words), MPI.COMM_WORLD)
+    alone = run(small(*words))
+    if MPI.COMM_WORLD.rank == 0:
+        assert np.isfinite(found.model).all()
+        assert found.sha256 == alone.sha256
+        server = found.engine.server
+        plain = run(small(*words[:1], "participation=0.6"))
+        assert (found.sha256 != plain.sha256) == bool(server.blocks_per_upload)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("aggregation.rule=trimmed",), "trim = 0.0: wanted a share above 0"),
+        (("aggregation.trim=0.1",), "trim = 0.1: .* 0 beside others; found 'mean'"),
+        (("aggregation.noise=1.0",), "noise = 1.0: wanted a bound of norms"),
+    ],
+)
+def test_settings_that_do_not_go_together(words: tuple[str, ...], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        small(*words)
+
+
+def block(values: Tensor, size: int | None = None) -> Block:
+    return sparse.block(Kind.GRADIENT, values, size)
+
+
+def test_the_mean_is_over_those_who_have_a_value() -> None:
+    """Two clients of weights 3 and 1: one has the positions 0 and 2, the other 2 and 3."""
+    held = Held(5, torch.device("cpu"))
+    held.add(block(torch.tensor([4.0, 8.0]), 5), 3.0, torch.tensor([0, 2]))
+    held.add(block(torch.tensor([0.0, 6.0]), 5), 1.0, torch.tensor([2, 3]))
+    assert [vector.tolist() for vector in held.vectors()] == [[12, 0, 24, 6, 0], [3, 0, 4, 1, 0]]
+    assert held.mean().tolist() == [4, 0, 6, 6, 0]
+    held.clear()
+    assert all(not vector.any() for vector in held.vectors())
+
+
+@pytest.mark.parametrize("kind", [Sum, Held])
+def test_vectors_of_two_sums_add_up_to_those_of_all(kind: type[Sum]) -> None:
+    """Which is what may be added up on the way to the server."""
+    random = torch.Generator().manual_seed(4)
+    halves, whole = [kind(6, torch.device("cpu")) for _ in range(2)], kind(6, torch.device("cpu"))
+    for client in range(8):
+        some, at = torch.randn(3, generator=random), torch.randperm(6, generator=random)[:3]
+        for each in (halves[client % 2], whole):
+            each.add(block(some, 6), client + 1.0, at)
+    for one, other, both in zip(*(each.vectors() for each in (*halves, whole)), strict=True):
+        np.testing.assert_allclose(one + other, both, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,352 @@
+"""Every collective on one to four ranks: contents, accounts, and what the clock says of them."""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from fedmpi.messages import wire
+from fedmpi.messages.clock import OFF, Clock, Phase
+from fedmpi.messages.wire import ROOT, WORD, Line, Place, Wire
+
+on_ranks = pytest.mark.parallel([1, 2, 3, 4])
+
+COMM = MPI.COMM_WORLD
+RANK, SIZE = COMM.Get_rank(), COMM.Get_size()
+ON = [phase for phase in Phase if phase not in OFF]
+
+
+@pytest.fixture
+def ours() -> Iterator[Wire]:
+    """A wire of all ranks; they begin and end together."""
+    COMM.Barrier()
+    yield Wire(Clock(), COMM)
+    COMM.Barrier()
+
+
+def data(words: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=words * WORD, dtype=np.uint8)
+
+
+def shares(words: list[int], seed: int = 0) -> tuple[np.ndarray, list[int]] | tuple[None, list]:
+    """What the root hands out: so many words for each rank; nothing elsewhere."""
+    if RANK != ROOT:
+        return None, []
+    pieces = [data(count, seed + rank) for rank, count in enumerate(words)]
+    return np.concatenate(pieces), [piece.nbytes for piece in pieces]
+
+
+def seconds(found: Wire, *phases: Phase) -> float:
+    return float(found.clock.seconds[list(phases)].sum())
+
+
+@on_ranks
+def test_ranks_know_their_places(ours: Wire) -> None:
+    assert (ours.rank, ours.size, ours.is_root) == (RANK, SIZE, RANK == ROOT)
+    assert (ours.up, ours.down) == (0, 0)
+    assert ours.place == Place(RANK, SIZE, RANK, SIZE), "all of them on one node"
+    assert wire.host()
+    assert "\n" not in wire.library()
+
+
+@on_ranks
+@pytest.mark.parametrize("words", [0, 1, 5, 50_000])
+def test_bcast(ours: Wire, words: int) -> None:
+    wanted = data(words)
+    found = ours.bcast(wanted.copy() if ours.is_root else None)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, wanted)
+    assert (ours.up, ours.down) == (0, words * WORD)
+
+
+@on_ranks
+@pytest.mark.parametrize("empty", ["nobody", "root", "others", "everyone"])
+def test_gather(ours: Wire, empty: str) -> None:
+    """Lengths differ, and whoever has nothing still takes part."""
+    silent = {"nobody": (), "root": (ROOT,), "others": range(1, SIZE), "everyone": range(SIZE)}
+    words = [0 if rank in silent[empty] else 3 * rank + 1 for rank in range(SIZE)]
+    pieces = ours.gather(data(words[RANK], RANK))
+    assert (ours.up, ours.down) == (words[RANK] * WORD, 0)
+    if not ours.is_root:
+        assert pieces == []
+        return
+    assert len(pieces) == SIZE
+    for rank, piece in enumerate(pieces):
+        np.testing.assert_array_equal(piece, data(words[rank], rank))
+
+
+@on_ranks
+def test_gather_again_and_again(ours: Wire) -> None:
+    """The inbox grows when it must, and is used again; old pieces are then gone."""
+    for turn, words in enumerate((2, 1000, 3)):
+        pieces = ours.gather(data(words + RANK, turn * SIZE + RANK))
+        for rank, piece in enumerate(pieces):
+            np.testing.assert_array_equal(piece, data(words + rank, turn * SIZE + rank))
+            assert np.shares_memory(piece, ours.rooms["ranks"])
+    whole = sum(words + RANK for words in (2, 1000, 3)) * WORD
+    assert (ours.up, ours.down) == (whole, 0)
+
+
+@on_ranks
+@pytest.mark.parametrize("empty", ["nobody", "root", "everyone"])
+def test_scatter(ours: Wire, empty: str) -> None:
+    silent = {"nobody": (), "root": (ROOT,), "everyone": range(SIZE)}[empty]
+    words = [0 if rank in silent else 2 * rank + 1 for rank in range(SIZE)]
+    mine = ours.scatter(*shares(words))
+    np.testing.assert_array_equal(mine, data(words[RANK], RANK))
+    assert mine.dtype == np.uint8
+    assert (ours.up, ours.down) == (0, words[RANK] * WORD)
+
+
+@on_ranks
+def test_accounts_add_up_until_reset(ours: Wire) -> None:
+    for _ in range(2):
+        ours.bcast(data(3) if ours.is_root else None)
+        ours.gather(data(RANK))
+        ours.scatter(*shares([7] * SIZE))
+    assert (ours.up, ours.down) == (2 * RANK * WORD, 2 * 10 * WORD)
+    ours.reset()
+    assert (ours.up, ours.down) == (0, 0)
+
+
+@on_ranks
+def test_report(ours: Wire) -> None:
+    """Rows of several dtypes, unequally many, off the clock and outside the accounts."""
+    form = np.dtype([("client", "i8"), ("loss", "f8"), ("name", "S8")])
+    for rows in (
+        np.arange(RANK, dtype="i8"),
+        np.array([np.nan, RANK / 3]),
+        np.array([(RANK, 0.5, b"front"), (7, np.inf, b"")][: RANK % 3], form),
+    ):
+        found = ours.report(rows)
+        assert len(found) == (SIZE if ours.is_root else 0)
+        if ours.is_root:
+            assert all(piece.dtype == rows.dtype for piece in found)
+            assert not any(np.shares_memory(piece, ours.rooms["ranks"]) for piece in found)
+    if ours.is_root:
+        assert [len(piece) for piece in found] == [min(rank % 3, 2) for rank in range(SIZE)]
+        assert all(piece[0]["client"] == rank for rank, piece in enumerate(found) if len(piece))
+    assert (ours.up, ours.down) == (0, 0)
+    assert seconds(ours, *ON) == 0
+    assert seconds(ours, Phase.RECORD) > 0
+
+
+@on_ranks
+def test_reports_values_survive_the_next_gather(ours: Wire) -> None:
+    found = ours.report(np.full(3, RANK))
+    ours.gather(data(9))
+    assert [piece.tolist() for piece in found] == [[r] * 3 for r in range(SIZE) if ours.is_root]
+
+
+@on_ranks
+@pytest.mark.parametrize("length", [0, 1, 5, 50_001])
+def test_publish(ours: Wire, length: int) -> None:
+    """Any number of values, in memory that stays; what the others hand in stays theirs."""
+    mine = np.full(length, RANK, np.float32)
+    found = ours.publish(mine + 0.5 if ours.is_root else mine)
+    ours.bcast(data(9) if ours.is_root else None)
+    np.testing.assert_array_equal(found, np.full(length, 0.5, np.float32))
+    np.testing.assert_array_equal(mine, np.full(length, RANK))
+    assert found.dtype == np.float32
+
+
+@on_ranks
+def test_publishing_is_off_the_clock_and_the_accounts(ours: Wire) -> None:
+    if ours.is_root:
+        time.sleep(0.1)
+    ours.publish(np.zeros(9, np.float32))
+    assert (ours.up, ours.down) == (0, 0)
+    assert seconds(ours, *ON) == 0
+    assert seconds(ours, Phase.EVALUATE) > (0 if ours.is_root else 0.05)
+
+
+@on_ranks
+def test_settle_is_off_the_clock(ours: Wire) -> None:
+    ours.settle()
+    assert (ours.up, ours.down) == (0, 0)
+    assert seconds(ours, *ON) == 0
+    assert seconds(ours, Phase.EVALUATE) > 0
+
+
+@on_ranks
+@pytest.mark.parametrize("verb", ["bcast", "gather", "scatter"])
+def test_waiting_is_not_transfer(ours: Wire, verb: str) -> None:
+    """One rank is late: the others wait for it, before the transfer and not in it."""
+    late = SIZE - 1
+    if late == RANK and SIZE > 1:
+        time.sleep(0.3)
+    if verb == "bcast":
+        ours.bcast(data(1) if ours.is_root else None)
+    elif verb == "gather":
+        ours.gather(data(1))
+    else:
+        ours.scatter(*shares([1] * SIZE))
+    assert seconds(ours, Phase.WAIT) > 0
+    assert seconds(ours, Phase.TRANSFER) > 0
+    assert seconds(ours, Phase.PACK, Phase.TRAIN, Phase.SERVE, *OFF) == 0
+    if late != RANK:
+        assert seconds(ours, Phase.WAIT) > max(0.15, seconds(ours, Phase.TRANSFER))
+
+
+@on_ranks
+def test_settle_takes_the_waiting_off_the_clock(ours: Wire) -> None:
+    """The root measures for 0.3 s: no part of a round, neither for it nor for the others."""
+    COMM.Barrier()
+    ours.clock.reset()
+    if ours.is_root:
+        with ours.clock(Phase.EVALUATE):
+            time.sleep(0.3)
+    ours.settle()
+    assert ours.clock.elapsed() < 0.25
+    assert seconds(ours, Phase.EVALUATE) > 0.15
+
+
+@on_ranks
+def test_lowest(ours: Wire) -> None:
+    assert ours.lowest(False) is None
+    assert ours.lowest(True) == 0
+    for first in range(SIZE):
+        assert ours.lowest(first == RANK) == first
+        assert ours.lowest(first <= RANK) == first
+    assert (ours.up, ours.down) == (0, 0)
+    assert seconds(ours, *Phase) == 0
+
+
+@on_ranks
+@pytest.mark.parametrize("wrong", [np.zeros(9, np.uint8), np.zeros(2)])
+def test_gather_wants_words(ours: Wire, wrong: np.ndarray) -> None:
+    """On every rank alike, because one that raises alone leaves the others waiting."""
+    with pytest.raises(ValueError, match=f"words of {WORD}"):
+        ours.gather(wrong)
+    with pytest.raises(ValueError, match=f"words of {WORD}"):
+        ours.report(np.zeros(9, np.uint8))
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(9, np.uint8), np.zeros(2)])
+def test_root_wants_words(wrong: np.ndarray) -> None:
+    alone = Wire(Clock(), MPI.COMM_SELF)
+    with pytest.raises(ValueError, match=f"words of {WORD}"):
+        alone.bcast(wrong)
+    (line,) = alone.lines(1)
+    with pytest.raises(ValueError, match=f"words of {WORD}"):
+        line.send_up(wrong)
+    assert (alone.up, alone.down) == (0, 0)
+
+
+@pytest.mark.parametrize(("size", "lengths"), [(9, [9]), (16, [8]), (16, [24]), (16, [8, 8])])
+def test_shares_are_words_and_all_that_there_is(size: int, lengths: list[int]) -> None:
+    alone = Wire(Clock(), MPI.COMM_SELF)
+    (line,) = alone.lines(1)
+    for hand_out in (alone.scatter, line.send_down):
+        with pytest.raises(ValueError, match=rf"for 1 ranks, {size} bytes .* found \[{lengths[0]}"):
+            hand_out(np.zeros(size, np.uint8), lengths)
+    assert (alone.down, line.pending) == (0, [])
+
+
+def turn(line: Line, up: list[int], down: list[int], seed: int) -> None:
+    """One turn on a line, with so many words from and for each rank."""
+    line.send_up(data(up[RANK], seed + RANK))
+    pieces = line.recv_up()
+    assert len(pieces) == (SIZE if RANK == ROOT else 0)
+    for rank, piece in enumerate(pieces):
+        np.testing.assert_array_equal(piece, data(up[rank], seed + rank))
+    if RANK == ROOT:
+        line.send_down(*shares(down, seed))
+    np.testing.assert_array_equal(line.recv_down(), data(down[RANK], seed + RANK))
+
+
+@on_ranks
+@pytest.mark.parametrize("large", [3, 40_000])
+def test_turns_on_a_line(ours: Wire, large: int) -> None:
+    """Lengths change from turn to turn and rank to rank; some have nothing to say, or to hear."""
+    (line,) = ours.lines(1)
+    total = np.zeros(2, int)
+    for seed in range(8):
+        up, down = ([large * ((seed + rank + way) % 3) for rank in range(SIZE)] for way in range(2))
+        turn(line, up, down, seed)
+        total += WORD * np.array([up[RANK], down[RANK]])
+    line.wait()
+    assert (ours.up, ours.down) == tuple(total)
+    assert line.pending == []
+
+
+@on_ranks
+def test_lines_are_the_same_each_time(ours: Wire) -> None:
+    both = ours.lines(2)
+    assert ours.lines(1) == both[:1]
+    assert ours.lines(2) == both
+    assert both[0].comm == ours.comm != both[1].comm
+    assert Wire(Clock(), COMM).lines(2)[1].comm == both[1].comm, "libraries have but few"
+
+
+@on_ranks
+def test_a_line_does_not_wait_for_the_other(ours: Wire) -> None:
+    """Ranks ask on both before the root hears, and it answers in another order than it was asked.
+
+    Between the turns ranks speak on the wire itself, which is one of the lines' communicator.
+    """
+    first, second = ours.lines(2)
+    for seed in range(3):
+        words = [seed + rank for rank in range(SIZE)]
+        first.send_up(data(words[RANK], RANK))
+        second.send_up(data(2 * words[RANK], RANK + 9))
+        for line, factor, start in ((second, 2, 9), (first, 1, 0)):
+            for rank, piece in enumerate(line.recv_up()):
+                np.testing.assert_array_equal(piece, data(factor * words[rank], rank + start))
+            if ours.is_root:
+                line.send_down(*shares(words, start))
+        for line, start in ((first, 0), (second, 9)):
+            np.testing.assert_array_equal(line.recv_down(), data(words[RANK], RANK + start))
+            line.wait()
+        assert len(ours.gather(data(1))) == (SIZE if ours.is_root else 0)
+
+
+@pytest.mark.parallel([2, 3, 4])
+@pytest.mark.parametrize("words", [5, 100_000])
+def test_nobody_is_held_up_on_a_line(ours: Wire, words: int) -> None:
+    """Everyone meets elsewhere between asking and hearing, and between answering and learning."""
+    lines, elsewhere = ours.lines(2), COMM.Dup()
+    for line in lines:
+        line.send_up(data(words, RANK))
+    elsewhere.Barrier()
+    for line in lines:
+        line.recv_up()
+        if ours.is_root:
+            line.send_down(*shares([words] * SIZE))
+    elsewhere.Barrier()
+    for line in lines:
+        np.testing.assert_array_equal(line.recv_down(), data(words, RANK))
+        line.wait()
+    elsewhere.Free()
+
+
+@pytest.mark.parallel([2, 3, 4])
+@pytest.mark.parametrize("late", ["rank", "root"])
+def test_waiting_on_a_line_is_not_transfer(ours: Wire, late: str) -> None:
+    """Until counts come it is waiting: the root for a late rank, or the others for the root."""
+    (line,) = ours.lines(1)
+    if late == "rank" and RANK == SIZE - 1:
+        time.sleep(0.3)
+    line.send_up(data(10))
+    line.recv_up()
+    if late == "root" and ours.is_root:
+        time.sleep(0.3)
+    if ours.is_root:
+        line.send_down(*shares([10] * SIZE))
+    line.recv_down()
+    line.wait()
+    waits = ours.is_root if late == "rank" else not ours.is_root
+    assert seconds(ours, Phase.TRANSFER) > 0
+    assert seconds(ours, Phase.PACK, Phase.TRAIN, Phase.SERVE, *OFF) == 0
+    if waits:
+        assert seconds(ours, Phase.WAIT) > max(0.15, seconds(ours, Phase.TRANSFER))
+
+
+def test_what_mpi_cannot_count_is_an_error_that_says_so() -> None:
+    limit = 2**31 - 1
+    counts, displacements = wire._layout(np.array([limit - 2, 0, 2]))
+    assert (counts, displacements) == ([limit - 2, 0, 2], [0, limit - 2, limit - 2])
+    with pytest.raises(OverflowError, match=r"16\.0 GiB.*lower exchange\.window"):
+        wire._layout(np.array([limit, 1]))

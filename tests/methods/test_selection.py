@@ -1,0 +1,184 @@
+"""SPATL with agents: where they come from, what they are rewarded by, and what they cost."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from fedmpi import models
+from fedmpi.config import ConfigError
+from fedmpi.datasets import synthetic
+from fedmpi.engine import Engine
+from fedmpi.methods.spatl import agent
+from fedmpi.methods.spatl.pretrain import pretrain
+from tests.plain import RNN, accuracy, network, play
+from tests.small import SMALL, run, small, smooth, text
+
+NET = ("model.name=cnn", "model.channels=[8,12]", "model.kernel=3", "model.hidden=16")
+FEW = ("method.episodes=4", "method.tuned=1", "method.saved=0.5", "rounds=3")
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> tuple[str, ...]:
+    """Settings with an agent that has learned nothing."""
+    file = tmp_path / "agent.npy"
+    agent.save(agent.born(5), file)
+    return ("method.name=spatl", "method.selection=agent", f"method.agent={file}", *NET, *FEW)
+
+
+def test_agents_are_told_once_and_tuned_in_the_first_rounds(words: tuple[str, ...]) -> None:
+    engine = Engine(small(*words, "participation=0.6", "rounds=5", "method.tuned=2"))
+    told: set[int] = set()
+    minds: dict[int, Tensor] = {}
+    body = sum(parameter.numel() for parameter in agent.born(5).body.parameters())
+    start = agent.born(5).vector()
+    for t, outcome in enumerate(play(engine)):
+        for row in outcome.tables["clients"]:
+            client = int(row["client"])
+            encoder = 4 * len(engine.clients.shared)
+            assert row["down_model"] == encoder + (0 if client in told else 4 * agent.SIZE)
+            told.add(client)
+            mind = engine.clients.select.agents[client].clone()
+            before = minds.get(client, start)
+            assert torch.equal(mind, before) == (t >= 2)
+            assert torch.equal(mind[:body], start[:body])
+            minds[client] = mind
+    assert len(told) > 3
+
+
+def test_enough_is_saved(words: tuple[str, ...]) -> None:
+    """Whatever agents say: the channels that are sent would make a network of half the FLOPs."""
+    engine = Engine(small(*words))
+    select, scene = engine.clients.select, engine.clients.select.scene
+    for t in (0, 2):
+        engine.clients.select.agents[1] = agent.born(5).vector()
+        chosen = select(t, 1, engine.flat.initial)
+        assert (chosen[1:] > chosen[:-1]).all()
+        keep = [
+            float(((chosen >= one.first) & (chosen < one.first + one.count)).sum()) / one.count
+            for one in engine.clients.channels.layers
+        ]
+        # To a channel a layer: shares are rounded to whole ones.
+        assert scene.saved(torch.tensor(keep)) > 0.5 - 0.1
+
+
+def test_rewards_are_by_samples_that_nobody_trains_on(words: tuple[str, ...]) -> None:
+    engine, plain = Engine(small(*words)), Engine(small(*NET))
+    population = engine.population
+    for client in range(5):
+        ours, reserved = population.shards[client], population.reserved[client]
+        before = plain.population.shards[client]
+        assert len(reserved) == round(0.2 * len(before))
+        np.testing.assert_array_equal(np.sort(np.concatenate([ours, reserved])), before)
+        assert population.sizes[client] == len(ours)
+        for t in range(3):
+            seen = {int(i) for p in engine.trainer.feed.picks(t, client) for i in p.positions}
+            assert not seen & set(reserved.tolist())
+            assert not len(plain.population.reserved[client])
+
+
+def test_a_judge_is_plain_torch(words: tuple[str, ...]) -> None:
+    engine = Engine(small(*words))
+    select, w = engine.clients.select, engine.flat.initial
+    positions = engine.population.reserved[2]
+    feed = engine.trainer.feed
+    wanted = accuracy(network(engine, w), feed.x[positions], feed.y[positions])
+    assert select.judge.accuracy(w, positions, 2) == pytest.approx(100 * wanted)
+    assert select.judge.accuracy(w, positions[:0], 2) == 0
+    game = select.game(w, positions, 2)
+    keep = torch.tensor([0.5, 0.5, 0.25])
+    chosen = select.chosen(engine.clients.channels.norms(w), keep)
+    masked = network(engine, engine.clients.channels.masked(w, chosen))
+    wanted = accuracy(masked, feed.x[positions], feed.y[positions])
+    assert game.accuracy_of(keep) == pytest.approx(100 * wanted)
+
+
+def test_skews_hold_for_reserved_samples_too(words: tuple[str, ...]) -> None:
+    skewed, plain = (Engine(small(*words, *more)) for more in (("skew.noise=0.5",), ()))
+    for client in range(5):
+        some = plain.population.reserved[client]
+        assert (skewed.trainer.feed.x[some] != plain.trainer.feed.x[some]).any()
+
+
+@pytest.mark.parametrize("statistics", ["averaged", "local"])
+def test_asking_changes_nothing(
+    words: tuple[str, ...], statistics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judging runs on a network of its own: models, statistics and losses stay what they are."""
+    monkeypatch.setattr(models, "build", smooth)
+    engine = Engine(small(*words, f"statistics={statistics}", "rounds=1"))
+    engine.trainer.begin()
+    clients = engine.clients
+    clients.receive(0, [1], engine.server.broadcast(0))
+    clients.accept(0, 1, engine.server.send(0, 1))
+    w = clients.work(0, [1])[0]
+    before, local_stats = w.clone(), engine.trainer.rows.local_stats.clone()
+    clients.upload(0, 1, w)
+    assert torch.equal(w, before)
+    assert torch.equal(engine.trainer.rows.local_stats, local_stats)
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_ranks_do_not_change_the_result(tmp_path: Path) -> None:
+    file = Path(MPI.COMM_WORLD.bcast(str(tmp_path / "agent.npy")))
+    if MPI.COMM_WORLD.rank == 0:
+        agent.save(agent.born(5), file)
+    MPI.COMM_WORLD.Barrier()
+    given = ("method.name=spatl", "method.selection=agent", f"method.agent={file}", *NET, *FEW)
+    settings = small(*given, "participation=0.6", "server=shared")
+    found = run(settings, MPI.COMM_WORLD)
+    if MPI.COMM_WORLD.rank == 0:
+        alone = run(settings)
+        assert found.sha256 == alone.sha256
+        for column in ("up_gradient", "down_model", "personal", "loss"):
+            np.testing.assert_array_equal(*(r.tables["clients"][column] for r in (found, alone)))
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (("method.agent=x",), "method.agent = x: wanted method.selection = 'agent'"),
+        (("method.saved=0.3",), "method.saved = 0.3: wanted method.selection = 'agent'"),
+        (("method.selection=agent",), "method.agent: wanted a file"),
+        (("method.selection=agent", "method.sparsity=0.3"), "wanted another method.selection"),
+        (("method.selection=agent", "method.agent=/nowhere"), "No such file"),
+    ],
+    ids=" ".join,
+)
+def test_settings_without_a_meaning(more: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Engine(small("method.name=spatl", *more))
+    assert problem in str(error.value)
+
+
+def test_there_has_to_be_something_to_choose_from(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "load", text)
+    with pytest.raises(ConfigError, match="wanted an encoder with convolutions or linear layers"):
+        Engine(small(*words[:3], *RNN))
+
+
+# ---- Pre-training
+
+
+def test_an_agent_is_made_and_used(tmp_path: Path) -> None:
+    file = tmp_path / "made.npy"
+    tree = {**SMALL, "method": {"name": "spatl", "saved": 0.4}}
+    said = pretrain(tree, 20, file)
+    assert "25864 bytes" in said
+    first = agent.read(file)
+    pretrain(tree, 20, file)
+    assert torch.equal(agent.read(file), first)
+    words = ("method.name=spatl", "method.selection=agent", f"method.agent={file}")
+    assert np.isfinite(run(small(*words, *NET, *FEW)).model).all(), "on another network, too"
+
+
+def test_without_held_out_samples_there_is_no_reward(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"validation = 0\.0: wanted samples that are held out"):
+        pretrain({**SMALL, "validation": 0.0}, 1, tmp_path / "a.npy")
+    with pytest.raises(ConfigError, match="wanted a file in a folder that is there"):
+        pretrain(dict(SMALL), 1, tmp_path / "nowhere" / "a.npy")

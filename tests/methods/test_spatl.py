@@ -1,0 +1,325 @@
+"""SPATL's algebra: who owns what, what travels, and what the server makes of it."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fedmpi import models
+from fedmpi.config import ConfigError
+from fedmpi.datasets import synthetic
+from fedmpi.engine import Engine
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Message
+from tests.plain import CNN, RNN, network, play, train, vector
+from tests.small import run, small, smooth, text
+
+FEW = ("participation=0.6", "rounds=5", "epochs=3", "lr_decay=0.9")
+NET = ("model.name=cnn", "model.channels=[8,12]", "model.kernel=3", "model.hidden=16")
+
+
+def engine_of(*words: str) -> Engine:
+    return Engine(small("method.name=spatl", *words))
+
+
+def encoder(engine: Engine) -> Tensor:
+    """Which positions are shared: bool [n]."""
+    found = torch.zeros(engine.flat.size, dtype=torch.bool)
+    found[engine.clients.shared] = True
+    return found
+
+
+def listen(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[Tensor, Tensor]]:
+    """What the server hears in a round, client by client: where [n], bool, and changes of c_k."""
+    heard: dict[int, tuple[Tensor, Tensor]] = {}
+    absorb, size = engine.server.absorb, engine.flat.size
+
+    def hear(t: int, message: Message) -> None:
+        if message.blocks:
+            _, change, chosen = message.blocks
+            sent = engine.server.channels.positions(sparse.indices(chosen))
+            where = torch.zeros(size, dtype=torch.bool)
+            where[sent] = True
+            heard[message.client] = where, sparse.vector(change, size, sent.device, sent)
+        absorb(t, message)
+
+    monkeypatch.setattr(engine.server, "absorb", hear)
+    return heard
+
+
+def chosen_by_hand(engine: Engine, w: Tensor, sparsity: float) -> Tensor:
+    """Positions of the filters of largest norm in each layer of the encoder: bool [n].
+
+    By marking whole filters in a module, and reading it out as a vector.
+    """
+    module, mark = network(engine, w), network(engine, torch.zeros(engine.flat.size))
+    stages = list(zip(module.children(), mark.children(), strict=True))[:-1]
+    with torch.no_grad():
+        for stage, marks in stages:
+            for layer, own in zip(stage.modules(), marks.modules(), strict=True):
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    norms = [float(filter.square().sum()) for filter in layer.weight]
+                    kept = max(1, round(len(norms) * (1 - sparsity)))
+                    for channel in sorted(range(len(norms)), key=lambda i: -norms[i])[:kept]:
+                        own.weight[channel], own.bias[channel] = 1, 1
+    return vector(mark) > 0
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize("aggregation", ["index", "zero-average"])
+@pytest.mark.parametrize("words", [(), NET], ids=["mlp", "cnn"])
+def test_rounds_are_those_of_plain_torch(
+    words: tuple[str, ...], aggregation: str, sparsity: float
+) -> None:
+    """Encoders follow g + c - c_k, predictors g; each value is averaged over those who send it."""
+    given = (f"method.sparsity={sparsity}", f"method.aggregation={aggregation}")
+    engine = engine_of(*words, *given, *FEW)
+    shared, size = encoder(engine), engine.flat.size
+    w, c = engine.server.w.clone(), torch.zeros(size)
+    c_k, own = torch.zeros(5, size), engine.flat.initial.repeat(5, 1)
+    for t, _ in enumerate(play(engine)):
+        before, weight = c.clone(), torch.zeros(size)
+        total, samples = torch.zeros(size), 0
+        for client in engine.population.sample(t):
+            seen: list[Tensor] = []
+            drift = before - c_k[client]
+
+            def change(g: Tensor, seen: list[Tensor] = seen, drift: Tensor = drift) -> Tensor:
+                seen.append(g.clone())
+                return g + drift
+
+            start = torch.where(shared, w, own[client])
+            local, _ = train(engine, t, client, start, change=change)
+            sent = chosen_by_hand(engine, local, sparsity)
+            mean = torch.stack(seen).mean(0) * shared
+            c += sent * (mean - c_k[client]) / 5
+            n = len(engine.population.shards[client])
+            total, samples, weight = total + n * sent * local, samples + n, weight + n * sent
+            c_k[client], own[client] = mean, local
+        np.testing.assert_array_equal(engine.server.sum.weights, 0)
+        if aggregation == "index":
+            w = torch.where(weight > 0, total / weight, w)
+        else:
+            w = torch.where(shared, total / samples, w)
+        found = torch.stack([engine.clients.variates.of(client) for client in range(5)])
+        np.testing.assert_allclose(engine.server.w, w, rtol=1e-3, atol=5e-5)
+        np.testing.assert_allclose(engine.server.control, c, rtol=1e-2, atol=5e-4)
+        np.testing.assert_allclose(found, c_k, rtol=1e-2, atol=5e-4)
+        for client, mine in engine.clients.own.items():
+            np.testing.assert_allclose(mine, own[client][~shared], rtol=1e-3, atol=5e-5)
+            own[client][~shared] = mine
+        w, c, c_k = engine.server.w.clone(), engine.server.control.clone(), found
+    assert c_k[:, shared].abs().max() > 1e-3
+    assert not c_k[:, ~shared].any()
+
+
+def test_what_nobody_sends_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(*NET, *FEW, "method.sparsity=0.8")
+    heard, shared = listen(engine, monkeypatch), encoder(engine)
+    w, c = engine.server.w.clone(), engine.server.control.clone()
+    for _ in play(engine):
+        anyone = torch.stack([where for where, _ in heard.values()]).any(0)
+        heard.clear()
+        assert 0 < int(anyone.sum()) < int(shared.sum())
+        assert torch.equal(engine.server.w[~anyone], w[~anyone])
+        assert torch.equal(engine.server.control[~anyone], c[~anyone])
+        assert (engine.server.w != w)[anyone].float().mean() > 0.9
+        w, c = engine.server.w.clone(), engine.server.control.clone()
+    assert torch.equal(w[~shared], engine.flat.initial[~shared])
+
+
+@pytest.mark.parametrize("participation", [0.6, 1.0])
+def test_c_is_the_mean_of_all_c_k_but_for_what_was_not_sent(
+    participation: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all changes of all clients were sent, it is the mean itself, as SCAFFOLD's."""
+    engine = engine_of(*FEW, "rounds=6", f"participation={participation}")
+    heard, size = listen(engine, monkeypatch), engine.flat.size
+    before, unsent = torch.zeros(5, size), torch.zeros(5, size)
+    always = encoder(engine)
+    for _ in play(engine):
+        own = torch.stack([engine.clients.variates.of(client) for client in range(5)])
+        for client, (where, _) in heard.items():
+            unsent[client] += torch.where(where, 0, own[client] - before[client])
+            always &= where
+        heard.clear()
+        before = own
+        wanted = (own - unsent).mean(0)
+        np.testing.assert_allclose(engine.server.control, wanted, atol=1e-5)
+    mean = own.mean(0)
+    np.testing.assert_allclose(engine.server.control[always], mean[always], atol=1e-6)
+    assert float(unsent.abs().max()) > 1e-2
+    assert int(always.sum()) > 0
+
+
+def test_all_channels_in_the_first_round_are_fedpers() -> None:
+    """No control variates yet, and nothing is left out."""
+    words = ("rounds=1", "momentum=0.5", *NET)
+    ours = run(small("method.name=spatl", "method.sparsity=0.0", *words))
+    theirs = run(small("method.name=fedper", *words))
+    np.testing.assert_allclose(ours.model, theirs.model, rtol=1e-5, atol=1e-6)
+    for column in ("loss", "personal"):
+        np.testing.assert_array_equal(*(f.tables["clients"][column] for f in (ours, theirs)))
+
+
+# ---- Bytes
+
+
+def test_bytes_are_values_of_channels_and_a_list_of_them() -> None:
+    """Two values for each parameter of a channel that is sent, and a bitmap; both parts down."""
+    found = run(small("method.name=spatl", *NET, "rounds=2"))
+    clients = found.tables["clients"]
+    layers = [(8, 9 + 1), (12, 8 * 9 + 1), (16, 12 * 2 * 2 + 1)]  # channels, and values of one
+    values = sum(count // 2 * each for count, each in layers)
+    shared = sum(count * each for count, each in layers)
+    assert set(clients["up_gradient"].tolist()) == {2 * 4 * values}
+    assert set(clients["up_mask"].tolist()) == {-(-36 // 8)}
+    assert set(clients["up_model"].tolist()) == {0}
+    assert set(clients["down_model"].tolist()) == {4 * shared}
+    assert set(clients["down_gradient"].tolist()) == {4 * shared}
+    # One message of three blocks, and padding to 8 bytes.
+    assert set(clients["up_header"].tolist()) == {16 + 3 * 32 + 2 * (-4 * values % 8) + 8 - 5}
+    personal = found.engine.flat.size - shared
+    assert personal == 16 * 10 + 10, "the predictor never travels"
+
+
+def test_half_of_the_channels_cost_little_more_than_half_of_scaffolds_bytes() -> None:
+    words = ("model.name=cnn", "rounds=1", "local_steps=1")
+    ours, theirs = (run(small(f"method.name={name}", *words)) for name in ("spatl", "scaffold"))
+    shares = ours.tables["rounds"]["up"] / theirs.tables["rounds"]["up"]
+    assert (shares <= 0.55).all()
+    assert (shares > 0.45).all()
+
+
+# ---- Selection
+
+
+def counts(engine: Engine, chosen: Tensor) -> list[int]:
+    """How many channels of each layer are chosen."""
+    layers = engine.clients.channels.layers
+    return [int(((chosen >= one.first) & (chosen < one.first + one.count)).sum()) for one in layers]
+
+
+def test_l2_ranks_the_channels_of_all_layers_together() -> None:
+    engine = engine_of(*NET, "method.selection=l2", "method.sparsity=0.5")
+    w, channels = engine.flat.initial.clone(), engine.clients.channels
+    channels.layers[1].weight.of(w).mul_(100)
+    chosen = engine.clients.select(0, 0, w)
+    assert counts(engine, chosen)[1] == 12
+    assert len(chosen) == 18
+    assert (chosen[1:] > chosen[:-1]).all()
+    channels.layers[0].weight.of(w).zero_()
+    assert counts(engine, engine.clients.select(0, 0, w)) == [1, 12, 5], "one of each at least"
+
+
+def test_chance_takes_the_same_share_of_each_layer_and_other_channels() -> None:
+    engine = engine_of(*NET, "method.selection=random", "method.sparsity=0.75")
+    w, select = engine.flat.initial, engine.clients.select
+    draws = [select(t, client, w) for t in range(3) for client in range(3)]
+    assert all(counts(engine, chosen) == [2, 3, 4] for chosen in draws)
+    assert len({tuple(chosen.tolist()) for chosen in draws}) == 9
+    assert torch.equal(select(1, 2, w + 1), draws[5]), "whatever the model is"
+    union = torch.cat([select(t, 0, w) for t in range(40)]).unique()
+    assert len(union) == 36
+
+
+@pytest.mark.parametrize("selection", ["uniform", "l2", "random"])
+def test_every_selection_runs(selection: str) -> None:
+    found = run(small("method.name=spatl", f"method.selection={selection}", *CNN, *FEW))
+    assert np.isfinite(found.model).all()
+    assert found.tables["clients"]["up_mask"].min() > 0
+
+
+def test_norms_travel_with_their_channels_and_statistics_always(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    engine = engine_of(*FEW, "method.sparsity=0.75")
+    heard, stat_positions = listen(engine, monkeypatch), engine.flat.stat_positions
+    for _ in play(engine):
+        for where, change in heard.values():
+            assert int(where.sum()) == 1 * (10 + 2) + 2 * (37 + 2) + 2 * (4 + 6)
+            assert where[stat_positions].all()
+            assert not change[stat_positions].any()
+    assert not engine.server.control[stat_positions].any()
+    assert (engine.server.w[stat_positions] != engine.flat.initial[stat_positions]).all()
+
+
+def test_without_channels_all_of_the_encoder_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recurrent layers have none."""
+    monkeypatch.setattr(synthetic, "load", text)
+    for selection in ("uniform", "l2", "random"):
+        found = run(small("method.name=spatl", f"method.selection={selection}", *RNN, "epochs=1"))
+        shared = len(found.engine.clients.shared)
+        assert set(found.tables["clients"]["up_gradient"].tolist()) == {2 * 4 * shared}
+
+
+# ---- New clients
+
+
+HARD = ("momentum=0.9", "weight_decay=0.1", "epochs=2", "rounds=3")
+
+
+@pytest.mark.parametrize("aggregation", ["index", "zero-average"])
+def test_new_clients_adapt_their_predictor_alone(
+    aggregation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    words = ("method.newcomers=2", f"method.aggregation={aggregation}")
+    engine = engine_of(*words, *HARD)
+    shared, start = encoder(engine), engine.server.w.clone()
+    personal = engine.clients.personal
+    judged: dict[int, Tensor] = {}
+
+    def watch(client: int, w: Tensor) -> Tensor | None:
+        judged[client] = w.clone()
+        return personal(client, w)
+
+    monkeypatch.setattr(engine.clients, "personal", watch)
+    for outcome in play(engine):
+        rows = outcome.tables["clients"]
+        for client in range(5):
+            moved = not torch.equal(judged[client][shared], start[shared])
+            assert moved == (client < 3)
+            assert not torch.equal(judged[client][~shared], engine.flat.initial[~shared])
+        assert (rows["up_gradient"] > 0).tolist() == [True] * 3 + [False] * 2
+        assert np.isfinite(rows["personal"][3:]).sum() == (rows["samples"][3:] > 0).sum()
+        start = engine.server.w.clone()
+    assert sorted(engine.clients.variates.own) == [0, 1, 2]
+    assert not torch.equal(start[shared], engine.flat.initial[shared])
+
+
+def test_a_new_clients_predictor_is_trained_on_the_encoder_as_it_is() -> None:
+    """Plain torch that is told of the predictor alone, weight decay and momentum included."""
+    engine = engine_of("method.newcomers=1", *HARD, "weight_decay=0.5", "rounds=1")
+    start, shared = engine.server.w.clone(), encoder(engine)
+    list(play(engine))
+    module = network(engine, start)
+    steps = torch.optim.SGD(module.head.parameters(), lr=0.1, momentum=0.9, weight_decay=0.5)
+    feed = engine.trainer.feed
+    for pick in feed.picks(0, 4):
+        steps.zero_grad()
+        cross_entropy(module(feed.x[pick.positions]), feed.y[pick.positions]).backward()
+        steps.step()
+    wanted = vector(module)
+    assert torch.equal(wanted[shared], start[shared])
+    np.testing.assert_allclose(engine.clients.own[4], wanted[~shared], rtol=1e-4, atol=1e-6)
+
+
+def test_a_round_of_new_clients_leaves_the_encoder() -> None:
+    for aggregation in ("index", "zero-average"):
+        words = ("method.newcomers=4", f"method.aggregation={aggregation}", "participation=0.2")
+        engine = engine_of(*words, "rounds=8")
+        w, alone = engine.server.w.clone(), 0
+        for t, _ in enumerate(play(engine)):
+            is_old = engine.population.sample(t) == (0,)
+            alone += not is_old
+            assert torch.equal(engine.server.w, w) == (not is_old)
+            w = engine.server.w.clone()
+        assert 0 < alone < 8
+
+
+def test_not_all_clients_are_new() -> None:
+    with pytest.raises(ConfigError, match=r"method\.newcomers = 5: wanted less than clients = 5"):
+        engine_of("method.newcomers=5")

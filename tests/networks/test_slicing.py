@@ -1,0 +1,146 @@
+"""Sliced networks: smaller, and equal in what they say to masked ones, by hooks and plain torch."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedmpi import config, models
+from fedmpi.clients import burden
+from fedmpi.networks.channels import Channels
+from fedmpi.networks.flat import Flat
+from fedmpi.networks.slicing import Spread, sliced
+
+NETWORKS = {
+    "mlp": ((1, 8, 8), {"name": "mlp", "hidden": [12, 8]}),
+    "mlp dropout": ((1, 8, 8), {"name": "mlp", "hidden": [12, 8], "dropout": 0.5}),
+    "cnn": ((3, 12, 12), {"name": "cnn", "channels": [6, 8], "hidden": 16}),
+    "cnn1d": ((6, 64), {"name": "cnn1d", "channels": [8, 10], "hidden": 16, "kernel": 5}),
+    "lenet": ((3, 32, 32), {"name": "lenet"}),
+    "vgg group": ((3, 32, 64), {"name": "vgg", "norm": "group"}),
+    "vgg batch": ((3, 32, 32), {"name": "vgg", "norm": "batch", "hidden": []}),
+    "resnet group": ((3, 16, 16), {"name": "resnet", "depth": 20}),
+    "resnet batch": ((3, 16, 16), {"name": "resnet", "depth": 20, "norm": "batch"}),
+    "resnet static": ((3, 16, 16), {"name": "resnet", "depth": 20, "norm": "static"}),
+    "resnet18": ((3, 16, 16), {"name": "resnet", "depth": 18}),
+}
+
+
+def flat_of(name: str) -> tuple[Flat, tuple[int, ...]]:
+    shape, words = NETWORKS[name]
+    settings = config.load({"model": words}).model
+    return Flat(models.build(settings, shape, 10, 1)), shape
+
+
+def front_of(flat: Flat, cut: int) -> Flat:
+    return flat.split(flat.cuts()[cut])[0]
+
+
+def lively(flat: Flat) -> Tensor:
+    """A model whose norms scale and shift, whose statistics are no zeros and ones, and whose
+    layers do not lose what comes in on the way: the first ones matter.
+    """
+    w = torch.where(flat.prunable(), 6**0.5 * flat.initial, flat.initial)
+    noise = torch.rand(flat.size, generator=torch.Generator().manual_seed(3))
+    some = flat.normalising()
+    return torch.where(some, 0.5 + noise, w)
+
+
+def some_of(channels: Channels, share: float) -> Tensor:
+    scores = torch.rand(channels.count, generator=torch.Generator().manual_seed(4))
+    return channels.overall(scores, 1 - share)
+
+
+def masked(flat: Flat, w: Tensor, channels: Channels, chosen: Tensor) -> nn.Module:
+    """The whole network, in which hooks make channels zero behind their layer and its norm."""
+    network = flat.network(w).train(False)
+
+    def hook(kept: Tensor) -> Callable:
+        def mask(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
+            return output * kept.view(1, -1, *(1,) * (output.dim() - 2))
+
+        return mask
+
+    for layer in channels.layers:
+        kept = torch.zeros(layer.count)
+        for i in chosen.tolist():
+            if layer.first <= i < layer.first + layer.count:
+                kept[i - layer.first] = 1
+        for name in filter(None, (layer.name, layer.norm)):
+            network.get_submodule(name).register_forward_hook(hook(kept))
+    return network
+
+
+def flops(network: nn.Module, shape: tuple[int, ...]) -> int:
+    return burden.forward(Flat(nn.Sequential(network)), torch.zeros(1, *shape)).all
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "share"),
+    [*((name, -1, 0.4) for name in NETWORKS), ("cnn", 0, 0.2), ("resnet batch", 3, 0.7)],
+)
+def test_it_says_what_the_masked_network_says(name: str, cut: int, share: float) -> None:
+    flat, shape = flat_of(name)
+    channels = Channels(front_of(flat, cut), torch.device("cpu"))
+    chosen, w = some_of(channels, share), lively(flat)
+    network = sliced(flat, w, channels, chosen, shape)
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        wanted = masked(flat, w, channels, chosen)(x)
+        found = network(x)
+        again = flat.network(channels.masked(w, chosen)).train(False)(x)
+        whole = flat.network(w).train(False)(x)
+    scale = float(wanted.abs().max())
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * scale)
+    torch.testing.assert_close(again, wanted, rtol=1e-3, atol=1e-4 * scale)
+    assert float((whole - wanted).abs().max()) > 1e-2 * scale, "the mask does something"
+    assert sum(p.numel() for p in network.parameters()) < flat.count
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_channels_are_the_whole_network(name: str) -> None:
+    flat, shape = flat_of(name)
+    channels = Channels(front_of(flat, -1), torch.device("cpu"))
+    network = sliced(flat, lively(flat), channels, torch.arange(channels.count), shape)
+    assert not any(isinstance(module, Spread) for module in network.modules())
+    assert sum(p.numel() for p in network.parameters()) == flat.count
+    x = torch.randn(2, *shape)
+    with torch.no_grad():
+        wanted = flat.network(lively(flat)).train(False)(x)
+        torch.testing.assert_close(network(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_flops_of_a_chain_fall_with_both_ends_of_a_layer() -> None:
+    flat, shape = flat_of("cnn")
+    channels = Channels(front_of(flat, -1), torch.device("cpu"))
+    chosen = channels.evenly(torch.arange(channels.count).float(), 0.5)
+    network = sliced(flat, flat.initial, channels, chosen, shape)
+    # 12x12 pixels, then 6x6, then 3x3 of each channel; windows of 5x5.
+    wanted = 2 * (144 * 3 * 25 * 3 + 36 * 4 * 25 * 3 + 4 * 9 * 8 + 8 * 10)
+    assert flops(network, shape) == wanted
+    assert flops(flat.network(flat.initial), shape) == 2 * (
+        144 * 6 * 25 * 3 + 36 * 8 * 25 * 6 + 8 * 9 * 16 + 16 * 10
+    )
+
+
+def test_branches_with_the_same_channels_need_no_zeros() -> None:
+    """One set for a whole stream: the shortcuts then add what is there."""
+    flat, shape = flat_of("resnet group")
+    channels = Channels(front_of(flat, -1), torch.device("cpu"))
+    chosen = torch.cat([layer.first + torch.arange(8) for layer in channels.layers])
+    network = sliced(flat, flat.initial, channels, chosen, shape)
+    # Only behind the last block, in front of the head, which is whole: its columns are cut instead.
+    assert not any(isinstance(module, Spread) for module in network.modules())
+
+
+def test_a_layer_that_has_to_see_all_gets_zeros() -> None:
+    stages = nn.Sequential(nn.Linear(6, 5), nn.Sigmoid(), nn.LayerNorm(5), nn.Linear(5, 3))
+    flat = Flat(stages)
+    channels = Channels(flat, torch.device("cpu"))
+    chosen = torch.tensor([0, 3, *range(5, 8)])
+    network = sliced(flat, flat.initial, channels, chosen, (6,))
+    x = torch.randn(4, 6)
+    wanted = flat.network(channels.masked(flat.initial, chosen)).train(False)(x)
+    torch.testing.assert_close(network(x), wanted)
+    assert sum(isinstance(module, Spread) for module in network.modules()) == 1

@@ -1,0 +1,343 @@
+"""One run, one file: what is appended can be read, whenever the writer is killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from fedmpi.errors import BadInput
+from fedmpi.results import record, tables
+from fedmpi.results.record import DIVERGED, DONE, FAILED, RUNNING, Record, RecordError
+
+ROOM = Path(__file__).parent.parent.parent
+IDENTITY = "0123456789abcdef"
+SETTINGS = {"rounds": 3, "method": {"name": "topk", "sparsity": 0.9}, "root": None}
+COUNTS = {"rounds": 1, "clients": 4, "phases": 7, "ranks": 2}
+"""Rows of a round in each table."""
+
+
+def rows(t: int, validation: float = np.nan, counts: dict[str, int] = COUNTS) -> dict[str, Any]:
+    """A round's tables; every value is a number of its own that follows from its place."""
+    found = {}
+    for name, columns in tables.TABLES.items():
+        table = tables.empty(columns, counts[name])
+        for place, column in enumerate(table.dtype.names):
+            if table.dtype[column].kind in "if":
+                table[column] = 1000 * t + 100 * np.arange(len(table)) + place
+        table["round"] = t
+        found[name] = table
+    found["rounds"]["validation"] = validation
+    return found
+
+
+def begin(path: Path, **about: Any) -> Record:
+    return Record(path, SETTINGS, IDENTITY, about, tables.TABLES)
+
+
+def finished(path: Path, *validations: float, status: str = DONE) -> Path:
+    """A result with as many rounds as there are accuracies."""
+    file = begin(path)
+    for t, validation in enumerate(validations):
+        file.append(rows(t, validation))
+    file.close(status)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.h5"
+
+
+def test_what_is_appended_can_be_read(path: Path) -> None:
+    file = begin(path)
+    for t in range(3):
+        file.append(rows(t, 0.5))
+    file.close(DONE)
+    with record.open_result(path) as found:
+        assert set(found) == set(tables.TABLES)
+        for name in tables.TABLES:
+            wanted = np.concatenate([rows(t, 0.5)[name] for t in range(3)])
+            assert found[name].dtype == wanted.dtype
+            assert found[name][:].tobytes() == wanted.tobytes()
+
+
+def test_tables_say_what_their_columns_mean(path: Path) -> None:
+    begin(path).close(DONE)
+    with record.open_result(path) as found:
+        for name, columns in tables.TABLES.items():
+            meanings = json.loads(found[name].attrs["columns"])
+            assert meanings == {column: text for column, (_, text) in columns.items()}
+            assert list(meanings) == list(found[name].dtype.names)
+            assert len(found[name]) == 0
+
+
+def test_attributes(path: Path) -> None:
+    file = begin(path, torch="2.0", ranks=4, hosts=["a", "b"])
+    assert "finished" not in file.file.attrs
+    file.close(DIVERGED, {"model_sha256": "ab"})
+    with record.open_result(path) as found:
+        about = dict(found.attrs)
+    assert (about["format"], about["status"], about["identity"]) == (1, DIVERGED, IDENTITY)
+    assert (about["torch"], about["ranks"], list(about["hosts"])) == ("2.0", 4, ["a", "b"])
+    assert about["model_sha256"] == "ab"
+    times = [datetime.fromisoformat(about[name]) for name in ("started", "finished")]
+    assert all(time.utcoffset().total_seconds() == 0 for time in times)
+    assert times == sorted(times)
+    assert record.settings_of(path) == SETTINGS
+
+
+OTHERS = """
+import sys
+from pathlib import Path
+from fedmpi.results import record
+
+path = Path(sys.argv[1])
+record.mark_failed(path)
+with record.open_result(path) as file:
+    rounds = file["rounds"]["round"]
+print(record.is_open(path), record.state_of(path, sys.argv[2]), *rounds)
+"""
+"""Another process looks at a file, and takes its run for dead."""
+
+
+def test_others_can_read_a_run_under_way_but_not_fail_it(path: Path) -> None:
+    def seen() -> str:
+        words = [sys.executable, "-c", OTHERS, str(path), IDENTITY]
+        done = subprocess.run(words, cwd=ROOM, timeout=60, capture_output=True, text=True)
+        return done.stdout.strip() or done.stderr
+
+    file = begin(path)
+    file.append(rows(0))
+    file.append(rows(1))
+    assert seen() == "True running 0 1"
+    file.append(rows(2))
+    file.file.close()
+    assert seen() == "False failed 0 1 2"
+
+
+def test_rounds_of_unequal_length(path: Path) -> None:
+    """The agreement has all clients, later rounds a sample; and more rows than a chunk."""
+    counts = [COUNTS | {"clients": number} for number in (5, 0, record.CHUNK + 3, 1)]
+    file = begin(path)
+    for t, count in enumerate(counts, -1):
+        file.append(rows(t, counts=count))
+    file.close(DONE)
+    with record.open_result(path) as found:
+        wanted = np.repeat([-1, 0, 1, 2], [count["clients"] for count in counts])
+        np.testing.assert_array_equal(found["clients"]["round"], wanted)
+        assert found["rounds"]["round"].tolist() == [-1, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("validations", "best"),
+    [
+        ([0.1, 0.5, 0.3], 1),
+        ([0.5, 0.5, 0.5], 0),
+        ([0.0, np.nan, 0.1], 2),
+        ([np.nan, 0.2, np.nan], 1),
+        ([np.nan, np.nan], None),
+        ([], None),
+    ],
+)
+def test_best_round_is_the_first_with_the_best_validation(
+    path: Path, validations: list[float], best: int | None
+) -> None:
+    finished(path, *validations)
+    with record.open_result(path) as found:
+        assert found.attrs.get("best_round") == best
+
+
+def test_a_new_run_replaces_the_file(path: Path) -> None:
+    finished(path, 0.1, 0.2, status=FAILED)
+    begin(path).close(DONE)
+    assert record.state_of(path, IDENTITY) == DONE
+    with record.open_result(path) as found:
+        assert len(found["rounds"]) == 0
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    finished(tmp_path / "a" / "b" / "run.h5", 0.1)
+    assert record.state_of(tmp_path / "a" / "b" / "run.h5", IDENTITY) == DONE
+
+
+def test_file_of(tmp_path: Path) -> None:
+    assert record.file_of(tmp_path / "x.h5", "topk", "ab") == tmp_path / "x.h5"
+    assert record.file_of(tmp_path / "results", "topk", "ab") == tmp_path / "results" / "topk-ab.h5"
+
+
+@pytest.mark.parametrize("status", [RUNNING, DONE, FAILED, DIVERGED])
+def test_state_of(path: Path, status: str) -> None:
+    assert record.state_of(path, IDENTITY) is None
+    finished(path, 0.1, status=status)
+    assert record.state_of(path, IDENTITY) == status
+    assert (status in record.FINISHED) == (status in (DONE, DIVERGED))
+
+
+def test_state_of_another_run(path: Path) -> None:
+    finished(path, 0.1)
+    with pytest.raises(RecordError, match=f"another run, {IDENTITY}; wanted fedcba"):
+        record.state_of(path, "fedcba")
+
+
+def not_hdf5(path: Path) -> None:
+    path.write_text("lr = 0.1")
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def foreign(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["rounds"] = [1, 2]
+
+
+def cut_short(path: Path) -> None:
+    finished(path, 0.1)
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+@pytest.mark.parametrize("make", [not_hdf5, empty, foreign, cut_short, Path.mkdir])
+def test_what_is_no_result(path: Path, make: Any) -> None:
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    for read in (lambda: record.state_of(path, IDENTITY), lambda: record.settings_of(path)):
+        with pytest.raises(RecordError, match=path.name):
+            read()
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
+def test_errors_are_bad_input(path: Path) -> None:
+    assert issubclass(RecordError, BadInput)
+    with pytest.raises(RecordError, match=r"run\.h5: no such file"):
+        record.settings_of(path)
+
+
+def test_a_folder_that_is_a_file(path: Path) -> None:
+    path.touch()
+    with pytest.raises(RecordError, match="wanted a folder to write to"):
+        record.state_of(path / "inside" / "run.h5", IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(RUNNING, FAILED), (DONE, DONE), (DIVERGED, DIVERGED), (FAILED, FAILED)]
+)
+def test_mark_failed(path: Path, before: str, after: str) -> None:
+    record.mark_failed(path)
+    assert not path.exists()
+    finished(path, 0.1, 0.2, status=before)
+    record.mark_failed(path)
+    assert record.state_of(path, IDENTITY) == after
+    with record.open_result(path) as found:
+        assert len(found["rounds"]) == 2
+
+
+# Stopped and killed: `WRITER` makes one result after the other, is stopped at any moment, looked
+# at, and goes on; a process that was stopped has written what a killed one would have. How far it
+# is, as far as it knows itself, is in a file beside each result, written past all buffers.
+
+LENGTH = 80
+"""Rounds of a result of `WRITER`."""
+WRITER = """
+import itertools, os, sys
+from pathlib import Path
+from tests.results.test_record import LENGTH, begin, rows
+
+for number in itertools.count():
+    path = Path(sys.argv[1]) / f"{number}.h5"
+    said = os.open(path.with_suffix(".txt"), os.O_CREAT | os.O_WRONLY)
+    file = begin(path)
+    os.write(said, b"begun ")
+    for t in range(LENGTH):
+        file.append(rows(t, t / LENGTH))
+        os.write(said, b"round ")
+    file.close("done")
+    os.write(said, b"done ")
+    os.close(said)
+"""
+
+
+def check_whole(path: Path, everything: dict[str, np.ndarray]) -> int:
+    """What is finished is there, to the bit, and can be read; returns how many rounds that is."""
+    said = path.with_suffix(".txt").read_text().split()
+    done = said.count("round")
+    if not path.exists():
+        assert not said
+        return 0
+    state = record.state_of(path, IDENTITY)
+    assert state == DONE if "done" in said else state == RUNNING or done == LENGTH
+    with record.open_result(path) as found:
+        held = {name: found[name][:] for name in tables.TABLES}
+        best = found.attrs.get("best_round", -1)
+    listed = len(held["rounds"])
+    assert listed - done in (0, 1)
+    assert listed - best in (1, 2)
+    for name, count in COUNTS.items():
+        whole = listed * count
+        assert held[name][:whole].tobytes() == everything[name][:whole].tobytes(), name
+        assert len(held[name]) in ((whole,) if name == "rounds" else (whole, whole + count))
+    return done
+
+
+def test_a_writer_that_is_stopped_or_killed_leaves_every_round_that_it_finished(
+    tmp_path: Path,
+) -> None:
+    every_round = [rows(t, t / LENGTH) for t in range(LENGTH)]
+    everything = {name: np.concatenate([part[name] for part in every_round]) for name in COUNTS}
+    moments, seen = random.Random(1), set()
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOM) as writer:
+        try:
+            while not (tmp_path / "0.h5").exists():
+                time.sleep(0.01)
+                assert writer.poll() is None
+            for _ in range(250):
+                time.sleep(moments.uniform(0, 0.003))
+                writer.send_signal(signal.SIGSTOP)
+                os.waitpid(writer.pid, os.WUNTRACED)
+                number = max(int(path.stem) for path in tmp_path.glob("*.txt"))
+                seen.add((number, check_whole(tmp_path / f"{number}.h5", everything)))
+                writer.send_signal(signal.SIGCONT)
+        finally:
+            writer.kill()
+    assert len(seen) > 50, "the writer got somewhere"
+    path = max(tmp_path.glob("*.h5"), key=lambda path: int(path.stem))
+    check_whole(path, everything)
+    state = record.state_of(path, IDENTITY)
+    record.mark_failed(path)
+    assert record.state_of(path, IDENTITY) == (DONE if state == DONE else FAILED)
+
+
+class Deadly(dict[str, np.ndarray]):
+    """Tables of which one kills whoever looks at it."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name == "rounds":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(name)
+
+
+def test_killed_between_the_tables_of_a_round(path: Path) -> None:
+    """Other tables may then have rows of a round that `rounds` does not list; it comes last."""
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from tests.results.test_record import Deadly, begin, rows\n"
+        "file = begin(Path(sys.argv[1])); file.append(rows(0)); file.append(Deadly(rows(1)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOM, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    with record.open_result(path) as found:
+        assert found["rounds"]["round"].tolist() == [0]
+        assert found["clients"]["round"].tolist() == [0] * 4 + [1] * 4
+        assert found["ranks"]["round"].tolist() == [0] * 2 + [1] * 2
+        assert found["phases"][:7].tobytes() == rows(0)["phases"].tobytes()

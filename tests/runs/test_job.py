@@ -1,0 +1,308 @@
+"""A job: its ranks check together, run together, and the root records what comes out."""
+
+import gc
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from fedmpi.config import ConfigError, Settings
+from fedmpi.engine import Engine
+from fedmpi.errors import BadInput
+from fedmpi.messages import wire
+from fedmpi.results import record, tables
+from fedmpi.runs import launch
+from fedmpi.runs.job import Job, line, progress
+from fedmpi.runs.sweep import Sweep
+from fedmpi.training.train import Trainer
+from tests.small import small
+
+on_ranks = pytest.mark.parallel([1, 2, 3])
+WORLD = MPI.COMM_WORLD
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job replaces the hook; standard error is no terminal, whatever it is here."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv(launch.PROGRESS, "0")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The root's folder, the same for all ranks."""
+    return Path(WORLD.bcast(str(tmp_path)))
+
+
+def path_of(settings: Settings, folder: Path) -> Path:
+    return record.file_of(folder, settings.method.name, settings.identity())
+
+
+@on_ranks
+def test_check_gives_each_rank_its_own() -> None:
+    assert Job().check(lambda: WORLD.rank * 2) == WORLD.rank * 2
+
+
+@on_ranks
+@pytest.mark.parametrize("guilty", [{0}, {WORLD.size - 1}, set(range(WORLD.size))])
+def test_check_fails_on_all_ranks_and_speaks_on_one(guilty: set[int]) -> None:
+    def make() -> None:
+        if WORLD.rank in guilty:
+            raise ConfigError(f"rank {WORLD.rank} does not like it")
+
+    with pytest.raises(BadInput) as caught:
+        Job().check(make)
+    first, said = min(guilty), str(caught.value)
+    if WORLD.rank != first:
+        assert said == ""
+    elif first == 0:
+        assert said == "rank 0 does not like it"
+    else:
+        host = MPI.Get_processor_name()
+        assert said == f"rank {first} on {host}: rank {first} does not like it"
+
+
+@on_ranks
+def test_a_run_is_recorded_by_the_root(folder: Path) -> None:
+    settings = small("method.name=ssfl", "rounds=3")
+    Job().run(settings, folder)
+    if WORLD.rank:
+        return
+    path = path_of(settings, folder)
+    assert list(folder.iterdir()) == [path]
+    with h5py.File(path) as file:
+        about = file.attrs
+        assert about["status"] == record.DONE
+        assert about["ranks"] == len(about["hosts"]) == WORLD.size
+        assert about["started"] <= about["finished"]
+        assert len(about["model_sha256"]) == len(about["partition_sha256"]) == 64
+        assert 0 < about["partition_tv_mean"] < about["partition_tv_max"] < 1
+        assert 0 < about["partition_gini"] < 1 < about["partition_classes"] < 10
+        assert file["rounds"]["round"].tolist() == [-1, 0, 1, 2]
+        assert file["rounds"]["warmup"][1:].tolist() == [True, False, False]
+        assert set(file["ranks"]["rank"].tolist()) == set(range(WORLD.size))
+        assert {name: list(file[name].dtype.names) for name in tables.TABLES} == {
+            name: list(columns) for name, columns in tables.TABLES.items()
+        }
+        best = np.argmax(file["rounds"]["validation"][1:])
+        assert about["best_round"] == best
+
+
+@on_ranks
+def test_a_result_says_which_trace_it_had(folder: Path) -> None:
+    """By its content: the name is among the settings."""
+    file = folder / "a.csv"
+    if WORLD.rank == 0:
+        file.write_text("client,first,last\n1,0,1\n3,0,0\n")
+    WORLD.Barrier()
+    settings = small("sampling=trace", f"trace={file}")
+    Job().run(settings, folder)
+    if WORLD.rank:
+        return
+    with h5py.File(path_of(settings, folder)) as found:
+        assert found.attrs["trace_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert found["clients"]["client"].tolist() == [1, 3, 1]
+        assert found["rounds"]["sampled"].tolist() == [2, 1]
+
+
+@on_ranks
+@pytest.mark.parametrize(
+    ("words", "status"), [([], record.DONE), (["lr=1e20", "rounds=9"], record.DIVERGED)]
+)
+def test_what_is_finished_is_not_run_again(
+    words: list[str], status: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = small(*words)
+    path = path_of(settings, folder)
+    Job().run(settings, folder)
+    capfd.readouterr()
+    # The other ranks are done before the root has closed the file.
+    WORLD.Barrier()
+    before = path.read_bytes()
+    WORLD.Barrier()
+    Job().run(settings, folder, "again: ")
+    WORLD.Barrier()
+    assert path.read_bytes() == before
+    said = capfd.readouterr().err
+    assert said == (f"again: {path}: {status} already\n" if WORLD.rank == 0 else "")
+    with h5py.File(path) as file:
+        assert file.attrs["status"] == status
+        assert len(file["rounds"]) < 9
+
+
+@on_ranks
+def test_bad_input_in_the_middle_ends_the_job(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, say: whoever finds it cannot tell the others, who wait in a collective."""
+    said: list[str] = []
+
+    def rounds(*_: object) -> None:
+        raise ConfigError("no room")
+
+    monkeypatch.setattr(Engine, "rounds", rounds)
+    monkeypatch.setattr(wire, "abort", said.append)
+    with pytest.raises(ConfigError, match="no room"):
+        Job().run(small(), folder)
+    assert said == ([] if WORLD.size == 1 else ["no room"])
+
+
+@on_ranks
+@pytest.mark.parametrize("status", [record.RUNNING, record.FAILED])
+def test_what_is_not_finished_is_run_again(status: str, folder: Path) -> None:
+    settings = small()
+    path = path_of(settings, folder)
+    if WORLD.rank == 0:
+        record.Record(path, settings.tree(), settings.identity(), {}, tables.TABLES).close(status)
+    WORLD.Barrier()
+    Job().run(settings, folder)
+    if WORLD.rank == 0:
+        with h5py.File(path) as file:
+            assert file.attrs["status"] == record.DONE
+            assert len(file["rounds"]) == 2
+
+
+def test_what_another_job_is_writing_is_left_alone(tmp_path: Path) -> None:
+    """HDF5 locks a file that is written; here by this process, for which there is no lock."""
+    settings = small()
+    path = path_of(settings, tmp_path)
+    Job().run(settings, tmp_path)
+    record.mark_failed(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["status"] = record.RUNNING
+    program = (
+        "import h5py, sys\n"
+        "with h5py.File(sys.argv[1], 'r+'):\n"
+        "    print('open', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as writer:
+        assert writer.stdout is not None and writer.stdin is not None
+        writer.stdout.readline()
+        if record.is_open(path):
+            with pytest.raises(BadInput, match="another job is writing it"):
+                Job().run(settings, tmp_path)
+            record.mark_failed(path)
+        writer.stdin.close()
+    with record.open_result(path) as file:
+        assert file.attrs["status"] == record.RUNNING
+
+
+@on_ranks
+def test_a_sweep_goes_on_behind_bad_members(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Settings that no file shows to be wrong are refused one by one; the code tells."""
+    file = folder / "a.toml"
+    if WORLD.rank == 0:
+        file.write_text(
+            '[base]\nrounds = 1\ndata = { name = "synthetic", samples = 200, shape = [1, 4, 4] }\n'
+            '[[grid]]\nclients = [3, 999, 2]\n"method.name" = ["fedavg"]'
+        )
+    WORLD.Barrier()
+    plan = Sweep(file, folder, ())
+    assert Job().sweep(plan) == 2
+    WORLD.Barrier()
+    states = [plan.state(number) for number in range(3)]
+    assert states == [record.DONE, None, record.DONE]
+    said = capfd.readouterr().err
+    if WORLD.rank == 0:
+        assert said.count("run 1 (clients=999  method.name=fedavg): clients = 999: more than") == 1
+        assert "[1/3] clients=3" in said and "[3/3] clients=2" in said
+    else:
+        assert said == ""
+
+
+def test_the_runs_of_a_sweep_do_not_pile_up_in_memory(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(
+        "[base]\nrounds = 1\nclients = 2\n"
+        'data = { name = "synthetic", samples = 200, shape = [1, 4, 4] }\n'
+        "[[grid]]\nseed = [1, 2, 3]"
+    )
+    gc.collect()
+    before = sum(type(one) is Trainer for one in gc.get_objects())
+    Job().sweep(Sweep(file, tmp_path, ()))
+    assert sum(type(one) is Trainer for one in gc.get_objects()) == before
+
+
+@pytest.mark.parallel(2)
+def test_ranks_read_files_that_the_root_alone_may_have_written(folder: Path) -> None:
+    """Whether a result is there is the root's word; others may not see its disk."""
+    settings = small()
+    mine = folder if WORLD.rank == 0 else folder / "elsewhere"
+    Job().run(settings, mine)
+    Job().run(settings, mine)
+    assert not (folder / "elsewhere").exists()
+
+
+def row() -> np.void:
+    rows = tables.empty(tables.ROUNDS, 1)
+    rows["round"], rows["loss"], rows["accuracy"] = 4, 1.25, 0.5
+    rows["up"], rows["down"], rows["seconds"] = 1_234_567, 890, 0.0625
+    return rows[0]
+
+
+def test_a_line_for_people() -> None:
+    found = row()
+    assert line(found) == "loss 1.250  accuracy 0.500  up 1.23 MB  down 890 B  62.5 ms"
+    found["accuracy"] = np.nan
+    assert line(found) == "loss 1.250  up 1.23 MB  down 890 B  62.5 ms"
+    found["round"], found["loss"] = -1, np.nan
+    assert line(found) == "agreement  up 1.23 MB  down 890 B  62.5 ms"
+
+
+def test_progress_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(7, is_root=True) as show:
+        show(row())
+    assert capsys.readouterr().err == f"round 5/7  {line(row())}\n"
+
+
+def test_progress_is_a_bar_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(launch.PROGRESS, "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with progress(7, is_root=True) as show:
+        show(row())
+    said = capsys.readouterr().err
+    assert "5/7" in said
+    assert "\x1b[" in said
+
+
+def test_no_progress_but_on_the_root(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(7, is_root=False) as show:
+        show(row())
+    assert capsys.readouterr().err == ""
+
+
+def test_one_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
+    """Rank 1 raises while rank 0 waits for it in a collective."""
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "from fedmpi.messages import wire\n"
+        "wire.abort_on_exception()\n"
+        "if wire.MPI.COMM_WORLD.rank == 1:\n"
+        "    raise RuntimeError('out of patience')\n"
+        "wire.MPI.COMM_WORLD.Barrier()\n"
+    )
+    launcher = launch.find()
+    done = subprocess.run(
+        launcher.command(2, [sys.executable, str(script)]),
+        env=launcher.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "rank 1 of 2 failed:\nTraceback" in done.stderr
+    assert "RuntimeError: out of patience" in done.stderr

@@ -1,0 +1,346 @@
+"""A sweep: what it consists of, what is left to do, and what becomes of a run that dies."""
+
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+from click.testing import CliRunner, Result
+
+from fedmpi.__main__ import main
+from fedmpi.config import ConfigError
+from fedmpi.engine import Engine
+from fedmpi.results import record, tables
+from fedmpi.runs import launch
+from fedmpi.runs.sweep import Sweep, members
+
+FILES = sorted((Path(__file__).parents[2] / "jobs" / "sweeps").glob("*.toml"))
+"""The studies that come along."""
+QUICK = """
+[base]
+rounds = 3
+clients = 4
+data = { name = "synthetic", samples = 200, test_samples = 40, shape = [1, 4, 4] }
+model.hidden = [8]
+"""
+"""The settings of runs that take a tenth of a second."""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, in a shell that no launcher has touched."""
+    monkeypatch.chdir(tmp_path)
+    for name in (*launch.RANK_VARIABLES, "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    # A run replaces it.
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    return tmp_path
+
+
+def write(*grids: str) -> Path:
+    """A sweep file."""
+    path = Path("a.toml")
+    path.write_text(QUICK + "".join(f"[[grid]]\n{grid}\n" for grid in grids))
+    return path
+
+
+def points(*grids: str) -> list[dict[str, Any]]:
+    return [member.point for member in members(write(*grids))]
+
+
+def sweep(*words: str) -> Result:
+    """`fedmpi sweep a.toml WORDS`, in this process."""
+    return CliRunner().invoke(main, ["sweep", "a.toml", *words], catch_exceptions=False)
+
+
+def states(result: Result) -> list[str]:
+    """What --dry-run says of each run."""
+    assert result.exit_code == 0
+    return [line[6:16].strip() for line in result.stdout.splitlines()]
+
+
+def test_a_grid_is_a_product() -> None:
+    found = points("seed = [1, 2]\nlr = [0.1, 0.2, 0.3]")
+    assert found == [{"seed": s, "lr": lr} for s in (1, 2) for lr in (0.1, 0.2, 0.3)]
+
+
+def test_grids_are_a_union_and_each_run_is_there_once() -> None:
+    found = points(
+        "seed = [1, 2]",
+        '"method.name" = ["fedavg", "topk"]\nseed = [2, 3]',
+    )
+    # FedAvg with seed 2 stands in both.
+    assert found == [
+        {"seed": 1},
+        {"seed": 2},
+        {"method.name": "fedavg", "seed": 3},
+        {"method.name": "topk", "seed": 2},
+        {"method.name": "topk", "seed": 3},
+    ]
+
+
+def test_a_default_is_no_other_run() -> None:
+    assert len(points("seed = [1, 1]\nlr = [0.1, 0.10]\nmomentum = [0.0]")) == 1
+
+
+def test_without_grids_it_is_one_run() -> None:
+    (member,) = members(write())
+    assert member.point == {}
+    assert member.settings.clients == 4
+
+
+def test_points_win_over_the_base_and_tables_are_replaced() -> None:
+    (first, second) = members(
+        write('rounds = [9]\npartition = [{ name = "iid" }, { name = "dirichlet", alpha = 0.3 }]')
+    )
+    assert first.settings.rounds == second.settings.rounds == 9
+    assert first.settings.partition.name == "iid"
+    assert second.settings.tree()["partition"] == {"name": "dirichlet", "alpha": 0.3, "minimum": 10}
+    assert str(first) == "rounds=9  partition=iid"
+    assert str(second) == "rounds=9  partition=dirichlet(alpha=0.3)"
+
+
+def test_a_grid_may_be_nested() -> None:
+    dotted = '"method.name" = ["topk"]\n"method.sparsity" = [0.5, 0.9]'
+    nested = '[grid.method]\nname = ["topk"]\nsparsity = [0.5, 0.9]'
+    assert points(dotted) == points(nested)
+
+
+def test_members_do_not_share_tables() -> None:
+    """A point that writes into a table of the base leaves it as it was for the next."""
+    first, second = members(write('"data.samples" = [100, 200]'))
+    assert first.settings.tree()["data"]["samples"] == 100
+    assert second.settings.tree()["data"]["samples"] == 200
+
+
+def test_all_that_is_wrong_is_said() -> None:
+    """In every grid, but what is wrong with many runs only of the first."""
+    grids = ("seed = 1", "rouds = [1, 2]", "lr = [0.1, -1, 'x']")
+    with pytest.raises(ConfigError) as caught:
+        members(write(*grids))
+    assert [problem.split(":")[1] for problem in caught.value.problems] == [
+        " [[grid]] 1",
+        " [[grid]] 2 (rouds=1)",
+        " [[grid]] 3 (lr=-1)",
+        " [[grid]] 3 (lr=x)",
+    ]
+
+
+def test_count() -> None:
+    write("seed = [1, 2, 2]\nlr = [0.1, 0.2]")
+    found = sweep("--count")
+    assert (found.exit_code, found.stdout) == (0, "4\n")
+    assert not list(Path().rglob("*.h5"))
+
+
+@pytest.mark.parametrize("option", ["--count", "--dry-run"])
+def test_asking_runs_nothing_even_inside_a_job(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMIX_RANK", "0")
+    write("seed = [1, 2]")
+    assert sweep(option).exit_code == 0
+    assert not Path("results").exists()
+
+
+def test_states_and_what_is_left() -> None:
+    """Done, diverged, failed, running, to do: what is finished is not run again."""
+    file = write("seed = [1, 2, 3, 4]", "lr = [1e20]")
+    assert sweep("--only", "0", "--only", "4").exit_code == 0
+    plan = Sweep(file, Path("results"))
+    for number, status in ((1, record.FAILED), (2, record.RUNNING)):
+        settings = plan.members[number].settings
+        path, tree = plan.path(number), settings.tree()
+        record.Record(path, tree, settings.identity(), {}, tables.TABLES).close(status)
+    found = sweep("--dry-run")
+    assert states(found) == ["done", "failed", "running", "to do", "diverged"]
+    assert found.stdout.splitlines()[0] == "   0  done        seed=1"
+    assert found.stdout.splitlines()[4] == "   4  diverged    lr=1e+20"
+    before = {number: plan.path(number).read_bytes() for number in (0, 4)}
+
+    found = sweep()
+    assert found.exit_code == 0
+    assert found.stderr.count("done already") == found.stderr.count("diverged already") == 1
+    assert states(sweep("--dry-run")) == ["done", "done", "done", "done", "diverged"]
+    assert {number: plan.path(number).read_bytes() for number in (0, 4)} == before
+
+
+def test_only_some() -> None:
+    write("seed = [1, 2, 3]")
+    found = sweep("--only", "2", "--only", "0")
+    assert found.exit_code == 0
+    assert "[1/2] seed=3" in found.stderr and "[2/2] seed=1" in found.stderr
+    assert states(sweep("--dry-run")) == ["done", "to do", "done"]
+    assert states(sweep("--dry-run", "--only", "1")) == ["to do"]
+
+
+def test_bad_members_are_skipped_and_the_code_tells() -> None:
+    write("clients = [2, 999, 3]")
+    found = sweep()
+    assert found.exit_code == 2
+    assert "run 1 (clients=999): clients = 999: more than the 180 training samples" in found.stderr
+    assert states(sweep("--dry-run")) == ["done", "to do", "done"]
+
+
+def test_a_run_of_a_sweep_is_the_run_alone() -> None:
+    write("seed = [3]")
+    assert sweep().exit_code == 0
+    (path,) = Path("results").iterdir()
+    words = ["run", str(path), "--out", "alone"]
+    assert CliRunner().invoke(main, words, catch_exceptions=False).exit_code == 0
+    with h5py.File(path) as ours, h5py.File(Path("alone") / path.name) as theirs:
+        assert ours.attrs["model_sha256"] == theirs.attrs["model_sha256"]
+
+
+KILLER = """#!{python}
+# An mpiexec that starts one process and no MPI. It logs the process's words, and kills it in the
+# second round of a run with seed = 2.
+import subprocess, sys
+if "--version" in sys.argv:
+    sys.exit(print("killer 1.0"))
+words = sys.argv[sys.argv.index("-n") + 2 :]
+with open("log", "a") as log:
+    print(*words[3:], file=log)
+process, title = subprocess.Popen(words, stderr=subprocess.PIPE, text=True), ""
+for line in process.stderr:
+    sys.stderr.write(line)
+    title = line if line.startswith("[") else title
+    if "seed=2 " in title and line.startswith("round 2/"):
+        process.kill()
+code = process.wait()
+sys.exit(code if code >= 0 else 128 - code)
+"""
+
+
+LONG = "seed = [2]\nrounds = [200]"
+"""A run that is long enough to be killed before it is done: a second."""
+
+
+@pytest.fixture
+def killer(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The path of `KILLER`, which is the launcher."""
+    path = here / "killer"
+    path.write_text(KILLER.format(python=sys.executable))
+    path.chmod(0o755)
+    monkeypatch.setenv("FEDMPI_MPIEXEC", str(path))
+    monkeypatch.setenv(launch.PROGRESS, "0")
+    return path
+
+
+def jobs(lines: Iterable[str]) -> list[list[int]]:
+    """The numbers of the runs that each job was to do."""
+    return [[int(number) for number in line.split("--only")[1:]] for line in lines]
+
+
+def test_a_run_that_kills_its_job(killer: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is marked as failed, the others run, and the exit code tells."""
+    plan = Sweep(write("seed = [1]", LONG, "seed = [3]"), Path("results"))
+    assert plan.supervise(2) == 1
+    assert [plan.state(number) for number in range(3)] == ["done", "failed", "done"]
+    with record.open_result(plan.path(1)) as cut:
+        assert 2 <= len(cut["rounds"]) < 200
+    assert "run 1 (seed=2  rounds=200) failed: exit code 137\n" in capfd.readouterr().err
+    assert jobs(Path("log").read_text().splitlines()) == [[0, 1, 2], [2]]
+
+
+def test_a_run_that_dies_before_it_has_a_file(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """For want of memory, say. Which run it was shows if each has a job of its own."""
+    started: list[str] = []
+
+    def start(ranks: int, words: Sequence[str]) -> int:
+        started.append(" ".join(words))
+        for number in jobs(started)[-1]:
+            if number == 2:
+                return 1
+            assert sweep("--only", str(number)).exit_code == 0
+        return 0
+
+    monkeypatch.setattr(launch, "start", start)
+    plan = Sweep(write("seed = [1, 2, 3, 4]"), Path("results"))
+    assert plan.supervise(2) == 1
+    assert [plan.state(number) for number in range(4)] == ["done", "done", None, "done"]
+    assert "run 2 (seed=3) failed: exit code 1\n" in capfd.readouterr().err
+    assert jobs(started) == [[0, 1, 2, 3], [2], [3]]
+
+
+def test_an_interrupted_sweep_goes_on(killer: Path) -> None:
+    """The sweep as a whole is killed in its second run; the next one does the rest."""
+    plan = Sweep(write("seed = [1]", LONG, "seed = [3]"), Path("results"))
+    program = [sys.executable, "-m", "fedmpi", "sweep", "a.toml"]
+    done = subprocess.run([killer, "-n", "1", *program], capture_output=True, timeout=120)
+    assert done.returncode == 137
+    assert states(sweep("--dry-run")) == ["done", "running", "to do"]
+    first = plan.path(0).read_bytes()
+
+    found = sweep()
+    assert found.exit_code == 0
+    assert found.stderr.count("done already") == 1
+    assert states(sweep("--dry-run")) == ["done", "done", "done"]
+    assert plan.path(0).read_bytes() == first
+
+
+def test_supervising_a_finished_sweep_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("seed = [1, 2]")
+    assert sweep().exit_code == 0
+    monkeypatch.setattr(launch, "start", lambda *_: pytest.fail("ranks were started"))
+    assert sweep("--ranks", "3").exit_code == 0
+
+
+def starts(code: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Jobs do nothing from now on but end with a code; what they would have been."""
+    started: list[str] = []
+
+    def start(ranks: int, words: Sequence[str]) -> int:
+        started.append(" ".join([str(ranks), *words]))
+        return code
+
+    monkeypatch.setattr(launch, "start", start)
+    return started
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_supervising_passes_the_code_of_its_job_on(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = starts(code, monkeypatch)
+    write("seed = [1, 2]")
+    assert sweep("--ranks", "3", "--out", "o").exit_code == code
+    assert started == ["3 sweep a.toml --out o --only 0 --only 1"]
+
+
+def test_a_launcher_that_never_works_is_not_tried_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started = starts(1, monkeypatch)
+    write("seed = [1, 2, 3]")
+    assert sweep("--ranks", "3").exit_code == 1
+    assert len(started) == 4
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_studies_that_come_along(file: Path) -> None:
+    """All of their settings are right, a run of each method could begin, and one sends all."""
+    alike = ("data={name='synthetic', shape=[3,32,32], samples=2000}",)
+    is_real = members(file)[0].settings.data.name == "cifar10"
+    some = members(file, alike) if is_real else members(file)
+    found = {member.settings.method.name: member.settings for member in some}
+    assert found.keys() & {"fedavg", "splitfed"}, "what the others are compared with"
+    assert len(found) > 1
+    for settings in found.values():
+        Engine(settings)
+
+
+def test_devices_too_small_for_all_but_a_front() -> None:
+    (file,) = (file for file in FILES if file.stem == "constrained-devices")
+    small = members(file, ("devices.tiers.0.memory=0.2",))
+    for settings in {member.settings.method.name: member.settings for member in small}.values():
+        if settings.method.name == "splitfed":
+            Engine(settings)
+        else:
+            with pytest.raises(ConfigError, match="is a 'sensor': wanted at most its memory"):
+                Engine(settings)

@@ -1,0 +1,67 @@
+"""One rank fails, the others are in a collective: the job ends, and says which rank, and why."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedmpi.runs import launch
+
+ROOM = Path(__file__).parent.parent.parent
+LIMIT = 60
+"""Seconds that starting three Pythons on a busy machine may take; the failure itself takes none."""
+
+FAILURE = """
+import sys
+import numpy as np
+from fedmpi.messages.clock import Clock
+from fedmpi.messages.wire import Wire, abort_on_exception
+
+abort_on_exception()
+wire = Wire(Clock())
+print("all are here" if wire.lowest(True) == 0 else "")
+if wire.rank == int(sys.argv[1]):
+    raise RuntimeError(f"no bread on rank {wire.rank}")
+getattr(wire, sys.argv[2])(np.zeros(8, np.uint8))
+wire.settle()
+"""
+
+
+def environment(launcher: launch.Launcher) -> dict[str, str]:
+    """The launcher's, without what would make its ranks part of the job that runs the tests."""
+    found = launcher.environment()
+    if launch.is_launched():
+        marks = ("OMPI_COMM", "OMPI_MCA", "PMIX_", "PRTE_", "PMI_", "MPI_LOCAL", "HYDI_")
+        found = {name: value for name, value in found.items() if not name.startswith(marks)}
+    return found
+
+
+@pytest.mark.parametrize("verb", ["gather", "bcast"])
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_any_rank_ends_the_job(rank: int, verb: str) -> None:
+    launcher = launch.find()
+    words = launcher.command(3, [sys.executable, "-c", FAILURE, str(rank), verb])
+    with subprocess.Popen(
+        words,
+        cwd=ROOM,
+        env=environment(launcher),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as job:
+        try:
+            out, err = job.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+            pytest.fail(f"rank {rank} failed, and after {LIMIT} s the job had not ended")
+    assert job.returncode not in (0, None)
+    assert "all are here" in out, "what was printed before is not lost"
+    assert f"rank {rank} of 3 failed" in err
+    assert f"RuntimeError: no bread on rank {rank}" in err
+    assert "Traceback" in err
+    others = [other for other in range(3) if other != rank]
+    assert not any(f"rank {other} of 3 failed" in err for other in others)

@@ -1,0 +1,389 @@
+"""The algebra of methods that compress updates: right on average, or contracting with feedback."""
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedmpi import models
+from fedmpi.engine import Engine
+from fedmpi.messages import quantized, sparse
+from fedmpi.messages.codec import Block, Kind, pack
+from fedmpi.methods import powersgd, randomk
+from tests.methods.test_fedavg import TINY
+from tests.plain import EVERYTHING, play
+from tests.small import run, small, smooth
+
+BYTES = 24 + 16 + 32
+"""Headers of a buffer with one message of one block."""
+CPU = torch.device("cpu")
+few = settings(max_examples=40, deadline=None)
+numbers = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
+vectors = st.lists(numbers, min_size=1, max_size=40)
+
+
+def engine(*words: str) -> Engine:
+    return Engine(small(*words))
+
+
+def sent(found: Engine, client: int, update: Tensor, t: int = 0) -> Tensor:
+    """What the server makes of a client's upload after that update: [n]."""
+    blocks = found.clients.upload(t, client, found.clients.start + update)
+    found.server.sum.total.zero_()
+    found.server.add(t, client, blocks, 1.0)
+    return found.server.sum.total.clone()
+
+
+def noise(found: Engine, seed: int = 0) -> Tensor:
+    return torch.randn(found.flat.size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", ["randomk", "qsgd"])
+def test_without_feedback_it_is_right_on_average(name: str) -> None:
+    """Over rounds, that is over draws: each value within five of the largest standard errors."""
+    words: dict[str, tuple[str, ...]] = {
+        "randomk": ("method.sparsity=0.75",),
+        "qsgd": ("method.bits=3", "method.bucket=16"),
+    }
+    found = engine(f"method.name={name}", *words[name])
+    update, draws = noise(found), 800
+    every = torch.stack([sent(found, 2, update, t) for t in range(draws)])
+    off = (every.mean(0) - update).abs()
+    assert off.max() <= 5 * every.std(0).max() / draws**0.5
+    assert off.mean() < 1.2 * (every.std(0) / draws**0.5).mean()
+    assert (every.std(0) > 1e-3).float().mean() > 0.9, "it is random"
+
+
+# ---- top-k
+
+
+@given(vectors, st.floats(0, 1))
+@few
+def test_topk_contracts_by_what_it_keeps(vector: list[float], share: float) -> None:
+    """||v - top_k(v)||^2 <= (1 - k / n) ||v||^2: Stich et al., definition 2.1 of a contraction."""
+    values, count = torch.tensor(vector), max(1, round(share * len(vector)))
+    rest = values.clone()
+    rest[sparse.top(values, count)] = 0
+    square = float(values.double().square().sum())
+    assert float(rest.double().square().sum()) <= (1 - count / len(vector)) * square * (1 + 1e-12)
+
+
+# ---- random-k
+
+
+def test_randomk_draws_anew_and_sends_no_positions() -> None:
+    found = engine("method.name=randomk", "method.sparsity=0.9")
+    count = round(0.1 * found.flat.count)
+    seen = set()
+    for t, client in itertools.product(range(3), range(3)):
+        (block,) = found.clients.upload(t, client, noise(found))
+        assert (block.indices, block.count) == (None, count)
+        where = randomk.drawn(found.settings, found.flat, t, client)
+        assert len(where) == count and (where.diff() > 0).all()
+        seen.add(tuple(where.tolist()))
+    assert len(seen) == 9
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+def test_randomk_over_all_sets_of_positions(
+    feedback: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of four values. Scaled by n / k they are right on average, and vary by (n / k - 1) times
+    the square; as they are they leave the share 1 - k / n of it.
+    """
+    mine = ("method.sparsity=0.5", f"method.error_feedback={str(feedback).lower()}")
+    found, update = engine(*TINY, "method.name=randomk", *mine), torch.tensor([3.0, -1.0, 0.5, 2.0])
+    sets = list(itertools.combinations(range(4), 2))
+    # A client for each, so that none has a residual.
+    monkeypatch.setattr(randomk, "drawn", lambda *given: torch.tensor(sets[given[-1]]))
+    every = torch.stack([sent(found, client, update) for client in range(len(sets))])
+    wanted = update / 2 if feedback else update
+    torch.testing.assert_close(every.mean(0), wanted)
+    square = (every - update).square().sum(1).mean()
+    torch.testing.assert_close(square, update.square().sum() * (0.5 if feedback else 1))
+
+
+def test_randomk_takes_all_sets_of_positions_alike() -> None:
+    """1200 draws of six sets: 200 each, give or take five standard deviations."""
+    found = engine(*TINY, "method.name=randomk", "method.sparsity=0.5")
+    counts = Counter(
+        tuple(randomk.drawn(found.settings, found.flat, t, client).tolist())
+        for t, client in itertools.product(range(400), range(3))
+    )
+    assert set(counts) == set(itertools.combinations(range(4), 2))
+    assert all(abs(count - 200) < 5 * (1200 * 1 / 6 * 5 / 6) ** 0.5 for count in counts.values())
+
+
+def test_randomk_draws_from_all_parameters_and_from_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    found = engine("method.name=randomk", "method.sparsity=0.5")
+    flat, seen = found.flat, [randomk.drawn(found.settings, found.flat, t, 0) for t in range(40)]
+    assert len(seen[0]) == round(flat.count / 2)
+    assert torch.equal(torch.cat(seen).unique(), flat.movable)
+
+
+@pytest.mark.parametrize("feedback", ["true", "false"])
+def test_randomk_without_sparsity_is_fedavg(feedback: str) -> None:
+    words = ("method.name=randomk", "method.sparsity=0.0", f"method.error_feedback={feedback}")
+    np.testing.assert_allclose(run(small(*words)).model, run(small()).model, rtol=1e-4, atol=2e-5)
+
+
+# ---- QSGD
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8, 16])
+@pytest.mark.parametrize("bucket", [1, 7, 128, 5000])
+def test_levels_are_those_beside_a_value(bits: int, bucket: int) -> None:
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(1))
+    codes, norms = quantized.levels(Kind.GRADIENT, values, bits, bucket, np.random.default_rng(0))
+    found = quantized.leveled(codes, norms, bucket, CPU)
+    parts = values.split(bucket)
+    wanted = torch.stack([part.norm() for part in parts])
+    np.testing.assert_allclose(sparse.values(norms), wanted, rtol=1e-6)
+    step = wanted.repeat_interleave(bucket)[:1000] / (2 ** (bits - 1) - 1)
+    assert ((found - values).abs() <= step * (1 + 1e-5)).all()
+    assert ((found == 0) | (found.sign() == values.sign())).all()
+
+
+class Even:
+    """In place of a generator: all numbers of a row are the middle of its part of [0, 1)."""
+
+    def random(self, shape: tuple[int, int]) -> np.ndarray:
+        """See `numpy.random.Generator.random`."""
+        rows = (np.arange(shape[0]) + 0.5) / shape[0]
+        return np.broadcast_to(rows[:, np.newaxis], shape)
+
+
+POINTS = 256
+"""Into so many parts of equal probability [0, 1) is divided."""
+
+
+def outcomes(values: Tensor, bits: int) -> Tensor:
+    """What QSGD makes of values [n], a bucket, in all parts of the probability: [POINTS, n]."""
+    even: Any = Even()
+    pair = quantized.levels(Kind.GRADIENT, values.repeat(POINTS), bits, len(values), even)
+    return quantized.leveled(*pair, len(values), CPU).view(POINTS, -1).double()
+
+
+@given(vectors, st.integers(2, 6))
+@few
+def test_levels_are_right_on_average_over_all_outcomes(vector: list[float], bits: int) -> None:
+    """E Q(v) = v (lemma 3.1 (i) of the paper), to what one part of the probability is worth."""
+    values = torch.tensor(vector)
+    step = float(values.double().norm()) / (2 ** (bits - 1) - 1)
+    mean = outcomes(values, bits).mean(0)
+    assert (mean - values).abs().max() <= step * (0.5 / POINTS + 1e-5)
+
+
+@given(vectors, st.integers(2, 6))
+@few
+def test_levels_vary_no_more_and_are_as_few_as_the_paper_proves(
+    vector: list[float], bits: int
+) -> None:
+    """E ||Q(v) - v||^2 <= min(n / s^2, sqrt(n) / s) ||v||^2, and on average at most s (s + sqrt(n))
+    values are not zero (lemma 3.1 (ii) and (iii)).
+    """
+    values, n, s = torch.tensor(vector), len(vector), 2 ** (bits - 1) - 1
+    found, square = outcomes(values, bits), float(values.double().square().sum())
+    variance = float((found - values).square().sum(1).mean())
+    # Half of a part each value may be off, by what it has to lose.
+    off = n / POINTS / 2
+    assert variance <= (min(n / s**2, n**0.5 / s) * (1 + 1e-5) + off / s**2) * square
+    assert float((found != 0).double().sum(1).mean()) <= s * (s + n**0.5) + off
+
+
+def test_levels_of_different_clients_rounds_and_values_are_drawn_apart() -> None:
+    found = engine("method.name=qsgd", "method.bits=2", "method.bucket=5000")
+    update = torch.full((found.flat.size,), 0.3)
+    drawn = {(t, c): sent(found, c, update, t) for t in range(2) for c in range(2)}
+    for one, other in itertools.combinations(drawn.values(), 2):
+        assert (one != other).any()
+    for every in drawn.values():
+        share = float((every != 0).float().mean())
+        # Each value is one level up with the same probability.
+        wanted = len(update) ** -0.5
+        assert abs(share - wanted) < 5 * (wanted / len(update)) ** 0.5
+
+
+def test_qsgd_with_a_norm_for_each_value_is_fedavg() -> None:
+    """Then each value is its norm or minus that."""
+    words = (*EVERYTHING, "participation=0.6")
+    found = run(small("method.name=qsgd", "method.bits=2", "method.bucket=1", *words))
+    np.testing.assert_allclose(found.model, run(small(*words)).model, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_levels_of_what_is_no_number(wrong: float) -> None:
+    values = torch.ones(10)
+    values[3] = wrong
+    pair = quantized.levels(Kind.GRADIENT, values, 4, 5, np.random.default_rng(0))
+    found = quantized.leveled(*pair, 5, CPU)
+    assert not torch.isfinite(found[:5]).any() and torch.isfinite(found[5:]).all()
+
+
+def test_levels_of_nothing_and_zeros() -> None:
+    for values in (torch.empty(0), torch.zeros(9)):
+        pair = quantized.levels(Kind.GRADIENT, values, 4, 5, np.random.default_rng(0))
+        assert torch.equal(quantized.leveled(*pair, 5, CPU), values)
+
+
+@pytest.mark.parametrize("bits", [2, 8, 11])
+def test_bytes_of_qsgd(bits: int) -> None:
+    found = run(small("method.name=qsgd", f"method.bits={bits}", "method.bucket=64"))
+    n, rows = found.engine.flat.size, found.tables["clients"]
+    wanted = -(-n * bits // 8) + 4 * -(-n // 64)
+    assert set(rows["up_gradient"].tolist()) == {wanted}
+    assert not rows["up_mask"].any()
+
+
+# ---- signs
+
+
+def test_signs() -> None:
+    block = sparse.signs(Kind.GRADIENT, torch.tensor([3.0, -1.0, 0.0, -4.0]), 4)
+    assert sparse.values(block).tolist() == [2.0, -2.0, 2.0, -2.0]
+    assert len(pack_one(block)) == BYTES + 8
+
+
+def pack_one(*blocks: Block) -> Any:
+    from fedmpi.messages.codec import Message
+
+    return pack([Message(0, blocks)]).data
+
+
+def test_signs_contract_as_the_paper_says() -> None:
+    """||v - C(v)||^2 = ||v||^2 - ||v||_1^2 / n: lemma 8 of Karimireddy et al."""
+    v = torch.randn(500, generator=torch.Generator().manual_seed(3))
+    rest = v - sparse.values(sparse.signs(Kind.GRADIENT, v, 500))
+    wanted = v.square().sum() - v.abs().sum().square() / 500
+    assert float(rest.square().sum()) == pytest.approx(float(wanted), rel=1e-4)
+
+
+# ---- DGC
+
+
+def test_dgc_without_momentum_and_warmup_is_topk() -> None:
+    words = ("method.sparsity=0.9", "rounds=4", "participation=0.6")
+    dgc = run(small("method.name=dgc", "method.momentum=0.0", "method.warmup=0", *words))
+    assert dgc.sha256 == run(small("method.name=topk", *words)).sha256
+
+
+def test_dgc_against_algorithm_1() -> None:
+    found = engine("method.name=dgc", "method.sparsity=0.9", "method.warmup=2")
+    u, v = torch.zeros(found.flat.size), torch.zeros(found.flat.size)
+    densities = []
+    for t in range(5):
+        update = noise(found, t)
+        u = 0.9 * u + update
+        v = v + u
+        arrived = sent(found, 0, update, t)
+        mask = arrived != 0
+        densities.append(int(mask.sum()))
+        np.testing.assert_allclose(arrived[mask], v[mask], rtol=1e-5)
+        assert v[mask].abs().min() >= v[~mask].abs().max()
+        u[mask] = v[mask] = 0
+        np.testing.assert_allclose(found.clients.feedback.residuals[0], v, rtol=1e-4, atol=1e-6)
+    n = found.flat.count
+    assert densities == [round(n * d) for d in (0.25, 0.1, 0.1, 0.1, 0.1)]
+
+
+# ---- PowerSGD
+
+
+def matrices(found: Engine, vector: Tensor) -> list[Tensor]:
+    shapes = powersgd.Shapes(found.flat, found.settings.method.rank)
+    return [vector[p.start : p.stop].view(rows, columns) for p, rows, columns in shapes.matrices]
+
+
+def test_powersgd_sends_low_ranks_exactly() -> None:
+    found = engine("method.name=powersgd", "method.rank=2")
+    update = noise(found)
+    assert len(matrices(found, update)) == 3
+    for matrix in matrices(found, update):
+        left, right = torch.randn(len(matrix), 2), torch.randn(2, matrix.shape[1])
+        matrix.copy_(left @ right)
+    np.testing.assert_allclose(sent(found, 0, update), update, atol=1e-4)
+
+
+def test_powersgd_of_full_rank_is_fedavg() -> None:
+    """Factors that would be longer than their matrix are not made."""
+    words = ("method.name=powersgd", "method.rank=12", *EVERYTHING, "participation=0.6")
+    found = run(small(*words))
+    np.testing.assert_allclose(found.model, run(small(*words[2:])).model, rtol=1e-4, atol=2e-5)
+    assert (found.tables["clients"]["up_gradient"] == 4 * found.engine.flat.size).all()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_powersgd_projects_and_so_contracts(rank: int) -> None:
+    """What is left out of a matrix is orthogonal to what is sent of it, at the first draw already;
+    at last no more than 1 - rank / (number of its rows) of the square, as of the best of that rank.
+    """
+    found = engine("method.name=powersgd", f"method.rank={rank}", "method.error_feedback=false")
+    update = noise(found)
+    for t in range(30):
+        arrived = sent(found, 0, update, t)
+        for whole, some in zip(matrices(found, update), matrices(found, arrived), strict=True):
+            square = float(whole.square().sum())
+            rest = float((whole - some).square().sum())
+            assert float(some.square().sum()) + rest == pytest.approx(square, rel=1e-4)
+            assert 0 < rest < square
+    for whole, some in zip(matrices(found, update), matrices(found, arrived), strict=True):
+        rest = float((whole - some).square().sum())
+        assert rest <= (1 - rank / min(whole.shape)) * float(whole.square().sum())
+
+
+def test_powersgd_of_nothing_is_nothing_and_does_no_harm() -> None:
+    found = engine("method.name=powersgd", "method.rank=2")
+    nothing = torch.zeros(found.flat.size)
+    assert not sent(found, 0, nothing).any()
+    update = noise(found)
+    arrived = sent(found, 0, update, 1)
+    assert arrived.isfinite().all()
+    assert float((arrived - update).norm()) < float(update.norm())
+
+
+def test_powersgd_comes_to_the_best_rank() -> None:
+    """The same update again and again, without feedback: subspace iteration finds the first
+    singular vectors.
+    """
+    found = engine("method.name=powersgd", "method.rank=2", "method.error_feedback=false")
+    update = noise(found)
+    for t in range(60):
+        arrived = sent(found, 0, update, t)
+    for matrix, rank2 in zip(matrices(found, update), matrices(found, arrived), strict=True):
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        best = u[:, :2] @ torch.diag(s[:2]) @ v[:2]
+        assert float((rank2 - best).norm()) < 0.05 * float(best.norm())
+        assert float((rank2 - matrix).norm()) <= float(matrix.norm())
+
+
+def test_powersgds_clients_begin_at_factors_of_their_own() -> None:
+    found = engine("method.name=powersgd", "method.rank=1")
+    update = noise(found)
+    assert not torch.equal(sent(found, 0, update), sent(found, 1, update))
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_bytes_of_powersgd(rank: int) -> None:
+    """Factors where they are shorter: with rank 5 not those of 8 x 12 and of 10 x 8."""
+    found = run(small("method.name=powersgd", f"method.rank={rank}"))
+    # 12 x 64, 8 x 12 and 10 x 8 as factors; biases of 12, 8 and 10.
+    matrices = [(12, 64), (8, 12), (10, 8)]
+    values = [min(rank * (rows + columns), rows * columns) for rows, columns in matrices]
+    wanted = 4 * (sum(values) + 12 + 8 + 10)
+    assert set(found.tables["clients"]["up_gradient"].tolist()) == {wanted}
+
+
+@pytest.mark.parametrize("name", ["randomk", "qsgd", "signsgd", "dgc", "powersgd"])
+def test_compressors_learn(name: str) -> None:
+    found = small(f"method.name={name}", "rounds=12", "data.separation=8.0", "partition.name=iid")
+    losses = [float(o.tables["rounds"]["loss"][0]) for o in play(Engine(found)) if o is not None]
+    assert losses[-1] < 0.6 * losses[0]

@@ -1,0 +1,243 @@
+"""Conformance: what is true of every method, found by glob, so that a new file is a tested file."""
+
+import ast
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedmpi import config
+from fedmpi.engine import Engine
+from fedmpi.messages.codec import Block, Message, pack, unpack
+from tests.plain import CHOICES, CNN, EVERYTHING, FILES, METHODS, named, play
+from tests.small import Run, refusal, run, small
+
+CASES = [(name,) for name in METHODS]
+CASES += [("splitfed", "method.version=v2"), ("topk", "method.error_feedback=false")]
+CASES += [("feddst", "method.every=1", "method.end=1.0"), ("prunefl", "method.every=1")]
+EASY = (
+    *("rounds=15", "lr=0.3", "data.classes=4", "data.separation=8.0", "data.samples=400"),
+    *("model.hidden=[24,16]", "partition.alpha=1.0"),
+)
+"""What any method learns within seconds."""
+FEW = ("data.samples=100", "data.test_samples=20")
+"""For models that are large, where it is their size that matters."""
+
+every_file = pytest.mark.parametrize("path", FILES, ids=named)
+every_case = pytest.mark.parametrize("case", CASES, ids=" ".join)
+
+
+def words(case: tuple[str, ...], *more: str) -> config.Settings:
+    """The small run with a method, its own words and some more."""
+    return small(f"method.name={case[0]}", *case[1:], *more)
+
+
+def sound(found: Run) -> None:
+    """The run has moved a model, to something finite."""
+    start, method = found.engine.flat.initial.numpy(), found.engine.method
+    assert np.isfinite(found.model).all()
+    assert not method.is_global or not np.array_equal(found.model, start)
+    rounds = found.tables["rounds"]
+    rounds = rounds[rounds["round"] >= 0]
+    assert len(rounds) == found.engine.settings.rounds
+    assert np.isfinite(rounds["loss"]).all()
+    assert (rounds["loss"] > 0).all()
+
+
+@every_file
+def test_a_method_is_a_config_and_two_halves(path: Path) -> None:
+    method = config.module("method", named(path))
+    assert issubclass(method.Config, config.Method)
+    for half, wanted in ((method.Server, "broadcast absorb step"), (method.Clients, "work upload")):
+        assert isinstance(half, type)
+        assert all(callable(getattr(half, name)) for name in wanted.split())
+    assert named(path).replace("_", "-") in config.names("method")
+
+
+@every_file
+def test_docstring_names_the_method_the_paper_and_the_differences(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text is not None
+    first, *rest = text.split("\n")
+    assert re.fullmatch(r"[A-Z][^.]*\.", first), "the first line is one sentence"
+    assert rest[:1] == [""], "a blank line follows the first"
+    flat = " ".join(text.split())
+    assert re.search(r"arXiv \d{4}\.\d{4,5}|doi 10\.\d{4}|\b(19|20)\d\d\b", flat), "no paper"
+    for opening, formed in (
+        ("Differs from", r"^Differs from the (paper|code): \S"),
+        ("Reconstruction", r"^Reconstruction: \S"),
+    ):
+        assert len(re.findall(opening, text)) == len(re.findall(formed, text, re.MULTILINE))
+
+
+@every_case
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("participation=0.4", "rounds=3"),
+        ("local_steps=3", "batch=8"),
+        ("clients=1",),
+        EVERYTHING,
+        ("server=shared", "validation=0.0"),
+        CNN,
+        ("batch=1000",),
+    ],
+    ids=["plain", "participation", "local_steps", "one client", "sgd", "shared", "cnn", "batch"],
+)
+def test_it_runs_and_moves_the_model(case: tuple[str, ...], more: tuple[str, ...]) -> None:
+    found = run(words(case, *more))
+    sound(found)
+    clients = found.tables["clients"]
+    clients = clients[clients["round"] >= 0]
+    if "participation=0.4" in more:
+        assert np.bincount(clients["round"]).tolist() == [2, 2, 2]
+    if "local_steps=3" in more:
+        assert (clients["steps"] == 3).all()
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
+def test_every_choice_runs_or_says_what_it_wants(choice: tuple[str, ...]) -> None:
+    setting, _, value = choice[1].partition("=")
+    if why := refusal(small(*choice)):
+        assert f"because {setting} = '{value}'" in why
+        return
+    sound(run(small(*choice)))
+
+
+@every_case
+def test_every_result_has_three_accuracies(case: tuple[str, ...]) -> None:
+    """Of the global model on all test samples, and on clients' own; of clients' own models there.
+
+    Shards tile the test set. Where there is no global model the first is unknown, and the second is
+    of what clients have after a round, if they have a model then.
+    """
+    found = run(words(case, "participation=0.6", "rounds=3"))
+    engine, own = found.engine, np.full(5, np.nan)
+    for row in found.tables["rounds"][found.tables["rounds"]["round"] >= 0]:
+        rows = found.tables["clients"][found.tables["clients"]["round"] == row["round"]]
+        own[rows["client"]] = rows["personal"]
+        assert ((rows["personal"] >= 0) & (rows["personal"] <= 1)).all()
+        assert row["personal_mean"] == pytest.approx(np.nanmean(own), abs=1e-6)
+        ours = [row[name] for name in ("accuracy", "shard_mean", "shard_std", "shard_min")]
+        assert np.isfinite(ours[0]) == engine.method.is_global
+        are_known = engine.method.is_global or engine.clients.deployed is not None
+        assert np.isfinite([*ours[1:], *rows["accuracy"]]).all() == are_known
+        assert np.isnan([*ours[1:], *rows["accuracy"]]).all() != are_known
+    if engine.method.is_global:
+        sizes = np.array([len(shard) for shard in engine.population.test_shards])
+        assert sizes.sum() == len(engine.evaluation.test_y)
+        shards = engine.evaluation.evaluate(engine.server.w).shards
+        wanted = [shards @ sizes / sizes.sum(), shards.mean(), shards.std(), shards.min()]
+        np.testing.assert_allclose(ours, wanted, atol=1e-6)
+        np.testing.assert_allclose(rows["accuracy"], shards[rows["client"]], atol=1e-6)
+
+
+@every_case
+def test_it_learns(case: tuple[str, ...]) -> None:
+    found = run(words(case, *EASY))
+    rounds = found.tables["rounds"]
+    rounds = rounds[rounds["round"] >= 0]
+    clients = found.tables["clients"]
+    # Of most clients, and once: where devices fit the model to themselves, some have hardly any,
+    # and a part of it that rolls on may be a fresh one.
+    first, *later = (np.median(clients["loss"][clients["round"] == t]) for t in rounds["round"])
+    assert min(later) < 0.5 * first
+    judged = "accuracy" if found.engine.method.is_global else "personal_mean"
+    assert rounds[judged][-1] > 0.8, "a quarter is chance"
+
+
+@every_case
+def test_bytes_are_charged_to_clients(case: tuple[str, ...]) -> None:
+    found = run(words(case, "rounds=3", "participation=0.6"))
+    tables, says = found.tables, found.engine.server.blocks_per_upload > 0
+    for row in tables["rounds"]:
+        clients = tables["clients"][tables["clients"]["round"] == row["round"]]
+        for way in ("up", "down"):
+            columns = [name for name in clients.dtype.names if name.startswith(f"{way}_")]
+            each = sum(clients[name] for name in columns)
+            assert (each > 0).all()
+            assert (each % 8 == 0).all()
+            content = each - clients[f"{way}_header"]
+            assert ((content > 0) == says).all()
+            assert each.sum() == row[way]
+
+
+@every_case
+def test_it_repeats_itself_and_only_itself(case: tuple[str, ...]) -> None:
+    once = run(words(case, "participation=0.6"))
+    again = run(words(case, "participation=0.6"))
+    assert once.sha256 == again.sha256
+    for name in ("rounds", "clients"):
+        columns = [
+            c for c in once.tables[name].dtype.names if c not in ("seconds", "server_seconds")
+        ]
+        for column in columns:
+            np.testing.assert_array_equal(once.tables[name][column], again.tables[name][column])
+    assert run(words(case, "participation=0.6", "seed=2")).sha256 != once.sha256
+
+
+def same(one: Block, other: Block) -> None:
+    """Two blocks are equal in every bit."""
+    shapes = [(b.kind, b.size, b.coding, b.bits, b.scale, b.count) for b in (one, other)]
+    assert shapes[0] == shapes[1]
+    for left, right in ((one.values, other.values), (one.indices, other.indices)):
+        assert (left is None) == (right is None)
+        if left is not None and right is not None:
+            assert left.tobytes() == right.tobytes()
+
+
+@every_case
+def test_blocks_survive_the_wire(case: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, blocks = Engine(words(case)), []
+
+    def listen(half: object, name: str) -> None:
+        spoken = getattr(half, name)
+
+        def speak(*args: object) -> list[Block]:
+            blocks.extend(found := spoken(*args))
+            return found
+
+        monkeypatch.setattr(half, name, speak)
+
+    listen(engine.server, "broadcast")
+    listen(engine.clients, "upload")
+    if engine.method.sends:
+        listen(engine.server, "send")
+    if -1 in engine.population.agreements:
+        listen(engine.server, "agreement")
+    rounds = len(list(play(engine)))
+    assert len(blocks) >= rounds * (1 + engine.settings.clients) * min(
+        1, engine.server.blocks_per_upload
+    )
+    message = Message(7, blocks, 3.5)
+    data, account = pack([message])
+    (found,), counted = unpack(data)
+    assert (found.client, found.weight) == (7, 3.5)
+    np.testing.assert_array_equal(account, counted)
+    assert int(account.sum()) + 24 == len(data)
+    for one, other in zip(blocks, found.blocks, strict=True):
+        same(one, other)
+
+
+@every_case
+def test_where_clients_vectors_wait_does_not_change_the_result(case: tuple[str, ...]) -> None:
+    """All in memory; some, of 302 KiB each, in memory; all in the file."""
+    more = (*FEW, "model.hidden=[1024]", "participation=0.8", "rounds=3")
+    whole, *others = (run(words(case, *more, f"state.memory={mib}")) for mib in (1024, 1, 0))
+    for other in others:
+        assert other.sha256 == whole.sha256
+        for column in ("loss", "personal", "accuracy"):
+            np.testing.assert_array_equal(*(r.tables["clients"][column] for r in (whole, other)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("units", "width"), [(1024, 3), (3000, 1)])
+def test_waves_do_not_change_the_result(name: str, units: int, width: int) -> None:
+    given = (*FEW, f"model.hidden=[{units}]", *EVERYTHING)
+    whole, waves = (run(words((name,), *given, f"exchange.window={mib}")) for mib in (256, 1))
+    assert waves.engine.width in (width, 1, 5), "but for those that take one, or all"
+    assert whole.sha256 == waves.sha256
+    for column in ("loss", "personal", "accuracy"):
+        np.testing.assert_array_equal(*(r.tables["clients"][column] for r in (whole, waves)))

@@ -1,0 +1,422 @@
+"""Methods whose clients keep a part of the model, or all: what stays, what travels, and why."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fedmpi import models
+from fedmpi.engine import Engine
+from fedmpi.messages.codec import Message, pack
+from fedmpi.results.outcome import Outcome
+from fedmpi.streams import Purpose, stream
+from tests.plain import METHODS, Change, accuracy, average, network, play, train, vector
+from tests.small import run, small, smooth
+
+FEW = ("participation=0.6", "rounds=4", "momentum=0.5")
+
+
+def near(found: Tensor, wanted: Tensor) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def private(engine: Engine) -> Tensor:
+    """Which positions stay with the clients: bool [n]."""
+    return engine.clients.private
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_private_costs_no_bytes_and_never_travels(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FedPer's head, FedBN's norms, SPATL's predictor: whatever clients make of it."""
+    monkeypatch.setattr(models, "build", smooth)
+    engine = Engine(small(f"method.name={name}", "rounds=3"))
+    own = getattr(engine.clients, "private", None)
+    if own is None:
+        return
+    list(play(engine))
+    assert torch.equal(engine.server.w[own], engine.flat.initial[own])
+    w, said, count = engine.server.w + 0.1, [], int(own.sum())
+    assert 0 < count < engine.flat.size
+    for _ in range(2):
+        w[own] += torch.randn(count)
+        blocks = engine.clients.upload(3, 1, w.clone())
+        said.append(pack([Message(1, blocks)]).data.tobytes())
+    assert said[0] == said[1]
+    (told,) = {len(b.values) for b in engine.server.broadcast(3)}
+    assert told == engine.flat.size - count
+
+
+# ---- local
+
+
+def test_local_is_training_alone() -> None:
+    engine = Engine(small("method.name=local", *FEW))
+    own: dict[int, Tensor] = {}
+    for t, _ in enumerate(play(engine)):
+        for client in engine.population.sample(t):
+            own[client], _ = train(engine, t, client, own.get(client, engine.flat.initial))
+            near(engine.clients.models[client], own[client])
+            own[client] = engine.clients.models[client].clone()
+    assert torch.equal(engine.server.w, engine.flat.initial)
+
+
+@pytest.mark.parametrize("name", ["local", "fedper", "fedrep", "fedbn", "spatl"])
+def test_there_is_no_global_model_to_judge(name: str) -> None:
+    found = run(small(f"method.name={name}"))
+    rounds, clients = found.tables["rounds"], found.tables["clients"]
+    for column in ("accuracy", "validation"):
+        assert np.isnan(rounds[column]).all()
+    for column in ("shard_mean", "shard_std", "shard_min", "personal_mean"):
+        assert np.isfinite(rounds[column]).all()
+    assert np.isfinite(clients["accuracy"]).all()
+
+
+# ---- what clients have after a round
+
+
+def shard_accuracies(engine: Engine, models: list[Tensor]) -> np.ndarray:
+    """Each client's, of these models [n], by plain torch."""
+    x, y, found = engine.evaluation.test_x, engine.evaluation.test_y, []
+    for w, shard in zip(models, engine.population.test_shards, strict=True):
+        found.append(accuracy(network(engine, w), x[shard], y[shard]))
+    return np.array(found)
+
+
+def check_deployed(outcome: Outcome | None, wanted: np.ndarray) -> None:
+    """An outcome's accuracies are the wanted ones, [clients]."""
+    assert outcome is not None
+    rows, (row,) = outcome.tables["clients"], outcome.tables["rounds"]
+    np.testing.assert_allclose(rows["accuracy"], wanted[rows["client"]], atol=1e-6)
+    found = [row[column] for column in ("shard_mean", "shard_std", "shard_min")]
+    np.testing.assert_allclose(found, [wanted.mean(), wanted.std(), wanted.min()], atol=1e-6)
+
+
+REST = "devices.tiers=[{name='big', share=0.6}, {name='tiny', share=0.4, memory=1e-3}]"
+
+
+@pytest.mark.parametrize(
+    "words", [("participation=0.4",), (REST, "devices.unfit=rest")], ids=["few", "rest"]
+)
+@pytest.mark.parametrize("name", ["fedper", "fedrep", "spatl", "local"])
+def test_clients_have_the_new_shared_part_and_their_own(name: str, words: tuple[str, ...]) -> None:
+    """By plain torch. Who did not take part has its old own part, and at first the initial one."""
+    given = ("rounds=4", "lr=0.5", "epochs=3", "data.separation=6.0")
+    engine = Engine(small(f"method.name={name}", *given, *words))
+    stays = torch.ones(engine.flat.size) > 0 if name == "local" else private(engine)
+    own, w, stale = engine.flat.initial.repeat(5, 1), engine.flat.initial, False
+    store = engine.clients.models if name == "local" else engine.clients.own
+    for t, outcome in enumerate(play(engine)):
+        for client in engine.population.sample(t):
+            own[client, stays] = store[client]
+        before, w = w, engine.server.w.clone()
+        wanted = shard_accuracies(engine, list(torch.where(stays, own, w)))
+        check_deployed(outcome, wanted)
+        # The shared part of before the round would give other accuracies.
+        old = shard_accuracies(engine, list(torch.where(stays, own, before)))
+        stale = stale or not np.array_equal(old, wanted)
+        assert not np.isin(range(5), engine.population.sample(t)).all()
+    assert stale == (name != "local")
+
+
+def test_clients_whose_uploads_are_all_lost_have_changed_all_the_same() -> None:
+    """The shared part is as it was; their own is new."""
+    words = ("devices.tiers=[{gflops=1.0}]", "devices.dropouts=0.9", "participation=0.4")
+    engine = Engine(small("method.name=fedper", *words, "rounds=5", "lr=0.5"))
+    stays, own, void = private(engine), engine.flat.initial.repeat(5, 1), 0
+    for t, outcome in enumerate(play(engine)):
+        assert outcome is not None
+        for client in engine.population.sample(t):
+            own[client, stays] = engine.clients.own[client]
+        check_deployed(
+            outcome, shard_accuracies(engine, list(torch.where(stays, own, engine.server.w)))
+        )
+        void += bool(outcome.tables["clients"]["lost"].all())
+    assert void > 1
+
+
+def test_for_local_models_both_accuracies_are_one() -> None:
+    clients = run(small("method.name=local", "participation=0.6")).tables["clients"]
+    np.testing.assert_array_equal(clients["accuracy"], clients["personal"])
+
+
+@pytest.mark.parallel([2, 3, 4])
+@pytest.mark.parametrize("server", ["dedicated", "shared"])
+@pytest.mark.parametrize("name", ["fedper", "spatl", "local"])
+def test_what_clients_have_does_not_depend_on_ranks(name: str, server: str) -> None:
+    """Most take no part in a round, and some in none: yet each is judged where it lives."""
+    words = (f"method.name={name}", "participation=0.2", "rounds=4", "lr=0.5", f"server={server}")
+    settings = small(*words, REST, "devices.unfit=rest")
+    found = run(settings, MPI.COMM_WORLD)
+    if MPI.COMM_WORLD.rank == 0:
+        alone = run(settings)
+        for table, column in (
+            *(("rounds", column) for column in ("shard_mean", "shard_std", "shard_min")),
+            ("clients", "accuracy"),
+        ):
+            assert np.isfinite(found.tables[table][column]).all()
+            np.testing.assert_array_equal(found.tables[table][column], alone.tables[table][column])
+
+
+def test_local_sends_headers_alone() -> None:
+    clients = run(small("method.name=local")).tables["clients"]
+    for column in clients.dtype.names:
+        if column.startswith(("up_", "down_")):
+            assert (clients[column] == (16 if column.endswith("header") else 0)).all()
+
+
+# ---- FedPer
+
+
+@pytest.mark.parametrize("cut", ["hidden1", "hidden2"])
+def test_fedper_averages_the_front_and_leaves_the_rest(cut: str) -> None:
+    engine = Engine(small("method.name=fedper", f"method.cut={cut}", *FEW))
+    stays = private(engine)
+    assert 0 < int(stays.sum()) < engine.flat.size
+    w, own = engine.server.w.clone(), {}
+    for t, _ in enumerate(play(engine)):
+        total, samples = torch.zeros_like(w), 0
+        for client in engine.population.sample(t):
+            start = w.clone()
+            start[stays] = own.get(client, engine.flat.initial[stays])
+            local, _ = train(engine, t, client, start)
+            near(engine.clients.own[client], local[stays])
+            own[client] = engine.clients.own[client].clone()
+            size = len(engine.population.shards[client])
+            total, samples = total + size * local, samples + size
+        near(engine.server.w[~stays], (total / samples)[~stays])
+        assert torch.equal(engine.server.w[stays], engine.flat.initial[stays])
+        w = engine.server.w.clone()
+
+
+def test_fedper_never_sends_what_is_private() -> None:
+    found = run(small("method.name=fedper"))
+    shared = found.engine.flat.size - int(private(found.engine).sum())
+    assert shared == 12 * 64 + 12 + 8 * 12 + 8, "all but the head"
+    clients = found.tables["clients"]
+    assert set(clients["up_gradient"].tolist()) == {4 * shared}
+    assert set(clients["down_model"].tolist()) == {4 * shared}
+
+
+def test_personal_accuracy_is_of_both_parts_together() -> None:
+    found = run(small("method.name=fedper", "rounds=1"))
+    engine, rows = found.engine, found.tables["clients"]
+    clients = engine.clients
+    for row in rows:
+        client = int(row["client"])
+        shard = engine.population.test_shards[client]
+        if not len(shard):
+            continue
+        w = engine.flat.initial.clone()
+        w[private(engine)] = clients.own[client]
+        w[~private(engine)] = train(engine, 0, client, engine.flat.initial)[0][~private(engine)]
+        module = network(engine, w)
+        x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
+        right = (module(x).argmax(1) == y).float().mean()
+        assert row["personal"] == pytest.approx(float(right.detach()), abs=1e-6)
+
+
+# ---- FedRep
+
+
+def rests(engine: Engine, client: int, share: float) -> Change:
+    """First the front's gradient is zero, then the head's."""
+    stays, steps = private(engine), engine.population.steps(client)
+    done = iter(range(steps))
+
+    def change(g: Tensor) -> Tensor:
+        is_head = next(done) < round(share * steps)
+        return g * (stays if is_head else ~stays)
+
+    return change
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_fedrep_trains_the_head_first(share: float) -> None:
+    words = ("method.name=fedrep", f"method.head={share}", "epochs=3", "rounds=1")
+    engine = Engine(small(*words))
+    list(play(engine))
+    stays, start = private(engine), engine.flat.initial
+    total, samples = torch.zeros_like(start), 0
+    for client in range(5):
+        local, _ = train(engine, 0, client, start, change=rests(engine, client, share))
+        near(engine.clients.own[client], local[stays])
+        size = len(engine.population.shards[client])
+        total, samples = total + size * local, samples + size
+    near(engine.server.w[~stays], (total / samples)[~stays])
+    moved = float((engine.server.w - start)[~stays].norm())
+    assert (moved > 0) == (share < 1)
+
+
+# ---- FedBN
+
+
+def test_fedbn_keeps_norms_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    engine = Engine(small("method.name=fedbn", "rounds=3"))
+    stays = private(engine)
+    assert int(stays.sum()) == 4 * (4 + 6), "scale, shift, mean and variance of two norms"
+    list(play(engine))
+    assert torch.equal(engine.server.w[stays], engine.flat.initial[stays])
+    assert not torch.equal(engine.server.w[~stays], engine.flat.initial[~stays])
+    own = torch.stack([engine.clients.own[client] for client in range(5)])
+    assert (own.std(0) > 0).all(), "each client has its own"
+
+
+def test_fedbn_without_norms_is_fedavg() -> None:
+    found, wanted = run(small("method.name=fedbn", *FEW)), run(small(*FEW))
+    np.testing.assert_allclose(found.model, wanted.model, rtol=1e-4, atol=2e-5)
+    rows = (one.tables["rounds"]["shard_mean"] for one in (found, wanted))
+    np.testing.assert_allclose(*rows, atol=0.02, err_msg="what clients have is the global model")
+
+
+# ---- Ditto
+
+
+def test_dittos_global_model_is_fedavgs() -> None:
+    ditto, plain = run(small("method.name=ditto", *FEW)), run(small(*FEW))
+    assert ditto.sha256 == plain.sha256
+    for name in ("up", "down", "accuracy"):
+        np.testing.assert_array_equal(ditto.tables["rounds"][name], plain.tables["rounds"][name])
+
+
+@pytest.mark.parametrize("pull", [0.0, 0.7])
+def test_dittos_own_models_are_drawn_to_the_global_one(pull: float) -> None:
+    engine = Engine(small("method.name=ditto", f"method.pull={pull}", *FEW))
+    own: dict[int, Tensor] = {}
+    w = engine.server.w.clone()
+    for t, outcome in enumerate(play(engine)):
+        clients = engine.population.sample(t)
+        for client in clients:
+            near(engine.clients.models[client], alone(engine, t, client, own, w, pull))
+            own[client] = engine.clients.models[client].clone()
+            row = outcome.tables["clients"][clients.index(client)]
+            shard = engine.population.test_shards[client]
+            x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
+            wanted = accuracy(network(engine, own[client]), x, y)
+            np.testing.assert_allclose(row["personal"], wanted, atol=1e-6)
+        near(engine.server.w, average(engine, t, w))
+        w = engine.server.w.clone()
+
+
+def alone(
+    engine: Engine, t: int, client: int, own: dict[int, Tensor], w: Tensor, pull: float
+) -> Tensor:
+    """An own model after plain training on the loss with the term lambda / 2 * ||v - w||^2."""
+    module = network(engine, own.get(client, engine.flat.initial))
+    parameters = list(module.parameters())
+    steps = torch.optim.SGD(parameters, lr=engine.settings.lr, momentum=0.5)
+    x, y = engine.trainer.feed.x, engine.trainer.feed.y
+    for pick in engine.trainer.feed.picks(t, client):
+        steps.zero_grad()
+        v = torch.cat([parameter.reshape(-1) for parameter in parameters])
+        loss = cross_entropy(module(x[pick.positions]), y[pick.positions])
+        (loss + pull / 2 * (v - w).square().sum()).backward()
+        steps.step()
+    return torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+
+
+# ---- fine-tuning
+
+
+def tuned(engine: Engine, t: int, client: int, w: Tensor, passes: int) -> Tensor:
+    """Plain training from w by so many passes, whose rates are a round's."""
+    module, settings = network(engine, w), engine.settings
+    steps = torch.optim.SGD(module.parameters(), lr=1.0, momentum=settings.momentum)
+    random = stream(settings.seed, Purpose.BATCH, t, client)
+    shard = engine.population.shards[client]
+    for done in range(passes):
+        share = done / passes if settings.schedule == "restarts" else 0
+        steps.param_groups[0]["lr"] = settings.lr * (1 + np.cos(np.pi * share)) / 2
+        order = torch.from_numpy(shard[random.permutation(len(shard))])
+        for some in order.split(settings.batch):
+            steps.zero_grad()
+            x, y = engine.trainer.feed.x[some], engine.trainer.feed.y[some]
+            cross_entropy(module(x), y).backward()
+            steps.step()
+    return vector(module)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("words", [(), ("local_steps=2",), ("schedule=restarts",)], ids=" ".join)
+def test_what_was_sent_is_fine_tuned(passes: int, words: tuple[str, ...]) -> None:
+    """And nothing of it reaches the server: its model is FedAvg's."""
+    engine = Engine(small("method.name=finetune", f"method.epochs={passes}", *FEW, *words))
+    kept, keep, w = {}, engine.evaluation.set_aside, engine.server.w.clone()
+
+    def watch(client: int, model: Tensor) -> None:
+        kept[client] = model.clone()
+        keep(client, model)
+
+    engine.evaluation.set_aside = watch
+    for t, outcome in enumerate(play(engine)):
+        clients = engine.population.sample(t)
+        assert tuple(kept) == clients
+        for client, row in zip(clients, outcome.tables["clients"], strict=True):
+            wanted = tuned(engine, t, client, w, passes)
+            near(kept[client], wanted)
+            assert float((wanted - w).norm()) > 100 * float((kept[client] - wanted).norm())
+            shard = engine.population.test_shards[client]
+            x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
+            found = accuracy(network(engine, kept[client]), x, y)
+            np.testing.assert_allclose(row["personal"], found, atol=1e-6)
+        w = engine.server.w.clone()
+        kept.clear()
+    assert engine.model_sha256() == run(small(*FEW, *words)).sha256
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("rows=3",), ("statistics=local",), ("statistics=local", "rows=3")], ids=" ".join
+)
+def test_fine_tuning_changes_nothing_but_what_is_judged(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither models nor losses, bytes, FLOPs, simulated seconds or clients' statistics."""
+    monkeypatch.setattr(models, "build", smooth)
+    given = (*FEW, "epochs=2", "lr=0.3", "devices.tiers=[{gflops=1.0}]", *words)
+    plain, same, longer = (
+        run(small(*mine, *given))
+        for mine in ((), *(("method.name=finetune", f"method.epochs={n}") for n in (2, 9)))
+    )
+    timed = {"seconds", "server_seconds"}
+    judged = timed | {"personal", "personal_mean"}
+    # As many passes make the same model, but its local statistics have gone on from the client's.
+    as_many = judged if "statistics=local" in words else timed
+    for found, moving in ((same, as_many), (longer, judged)):
+        assert found.sha256 == plain.sha256
+        for name in ("rounds", "clients"):
+            for column in set(plain.tables[name].dtype.names) - moving:
+                np.testing.assert_array_equal(
+                    found.tables[name][column], plain.tables[name][column], err_msg=column
+                )
+        ours, theirs = (one.engine.trainer.statistics for one in (found, plain))
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[client], theirs[client]) for client in theirs)
+    apart = longer.tables["clients"]["personal"] - plain.tables["clients"]["personal"]
+    assert np.nanmax(np.abs(apart)) > 0
+
+
+@pytest.mark.parametrize(("rows", "chunks"), [(1, 5), (3, 2)])
+def test_chunks_are_fine_tuned_once_when_accuracies_are_due(
+    rows: int, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(small("method.name=finetune", "evaluate=3", "rounds=5", f"rows={rows}"))
+    tune, calls = engine.trainer.tune, []
+
+    def watch(t: int, clients: tuple[int, ...], *rest: Any) -> Tensor:
+        calls.append((t, clients))
+        before = engine.trainer.losses.copy(), engine.trainer.seconds.copy()
+        found = tune(t, clients, *rest)
+        assert (engine.trainer.losses, engine.trainer.seconds) == before
+        return found
+
+    monkeypatch.setattr(engine.trainer, "tune", watch)
+    list(play(engine))
+    assert len(calls) == 2 * chunks
+    asked = sorted((t, client) for t, clients in calls for client in clients)
+    assert asked == [(t, client) for t in (2, 4) for client in range(5)]

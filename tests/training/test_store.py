@@ -1,0 +1,217 @@
+"""What clients keep: as a dict would hold it, within the memory that it may take."""
+
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedmpi.config import State
+from fedmpi.errors import BadInput
+from fedmpi.training import store
+from fedmpi.training.store import Store, StoreError
+from tests.small import run, small
+
+ROOM = Path(__file__).parent.parent.parent
+MIB = 1 << 20
+
+
+def vector(number: float, size: int = 4) -> Tensor:
+    return torch.arange(size) + float(number)
+
+
+def in_memory(kept: Store) -> int:
+    """Bytes that its blocks take."""
+    return sum(block.nbytes for block in kept.blocks)
+
+
+def in_file(kept: Store) -> int:
+    """Bytes of its file."""
+    return os.fstat(kept.file.fileno()).st_size
+
+
+@pytest.mark.parametrize("block", [1, 5000, store.BLOCK])
+@pytest.mark.parametrize(
+    ("size", "memory"),
+    # In memory lie: all; 260; 26; 1; all, none.
+    [(3, 1), (1001, 1), (10_007, 1), (200_000, 1), (70_001, 64), (300_001, 1), (1001, 0)],
+)
+def test_it_is_a_dict(size: int, memory: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random clients put and get; sizes fit neither pages nor blocks."""
+    monkeypatch.setattr(store, "BLOCK", block)
+    kept, plain = Store(State(memory=memory), size), dict[int, Tensor]()
+    random, torch_random = np.random.default_rng(size), torch.Generator().manual_seed(size)
+    clients = min(400, 4_000_000 // size)
+    for client in random.integers(clients, size=3 * clients).tolist():
+        assert (client in kept) == (client in plain)
+        if client in plain:
+            assert torch.equal(kept[client], plain[client])
+        given = torch.randn(size, generator=torch_random)
+        kept[client], plain[client] = given, given.clone()
+        given.fill_(torch.nan)
+    assert len(kept) == len(plain)
+    assert list(kept) == list(plain)
+    for client, wanted in plain.items():
+        found = kept[client]
+        assert (found.shape, found.dtype, found.device.type) == ((size,), torch.float32, "cpu")
+        assert found.data_ptr() % 64 == 0
+        assert torch.equal(found, wanted)
+    whole = (4 * size + 63) // 64 * 64
+    held = min(len(kept), memory * MIB // whole)
+    assert held * whole <= in_memory(kept) <= min(memory * MIB, held * whole + block)
+    # The last vector has no padding behind it.
+    assert 0 <= (len(kept) - held) * whole - in_file(kept) < 64
+
+
+@pytest.mark.parametrize("memory", [1, 0], ids=["memory", "file"])
+def test_what_goes_in_and_what_comes_out(memory: int) -> None:
+    kept = Store(State(memory=memory), 4)
+    assert not kept
+    assert 7 not in kept
+    with pytest.raises(KeyError):
+        kept[7]
+    kept[7] = vector(1)
+    kept[3] = torch.arange(8.0)[::2]
+    kept[5] = torch.ones(4, requires_grad=True)
+    early, other = kept[7], kept[3]
+    assert (early.tolist(), other.tolist()) == ([1, 2, 3, 4], [0, 2, 4, 6])
+    kept[3] = vector(9)
+    assert early.tolist() == [1, 2, 3, 4], "another client's change is none of mine"
+    assert kept[3].tolist() == [9, 10, 11, 12]
+    assert not kept[5].requires_grad
+    assert len(kept) == 3
+    bits = torch.tensor([-0.0, torch.inf, torch.nan, 1e-45])
+    kept[7] = bits
+    assert torch.equal(kept[7].view(torch.int32), bits.view(torch.int32))
+
+
+@pytest.mark.parametrize("memory", [1, 0])
+@pytest.mark.parametrize(
+    "wrong", [vector(0, 5), vector(0)[:1], vector(0)[None], vector(0).double(), torch.tensor(1.0)]
+)
+def test_only_such_vectors_go_in(wrong: Tensor, memory: int) -> None:
+    kept = Store(State(memory=memory), 4)
+    with pytest.raises(ValueError, match=r"wanted a vector, torch.float32 \[4\], found torch"):
+        kept[0] = wrong
+    assert 0 not in kept
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "the system's"])
+def test_nothing_is_left_in_the_folder(
+    given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = os.listdir("/proc/self/fd")
+    kept = Store(State(memory=0, folder=str(tmp_path) if given else None), 1000)
+    for client in range(9):
+        kept[client] = vector(client, 1000)
+    assert str(tmp_path) in os.readlink(f"/proc/self/fd/{kept.file.fileno()}")
+    assert in_file(kept) >= 9 * 4000
+    assert list(tmp_path.iterdir()) == [], "not even while it is in use"
+    del kept
+    assert len(os.listdir("/proc/self/fd")) == len(before), "its space is free again at once"
+
+
+def test_a_run_that_is_over_gives_its_file_back() -> None:
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        run(small("method.name=topk", "state.memory=0"))
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("folder", "found"), [("missing", "No such file or directory"), ("file", "Not a directory")]
+)
+def test_a_folder_that_is_none(folder: str, found: str, tmp_path: Path) -> None:
+    """Known when the store is built, that is before anything is sent."""
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=f"state.folder = {tmp_path / folder}: {found}; wanted a"):
+        Store(State(folder=str(tmp_path / folder)), 4)
+    assert issubclass(StoreError, BadInput)
+
+
+def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    with pytest.raises(StoreError, match=r"state.folder = absent: No usable temporary directory"):
+        Store(State(), 4)
+
+
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> object:
+        return open("/dev/full", "w+b", buffering=0)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    kept = Store(State(memory=1, folder="/scratch"), MIB // 8)
+    kept[0] = kept[1] = vector(0, MIB // 8)
+    with pytest.raises(StoreError, match=r"/scratch: No space left on device; .*memory = 1 MiB"):
+        kept[2] = vector(2, MIB // 8)
+    assert 2 not in kept
+    kept[1] = vector(1, MIB // 8)
+
+
+FILE_LIMIT = """
+import resource, sys, torch
+from fedmpi.config import State
+from fedmpi.training.store import Store, StoreError
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
+kept = Store(State(memory=0), 1_000_000)
+kept[0] = kept[1] = torch.ones(1_000_000)
+try:
+    kept[2] = torch.ones(1_000_000)
+except StoreError as error:
+    print(error)
+print(list(kept), float(kept[0].sum() + kept[1].sum()))
+"""
+
+BOUND = """
+import torch
+from fedmpi.config import State
+from fedmpi.training.store import Store
+
+def peak():
+    lines = (line.split() for line in open("/proc/self/status"))
+    return next(int(words[0]) / 1024 for name, *words in lines if name == "VmHWM:")
+
+vector = torch.ones(1_000_000)
+for memory in (32, 1024):
+    before, kept = peak(), Store(State(memory=memory), len(vector))
+    for client in range(64):
+        kept[client] = vector.fill_(client)
+    for client, found in kept.items():
+        assert found[-1] == client
+        kept[client] = vector
+    print(peak() - before)
+"""
+
+
+def said(program: str, *words: str) -> str:
+    """What the program prints, run by itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=ROOM, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_vector_that_fits_in_part() -> None:
+    problem, rest = said(FILE_LIMIT).splitlines()
+    assert "File too large; wanted a folder with room for what clients keep" in problem
+    assert rest == "[0, 1] 2000000.0", "what was there before is still there"
+
+
+def test_memory_is_bounded() -> None:
+    """64 vectors take 244 MiB; the limit is 32, and some 20 are code, and vectors that are read."""
+    bounded, free = map(float, said(BOUND).split())
+    assert bounded < 32 + 64
+    assert free > bounded + 64

@@ -1,0 +1,171 @@
+"""Local training: batches, steps and rates, against torch's own optimiser."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parameters_to_vector
+
+from fedmpi.engine import Engine
+from fedmpi.networks.flat import Flat
+from fedmpi.training.descent import Descent
+from fedmpi.training.train import EVALUATION_BATCH
+from tests import plain
+from tests.small import run, small
+
+
+def nothing(clients: Sequence[int], w: Tensor, g: Tensor) -> None:
+    """Leaves gradients alone."""
+
+
+@pytest.mark.parametrize("words", [(), plain.CNN], ids=["mlp", "cnn"])
+def test_training_is_plain_training(words: tuple[str, ...]) -> None:
+    engine = Engine(small(*words, *plain.EVERYTHING))
+    start = engine.flat.initial
+    for t, client in ((0, 0), (3, 4)):
+        (w,) = engine.trainer.train(t, (client,), start, nothing)
+        wanted, loss = plain.train(engine, t, client, start)
+        np.testing.assert_allclose(w, wanted, rtol=1e-4, atol=1e-5)
+        assert engine.trainer.loss(client) == pytest.approx(loss, rel=1e-5)
+        assert engine.trainer.seconds[client] > 0
+    assert np.isnan(engine.trainer.loss(1)), "nothing is known of others"
+    engine.trainer.begin()
+    assert np.isnan(engine.trainer.loss(0)), "a round begins"
+    assert engine.trainer.seconds == {}
+
+
+def test_adjusting_comes_before_each_step() -> None:
+    engine = Engine(small("weight_decay=0.0", "momentum=0.0", "local_steps=4", "lr=0.5"))
+    seen = []
+
+    def ones(clients: Sequence[int], w: Tensor, g: Tensor) -> None:
+        seen.append((tuple(clients), w.shape, g.shape))
+        g.fill_(1)
+
+    (w,) = engine.trainer.train(0, (3,), torch.zeros(engine.flat.size), ones)
+    assert (w == -2).all()
+    assert seen == [((3,), (1, engine.flat.size), (1, engine.flat.size))] * 4
+
+
+def test_gradient_is_autograds() -> None:
+    engine = Engine(small(*plain.CNN))
+    w = engine.flat.initial * 1.5
+    positions = np.array([3, 1, 250])
+    module = plain.network(engine, w)
+    loss = cross_entropy(module(engine.trainer.feed.x[positions]), engine.trainer.feed.y[positions])
+    wanted = parameters_to_vector(torch.autograd.grad(loss, list(module.parameters())))
+    found = engine.trainer.gradient(2, w, positions)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("count", [0, 1, EVALUATION_BATCH, 2 * EVALUATION_BATCH + 7])
+def test_correct_judges_every_sample_once_and_in_order(count: int) -> None:
+    engine = Engine(small(f"data.test_samples={max(count, 1)}"))
+    x, y = engine.evaluation.test_x[:count], engine.evaluation.test_y[:count]
+    (found,) = engine.trainer.correct([engine.flat.initial], [x], [y])
+    module = plain.network(engine, engine.flat.initial)
+    with torch.no_grad():
+        wanted = module(x).argmax(1) == y
+    assert found.dtype == bool
+    assert found.tolist() == wanted.tolist()
+    assert count < 2 or 0 < found.sum() < count
+
+
+def test_training_takes_one_client_at_a_time_here() -> None:
+    engine = Engine(small())
+    assert list(engine.trainer.chunks([4, 0, 2])) == [(4,), (0,), (2,)]
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 5, 9])
+def test_chunks_are_of_like_clients_and_about_equally_many(rows: int) -> None:
+    trainer = Engine(small(f"rows={rows}", "clients=9", "partition.minimum=2")).trainer
+    steps = trainer.population.steps
+    for clients in ([], [3], [7, 1], list(range(9))):
+        chunks = list(trainer.chunks(clients))
+        assert sorted(client for chunk in chunks for client in chunk) == sorted(clients)
+        assert len(chunks) == -(-len(clients) // rows)
+        lengths = [len(chunk) for chunk in chunks]
+        assert max(lengths, default=0) - min(lengths, default=0) <= 1
+        counts = [steps(client) for chunk in chunks for client in chunk]
+        assert counts == sorted(counts, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("free", "each", "wanted"),
+    [(10**6, 60_000, 13), (10**6, 900_000, 1), (0, 60_000, 1), (10**6, 0, 51)],
+)
+def test_free_memory_says_how_many_rows(
+    free: int, each: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By made-up figures of a GPU: one row takes 100 and `each`, two take 100 and twice `each`.
+
+    If a second row seems to take nothing, it is taken to need four vectors of 974 float32.
+    """
+    rows: list[int] = []
+    trainer = Engine(small("rows=2", "clients=13")).trainer
+    make = trainer.descent_of
+
+    def watch(flat: Flat, count: int) -> Descent:
+        rows.append(count)
+        return make(flat, count)
+
+    monkeypatch.setattr(trainer, "descent_of", watch)
+    for name, value in {
+        "memory_allocated": lambda _: 5,
+        "reset_peak_memory_stats": lambda _: None,
+        "max_memory_allocated": lambda _: 105 + each * rows[-1],
+        "empty_cache": lambda: None,
+        "mem_get_info": lambda _: (free, 10 * free),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    trainer.row_limit = None
+    chunks = list(trainer.chunks(range(13)))
+    assert rows == [1, 2]
+    assert trainer.row_limit == wanted
+    assert len(chunks) == -(-13 // wanted)
+
+
+def test_a_chunk_in_another_order_is_refused() -> None:
+    engine = Engine(small("rows=5"))
+    first, *_, last = engine.trainer.ordered(range(5))
+    with pytest.raises(AssertionError, match="most steps first"):
+        engine.trainer.train(0, (last, first), engine.flat.initial, nothing)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_models_are_judged_each_on_its_own_samples(rows: int) -> None:
+    """Of different lengths, one of them nothing, and more than fit into a batch."""
+    engine = Engine(small(f"rows={rows}", "data.test_samples=3000"))
+    x, y = engine.evaluation.test_x, engine.evaluation.test_y
+    random = torch.Generator().manual_seed(2)
+    counts, n = (5, 0, 2100, 700, 1), engine.flat.size
+    models = [engine.flat.initial + torch.randn(n, generator=random) / 5 for _ in counts]
+    xs, ys = [x[:count] for count in counts], [y[:count] for count in counts]
+    found = engine.trainer.correct(models, xs, ys)
+    for model, some, labels, right in zip(models, xs, ys, found, strict=True):
+        with torch.no_grad():
+            wanted = plain.network(engine, model)(some).argmax(1) == labels
+        assert right.tolist() == wanted.tolist()
+    assert 0 < found[2].mean() < 1
+
+
+def test_momentum_starts_afresh_each_round() -> None:
+    """Two rounds of one client are two runs of torch's optimiser, not one."""
+    found = run(small("clients=1", "rounds=2", "epochs=2", "momentum=0.9", "lr=0.1"))
+    engine = found.engine
+    w = engine.flat.initial
+    for t in range(2):
+        w, _ = plain.train(engine, t, 0, w)
+    np.testing.assert_allclose(found.model, w, rtol=1e-4, atol=2e-5)
+    module = plain.network(engine, engine.flat.initial)
+    optimiser = plain.optimiser(engine, module, 0)
+    for t in range(2):
+        for positions in plain.positions(engine, t, 0):
+            optimiser.zero_grad()
+            x, y = engine.trainer.feed.x[positions], engine.trainer.feed.y[positions]
+            cross_entropy(module(x), y).backward()
+            optimiser.step()
+    assert np.abs(found.model - plain.vector(module).numpy()).max() > 1e-3
