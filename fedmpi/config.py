@@ -184,8 +184,7 @@ class Method(Table):
 class Exchange(Table):
     """How messages travel between the ranks."""
 
-    name: Literal["star"] = "star"
-    """`star`: every rank speaks with rank 0 alone."""
+    name: str = ""
     window: int = Field(256, ge=1)
     """MiB of dense models that the server may hold at a time; more clients upload in waves."""
     pipeline: bool = True
@@ -306,7 +305,7 @@ class Devices(Table):
 
 
 class Settings(Table):
-    """One run. The four named tables are narrowed to their modules' own settings by `load`."""
+    """One run. The five named tables are narrowed to their modules' own settings by `load`."""
 
     seed: int = Field(1, ge=0, le=MOST)
     """Source of every random number in the run."""
@@ -393,7 +392,7 @@ class Settings(Table):
     skew: Skew = Skew()
     model: Model
     method: Method
-    exchange: Exchange = Exchange()
+    exchange: Exchange
     aggregation: Aggregation = Aggregation()
     state: State = State()
     devices: Devices = Devices()
@@ -422,6 +421,7 @@ AXES = {
     "partition": ("partitions", "iid"),
     "model": ("models", "mlp"),
     "method": ("methods", "fedavg"),
+    "exchange": ("exchanges", "star"),
 }
 """For each named table, the folder of its modules and the name taken when none is given."""
 

@@ -17,7 +17,6 @@ from fedmpi.clients import burden
 from fedmpi.clients.devices import Fleet
 from fedmpi.clients.population import Population, Wave
 from fedmpi.config import ConfigError, Settings
-from fedmpi.exchanges.star import Post
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import EVERYONE, Message
 from fedmpi.messages.ledger import Ledger
@@ -101,7 +100,8 @@ class Engine:
         A round begins with the server's word. No word, and the run is over for everyone.
         """
         self.wire, self.clock, self.goes_on = wire, clock, True
-        self.post = Post(wire, clock, self.ledger)
+        exchange = config.module("exchange", self.settings.exchange.name)
+        self.exchange = exchange.Exchange(wire, clock, self.ledger)
         self.hosts = range(wire.size)
         if self.settings.server == "dedicated" and wire.size > 1:
             self.hosts = range(1, wire.size)
@@ -139,7 +139,9 @@ class Engine:
             if self.server is not None and self.goes_on:
                 blocks = self.server.broadcast(t) if self.method.broadcasts else []
                 messages = [Message(EVERYONE, blocks)]
-        word = self.post.broadcast(messages, [client for wave in waves for client in wave.clients])
+        word = self.exchange.broadcast(
+            messages, [client for wave in waves for client in wave.clients]
+        )
         mine = [client for wave in waves for client in wave.on(self.wire.rank)]
         with self.clock(Phase.PACK):
             for message in word:
@@ -154,7 +156,7 @@ class Engine:
         with self.clock(Phase.SERVE):
             if self.server is not None:
                 messages = [Message(c, self.server.send(t, c)) for c in wave.clients]
-        told = self.post.scatter(wave, messages)
+        told = self.exchange.scatter(wave, messages)
         with self.clock(Phase.PACK):
             for message in told:
                 self.clients.accept(t, message.client, message.blocks)
@@ -186,17 +188,17 @@ class Engine:
         for turn in range(1 + max(party.turns for party in parties)):
             for party in parties:
                 if turn <= party.turns:
-                    told = self.post.recv_down(party.line) if turn else []
+                    told = self.exchange.recv_down(party.line) if turn else []
                     with self.clock(Phase.TRAIN):
                         asked = party.clients.send(told) if turn else next(party.clients)
                 if turn < party.turns:
-                    self.post.send_up(party.line, asked)
+                    self.exchange.send_up(party.line, asked)
             for party, server in zip(parties, servers, strict=False):
                 if turn < party.turns:
-                    heard = self.post.recv_up(party.line)
+                    heard = self.exchange.recv_up(party.line)
                     with self.clock(Phase.SERVE):
                         answers = server.send(heard)
-                    self.post.send_down(party.line, party.wave, answers)
+                    self.exchange.send_down(party.line, party.wave, answers)
         for party in parties:
             party.line.wait()
 
@@ -216,7 +218,7 @@ class Engine:
 
     def collect(self, t: int, wave: Wave, messages: list[Message]) -> None:
         """Clients -> server: uploads, absorbed in client order, but for those that are lost."""
-        uploads, agrees = self.post.gather(messages), self.population.is_agreement(t)
+        uploads, agrees = self.exchange.gather(messages), self.population.is_agreement(t)
         with self.clock(Phase.SERVE):
             for message in uploads:
                 assert self.server is not None
@@ -247,7 +249,7 @@ class Engine:
         with self.clock(Phase.SERVE):
             if self.server is not None:
                 messages = [Message(EVERYONE, self.server.agreement())]
-        word = self.post.broadcast(messages, self.population.sample(t))
+        word = self.exchange.broadcast(messages, self.population.sample(t))
         with self.clock(Phase.PACK):
             for message in word:
                 self.clients.agree(message.blocks)
