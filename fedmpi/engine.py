@@ -61,7 +61,7 @@ class Engine:
     """
 
     def __init__(self, settings: Settings, place: Place = ALONE) -> None:
-        self.settings = settings
+        self.settings, self.place = settings, place
         device = hardware.pick_device(settings, place)
         torch.set_num_threads(settings.threads)
         hardware.use_tf32(settings.precision == "tf32")
@@ -99,6 +99,11 @@ class Engine:
 
         A round begins with the server's word. No word, and the run is over for everyone.
         """
+        if (wire.rank, wire.size) != (self.place.rank, self.place.ranks):
+            raise ValueError(
+                f"wanted the wire of rank {self.place.rank} of {self.place.ranks}, for which the "
+                f"engine was built, found that of rank {wire.rank} of {wire.size}"
+            )
         self.wire, self.clock, self.goes_on = wire, clock, True
         exchange = config.module("exchange", self.settings.exchange.name)
         self.exchange = exchange.Exchange(wire, clock, self.ledger)
