@@ -156,21 +156,24 @@ class Method(Table):
         """What the method trains for the model's network: by default that itself."""
         return network
 
-    def refuse(self, idle: Mapping[str, str]) -> None:
-        """Refuses settings that mean nothing here, unless they are at their defaults.
+    def idle(self, settings: "Settings") -> dict[str, str]:
+        """The method's settings that have no effect in this run, and what would give them one.
+
+        `loading.load` refuses those that are not at their defaults: `method.NAME = VALUE: wanted`,
+        and the text. A method that adds to another's settings adds to its answer, too.
 
         Args:
-            idle: the settings, and beside what they would mean something.
-
-        Raises:
-            ConfigError: naming all that are not.
+            settings: of the run; `settings.method` is this.
         """
-        fields = type(self).model_fields
-        found = {name: value for name, value in self if name in idle}
-        wrong = [name for name, value in found.items() if value != fields[name].default]
-        if wrong:
-            texts = (f"{name} = {written(found[name])}: wanted {idle[name]}" for name in wrong)
-            raise ConfigError(*(f"method.{text}" for text in texts))
+        return {}
+
+    def problems(self, settings: "Settings") -> list[str]:
+        """What else is wrong with the method's settings, as far as no network is needed to know.
+
+        Args:
+            settings: of the run; `settings.method` is this.
+        """
+        return []
 
     def reserve(self) -> float:
         """Share of its training samples that each client keeps out of its training."""
@@ -299,6 +302,11 @@ class Devices(Table):
     unfit: Literal["error", "rest"] = "error"
     """Devices that cannot hold what the method trains: an error, or they rest: they never take
     part, though their test shards count."""
+
+    @property
+    def decide(self) -> bool:
+        """Whether devices say which share of the model they take, and not the method."""
+        return any(tier.keep is not None for tier in self.tiers)
 
 
 class Settings(Table):

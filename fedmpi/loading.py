@@ -128,7 +128,7 @@ def _contradictions(settings: Settings) -> list[str]:
         value, choice = getattr(settings, name), getattr(settings, other)
         if choice not in possible and value != Settings.model_fields[name].default:
             means = " or ".join(f"{other} = '{one}'" for one in possible)
-            found.append(f"{name} = {config.written(value)}: wanted {means}, found '{choice}'")
+            found.append(f"{name} = {_said(value)}: wanted {means}, found '{choice}'")
     if settings.sampling == "trace" and settings.trace is None:
         found.append("trace: wanted a file, found none, because sampling = 'trace'")
     pooled = settings.aggregation
@@ -166,7 +166,22 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
-    return found + _impossible(settings.devices)
+    return [*found, *_impossible(settings.devices), *_idle(settings)]
+
+
+def _said(value: Any) -> str:
+    """A value as sentences have it."""
+    return f"'{value}'" if isinstance(value, str) else config.written(value)
+
+
+def _idle(settings: Settings) -> list[str]:
+    """What the method says of its own settings."""
+    method, found = settings.method, []
+    for name, wanted in method.idle(settings).items():
+        value = getattr(method, name)
+        if value != type(method).model_fields[name].default:
+            found.append(f"method.{name} = {_said(value)}: wanted {wanted}")
+    return found + method.problems(settings)
 
 
 def _impossible(devices: Devices) -> list[str]:

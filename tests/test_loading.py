@@ -9,6 +9,7 @@ import pytest
 
 from fedmpi import config, loading
 from fedmpi.config import AXES, ConfigError
+from fedmpi.methods import topk
 
 CHOICES = [(table, name) for table in AXES for name in config.names(table)]
 """Every name of every table."""
@@ -159,10 +160,10 @@ def test_sentences() -> None:
             "schedule=cosine lr_decay=0.9",
             "lr_decay = 0.9: wanted schedule = 'decay' or schedule = 'steps', found 'cosine'",
         ),
-        ("trace=a.csv", "trace = a.csv: wanted sampling = 'trace', found 'uniform'"),
+        ("trace=a.csv", "trace = 'a.csv': wanted sampling = 'trace', found 'uniform'"),
         (
             f"trace_sha256={'0' * 64} sampling=samples",
-            f"trace_sha256 = {'0' * 64}: wanted sampling = 'trace', found 'samples'",
+            f"trace_sha256 = '{'0' * 64}': wanted sampling = 'trace', found 'samples'",
         ),
         ("sampling=trace", "trace: wanted a file, found none, because sampling = 'trace'"),
         (
@@ -366,8 +367,21 @@ def test_read_names_the_file_that_is_missing(tmp_path: Path) -> None:
             loading.read(path)
 
 
-def test_a_method_refuses_what_means_nothing_beside_the_rest() -> None:
-    method = loading.load({"method": {"name": "topk", "sparsity": 0.5}}).method
-    method.refuse({"error_feedback": "never said, for it is at its default"})
-    with pytest.raises(ConfigError, match=r"^method.sparsity = 0.5: wanted something else$"):
-        method.refuse({"error_feedback": "", "sparsity": "something else"})
+def test_a_methods_settings_that_have_no_effect_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless they are at their defaults; what else a method finds wrong stands beside them."""
+    idle = {"error_feedback": "never said, for it is at its default", "sparsity": "another one"}
+    monkeypatch.setattr(topk.Config, "idle", lambda self, settings: idle)
+    monkeypatch.setattr(topk.Config, "problems", lambda self, s: [f"none with lr = {s.lr}"])
+    assert problems({"lr": 0.5, "method": {"name": "topk", "sparsity": 0.5}}) == (
+        "method.sparsity = 0.5: wanted another one",
+        "none with lr = 0.5",
+    )
+
+
+@pytest.mark.parametrize("name", config.names("method"))
+def test_methods_hooks_name_settings_that_there_are(name: str) -> None:
+    for word in ("", "devices.tiers=[{keep=0.5}]"):
+        settings = loading.load(overridden(*filter(None, [f"method.name={name}", word])))
+        assert settings.method.idle(settings).keys() <= type(settings.method).model_fields.keys()
