@@ -51,9 +51,9 @@ machinery, each on one floor. Who may import whom is a line a folder in
     bench/         benchmarks
  At the top
     engine         the round                       config         what a run is: the settings
-    __main__       the command line                errors         what the caller can mend
-    streams        the only source of randomness   provenance     where a result comes from
-    units          numbers for people
+    __main__       the command line                loading        from TOML to checked settings
+    streams        the only source of randomness   errors         what the caller can mend
+    units          numbers for people              provenance     where a result comes from
  messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> blocks of codes      wire           bytes <-> ranks
@@ -90,6 +90,8 @@ machinery, each on one floor. Who may import whom is a line a folder in
     job            ranks run, the root records     sweep          one file, many runs
     launch         which mpiexec, and how          memory         of the process
  terminal/
-    show           lists and results               survey         a partition
-    picture        of the same                     doctor         machines, what they lack
+    show           a result                        catalogue      what there is to choose from
+    style          what all that is printed shares
+    survey         a partition                     picture        of the same
+    doctor         machines, what they lack
 """

@@ -57,6 +57,10 @@ class Config(config.Method):
     masked: bool = True
     """Zero the logits of classes that a client has no samples of, in training."""
 
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """See `config.Method.idle`."""
+        return super().idle(settings) | devices.instead(settings, "rates")
+
     def choose(self, settings: Settings, t: int, client: int, rate: float) -> Choose:
         """Which channels the client has in round t."""
         return narrow.prefix(rate)

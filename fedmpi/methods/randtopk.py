@@ -16,14 +16,13 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi.config import ConfigError, Settings
+from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block
 from fedmpi.methods import splitfed
 from fedmpi.split import links
 from fedmpi.split.cuts import Crossing
 from fedmpi.streams import Purpose
-from fedmpi.training.train import Trainer
 
 
 class Config(splitfed.Config):
@@ -31,6 +30,13 @@ class Config(splitfed.Config):
     """Share of a sample's values that do not cross the cut; at least one does."""
     alpha: float = Field(0.1, ge=0, lt=1)
     """Weight of all values but the k largest together, when each of k is drawn."""
+
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """See `config.Method.idle`."""
+        found = super().idle(settings)
+        if self.sparsity == 0:
+            found["alpha"] = "method.sparsity above 0, found 0, beside which all values go"
+        return found
 
 
 class Link(links.Link[tuple[int, Tensor | None]]):
@@ -75,14 +81,6 @@ class Server(Link, splitfed.Server):
     """The server's half."""
 
     method: Config
-
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        if self.method.sparsity == 0 and self.method.alpha != Config.model_fields["alpha"].default:
-            raise ConfigError(
-                f"method.alpha = {self.method.alpha}: wanted method.sparsity above 0, found 0, "
-                "beside which all values go"
-            )
 
 
 class Clients(Link, splitfed.Clients):

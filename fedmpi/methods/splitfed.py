@@ -26,11 +26,10 @@ import torch
 from torch import Tensor
 
 from fedmpi.clients.burden import Burden
-from fedmpi.config import ConfigError, Settings
+from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.methods import fedavg
-from fedmpi.networks.flat import Flat
 from fedmpi.split.cuts import Cut, shape_behind
 from fedmpi.split.lockstep import Talk, WaveParts
 from fedmpi.split.sides import ClientSide, ServerSide
@@ -56,11 +55,12 @@ class Config(Cut):
         """One back meets all clients in one order, whatever the window."""
         return clients if self.is_one else room
 
-    def parts(self, flat: Flat) -> tuple[Flat, Flat, Flat]:
-        """See `Cut.parts`."""
-        if self.is_one and self.tail is not None:
-            raise ConfigError(f"method.tail = '{self.tail}': wanted version = 'v1', found 'v2'")
-        return super().parts(flat)
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """See `config.Method.idle`."""
+        found = super().idle(settings)
+        if self.version == "v2":
+            found["tail"] = "version = 'v1', found 'v2'"
+        return found
 
 
 class Server(ServerSide, fedavg.Server):

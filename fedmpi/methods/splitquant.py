@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from fedmpi.config import ConfigError, Settings
+from fedmpi.config import Settings
 from fedmpi.messages import quantized
 from fedmpi.messages.codec import Block
 from fedmpi.messages.quantized import Bits
@@ -22,7 +22,6 @@ from fedmpi.methods import splitfed
 from fedmpi.split import links
 from fedmpi.split.cuts import Crossing
 from fedmpi.streams import Purpose
-from fedmpi.training.train import Trainer
 
 
 class Config(splitfed.Config):
@@ -34,6 +33,14 @@ class Config(splitfed.Config):
     """Whose least and greatest value codes lie between: each sample's, or the whole batch's."""
     rounding: Literal["nearest", "random"] = "nearest"
     """To the nearest code, or up or down at random, so that values are right on average."""
+
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """See `config.Method.idle`."""
+        found = super().idle(settings)
+        if self.bits == self.gradient_bits == EXACT:
+            both = "bits or gradient_bits below 32, found both 32, which are exact"
+            found |= dict.fromkeys(("ranges", "rounding"), both)
+        return found
 
 
 class Link(links.Link[int]):
@@ -79,17 +86,6 @@ class Server(Link, splitfed.Server):
     """The server's half."""
 
     method: Config
-
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        chosen = self.method
-        if chosen.bits == chosen.gradient_bits == EXACT:
-            for name, default in (("ranges", "sample"), ("rounding", "nearest")):
-                if (found := getattr(chosen, name)) != default:
-                    raise ConfigError(
-                        f"method.{name} = '{found}': wanted bits or gradient_bits below 32, found "
-                        "both 32, which are exact"
-                    )
 
 
 class Clients(Link, splitfed.Clients):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedmpi import config
 from fedmpi.clients.burden import Burden
-from fedmpi.config import ConfigError, Settings, Width
+from fedmpi.config import Settings, Width
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.messages.sums import Sum
@@ -46,23 +46,24 @@ class Config(staticmask.Masked):
     """Rounds in which nobody trains and the mask is found again, such as after a shift of data."""
 
     def agreements(self, rounds: int) -> frozenset[int]:
-        """Round -1, or that after the warm-up; and those in which the mask is found again.
+        """Round -1, or that after the warm-up; and those in which the mask is found again."""
+        return frozenset({self.warmup or -1, *self.rediscover})
 
-        Raises:
-            ConfigError: for one that never comes, or that comes before the first mask.
-        """
+    def problems(self, settings: Settings) -> list[str]:
+        """Agreements that never come, or that come before the first mask."""
+        found, rounds = super().problems(settings), settings.rounds
         if self.warmup >= rounds:
-            raise ConfigError(
+            found.append(
                 f"method.warmup = {self.warmup}: wanted less than rounds = {rounds}, since the "
                 "round after it finds the mask"
             )
         wrong = [t for t in self.rediscover if not self.warmup < t < rounds]
-        if wrong:
-            raise ConfigError(
+        if wrong and self.warmup < rounds:
+            found.append(
                 f"method.rediscover = {list(self.rediscover)}: wanted rounds above method.warmup = "
                 f"{self.warmup} and below rounds = {rounds}, found {wrong}"
             )
-        return frozenset({self.warmup or -1, *self.rediscover})
+        return found
 
 
 class Server(staticmask.Server):

@@ -29,6 +29,7 @@ LAW = {
     "units": (0, ""),
     "provenance": (0, ""),
     "config": (1, "pydantic"),
+    "loading": (2, "pydantic"),
     "messages": (2, "mpi4py numpy torch"),
     "partitions": (2, "numpy pydantic"),
     "networks": (3, "numpy torch"),
@@ -211,6 +212,8 @@ def test_only_config_imports_by_name() -> None:
     [
         ("__main__", HEAVY),
         ("config", HEAVY),
+        ("loading", HEAVY),
+        ("terminal.catalogue", ("torch", "mpi4py", "pandas", "matplotlib")),
         ("runs.launch", HEAVY),
         ("messages.codec", HEAVY),
         ("runs.sweep", ("torch", "mpi4py")),

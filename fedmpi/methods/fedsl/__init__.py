@@ -31,6 +31,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
+from fedmpi.clients import devices
 from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
 from fedmpi.messages import quantized, sparse
@@ -68,6 +69,15 @@ class Config(Leaky):
         """See `Cut.is_one`."""
         return False
 
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """See `config.Method.idle`."""
+        found = super().idle(settings) | devices.instead(settings, "pruning")
+        if not any(importance.rates(settings, self.pruning)):
+            pruning = "method.pruning above 0, found a run where nothing is pruned"
+            names = ("structured", "prune_every", "count_pruned_as_zero")
+            found |= dict.fromkeys(names, pruning)
+        return found
+
 
 class Half(Dropping):
     """What both sides know."""
@@ -78,8 +88,7 @@ class Half(Dropping):
     @cached_property
     def rates(self) -> list[float]:
         """The share that each client prunes."""
-        others = ("structured", "prune_every", "count_pruned_as_zero")
-        return importance.rates(self.settings, "pruning", others)
+        return importance.rates(self.settings, self.method.pruning)
 
     @cached_property
     def pruner(self) -> importance.Pruner:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedmpi.clients import devices
-from fedmpi.config import ConfigError, Settings, State, written
+from fedmpi.config import ConfigError, Settings, State
 from fedmpi.messages import sparse
 from fedmpi.networks import narrow
 from fedmpi.networks.flat import Flat
@@ -106,25 +106,15 @@ class Channels(Pruner):
         return found.index_fill(0, self.narrowed(kept).positions.to(self.device), 1)
 
 
-def rates(settings: Settings, name: str, others: Sequence[str]) -> list[float]:
+def rates(settings: Settings, own: float) -> list[float]:
     """The share that each client prunes: what its device does not keep, if any device says so.
 
     Args:
         settings: of the run.
-        name: of the method's setting that says it else.
-        others: names of those that mean nothing where nothing is pruned.
-
-    Raises:
-        ConfigError: for such settings there, or if the method and the devices both say something.
+        own: the method's share, if none does.
     """
-    method, keeps = settings.method, devices.keeps(settings, name)
-    found = [getattr(method, name)] * settings.clients if keeps is None else [1 - k for k in keeps]
-    if not any(found):
-        defaults = {other: type(method).model_fields[other].default for other in others}
-        method.refuse(
-            {other: f"{written(own)} where nothing is pruned" for other, own in defaults.items()}
-        )
-    return found
+    keeps = devices.keeps(settings)
+    return [own] * settings.clients if keeps is None else [1 - keep for keep in keeps]
 
 
 def pruner(

@@ -26,7 +26,7 @@ from torch import Tensor
 from fedmpi import config
 from fedmpi.clients import devices
 from fedmpi.clients.burden import Burden
-from fedmpi.config import ConfigError, Settings
+from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.sums import Held
@@ -52,18 +52,18 @@ class Config(config.Method):
     aggregation: Literal["mean", "coverage"] = "mean"
     """Means over all uploads, or for each value over those that have it."""
 
-    def built(self, trainer: Trainer) -> Compressor:
-        """The compressor.
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """See `config.Method.idle`."""
+        found = super().idle(settings) | devices.instead(settings, "keeps")
+        if self.compressor != "prune":
+            found["scope"] = f"method.compressor = 'prune', found '{self.compressor}'"
+        return found
 
-        Raises:
-            ConfigError: if it has no use for the scope.
-        """
+    def built(self, trainer: Trainer) -> Compressor:
+        """The compressor."""
         flat, device = trainer.flat, trainer.device
         if self.compressor == "prune":
             return Prune(flat, device, self.scope == "layer")
-        if self.scope != "global":
-            found = f"method.scope = '{self.scope}': wanted method.compressor = 'prune', found"
-            raise ConfigError(f"{found} '{self.compressor}'")
         if self.compressor == "width":
             return Width(flat, device, trainer.feed.x.shape[1:])
         return (Quant if self.compressor == "quant" else LowRank)(flat, device)

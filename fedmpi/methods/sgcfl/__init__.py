@@ -32,7 +32,6 @@ from fedmpi.messages.sparse import Span
 from fedmpi.methods import splitfed
 from fedmpi.methods.sgcfl import distance
 from fedmpi.methods.sgcfl.distance import Waiting
-from fedmpi.networks.flat import Flat
 from fedmpi.split.cuts import Crossing, Cut
 from fedmpi.split.sides import Side
 from fedmpi.streams import Purpose, stream
@@ -56,9 +55,9 @@ class Config(Cut, distance.Config):
     error_feedback: bool = False
     """Add what was not sent of an update to the client's next one; the abstract has no such."""
 
-    def parts(self, flat: Flat) -> tuple[Flat, Flat, Flat]:
-        """See `Cut.parts`; before anything else, settings that mean nothing are refused."""
-        idle = self.idle()
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """See `config.Method.idle`."""
+        idle = super().idle(settings)
         if self.bits == sparse.EXACT:
             idle["stochastic"] = "method.bits below 32"
             if not self.sparsity:
@@ -68,8 +67,7 @@ class Config(Cut, distance.Config):
             if not self.cut_gradient:
                 gradient = "method.cut_gradient or method.model_gradient"
                 idle |= dict.fromkeys(("sparsity", "bits", "stochastic"), gradient)
-        self.refuse(idle)
-        return super().parts(flat)
+        return idle
 
     @property
     def is_one(self) -> bool:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
+from fedmpi.config import Settings
 
 
 class Config(config.Method):
@@ -26,10 +27,10 @@ class Config(config.Method):
     epsilon: float = Field(1e-8, gt=0, le=config.LARGEST)
     """Of `inv_dist`: it is added to every distance."""
 
-    def idle(self) -> dict[str, str]:
-        """See `config.Method.refuse`."""
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """See `config.Method.idle`."""
         rules = {"temperature": "exp_dist", "epsilon": "inv_dist"}
-        return {
+        return super().idle(settings) | {
             name: f"method.weight_rule = '{rule}'"
             for name, rule in rules.items()
             if self.weight_rule != rule

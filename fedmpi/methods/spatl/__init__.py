@@ -27,7 +27,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi.config import ConfigError, Settings
+from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.messages.sums import Held
@@ -53,6 +53,14 @@ class Config(fedper.Config, selection.Config):
     def sends(self) -> bool:
         """An agent, to each client once."""
         return self.selection == "agent"
+
+    def problems(self, settings: Settings) -> list[str]:
+        """See `config.Method.problems`."""
+        found = super().problems(settings)
+        if self.newcomers >= settings.clients:
+            wanted = f"wanted less than clients = {settings.clients}"
+            found.append(f"method.newcomers = {self.newcomers}: {wanted}")
+        return found
 
 
 class Server(fedper.Server):
@@ -109,11 +117,6 @@ class Clients(fedper.Clients):
         self.select: Select = by_rule(self.method, self.channels, settings.seed)
         if self.method.selection == "agent":
             self.select = ByAgent(self.method, trainer, self.channels)
-        if self.method.newcomers >= settings.clients:
-            raise ConfigError(
-                f"method.newcomers = {self.method.newcomers}: wanted less than clients = "
-                f"{settings.clients}"
-            )
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
         """The client's agent, the first time."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmpi import config, models
+from fedmpi import config, loading, models
 from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError
 from fedmpi.methods.spatl import agent
@@ -41,7 +41,7 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
     # No file to begin with, but in all else a client with an agent.
     method = {**given, "name": "spatl", "selection": "agent"}
     alone = {"clients": 1, "participation": 1.0, "partition": {"name": "iid"}, "method": method}
-    settings: Any = config.load({**tree, **alone})
+    settings: Any = loading.load({**tree, **alone})
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: wanted a file in a folder that is there")
     torch.set_num_threads(settings.threads)

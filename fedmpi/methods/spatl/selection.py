@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.config import ConfigError
+from fedmpi.config import ConfigError, Settings
 from fedmpi.methods.spatl import agent
 from fedmpi.networks.channels import Channels
 from fedmpi.streams import Purpose, stream
@@ -47,23 +47,28 @@ class Config(config.Method):
         """What agents are rewarded by is not trained on."""
         return RESERVE if self.selection == "agent" else 0.0
 
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """See `config.Method.idle`."""
+        found = super().idle(settings)
+        if self.selection == "agent":
+            return found | {"sparsity": "another method.selection than 'agent'"}
+        agents = ("agent", "saved", "episodes", "tuned")
+        return found | dict.fromkeys(agents, "method.selection = 'agent'")
+
+    def problems(self, settings: Settings) -> list[str]:
+        """See `config.Method.problems`."""
+        found = super().problems(settings)
+        if self.selection == "agent" and self.agent is None:
+            found.append("method.agent: wanted a file, because method.selection = 'agent'")
+        return found
+
     def begin(self) -> Tensor:
         """The agent that clients begin with, [agent.SIZE]; without agents [0].
 
         Raises:
-            ConfigError: if there is none though there has to be, or for settings without a meaning.
+            ConfigError: if its file holds none.
         """
-        is_agent = self.selection == "agent"
-        for name in ("sparsity",) if is_agent else ("agent", "saved", "episodes", "tuned"):
-            value = getattr(self, name)
-            if value != Config.model_fields[name].default:
-                wanted = "another method.selection than" if is_agent else "method.selection ="
-                raise ConfigError(f"method.{name} = {value}: wanted {wanted} 'agent'")
-        if not is_agent:
-            return torch.empty(0)
-        if self.agent is None:
-            raise ConfigError("method.agent: wanted a file, because method.selection = 'agent'")
-        return agent.read(Path(self.agent))
+        return torch.empty(0) if self.agent is None else agent.read(Path(self.agent))
 
 
 def by_rule(method: Config, channels: Channels, seed: int) -> Select:
