@@ -36,14 +36,14 @@ def mends(command: Callable[..., None]) -> Callable[..., None]:
 
 def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
     """The settings that `[FILE] [KEY=VALUE]...` gives."""
-    from fedmpi import config
+    from fedmpi import loading
     from fedmpi.results import record
 
     tree = {}
     if words and "=" not in words[0]:
         file, words = Path(words[0]), words[1:]
-        tree = record.settings_of(file) if file.suffix == ".h5" else config.read(file)
-    config.override(tree, words)
+        tree = record.settings_of(file) if file.suffix == ".h5" else loading.read(file)
+    loading.override(tree, words)
     return tree
 
 
@@ -77,7 +77,7 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     Under mpirun or srun this is one rank of the job. Otherwise --ranks N starts N of them, and
     without it there is one. A run whose result is there already is not run again.
     """
-    from fedmpi.config import load
+    from fedmpi.loading import load
     from fedmpi.runs import launch
 
     if launch.is_launched() or ranks is None:
@@ -178,7 +178,7 @@ def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) ->
 
     FILE and KEY=VALUE are settings, as for fedmpi run; nothing is trained.
     """
-    from fedmpi.config import load
+    from fedmpi.loading import load
     from fedmpi.terminal.survey import survey
 
     survey(load(tree_of(words)), plot, freeze)
@@ -213,12 +213,14 @@ def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
 
 
 @main.command("list")
-@click.argument("what", type=click.Choice(["methods", "data", "models", "partitions", "settings"]))
+@click.argument(
+    "what", type=click.Choice(["methods", "data", "models", "partitions", "exchanges", "settings"])
+)
 @click.argument("name", required=False)
 @mends
 def list_(what: str, name: str | None) -> None:
     """List what there is, or one NAME of it, with its settings and their defaults."""
-    from fedmpi.terminal.show import show_list
+    from fedmpi.terminal.catalogue import show_list
 
     show_list(what, name)
 

@@ -1,22 +1,18 @@
-"""What a run is: one tree of settings, typed, frozen and checked before anything else happens.
+"""The schema of a run: one tree of settings, typed and frozen. `loading` reads and checks it.
 
 A table of the tree that has a `name` is described by the module of that name: with
 `method.name = "topk"` the settings in `[method]` are those of `fedmpi.methods.topk.Config`. There
 is no registry; the file name is the name (a dash in a name is an underscore in the file's).
 """
 
-import copy
-import difflib
 import functools
 import hashlib
 import importlib
 import json
 import pkgutil
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
@@ -160,21 +156,24 @@ class Method(Table):
         """What the method trains for the model's network: by default that itself."""
         return network
 
-    def refuse(self, idle: Mapping[str, str]) -> None:
-        """Refuses settings that mean nothing here, unless they are at their defaults.
+    def idle(self, settings: "Settings") -> dict[str, str]:
+        """The method's settings that have no effect in this run, and what would give them one.
+
+        `loading.load` refuses those that are not at their defaults: `method.NAME = VALUE: wanted`,
+        and the text. A method that adds to another's settings adds to its answer, too.
 
         Args:
-            idle: the settings, and beside what they would mean something.
-
-        Raises:
-            ConfigError: naming all that are not.
+            settings: of the run; `settings.method` is this.
         """
-        fields = type(self).model_fields
-        found = {name: value for name, value in self if name in idle}
-        wrong = [name for name, value in found.items() if value != fields[name].default]
-        if wrong:
-            texts = (f"{name} = {written(found[name])}: wanted {idle[name]}" for name in wrong)
-            raise ConfigError(*(f"method.{text}" for text in texts))
+        return {}
+
+    def problems(self, settings: "Settings") -> list[str]:
+        """What else is wrong with the method's settings, as far as no network is needed to know.
+
+        Args:
+            settings: of the run; `settings.method` is this.
+        """
+        return []
 
     def reserve(self) -> float:
         """Share of its training samples that each client keeps out of its training."""
@@ -184,8 +183,7 @@ class Method(Table):
 class Exchange(Table):
     """How messages travel between the ranks."""
 
-    name: Literal["star"] = "star"
-    """`star`: every rank speaks with rank 0 alone."""
+    name: str = ""
     window: int = Field(256, ge=1)
     """MiB of dense models that the server may hold at a time; more clients upload in waves."""
     pipeline: bool = True
@@ -304,9 +302,14 @@ class Devices(Table):
     """Devices that cannot hold what the method trains: an error, or they rest: they never take
     part, though their test shards count."""
 
+    @property
+    def decide(self) -> bool:
+        """Whether devices say which share of the model they take, and not the method."""
+        return any(tier.keep is not None for tier in self.tiers)
+
 
 class Settings(Table):
-    """One run. The four named tables are narrowed to their modules' own settings by `load`."""
+    """One run. The five named tables are narrowed to their modules' own settings by `load`."""
 
     seed: int = Field(1, ge=0, le=MOST)
     """Source of every random number in the run."""
@@ -393,7 +396,7 @@ class Settings(Table):
     skew: Skew = Skew()
     model: Model
     method: Method
-    exchange: Exchange = Exchange()
+    exchange: Exchange
     aggregation: Aggregation = Aggregation()
     state: State = State()
     devices: Devices = Devices()
@@ -422,6 +425,7 @@ AXES = {
     "partition": ("partitions", "iid"),
     "model": ("models", "mlp"),
     "method": ("methods", "fedavg"),
+    "exchange": ("exchanges", "star"),
 }
 """For each named table, the folder of its modules and the name taken when none is given."""
 
@@ -447,259 +451,22 @@ def schema(table: str, name: str) -> type[Table]:
 
 
 @functools.cache
-def _whole(chosen: tuple[str, ...]) -> type[Settings]:
-    """All settings, with a name for each of `ROOMS`; building it takes longer than a check."""
+def whole(chosen: tuple[str, ...]) -> type[Settings]:
+    """All settings, with a name for each of `AXES`; building it takes longer than a check."""
     kinds = {table: schema(table, name) for table, name in zip(AXES, chosen, strict=True)}
     narrowed: Any = {table: (kind, Field(default_factory=kind)) for table, kind in kinds.items()}
     return pydantic.create_model("Settings", __base__=Settings, **narrowed)
 
 
-def load(tree: Tree) -> Settings:
-    """Checks a tree of settings and fills in the defaults.
-
-    Raises:
-        ConfigError: with every problem at once, each with its path, what was found and what is
-            possible.
-    """
-    tree, problems = copy.deepcopy(dict(tree)), []
-    chosen = []
-    for table, (_, default) in AXES.items():
-        given = tree.get(table, {})
-        name = given.get("name", default) if isinstance(given, Mapping) else default
-        if name not in names(table):
-            close = difflib.get_close_matches(str(name), names(table), 1)
-            guess = f" (did you mean '{close[0]}'?)" if close else ""
-            possible = ", ".join(names(table))
-            problems.append(
-                f"{table}.name = {name!r}: no such {table}{guess}; there are: {possible}"
-            )
-            tree[table], name = {}, default
-        chosen.append(name)
-    whole = _whole(tuple(chosen))
-    try:
-        settings = whole.model_validate(tree)
-        problems += _contradictions(settings)
-    except pydantic.ValidationError as error:
-        problems += [_sentence(whole, problem) for problem in error.errors()]
-    if problems:
-        raise ConfigError(*problems)
-    return settings
-
-
-BELONGS = {
-    "trace": ("sampling", ("trace",)),
-    "trace_sha256": ("sampling", ("trace",)),
-    "lr_decay": ("schedule", ("decay", "steps")),
-    "lr_steps": ("schedule", ("steps",)),
-    "lr_min": ("schedule", ("cosine", "restarts")),
-    "momentum": ("optimizer", ("sgd",)),
-    "beta1": ("optimizer", ("adam",)),
-    "beta2": ("optimizer", ("adam",)),
-    "epsilon": ("optimizer", ("adam",)),
-}
-"""Settings that mean something only beside certain values of another one."""
-
-
-def _contradictions(settings: Settings) -> list[str]:
-    """What is wrong with settings that are right one by one."""
-    found = []
-    for name, (other, possible) in BELONGS.items():
-        value, choice = getattr(settings, name), getattr(settings, other)
-        if choice not in possible and value != Settings.model_fields[name].default:
-            means = " or ".join(f"{other} = '{one}'" for one in possible)
-            found.append(f"{name} = {written(value)}: wanted {means}, found '{choice}'")
-    if settings.sampling == "trace" and settings.trace is None:
-        found.append("trace: wanted a file, found none, because sampling = 'trace'")
-    pooled = settings.aggregation
-    if (pooled.rule == "trimmed") != (pooled.trim > 0):
-        found.append(
-            f"aggregation.trim = {pooled.trim}: wanted a share above 0 beside aggregation.rule = "
-            f"'trimmed', and 0 beside others; found '{pooled.rule}'"
-        )
-    if pooled.weights == "equal" and (pooled.rule != "mean" or pooled.clip):
-        found.append(
-            "aggregation.weights = 'equal': wanted aggregation.rule = 'mean' and no clip, beside "
-            f"which all count alike; found '{pooled.rule}' and {pooled.clip}"
-        )
-    if settings.server_device is not None and settings.server == "shared":
-        found.append(
-            f"server_device = '{settings.server_device}': wanted a rank that serves only, server = "
-            "'dedicated'; found 'shared'"
-        )
-    if pooled.noise and not pooled.clip:
-        found.append(
-            f"aggregation.noise = {pooled.noise}: wanted a bound of norms, aggregation.clip"
-        )
-    if settings.schedule == "steps" and not settings.lr_steps:
-        found.append("lr_steps = []: wanted rounds, because schedule = 'steps'")
-    if settings.schedule == "steps" and settings.lr_decay == 1:
-        found.append("lr_decay = 1.0: wanted a factor below 1, because schedule = 'steps'")
-    if len(set(settings.augment)) < len(settings.augment):
-        found.append(f"augment = {list(settings.augment)}: wanted each at most once")
-    if settings.lr_min > settings.lr:
-        found.append(f"lr_min = {settings.lr_min}: wanted at most lr = {settings.lr}")
-    if settings.skew.labels_to is not None and settings.skew.labels_to < settings.skew.labels:
-        found.append(
-            f"skew.labels_to = {settings.skew.labels_to}: wanted at least skew.labels = "
-            f"{settings.skew.labels}"
-        )
-    if settings.precision == "tf32" and settings.device == "cpu":
-        found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
-    return found + _impossible(settings.devices)
-
-
-def _impossible(devices: Devices) -> list[str]:
-    """What is wrong with the devices of a run."""
-    found = []
-    names, total = [tier.name for tier in devices.tiers], sum(tier.share for tier in devices.tiers)
-    if names and abs(total - 1) > 1e-6:
-        shares = ", ".join(str(tier.share) for tier in devices.tiers)
-        found.append(f"devices.tiers have shares {shares}: wanted a sum of 1, found {total:.6g}")
-    if len(set(names)) < len(names):
-        found.append(f"devices.tiers have names {', '.join(names)}: wanted each at most once")
-    for place, tier in enumerate(devices.tiers):
-        if isinstance(tier.link, Wireless) and tier.link.distance[0] > tier.link.distance[1]:
-            path, value = f"devices.tiers.{place}.link.distance", written(tier.link.distance)
-            found.append(f"{path} = {value}: wanted the nearest, then the farthest")
-    for name in ("stragglers", "server_gflops"):
-        value = getattr(devices, name)
-        if value and not names:
-            found.append(f"devices.{name} = {value}: wanted devices.tiers, found none")
-    if devices.unfit == "rest" and not any(tier.memory for tier in devices.tiers):
-        found.append("devices.unfit = 'rest': wanted the memory of some devices, found none")
-    if devices.slowdown != Devices().slowdown and not devices.stragglers:
-        found.append(f"devices.slowdown = {devices.slowdown}: wanted devices.stragglers above 0")
-    return found
-
-
-def _sentence(whole: type[Table], problem: Mapping[str, Any]) -> str:
-    """What pydantic found wrong, as one sentence in the words of the settings."""
-    steps = [str(step) for step in problem["loc"]]
-    if problem["type"] == "extra_forbidden":
-        table, path = _walk(whole, steps[:-1])
-        names, path = list(table.model_fields), [*path, steps[-1]]
-        close = difflib.get_close_matches(path[-1], names, 1)
-        guess = f" (did you mean '{close[0]}'?)" if close else ""
-        where = f" in [{'.'.join(path[:-1])}]" if path[:-1] else ""
-        return f"no setting '{path[-1]}'{where}{guess}; there are: {', '.join(names)}"
-    table, path = _walk(whole, steps)
-    said = f"{'.'.join(path)} = {problem['input']!r}"
-    if problem["type"] == "model_type":
-        first = next(iter(table.model_fields))
-        example = f"{{{first} = ...}}" if path[-1].isdigit() else f"{path[-1]}.{first}"
-        return f"{said}: wanted a table, such as {example}"
-    if problem["type"].startswith(("union_tag", "model_attributes")):
-        return f"{said}: wanted a table with kind = {' or '.join(_kinds(table))}"
-    wanted = {"tuple_type": "wanted a list"}
-    message = wanted.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
-    return f"{said}: {message}"
-
-
-def _walk(whole: type[Table], steps: Sequence[str]) -> tuple[Any, list[str]]:
-    """The type of the settings at a path of pydantic's, and the path as people write it."""
-    kind: Any = whole
-    path = []
-    for step in steps:
-        if _kinds(kind):  # pydantic names the kind, too, that the table says it is of
-            kind = _kinds(kind)[step]
-            continue
-        path.append(step)
-        if get_origin(kind) is tuple:
-            kind = get_args(kind)[0]
-        elif step in getattr(kind, "model_fields", ()):
-            kind = kind.model_fields[step].annotation
-    return kind, path
-
-
-def _kinds(annotation: Any) -> dict[str, type[Table]]:
+def kinds(annotation: Any) -> dict[str, type[Table]]:
     """The tables that a setting may be, by their `kind`; nothing if it is no such setting."""
-    tables = [one for one in get_args(annotation) if _is_table(one) and "kind" in one.model_fields]
+    tables = [one for one in get_args(annotation) if is_table(one) and "kind" in one.model_fields]
     return {get_args(table.model_fields["kind"].annotation)[0]: table for table in tables}
 
 
-def _is_table(kind: Any) -> bool:
+def is_table(kind: Any) -> bool:
+    """Whether a type is a table of settings."""
     return isinstance(kind, type) and issubclass(kind, Table)
-
-
-def read(path: Path) -> Tree:
-    """The tree in a TOML file.
-
-    Raises:
-        ConfigError: if there is no such file, or it is not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; wanted a file of settings (TOML)") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
-
-
-def assign(tree: Tree, path: str, value: Any) -> None:
-    """Sets `tree[a][b] = value` for the path `a.b`, making tables on the way.
-
-    In a list of tables a step is a number: `devices.tiers.0.memory`.
-
-    Raises:
-        ConfigError: if a step of the path is a value, not a table, or beyond the end of a list.
-    """
-    *steps, leaf = path.split(".")
-    place: Any = tree
-    for step in steps:
-        place = place.setdefault(step, {}) if isinstance(place, dict) else _item(place, path, step)
-        if not isinstance(place, dict | list):
-            raise ConfigError(f"{path}: '{step}' is a setting, not a table")
-    if isinstance(place, list):
-        _item(place, path, leaf)
-        place[int(leaf)] = value
-    else:
-        place[leaf] = value
-
-
-def _item(items: list[Any], path: str, step: str) -> Any:
-    if not step.isdecimal() or int(step) >= len(items):
-        raise ConfigError(f"{path}: wanted a number below {len(items)}, found '{step}'")
-    return items[int(step)]
-
-
-def override(tree: Tree, words: tuple[str, ...]) -> None:
-    """Applies `key=value` words to a tree; values are read as TOML, or else as plain text.
-
-    Raises:
-        ConfigError: if a word has no `=` or no key.
-    """
-    for word in words:
-        path, equals, text = word.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"'{word}' is not a setting; wanted key=value, such as lr=0.1")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except (ValueError, RecursionError):
-            value = text
-        assign(tree, path, value)
-
-
-def describe(kind: type[Table]) -> list[tuple[str, str, str, str]]:
-    """The settings of a table as rows: name, type, default, explanation."""
-    rows = []
-    for name, field in kind.model_fields.items():
-        text = _type(field.annotation, field.metadata)
-        default = None if field.is_required() else field.get_default(call_default_factory=True)
-        if isinstance(default, Table):
-            default = default.model_dump(exclude_defaults=True)
-        rows.append((name, text, written(default), " ".join((field.description or "").split())))
-    return rows
-
-
-def inner(kind: type[Table], path: str) -> Iterator[tuple[str, str, type[Table]]]:
-    """The tables inside of the table at that path, at any depth: heading, path and settings."""
-    for name, field in kind.model_fields.items():
-        below, (item, *_) = f"{path}.{name}", (*get_args(field.annotation), None)
-        if get_origin(field.annotation) is tuple and _is_table(item):
-            yield f"[[{below}]]", below, item
-            yield from inner(item, below)
-        for choice, table in _kinds(field.annotation).items():
-            yield f"[{below}] with kind = {choice}", below, table
 
 
 def written(value: Any) -> str:
@@ -716,46 +483,3 @@ def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(value, default=str)
-
-
-def _runs(values: Sequence[Any]) -> list[str]:
-    """Values as text; whole numbers, three or more of which follow each other, as a range."""
-    found: list[list[Any]] = []
-    for value in values:
-        if found and type(value) is int and value - 1 == found[-1][-1]:
-            found[-1].append(value)
-        else:
-            found.append([value])
-    ranges = [[f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run) for run in found]
-    return [text for texts in ranges for text in texts]
-
-
-def _type(annotation: Any, bounds: Sequence[Any] = ()) -> str:
-    """A setting's type and range, in words."""
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return " | ".join(_runs(inner))
-    if origin is Annotated:
-        # A bound stands there as it is, or inside of what pydantic's `Field` gives.
-        return _type(inner[0], [b for one in inner[1:] for b in getattr(one, "metadata", [one])])
-    if _kinds(annotation):
-        return f"table: {' | '.join(_kinds(annotation))}"
-    if origin in (Union, UnionType):
-        return " | ".join(_type(one, bounds) for one in inner if one is not type(None))
-    if origin is tuple:
-        if _is_table(inner[0]):
-            return "list of tables"
-        length = "" if inner[-1] is Ellipsis else f"{len(inner)} "
-        return f"list of {length}{_type(inner[0])}"
-    text = getattr(annotation, "__name__", str(annotation))
-    limits = {name: getattr(b, name) for b in bounds for name in SIGNS if hasattr(b, name)}
-    if limits.get("le") in (MOST, LARGEST):  # what hardly anybody reaches is no news
-        del limits["le"]
-    low = next((name for name in ("gt", "ge") if name in limits), None)
-    high = next((name for name in ("lt", "le") if name in limits), None)
-    if low and high:
-        return f"{limits[low]} {SIGNS[low].replace('>', '<')} {text} {SIGNS[high]} {limits[high]}"
-    return " ".join([text, *(f"{SIGNS[name]} {limits[name]}" for name in limits)])
-
-
-SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}

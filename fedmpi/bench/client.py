@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi import config
+from fedmpi import loading
 from fedmpi.bench import Result, take_turns, weigh
 from fedmpi.config import MOST, Settings, Tree
 from fedmpi.engine import Engine
@@ -114,7 +114,7 @@ class Lone:
         tree |= {"validation": 0.0, "rounds": MOST, "evaluate": MOST, "model": {"hidden": hidden}}
         tree["data"] = data | {"samples": STEPS * BATCH * clients}
         tree["exchange"] = {"window": WINDOW}
-        self.engine, self.wire = Engine(config.load(tree)), Loop()
+        self.engine, self.wire = Engine(loading.load(tree)), Loop()
         # So that each step gathers its own samples: they are no fixed cost.
         self.engine.trainer.feed.slab = 1
         self.clients = Timed(self.engine.settings, self.engine.trainer)

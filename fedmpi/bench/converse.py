@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedmpi import config
+from fedmpi import loading
 from fedmpi.bench import Result, take_turns, weigh
 from fedmpi.config import Tree
 from fedmpi.engine import Engine
@@ -91,7 +91,7 @@ def main(workload: str, side: str, out: Path) -> None:
     memory.keep_freed_memory()
     clock = Clock()
     wire = Wire(clock)
-    engine = Engine(config.load(tree_of(workload, side == "pipelined")), wire.place)
+    engine = Engine(loading.load(tree_of(workload, side == "pipelined")), wire.place)
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
     if not wire.is_root:
         return

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmpi import config
+from fedmpi import loading
 from fedmpi.bench import Result, compare
 from fedmpi.config import Tree
 from fedmpi.runs import launch, memory
@@ -64,7 +64,7 @@ def tree_of(workload: str) -> Tree:
 def measure(workload: str, ranks: int, repeats: int) -> Result:
     """One workload: its rounds on so many ranks, and the textbook's."""
     launcher = launch.find()
-    settings = config.load(tree_of(workload))
+    settings = loading.load(tree_of(workload))
     with tempfile.TemporaryDirectory() as folder:
         script = [sys.executable, "-m", "fedmpi.bench.round", workload]
         ours, theirs = Path(folder) / "ours", Path(folder) / "textbook"
@@ -97,7 +97,7 @@ def main(workload: str, side: str, out: Path) -> None:
     from fedmpi.messages.clock import Clock
     from fedmpi.messages.wire import Wire
 
-    settings = config.load(tree_of(workload))
+    settings = loading.load(tree_of(workload))
     if side == "textbook":
         from fedmpi.bench.textbook import Textbook
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmpi import config
+from fedmpi import loading
 from fedmpi.bench import Result, take_turns, weigh
 from fedmpi.config import Tree
 from fedmpi.runs import launch, memory
@@ -107,7 +107,7 @@ def main(clients: int, out: Path) -> None:
     clock = Clock()
     wire = Wire(clock)
     began = perf_counter()
-    engine = Engine(config.load(tree_of(clients)), wire.place)
+    engine = Engine(loading.load(tree_of(clients)), wire.place)
     setup = perf_counter() - began
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
     peaks = [int(peak[0]) for peak in wire.report(np.array([memory.peak()]))]

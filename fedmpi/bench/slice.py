@@ -11,7 +11,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from fedmpi import config, models
+from fedmpi import loading, models
 from fedmpi.bench import Result, take_turns, weigh
 from fedmpi.clients import burden
 from fedmpi.networks.channels import Channels
@@ -36,7 +36,7 @@ def measure(name: str, batch: int, sparsity: float, repeats: int) -> Result:
     """
     shape, words = MODELS[name]
     torch.set_num_threads(1)
-    flat = Flat(models.build(config.load({"model": words}).model, shape, 10, 1))
+    flat = Flat(models.build(loading.load({"model": words}).model, shape, 10, 1))
     front, _ = flat.split(flat.cuts()[-1])
     channels = Channels(front, torch.device("cpu"))
     chosen = channels.evenly(channels.norms(flat.initial), sparsity)

@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedmpi import config
+from fedmpi import loading
 from fedmpi.bench import Result, compare
 from fedmpi.bench.textbook import Textbook
 from fedmpi.config import Tree
@@ -63,7 +63,7 @@ def engine_for(model: str, batch: int, rows: int, device: str) -> Engine:
     data["samples"] = clients * SAMPLES[model]
     tree: Tree = {"clients": clients, "batch": batch, "epochs": 1, "validation": 0.0, "lr": 0.05}
     tree |= {"rows": rows, "device": device, "data": data, "model": table}
-    return Engine(config.load(tree))
+    return Engine(loading.load(tree))
 
 
 def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Result:

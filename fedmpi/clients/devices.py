@@ -140,11 +140,8 @@ def shares(settings: Settings, name: str) -> list[float]:
     Args:
         settings: of the run.
         name: of the method's setting with its own shares.
-
-    Raises:
-        ConfigError: if the method and the devices both say something.
     """
-    if (found := keeps(settings, name)) is not None:
+    if (found := keeps(settings)) is not None:
         return found
     own = getattr(settings.method, name)
     counts = shared_out(settings.clients, [1 / len(own)] * len(own))
@@ -152,23 +149,19 @@ def shares(settings: Settings, name: str) -> list[float]:
     return random.permutation(np.repeat(own, counts)).tolist()
 
 
-def keeps(settings: Settings, name: str) -> list[float] | None:
-    """The share that each client's device keeps of the model; None if no device says one.
-
-    Args:
-        settings: of the run.
-        name: of the method's setting that says it else.
-
-    Raises:
-        ConfigError: if the method and the devices both say something.
-    """
-    fleet = Fleet(settings)
-    if all(tier.keep is None for tier in fleet.tiers):
+def keeps(settings: Settings) -> list[float] | None:
+    """The share that each client's device keeps of the model; None if no device says one."""
+    if not settings.devices.decide:
         return None
-    settings.method.refuse(
-        {name: "the default beside devices.tiers with a `keep`, which say it, too"}
-    )
-    return [1.0 if tier.keep is None else tier.keep for _, tier in fleet.owners()]
+    owners = Fleet(settings).owners()
+    return [1.0 if tier.keep is None else tier.keep for _, tier in owners]
+
+
+def instead(settings: Settings, name: str) -> dict[str, str]:
+    """See `config.Method.idle`: the method's own setting, if devices say what it would say."""
+    if not settings.devices.decide:
+        return {}
+    return {name: "the default beside devices.tiers with a `keep`, which say it, too"}
 
 
 def shared_out(count: int, shares: Sequence[float]) -> np.ndarray:

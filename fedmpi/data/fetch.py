@@ -33,7 +33,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from fedmpi import config
+from fedmpi import config, loading
 from fedmpi.data import files
 from fedmpi.data.files import DataError, Source
 
@@ -65,7 +65,7 @@ def fetch(name: str, to: str | None = None) -> None:
         ConfigError: if there is no such set.
         DataError: if its files cannot be fetched; says what to place where by hand.
     """
-    config.load({"data": {"name": name}})
+    loading.load({"data": {"name": name}})
     module, console = config.module("data", name), Console(highlight=False, markup=False)
     sources: tuple[Source, ...] = getattr(module, "SOURCES", ())
     if not sources:

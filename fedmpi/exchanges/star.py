@@ -1,17 +1,30 @@
-"""Messages <-> ranks: packed, sent, unpacked, and charged to their clients."""
+"""Star: every rank exchanges messages with rank 0 alone.
+
+The server's broadcast is one collective, and so are all uploads of a wave. Each rank packs the
+messages of its clients into one buffer, and rank 0 takes them apart again, in client order, so that
+the number of ranks never changes a result.
+"""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedmpi import config
 from fedmpi.clients.population import Wave
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import Buffer, Message, pack, unpack
 from fedmpi.messages.ledger import DOWN, UP, Ledger
-from fedmpi.messages.wire import Line, Wire
+
+if TYPE_CHECKING:  # the settings of an exchange are read where there is no MPI
+    from fedmpi.messages.wire import Line, Wire
 
 
-class Post:
+class Config(config.Exchange):
+    """Nothing to set beyond what all exchanges have."""
+
+
+class Exchange:
     """Messages to all (`broadcast`), from all (`gather`) and to each (`scatter`).
 
     On a `Line` the last two fall into halves, so that nobody waits who need not: `send_up` and
@@ -21,7 +34,7 @@ class Post:
         buffers: memory for packed messages by what they are for, used again for the next ones.
     """
 
-    def __init__(self, wire: Wire, clock: Clock, ledger: Ledger) -> None:
+    def __init__(self, wire: "Wire", clock: Clock, ledger: Ledger) -> None:
         self.wire, self.clock, self.ledger = wire, clock, ledger
         self.buffers: dict[str, np.ndarray] = {}
 
@@ -42,19 +55,19 @@ class Post:
         data, lengths = self._address("wire", wave, messages) if self.wire.is_root else (None, [])
         return self._open(self.wire.scatter(data, lengths))
 
-    def send_up(self, line: Line, messages: list[Message]) -> None:
+    def send_up(self, line: "Line", messages: list[Message]) -> None:
         """Messages of this rank's clients go to the root."""
         line.send_up(self._pack(f"{line.name} up", messages).data)
 
-    def recv_up(self, line: Line) -> list[Message]:
+    def recv_up(self, line: "Line") -> list[Message]:
         """Those of all ranks' clients, on the root, in client order, and charged to them."""
         return self._sort(line.recv_up())
 
-    def send_down(self, line: Line, wave: Wave, messages: list[Message]) -> None:
+    def send_down(self, line: "Line", wave: Wave, messages: list[Message]) -> None:
         """The root's messages to single clients go to the ranks that host them."""
         line.send_down(*self._address(f"{line.name} down", wave, messages))
 
-    def recv_down(self, line: Line) -> list[Message]:
+    def recv_down(self, line: "Line") -> list[Message]:
         """Those to this rank's clients."""
         return self._open(line.recv_down())
 

@@ -22,5 +22,5 @@ class Config(fedper.Config):
     """Nothing to set."""
 
     def private(self, flat: Flat) -> Tensor:
-        """Which positions of the model never leave a client: bool [size]."""
+        """Returns the positions of normalization layers, which stay with clients: bool [size]."""
         return flat.normalising()

@@ -1,14 +1,14 @@
-"""FjORD: ordered dropout; each local step is taken by the first channels, and how many is drawn.
+"""FjORD: ordered dropout; each local step trains the first channels, a share that is drawn anew.
 
 S. Horvath, S. Laskaridis, M. Almeida, I. Leontiadis, S. I. Venieris, N. D. Lane, *FjORD: Fair and
 Accurate Federated Learning under heterogeneous targets with Ordered Dropout*, NeurIPS 2021, arXiv
-2102.13451, algorithm 1. A client of rate p_max has the first channels of that share; each of its
-steps draws a rate p <= p_max, all alike, and changes the first channels of share p alone. Of each
-value the mean of those is taken who have it, by samples.
+2102.13451, algorithm 1. A client of rate p_max has the first channels of that share. Each of its
+steps draws a rate p <= p_max, with equal probability, and trains only the first channels of share
+p. Each value is averaged, by samples, over the clients that have it.
 
 Differs from the paper: no knowledge is distilled from the width p_max to the width p.
-Differs from the code: Flower's baseline has norms of its own for each p; here they are shared, and
-GroupNorm's groups keep their size. Momentum goes on outside of a step's channels, as there.
+Differs from the code: Flower's baseline has separate norms for each p; here they are shared, and
+GroupNorm's groups keep their size. As there, momentum goes on outside of a step's channels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,11 @@ class Config(heterofl.Config):
 
 
 class Clients(heterofl.Clients):
-    """Attributes: `nests`, for each rate its sub-model and those in it."""
+    """HeteroFL's clients, whose steps train nested sub-models.
+
+    Attributes:
+        nests: for each rate its sub-model and the smaller ones nested in it.
+    """
 
     method: Config
 
@@ -50,20 +54,20 @@ class Clients(heterofl.Clients):
         self.nests: dict[float, Nest] = {}
 
     def smaller(self, rate: float) -> list[float]:
-        """The rates that a client of such a rate draws from, ascending."""
+        """Returns the rates that a client of the given rate draws from, ascending."""
         own, theirs = set(self.method.rates), set(self.widths.rates)
         levels = own if theirs <= own else theirs
         return sorted(level for level in levels if level <= rate)
 
     def draw(self, t: int, client: int) -> Iterator[int]:
-        """Which of them takes each of the client's steps in round t."""
+        """Yields for each of the client's steps in round t the index of its rate in `smaller`."""
         random = stream(self.settings.seed, Purpose.CHANNELS, t, client)
         count = len(self.smaller(self.widths.rate(t, client)))
         while True:
             yield int(random.integers(count))
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """The client's sub-model, and the smaller ones in it."""
+        """Receives the client's sub-model, and builds the smaller ones nested in it."""
         super().accept(t, client, blocks)
         rate = self.widths.rate(t, client)
         if rate not in self.nests:
@@ -79,7 +83,7 @@ class Clients(heterofl.Clients):
         self.parts[client] = self.nests[rate]
 
     def burden(self, t: int, client: int) -> Burden:
-        """The memory of the client's sub-model, and the steps of those in it."""
+        """Returns the cost: memory of the client's sub-model, FLOPs of the smaller ones by step."""
         size, batch = int(self.trainer.population.sizes[client]), self.settings.batch
         sizes = cycle(min(batch, size - first) for first in range(0, size, batch))
         levels = self.smaller(self.widths.rate(t, client))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmpi import config
+from fedmpi import loading
 from fedmpi.config import ConfigError, Settings, Tree
 from fedmpi.results import record
 from fedmpi.runs import launch
@@ -110,7 +110,7 @@ def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
     Raises:
         ConfigError: for anything that is wrong with any of them.
     """
-    tree = config.read(path)
+    tree = loading.read(path)
     problems = [
         f"{path}: no table [{key}]; there are: base, grid" for key in tree.keys() - {"base", "grid"}
     ]
@@ -133,7 +133,7 @@ def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
             continue
         for point in _points(axes):
             try:
-                settings = config.load(_with(base, point, words))
+                settings = loading.load(_with(base, point, words))
             except ConfigError as error:
                 where = ", ".join(f"{name}={_plain(value)}" for name, value in point.items())
                 fresh = [problem for problem in error.problems if problem not in said]
@@ -163,6 +163,6 @@ def _points(axes: Mapping[str, list]) -> Iterator[dict[str, Any]]:
 def _with(base: Tree, point: Mapping[str, Any], words: tuple[str, ...]) -> Tree:
     tree = copy.deepcopy(base)
     for path, value in point.items():
-        config.assign(tree, path, value)
-    config.override(tree, words)
+        loading.assign(tree, path, value)
+    loading.override(tree, words)
     return tree

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from mpi4py import MPI
 
-from fedmpi import bench, config
+from fedmpi import bench, loading
 from fedmpi.__main__ import main
 from fedmpi.bench import client, converse, scale, train
 from fedmpi.bench import round as rounds
@@ -98,7 +98,7 @@ def test_a_wrong_training_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_textbooks_rounds_are_fedavg() -> None:
     tree = rounds.tree_of("many") | {"rounds": 3, "clients": 6, "evaluate": 3}
     tree["data"] = tree["data"] | {"samples": 6 * 32}
-    settings = config.load(tree)
+    settings = loading.load(tree)
     textbook = Textbook(Engine(settings))
     for t in range(3):
         textbook.round(t, range(6))
@@ -109,7 +109,7 @@ def test_the_textbooks_rounds_are_fedavg() -> None:
     ("workload", "parameters"), [("small", 582_026), ("many", 7_850), ("comm", 9_991_920)]
 )
 def test_workloads_have_the_stated_models(workload: str, parameters: int) -> None:
-    assert Engine(config.load(rounds.tree_of(workload))).flat.size == parameters
+    assert Engine(loading.load(rounds.tree_of(workload))).flat.size == parameters
 
 
 def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_commands_name_what_there_is(words: list[str]) -> None:
 @pytest.mark.parametrize(("clients", "count"), [(1, 1), (10, 1), (100, 10), (10_000, 1000)])
 def test_crowds_differ_in_nothing_but_their_number(clients: int, count: int) -> None:
     tree = scale.tree_of(clients)
-    settings = config.load(tree)
+    settings = loading.load(tree)
     assert scale.sampled(clients) == count
     assert (settings.rounds - 1) * count >= scale.CLIENT_ROUNDS
     assert settings.rounds > scale.ROUNDS
@@ -294,7 +294,7 @@ def test_what_converses_differs_in_nothing_but_the_pipeline(workload: str) -> No
     trees = [converse.tree_of(workload, pipeline) for pipeline in (True, False)]
     assert [tree.pop("exchange") for tree in trees] == [{"pipeline": True}, {"pipeline": False}]
     assert trees[0] == trees[1]
-    settings = config.load(trees[0])
+    settings = loading.load(trees[0])
     assert settings.data.samples == settings.clients * settings.local_steps * settings.batch
 
 

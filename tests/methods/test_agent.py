@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedmpi import config, models
+from fedmpi import loading, models
 from fedmpi.clients import burden
 from fedmpi.config import ConfigError
 from fedmpi.methods.spatl import agent
@@ -46,7 +46,7 @@ def game(judge: object, target: float = 0.5) -> Game:
 
 
 def resnet() -> tuple[Flat, Channels]:
-    settings = config.load({"model": {"name": "resnet"}}).model
+    settings = loading.load({"model": {"name": "resnet"}}).model
     flat = Flat(models.build(settings, (3, 16, 16), 10, 1))
     return flat, Channels(flat.split(flat.cuts()[-1])[0], CPU)
 

@@ -233,7 +233,7 @@ def test_groups_divide_channels(name: str, channels: str) -> None:
 def test_a_model_with_torchs_batch_norm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     module = config.module("model", "mlp")
     monkeypatch.setattr(module, "stages", lambda *_: OrderedDict(norm=nn.BatchNorm1d(4)))
-    with pytest.raises(ConfigError, match=r"'norm' is torch's BatchNorm1d.*fedmpi\.layers"):
+    with pytest.raises(ConfigError, match=r"'norm' is torch's BatchNorm1d.*fedmpi.networks.layers"):
         build(GREY, "model.name=mlp")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedmpi import config, models
+from fedmpi import loading, models
 from fedmpi.clients import burden
 from fedmpi.networks.channels import Channels
 from fedmpi.networks.flat import Flat
@@ -29,7 +29,7 @@ NETWORKS = {
 
 def flat_of(name: str) -> tuple[Flat, tuple[int, ...]]:
     shape, words = NETWORKS[name]
-    settings = config.load({"model": words}).model
+    settings = loading.load({"model": words}).model
     return Flat(models.build(settings, shape, 10, 1)), shape
 
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from fedmpi import config
+from fedmpi import loading
 from fedmpi.models import resnet
 from fedmpi.networks.topology import feeders, trace
 from tests.small import sorts
@@ -36,7 +36,7 @@ def test_shapes_are_those_of_a_pass() -> None:
 
 
 def test_shortcuts_join_branches() -> None:
-    settings = config.load({"model": {"name": "resnet", "depth": 20}}).model
+    settings = loading.load({"model": {"name": "resnet", "depth": 20}}).model
     network = nn.Sequential(OrderedDict(resnet.stages(settings, (3, 8, 8), 10)))
     found = feeders(trace(network, torch.zeros(1, 3, 8, 8)), named(network))
     block = "group1_block{}.residual.{}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from fedmpi import config
+from fedmpi import config, loading
 from fedmpi.__main__ import main
 from fedmpi.clients import heterogeneity
 from fedmpi.clients.population import Population
@@ -32,8 +32,8 @@ def fedmpi(*words: str, columns: int = 120) -> Result:
 
 def population(*words: str) -> Population:
     tree: config.Tree = {}
-    config.override(tree, words)
-    settings = config.load(tree)
+    loading.override(tree, words)
+    settings = loading.load(tree)
     return Population(settings, config.module("data", "synthetic").load(settings.data, 1))
 
 

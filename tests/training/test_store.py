@@ -16,6 +16,7 @@ from fedmpi.config import State
 from fedmpi.errors import BadInput
 from fedmpi.training import store
 from fedmpi.training.store import Store, StoreError
+from tests import linux
 from tests.small import run, small
 
 ROOM = Path(__file__).parent.parent.parent
@@ -102,6 +103,7 @@ def test_only_such_vectors_go_in(wrong: Tensor, memory: int) -> None:
     assert 0 not in kept
 
 
+@linux
 @pytest.mark.parametrize("given", [True, False], ids=["given", "the system's"])
 def test_nothing_is_left_in_the_folder(
     given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,6 +120,7 @@ def test_nothing_is_left_in_the_folder(
     assert len(os.listdir("/proc/self/fd")) == len(before), "its space is free again at once"
 
 
+@linux
 def test_a_run_that_is_over_gives_its_file_back() -> None:
     gc.disable()
     try:
@@ -139,13 +142,14 @@ def test_a_folder_that_is_none(folder: str, found: str, tmp_path: Path) -> None:
     assert issubclass(StoreError, BadInput)
 
 
-def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "lost")])
     with pytest.raises(StoreError, match=r"state.folder = absent: No usable temporary directory"):
         Store(State(), 4)
 
 
+@linux
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(**_: object) -> object:
         return open("/dev/full", "w+b", buffering=0)
@@ -210,6 +214,7 @@ def test_a_vector_that_fits_in_part() -> None:
     assert rest == "[0, 1] 2000000.0", "what was there before is still there"
 
 
+@linux
 def test_memory_is_bounded() -> None:
     """64 vectors take 244 MiB; the limit is 32, and some 20 are code, and vectors that are read."""
     bounded, free = map(float, said(BOUND).split())
