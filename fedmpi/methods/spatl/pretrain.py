@@ -40,8 +40,8 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
             folder does not exist.
     """
     given = {k: v for k, v in dict(tree.get("method", {})).items() if k in ("cut", "saved")}
-    # No file to begin with, but in all else a client with an agent.
-    method = {**given, "name": "spatl", "selection": "agent"}
+    # A client of a run that begins with the agent which the file is going to hold.
+    method = {**given, "name": "spatl", "selection": "agent", "agent": str(out)}
     alone = {"clients": 1, "participation": 1.0, "partition": {"name": "iid"}, "method": method}
     settings: Any = loading.load({**tree, **alone})
     if not out.parent.is_dir():
