@@ -62,8 +62,8 @@ machinery, each on one floor. Who may import whom is a line a folder in
  networks/
     flat           a network as one vector         layers         those beyond a sample
     recurrent      LSTM and GRU for rows           pruning        which single weights stay
-    channels       what belongs to each            topology       which layer feeds which
-    slicing        channels cut out for good       narrow         fewer channels, as a network
+    topology       which layer makes and reads which channel, and where its values lie
+    narrow         fewer channels, as a network      slicing     channels masked, or cut out
  data/
     files          where data sets lie             cache          what was decoded of them
     fetch          gets data sets                  layouts/       one module a layout of files

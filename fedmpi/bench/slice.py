@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from fedmpi import config, models
 from fedmpi.bench import Result, take_turns, weigh
 from fedmpi.clients import burden
-from fedmpi.networks.channels import Channels
 from fedmpi.networks.flat import Flat
-from fedmpi.networks.slicing import sliced
+from fedmpi.networks.slicing import Channels, sliced
+from fedmpi.networks.topology import Topology
 
 MODELS = {
     "cnn": ((1, 28, 28), {"name": "cnn"}),
@@ -38,7 +38,7 @@ def measure(name: str, batch: int, sparsity: float, repeats: int) -> Result:
     torch.set_num_threads(1)
     flat = Flat(models.build(config.load({"model": words}).model, shape, 10, 1))
     front, _ = flat.split(flat.cuts()[-1])
-    channels = Channels(front, torch.device("cpu"))
+    channels = Channels(Topology(front, shape), torch.device("cpu"))
     chosen = channels.evenly(channels.norms(flat.initial), sparsity)
     small = sliced(flat, flat.initial, channels, chosen, shape)
     masked = flat.network(channels.masked(flat.initial, chosen)).train(False)

@@ -13,9 +13,9 @@ from fedmpi.clients import burden
 from fedmpi.config import ConfigError
 from fedmpi.methods.spatl import agent
 from fedmpi.methods.spatl.agent import Agent, Game, Keep, Memory, Scene
-from fedmpi.networks.channels import Channels
 from fedmpi.networks.flat import Flat
-from fedmpi.networks.slicing import sliced
+from fedmpi.networks.slicing import Channels, sliced
+from fedmpi.networks.topology import Topology
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def chain() -> tuple[Flat, Channels]:
         head=nn.Linear(20, 3),
     )
     flat = Flat(nn.Sequential(stages))
-    return flat, Channels(flat.split("c")[0], CPU)
+    return flat, Channels(Topology(flat.split("c")[0], (20,)), CPU)
 
 
 def game(judge: object, target: float = 0.5) -> Game:
@@ -48,7 +48,7 @@ def game(judge: object, target: float = 0.5) -> Game:
 def resnet() -> tuple[Flat, Channels]:
     settings = config.load({"model": {"name": "resnet"}}).model
     flat = Flat(models.build(settings, (3, 16, 16), 10, 1))
-    return flat, Channels(flat.split(flat.cuts()[-1])[0], CPU)
+    return flat, Channels(Topology(flat.split(flat.cuts()[-1])[0], (3, 16, 16)), CPU)
 
 
 # ---- The state

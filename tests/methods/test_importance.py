@@ -97,7 +97,7 @@ def test_a_narrowed_front_says_and_learns_what_the_masked_one_does(case: str) ->
         for rows in (party.rows, plain):
             rows.backward(cotangents)
         for row in range(count):
-            wanted = plain.first(count)[1][row] * masks[row]
+            wanted = plain.head(count)[1][row] * masks[row]
             torch.testing.assert_close(party.rows.head(count)[1][row], wanted)
 
 

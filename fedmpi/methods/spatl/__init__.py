@@ -5,7 +5,7 @@ and Transfer Learning for Heterogeneous Federated Learning*, SC 2022, arXiv 2111
 SCAFFOLD on the encoder (option II), and the predictor behind the cut never leaves its client, as in
 FedPer. After its steps a client selects channels, that is outputs of the encoder's convolutions and
 linear layers, and sends their values of the update and of the change of c_k, with a list of the
-channels; what is no channel's (see `networks.channels`; statistics, say) always travels. The
+channels; what is no channel's (see `networks.topology`; statistics, say) always travels. The
 server moves each value by the mean over those who sent it; what nobody sent stays.
 
 How many channels of each layer, is for an agent to say (`agent`; `selection` has other rules, and
@@ -34,7 +34,8 @@ from fedmpi.messages.sums import Held
 from fedmpi.methods import fedper
 from fedmpi.methods.spatl import selection
 from fedmpi.methods.spatl.selection import ByAgent, Select, by_rule
-from fedmpi.networks.channels import Channels
+from fedmpi.networks.slicing import Channels
+from fedmpi.networks.topology import Topology
 from fedmpi.training.train import Trainer
 from fedmpi.training.variates import Variates
 
@@ -169,4 +170,4 @@ class Clients(fedper.Clients):
 def channels(method: Config, trainer: Trainer) -> Channels:
     """The encoder's."""
     front, _ = trainer.flat.split(method.cut or (trainer.flat.cuts() or [""])[-1])
-    return Channels(front, trainer.device)
+    return Channels(Topology(front, trainer.feed.x.shape[1:]), trainer.device)
