@@ -63,6 +63,7 @@ machinery, each on one floor. Who may import whom is a line a folder in
     flat           a network as one vector         layers         those beyond a sample
     recurrent      LSTM and GRU for rows           pruning        which single weights stay
     topology       which layer makes and reads which channel, and where its values lie
+    flops          of a sample's way, by layer
     narrow         fewer channels, as a network      slicing     channels masked, or cut out
  data/
     files          where data sets lie             cache          what was decoded of them
@@ -75,14 +76,13 @@ machinery, each on one floor. Who may import whom is a line a folder in
  training/
     train          rows of clients, local steps    feed           what a step learns from
     rows           models, one by one              stacked        models, all at once
-    descent        a step against a gradient       nested         rows that are parts of a model
+    descent        a step against a gradient       inner          rows with smaller ones inside
     evaluate       accuracies                      hardware       devices, threads of a rank
     store          what clients keep between rounds; in it
     feedback       what compression left out       variates       what corrects gradients
  split/
     cuts           where networks are cut          sides          what both sides of a cut do
-    lockstep       parts of networks learn         narrowed       the same, of narrower ones
-    links          where less than a batch crosses a cut
+    lockstep       parts of networks learn         links          less than a batch crosses
  results/
     outcome        what is known after it          tables         columns of a result
     record         one run, one HDF5 file

@@ -35,7 +35,6 @@ from fedmpi.methods import fedavg
 from fedmpi.networks import narrow
 from fedmpi.networks.narrow import Choose, Narrow, SubModels
 from fedmpi.streams import Purpose, stream
-from fedmpi.training.nested import Nest
 from fedmpi.training.train import Trainer
 
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -134,7 +133,7 @@ class Clients(fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.widths = Widths(settings, trainer)
-        self.parts: dict[int, Narrow | Nest] = {}
+        self.parts: dict[int, Narrow] = {}
         self.starts: dict[int, Tensor] = {}
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
