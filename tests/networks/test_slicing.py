@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi import config, models
-from fedmpi.clients import burden
 from fedmpi.networks.flat import Flat
+from fedmpi.networks.flops import forward
 from fedmpi.networks.slicing import Channels, Spread, sliced, trace
 from fedmpi.networks.topology import Topology
 from tests.small import sorts
@@ -78,7 +78,7 @@ def masked(flat: Flat, w: Tensor, channels: Channels, chosen: Tensor) -> nn.Modu
 
 
 def flops(network: nn.Module, shape: tuple[int, ...]) -> int:
-    return burden.forward(Flat(nn.Sequential(network)), torch.zeros(1, *shape)).all
+    return forward(Flat(nn.Sequential(network)), shape).all
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from fedmpi.clients import burden
 from fedmpi.config import ConfigError
 from fedmpi.networks.flat import PRUNABLE, Flat
+from fedmpi.networks.flops import forward
 from fedmpi.networks.slicing import Channels
 from fedmpi.networks.topology import Topology
 
@@ -139,7 +139,7 @@ class Scene:
 
     def __init__(self, flat: Flat, channels: Channels, shape: tuple[int, ...]) -> None:
         self.channels = channels
-        topology, whole = Topology(flat, shape), burden.forward(flat, torch.zeros(1, *shape))
+        topology, whole = Topology(flat, shape), forward(flat, shape)
         spent = {piece.name.removesuffix(".weight"): flops for piece, flops in whole.layers}
         names = [layer.name for layer in channels.layers]
         names += [name for name in spent if name not in names]
