@@ -76,8 +76,8 @@ that says which others it may import, and checks it.
  networks/
     flat           a network as one vector         layers         additional layers
     recurrent      LSTM and GRU for rows           pruning        masks of single weights
-    channels       the values of each channel      topology       which layer feeds which
-    slicing        channels cut out for good       narrow         sub-models with fewer channels
+    topology       channels: who makes and reads   flops          FLOPs by layer and front
+    narrow         sub-models, fewer channels      slicing        channels masked or cut out
  data/
     files          where data sets lie             cache          decoded data sets
     fetch          downloads data sets             layouts/       one module per file format
@@ -88,14 +88,13 @@ that says which others it may import, and checks it.
  training/
     train          local steps of rows of clients  feed           batches of each local step
     rows           models, one by one              stacked        models, all at once
-    descent        optimizers of rows              nested         rows that train sub-models
+    descent        optimizers of rows              inner          networks inside rows
     evaluate       accuracies                      hardware       devices and threads of a rank
     store          clients' state between rounds   feedback       residuals of compression
     variates       control variates of clients
  split/
     cuts           where networks are cut          sides          both sides of a cut, by step
-    lockstep       parts that step together        narrowed       the same for narrower parts
-    links          compressed messages across a cut
+    lockstep       parts that step together        links          compressed messages at a cut
  results/
     outcome        the measurements of a round     tables         columns of a result
     record         one run, one HDF5 file

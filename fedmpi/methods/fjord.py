@@ -11,9 +11,10 @@ Differs from the code: Flower's baseline has separate norms for each p; here the
 GroupNorm's groups keep their size. As there, momentum goes on outside of a step's channels.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -23,8 +24,10 @@ from fedmpi.config import Settings
 from fedmpi.messages.codec import Block
 from fedmpi.methods import heterofl
 from fedmpi.methods.heterofl import Rate, Server
+from fedmpi.networks.narrow import Narrow
 from fedmpi.streams import Purpose, stream
-from fedmpi.training.nested import Nest
+from fedmpi.training.feed import Feed
+from fedmpi.training.inner import Inner
 from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
@@ -38,6 +41,46 @@ class Config(heterofl.Config):
     """Divide hidden layers' outputs by the rate in training; if absent, where there are norms."""
     masked: bool = False
     """Zero the logits of classes that a client has no samples of, in training."""
+
+
+@dataclass(frozen=True, eq=False)
+class Nest(Narrow):
+    """A sub-model that learns through smaller ones in it.
+
+    Attributes:
+        levels: the smaller ones; their positions are those in this one.
+        draw: which of them takes each of a client's steps in a round, by round and client.
+    """
+
+    levels: Sequence[Narrow]
+    draw: Callable[[int, int], Iterator[int]]
+
+    def rows(self, trainer: Trainer, count: int) -> "NestRows":
+        """See `train.Composite`."""
+        return NestRows(self, trainer, count)
+
+
+class NestRows(Inner):
+    """Models of a nest's shape, each step of which is taken by one of its levels."""
+
+    def __init__(self, nest: Nest, trainer: Trainer, count: int) -> None:
+        super().__init__(
+            nest.flat,
+            count,
+            trainer.device,
+            trainer.settings,
+            lambda flat, _: trainer.descent_of(flat, count).rows,
+        )
+        self.nest = nest
+
+    def lessons(
+        self, feed: Feed, t: int, client: int, passes: int | None = None
+    ) -> Iterator[tuple[Narrow, Any]]:
+        """See `Rows.lessons`."""
+        levels = self.nest.levels
+        lessons = self.rows_of(levels[0].flat, 1).lessons(feed, t, client, passes)
+        drawn = (levels[which] for which in self.nest.draw(t, client))
+        return zip(drawn, lessons, strict=False)
 
 
 class Clients(heterofl.Clients):
@@ -73,14 +116,16 @@ class Clients(heterofl.Clients):
         if rate not in self.nests:
             whole = self.widths.prefix(rate)
             parts = [self.widths.prefix(level) for level in self.smaller(rate)]
-            places, local_stats_of = (
-                [torch.searchsorted(getattr(whole, name), getattr(part, name)) for part in parts]
-                for name in ("positions", "local_stats")
-            )
-            flats = [part.flat for part in parts]
+            levels = [self.level(whole, part) for part in parts]
             own = whole.flat, whole.positions, whole.local_stats
-            self.nests[rate] = Nest(*own, flats, places, local_stats_of, self.draw)
+            self.nests[rate] = Nest(*own, levels, self.draw)
         self.parts[client] = self.nests[rate]
+
+    def level(self, whole: Narrow, part: Narrow) -> Narrow:
+        """A sub-model of the whole network, as one of a larger sub-model."""
+        pairs = (whole.positions, part.positions), (whole.local_stats, part.local_stats)
+        places = (torch.searchsorted(*pair).to(self.trainer.device) for pair in pairs)
+        return Narrow(part.flat, *places)
 
     def burden(self, t: int, client: int) -> Burden:
         """Returns the cost: memory of the client's sub-model, FLOPs of the smaller ones by step."""

@@ -35,9 +35,8 @@ from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.sums import Held
 from fedmpi.methods import fedavg
 from fedmpi.networks import narrow
-from fedmpi.networks.narrow import Channels, Choose, Narrow
+from fedmpi.networks.narrow import Choose, Narrow, SubModels
 from fedmpi.streams import Purpose, stream
-from fedmpi.training.nested import Nest
 from fedmpi.training.train import Trainer
 
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -74,7 +73,8 @@ class Widths:
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         assert isinstance(settings.method, Config)
         self.settings, self.method = settings, settings.method
-        self.channels = Channels(trainer.flat, trainer.feed.x.shape[1:])
+        self.models = SubModels(trainer.flat, trainer.feed.x.shape[1:])
+        self.topology = self.models.topology
         self.rates = devices.shares(settings, "rates")
         self.firsts: dict[float, Narrow] = {}
 
@@ -99,8 +99,8 @@ class Widths:
 
     def _narrow(self, rate: float, choose: Choose) -> Narrow:
         scaler = self.method.scaler
-        scales = self.channels.has_norms if scaler is None else scaler
-        return self.channels.narrow(choose, 1 / rate if scales else 1.0)
+        scales = self.topology.has_norms if scaler is None else scaler
+        return self.models.narrow(choose, 1 / rate if scales else 1.0)
 
 
 class Server(fedavg.Server):
@@ -122,7 +122,7 @@ class Server(fedavg.Server):
         positions = self.widths.of(t, client).positions.to(self.w.device)
         if self.method.masked:
             held = sparse.indices(blocks[1], self.w.device)
-            positions = positions[self.widths.channels.inside(positions, held)]
+            positions = positions[self.widths.topology.inside(positions, held)]
         self.sum.add(blocks[0], weight, positions)
 
     def step(self, t: int) -> None:
@@ -144,7 +144,7 @@ class Clients(fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.widths = Widths(settings, trainer)
-        self.parts: dict[int, Narrow | Nest] = {}
+        self.parts: dict[int, Narrow] = {}
         self.starts: dict[int, Tensor] = {}
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
@@ -166,7 +166,7 @@ class Clients(fedavg.Clients):
         positions = self.parts[client].positions.to(self.trainer.device)
         if not self.method.masked:
             return torch.ones_like(positions, dtype=torch.bool)
-        return self.widths.channels.inside(positions, self.labels(client))
+        return self.widths.topology.inside(positions, self.labels(client))
 
     # Sub-models of several lengths are no rows of one tensor.
     def work(self, t: int, clients: Sequence[int]) -> list[Tensor]:  # type: ignore[override]

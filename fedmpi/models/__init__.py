@@ -5,9 +5,6 @@ whose samples are symbols has `READS = "symbols"` besides; as many symbols as th
 A module's docstring is its description in `fedmpi list models`.
 """
 
-import copy
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
@@ -54,42 +51,3 @@ def build(
 def _reads(name: str) -> str:
     """What the samples of a family of networks are made of."""
     return getattr(config.module("model", name), "READS", "numbers")
-
-
-@dataclass(frozen=True)
-class Front:
-    """A network up to a split point, or as a whole.
-
-    Attributes:
-        name: of its last stage.
-        parameters: how many it has.
-        flops: of one sample's way through it.
-        floats: that come out of it for one sample, and are sent if it is split there.
-    """
-
-    name: str
-    parameters: int
-    flops: int
-    floats: int
-
-
-def fronts(network: nn.Sequential, shape: tuple[int, ...]) -> list[Front]:
-    """The network up to each split point, and at last as a whole.
-
-    FLOPs are counted by torch on the way of a sample [*shape] through the network as it is judged:
-    those of convolutions and matrix products, of which a multiplication and an addition are two.
-    Biases, norms, activations and pooling count nothing. That is the convention of SSFL and DisPFL
-    (2 * weights * height * width for a convolution), by which a step of training has three times as
-    many for each sample.
-    """
-    # Here, because a GPU's torch loads its compiler for it, which runs have no use for.
-    from torch.utils.flop_counter import FlopCounterMode
-
-    judged, found, parameters = copy.deepcopy(network).train(False), [], 0
-    x = torch.zeros(1, *shape)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        for name, stage in judged.named_children():
-            x = stage(x)
-            parameters += sum(parameter.numel() for parameter in stage.parameters())
-            found.append(Front(name, parameters, counter.get_total_flops(), x.numel()))
-    return found

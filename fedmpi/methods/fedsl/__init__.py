@@ -43,8 +43,8 @@ from fedmpi.messages.sums import Held
 from fedmpi.methods import splitfed
 from fedmpi.methods.fedsl import importance
 from fedmpi.methods.fedsl.dropping import Dropping, Leaky
+from fedmpi.methods.fedsl.fronts import NarrowedWaveParts
 from fedmpi.split.lockstep import Talk
-from fedmpi.split.narrowed import NarrowedWaveParts
 from fedmpi.streams import Purpose, stream
 from fedmpi.training.train import Trainer
 

@@ -19,7 +19,7 @@ from fedmpi.config import ConfigError, Settings, State
 from fedmpi.messages import sparse
 from fedmpi.networks import narrow
 from fedmpi.networks.flat import Flat
-from fedmpi.networks.narrow import Narrow
+from fedmpi.networks.narrow import Narrow, SubModels
 from fedmpi.training.store import Store
 
 
@@ -76,9 +76,9 @@ class Channels(Pruner):
     """
 
     def __init__(self, flat: Flat, device: torch.device, shape: Sequence[int]) -> None:
-        self.channels, self.device = narrow.Channels(flat, shape), device
-        self.owners = self.channels.owners().to(device)
-        self.widths = [width for _, width in self.channels.hidden]
+        self.models, self.device = SubModels(flat, shape), device
+        self.owners = self.models.topology.hidden_owners().to(device)
+        self.widths = [width for _, width in self.models.hidden]
         self.count = sum(self.widths)
 
     def choose(self, change: Tensor, rate: float) -> Tensor:
@@ -96,10 +96,10 @@ class Channels(Pruner):
     def narrowed(self, kept: Tensor | None) -> Narrow:
         """Returns the narrower network of the kept channels; the whole one if None."""
         if kept is None:
-            return self.channels.having({})
+            return self.models.having({})
         stays = torch.zeros(self.count, dtype=torch.bool).index_fill(0, kept.cpu(), True)
         each = [some.nonzero().squeeze(1) for some in stays.split(self.widths)]
-        return self.channels.having(dict(zip(self.channels.hidden, each, strict=True)))
+        return self.models.having(dict(zip(self.models.hidden, each, strict=True)))
 
     def mask(self, kept: Tensor) -> Tensor:
         """Returns the mask of the kept channels' values: float32 [flat.size]."""

@@ -18,7 +18,7 @@ from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Coding, Kind
 from fedmpi.networks import narrow, pruning
 from fedmpi.networks.flat import PRUNABLE, Flat, Piece
-from fedmpi.networks.narrow import Channels, Narrow
+from fedmpi.networks.narrow import Narrow, SubModels
 from fedmpi.networks.recurrent import Recurrent
 
 
@@ -125,12 +125,12 @@ class Width(Compressor):
 
     def __init__(self, flat: Flat, device: torch.device, shape: Sequence[int]) -> None:
         super().__init__(flat, device)
-        self.channels = Channels(flat, shape)
+        self.models = SubModels(flat, shape)
         self.parts: dict[float, Narrow] = {}
 
     def _part(self, keep: float) -> Narrow:
         if keep not in self.parts:
-            self.parts[keep] = self.channels.narrow(narrow.prefix(keep))
+            self.parts[keep] = self.models.narrow(narrow.prefix(keep))
         return self.parts[keep]
 
     def blocks(self, w: Tensor, keep: float) -> list[Block]:

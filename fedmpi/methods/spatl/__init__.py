@@ -6,7 +6,7 @@ is trained by SCAFFOLD (option II). The predictor behind the cut never leaves it
 FedPer. After its local steps a client selects channels, that is outputs of the encoder's
 convolutions and linear layers. It sends the update and the change of c_k at these channels, with a
 list of them. Values that belong to no channel, such as running statistics, are always sent
-(`networks.channels`). The server moves each value by the mean over the clients that sent it; a
+(`networks.topology`). The server moves each value by the mean over the clients that sent it; a
 value that nobody sent stays.
 
 In the paper an agent decides how many channels of each layer are sent (`agent`), and those of the
@@ -38,7 +38,8 @@ from fedmpi.messages.sums import Held
 from fedmpi.methods import fedper
 from fedmpi.methods.spatl import selection
 from fedmpi.methods.spatl.selection import ByAgent, Select, by_rule
-from fedmpi.networks.channels import Channels
+from fedmpi.networks.slicing import Channels
+from fedmpi.networks.topology import Topology
 from fedmpi.training.train import Trainer
 from fedmpi.training.variates import Variates
 
@@ -179,4 +180,4 @@ class Clients(fedper.Clients):
 def channels(method: Config, trainer: Trainer) -> Channels:
     """Returns the channels of the encoder."""
     front, _ = trainer.flat.split(method.cut or (trainer.flat.cuts() or [""])[-1])
-    return Channels(front, trainer.device)
+    return Channels(Topology(front, trainer.feed.x.shape[1:]), trainer.device)

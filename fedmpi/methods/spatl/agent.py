@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from fedmpi.clients import burden
 from fedmpi.config import ConfigError
-from fedmpi.networks.channels import Channels
 from fedmpi.networks.flat import PRUNABLE, Flat
-from fedmpi.networks.topology import feeders, trace
+from fedmpi.networks.flops import forward
+from fedmpi.networks.slicing import Channels
+from fedmpi.networks.topology import Topology
 
 FEATURES, WIDTH, HIDDEN = 11, 50, 32
 """Length of a layer's descriptor, of its embedding, and of the actor's hidden layer."""
@@ -148,16 +148,14 @@ class Scene:
 
     def __init__(self, flat: Flat, channels: Channels, shape: tuple[int, ...]) -> None:
         self.channels = channels
-        x = torch.zeros(1, *shape)
-        traced = trace(flat.network(flat.initial.clone()), x)
-        whole = burden.forward(flat, x)
+        topology, whole = Topology(flat, shape), forward(flat, shape)
         spent = {piece.name.removesuffix(".weight"): flops for piece, flops in whole.layers}
         names = [layer.name for layer in channels.layers]
         names += [name for name in spent if name not in names]
         place = {name: number for number, name in enumerate(names)}
         self.flops = torch.tensor([float(spent.get(name, 0)) for name in names]) / whole.all
         self.inputs = torch.zeros(len(names), len(names))
-        for name, others in feeders(traced, names).items():
+        for name, others in topology.feeders(names).items():
             for other in others:
                 self.inputs[place[name], place[other]] = 1 / len(others)
         self.is_first = self.inputs.sum(1) == 0
@@ -166,14 +164,9 @@ class Scene:
         linked = ((linked + linked.T + torch.eye(count)) > 0).float()
         degree = linked.sum(1).rsqrt()
         self.links = degree[:, None] * linked * degree
-        outputs = {str(node.target): node.meta["shape"] for node in traced.graph.nodes}
-        modules = dict(flat.stages.named_modules())
-        self.fixed = torch.tensor(
-            [
-                self._describe(n, modules[name], outputs[name])
-                for n, name in enumerate(names[:count])
-            ]
-        ).view(count, FEATURES - 3)
+        modules, shapes = topology.modules, topology.traced.shapes
+        fixed = [self._describe(n, modules[m], shapes[m]) for n, m in enumerate(names[:count])]
+        self.fixed = torch.tensor(fixed).view(count, FEATURES - 3)
 
     def _describe(self, number: int, layer: nn.Module, shape: tuple[int, ...]) -> list[float]:
         """Returns the fixed part of a layer's descriptor.

@@ -17,8 +17,9 @@ from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError
 from fedmpi.methods.spatl import agent
 from fedmpi.methods.spatl.selection import ByAgent
-from fedmpi.networks.channels import Channels
 from fedmpi.networks.flat import Flat
+from fedmpi.networks.slicing import Channels
+from fedmpi.networks.topology import Topology
 from fedmpi.streams import Purpose, stream, torch_seed
 from fedmpi.training.train import Trainer
 
@@ -58,7 +59,8 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
     flat = Flat(models.build(settings.model, *kind), settings.statistics == "local")
     trainer = Trainer(settings, flat, data, population, torch.device("cpu"))
     front, _ = flat.split(settings.method.cut or (flat.cuts() or [""])[-1])
-    chooser = ByAgent(settings.method, trainer, Channels(front, trainer.device))
+    channels = Channels(Topology(front, data.shape), trainer.device)
+    chooser = ByAgent(settings.method, trainer, channels)
     w = flat.initial.clone()
     for t in range(settings.rounds):
         w = trainer.train(t, (0,), w, None)[0].clone()

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedmpi import config
 from fedmpi.config import ConfigError, Settings
 from fedmpi.methods.spatl import agent
-from fedmpi.networks.channels import Channels
+from fedmpi.networks.slicing import Channels
 from fedmpi.streams import Purpose, stream
 from fedmpi.training.store import Store
 from fedmpi.training.train import Trainer
