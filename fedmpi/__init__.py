@@ -77,7 +77,7 @@ machinery, each on one floor. Who may import whom is a line a folder in
     rows           models, one by one              stacked        models, all at once
     descent        a step against a gradient       nested         rows that are parts of a model
     evaluate       accuracies                      hardware       devices, threads of a rank
-    store          what clients keep between rounds; in it
+    store          what clients keep between rounds, by name; in it
     feedback       what compression left out       variates       what corrects gradients
  split/
     cuts           where networks are cut          sides          what both sides of a cut do

@@ -17,6 +17,7 @@ from fedmpi.config import Settings
 from fedmpi.messages import sparse, sums
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.split.lockstep import Talk
+from fedmpi.training.store import Stores
 from fedmpi.training.train import Adjust, Trainer
 
 
@@ -35,6 +36,7 @@ class Server:
         w: the global model, [n].
         sum: of the uploads of a round.
         stat_positions: positions in it of running statistics, int64; there may be none.
+        stores: by name, what the server keeps for each client from round to round.
     """
 
     blocks_per_upload = 1
@@ -47,6 +49,7 @@ class Server:
         self.stat_positions = self.flat.stat_positions.to(trainer.device)
         self.sum = sums.chosen(settings, len(self.w), trainer.device)
         self.noted: dict[str, dict[int, float]] = {}
+        self.stores = Stores(settings.state)
 
     def broadcast(self, t: int) -> list[Block]:
         """What every active client is told in round t; only asked if the method `broadcasts`."""

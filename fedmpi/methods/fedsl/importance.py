@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from fedmpi.clients import devices
-from fedmpi.config import ConfigError, Settings, State, written
+from fedmpi.config import ConfigError, Settings, written
 from fedmpi.messages import sparse
 from fedmpi.networks import narrow
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.narrow import Narrow
-from fedmpi.training.store import Store
+from fedmpi.training.store import Stores
 
 
 class Pruner(ABC):
@@ -155,21 +155,21 @@ class Memory:
         pruner: chooses of fronts.
         front: size of a front.
         first: what a client has that was never told anything, [size].
-        state: of the run's settings.
+        stores: of the rank.
 
     Attributes:
         own: the values as clients left them, with those that are pruned.
         gradients: of fronts in each client's last step.
-        choices: what each one keeps: 1 for each number that stays, else 0.
+        choices: each client's choice, as a bool for each number: whether it stays.
         starts: what the clients at work began with.
         masks: 1 where they keep a value, else 0.
         last: gradients of the steps that they have just made.
     """
 
-    def __init__(self, pruner: Pruner, front: int, first: Tensor, state: State) -> None:
+    def __init__(self, pruner: Pruner, front: int, first: Tensor, stores: Stores) -> None:
         self.pruner, self.front, self.first, self.size = pruner, front, first, len(first)
-        self.own, self.gradients = Store(state, self.size), Store(state, front)
-        self.choices = Store(state, pruner.count)
+        self.own, self.gradients = stores.add("own", self.size), stores.add("gradient", front)
+        self.choices = stores.add("choice", pruner.count, torch.bool)
         self.release()
 
     def release(self) -> None:
@@ -182,8 +182,8 @@ class Memory:
         """What the client keeps of w [size] from now on; everything until it has made a step."""
         if rate and client in self.gradients:
             change = self.gradients[client].to(w.device) * w[: self.front]
-            choice = torch.zeros(self.pruner.count, device=w.device)
-            self.choices[client] = choice.index_fill_(0, self.pruner.choose(change, rate), 1)
+            choice = torch.zeros(self.pruner.count, dtype=torch.bool, device=w.device)
+            self.choices[client] = choice.index_fill_(0, self.pruner.choose(change, rate), True)
 
     def kept(self, client: int) -> Tensor | None:
         """The client's choice; None if it keeps everything."""

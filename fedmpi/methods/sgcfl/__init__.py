@@ -158,7 +158,7 @@ class Clients(Coding, splitfed.Clients):
         super().__init__(settings, trainer)
         self.theirs = self.method.held(self.flat)
         self.stat_positions = self.theirs.stat_positions.to(trainer.device)
-        self.feedback = Feedback(settings.state, self.theirs.size, self.method.error_feedback)
+        self.feedback = Feedback(trainer, self.theirs.size, self.method.error_feedback)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """SGQ of the update of front and tail, and statistics."""
