@@ -44,8 +44,8 @@ class Clients(fedavg.Clients):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.velocities = Feedback(settings.state, self.flat.size)
-        self.feedback = Feedback(settings.state, self.flat.size)
+        self.velocities = Feedback(trainer, self.flat.size, name="velocity")
+        self.feedback = Feedback(trainer, self.flat.size)
 
     def sparsity(self, t: int) -> float:
         """Returns the sparsity of round t, counted from 0, which rises during the warm-up."""

@@ -38,7 +38,7 @@ from fedmpi.methods import fedavg, staticmask
 from fedmpi.networks import pruning
 from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, stream
-from fedmpi.training.store import Store
+from fedmpi.training.store import Stores
 from fedmpi.training.train import Trainer
 
 
@@ -80,23 +80,24 @@ class Config(config.Method):
 class Models:
     """The last sparse models [n] of some clients, with their masks."""
 
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+    def __init__(self, settings: Settings, trainer: Trainer, stores: Stores) -> None:
         assert isinstance(settings.method, Config)
         self.method, self.seed = settings.method, settings.seed
         self.flat, self.device = trainer.flat, trainer.device
-        self.values, self.masks = (Store(settings.state, self.flat.size) for _ in range(2))
+        self.values = stores.add("model", self.flat.size)
+        self.masks = stores.add("mask", self.flat.size, torch.bool)
 
     def __getitem__(self, client: int) -> tuple[Tensor, Tensor]:
         """Returns the client's last model and its mask; both are valid until the next is set."""
         if client in self.values:
-            model, mask = self.values[client], self.masks[client].bool()
+            model, mask = self.values[client], self.masks[client]
         else:
             mask = self.method.mask(self.flat, self.seed, client)
             model = self.flat.initial * mask
         return model.to(self.device), mask.to(self.device)
 
     def __setitem__(self, client: int, both: tuple[Tensor, Tensor]) -> None:
-        self.values[client], self.masks[client] = both[0], both[1].float()
+        self.values[client], self.masks[client] = both
 
 
 class Server(fedavg.Server):
@@ -108,7 +109,8 @@ class Server(fedavg.Server):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.prunable = self.flat.prunable().to(trainer.device)
-        self.models, self.fresh = Models(settings, trainer), dict[int, tuple[Tensor, Tensor]]()
+        self.models = Models(settings, trainer, self.stores)
+        self.fresh: dict[int, tuple[Tensor, Tensor]] = {}
 
     def send(self, t: int, client: int) -> list[Block]:
         """Sends the models and masks of the client's neighbours."""
@@ -134,8 +136,8 @@ class Clients(fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.prunable = self.flat.prunable().to(trainer.device)
-        self.models = Models(settings, trainer)
-        self.next = Store(settings.state, self.flat.size)
+        self.models = Models(settings, trainer, trainer.stores)
+        self.next = trainer.store("next mask", self.flat.size, torch.bool)
         self.starts: dict[int, Tensor] = {}
         self.masks: dict[int, Tensor] = {}
 
@@ -147,7 +149,7 @@ class Clients(fedavg.Clients):
         """Returns the client's mask in this round: bool [n]."""
         if client not in self.masks:
             known = client in self.next
-            mask = self.next[client].bool() if known else self.models[client][1]
+            mask = self.next[client] if known else self.models[client][1]
             self.masks[client] = mask.to(self.trainer.device)
         return self.masks[client]
 
@@ -165,7 +167,7 @@ class Clients(fedavg.Clients):
         found = self.trainer.train(t, clients, starts, self.adjust).clone()
         for w, client in zip(found, clients, strict=True):
             self.models[client] = w, self.mask(client)
-            self.next[client] = self.regrown(t, client, w).float()
+            self.next[client] = self.regrown(t, client, w)
         return found
 
     def regrown(self, t: int, client: int, w: Tensor) -> Tensor:

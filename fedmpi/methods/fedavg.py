@@ -17,6 +17,7 @@ from fedmpi.config import Settings
 from fedmpi.messages import sparse, sums
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.split.lockstep import Talk
+from fedmpi.training.store import Stores
 from fedmpi.training.train import Adjust, Trainer
 
 
@@ -36,6 +37,7 @@ class Server:
         w: the global model, [n].
         sum: weighted sum of the round's uploads.
         stat_positions: positions of running statistics in the model, int64; may be empty.
+        stores: per-client state of the server between rounds, by name.
     """
 
     blocks_per_upload = 1
@@ -48,6 +50,7 @@ class Server:
         self.stat_positions = self.flat.stat_positions.to(trainer.device)
         self.sum = sums.chosen(settings, len(self.w), trainer.device)
         self.noted: dict[str, dict[int, float]] = {}
+        self.stores = Stores(settings.state)
 
     def broadcast(self, t: int) -> list[Block]:
         """Returns the blocks for all of round t's clients; called if the method `broadcasts`."""

@@ -20,7 +20,6 @@ from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
 from fedmpi.networks.flat import Flat
-from fedmpi.training.store import Store
 from fedmpi.training.train import Trainer
 
 
@@ -76,7 +75,7 @@ class Clients(fedavg.Clients):
         self.private = self.method.private(self.flat).to(trainer.device)
         self.shared = (~self.private).nonzero().squeeze(1)
         self.initial = self.flat.initial.to(trainer.device)[self.private]
-        self.own = Store(settings.state, len(self.initial))
+        self.own = trainer.store("own", len(self.initial))
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives the shared part."""

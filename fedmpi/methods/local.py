@@ -18,7 +18,6 @@ from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages.codec import Block
 from fedmpi.methods import fedavg
-from fedmpi.training.store import Store
 from fedmpi.training.train import Adjust, Trainer
 
 
@@ -43,7 +42,7 @@ class Owners(fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.initial = self.flat.initial.to(trainer.device)
-        self.models = Store(settings.state, self.flat.size)
+        self.models = trainer.store("model", self.flat.size)
 
     def go_on(self, t: int, clients: Sequence[int], adjust: Adjust | None) -> Tensor:
         """Trains the clients' own models from where their last round ended: [C, n]."""

@@ -26,7 +26,6 @@ from fedmpi.methods import fedavg, topk
 from fedmpi.networks.flat import Flat, Piece
 from fedmpi.streams import Purpose, stream
 from fedmpi.training import feedback
-from fedmpi.training.store import Store
 from fedmpi.training.train import Trainer
 
 
@@ -105,7 +104,7 @@ class Clients(topk.Compressing):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.shapes = Shapes(self.flat, self.method.rank)
-        self.bases = Store(settings.state, self.shapes.columns)
+        self.bases = trainer.store("factors", self.shapes.columns)
 
     def base(self, client: int) -> Tensor:
         """Returns the client's second factors of its last round, or random ones: [columns]."""

@@ -30,7 +30,6 @@ from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import feddst, staticmask
 from fedmpi.networks import pruning
 from fedmpi.networks.flat import Flat
-from fedmpi.training.store import Store
 from fedmpi.training.train import Trainer
 
 
@@ -129,7 +128,7 @@ class Clients(feddst.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.movable = self.flat.movable.to(trainer.device)
-        self.squares = Store(settings.state, self.flat.size)
+        self.squares = trainer.store("squares", self.flat.size)
         self.sums: dict[int, Tensor] = {}
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:

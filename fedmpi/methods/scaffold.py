@@ -53,7 +53,7 @@ class Server(fedavg.Server):
 class Clients(fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.variates = Variates(settings.state, self.start)
+        self.variates = Variates(trainer)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives the model and the control variate c."""

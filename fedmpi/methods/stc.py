@@ -27,7 +27,6 @@ from fedmpi.messages.codec import Block, Kind, Message, pack
 from fedmpi.methods import fedavg
 from fedmpi.networks.flat import Flat
 from fedmpi.training.feedback import Feedback
-from fedmpi.training.store import Store
 from fedmpi.training.train import Trainer
 
 
@@ -111,8 +110,8 @@ class Clients(fedavg.Clients):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.feedback = Feedback(settings.state, self.flat.size)
-        self.models = Store(settings.state, self.flat.size)
+        self.feedback = Feedback(trainer, self.flat.size)
+        self.models = trainer.store("model", self.flat.size)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Does nothing: updates come to each client by `accept`."""

@@ -39,7 +39,7 @@ class Compressing(fedavg.Clients, ABC):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.feedback = Feedback(settings.state, self.flat.size, self.method.error_feedback)
+        self.feedback = Feedback(trainer, self.flat.size, self.method.error_feedback)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Compresses update + residual; the compression error becomes the next residual."""

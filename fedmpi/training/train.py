@@ -20,7 +20,7 @@ from fedmpi.training.descent import Descent, descent, rate
 from fedmpi.training.feed import Feed
 from fedmpi.training.rows import Each, OneByOne, Rows
 from fedmpi.training.stacked import Stacked
-from fedmpi.training.store import Store
+from fedmpi.training.store import Store, Stores
 
 Adjust = Callable[[Sequence[int], Tensor, Tensor], None]
 """Changes gradients in place before a step: clients of the rows, w [k, n], g [k, n]."""
@@ -69,6 +69,8 @@ class Trainer:
         seconds: each client's time in local training, and in preparing its upload, this round.
         at: steps that those at work have behind them, for methods whose steps differ.
         tuned: local statistics of the models that clients have tuned this round.
+        stores: by name, everything that this rank keeps for its clients from round to round.
+        statistics: the clients' local statistics: one of the stores, if statistics are local.
     """
 
     def __init__(
@@ -88,10 +90,15 @@ class Trainer:
         self.keeps = flat.is_local and len(flat.statistics) > 0
         self.descent = self.descent_of(flat, 1)
         self.others: dict[Flat | Composite, Descent] = {}
+        self.stores = Stores(settings.state)
         self.statistics: dict[int, Tensor] | Store = {}
         if self.keeps:
-            self.statistics = Store(settings.state, len(flat.local_stats))
+            self.statistics = self.store("statistics", len(flat.local_stats))
         self.begin()
+
+    def store(self, name: str, size: int, dtype: torch.dtype = torch.float32) -> Store:
+        """Makes a store under a name of its own; see `Stores.add`."""
+        return self.stores.add(name, size, dtype)
 
     @property
     def rows(self) -> Rows[Any]:

@@ -13,6 +13,7 @@ from fedmpi.methods.fedsl.importance import Channels, Memory, Weights
 from fedmpi.networks.flat import Flat
 from fedmpi.training.descent import Descent
 from fedmpi.training.inner import Inner
+from fedmpi.training.store import Stores
 from tests.plain import CNN
 from tests.small import small
 
@@ -136,7 +137,7 @@ def test_what_was_cut_out_is_remembered_by_its_last_gradient(kind: str) -> None:
     """A channel has none while it is not there; a weight has one all the time."""
     flat = front_of("mlp")
     pruner = Weights(flat, CPU) if kind == "weights" else Channels(flat, CPU, SHAPE)
-    memory = Memory(pruner, flat.size, flat.initial, State())
+    memory = Memory(pruner, flat.size, flat.initial, Stores(State()))
     gradients = [random(flat.size, seed) for seed in range(2)]
     for g in gradients:
         memory.release()

@@ -130,7 +130,7 @@ def test_recurrent_layers_have_channels_in_spaces_alone() -> None:
 
 @pytest.mark.parametrize("depth", [20, 18, 50])
 def test_what_is_added_is_one_space_and_yet_each_layer_has_its_own_channels(depth: int) -> None:
-    settings = config.load({"model": {"name": "resnet", "depth": depth}}).model
+    settings = loading.load({"model": {"name": "resnet", "depth": depth}}).model
     network = nn.Sequential(OrderedDict(resnet.stages(settings, (3, 8, 8), 10)))
     topology = Topology(Flat(network), (3, 8, 8))
     last = "residual.3" if depth != 50 else "residual.6"

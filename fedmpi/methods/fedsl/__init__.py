@@ -161,7 +161,7 @@ class Clients(Half, splitfed.Clients):
         super().__init__(settings, trainer)
         front, _, tail = self.method.parts(self.flat)
         first, size = torch.cat([front.initial, tail.initial]), front.size
-        self.memory = importance.Memory(self.pruner, size, first, settings.state)
+        self.memory = importance.Memory(self.pruner, size, first, trainer.stores)
         if any(self.rates) or self.method.bits != sparse.EXACT:
             self.adjust = self.lighten
         if isinstance(self.pruner, importance.Channels):

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from fedmpi.clients import devices
-from fedmpi.config import ConfigError, Settings, State
+from fedmpi.config import ConfigError, Settings
 from fedmpi.messages import sparse
 from fedmpi.networks import narrow
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.narrow import Narrow, SubModels
-from fedmpi.training.store import Store
+from fedmpi.training.store import Stores
 
 
 class Pruner(ABC):
@@ -146,21 +146,21 @@ class Memory:
         pruner: pruner of fronts.
         front: size of a front.
         first: initial values of a client that was never sent any, [size].
-        state: settings of stores.
+        stores: the stores of the rank.
 
     Attributes:
         own: the values as clients left them, including pruned ones.
         gradients: gradient of the front in each client's last step.
-        choices: each client's choice: 1 for each number that is kept, else 0.
+        choices: each client's choice: bool, true for each number that is kept.
         starts: the values at which the active clients started.
         masks: masks of the active clients: 1 where they keep a value, else 0.
         last: gradients of the active clients' last steps.
     """
 
-    def __init__(self, pruner: Pruner, front: int, first: Tensor, state: State) -> None:
+    def __init__(self, pruner: Pruner, front: int, first: Tensor, stores: Stores) -> None:
         self.pruner, self.front, self.first, self.size = pruner, front, first, len(first)
-        self.own, self.gradients = Store(state, self.size), Store(state, front)
-        self.choices = Store(state, pruner.count)
+        self.own, self.gradients = stores.add("own", self.size), stores.add("gradient", front)
+        self.choices = stores.add("choice", pruner.count, torch.bool)
         self.release()
 
     def release(self) -> None:
@@ -173,8 +173,8 @@ class Memory:
         """Chooses what the client keeps of w [size]; everything before its first step."""
         if rate and client in self.gradients:
             change = self.gradients[client].to(w.device) * w[: self.front]
-            choice = torch.zeros(self.pruner.count, device=w.device)
-            self.choices[client] = choice.index_fill_(0, self.pruner.choose(change, rate), 1)
+            choice = torch.zeros(self.pruner.count, dtype=torch.bool, device=w.device)
+            self.choices[client] = choice.index_fill_(0, self.pruner.choose(change, rate), True)
 
     def kept(self, client: int) -> Tensor | None:
         """Returns the client's choice, or None if it keeps everything."""

@@ -157,7 +157,7 @@ class Clients(Coding, splitfed.Clients):
         super().__init__(settings, trainer)
         self.theirs = self.method.held(self.flat)
         self.stat_positions = self.theirs.stat_positions.to(trainer.device)
-        self.feedback = Feedback(settings.state, self.theirs.size, self.method.error_feedback)
+        self.feedback = Feedback(trainer, self.theirs.size, self.method.error_feedback)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update of front and tail by SGQ, and statistics exactly."""

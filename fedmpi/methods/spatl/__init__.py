@@ -118,7 +118,7 @@ class Clients(fedper.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.channels = channels(self.method, trainer)
-        self.variates = Variates(settings.state, self.start)
+        self.variates = Variates(trainer)
         self.select: Select = by_rule(self.method, self.channels, settings.seed)
         if self.method.selection == "agent":
             self.select = ByAgent(self.method, trainer, self.channels)

@@ -14,7 +14,6 @@ from fedmpi.config import ConfigError, Settings
 from fedmpi.methods.spatl import agent
 from fedmpi.networks.slicing import Channels
 from fedmpi.streams import Purpose, stream
-from fedmpi.training.store import Store
 from fedmpi.training.train import Trainer
 
 Select = Callable[[int, int, Tensor], Tensor]
@@ -137,7 +136,7 @@ class ByAgent:
                 "found none"
             )
         self.method, self.trainer, self.channels = method, trainer, channels
-        self.agents = Store(trainer.settings.state, agent.SIZE)
+        self.agents = trainer.store("agent", agent.SIZE)
         self.scene = agent.Scene(trainer.flat, channels, tuple(trainer.feed.x.shape[1:]))
         self.judge = Judge(trainer)
 
