@@ -15,12 +15,12 @@ import click
 from fedmpi.errors import BadInput
 
 RANKS = click.option(
-    "--ranks", type=click.IntRange(min=1), help="Start that many ranks with mpiexec."
+    "--ranks", type=click.IntRange(min=1), help="Number of ranks to start with mpiexec."
 )
 
 
 def mends(command: Callable[..., None]) -> Callable[..., None]:
-    """Ends a command with exit code 2 and one line a problem, if the input is at fault."""
+    """Makes a command end with exit code 2, and one line per problem, if its input is wrong."""
 
     @wraps(command)
     def guarded(*args: Any, **options: Any) -> None:
@@ -52,8 +52,8 @@ def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
 def main() -> None:
     """Compare methods of federated and federated split learning over MPI.
 
-    fedmpi run starts with a sensible default; fedmpi list methods shows what there is;
-    fedmpi doctor says what this machine lacks.
+    fedmpi run runs an experiment; without settings it runs a small default one. fedmpi list methods
+    shows the methods. fedmpi doctor checks this machine.
     """
 
 
@@ -65,17 +65,17 @@ def main() -> None:
     type=click.Path(path_type=Path),
     default=Path("results"),
     show_default=True,
-    help="The result's file (.h5), or a folder; its name then comes from the settings.",
+    help="Result file (.h5), or a folder; the file is then named after the settings.",
 )
 @mends
 def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
-    """Run one experiment and record it.
+    """Run one experiment and record its result.
 
-    FILE holds settings (TOML), or is a result (.h5) whose run is to be repeated. KEY=VALUE changes
-    a setting, such as method.name=topk or lr=0.05; fedmpi list settings shows them all.
+    FILE is a settings file (TOML), or a result (.h5) to be repeated. KEY=VALUE changes a setting,
+    such as method.name=topk or lr=0.05. fedmpi list settings shows all settings.
 
-    Under mpirun or srun this is one rank of the job. Otherwise --ranks N starts N of them, and
-    without it there is one. A run whose result is there already is not run again.
+    Under mpirun or srun this process is one rank of the job. Otherwise --ranks N starts N ranks;
+    the default is a single one. A finished run is skipped.
     """
     from fedmpi.loading import load
     from fedmpi.runs import launch
@@ -114,16 +114,16 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("results"),
     show_default=True,
-    help="Folder for the results; their names come from the settings.",
+    help="Folder for the results; files are named after the settings.",
 )
 @RANKS
-@click.option("--dry-run", is_flag=True, help="List the runs and their states; run nothing.")
-@click.option("--count", is_flag=True, help="Print the number of runs; run nothing.")
+@click.option("--dry-run", is_flag=True, help="Only list the runs and their states.")
+@click.option("--count", is_flag=True, help="Only print the number of runs.")
 @click.option(
     "--only",
     type=click.IntRange(min=0),
     multiple=True,
-    help="Only the run of that number, as --dry-run counts; may be given several times.",
+    help="Only the run with this number, as listed by --dry-run. Can be repeated.",
 )
 @mends
 def sweep(
@@ -135,11 +135,11 @@ def sweep(
     count: bool,
     only: tuple[int, ...],
 ) -> None:
-    """Run all experiments of a sweep FILE that are not done yet.
+    """Run all experiments of a sweep FILE (TOML) that are not finished.
 
-    The file's [base] holds settings of all runs; in each [[grid]] every value is a list, and the
-    runs are the product of the lists. KEY=VALUE holds for all runs, whatever the file says. An
-    interrupted sweep goes on where it was.
+    Table [base] has settings of all runs. In each [[grid]] every value is a list, and the runs are
+    the product of the lists. KEY=VALUE overrides a setting in all runs. Running an interrupted
+    sweep again continues it.
     """
     from fedmpi.runs import launch
     from fedmpi.runs.sweep import Sweep
@@ -165,18 +165,20 @@ def sweep(
 @main.command()
 @click.argument("words", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
 @click.option(
-    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw it: .png or .svg."
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw the partition into a file (.png or .svg).",
 )
 @click.option(
     "--freeze",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Keep it (.npz) for runs with partition.name=frozen partition.file=FILE.",
+    help="Write the partition (.npz), for runs with partition.name=frozen partition.file=FILE.",
 )
 @mends
 def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) -> None:
-    """Show which client would have what, and how heterogeneous that is.
+    """Show how samples are divided among clients, and how heterogeneous clients are.
 
-    FILE and KEY=VALUE are settings, as for fedmpi run; nothing is trained.
+    FILE and KEY=VALUE are settings, as for fedmpi run. Nothing is trained.
     """
     from fedmpi.loading import load
     from fedmpi.terminal.survey import survey
@@ -191,21 +193,21 @@ def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) ->
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("agent.npy"),
     show_default=True,
-    help="The agent's file, for runs with method.agent=FILE.",
+    help="File of the agent, for runs with method.agent=FILE.",
 )
 @click.option(
     "--episodes",
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
-    help="Episodes that it learns from.",
+    help="Number of training episodes.",
 )
 @mends
 def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
     """Train an agent that selects channels, for method.name=spatl.
 
-    FILE and KEY=VALUE are settings, as for fedmpi run: the network is trained on all samples in
-    one place, and the agent learns which share of its channels can be spared.
+    FILE and KEY=VALUE are settings, as for fedmpi run. The network is trained centrally on all
+    samples; the agent learns which share of its channels can be pruned.
     """
     from fedmpi.methods.spatl.pretrain import pretrain
 
@@ -217,7 +219,11 @@ def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
 @click.argument("name", required=False)
 @mends
 def list_(what: str, name: str | None) -> None:
-    """List what there is, or one NAME of it, with its settings and their defaults."""
+    """List methods, data sets, models, partitions or settings.
+
+    With NAME, describe one of them with its settings and their defaults. For settings, NAME is a
+    table or a setting, such as devices or method.sparsity.
+    """
     from fedmpi.terminal.catalogue import show_list
 
     show_list(what, name)
@@ -227,7 +233,7 @@ def list_(what: str, name: str | None) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @mends
 def show(file: Path) -> None:
-    """Show what the run in FILE was, and how it went."""
+    """Show the settings, provenance and results of the run in FILE (.h5)."""
     from fedmpi.terminal.show import show_result
 
     show_result(file)
@@ -242,13 +248,13 @@ def show(file: Path) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("results"),
     show_default=True,
-    help="Folder that results are to go to.",
+    help="Folder for results, to be checked.",
 )
 def doctor(check: str | None, out: Path) -> None:
-    """Examine this machine, or one CHECK of it, and say how to mend what is wrong.
+    """Check this machine, or run one CHECK, and say how to fix what is wrong.
 
-    Two ranks are really started. Exit code 0 if runs can work here, else 1; data sets that are
-    missing are only noted.
+    Two MPI ranks are started. The exit code is 0 if experiments can run here, else 1. Missing data
+    sets are reported, but do not count as failures.
     """
     from fedmpi.terminal.doctor import examine
 
@@ -257,7 +263,7 @@ def doctor(check: str | None, out: Path) -> None:
 
 @main.group()
 def data() -> None:
-    """Get data sets."""
+    """Download data sets."""
 
 
 @data.command("fetch")
@@ -265,13 +271,13 @@ def data() -> None:
 @click.option(
     "--to",
     type=click.Path(file_okay=False),
-    help="Folder for data; by default $FEDMPI_DATA, or else data in this folder.",
+    help="Folder for data sets. Default: $FEDMPI_DATA, or ./data if it is not set.",
 )
 @mends
 def data_fetch(name: str, to: str | None) -> None:
-    """Fetch the data set NAME from its official address, unless it is there.
+    """Download the data set NAME from its official source, unless it is there.
 
-    What was interrupted goes on where it was. Without a network it says what to place where;
+    An interrupted download is continued. Without a network it says which files to put where.
     fedmpi list data shows the names.
     """
     from fedmpi.data.fetch import fetch

@@ -21,7 +21,7 @@ class Leaky(Cut):
     """The settings of such a cut."""
 
     dropout: float = Field(0.3, ge=0, lt=1)
-    """Share of the values at a cut that do not travel, in training."""
+    """Share of the values at a cut that are dropped in training, and not sent."""
 
 
 class Dropping(Side):
