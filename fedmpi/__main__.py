@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 bad input, 1 anything else. Whatever is slow to import is 
 needed.
 """
 
+import copy
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -285,135 +286,40 @@ def data_fetch(name: str, to: str | None) -> None:
     fetch(name, to)
 
 
-@main.group()
+class Benches(click.Group):
+    """The benchmarks in `fedmpi.bench`: one is imported when it is called, none to list them."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Their names."""
+        from fedmpi import bench
+
+        return list(bench.summaries())
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command of the benchmark of that name; None if there is none."""
+        from fedmpi import bench
+
+        if name not in bench.summaries():
+            return None
+        found = copy.copy(bench.command_of(name))
+        assert found.callback is not None
+        found.callback = mends(found.callback)
+        return found
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists them with the first sentences of their modules."""
+        from fedmpi import bench
+
+        with formatter.section("Commands"):
+            formatter.write_dl(list(bench.summaries().items()))
+
+
+@main.group(cls=Benches)
 def bench() -> None:
-    """Measure this program against references that it brings along."""
+    """Measure this program against reference implementations.
 
-
-JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-REPEATS = click.option(
-    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Turns that count."
-)
-
-
-@bench.command("train")
-@click.option(
-    "--model", "models", multiple=True, help="Only that model; may be given several times."
-)
-@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(10, 32))
-@click.option(
-    "--rows",
-    type=click.IntRange(min=1),
-    multiple=True,
-    default=(1,),
-    help="Clients that train at once; may be given several times.",
-)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@REPEATS
-@JSON
-@mends
-def bench_train(
-    models: tuple[str, ...],
-    batches: tuple[int, ...],
-    rows: tuple[int, ...],
-    device: str,
-    repeats: int,
-    as_json: bool,
-) -> None:
-    """Time of a local step, against the textbook's loop and the bare forward and backward.
-
-    With --device cuda on a machine without one it says "no device", and that is no failure.
+    Each benchmark first checks that the references compute the same.
     """
-    from fedmpi.bench import chosen, run, train
-
-    chosen_models = chosen(models, train.MODELS)
-    if not train.is_there(device):
-        print("no device: torch sees no GPU here")
-        return
-    run(train.cases(chosen_models, batches, rows, device, repeats), as_json)
-
-
-@bench.command("round")
-@click.option("--workload", "workloads", multiple=True, help="Only that one; may be repeated.")
-@click.option("--ranks", type=click.IntRange(min=1), default=3, show_default=True)
-@REPEATS
-@JSON
-@mends
-def bench_round(workloads: tuple[str, ...], ranks: int, repeats: int, as_json: bool) -> None:
-    """Time of a whole round on ranks, against the textbook's serial loop."""
-    from fedmpi.bench import chosen, round, run
-
-    run(round.cases(chosen(workloads, round.WORKLOADS), ranks, repeats), as_json)
-
-
-@bench.command("converse")
-@click.option("--workload", "workloads", multiple=True, help="Only that one; may be repeated.")
-@click.option("--ranks", type=click.IntRange(min=2), default=2, show_default=True)
-@REPEATS
-@JSON
-@mends
-def bench_converse(workloads: tuple[str, ...], ranks: int, repeats: int, as_json: bool) -> None:
-    """Time of a split step in halves, against the clients' work alone and the server's alone."""
-    from fedmpi.bench import chosen, converse, run
-
-    run(converse.cases(chosen(workloads, converse.WORKLOADS), ranks, repeats), as_json)
-
-
-@bench.command("scale")
-@click.option(
-    "--clients",
-    "crowds",
-    type=click.IntRange(min=1),
-    multiple=True,
-    default=(10, 100, 1_000, 10_000),
-    help="Logical clients; may be given several times.",
-)
-@REPEATS
-@JSON
-@mends
-def bench_scale(crowds: tuple[int, ...], repeats: int, as_json: bool) -> None:
-    """Time of a sampled client and round, and memory, with few and with many logical clients."""
-    from fedmpi.bench import scale
-
-    for result in scale.measure(crowds, repeats):
-        result.say(as_json)
-
-
-@bench.command("client")
-@click.option("--size", "sizes", multiple=True, help="Only that one; may be given several times.")
-@click.option("--clients", "crowds", type=click.IntRange(min=1), multiple=True, default=(1, 10))
-@REPEATS
-@JSON
-@mends
-def bench_client(
-    sizes: tuple[str, ...], crowds: tuple[int, ...], repeats: int, as_json: bool
-) -> None:
-    """Fixed cost of a client and round, against 150 us and two passes over its model."""
-    from fedmpi.bench import chosen, client
-
-    for size in chosen(sizes, client.SIZES):
-        for clients in crowds:
-            for result in client.measure(size, clients, repeats):
-                result.say(as_json)
-
-
-@bench.command("slice")
-@click.option("--model", "names", multiple=True, help="Only that model; may be repeated.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option(
-    "--sparsity", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True
-)
-@REPEATS
-@JSON
-@mends
-def bench_slice(
-    names: tuple[str, ...], batch: int, sparsity: float, repeats: int, as_json: bool
-) -> None:
-    """Time and FLOPs of inference with channels cut out, against the masked network."""
-    from fedmpi.bench import chosen, slice
-
-    for result in slice.cases(chosen(names, slice.MODELS), batch, sparsity, repeats):
-        result.say(as_json)
 
 
 if __name__ == "__main__":

@@ -465,7 +465,12 @@ def names(table: str) -> list[str]:
 
 def module(table: str, name: str) -> Any:
     """The module behind `[table] name = ...`."""
-    return importlib.import_module(f"fedmpi.{AXES[table][0]}.{name.replace('-', '_')}")
+    return imported(AXES[table][0], name)
+
+
+def imported(folder: str, name: str) -> Any:
+    """The module of that name in a folder of the package."""
+    return importlib.import_module(f"fedmpi.{folder}.{name.replace('-', '_')}")
 
 
 @functools.cache
