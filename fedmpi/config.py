@@ -54,61 +54,65 @@ BUDGET = r"^(up|down|total)_bytes:\d+(\.\d+)?(B|kB|MB|GB|TB)$"
 
 
 class Data(Table):
-    """Which data set, and where its files are."""
+    """The data set, and where its files are."""
 
     name: str = ""
     root: str | None = None
-    """Folder that holds the data set; if absent, `$FEDMPI_DATA` and the usual places are tried."""
+    """Folder that holds the data set. If absent, $FEDMPI_DATA and the usual places are searched."""
     cache: str | None = None
-    """Folder for what was decoded, for all runs; if absent, `$FEDMPI_CACHE` or the user's own."""
+    """Folder for decoded data, shared by all runs. If absent, $FEDMPI_CACHE or the user's cache
+    folder is used."""
 
 
 class Partition(Table):
-    """Which client holds which samples."""
+    """How samples are divided among the clients."""
 
     name: str = ""
 
 
 class Skew(Table):
-    """What else tells clients' samples apart, in training and in their test shards: nothing."""
+    """Feature and label skew: transformations of clients' samples, in training and test shards."""
 
     rotations: tuple[Literal[0, 90, 180, 270], ...] = Field((), strict=False)
-    """Degrees, counter-clockwise, by which clients' images are rotated: each client has one of
-    them, drawn so that all have equally many clients, and one that is given twice twice as many."""
+    """Angles in degrees, counter-clockwise, by which clients' images are rotated. Each client has
+    one angle. Every item of the list gets equally many clients, so that an angle listed twice gets
+    twice as many. An empty list rotates nothing."""
     colour: float = Field(0.0, ge=0, lt=1)
-    """Each channel of a client's images, as a network sees them, is multiplied by a factor between
-    1 - colour and 1 + colour and increased by a number between -colour and colour."""
+    """Strength of a colour shift per client and channel: a factor from [1 - colour, 1 + colour] and
+    an offset from [-colour, colour], applied to normalised images. 0 changes nothing."""
     noise: float = Field(0.0, ge=0, le=LARGEST)
-    """Variance of Gaussian noise in the last client's samples, as a network sees them; client k of
-    K, k from 1, has k / K of it. A sample's noise is always the same."""
+    """Variance of the Gaussian noise in the last client's samples, added to normalised samples.
+    Client k of K, counted from 1, has k / K of it. A sample's noise is the same in every epoch."""
     labels: float = Field(0.0, ge=0, le=1)
-    """Share of a client's training labels that are wrong: another class, all of them as likely."""
+    """Share of each client's training labels that are replaced by another class, drawn
+    uniformly."""
     labels_to: float | None = Field(None, ge=0, le=1)
-    """Where given, each client has its own share, drawn between labels and this."""
+    """If given, each client's share of wrong labels is drawn uniformly between labels and this
+    value."""
 
 
 class Model(Table):
-    """The network."""
+    """The model that is trained."""
 
     name: str = ""
 
 
 class Method(Table):
-    """What clients and server do with their models and messages.
+    """The method: what clients and server do with their models and messages.
 
-    The facts below are what every rank has to know of a method, though the server's half exists on
-    the root alone. They follow from the settings, and are FedAvg's unless a method says otherwise.
+    Every rank must know the facts below, but the server's half of a method exists on the root
+    alone. So they follow from the settings. The defaults are those of FedAvg.
 
     Attributes:
-        broadcasts: whether the server tells all participants the same as a round begins.
-        sends: whether it sends each participant something of its own besides.
-        is_global: whether the server has a whole model that can be judged.
-        pools: whether every client uploads a whole update, so that their median, say, has a sense.
-        keeps_state: whether clients keep state between rounds, and therefore stay on their rank.
-        converses: whether clients and server exchange messages in each local step.
-        turns: how often clients ask the server something in a local step; only if it converses.
+        broadcasts: whether the server sends all participants the same message when a round begins.
+        sends: whether it also sends each participant a message of its own.
+        is_global: whether the server has a whole model that can be evaluated.
+        pools: whether every client uploads a whole update, as a median or trimmed mean needs it.
+        keeps_state: whether clients keep state between rounds; they then stay on their rank.
+        converses: whether clients and server exchange messages in each local step (split methods).
+        turns: exchanges of a client with the server per local step, if the method converses.
         in_halves: whether the server can serve one half of the clients while the other computes.
-        in_turn: whether a client begins only when the one before it has ended.
+        in_turn: whether clients work one after the other, each starting where the last one ended.
     """
 
     name: str = ""
@@ -136,24 +140,26 @@ class Method(Table):
         return 1
 
     def width(self, room: int, clients: int) -> int:
-        """Clients whose uploads the server takes in at a time.
+        """Number of clients that work and upload in one wave.
 
         Args:
-            room: as many as `exchange.window` has room for their models.
-            clients: all of the run.
+            room: number of dense models that fit into `exchange.window`.
+            clients: number of clients of the run.
         """
         return room
 
     def agreements(self, rounds: int) -> frozenset[int]:
-        """The rounds, from -1, in which all clients agree on something (a mask) and none trains.
+        """The rounds in which clients agree on something, such as a mask, and none trains.
+
+        All clients take part in them. Round -1 comes before the first one.
 
         Args:
-            rounds: of the run.
+            rounds: number of rounds of the run.
         """
         return frozenset()
 
     def network(self, network: Any) -> Any:
-        """What the method trains for the model's network: by default that itself."""
+        """The network that the method trains in place of the model's; by default the model's."""
         return network
 
     def idle(self, settings: "Settings") -> dict[str, str]:
@@ -176,37 +182,43 @@ class Method(Table):
         return []
 
     def reserve(self) -> float:
-        """Share of its training samples that each client keeps out of its training."""
+        """Share of its training samples that each client does not train on."""
         return 0.0
 
 
 class Exchange(Table):
-    """How messages travel between the ranks."""
+    """How messages travel between ranks."""
 
     name: str = ""
     window: int = Field(256, ge=1)
-    """MiB of dense models that the server may hold at a time; more clients upload in waves."""
+    """Memory in MiB for dense models on the server. If the uploads of a round need more, clients
+    upload in waves."""
     pipeline: bool = True
-    """In split methods: clients have their turns with the server in two halves, so that it works
-    for one while the other works; the result is the same, bit for bit on a CPU."""
+    """Overlap the two sides of a split method: the server works for one half of the clients while
+    the other half computes. The result is the same, bit for bit on a CPU."""
 
 
 class Aggregation(Table):
-    """What the server makes of a round's updates.
+    """How the server combines the updates of a round.
 
-    Unless it is their weighted mean, all clients count alike, and the server holds all of them.
+    With any rule but the mean, or with a clip, all clients have equal weight, and the server holds
+    all updates at once.
     """
 
     rule: Literal["mean", "median", "trimmed"] = "mean"
-    """Of each coordinate: the mean, the median, or the mean without the ends."""
+    """How updates are combined, per coordinate. mean: weighted mean. median: median. trimmed: mean
+    without the largest and smallest values."""
     weights: Literal["samples", "equal"] = "samples"
-    """Of a mean: a client counts by its training samples, or all clients count alike."""
+    """Weights of the mean. samples: by the number of training samples. equal: every client counts
+    the same."""
     trim: float = Field(0.0, ge=0, lt=0.5)
-    """Share of the values that a trimmed mean leaves out at each end, rounded down."""
+    """Share of the values that a trimmed mean drops at each end, rounded down."""
     clip: float = Field(0.0, ge=0, le=LARGEST)
-    """Largest Euclidean norm of a client's update, as the server gets it; 0 leaves it alone."""
+    """Largest Euclidean norm of a client's update; longer ones are scaled down by the server. 0
+    disables clipping."""
     noise: float = Field(0.0, ge=0, le=LARGEST)
-    """Standard deviation of Gaussian noise on the result, in clip / number of updates."""
+    """Standard deviation of the Gaussian noise added to the aggregate, in units of clip / number of
+    updates. 0 adds none."""
 
     @property
     def is_mean(self) -> bool:
@@ -215,92 +227,98 @@ class Aggregation(Table):
 
 
 class State(Table):
-    """Where clients' vectors wait between rounds, in methods whose clients keep any."""
+    """Where clients' state lies between rounds, in methods whose clients keep any."""
 
     memory: int = Field(1024, ge=0, le=MOST)
-    """MiB of waiting vectors of one kind that a rank holds in memory; others lie in a file."""
+    """Memory in MiB, per rank and kind of vector, for what clients keep between rounds. What
+    exceeds it lies in a file."""
     folder: str | None = None
-    """Folder for that file; if absent, the system's ($TMPDIR), which may itself be memory."""
+    """Folder for that file. If absent, the system's temporary folder ($TMPDIR) is used, which may
+    itself be in memory."""
 
 
 class Fixed(Table):
-    """A link of fixed rates."""
+    """A link with fixed rates. The defaults are round numbers of our own."""
 
     kind: Literal["fixed"]
-    """Of the link."""
+    """Type of the link: fixed rates."""
     up: float = Field(10.0, gt=0, le=LARGEST)
-    """Mbit/s from the device; the defaults of devices are round numbers of ours."""
+    """Uplink rate in Mbit/s."""
     down: float = Field(50.0, gt=0, le=LARGEST)
-    """Mbit/s to the device."""
+    """Downlink rate in Mbit/s."""
     latency: float = Field(0.02, ge=0, le=LARGEST)
-    """Seconds that each message takes besides, either way."""
+    """Seconds added to each message, in either direction."""
     power: float = Field(1.0, ge=0, le=LARGEST)
-    """Watts of the device while it sends."""
+    """Transmit power of the device in watts."""
 
 
 class Wireless(Table):
-    """A radio channel of its own for each device, whose rate is Shannon's capacity."""
+    """A radio channel per device; its rate is the Shannon capacity."""
 
     kind: Literal["wireless"]
-    """Of the link."""
+    """Type of the link: a radio channel."""
     bandwidth: float = Field(1.0, gt=0, le=LARGEST)
-    """MHz of the device's channel, the same both ways."""
+    """Bandwidth of the device's channel in MHz, the same in both directions."""
     power: float = Field(0.1, gt=0, le=LARGEST)
-    """Watts that the device radiates while it sends."""
+    """Transmit power of the device in watts."""
     server_power: float = Field(1.0, gt=0, le=LARGEST)
-    """Watts that the server radiates on the device's channel."""
+    """Transmit power of the server on the device's channel, in watts."""
     distance: tuple[Metres, Metres] = Field((10.0, 100.0), strict=False)
-    """Metres to the server, nearest and farthest; devices are spread evenly over that ring."""
+    """Smallest and largest distance to the server in metres. Devices are placed uniformly on that
+    ring."""
     exponent: float = Field(3.0, ge=1, le=10)
-    """By which power of the distance the signal fades: 2 in free space, 3 to 5 in towns."""
+    """Path loss exponent: 2 in free space, 3 to 5 in towns."""
     loss: float = Field(40.0, ge=0, le=LARGEST)
-    """dB that the signal loses on the first metre; 40 is free space at 2.4 GHz."""
+    """Path loss over the first metre in dB. 40 is free space at 2.4 GHz."""
     noise: float = Field(-174.0, ge=-250, le=0)
-    """dBm/Hz of noise; -174 is what 290 K give."""
+    """Noise power density in dBm/Hz. -174 is thermal noise at 290 K."""
     fading: bool = True
-    """Rayleigh block fading: drawn for each client and round, the same both ways."""
+    """Rayleigh block fading: drawn per client and round, the same in both directions."""
     latency: float = Field(0.02, ge=0, le=LARGEST)
-    """Seconds that each message takes besides, either way."""
+    """Seconds added to each message, in either direction."""
 
 
 class Tier(Table):
     """A kind of device."""
 
     name: str = Field("device", pattern=r"^[A-Za-z0-9._-]{1,16}$")
-    """As it is called in results; at most 16 letters and digits."""
+    """Name of this kind of device in results; at most 16 letters, digits, dots, dashes or
+    underscores."""
     share: float = Field(1.0, gt=0, le=1)
-    """Of the clients; all shares together are 1."""
+    """Share of the clients that have this kind of device. The shares of all tiers sum to 1."""
     gflops: float = Field(1.0, gt=0, le=LARGEST)
-    """Billion floating-point operations a second that the device sustains in training."""
+    """Sustained training speed of the device in GFLOP/s."""
     memory: float | None = Field(None, gt=0, le=LARGEST)
-    """MiB for training; if absent, enough."""
+    """Memory for training in MiB. If absent, there is no limit."""
     keep: float | None = Field(None, gt=0, le=1)
-    """Share of the model that the device takes, in methods that fit the model to the device;
-    others leave it alone. If some say one, those that say none take all; if none does, the
-    method's own shares hold."""
+    """Share of the model that the device takes, in methods that fit the model to the device; other
+    methods ignore it. If some tiers have a value, those without one take the whole model. If none
+    has, the method's own shares are used."""
     power: float = Field(5.0, ge=0, le=LARGEST)
-    """Watts of the device while it computes."""
+    """Power of the device while it computes, in watts."""
     link: Fixed | Wireless = Field(Fixed(kind="fixed"), discriminator="kind")
-    """Between the device and the server; `kind` is fixed or wireless."""
+    """Link between the device and the server; its kind is fixed or wireless."""
 
 
 class Devices(Table):
-    """What the clients' devices are simulated to be; nothing is simulated without tiers."""
+    """The simulated devices of the clients."""
 
     tiers: tuple[Tier, ...] = Field((), strict=False)
-    """Kinds of devices; which client has which is drawn once, so that the shares are met."""
+    """Kinds of devices. Clients are assigned to them once, at random, so that the shares are met.
+    Without tiers no device is simulated."""
     server_gflops: float | None = Field(None, gt=0, le=LARGEST)
-    """Billion operations a second of the server, which trains in split methods; if absent, it
-    takes no time."""
+    """Training speed of the server in split methods, in GFLOP/s. If absent, its work takes no
+    simulated time."""
     stragglers: float = Field(0.0, ge=0, le=1)
-    """Share of the clients in each round that compute `slowdown` times as long, by chance."""
+    """Share of the clients that compute slowly in a round, drawn at random."""
     slowdown: float = Field(5.0, ge=1, le=LARGEST)
-    """How many times as long."""
+    """Factor by which a straggler's computation takes longer."""
     dropouts: float = Field(0.0, ge=0, le=1)
-    """Share of the uploads that are lost on their way, by chance; what they cost is not."""
+    """Share of the uploads that are lost, drawn at random. Their bytes, time and energy still
+    count."""
     unfit: Literal["error", "rest"] = "error"
-    """Devices that cannot hold what the method trains: an error, or they rest: they never take
-    part, though their test shards count."""
+    """What happens with devices whose memory is too small for training. error: the run is refused.
+    rest: they never take part, but their test shards count."""
 
     @property
     def decide(self) -> bool:
@@ -312,85 +330,94 @@ class Settings(Table):
     """One run. The five named tables are narrowed to their modules' own settings by `load`."""
 
     seed: int = Field(1, ge=0, le=MOST)
-    """Source of every random number in the run."""
+    """Seed of every random number in the run."""
     rounds: int = Field(20, ge=1, le=MOST)
-    """Communication rounds, unless the budget ends the run before."""
+    """Number of communication rounds. A budget can end the run earlier."""
     budget: str | None = Field(None, pattern=BUDGET)
-    """Bytes of all clients together after which no further round begins, such as up_bytes:50MB (or
-    down_bytes, total_bytes; B, kB, MB, GB or TB); what comes once before the first round counts."""
+    """Communication budget of all clients together. No further round begins once it is reached.
+    Written as up_bytes:50MB, or with down_bytes or total_bytes, in B, kB, MB, GB or TB. Messages
+    before the first round count, too."""
     clients: int = Field(10, ge=1, le=MOST)
-    """Logical clients; a rank hosts many."""
+    """Number of logical clients. One rank hosts many of them."""
     participation: float = Field(1.0, gt=0, le=1)
-    """Share of the clients that are sampled each round (at least one client)."""
+    """Share of the clients that take part in a round; at least one client does."""
     sampling: Literal["uniform", "samples", "trace"] = "uniform"
-    """How they are drawn, without replacement: all alike; or one after the other, each with
-    probability proportional to its training samples among those that are left, whereupon all
-    uploads count alike in averages, as in FedProx (see `Population.weight`); or all alike among
-    those that are available in `trace`, everyone of these if there are fewer. If no client is left
-    out, `samples` is the same as `uniform`: uploads count by their samples."""
+    """How a round's clients are drawn, without replacement. uniform: equal probability. samples:
+    probability proportional to sample count; all uploads then have equal weight, as in FedProx,
+    unless every client takes part. trace: uniform among available clients; all of them if there are
+    too few."""
     trace: str | None = None
-    """File that says who is available when: a CSV with the columns client, first and last (rounds,
-    from 0, both included), which starts again after its last round; only with sampling = trace.
-    A round before the first has every client."""
+    """CSV file that says which clients are available when, for sampling = trace. Its columns are
+    client, first and last: round numbers from 0, both included. It is repeated after its last
+    round. An agreement before the first round has every client."""
     trace_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """That file's hash, as a result records it; if absent, any will do."""
+    """SHA-256 of the trace file. A run with another file is refused. If absent, any file is
+    accepted."""
     batch: int = Field(16, ge=1, le=MOST)
-    """Samples in a local step; the last batch of a pass may be smaller."""
+    """Batch size of the local steps. The last batch of an epoch may be smaller."""
     epochs: int = Field(2, ge=1, le=MOST)
-    """Local passes over a client's samples a round."""
+    """Local epochs per round."""
     local_steps: int | None = Field(None, ge=1, le=MOST)
-    """Local steps a round, the same for every client; replaces `epochs`."""
+    """Local steps per round, the same for every client. If given, it replaces epochs."""
     augment: tuple[Literal["crop", "flip"], ...] = Field((), strict=False)
-    """What happens to images at random: crop (with 4 black pixels on each side), flip."""
+    """Random augmentation of training images. crop: shift by up to 4 pixels, padded with black.
+    flip: mirror horizontally."""
     lr: float = Field(0.1, gt=0, le=LARGEST)
     """Learning rate of the local steps."""
     schedule: Literal["decay", "steps", "cosine", "restarts"] = "decay"
-    """Rate in round t: lr * lr_decay ** t; or ** the number of lr_steps up to t; or half a cosine
-    from lr to lr_min over all rounds; or that over the local passes of each round."""
+    """Learning rate in round t. decay: lr * lr_decay^t. steps: multiplied by lr_decay at each round
+    in lr_steps. cosine: half a cosine from lr to lr_min over all rounds. restarts: the same within
+    the local epochs of every round."""
     lr_decay: float = Field(1.0, gt=0, le=1)
-    """Factor of the rate, each round or at each of lr_steps."""
+    """Factor of the learning rate: per round with schedule = decay, at each round in lr_steps with
+    schedule = steps."""
     lr_steps: tuple[Annotated[StrictInt, Field(ge=1, le=MOST)], ...] = Field((), strict=False)
-    """Rounds at which the rate is multiplied by lr_decay; only with schedule = steps."""
+    """Rounds at which the learning rate is multiplied by lr_decay, for schedule = steps."""
     lr_min: float = Field(0.0, ge=0, le=LARGEST)
-    """Where a cosine ends."""
+    """Final learning rate of a cosine schedule."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """Whose state starts afresh each round."""
+    """Optimizer of the local steps; its state is reset every round."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Heavy-ball momentum of SGD."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """Adam's decay of the mean gradient."""
+    """Decay rate of Adam's mean gradient."""
     beta2: float = Field(0.999, ge=0, lt=1)
-    """Adam's decay of the mean square."""
+    """Decay rate of Adam's mean squared gradient."""
     epsilon: float = Field(1e-8, ge=1e-30, le=1)
-    """Adam's addition to the root of the mean square."""
+    """Added to the root of Adam's mean squared gradient."""
     weight_decay: float = Field(0.0, ge=0, le=LARGEST)
-    """Adds weight_decay * w to the gradient, after clipping."""
+    """Weight decay: weight_decay * w is added to the gradient, after clipping."""
     clip: float = Field(0.0, ge=0, le=LARGEST)
-    """Largest Euclidean norm of a client's gradient; 0 leaves it alone."""
+    """Largest Euclidean norm of a client's gradient; longer ones are scaled down. 0 disables
+    clipping."""
     statistics: Literal["averaged", "local"] = "averaged"
-    """BatchNorm's running statistics: averaged like parameters, or each client's own, never sent;
-    the global model then normalises a batch by its own statistics when it is judged. In split
-    methods nobody has the statistics of a client's whole model, and its own is judged likewise."""
+    """BatchNorm's running statistics. averaged: sent and averaged like parameters. local: each
+    client keeps its own and never sends them; the global model is then evaluated with the
+    statistics of each batch. In split methods clients' own models are evaluated that way, too."""
     validation: float = Field(0.1, ge=0, lt=1)
-    """Share of the training samples held out from all clients, to choose the best round by."""
+    """Share of the training samples that is held out from all clients, to choose the best round."""
     evaluate: int = Field(1, ge=1, le=MOST)
-    """Accuracies are measured every so many rounds, and after the last."""
+    """Rounds between two evaluations. The last round is always evaluated."""
     server: Literal["dedicated", "shared"] = "dedicated"
-    """`dedicated`: rank 0 serves only; `shared`: it hosts clients too, as it always does alone."""
+    """Role of rank 0. dedicated: it serves only. shared: it hosts clients, too. A single rank
+    always does both."""
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
-    """Where models train: cpu, cuda (spread over a node's ranks) or cuda:K."""
+    """Device for training: cpu, cuda (a node's ranks are spread over its GPUs) or cuda:K."""
     rows: int | None = Field(None, ge=1, le=MOST)
-    """Clients that train at once, stacked; absent: one on a CPU, else what device memory holds. In
-    split methods all of a wave train at once."""
+    """Number of clients that train together as one stacked model. If absent: one on a CPU, as many
+    as fit into memory on a GPU. In split methods all clients of a wave train together."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
-    """Of matrix products: float32, TF32 on a GPU, or bfloat16 by autocast; all else is float32."""
+    """Precision of matrix products: float32, TF32 (GPU only) or bfloat16 by autocast. All other
+    operations use float32."""
     threads: int = Field(1, ge=1, le=1024)
-    """Torch threads a rank."""
+    """PyTorch threads per rank."""
     server_threads: int | None = Field(None, ge=1, le=1024)
-    """In split methods, clients whose batches the server learns from at once, with as many Torch
-    threads for each as a rank has; absent: what its node's cores allow beside its other ranks."""
+    """Number of clients whose batches the server processes in parallel threads, in split methods.
+    Each thread has as many PyTorch threads as a rank. If absent, idle cores of the node are
+    used."""
     server_device: str | None = Field(None, pattern=r"^(cpu|cuda(:\d+)?)$")
-    """In split methods, where the server's part trains if rank 0 serves only; absent: `device`."""
+    """Device of the server's part in split methods, if rank 0 is dedicated. If absent, it is the
+    setting device."""
     data: Data
     partition: Partition
     skew: Skew = Skew()
@@ -438,7 +465,12 @@ def names(table: str) -> list[str]:
 
 def module(table: str, name: str) -> Any:
     """The module behind `[table] name = ...`."""
-    return importlib.import_module(f"fedmpi.{AXES[table][0]}.{name.replace('-', '_')}")
+    return imported(AXES[table][0], name)
+
+
+def imported(folder: str, name: str) -> Any:
+    """The module of that name in a folder of the package."""
+    return importlib.import_module(f"fedmpi.{folder}.{name.replace('-', '_')}")
 
 
 @functools.cache

@@ -149,7 +149,7 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if pooled.noise and not pooled.clip:
         found.append(
-            f"aggregation.noise = {pooled.noise}: wanted a bound of norms, aggregation.clip"
+            f"aggregation.noise = {pooled.noise}: wanted aggregation.clip above 0, found 0"
         )
     if settings.schedule == "steps" and not settings.lr_steps:
         found.append("lr_steps = []: wanted rounds, because schedule = 'steps'")

@@ -16,10 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import click
 import numpy as np
 
 from fedmpi import loading
-from fedmpi.bench import Result, compare
+from fedmpi.bench import JSON, REPEATS, Result, chosen, compare, run
 from fedmpi.config import Tree
 from fedmpi.runs import launch, memory
 
@@ -119,6 +120,25 @@ def main(workload: str, side: str, out: Path) -> None:
         model = engine.server.w
     np.save(out.with_suffix(".npy"), (model - engine.flat.initial).numpy())
     out.with_suffix(".json").write_text(json.dumps({"seconds": median(seconds[1:])}))
+
+
+@click.command()
+@click.option("--workload", "workloads", multiple=True, help="Only this workload. Can be repeated.")
+@click.option(
+    "--ranks",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Number of MPI ranks.",
+)
+@REPEATS
+@JSON
+def command(workloads: tuple[str, ...], ranks: int, repeats: int, as_json: bool) -> None:
+    """Measure the time of a whole round on several ranks.
+
+    The reference is the textbook's serial loop.
+    """
+    run(cases(chosen(workloads, WORKLOADS), ranks, repeats), as_json)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ that torch counts in each.
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
+import click
 import torch
 from torch import Tensor, nn
 
 from fedmpi import loading, models
-from fedmpi.bench import Result, take_turns, weigh
+from fedmpi.bench import JSON, REPEATS, Result, chosen, take_turns, weigh
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.flops import forward
 from fedmpi.networks.slicing import Channels, sliced
@@ -39,9 +40,9 @@ def measure(name: str, batch: int, sparsity: float, repeats: int) -> Result:
     flat = Flat(models.build(loading.load({"model": words}).model, shape, 10, 1))
     front, _ = flat.split(flat.cuts()[-1])
     channels = Channels(Topology(front, shape), torch.device("cpu"))
-    chosen = channels.evenly(channels.norms(flat.initial), sparsity)
-    small = sliced(flat, flat.initial, channels, chosen, shape)
-    masked = flat.network(channels.masked(flat.initial, chosen)).train(False)
+    kept = channels.evenly(channels.norms(flat.initial), sparsity)
+    small = sliced(flat, flat.initial, channels, kept, shape)
+    masked = flat.network(channels.masked(flat.initial, kept)).train(False)
     x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(small(x), masked(x), rtol=1e-3, atol=1e-4)
@@ -67,3 +68,28 @@ def _turn(network: nn.Module, x: Tensor) -> Callable[[], float]:
         return perf_counter() - began
 
     return turn
+
+
+@click.command()
+@click.option("--model", "names", multiple=True, help="Only this model. Can be repeated.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size."
+)
+@click.option(
+    "--sparsity",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="Share of the channels that are removed.",
+)
+@REPEATS
+@JSON
+def command(
+    names: tuple[str, ...], batch: int, sparsity: float, repeats: int, as_json: bool
+) -> None:
+    """Measure time and FLOPs of inference without the pruned channels.
+
+    The reference is the network of full size with these channels masked.
+    """
+    for result in cases(chosen(names, MODELS), batch, sparsity, repeats):
+        result.say(as_json)

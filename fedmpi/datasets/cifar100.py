@@ -47,7 +47,7 @@ class Config(config.Data):
     """Which labels, and the folder, if not one of the usual places."""
 
     labels: Literal["fine", "coarse"] = "fine"
-    """fine: the 100 classes; coarse: their 20 groups."""
+    """fine: the 100 classes. coarse: their 20 superclasses."""
 
 
 def where(config: Config) -> Path:

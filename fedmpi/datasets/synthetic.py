@@ -20,16 +20,17 @@ class Config(config.Data):
     """How many samples, of which shape, and how hard to tell apart; `root` plays no part."""
 
     samples: int = Field(6000, ge=1)
-    """Training samples."""
+    """Number of training samples."""
     test_samples: int = Field(1000, ge=1)
-    """Test samples."""
+    """Number of test samples."""
     classes: int = Field(10, ge=2)
-    """Labels."""
+    """Number of classes."""
     # Not strict, because TOML has lists only; the lengths are.
     shape: tuple[Width, ...] = Field((1, 28, 28), min_length=1, strict=False)
     """Shape of a sample, channels first."""
     separation: float = Field(4.0, ge=0, allow_inf_nan=False)
-    """Distance of the classes' centres from the origin, in standard deviations of the noise."""
+    """Distance of the class centres from the origin, in standard deviations of the noise. 0 makes
+    classes indistinguishable."""
 
 
 def where(config: Config) -> None:

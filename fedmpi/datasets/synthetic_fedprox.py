@@ -35,13 +35,14 @@ class Config(config.Data):
     """How many devices, and how far they differ; `root` plays no part."""
 
     devices: int = Field(30, ge=1)
-    """Natural clients."""
+    """Number of natural clients in the data set."""
     alpha: float = Field(1.0, ge=0, le=config.LARGEST)
-    """Standard deviation of u_k: see above, it changes no label."""
+    """Standard deviation of u_k, the offset of a device's model. Labels do not depend on it."""
     beta: float = Field(1.0, ge=0, le=config.LARGEST)
-    """Standard deviation of B_k: how far the devices' inputs differ."""
+    """Standard deviation of B_k: how much the input means differ between devices."""
     iid: bool = False
-    """The same model and the same inputs on all devices; alpha and beta mean nothing then."""
+    """Use the same model and input distribution for all devices. Then alpha and beta have no
+    effect."""
 
 
 def where(config: Config) -> None:

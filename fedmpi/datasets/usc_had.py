@@ -30,7 +30,7 @@ SOURCES = (Source(("https://sipi.usc.edu/had/USC-HAD.zip",), "USC-HAD"),)
 
 class Config(config.Data):
     stride: int = Field(STEPS, ge=1, le=STEPS)
-    """Steps from one window's beginning to the next; fewer than 128 let windows overlap."""
+    """Time steps between the starts of consecutive windows. Below 128, windows overlap."""
 
 
 def where(config: Config) -> Path:

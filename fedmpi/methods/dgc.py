@@ -34,9 +34,9 @@ class Config(config.Method):
     sparsity: float = Field(0.99, ge=0, lt=1)
     """Share of the values that are not sent, after the warm-up."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum m of a client's updates; 0 without warm-up is top-k with error feedback."""
+    """Momentum of a client's updates. 0 without warm-up is top-k with error feedback."""
     warmup: int = Field(4, ge=0, le=config.MOST)
-    """Rounds in which sparsity is at most 1 - 0.25^(round + 1)."""
+    """Number of warm-up rounds. In round t sparsity is then at most 1 - 0.25^(t + 1)."""
 
 
 class Clients(fedavg.Clients):

@@ -51,14 +51,15 @@ class Config(config.Method):
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of a client's prunable weights that are zero."""
     topology: Literal["random", "ring", "full"] = "random"
-    """Whom a client hears: some, drawn anew each round; the client before it and the one after it;
-    or everybody."""
+    """Which clients a client averages with. random: drawn anew each round. ring: the previous and
+    the next client. full: all clients."""
     neighbours: int = Field(2, ge=1, le=config.MOST)
-    """How many it hears if they are drawn; everybody, where there are no more."""
+    """Number of neighbours with topology = random; all clients if there are fewer."""
     share: float = Field(0.5, ge=0, le=1)
-    """Share of a layer's weights that are replaced in round 0; it falls to 0 by half a cosine."""
+    """Share of a layer's weights that are pruned and regrown in round 0. It falls to 0 along half a
+    cosine."""
     growth: Literal["gradient", "random"] = "gradient"
-    """Which weights grow."""
+    """Which weights are regrown. gradient: those with the largest gradients. random: at random."""
 
     def neighbours_of(self, settings: Settings, t: int, client: int) -> list[int]:
         """Returns the clients whose models the client receives in round t, ascending."""

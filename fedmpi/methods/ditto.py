@@ -28,7 +28,8 @@ class Config(config.Method):
     keeps_state: ClassVar[bool] = True
 
     pull: float = Field(0.1, ge=0, le=config.LARGEST)
-    """Lambda: how strongly own models are drawn to the global one; 0 is local training."""
+    """Lambda: strength of the pull of personal models towards the global model. 0 is local
+    training."""
 
 
 class Clients(local.Owners):

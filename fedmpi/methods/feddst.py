@@ -44,11 +44,12 @@ class Config(staticmask.Masked):
     sparsity: float = Field(0.8, ge=0, lt=1)
     """Share of the prunable weights that are zero."""
     share: float = Field(0.5, ge=0, le=1)
-    """Share of a layer's weights that are replaced in round 0; it falls by half a cosine."""
+    """Share of a layer's weights that are pruned and regrown in round 0. It falls along half a
+    cosine."""
     every: int = Field(10, ge=1, le=config.MOST)
-    """Rounds from one readjustment to the next; the first is in round 1, counted from 0."""
+    """Rounds between two readjustments of the mask. The first is in round 1, counted from 0."""
     end: float = Field(0.5, gt=0, le=1)
-    """Share of the rounds after which masks stay."""
+    """Share of the rounds after which masks stay fixed."""
 
     def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """Returns the mask of each layer's largest initial weights: bool [n]."""

@@ -30,12 +30,13 @@ class Config(heterofl.Config):
     rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (0.75,), min_length=1, strict=False
     )
-    """Shares of the channels that are left, over which clients are spread evenly, if no device's
-    `keep` says them."""
+    """Shares of the channels that clients train. Clients are spread evenly over them. Used if no
+    device has a keep."""
     scaler: bool | None = False
-    """Divide hidden layers' outputs by the rate in training; if absent, where there are norms."""
+    """Divide the outputs of hidden layers by the client's share in training. If absent, only in
+    models with normalisation."""
     masked: bool = False
-    """Zero the logits of classes that a client has no samples of, in training."""
+    """Ignore classes that a client has no samples of in its training: their logits are set to 0."""
 
     def choose(self, settings: Settings, t: int, client: int, rate: float) -> Choose:
         """Draws the client's channels at random, anew for each client and round."""

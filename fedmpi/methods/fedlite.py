@@ -33,15 +33,17 @@ from fedmpi.training.train import Trainer
 
 class Config(splitfed.Config):
     vectors: int | None = Field(None, ge=1, le=config.MOST)
-    """Vectors of a sample at a cut, q, a divisor of its values; by default one a channel."""
+    """Vectors per sample at a cut (q in the paper). It must divide the number of activations. If
+    absent, one per channel."""
     groups: int = Field(1, ge=1, le=config.MOST)
-    """Codebooks, R, a divisor of `vectors`: one for each so many neighbours."""
+    """Number of codebooks (R in the paper), one per group of neighbouring vectors. It must divide
+    vectors."""
     centroids: int = Field(16, ge=2, le=1 << 16)
-    """Centroids of a codebook, L."""
+    """Centroids per codebook (L in the paper)."""
     iterations: int = Field(10, ge=0, le=config.MOST)
-    """Of Lloyd's algorithm, in each step."""
+    """Iterations of k-means (Lloyd's algorithm) in each step."""
     correction: float = Field(1e-4, ge=0, le=config.LARGEST)
-    """lambda; 0 corrects nothing."""
+    """Lambda: weight of the gradient correction. 0 disables it."""
 
     def divided(self, trainer: Trainer) -> list[int]:
         """Returns the number of vectors that a sample is divided into, for each cut.

@@ -25,16 +25,15 @@ __all__ = ["Clients", "Config", "Server"]
 
 class Config(config.Method):
     rule: Literal["adam", "yogi", "adagrad", "momentum"] = "adam"
-    """The server's optimiser."""
+    """Optimizer of the server."""
     lr: float = Field(0.1, gt=0, le=config.LARGEST)
-    """The server's learning rate; 1 with momentum 0 is FedAvg."""
+    """Learning rate of the server. With rule = momentum and beta1 = 0, a rate of 1 is FedAvg."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """Decay of the mean update, or the momentum."""
+    """Decay rate of the mean update, or the momentum."""
     beta2: float = Field(0.99, ge=0, lt=1)
-    """Decay of the mean square, in Adam and Yogi."""
+    """Decay rate of the mean squared update, in adam and yogi."""
     tau: float = Field(1e-3, gt=0, le=1)
-    """Degree of adaptivity: what is added to the root of the mean square, which begins as its
-    square."""
+    """Adaptivity: added to the root of the mean squared update, which starts at tau^2."""
 
 
 class Server(fedavg.Server):

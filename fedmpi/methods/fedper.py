@@ -28,7 +28,7 @@ class Config(config.Method):
     keeps_state: ClassVar[bool] = True
 
     cut: str | None = None
-    """The last stage that is shared; by default all but the last are."""
+    """Last stage of the shared part of the network. If absent, only the last stage is personal."""
 
     def private(self, flat: Flat) -> Tensor:
         """Returns which positions of the model never leave a client: bool [size].

@@ -21,7 +21,7 @@ __all__ = ["Clients", "Config", "Server"]
 
 class Config(fedper.Config):
     head: float = Field(0.5, ge=0, le=1)
-    """Share of a client's steps that train the head; the others train the body."""
+    """Share of a client's local steps that train the head. The other steps train the body."""
 
 
 class Clients(fedper.Clients):

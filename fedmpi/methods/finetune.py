@@ -33,7 +33,7 @@ __all__ = ["Clients", "Config", "Server"]
 
 class Config(config.Method):
     epochs: int = Field(5, ge=1, le=config.MOST)
-    """Passes over a client's samples that fine-tune its model; the default is the code's."""
+    """Epochs of a client's fine-tuning. The default is that of the authors' code."""
 
 
 class Clients(fedavg.Clients):

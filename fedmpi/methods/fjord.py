@@ -35,12 +35,13 @@ __all__ = ["Clients", "Config", "Server"]
 
 class Config(heterofl.Config):
     rates: tuple[Rate, ...] = Field((0.2, 0.4, 0.6, 0.8, 1.0), min_length=1, strict=False)
-    """Shares of the channels that steps draw from, and over which clients are spread evenly as
-    what they have at most, if no device's `keep` says that (then they draw from those)."""
+    """Shares of the channels from which local steps draw, up to the client's own share. Clients are
+    spread evenly over them. If devices have a keep, steps draw from those values instead."""
     scaler: bool | None = False
-    """Divide hidden layers' outputs by the rate in training; if absent, where there are norms."""
+    """Divide the outputs of hidden layers by the client's share in training. If absent, only in
+    models with normalisation."""
     masked: bool = False
-    """Zero the logits of classes that a client has no samples of, in training."""
+    """Ignore classes that a client has no samples of in its training: their logits are set to 0."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,15 +48,15 @@ class Config(config.Method):
     pools: ClassVar[bool] = False
 
     rates: tuple[Rate, ...] = Field((1.0, 0.5, 0.25, 0.125, 0.0625), min_length=1, strict=False)
-    """Shares of the channels, over which clients are spread evenly, if no device's `keep` says
-    them; the defaults are the paper's a to e."""
+    """Shares of the channels that clients train. Clients are spread evenly over them. Used if no
+    device has a keep. The defaults are levels a to e of the paper."""
     assignment: Literal["fix", "dynamic"] = "fix"
-    """Whether a client has one rate for the whole run, or draws one of them all each round."""
+    """fix: a client has one share for the whole run. dynamic: it draws a share each round."""
     scaler: bool | None = None
-    """Divide hidden layers' outputs by the rate in training; if absent, where the model has norms,
-    as the paper's have: without them gradients grow by the product of all divisions."""
+    """Divide the outputs of hidden layers by the client's share in training. If absent, only in
+    models with normalisation; without it gradients would grow with every layer."""
     masked: bool = True
-    """Zero the logits of classes that a client has no samples of, in training."""
+    """Ignore classes that a client has no samples of in its training: their logits are set to 0."""
 
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""

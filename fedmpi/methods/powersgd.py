@@ -33,7 +33,7 @@ class Config(feedback.Config):
     keeps_state: ClassVar[bool] = True
 
     rank: int = Field(2, ge=1, le=config.MOST)
-    """Columns of the factors; a matrix that would not become smaller travels as it is."""
+    """Rank of the factors. A matrix that would not become smaller is sent unchanged."""
 
 
 class Shapes:

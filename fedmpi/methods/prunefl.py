@@ -39,18 +39,18 @@ class Config(staticmask.Masked):
     keeps_state: ClassVar[bool] = True
 
     start: float = Field(0.0, ge=0, lt=1)
-    """Share of each layer's weights that are zero at first."""
+    """Share of each layer's weights that are zero at the start."""
     sparsity: float = Field(0.0, ge=0, lt=1)
-    """Share of the prunable weights below which none is added, however much it buys."""
+    """Minimum sparsity of the prunable weights: no weight is added below it."""
     every: int = Field(50, ge=1, le=config.MOST)
-    """Rounds from one reconfiguration to the next; the first is after so many."""
+    """Rounds between two reconfigurations of the mask. The first comes after as many rounds."""
     decrease: float = Field(0.3, ge=0, le=1)
-    """Share of a layer's kept weights that may be pruned at once, in round 0."""
+    """Share of a layer's kept weights that one reconfiguration may prune, in round 0."""
     halving: float = Field(10000.0, gt=0, le=config.LARGEST)
-    """Rounds in which that share halves."""
+    """Number of rounds after which that share has halved."""
     constant: float = Field(1.0, ge=0, le=config.LARGEST)
-    """Time of a round that does not depend on the mask, over that of all prunable weights; about 1
-    in the released settings for VGG-11."""
+    """Time of a round that does not depend on the mask, relative to the time of all prunable
+    weights. About 1 in the released settings for VGG-11."""
 
     def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """Returns the mask of each layer's largest initial weights: bool [n]."""

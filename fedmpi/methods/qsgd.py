@@ -23,9 +23,9 @@ from fedmpi.streams import Purpose, stream
 
 class Config(config.Method):
     bits: int = Field(8, ge=2, le=16)
-    """Bits of a value: its sign and one of 2^(bits - 1) - 1 levels."""
+    """Bits per value: a sign and one of 2^(bits - 1) - 1 levels."""
     bucket: int = Field(128, ge=1, le=config.MOST)
-    """Values that share a norm."""
+    """Number of values that share one norm."""
 
 
 class Server(fedavg.Server):

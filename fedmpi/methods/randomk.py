@@ -26,9 +26,10 @@ from fedmpi.training import feedback
 
 class Config(feedback.Config):
     sparsity: float = Field(0.9, ge=0, lt=1)
-    """Share of an update's values that are not sent; 0 is FedAvg."""
+    """Share of an update's values that are not sent. 0 is FedAvg."""
     error_feedback: bool = False
-    """Add what was not sent to the client's next update, instead of scaling what is."""
+    """Add what was not sent to the client's next update. Otherwise sent values are scaled up, so
+    that updates are unbiased."""
 
 
 def drawn(settings: Settings, flat: Flat, t: int, client: int) -> Tensor:

@@ -27,9 +27,11 @@ from fedmpi.streams import Purpose
 
 class Config(splitfed.Config):
     sparsity: float = Field(0.9, ge=0, lt=1)
-    """Share of a sample's values that do not cross the cut; at least one does."""
+    """Share of a sample's activations that do not cross the cut. At least one value does. 0 is
+    SplitFed."""
     alpha: float = Field(0.1, ge=0, lt=1)
-    """Weight of all values but the k largest together, when each of k is drawn."""
+    """Probability of all values outside the k largest together, in each random draw. 0 is plain
+    top-k."""
 
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""

@@ -30,11 +30,11 @@ from fedmpi.streams import Purpose
 
 class Config(splitfed.Config):
     ratio: float = Field(4.0, ge=1, le=config.MOST)
-    """Features for one that crosses the cut, on average; with 1 all do."""
+    """Compression ratio: on average one of so many features crosses the cut. 1 sends all."""
     bits: Bits = 8
-    """Bits of an activation on its way; with 32 it is exact."""
+    """Bits per activation. 32 sends floats."""
     gradient_bits: Bits = 8
-    """Bits of a gradient at the cut."""
+    """Bits per gradient at the cut. 32 sends floats."""
 
 
 Went = tuple[tuple[int, int], Tensor, Tensor | None]

@@ -39,8 +39,8 @@ from fedmpi.training.train import Trainer
 
 class Config(Cut):
     version: Literal["v1", "v2"] = "v1"
-    """`v1`: a back for each client, averaged; `v2`: one back for all, and no tail, because others
-    would move the back between a batch's way forward and its way back."""
+    """v1: the server has one back per client and averages them. v2: the server has a single back,
+    trained by all clients in turn; it does not allow a tail."""
 
     @property
     def is_one(self) -> bool:

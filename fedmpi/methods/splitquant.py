@@ -27,13 +27,14 @@ from fedmpi.streams import Purpose
 
 class Config(splitfed.Config):
     bits: Bits = 8
-    """Bits of an activation on its way; with 32 it is exact."""
+    """Bits per activation. 32 sends floats."""
     gradient_bits: Bits = 32
-    """Bits of a gradient at the cut."""
+    """Bits per gradient at the cut. 32 sends floats."""
     ranges: Literal["sample", "tensor"] = "sample"
-    """Whose least and greatest value codes lie between: each sample's, or the whole batch's."""
+    """Range of the quantization levels. sample: minimum and maximum of each sample. tensor: of the
+    whole batch."""
     rounding: Literal["nearest", "random"] = "nearest"
-    """To the nearest code, or up or down at random, so that values are right on average."""
+    """nearest: to the nearest level. random: up or down at random, so that values are unbiased."""
 
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""

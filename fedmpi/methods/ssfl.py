@@ -37,13 +37,15 @@ from fedmpi.training.train import Trainer
 
 class Config(staticmask.Masked):
     sparsity: float = Field(0.5, ge=0, lt=1)
-    """Share of the prunable weights that are zero for good; 0 is FedAvg."""
+    """Share of the prunable weights that are zero for the whole run. 0 is FedAvg."""
     batches: int = Field(1, ge=1, le=config.MOST)
-    """Minibatches of different samples whose scores a client averages, if it has as many."""
+    """Minibatches over which a client averages its saliency scores; fewer if it has too few
+    samples."""
     warmup: int = Field(0, ge=0, le=config.MOST)
-    """Rounds of dense training before the mask is found, which then takes the next round."""
+    """Rounds of dense training before the mask is found. The round after them finds it."""
     rediscover: tuple[Width, ...] = Field((), strict=False)
-    """Rounds in which nobody trains and the mask is found again, such as after a shift of data."""
+    """Rounds in which the mask is found again, for instance after a shift of the data. Nobody
+    trains in them."""
 
     def agreements(self, rounds: int) -> frozenset[int]:
         """Round -1, or that after the warm-up; and those in which the mask is found again."""

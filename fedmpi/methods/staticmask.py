@@ -39,9 +39,10 @@ class Masked(config.Method):
 
 class Config(Masked):
     sparsity: float = Field(0.5, ge=0, lt=1)
-    """Share of the prunable weights that are zero for good; 0 is FedAvg."""
+    """Share of the prunable weights that are zero for the whole run. 0 is FedAvg."""
     mask: Literal["random", "layerwise", "magnitude"] = "random"
-    """Which are kept: any at random; at random, as many in each layer; those that begin largest."""
+    """Which weights are kept. random: uniformly at random. layerwise: at random, the same share of
+    each layer. magnitude: the largest initial weights."""
 
     def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """Returns the mask of the whole run: bool [n]."""

@@ -36,9 +36,9 @@ class Config(config.Method):
     keeps_state: ClassVar[bool] = True
 
     sparsity: float = Field(0.9, ge=0, lt=1)
-    """Share of a client's values that are not sent."""
+    """Share of an upload's values that are not sent."""
     sparsity_down: float | None = Field(None, ge=0, lt=1)
-    """The same for the server's values; if absent, that of the clients."""
+    """Share of a download's values that are not sent. If absent, it equals sparsity."""
 
 
 def ternary(update: Tensor, flat: Flat, sparsity: float) -> Block:

@@ -29,7 +29,7 @@ __all__ = ["Clients", "Config", "Server"]
 
 class Config(feedback.Config):
     sparsity: float = Field(0.9, ge=0, lt=1)
-    """Share of an update's values that are not sent; 0 is FedAvg."""
+    """Share of an update's values that are not sent. 0 is FedAvg."""
 
 
 class Compressing(fedavg.Clients, ABC):

@@ -21,15 +21,15 @@ from fedmpi.networks.layers import dropouts
 
 class Config(config.Model):
     channels: tuple[Width, ...] = Field((196,), min_length=1, strict=False)
-    """Channels of each convolution."""
+    """Output channels of each convolution."""
     kernel: int = Field(16, ge=1)
-    """Steps of the convolutions' windows."""
+    """Length of the convolution kernels in time steps."""
     pool: int = Field(4, ge=1)
-    """Steps that the pooling behind each convolution makes one; 1 is none."""
+    """Window of the max pooling after each convolution, in time steps. 1 disables pooling."""
     hidden: int = Field(1024, ge=1)
-    """Units of the hidden layer."""
+    """Width of the hidden layer."""
     dropout: float = Field(0.5, ge=0, lt=1)
-    """Share of the hidden layer's units that a training step drops."""
+    """Dropout rate of the hidden layer."""
 
 
 def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:

@@ -23,9 +23,9 @@ LEAST = 16
 
 class Config(config.Model):
     channels: tuple[Width, Width] = Field((6, 16), strict=False)
-    """Channels of the two convolutions."""
+    """Output channels of the two convolutions."""
     hidden: tuple[Width, Width] = Field((120, 84), strict=False)
-    """Units of the two hidden layers."""
+    """Widths of the two hidden layers."""
 
 
 def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:

@@ -29,13 +29,13 @@ READS = "symbols"
 
 class Config(config.Model):
     cell: Cell = "lstm"
-    """What the recurrent layers are made of."""
+    """Type of the recurrent layers."""
     embedding: int = Field(8, ge=1)
-    """Numbers that stand for a symbol."""
+    """Dimension of the symbol embedding."""
     hidden: int = Field(256, ge=1)
-    """Cells of each recurrent layer."""
+    """Width of each recurrent layer."""
     layers: int = Field(2, ge=1, le=100)
-    """Recurrent layers."""
+    """Number of recurrent layers."""
 
 
 class Embedding(nn.Embedding):

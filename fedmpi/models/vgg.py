@@ -34,16 +34,17 @@ LEAST = 2 ** len(CHANNELS)
 
 class Config(config.Model):
     depth: Literal[11, 13, 16, 19] = 11
-    """Layers with weights in the paper, where there are always two hidden layers."""
+    """VGG configuration, named by its layers with weights in the paper (with two hidden layers)."""
     norm: Norm = "none"
-    """Behind each convolution: none; over groups of a sample's channels; or over the batch, with
-    running statistics (see the setting `statistics`) or, `static`, without."""
+    """Normalisation after each convolution. none: no normalisation. group: GroupNorm. batch:
+    BatchNorm with running statistics (see the setting statistics). static: BatchNorm without
+    running statistics."""
     groups: int = Field(8, ge=1)
-    """Groups of each GroupNorm; it divides the number of channels."""
+    """Number of groups of each GroupNorm. It must divide the number of channels."""
     hidden: tuple[Width, ...] = Field((512, 512), strict=False)
-    """Units of each hidden layer; [] for a linear head alone."""
+    """Width of each hidden layer. [] leaves only the linear output layer."""
     dropout: float = Field(0.5, ge=0, lt=1)
-    """Share of each hidden layer's units that a training step drops."""
+    """Dropout rate of each hidden layer."""
 
 
 def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:

@@ -27,9 +27,11 @@ class Config(config.Partition):
     """How far the clients differ, and how small they may be."""
 
     alpha: float = Field(0.5, gt=0, allow_inf_nan=False)
-    """Concentration: 0.1 leaves a client few classes, 100 is close to an even mixture."""
+    """Concentration of the Dirichlet distribution of classes. 0.1 gives a client few classes; 100
+    is close to an even mixture."""
     minimum: int = Field(10, ge=1)
-    """Samples of the smallest client; the partition is drawn again until it has them."""
+    """Minimum number of training samples per client. The partition is redrawn until every client
+    has that many."""
 
 
 def divide(

@@ -26,7 +26,8 @@ class Config(config.Partition):
     """How far the clients differ."""
 
     alpha: float = Field(0.5, gt=0, allow_inf_nan=False)
-    """Concentration: 0.1 leaves a client few classes, 100 is close to an even mixture."""
+    """Concentration of the Dirichlet distribution of classes. 0.1 gives a client few classes; 100
+    is close to an even mixture."""
 
 
 def divide(

@@ -33,9 +33,10 @@ class Config(config.Partition):
     """Which file."""
 
     file: str | None = None
-    """What fedmpi partition --freeze wrote (.npz)."""
+    """Partition file (.npz) written by fedmpi partition --freeze."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """The partition's hash, as fedmpi partition prints it; if absent, any will do."""
+    """SHA-256 of the partition, as fedmpi partition prints it. Another partition is refused. If
+    absent, any is accepted."""
 
 
 def restore(

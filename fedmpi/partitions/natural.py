@@ -25,9 +25,10 @@ class Config(config.Partition):
     """What becomes of people when there are more of them than clients."""
 
     people: Literal["grouped", "drawn"] = "grouped"
-    """`grouped`: a client is one or several people; `drawn`: one, and others are left out."""
+    """How the data set's people become clients. grouped: a client is one or several people. drawn:
+    a client is one person, drawn at random; the others are left out."""
     minimum: int = Field(1, ge=1, le=config.MOST)
-    """People with fewer training samples are left out."""
+    """Minimum number of training samples of a person. People with fewer are left out."""
 
 
 def divide(

@@ -20,9 +20,10 @@ class Config(config.Partition):
     """How far the sizes differ, and how small they may be."""
 
     alpha: float = Field(0.5, gt=0, le=config.LARGEST)
-    """Concentration: 0.1 gives a few clients nearly all samples, 100 gives all about as many."""
+    """Concentration of the Dirichlet distribution of sizes. 0.1 gives nearly all samples to a few
+    clients; 100 gives similar sizes."""
     minimum: int = Field(10, ge=1)
-    """Samples of the smallest client."""
+    """Minimum number of training samples per client."""
 
 
 def divide(

@@ -25,7 +25,7 @@ class Config(config.Partition):
     """How many classes a client knows."""
 
     classes_per_client: int = Field(2, ge=1)
-    """Classes that each client has training samples of."""
+    """Number of classes that each client has training samples of."""
 
 
 def divide(

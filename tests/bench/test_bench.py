@@ -1,10 +1,13 @@
 """Benchmarks: the harness's arithmetic, and that references do the same work as we do."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -145,6 +148,32 @@ def test_the_eager_reference_is_the_same_training() -> None:
 def test_commands_name_what_there_is(words: list[str]) -> None:
     found = CliRunner().invoke(main, ["bench", *words])
     assert found.exit_code == 2
+
+
+def test_every_module_with_a_command_is_a_benchmark() -> None:
+    folder = Path(bench.__file__).parent
+    assert list(bench.summaries()) == sorted(
+        path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "textbook")
+    )
+    for name, summary in bench.summaries().items():
+        assert summary.endswith("."), name
+        assert isinstance(bench.command_of(name), click.Command)
+        found = CliRunner().invoke(main, ["bench", name, "--help"], prog_name="fedmpi")
+        assert found.output.startswith(f"Usage: fedmpi bench {name} [OPTIONS]")
+    found = CliRunner().invoke(main, ["bench", "none"])
+    assert (found.exit_code, "No such command 'none'" in found.output) == (2, True)
+
+
+def test_benchmarks_are_listed_without_importing_torch() -> None:
+    program = (
+        "import sys; from fedmpi.__main__ import main\n"
+        "main(['bench', '--help'], standalone_mode=False)\n"
+        "sys.exit('imported torch' if 'torch' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in bench.summaries():
+        assert f"\n  {name} " in done.stdout
 
 
 @pytest.mark.parametrize(("clients", "count"), [(1, 1), (10, 1), (100, 10), (10_000, 1000)])

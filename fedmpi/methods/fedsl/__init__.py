@@ -54,17 +54,19 @@ class Config(Leaky):
     keeps_state: ClassVar[bool] = True
 
     interval: int = Field(1, ge=1, le=config.MOST)
-    """Rounds from one average of the clients' parts to the next."""
+    """Rounds between two averages of the clients' parts."""
     pruning: float = Field(0.3, ge=0, lt=1)
-    """Share of the front that is pruned, if no device's `keep` says what is left of it."""
+    """Share of the front that a client prunes. Used if no device has a keep."""
     structured: Literal["weights", "channels"] = "weights"
-    """What is pruned: single weights, or hidden channels, which makes fronts really smaller."""
+    """What is pruned. weights: single weights, set to zero. channels: hidden channels, which makes
+    the front smaller."""
     prune_every: int = Field(1, ge=1, le=config.MOST)
-    """Masks are chosen anew in every so many rounds."""
+    """Rounds between two choices of the mask."""
     bits: Bits = 8
-    """Of a magnitude in a front's gradient; 32 leaves it as it is."""
+    """Bits per magnitude in the gradient of a front. 32 does not quantize."""
     count_pruned_as_zero: bool = False
-    """Average over all clients, and not over those who keep a value."""
+    """Count pruned values as zeros in the average. Otherwise each value is averaged over the
+    clients that keep it."""
 
     @property
     def is_one(self) -> bool:

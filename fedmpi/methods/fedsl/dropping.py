@@ -21,7 +21,7 @@ class Leaky(Cut):
     """Settings of a cut with dropout."""
 
     dropout: float = Field(0.3, ge=0, lt=1)
-    """Share of the values at a cut that do not travel, in training."""
+    """Share of the values at a cut that are dropped in training, and not sent."""
 
 
 class Dropping(Side):

@@ -46,14 +46,17 @@ class Config(config.Method):
     pools: ClassVar[bool] = False
 
     compressor: Literal["prune", "width", "quant", "lowrank"] = "prune"
-    """What makes models smaller."""
+    """How the server compresses the model for devices. prune: largest weights. width: first
+    channels of each layer. quant: fewer bits. lowrank: low-rank factors."""
     keeps: tuple[Share, ...] = Field((1.0, 0.5, 0.1), min_length=1, strict=False)
-    """Shares of the model (width: of the channels; quant: of 32 bits), over which clients are
-    spread evenly, if no device's `keep` says them."""
+    """Shares of the model that clients hold: of weights, of channels (width) or of 32 bits (quant).
+    Clients are spread evenly over them. Used if no device has a keep."""
     scope: Literal["global", "layer"] = "global"
-    """Of what `prune` keeps a share: of all weights together, or of each layer's."""
+    """Weights among which prune selects. global: all layers together. layer: the same share of each
+    layer."""
     aggregation: Literal["mean", "coverage"] = "mean"
-    """Means over all uploads, or for each value over those that have it."""
+    """mean: a value that a device does not hold counts as unchanged. coverage: each value is
+    averaged over the devices that hold it."""
 
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""

@@ -44,17 +44,18 @@ class Config(Cut, distance.Config):
     pools: ClassVar[bool] = False
 
     sparsity: float = Field(0.9, ge=0, lt=1)
-    """Share of a tensor's values that are not sent."""
+    """Share of a gradient tensor's values that are not sent."""
     bits: Bits = 8
-    """Bits of a value that is; 32 sends it as it is."""
+    """Bits per sent value. 32 sends floats."""
     cut_gradient: bool = True
-    """Send gradients at the cut so; else as they are."""
+    """Sparsify and quantize gradients at the cut. Otherwise they are sent unchanged."""
     model_gradient: bool = True
-    """Send updates so; else as they are."""
+    """Sparsify and quantize model updates. Otherwise they are sent unchanged."""
     stochastic: bool = False
-    """Round at random, right on average where a value is sent; else to the nearest."""
+    """Round stochastically, so that sent values are unbiased. Otherwise round to nearest."""
     error_feedback: bool = False
-    """Add what was not sent of an update to the client's next one; the abstract has no such."""
+    """Add what was not sent of an update to the client's next one. The paper's abstract does not
+    mention it."""
 
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""

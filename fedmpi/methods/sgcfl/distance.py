@@ -20,12 +20,14 @@ class Config(config.Method):
     """
 
     weight_rule: Literal["inv_dist", "exp_dist", "prop_dist", "fedavg"] = "inv_dist"
-    """A client that went far counts less, by the inverse or exponentially; more; or by its samples
-    alone."""
+    """How a client's weight depends on the norm d of its update. inv_dist: 1 / (d + epsilon).
+    exp_dist: exp(-d / (temperature * mean d)). prop_dist: d. fedavg: samples only. The factor
+    multiplies the weight by samples."""
     temperature: float = Field(1.0, gt=0, le=config.LARGEST)
-    """Of `exp_dist`: so many mean distances make a weight smaller by a factor of e."""
+    """Scale of exp_dist, in mean distances: after so many the weight has fallen by a factor of
+    e."""
     epsilon: float = Field(1e-8, gt=0, le=config.LARGEST)
-    """Of `inv_dist`: it is added to every distance."""
+    """Added to every distance in inv_dist."""
 
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""

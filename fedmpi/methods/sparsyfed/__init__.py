@@ -38,7 +38,7 @@ class Config(config.Method):
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of the prunable weights that a client does not send."""
     beta: float = Field(1.25, ge=1, le=10)
-    """The power; 1 trains the weights themselves."""
+    """Exponent of the weight reparameterisation. 1 trains the weights themselves."""
 
     def network(self, network: Any) -> Any:
         """Replaces the model's layers by those with reparameterized weights."""

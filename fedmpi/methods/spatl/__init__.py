@@ -48,11 +48,11 @@ class Config(fedper.Config, selection.Config):
     pools: ClassVar[bool] = False
 
     aggregation: Literal["index", "zero-average"] = "index"
-    """Each value is averaged over those who sent it (the paper); or models are, with zeros where
-    nothing was sent (the authors' code)."""
+    """index: each value is averaged over the clients that sent it (the paper). zero-average: models
+    are averaged with zeros where nothing was sent (the authors' code)."""
     newcomers: int = Field(0, ge=0)
-    """How many clients, the last ones, are new: they fit a predictor of their own to the encoder as
-    it is, and send nothing. Their accuracies stand with the other clients'."""
+    """Number of new clients: the last ones. They fit their own predictor to the current encoder and
+    send nothing. Their accuracies are reported with those of the others."""
 
     @property
     def sends(self) -> bool:

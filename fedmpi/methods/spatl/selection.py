@@ -27,20 +27,22 @@ RESERVE = 0.2
 
 class Config(config.Method):
     selection: Literal["uniform", "l2", "random", "agent"] = "uniform"
-    """How channels are chosen: those of the largest norms, the same share of each layer; or of all
-    layers together (l2); or by chance, the same share of each layer; or as many of each layer as an
-    agent says, of the largest norms (the paper)."""
+    """How channels are selected. uniform: largest norms, the same share of each layer. l2: largest
+    norms of all layers together. random: at random, the same share of each layer. agent: largest
+    norms, as many per layer as an agent decides (the paper)."""
     sparsity: float = Field(0.5, ge=0, lt=1)
-    """Share of the encoder's channels that are not sent; not beside selection = agent."""
+    """Share of the encoder's channels that are not sent. Not used with selection = agent."""
     agent: str | None = None
-    """File of the agent that all clients begin with (`fedmpi agent` makes one); this and what
-    follows only with selection = agent."""
+    """File of the agent that every client starts with, made by fedmpi agent. Only with selection =
+    agent."""
     saved: float = Field(0.2, gt=0, lt=1)
-    """Share of the FLOPs that the network would save if it were cut as the agent says, at least."""
+    """Minimum share of the FLOPs that the agent's selection must save. Only with selection =
+    agent."""
     episodes: int = Field(30, ge=1)
-    """Episodes that a client's agent learns from in a round."""
+    """Episodes per round in which a client's agent learns. Only with selection = agent."""
     tuned: int = Field(10, ge=0)
-    """First rounds, in which agents learn, their heads only; later they are just asked."""
+    """Number of first rounds in which agents learn, heads only. Later they only decide. Only with
+    selection = agent."""
 
     def reserve(self) -> float:
         """Returns the share of a client's samples that is reserved for its agent's reward."""
