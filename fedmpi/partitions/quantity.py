@@ -1,11 +1,11 @@
-"""Quantity skew: sizes differ by a Dirichlet draw, labels as they fall.
+"""Quantity skew: sizes differ by a Dirichlet draw, and labels are random.
 
 Partition "iid-diff-quantity" of NIID-Bench: Li, Diao, Chen, He, "Federated Learning on Non-IID Data
 Silos: An Experimental Study", ICDE 2022, arXiv 2102.02079. The clients' proportions are drawn from
 Dir(alpha, ..., alpha), and each client gets random samples, whatever their labels.
 
 Differs from the code: each client gets `minimum` samples first, and the proportions divide the
-others (the code draws until the smallest client has 10, which among many clients is for ever); the
+others (the code draws until the smallest client has 10, which never ends with many clients); the
 test set is divided as well.
 """
 
@@ -28,7 +28,7 @@ class Config(config.Partition):
 def divide(
     config: Config, train: Samples, test: Samples, clients: int, rng: np.random.Generator
 ) -> tuple[Shards, Shards]:
-    """Shards of both sets, as in `fedmpi.partitions`; the labels do not matter.
+    """Returns the shards of both sets, as in `fedmpi.partitions`, whatever the labels.
 
     Raises:
         ConfigError: if there are not enough samples for every client's minimum.
