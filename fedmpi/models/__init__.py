@@ -1,7 +1,7 @@
-"""Models: one module a family, with a `Config` and `stages(config, shape, classes)`.
+"""Models: one module for each family, with a `Config` and `stages(config, shape, classes)`.
 
-A model is a sequence of named stages; each name but the last is a split point, `method.cut`. One
-whose samples are symbols has `READS = "symbols"` besides; as many symbols as there are classes.
+A model is a sequence of named stages. Each name but the last is a split point, `method.cut`. A
+model of symbols also has `READS = "symbols"`; it has as many symbols as there are classes.
 A module's docstring is its description in `fedmpi list models`.
 """
 
@@ -24,17 +24,17 @@ def build(
     seed: int,
     samples: str = "numbers",
 ) -> nn.Sequential:
-    """A network with its initial parameters, the same on every rank.
+    """Builds a network with its initial parameters, the same on every rank.
 
     Args:
         settings: the table `[model]`.
-        shape: of one sample, channels first.
+        shape: shape of one sample, channels first.
         classes: number of labels.
-        seed: of the run.
-        samples: what they are made of, numbers or symbols (see `Dataset.kind`).
+        seed: seed of the run.
+        samples: kind of the samples' values, numbers or symbols (see `Dataset.kind`).
 
     Raises:
-        ConfigError: if the network does not fit the samples, or has a layer that cannot be.
+        ConfigError: if the network does not fit the samples, or a layer is impossible.
     """
     module = config.module("model", settings.name)
     if _reads(settings.name) != samples:
@@ -52,7 +52,7 @@ def build(
 
 
 def _reads(name: str) -> str:
-    """What the samples of a family of networks are made of."""
+    """Returns the kind of samples that a family of networks needs: numbers or symbols."""
     return getattr(config.module("model", name), "READS", "numbers")
 
 
@@ -61,10 +61,10 @@ class Front:
     """A network up to a split point, or as a whole.
 
     Attributes:
-        name: of its last stage.
-        parameters: how many it has.
-        flops: of one sample's way through it.
-        floats: that come out of it for one sample, and are sent if it is split there.
+        name: name of its last stage.
+        parameters: number of parameters.
+        flops: FLOPs of the forward pass of one sample.
+        floats: number of outputs for one sample, which are sent if the network is cut there.
     """
 
     name: str
@@ -74,13 +74,13 @@ class Front:
 
 
 def fronts(network: nn.Sequential, shape: tuple[int, ...]) -> list[Front]:
-    """The network up to each split point, and at last as a whole.
+    """Returns the network up to each split point, and then as a whole.
 
-    FLOPs are counted by torch on the way of a sample [*shape] through the network as it is judged:
-    those of convolutions and matrix products, of which a multiplication and an addition are two.
-    Biases, norms, activations and pooling count nothing. That is the convention of SSFL and DisPFL
-    (2 * weights * height * width for a convolution), by which a step of training has three times as
-    many for each sample.
+    Torch counts the FLOPs of the forward pass of a sample [*shape] in evaluation mode: convolutions
+    and matrix products, with two FLOPs for a multiplication and an addition. Biases, norms,
+    activations and pooling are not counted. This is the convention of SSFL and DisPFL (2 * weights
+    * height * width for a convolution), in which a training step takes three times as many for each
+    sample.
     """
     # Here, because a GPU's torch loads its compiler for it, which runs have no use for.
     from torch.utils.flop_counter import FlopCounterMode

@@ -1,4 +1,4 @@
-"""JPEG: one file a picture; those of many are read by several threads."""
+"""JPEG: one file for each image; many files are read by several threads."""
 
 import io
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from fedmpi.data.files import DataError, contents
 from fedmpi.provenance import cores
 
 LOT = 500
-"""Pictures that a thread reads at a time."""
+"""Images that a thread reads at a time."""
 
 
 def read(path: Path, size: int) -> np.ndarray:
-    """A square picture, uint8 [3, size, size]; a grey one has three equal channels.
+    """Reads a square image, uint8 [3, size, size]; a grey one gets three equal channels.
 
     Raises:
-        DataError: if it is no JPEG, cut short, or of another size.
+        DataError: if it is no JPEG, truncated, or of another size.
     """
     # Here, because it takes a while that only sets with pictures should cost.
     from PIL import Image
@@ -41,10 +41,10 @@ def read(path: Path, size: int) -> np.ndarray:
 def read_all(
     paths: Sequence[Path], size: int, mean: Sequence[float], std: Sequence[float]
 ) -> np.ndarray:
-    """Square pictures, float32 [N, 3, size, size], normalised as `data.normalise` says.
+    """Reads square images, float32 [N, 3, size, size], normalized by `data.normalise`.
 
     Raises:
-        DataError: naming the first file in their order that is wrong.
+        DataError: naming the first faulty file, in their order.
     """
     found = np.empty((len(paths), 3, size, size), np.float32)
 

@@ -1,6 +1,6 @@
-"""Pickles of dictionaries with arrays of bytes, as CIFAR's Python version has them.
+"""Pickles of dictionaries with byte arrays, as in CIFAR's Python version; never executed.
 
-A pickle is a program, and may come from anyone. None is ever executed here.
+A pickle is a program, and may come from anyone.
 """
 
 import io
@@ -14,15 +14,15 @@ from fedmpi.data.files import DataError, contents
 
 
 def read(path: Path, *wanted: str) -> dict[str, Any]:
-    """The dictionary in a pickle; what was an array in it is an `Array`.
+    """Reads the dictionary in a pickle; its arrays become instances of `Array`.
 
     Args:
         path: the file.
         wanted: keys that it must have.
 
     Raises:
-        DataError: if it is no pickle, names anything but the parts of arrays, or is of something
-            else than such a dictionary.
+        DataError: if it is no pickle, if it names anything but the parts of arrays, or if its
+            content is not such a dictionary.
     """
     packed = contents(path)
     try:
@@ -51,7 +51,7 @@ class _Kind:
 
 
 class Array:
-    """Stands in for `numpy.ndarray`: remembers its state, and makes an array of bytes from it."""
+    """Stands in for `numpy.ndarray`: stores its state, and makes a byte array from it."""
 
     def __init__(self, *_: Any) -> None:
         self.state: Any = None
@@ -60,7 +60,7 @@ class Array:
         self.state = state
 
     def array(self) -> np.ndarray | None:
-        """The array, uint8 of any shape, or None if it is not one or its parts disagree."""
+        """The array, uint8 of any shape; None if it is of another type or its parts disagree."""
         match self.state:
             case (_, tuple(shape), _Kind(name="u1"), bool(fortran), str(text) | bytes(text)):
                 # What is a string in Python 2 is text here, one character for each byte.
@@ -79,12 +79,12 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Admits the names by which a pickle rebuilds an array, and binds them to the stand-ins.
+    """Allows only the names by which a pickle rebuilds an array, and maps them to stand-ins.
 
-    A pickle is a program, and may come from anyone. Nothing that it names is ever imported or
-    called; not even numpy, whose dtypes and arrays trust the state that they are given. It is the
-    unpickler in Python, because the one in C takes gigabytes if a damaged file has a large number
-    in the wrong place; 10,000 records take a tenth of a second all the same.
+    No name in a pickle is ever imported or called, not even numpy's, whose dtypes and arrays trust
+    the state that they are given. It is the unpickler in Python, because the one in C allocates
+    gigabytes if a damaged file has a large number in the wrong place. 10,000 records take a tenth
+    of a second nevertheless.
     """
 
     def find_class(self, module: str, name: str) -> Any:
