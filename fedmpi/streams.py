@@ -89,9 +89,9 @@ class Purpose(IntEnum):
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:
     """Returns a new generator; `ids` may be -1, the round before the first, but not less."""
-    # Their number is part of the key, because a seed's trailing zeros count for nothing.
+    # The number of ids is part of the key, because numpy ignores a seed's trailing zeros.
     key = (seed, int(purpose), len(ids), *(number + 1 for number in ids))
-    # Numpy makes such words of the numbers by itself, but that takes as long as all the rest.
+    # Numpy converts a tuple to the same words, but that doubles the time.
     fits = min(key) >= 0 and max(key) < 1 << 32
     return np.random.default_rng(np.array(key, np.uint32) if fits else key)
 

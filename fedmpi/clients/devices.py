@@ -42,7 +42,7 @@ class Fleet:
         random = stream(settings.seed, Purpose.DEVICE)
         counts = shared_out(settings.clients, [tier.share for tier in self.tiers])
         self.kinds = random.permutation(np.repeat(np.arange(len(counts)), counts))
-        # Drawn for all alike, so that one tier's link does not move another's devices.
+        # Drawn for all clients, so that one tier's link does not change another's distances.
         places = random.random(settings.clients)
         for client, place in enumerate(places.tolist()):
             link = self.tier(client).link
@@ -111,7 +111,7 @@ class Fleet:
             compute = float(flops[number]) / (GIGA * tier.gflops)
             if self.is_slow(t, client):
                 compute *= self.devices.slowdown
-            # On the air, without the latency, in which nobody spends power.
+            # Transmission times without latency, since latency costs no energy.
             up, down = (seconds(int(b), r) for b, r in zip(moved[number], rates, strict=True))
             waits = [tier.link.latency * int(count) for count in messages[number]]
             ends = compute, up + waits[0], down + waits[1]

@@ -35,7 +35,7 @@ class Trace:
         except OSError as error:
             raise ConfigError(f"trace = {path}: {error.strerror or error}") from None
         self.sha256 = hashlib.sha256(content).hexdigest()
-        # Spreadsheets begin a file with a mark of its encoding.
+        # Spreadsheets write a byte-order mark at the beginning of a file.
         head, *lines = content.decode("utf-8-sig", "replace").splitlines() or [""]
         if head != COLUMNS:
             raise ConfigError(f"{path}, line 1: wanted '{COLUMNS}', found '{head}'")
@@ -47,7 +47,7 @@ class Trace:
     def _span(self, number: int, line: str, clients: int) -> tuple[int, ...]:
         """Parses a line; returns its client, and its first and last round."""
         where, texts = f"{self.path}, line {number}", line.split(",")
-        # Ten digits at most: Python refuses thousands of them with an error of its own.
+        # At most ten digits, because Python raises an error of its own for thousands of digits.
         if len(texts) != 3 or not all(text.isdecimal() and len(text) <= 10 for text in texts):
             raise ConfigError(f"{where}: wanted whole numbers {COLUMNS}, found '{line}'")
         client, first, last = (int(text) for text in texts)

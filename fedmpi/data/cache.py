@@ -82,7 +82,7 @@ def decoded(
         if _key(settings, sources, decode) != key:
             raise DataError(f"{sources[0].parent}: files of {name} changed while they were read")
         with _room(home):
-            # Left by those who were killed: nobody else works on this set while we hold the lock.
+            # Left by killed processes: only we work on this set while we hold the lock.
             for rest in (whole, *home.glob(f"{whole.name}.*.part")):
                 shutil.rmtree(rest, ignore_errors=True)
             _write(fresh, whole)
@@ -158,7 +158,7 @@ def _write(found: Dataset, whole: Path) -> None:
         try:
             part.rename(whole)
         except OSError:
-            # Another node made it, and the file system was slow to show us that.
+            # Another node made it, and the file system showed that late.
             if _mapped(whole) is None:
                 raise
     finally:
@@ -170,7 +170,7 @@ def _mapped(whole: Path) -> Dataset | None:
     try:
         about = json.loads((whole / ABOUT).read_text())
         for name in about.pop(ARRAYS):
-            # Mapped for copying on write: torch does not take arrays that cannot be written to.
+            # Mapped copy-on-write, because torch refuses read-only arrays.
             about[name] = np.asarray(np.load(whole / f"{name}.npy", mmap_mode="c"))
         return Dataset(**about)
     except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):

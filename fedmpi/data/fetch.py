@@ -69,7 +69,7 @@ def fetch(name: str, to: str | None = None) -> None:
     module, console = config.module("data", name), Console(highlight=False, markup=False)
     sources: tuple[Source, ...] = getattr(module, "SOURCES", ())
     if not sources:
-        # It says by itself how to get what it wants.
+        # The module's own error says how to get the files.
         found = module.where(module.Config())
         console.print(f"{name}: " + (f"in {found} already" if found else "needs no files"))
         return
@@ -142,7 +142,7 @@ def _download(source: Source, file: Path, console: Console) -> None:
     """
     part, reasons = file.with_name(f"{file.name}.part"), []
     for url in source.urls:
-        # What was there before may be of another file: then once more from the beginning.
+        # The part that was there before may be of another file: try once more from the beginning.
         for _ in range(2 if part.exists() else 1):
             try:
                 _stream(url, part, console)
@@ -273,7 +273,7 @@ def _check_inside(file: Path, name: str) -> None:
 
 
 def _untar(file: Path, place: str) -> None:
-    # Checked here, because Python's own filters came with a later 3.11 than systems still have.
+    # Checked here, because some systems have a Python 3.11 without extraction filters.
     with tarfile.open(file) as archive:
         for member in archive:
             _check_inside(file, member.name)

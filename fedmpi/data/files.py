@@ -103,7 +103,7 @@ def _inner(folder: Path) -> list[Path]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # `entry.is_dir()` alone would raise for a link that leads nowhere one may go.
+    # `entry.is_dir()` alone would raise for a link to an inaccessible place.
     linked = entry.is_symlink() and os.path.isdir(entry.path)
     return linked or entry.is_dir(follow_symlinks=False)
 
@@ -139,7 +139,7 @@ def contents(path: Path) -> bytes:
 
 def either(folder: Path, name: str) -> Path | None:
     """Returns the path of the file with that name, of its gzip version, or None."""
-    # Unlike the method of Path, `isfile` is false in a folder that one may not enter.
+    # Unlike the method of Path, `isfile` is false in a folder without access.
     return next((p for p in (folder / name, folder / f"{name}.gz") if os.path.isfile(p)), None)
 
 
@@ -178,7 +178,7 @@ def _is_official(path: Path, known: Mapping[str, str]) -> bool | None:
     if path.name in known:
         found.append(known[path.name] == md5(path))
     if path.suffix == ".gz" and path.stem in known:
-        # Packed anew, a file has other bytes, and the same content.
+        # A file that was compressed again has other bytes, but the same content.
         content = hashlib.md5(contents(path), usedforsecurity=False)
         found.append(known[path.stem] == content.hexdigest())
     return any(found) if found else None

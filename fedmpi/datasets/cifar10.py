@@ -37,7 +37,7 @@ MD5 = {
 
 SOURCES = (
     Source(
-        # The one to which the official address leads now, and that address.
+        # The target to which the official address redirects, and that address.
         (
             "https://cave.cs.toronto.edu/kriz/cifar-10-python.tar.gz",
             "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -49,7 +49,7 @@ SOURCES = (
 
 
 class Config(config.Data):
-    """The folder, if not one of the usual places."""
+    """Folder of the files; by default one of the usual places."""
 
 
 def where(config: Config) -> Path:

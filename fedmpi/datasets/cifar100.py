@@ -35,7 +35,7 @@ MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7f
 
 SOURCES = (
     Source(
-        # The one to which the official address leads now, and that address.
+        # The target to which the official address redirects, and that address.
         (
             "https://cave.cs.toronto.edu/kriz/cifar-100-python.tar.gz",
             "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
@@ -47,7 +47,7 @@ SOURCES = (
 
 
 class Config(config.Data):
-    """Which labels, and the folder, if not one of the usual places."""
+    """Kind of labels, and folder of the files; by default one of the usual places."""
 
     labels: Literal["fine", "coarse"] = "fine"
     """fine: the 100 classes; coarse: their 20 groups."""

@@ -18,7 +18,7 @@ MEAN, STD = 4.884, 6.017
 
 
 class Config(config.Data):
-    """Nothing to set; `root` plays no part."""
+    """No settings; `root` has no effect."""
 
 
 def where(config: Config) -> None:
@@ -38,7 +38,7 @@ def load(config: Config, seed: int) -> Dataset:
         DataError: if scikit-learn is not installed.
     """
     where(config)
-    # Here, because it takes a second that only this data set should cost.
+    # Imported here, because it takes a second, and only this data set needs it.
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)

@@ -21,7 +21,7 @@ CLASSES, SIDE = 62, 28
 
 
 class Config(config.Data):
-    """The folder, if not one of the usual places."""
+    """Folder of the files; by default one of the usual places."""
 
 
 def where(config: Config) -> Path:

@@ -50,7 +50,7 @@ PACKED = {
 SOURCES = (
     *(
         Source(
-            # The official address often has them no longer; the other is torchvision's.
+            # The official address often lacks the files; the other one is torchvision's.
             (
                 f"http://yann.lecun.com/exdb/mnist/{name}",
                 f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}",
@@ -72,7 +72,7 @@ SOURCES = (
 
 
 class Config(config.Data):
-    """The folder, if not one of the usual places."""
+    """Folder of the files; by default one of the usual places."""
 
 
 def where(config: Config) -> Path:

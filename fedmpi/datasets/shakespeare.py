@@ -46,7 +46,7 @@ NUMBERS[[ord(letter) for letter in LETTERS]] = np.arange(len(LETTERS))
 
 
 class Config(config.Data):
-    """The folder, if not one of the usual places."""
+    """Folder of the files; by default one of the usual places."""
 
 
 def where(config: Config) -> Path:

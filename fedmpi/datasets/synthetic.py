@@ -17,7 +17,7 @@ from fedmpi.streams import Purpose, stream
 
 
 class Config(config.Data):
-    """How many samples, of which shape, and how hard to tell apart; `root` plays no part."""
+    """Number, shape and difficulty of the samples; `root` has no effect."""
 
     samples: int = Field(6000, ge=1)
     """Training samples."""

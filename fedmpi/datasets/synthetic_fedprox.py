@@ -33,7 +33,7 @@ TRAIN = 0.9
 
 
 class Config(config.Data):
-    """How many devices, and how far they differ; `root` plays no part."""
+    """Number and heterogeneity of the devices; `root` has no effect."""
 
     devices: int = Field(30, ge=1)
     """Natural clients."""
@@ -86,5 +86,5 @@ def _device(config: Config, seed: int, device: int) -> tuple[np.ndarray, np.ndar
     b = u + models.standard_normal(CLASSES)
     deviations = np.arange(1, SHAPE[0] + 1) ** -0.6
     x = (centre + deviations * rng.standard_normal((samples, *SHAPE))).astype(np.float32)
-    # Of the rounded samples, so that a model of float32 could learn it without an error.
+    # Labels of the rounded samples, so that a float32 model can reach an error of zero.
     return x, np.argmax(x @ w + b, axis=1)

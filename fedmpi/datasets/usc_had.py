@@ -69,7 +69,7 @@ def load(config: Config, seed: int) -> Dataset:
         test_x, test_y, test_owners = _part(folder, trials[-1:], config.stride)
         mean = train_x.mean((0, 2), np.float64, keepdims=True)
         std = train_x.std((0, 2), np.float64, keepdims=True)
-        # A sensor that always says the same says nothing.
+        # A constant channel has a deviation of zero.
         std[std == 0] = 1
         train_x, test_x = (((x - mean) / std).astype(np.float32) for x in (train_x, test_x))
         return Dataset(train_x, train_y, test_x, test_y, ACTIVITIES, train_owners, test_owners)

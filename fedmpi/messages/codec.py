@@ -262,7 +262,7 @@ class _Reader:
 def _read_message(reader: _Reader, row: np.ndarray) -> Message:
     client, blocks, weight = reader.head(MESSAGE)
     row[Kind.HEADER] += MESSAGE.size
-    # A count beyond the buffer would only fail after as many blocks; fail before the loop.
+    # A count that is too large for the buffer must fail before the loop over blocks.
     if blocks * BLOCK.size > len(reader.data) - reader.at:
         raise WireError(f"{blocks} blocks in {len(reader.data) - reader.at} bytes")
     _check_weight(weight)

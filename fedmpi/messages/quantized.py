@@ -408,8 +408,8 @@ def _nearest(books: Tensor, points: Tensor) -> Tensor:
     groups, count, _ = books.shape
     if not count:
         return points.new_zeros(points.shape[:2], dtype=torch.int64)
-    # |p - c|^2 but for |p|^2, which does not matter; so many at a time that they fit into memory.
-    # Seen from among the centroids, since squares of what all have in common would drown the rest.
+    # |p - c|^2 without |p|^2, which is the same for all centroids; in chunks that fit into memory.
+    # Relative to the centroids' mean, because a large common offset would cost precision.
     here = books.mean(1, keepdim=True)
     books = books - here
     squares, turned = books.square().sum(2)[:, None], books.transpose(1, 2)

@@ -82,7 +82,7 @@ def fronts(network: nn.Sequential, shape: tuple[int, ...]) -> list[Front]:
     * height * width for a convolution), in which a training step takes three times as many for each
     sample.
     """
-    # Here, because a GPU's torch loads its compiler for it, which runs have no use for.
+    # Imported here, because a CUDA build of torch loads its compiler for it.
     from torch.utils.flop_counter import FlopCounterMode
 
     judged, found, parameters = copy.deepcopy(network).train(False), [], 0

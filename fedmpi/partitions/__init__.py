@@ -134,9 +134,9 @@ def follow(labels: ndarray, counts: ndarray, rng: np.random.Generator) -> Shards
     """
     classes, clients = counts.shape
     weights = np.where(counts.sum(axis=1, keepdims=True) > 0, counts, counts.sum(axis=0))
-    # Systematic rounding: the clients of a class lie in random order on a line, each as long as its
-    # weight, and samples are equally spaced points with one random start. Whole numbers throughout,
-    # so that every sample lies on exactly one client.
+    # Systematic rounding: a class's clients are segments of a line in random order, as long as
+    # their weights, and samples are equally spaced points with one random start. All numbers are
+    # integers, so that every sample lies on exactly one client.
     order = rng.permuted(np.tile(np.arange(clients), (classes, 1)), axis=1)
     ends = np.cumsum(np.take_along_axis(weights, order, axis=1), axis=1)
     totals = ends[:, -1:]

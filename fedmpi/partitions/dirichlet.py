@@ -25,7 +25,7 @@ TRIES = 1000
 
 
 class Config(config.Partition):
-    """How far the clients differ, and how small they may be."""
+    """Heterogeneity of the clients, and their minimum size."""
 
     alpha: float = Field(0.5, gt=0, allow_inf_nan=False)
     """Concentration: 0.1 leaves a client few classes, 100 is close to an even mixture."""

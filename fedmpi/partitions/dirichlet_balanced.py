@@ -23,7 +23,7 @@ CELLS = 1 << 22
 
 
 class Config(config.Partition):
-    """How far the clients differ."""
+    """Heterogeneity of the clients."""
 
     alpha: float = Field(0.5, gt=0, allow_inf_nan=False)
     """Concentration: 0.1 leaves a client few classes, 100 is close to an even mixture."""
@@ -60,7 +60,7 @@ def draw(priors: ndarray, totals: ndarray, rng: np.random.Generator) -> ndarray:
         claims = np.bincount(drawn[taken:], minlength=classes)
         by_class = np.argsort(drawn[taken:], kind="stable")
         used_up = np.flatnonzero((left > 0) & (claims >= left))
-        # In each class that is claimed to the end: the turn that takes its last sample.
+        # For each class that is used up: the turn that takes its last sample.
         starts = np.cumsum(claims) - claims
         last = by_class[starts[used_up] + left[used_up] - 1]
         until = taken + int(last.min()) + 1

@@ -32,7 +32,7 @@ of both sets, `labels` is the hash of their labels.
 
 
 class Config(config.Partition):
-    """Which file."""
+    """File of the partition."""
 
     file: str | None = None
     """What fedmpi partition --freeze wrote (.npz)."""
@@ -43,7 +43,7 @@ class Config(config.Partition):
 def restore(
     config: Config, train: ndarray, test: ndarray, clients: int
 ) -> tuple[ndarray, Shards, Shards]:
-    """What is held out, and the shards of both sets, as in `fedmpi.partitions`.
+    """Returns held-out samples and the shards of both sets, as in `fedmpi.partitions`.
 
     Raises:
         ConfigError: if the file cannot be read, is damaged, or was made for other data or another
@@ -129,7 +129,7 @@ def freeze(
 def _read(path: Path, where: str) -> dict[str, ndarray]:
     """Reads the file's arrays, and checks them as far as possible without the data set."""
     try:
-        # Nothing in it is ever run: arrays of objects are refused.
+        # Nothing in the file is ever executed: arrays of objects are refused.
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in FIELDS if name in file}
     except OSError as error:

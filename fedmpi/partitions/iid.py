@@ -12,7 +12,7 @@ from fedmpi.partitions import Samples, Shards, check, scatter
 
 
 class Config(config.Partition):
-    """Nothing to set."""
+    """An IID partition has no settings."""
 
 
 def divide(

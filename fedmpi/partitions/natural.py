@@ -22,7 +22,7 @@ from fedmpi.partitions import Samples, Shards, counted, follow, scatter
 
 
 class Config(config.Partition):
-    """What becomes of people when there are more of them than clients."""
+    """Assignment of people to clients if there are more people than clients."""
 
     people: Literal["grouped", "drawn"] = "grouped"
     """`grouped`: a client is one or several people; `drawn`: one, and others are left out."""

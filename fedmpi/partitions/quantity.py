@@ -17,7 +17,7 @@ from fedmpi.partitions import Samples, Shards, by_counts, check_minimum
 
 
 class Config(config.Partition):
-    """How far the sizes differ, and how small they may be."""
+    """Heterogeneity of the clients' sizes, and their minimum."""
 
     alpha: float = Field(0.5, gt=0, le=config.LARGEST)
     """Concentration: 0.1 gives a few clients nearly all samples, 100 gives all about as many."""
@@ -38,6 +38,6 @@ def divide(
     free = len(train) - clients * config.minimum
     # Dividing first makes the last end exactly 1.
     extra = np.diff((ends / ends[-1] * free).astype(np.int64), prepend=0)
-    # As if all samples were of one class.
+    # All samples are treated as one class.
     train, test = (Samples(np.zeros_like(some.labels), 1) for some in (train, test))
     return by_counts(train, test, (config.minimum + extra)[np.newaxis], rng)

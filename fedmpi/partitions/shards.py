@@ -22,7 +22,7 @@ from fedmpi.partitions import Samples, Shards, by_counts, check
 
 
 class Config(config.Partition):
-    """How many classes a client knows."""
+    """Number of classes of a client."""
 
     classes_per_client: int = Field(2, ge=1)
     """Classes that each client has training samples of."""

@@ -160,7 +160,7 @@ class Observer:
         rows["samples"] = self.population.sizes[clients]
         if not self.population.is_agreement(t):
             rows["steps"] = [self.population.steps(client) for client in clients.tolist()]
-        # Where the server computes a loss or judges a local model, its rank alone knows the value.
+        # If the server computes a loss or evaluates a local model, only its rank knows the value.
         losses = [self.trainer.loss(client) for client in clients.tolist()]
         personal = [self.evaluation.personal.get(client, np.nan) for client in clients.tolist()]
         for name, ours in (("loss", losses), ("personal", personal)):

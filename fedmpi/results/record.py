@@ -50,8 +50,8 @@ class Record:
         columns: Mapping[str, Mapping[str, tuple[str, str]]],
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # All metadata lie in one piece, the superblock included, so that a flush writes it at once:
-        # otherwise a kill inside of a flush can leave a file that cannot be opened.
+        # All metadata, including the superblock, are contiguous, so that one write flushes them.
+        # Otherwise a kill during a flush can leave a file that cannot be opened.
         part = path.with_name(f"{path.name}.part")
         self.file = h5py.File(part, "w", meta_block_size=METADATA)
         self.best = -np.inf
@@ -103,7 +103,7 @@ def open_result(path: Path) -> h5py.File:
     if not path.is_file():
         raise RecordError(f"{path}: no such file; wanted a result (HDF5)")
     try:
-        # No lock: a run that is under way goes on writing what is read here.
+        # No lock, because a run in progress still writes to the file.
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
         raise RecordError(f"{path}: not HDF5: {error}") from None

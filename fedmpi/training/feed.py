@@ -86,8 +86,7 @@ class Feed:
         self.slab = max(1, SLAB // (settings.batch * self.x[0].nbytes))
         self.longest = min(settings.batch, int(population.sizes.max()))
         self.drawn: dict[tuple[int, int], tuple[np.random.Generator, np.ndarray]] = {}
-        # A data set's black is each channel's least value, whatever its normalisation; noise is not
-        # darker than black.
+        # Black is each channel's least value in the clean data set, whatever its normalization.
         clean = torch.from_numpy(data.train_x)
         self.black = clean.amin((0, 2, 3)).to(device) if settings.augment else torch.empty(0)
 

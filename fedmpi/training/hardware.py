@@ -29,7 +29,7 @@ def pick_device(settings: Settings, place: Place) -> torch.device:
         raise ConfigError(
             f"{setting} = '{name}': there are {count} CUDA devices here; cpu is possible"
         )
-    # Streams and graphs that are made without a word about a device belong to the current one.
+    # Streams and graphs are created on the current device by default.
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
@@ -49,7 +49,7 @@ def pool(settings: Settings, place: Place) -> tuple[int, Each]:
     threads = settings.server_threads or max(1, left // settings.threads)
     if threads == 1 or not place.is_root:
         return 1, map
-    # A new thread hears of the number only when it asks, and may have begun a product by then.
+    # Set in each thread, because a new thread may start a product before it reads the number.
     pool = ThreadPoolExecutor(
         threads, initializer=torch.set_num_threads, initargs=(settings.threads,)
     )

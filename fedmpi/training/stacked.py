@@ -75,7 +75,7 @@ class Stacked(Rows[Pick]):
         """Returns leaf tensors of autograd for `count` rows; a slice of others would be no leaf."""
         if count not in self.leaves:
             place = self.local_stats if self.flat.is_local else self.w
-            # By `data`, or autograd would take new statistics for a change of the weights beside.
+            # By `data`, or autograd would take updated statistics for a change of the weights.
             self.leaves[count] = Some(
                 {p.name: p.of(self.w[:count]).requires_grad_() for p in self.flat.parameters},
                 {p.name: p.of(place[:count]).data for p in self.flat.statistics},

@@ -21,18 +21,18 @@ def read(path: Path, size: int) -> np.ndarray:
     Raises:
         DataError: if it is no JPEG, truncated, or of another size.
     """
-    # Here, because it takes a while that only sets with pictures should cost.
+    # Imported here, because it is slow and only sets of images need it.
     from PIL import Image
 
     packed = contents(path)
     try:
         with Image.open(io.BytesIO(packed), formats=["JPEG"]) as image:
             found = image.size
-            # Known from the header: what is larger is never unpacked, whatever it would need.
+            # Known from the header, so that larger images are never decoded.
             if found == (size, size):
                 return np.moveaxis(np.asarray(image.convert("RGB")), 2, 0)
     except Exception as error:  # a malformed picture may raise nearly anything
-        # Pillow names the object that it was given, which nobody knows.
+        # Pillow's message names a file object, which does not help the user.
         reason = "something else" if isinstance(error, Image.UnidentifiedImageError) else error
         raise DataError(f"{path}: wanted a whole JPEG picture, found: {reason}") from None
     raise DataError(f"{path}: wanted {size} x {size} pixels, found {found[0]} x {found[1]}")
@@ -52,7 +52,7 @@ def read_all(
         for place, path in enumerate(paths[start : start + LOT], start):
             found[place] = normalise(read(path, size)[np.newaxis], mean, std)[0]
 
-    # Pillow unpacks a picture without Python's lock.
+    # Pillow decodes images without holding Python's lock.
     with ThreadPoolExecutor(cores()) as pool:
         try:
             for _ in pool.map(work, range(0, len(paths), LOT)):

@@ -163,7 +163,7 @@ def _users(path: Path, spare: int) -> Iterator[tuple[str, list[Any], list[Any]]]
 
 def _object(path: Path) -> Any:
     """Returns the object in a json file."""
-    # A pixel is one of 256 numbers: as objects of their own they would be six times the file.
+    # Equal pixels share one object, because separate ones would take six times the file's size.
     number = lru_cache(1 << 12)(float)
     try:
         return json.loads(contents(path), parse_float=number)

@@ -32,7 +32,7 @@ def read(path: Path, *wanted: str) -> dict[str, Any]:
         raise DataError(f"{path}: wanted a pickle of an array and a list, found {reason}") from None
     if not isinstance(found, dict):
         raise DataError(f"{path}: wanted a dictionary, found {type(found).__name__}")
-    # Python 3 keeps the names as bytes if it packs again what it once read with encoding="bytes".
+    # Names are bytes if Python 3 pickled an object that it had read with encoding="bytes".
     named = {key.decode("latin1") if isinstance(key, bytes) else key: found[key] for key in found}
     if not set(wanted) <= named.keys():
         keys = " and ".join(f"'{key}'" for key in wanted)
@@ -63,7 +63,7 @@ class Array:
         """The array, uint8 of any shape; None if it is of another type or its parts disagree."""
         match self.state:
             case (_, tuple(shape), _Kind(name="u1"), bool(fortran), str(text) | bytes(text)):
-                # What is a string in Python 2 is text here, one character for each byte.
+                # A string of Python 2 is read as text, one character for each byte.
                 try:
                     raw = text.encode("latin1") if isinstance(text, str) else text
                     flat = np.frombuffer(raw, np.uint8)

@@ -40,7 +40,7 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
             folder does not exist.
     """
     given = {k: v for k, v in dict(tree.get("method", {})).items() if k in ("cut", "saved")}
-    # No file to begin with, but in all else a client with an agent.
+    # A single client with an agent, but without the agent's file, which is made here.
     method = {**given, "name": "spatl", "selection": "agent"}
     alone = {"clients": 1, "participation": 1.0, "partition": {"name": "iid"}, "method": method}
     settings: Any = config.load({**tree, **alone})
