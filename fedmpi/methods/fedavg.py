@@ -22,7 +22,7 @@ from fedmpi.training.train import Adjust, Trainer
 
 
 class Config(config.Method):
-    """Nothing to set."""
+    """FedAvg has no settings of its own."""
 
 
 class Server:

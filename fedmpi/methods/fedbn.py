@@ -19,7 +19,7 @@ __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(fedper.Config):
-    """Nothing to set."""
+    """FedBN has no settings of its own."""
 
     def private(self, flat: Flat) -> Tensor:
         """Returns the positions of normalization layers, which stay with clients: bool [size]."""

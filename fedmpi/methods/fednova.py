@@ -30,7 +30,7 @@ __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(config.Method):
-    """Nothing to set."""
+    """FedNova has no settings of its own."""
 
 
 class Server(fedavg.Server):

@@ -54,7 +54,7 @@ class Clients(fedavg.Clients):
         """Trains a chunk of clients locally, as FedAvg does, and notes the chunk for `personal`."""
         self.round, self.chunk, self.tuned = t, tuple(clients), {}
         found = super().work(t, clients)
-        # The first of a chunk is judged before the others upload, and tuning takes the same rows.
+        # Tuning for the first client overwrites the rows before the others have uploaded.
         return found if len(clients) == 1 else found.clone()
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:

@@ -168,7 +168,7 @@ class Clients(fedavg.Clients):
             return torch.ones_like(positions, dtype=torch.bool)
         return self.widths.topology.inside(positions, self.labels(client))
 
-    # Sub-models of several lengths are no rows of one tensor.
+    # Sub-models have different lengths, so that they cannot be rows of one tensor.
     def work(self, t: int, clients: Sequence[int]) -> list[Tensor]:  # type: ignore[override]
         """Trains a chunk's sub-models, those of one shape together; returns their values."""
         parts = [self.parts[client] for client in clients]

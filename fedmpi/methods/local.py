@@ -22,7 +22,7 @@ from fedmpi.training.train import Adjust, Trainer
 
 
 class Config(config.Method):
-    """Nothing to set."""
+    """Local training has no settings of its own."""
 
     broadcasts = is_global = False
     pools: ClassVar[bool] = False

@@ -77,7 +77,7 @@ def worth(squares: Tensor, candidates: Tensor, gain: float, time: float) -> Tens
     each = squares[order].double()
     before = gain + each.cumsum(0) - each
     rises = each * (time + torch.arange(len(each), device=each.device)) > before
-    # From the first on that does not, none does: they gain less and less, and the ratio has risen.
+    # After the first one that does not raise the ratio, none does, because gains descend.
     return order[: int(rises.long().cumprod(0).sum())]
 
 

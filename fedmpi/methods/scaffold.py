@@ -28,7 +28,7 @@ from fedmpi.training.variates import Variates
 
 
 class Config(config.Method):
-    """Nothing to set."""
+    """SCAFFOLD has no settings of its own."""
 
     keeps_state: ClassVar[bool] = True
 

@@ -87,7 +87,7 @@ class Server(fedavg.Server):
         self.lengths[t] = length(self.history[t])
         follow(self.w, self.history[t], self.stat_positions)
         self.sum.clear()
-        # Who has missed more than a model's worth gets the model.
+        # A client that missed more bytes than a model has is sent the model.
         while sum(self.lengths.values()) >= 4 * self.flat.size:
             oldest = next(iter(self.history))
             del self.history[oldest], self.lengths[oldest]

@@ -1,7 +1,7 @@
-"""Models: one module a family, with a `Config` and `stages(config, shape, classes)`.
+"""Models: one module for each family, with a `Config` and `stages(config, shape, classes)`.
 
-A model is a sequence of named stages; each name but the last is a split point, `method.cut`. One
-whose samples are symbols has `READS = "symbols"` besides; as many symbols as there are classes.
+A model is a sequence of named stages. Each name but the last is a split point, `method.cut`. A
+model of symbols also has `READS = "symbols"`; it has as many symbols as there are classes.
 A module's docstring is its description in `fedmpi list models`.
 """
 
@@ -21,17 +21,17 @@ def build(
     seed: int,
     samples: str = "numbers",
 ) -> nn.Sequential:
-    """A network with its initial parameters, the same on every rank.
+    """Builds a network with its initial parameters, the same on every rank.
 
     Args:
         settings: the table `[model]`.
-        shape: of one sample, channels first.
+        shape: shape of one sample, channels first.
         classes: number of labels.
-        seed: of the run.
-        samples: what they are made of, numbers or symbols (see `Dataset.kind`).
+        seed: seed of the run.
+        samples: kind of the samples' values, numbers or symbols (see `Dataset.kind`).
 
     Raises:
-        ConfigError: if the network does not fit the samples, or has a layer that cannot be.
+        ConfigError: if the network does not fit the samples, or a layer is impossible.
     """
     module = config.module("model", settings.name)
     if _reads(settings.name) != samples:
@@ -49,5 +49,5 @@ def build(
 
 
 def _reads(name: str) -> str:
-    """What the samples of a family of networks are made of."""
+    """Returns the kind of samples that a family of networks needs: numbers or symbols."""
     return getattr(config.module("model", name), "READS", "numbers")

@@ -83,7 +83,7 @@ class Channels(Pruner):
 
     def choose(self, change: Tensor, rate: float) -> Tensor:
         """Returns the channels with the largest importance, the same share of each layer."""
-        # The last place is found by nobody's number, -1. In float64: squares may be tiny.
+        # Values without a channel have the owner -1, the last place. float64, as squares are tiny.
         worth = torch.zeros(self.count + 1, dtype=torch.float64, device=change.device)
         worth.index_add_(0, self.owners % (self.count + 1), change.double().square())
         found, first = [], 0
@@ -213,6 +213,6 @@ class Memory:
         if client in self.last:
             g = self.last.pop(client)
             if isinstance(self.pruner, Channels) and client in self.gradients:
-                # What was cut out has no gradient but the last that it had.
+                # Channels that are cut out keep their last gradient.
                 g = torch.where(kept[: self.front], g, self.gradients[client].to(g.device))
             self.gradients[client] = g

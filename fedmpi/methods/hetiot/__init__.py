@@ -13,6 +13,7 @@ In each round the server compresses its model for each class, by one of
    (straight-through), so that weights leave the grid after the first local step;
  * `lowrank`: factors of the weights, as a network of its own; the change of their product is added
    to the global weights.
+
 Updates of local training take the place of gradients; with one local step they are the same up to
 the rate. `mean` counts a value that a device does not have as unchanged; `coverage` leaves the
 device out of this value's mean. With a share of 1 for all clients it is FedAvg. FLOPs and memory of
@@ -139,7 +140,7 @@ class Clients(fedavg.Clients):
         """Receives the compressed model."""
         self.locals[client] = self.compressor.local(blocks, self.shares[client])
 
-    # Compressed models of several lengths are no rows of one tensor.
+    # Compressed models have different lengths, so that they cannot be rows of one tensor.
     def work(self, t: int, clients: Sequence[int]) -> list[Tensor]:  # type: ignore[override]
         """Trains a chunk of clients, those with networks of one shape together."""
         some = [self.locals[client] for client in clients]

@@ -51,7 +51,7 @@ class Config(config.Method):
             elif self.weight_rule == "prop_dist":
                 found = weights * distances
             elif self.weight_rule == "exp_dist" and distances.any():
-                # From the least on, or all might be too small for a number.
+                # Relative to the least distance, because all weights might underflow otherwise.
                 far = (distances - distances.min()) / distances.mean() / self.temperature
                 found = weights * np.exp(-far)
             total = found.sum()
@@ -82,7 +82,7 @@ class Waiting:
         distances = np.array([float(norm) for norm in norms])
         after = self.method.weigh(before, distances)
         for update, weight in zip(self.updates, after.tolist(), strict=True):
-            # Part by part: a kernel may round a vector's last values otherwise.
+            # Part by part, because a kernel may round a vector's last values differently.
             for total, part in zip(totals, update.split(sizes), strict=True):
                 total.add_(part, alpha=weight)
         columns = {"distance": distances, "weight": after / before.sum()}

@@ -37,7 +37,7 @@ class Powered(nn.Module):
             return self.apply_weight(x, weight, self.bias)
         exact = self.apply_weight(x, weight.detach(), self.bias)
         few = self.apply_weight(largest(x.detach(), weight.detach()), weight, None)
-        # Zero, but for its gradient.
+        # The term in parentheses is zero; only its gradient counts.
         return exact + (few - few.detach())
 
 
@@ -92,7 +92,7 @@ def rebuilt(network: nn.Sequential, beta: float) -> nn.Sequential:
     The network computes the same as before, because the new parameters are roots of the weights.
     """
     for module in list(network.modules()):
-        # Recurrent layers read the weights of those in them, and do without their forward.
+        # Recurrent layers use the weights of their inner layers, but not their `forward`.
         for name, layer in () if isinstance(module, Recurrent) else module.named_children():
             kind = REPLACED.get(type(layer))
             if kind is not None:

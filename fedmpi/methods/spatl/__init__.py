@@ -143,7 +143,7 @@ class Clients(fedper.Clients):
         self.variates.correct(clients, g)
         for row, client in enumerate(clients):
             if self.is_new(client):
-                # Against weight decay; a clip would count it, so there one step of decay remains.
+                # Cancels weight decay; with a clip, which would count it, a step of decay remains.
                 stat_positions = self.start[self.shared]
                 decay = 0.0 if self.settings.clip else self.settings.weight_decay
                 w[row, self.shared], g[row, self.shared] = stat_positions, -decay * stat_positions

@@ -292,7 +292,7 @@ def learn(agent: Agent, memory: Memory, steps: torch.optim.Optimizer, links: Ten
     before, returns = torch.stack(memory.densities), torch.tensor(memory.returns)
     for _ in range(PASSES):
         mean, value = agent(seen, links)
-        # Not normalised: the batch may be one episode that failed, and half of it would be praised.
+        # Not normalized: a batch may be one failed episode, half of which would then be rewarded.
         gain = returns - value.detach()
         ratio = (density(actions, mean) - before).exp()
         better = torch.minimum(ratio * gain, ratio.clamp(1 - CLIP, 1 + CLIP) * gain)
