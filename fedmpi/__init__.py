@@ -58,6 +58,7 @@ machinery, each on one floor. Who may import whom is a line a folder in
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> blocks of codes      wire           bytes <-> ranks
     clock          seconds by phase                ledger         bytes by client and kind
+    counts         how many values remain
     sums           what uploads add up in, and what takes the place of their mean
  networks/
     flat           a network as one vector         layers         those beyond a sample
