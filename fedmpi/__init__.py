@@ -72,6 +72,7 @@ that says which others it may import, and checks it.
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks
     clock          seconds by phase                ledger         bytes by client and kind
+    counts         how many values are kept
     sums           weighted sums of uploads, and robust alternatives to their mean
  networks/
     flat           a network as one vector         layers         additional layers

@@ -150,7 +150,7 @@ def shares(settings: Settings, name: str) -> list[float]:
 
 
 def keeps(settings: Settings) -> list[float] | None:
-    """Returns the share of the model that each client's device keeps; None if no device sets one."""
+    """Returns the share of the model that each device keeps; None if no device sets one."""
     if not settings.devices.decide:
         return None
     owners = Fleet(settings).owners()

@@ -20,6 +20,7 @@ from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
 from fedmpi.training.feedback import Feedback
@@ -59,7 +60,7 @@ class Clients(fedavg.Clients):
         self.velocities.add(client, velocity)
         waiting = velocity.clone()
         self.feedback.add(client, waiting)
-        positions = sparse.top(waiting, sparse.kept(self.flat.count, self.sparsity(t)))
+        positions = sparse.top(waiting, keep_round(self.flat.count, 1 - self.sparsity(t)))
         block = sparse.block(Kind.GRADIENT, waiting[positions], self.flat.size, positions)
         velocity[positions] = 0
         waiting[positions] = 0

@@ -27,6 +27,7 @@ from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.counts import keep_floor, part_floor
 from fedmpi.methods import feddst, staticmask
 from fedmpi.networks import pruning
 from fedmpi.networks.flat import Flat
@@ -110,13 +111,13 @@ class Server(feddst.Server):
             part = slice(piece.start, piece.stop)
             kept = self.mask[part]
             size, count = self.w[part].abs().masked_fill(~kept, -1), int(kept.sum())
-            mask[piece.start + pruning.best(size, count - int(share * count))] = True
+            mask[piece.start + pruning.best(size, count - part_floor(count, share))] = True
         gain, protected = float(self.squares[mask].double().sum()), int(mask[self.prunable].sum())
         total = int(self.prunable.sum())
         time = self.method.constant * total + protected
         candidates = (self.prunable & ~mask).nonzero().squeeze(1)
         added = worth(self.squares, candidates, gain, time)
-        mask[added[: max(0, pruning.kept(total, self.method.sparsity) - protected)]] = True
+        mask[added[: max(0, keep_floor(total, 1 - self.method.sparsity) - protected)]] = True
         return mask
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg, topk
 from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, stream
@@ -36,7 +37,7 @@ def drawn(settings: Settings, flat: Flat, t: int, client: int) -> Tensor:
     """Draws the positions of the client's values in round t, ascending: int64 [k]."""
     assert isinstance(settings.method, Config)
     random = stream(settings.seed, Purpose.POSITIONS, t, client)
-    count = sparse.kept(flat.count, settings.method.sparsity)
+    count = keep_round(flat.count, 1 - settings.method.sparsity)
     chosen = torch.from_numpy(random.permutation(flat.count)[:count]).sort().values
     return flat.movable[chosen]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block
+from fedmpi.messages.counts import keep_round
 from fedmpi.methods import splitfed
 from fedmpi.split import links
 from fedmpi.split.cuts import Crossing
@@ -51,7 +52,7 @@ class Link(links.Link[tuple[int, Tensor | None]]):
 
     def sent(self, crossing: Crossing, x: Tensor) -> tuple[list[Block], tuple[int, Tensor | None]]:
         """Sends the chosen activations and their positions."""
-        count, where = sparse.kept(x.shape[1], self.method.sparsity), None
+        count, where = keep_round(x.shape[1], 1 - self.method.sparsity), None
         if count < x.shape[1]:
             random = self.random(Purpose.CHOICE, crossing)
             where = sparse.random_tops(x, count, self.method.alpha, random)

@@ -28,9 +28,9 @@ from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings, Width
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.messages.counts import keep_floor
 from fedmpi.messages.sums import Sum
 from fedmpi.methods import fedavg, staticmask
-from fedmpi.networks import pruning
 from fedmpi.streams import Purpose, stream
 from fedmpi.training.train import Trainer
 
@@ -95,7 +95,7 @@ class Server(staticmask.Server):
     def agreement(self) -> list[Block]:
         """Chooses the mask, prunes the model, and sends the mask over the prunable weights."""
         scores = self.scores.total
-        count = pruning.kept(len(scores), self.method.sparsity)
+        count = keep_floor(len(scores), 1 - self.method.sparsity)
         salient = torch.zeros_like(scores, dtype=torch.bool)
         if count:
             salient = scores >= scores.topk(count).values[-1]

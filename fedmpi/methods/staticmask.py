@@ -22,6 +22,7 @@ from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.counts import keep_floor
 from fedmpi.methods import fedavg
 from fedmpi.networks import pruning
 from fedmpi.networks.flat import Flat
@@ -50,7 +51,7 @@ class Config(Masked):
         if self.mask == "layerwise":
             return pruning.drawn(flat, pruning.uniform(flat, self.sparsity), random)
         prunable = flat.prunable()
-        count = pruning.kept(int(prunable.sum()), self.sparsity)
+        count = keep_floor(int(prunable.sum()), 1 - self.sparsity)
         if self.mask == "random":
             return pruning.anywhere(flat, count, random)
         places = prunable.nonzero().squeeze(1)

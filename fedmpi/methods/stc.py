@@ -24,6 +24,7 @@ from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message, pack
+from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg
 from fedmpi.networks.flat import Flat
 from fedmpi.training.feedback import Feedback
@@ -46,7 +47,7 @@ def ternary(update: Tensor, flat: Flat, sparsity: float) -> Block:
 
     The update must be zero at running statistics. Zeros are never sent, because they have no sign.
     """
-    positions = sparse.top(update, sparse.kept(flat.count, sparsity))
+    positions = sparse.top(update, keep_round(flat.count, 1 - sparsity))
     positions = positions[update[positions] != 0]
     return sparse.signs(Kind.GRADIENT, update[positions], flat.size, positions)
 

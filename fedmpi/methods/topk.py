@@ -18,6 +18,7 @@ from torch import Tensor
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
 from fedmpi.training import feedback
@@ -65,7 +66,7 @@ class Clients(Compressing):
 
     def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor | None]:
         """Keeps the largest values; the others are the error."""
-        count = sparse.kept(self.flat.count, self.method.sparsity)
+        count = keep_round(self.flat.count, 1 - self.method.sparsity)
         if count == self.flat.count:
             return sparse.block(Kind.GRADIENT, update), None
         positions = sparse.top(update, count)

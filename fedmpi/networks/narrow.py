@@ -12,7 +12,6 @@ same channels.
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi.config import ConfigError
+from fedmpi.messages.counts import keep_ceil
 from fedmpi.networks.flat import Flat, Piece
 from fedmpi.networks.recurrent import GATES, Recurrent
 from fedmpi.networks.topology import MAKERS, NORMS, Reads, Space, Topology
@@ -28,21 +28,16 @@ Choose = Callable[[int], Tensor]
 """Of so many channels those that stay, ascending: int64. Asked once for layers that are added."""
 
 
-def count(rate: float, width: int) -> int:
-    """How many of `width` channels a share of them is: rounded up, at least one."""
-    return max(1, ceil(round(rate * width, 6)))
-
-
 def prefix(rate: float) -> Choose:
     """The first ceil(rate * width) channels."""
-    return lambda width: torch.arange(count(rate, width))
+    return lambda width: torch.arange(keep_ceil(width, rate))
 
 
 def window(rate: float, start: int) -> Choose:
     """As many from `start` on, and behind the last one from the first on again."""
 
     def choose(width: int) -> Tensor:
-        return ((torch.arange(count(rate, width)) + start) % width).sort().values
+        return ((torch.arange(keep_ceil(width, rate)) + start) % width).sort().values
 
     return choose
 
@@ -51,7 +46,7 @@ def drawn(rate: float, random: np.random.Generator) -> Choose:
     """As many at random."""
 
     def choose(width: int) -> Tensor:
-        some = random.permutation(width)[: count(rate, width)]
+        some = random.permutation(width)[: keep_ceil(width, rate)]
         return torch.from_numpy(some).sort().values
 
     return choose

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import relu
 
-from fedmpi.messages.sparse import kept
+from fedmpi.messages.counts import keep_round
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import BatchNorm, Dropout, OptionA
 from fedmpi.networks.recurrent import Recurrent
@@ -84,14 +84,16 @@ class Channels:
 
     def evenly(self, scores: Tensor, sparsity: float) -> Tensor:
         """The channels of the largest scores [count], the same share of each layer, ascending."""
-        return self.largest(scores, [kept(layer.count, sparsity) for layer in self.layers])
+        return self.largest(
+            scores, [keep_round(layer.count, 1 - sparsity) for layer in self.layers]
+        )
 
     def overall(self, scores: Tensor, sparsity: float) -> Tensor:
         """The channels of the largest scores [count] of all, one of each layer at least."""
         if not self.layers:
             return self.largest(scores, [])
         best = self.largest(scores, [1] * len(self.layers))
-        count = max(len(best), kept(self.count, sparsity))
+        count = max(len(best), keep_round(self.count, 1 - sparsity))
         return scores.index_fill(0, best, torch.inf).topk(count, sorted=False).indices.sort().values
 
 

@@ -49,11 +49,6 @@ def amid_zeros(flat: Flat, part: Narrow) -> Tensor:
     return w
 
 
-@pytest.mark.parametrize(("rate", "width", "wanted"), [(0.1, 10, 1), (0.5, 7, 4), (0.0625, 3, 1)])
-def test_counts_are_rounded_up(rate: float, width: int, wanted: int) -> None:
-    assert narrow.count(rate, width) == wanted
-
-
 def test_which_channels_are_chosen() -> None:
     assert narrow.prefix(0.5)(7).tolist() == [0, 1, 2, 3]
     assert narrow.window(0.5, 5)(7).tolist() == [0, 1, 5, 6]

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedmpi.clients import devices
 from fedmpi.config import ConfigError, Settings
 from fedmpi.messages import sparse
-from fedmpi.networks import narrow
+from fedmpi.messages.counts import keep_ceil, keep_round
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.narrow import Narrow, SubModels
 from fedmpi.training.store import Stores
@@ -62,7 +62,7 @@ class Weights(Pruner):
 
     def choose(self, change: Tensor, rate: float) -> Tensor:
         """Returns the weights with the largest changes g * w, in all layers together."""
-        return sparse.top(change[self.places], sparse.kept(self.count, rate))
+        return sparse.top(change[self.places], keep_round(self.count, 1 - rate))
 
     def mask(self, kept: Tensor) -> Tensor:
         """Returns the mask of the kept weights and all other parameters: float32 [flat.size]."""
@@ -88,7 +88,7 @@ class Channels(Pruner):
         worth.index_add_(0, self.owners % (self.count + 1), change.double().square())
         found, first = [], 0
         for width, own in zip(self.widths, worth[:-1].split(self.widths), strict=True):
-            best = own.topk(narrow.count(1 - rate, width), sorted=False).indices
+            best = own.topk(keep_ceil(width, 1 - rate), sorted=False).indices
             found.append(first + best.sort().values)
             first += width
         return torch.cat(found)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Coding, Kind
+from fedmpi.messages.counts import keep_round
 from fedmpi.networks import narrow, pruning
 from fedmpi.networks.flat import PRUNABLE, Flat, Piece
 from fedmpi.networks.narrow import Narrow, SubModels
@@ -100,7 +101,7 @@ class Prune(Compressor):
         """Encodes the values that are kept, and positions of the kept weights."""
         weights, kept = w[self.prunable], []
         for start, stop in self.spans:
-            count = max(1, round(keep * (stop - start)))
+            count = keep_round(stop - start, keep)
             kept.append(start + sparse.top(weights[start:stop], count))
         best = torch.cat(kept)
         values = sparse.block(Kind.MODEL, w[self._stay(best)], self.flat.size)
@@ -156,7 +157,7 @@ class Quant(Compressor):
         """Encodes each tensor as a block of codes."""
         if keep == 1:
             return [sparse.block(Kind.MODEL, w)]
-        bits = min(16, max(1, round(32 * keep)))
+        bits = min(16, keep_round(32, keep))
         found = [
             sparse.block(Kind.MODEL, w[p.start : p.stop], coding=Coding.CODES, bits=bits)
             for p in self.flat.parameters

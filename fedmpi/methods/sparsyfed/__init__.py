@@ -28,6 +28,7 @@ from fedmpi import config
 from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
 from fedmpi.messages.codec import Block
+from fedmpi.messages.counts import keep_floor
 from fedmpi.methods import fedavg, staticmask
 from fedmpi.methods.sparsyfed import powered
 from fedmpi.networks import pruning
@@ -84,7 +85,7 @@ class Clients(fedavg.Clients):
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Trains locally, and then prunes all but the largest weights."""
         found = super().work(t, clients)
-        count = pruning.kept(len(self.places), self.method.sparsity)
+        count = keep_floor(len(self.places), 1 - self.method.sparsity)
         for w in found:
             small = torch.ones_like(self.places, dtype=torch.bool)
             small[pruning.best(w[self.places].abs(), count)] = False

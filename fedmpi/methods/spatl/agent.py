@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from fedmpi.config import ConfigError
+from fedmpi.messages.counts import keep_round
 from fedmpi.networks.flat import PRUNABLE, Flat
 from fedmpi.networks.flops import forward
 from fedmpi.networks.slicing import Channels
@@ -207,7 +208,7 @@ class Scene:
     def counts(self, keep: Keep) -> list[int]:
         """Returns the number of channels that each layer keeps, at least one."""
         layers = zip(self.channels.layers, keep.tolist(), strict=True)
-        return [max(1, round(layer.count * share)) for layer, share in layers]
+        return [keep_round(layer.count, share) for layer, share in layers]
 
 
 @dataclass
