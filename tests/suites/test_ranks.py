@@ -19,34 +19,23 @@ from fedmpi.config import Settings
 from fedmpi.datasets import synthetic
 from fedmpi.engine import Engine
 from tests import KEPT
-from tests.plain import CHOICES, CNN, EVERYTHING, METHODS, RNN, place, play
+from tests.plain import (
+    CHOICES,
+    CNN,
+    EVERYTHING,
+    FAMILIES,
+    METHODS,
+    RNN,
+    families,
+    member,
+    place,
+    play,
+)
 from tests.small import Run, refusal, run, small, smooth, text
-
-FAMILIES = {
-    "fedavg": ("method.name=fedavg",),
-    "scaffold": ("method.name=scaffold",),
-    "topk": ("method.name=topk",),
-    "ssfl": ("method.name=ssfl",),
-    "feddst": ("method.name=feddst",),
-    "heterofl": ("method.name=heterofl",),
-    "spatl": ("method.name=spatl",),
-    "splitfed": ("method.name=splitfed",),
-    "splitfed-v2": ("method.name=splitfed", "method.version=v2"),
-    "fedsl-channels": ("method.name=fedsl", "method.structured=channels"),
-}
-"""What methods ask of the machinery, each by one of those that do.
-
-In this order: nothing; vectors of the server's and of each client's that go with the model; sparse
-updates, with what waits at the client; a mask that all agree on before the first round; a mask that
-changes on the way, by gradients that are sent for it; a model of another width for each client; an
-agent of each client's that chooses channels, and a head that stays there; activations and gradients
-at a cut, with a back for each client, or one for all; and a cut where channels are pruned.
-"""
 
 on_ranks = pytest.mark.parallel([1, 2, 3, 4])
 """Each run is compared with the same on one rank."""
 on_few_ranks = pytest.mark.parallel([1, 3])
-families = pytest.mark.parametrize("family", FAMILIES)
 both_servers = pytest.mark.parametrize("server", ["dedicated", "shared"])
 
 WORLD = MPI.COMM_WORLD
@@ -56,12 +45,9 @@ MOVES = {"rounds": {"seconds", "server_seconds"}, "clients": {"seconds", "rank"}
 Arrays = dict[str, np.ndarray]
 
 
-def member(family: str, *words: str) -> Settings:
-    """A family's settings; where channels are pruned, the cut has to lie behind hidden ones."""
-    if family == "fedsl-channels":
-        cuts = Engine(small("method.name=fedsl", *words)).flat.cuts()
-        words = (f"method.cut={cuts[-1]}", *words)
-    return small(*FAMILIES[family], *words)
+def of(family: str, *words: str) -> Settings:
+    """The settings of a run of a family's member."""
+    return small(*member(family, *words))
 
 
 def alone(settings: Settings, make: Callable[[], Arrays]) -> Arrays:
@@ -157,7 +143,7 @@ def stays(found: Run) -> None:
 @both_servers
 @families
 def test_both_places_of_the_server(family: str, server: str) -> None:
-    found = compare(member(family, f"server={server}", "epochs=1"))
+    found = compare(of(family, f"server={server}", "epochs=1"))
     if WORLD.rank == 0:
         everyone_is_busy(found)
 
@@ -166,7 +152,7 @@ def test_both_places_of_the_server(family: str, server: str) -> None:
 @families
 def test_all_of_sgd_and_few_clients_a_round(family: str) -> None:
     words = (*EVERYTHING, "participation=0.4", "evaluate=2", "rounds=3")
-    stays(compare(member(family, *words)))
+    stays(compare(of(family, *words)))
 
 
 @on_few_ranks
@@ -181,7 +167,7 @@ def test_every_choice(choice: tuple[str, ...]) -> None:
 @on_ranks
 @families
 def test_more_ranks_than_clients(family: str) -> None:
-    compare(member(family, "clients=2", "local_steps=3"))
+    compare(of(family, "clients=2", "local_steps=3"))
 
 
 @pytest.mark.parallel([1, 2, 3, 4])
@@ -205,7 +191,7 @@ def test_a_hundred_clients_share_few_ranks_and_are_charged_one_by_one(server: st
 @on_ranks
 @families
 def test_convolutions(family: str) -> None:
-    compare(member(family, *CNN, "momentum=0.9", "server=shared"))
+    compare(of(family, *CNN, "momentum=0.9", "server=shared"))
 
 
 @on_ranks
@@ -214,7 +200,7 @@ def test_convolutions(family: str) -> None:
 )
 def test_text(family: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "load", text)
-    compare(member(family, *RNN, f"model.cell={cell}", "server=shared", "epochs=1"))
+    compare(of(family, *RNN, f"model.cell={cell}", "server=shared", "epochs=1"))
 
 
 @on_ranks
@@ -225,7 +211,7 @@ def test_layers_that_look_beyond_a_sample(
 ) -> None:
     monkeypatch.setattr(models, "build", smooth)
     words = (f"statistics={statistics}", "augment=['crop', 'flip']")
-    found = compare(member(family, *words, *EVERYTHING, "participation=0.6", "rounds=3"))
+    found = compare(of(family, *words, *EVERYTHING, "participation=0.6", "rounds=3"))
     assert found.engine.trainer.keeps == (statistics == "local")
     stays(found)
 
@@ -234,7 +220,7 @@ def test_layers_that_look_beyond_a_sample(
 @families
 def test_stacked_rows(family: str) -> None:
     """All clients of a rank at once: then the same to rounding, because chunks differ."""
-    settings = member(family, "optimizer=adam", "lr=0.01", "rows=9", "server=shared")
+    settings = of(family, "optimizer=adam", "lr=0.01", "rows=9", "server=shared")
     found = run(settings, WORLD)
     if WORLD.rank == 0:
         wanted = alone(settings, lambda: arrays(run(settings)))
@@ -281,7 +267,7 @@ def test_clients_without_state_move() -> None:
 def test_waves(family: str) -> None:
     """Three clients, then two; on four ranks some then host nobody."""
     words = ("model.hidden=[1024,8]", "exchange.window=1", "rounds=1")
-    compare(member(family, *words))
+    compare(of(family, *words))
 
 
 @on_ranks
@@ -289,7 +275,7 @@ def test_waves(family: str) -> None:
 def test_every_skew_and_drawing_by_samples(family: str) -> None:
     words = ("skew.rotations=[0,90,180,270]", "skew.noise=0.5", "epochs=1")
     others = ("skew.colour=0.3", "skew.labels=0.1", "skew.labels_to=0.5", "sampling=samples")
-    compare(member(family, *words, *others, "participation=0.6"))
+    compare(of(family, *words, *others, "participation=0.6"))
 
 
 def diverge(settings: Settings, comm: MPI.Intracomm) -> Arrays:
@@ -326,13 +312,13 @@ def test_divergence_ends_the_run_on_all_ranks(family: str, words: tuple[str, ...
     def diverged() -> Arrays:
         # Not every seed's run diverges: where all units die the model stays finite for good.
         for seed in range(1, 9):
-            found = diverge(member(family, *given, f"seed={seed}"), MPI.COMM_SELF)
+            found = diverge(of(family, *given, f"seed={seed}"), MPI.COMM_SELF)
             if not found["finite"][-1]:
                 break
         return {"seed": np.array(seed), **found}
 
-    wanted = alone(member(family, *given), diverged)
-    found = diverge(member(family, *given, f"seed={wanted.pop('seed')}"), WORLD)
+    wanted = alone(of(family, *given), diverged)
+    found = diverge(of(family, *given, f"seed={wanted.pop('seed')}"), WORLD)
     if WORLD.rank > 0:
         return
     finite = found["finite"].tolist()
