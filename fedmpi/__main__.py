@@ -216,7 +216,9 @@ def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
 
 
 @main.command("list")
-@click.argument("what", type=click.Choice(["methods", "data", "models", "partitions", "settings"]))
+@click.argument(
+    "what", type=click.Choice(["methods", "data", "models", "partitions", "exchanges", "settings"])
+)
 @click.argument("name", required=False)
 @mends
 def list_(what: str, name: str | None) -> None:

@@ -189,8 +189,7 @@ class Method(Table):
 class Exchange(Table):
     """How messages travel between ranks."""
 
-    name: Literal["star"] = "star"
-    """How messages travel. star: every rank sends to rank 0 and receives from it."""
+    name: str = ""
     window: int = Field(256, ge=1)
     """Memory in MiB for dense models on the server. If the uploads of a round need more, clients
     upload in waves."""
@@ -328,7 +327,7 @@ class Devices(Table):
 
 
 class Settings(Table):
-    """One run. The four named tables are narrowed to their modules' own settings by `load`."""
+    """One run. The five named tables are narrowed to their modules' own settings by `load`."""
 
     seed: int = Field(1, ge=0, le=MOST)
     """Seed of every random number in the run."""
@@ -424,7 +423,7 @@ class Settings(Table):
     skew: Skew = Skew()
     model: Model
     method: Method
-    exchange: Exchange = Exchange()
+    exchange: Exchange
     aggregation: Aggregation = Aggregation()
     state: State = State()
     devices: Devices = Devices()
@@ -453,6 +452,7 @@ AXES = {
     "partition": ("partitions", "iid"),
     "model": ("models", "mlp"),
     "method": ("methods", "fedavg"),
+    "exchange": ("exchanges", "star"),
 }
 """For each named table, the folder of its modules and the name taken when none is given."""
 

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 from fedmpi import config, models
 from fedmpi.engine import Engine
 from fedmpi.messages.clock import Clock
-from fedmpi.messages.wire import Wire
+from fedmpi.messages.wire import Place, Wire
 from fedmpi.results.outcome import Outcome
 
 METHODS = config.names("method")
@@ -53,6 +53,11 @@ RNN = ("model.name=rnn", "model.hidden=9", "lr=0.5")
 """Recurrent layers, for sequences of symbols (see `small.text`)."""
 EVERYTHING = ("momentum=0.9", "weight_decay=0.01", "clip=1.0", "lr_decay=0.9", "epochs=2")
 """All that local training can do."""
+
+
+def place(comm: MPI.Intracomm) -> Place:
+    """Where this rank is among those of a communicator; all of them ask together."""
+    return Wire(Clock(), comm).place
 
 
 def play(engine: Engine, comm: MPI.Intracomm = MPI.COMM_SELF) -> Iterator[Outcome | None]:

@@ -15,6 +15,7 @@ from fedmpi.data import files
 from fedmpi.results import record
 from fedmpi.runs import launch
 from fedmpi.terminal.doctor import CHECKS
+from tests import PATIENCE
 
 QUICK = (
     *("data.name=synthetic", "data.samples=200", "data.test_samples=40", "data.shape=[1,4,4]"),
@@ -43,7 +44,9 @@ def fedmpi(*words: str) -> Result:
 
 def python(*words: str) -> "subprocess.CompletedProcess[str]":
     """Runs Python in a process of its own."""
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=PATIENCE
+    )
 
 
 def results(folder: Path) -> list[Path]:
@@ -130,7 +133,7 @@ SETTINGS = {
     "model": (["model.name=cnm"], "no such model (did you mean 'cnn'?); there are: cnn, cnn1d"),
     "data": (["data.name=cifar"], "no such data (did you mean 'cifar10'?); there are: cifar10,"),
     "partition": (["partition.name=x"], "partition.name = 'x': no such partition; there are: diri"),
-    "exchange": (["exchange.name=tree"], "exchange.name = 'tree': input should be 'star'"),
+    "exchange": (["exchange.name=tree"], "exchange.name = 'tree': no such exchange; there are"),
     "state": (["state.memory=-1"], "state.memory = -1: input should be greater than or equal to 0"),
     "no folder for state": (
         ["method.name=topk", "state.folder=/nowhere/at/all"],
@@ -168,8 +171,8 @@ SETTINGS = {
     ),
     "missing data": (["data.name=mnist"], "no MNIST; wanted train-images-idx3-ubyte"),
     "missing data root": (
-        ["data.name=mnist", "data.root=/nowhere/at/all"],
-        "/nowhere/at/all (no such folder)",
+        ["data.name=mnist", "data.root=lost/for/good"],
+        "lost/for/good (no such folder)",
     ),
 }
 """Settings that cannot be run, on top of `QUICK`, and what is said of them."""
@@ -320,8 +323,9 @@ def test_nothing_is_started_for_bad_settings(
 
 
 def test_no_launcher(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
-    monkeypatch.setenv("FEDMPI_MPIEXEC", "/nowhere/mpiexec")
-    refused(fedmpi("run", *QUICK, "--ranks", "2"), "/nowhere/mpiexec does not run: ", here)
+    lost = str(here / "lost")
+    monkeypatch.setenv("FEDMPI_MPIEXEC", lost)
+    refused(fedmpi("run", *QUICK, "--ranks", "2"), f"{lost} does not run: ", here)
 
 
 def test_a_launcher_of_another_size(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
@@ -412,7 +416,7 @@ def test_ranks_refuse_together(case: str, here: Path) -> None:
         env=launcher.environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     text = done.stdout + done.stderr
     assert done.returncode == 2, text

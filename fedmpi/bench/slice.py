@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from fedmpi import loading, models
 from fedmpi.bench import JSON, REPEATS, Result, chosen, take_turns, weigh
-from fedmpi.clients import burden
-from fedmpi.networks.channels import Channels
 from fedmpi.networks.flat import Flat
-from fedmpi.networks.slicing import sliced
+from fedmpi.networks.flops import forward
+from fedmpi.networks.slicing import Channels, sliced
+from fedmpi.networks.topology import Topology
 
 MODELS = {
     "cnn": ((1, 28, 28), {"name": "cnn"}),
@@ -39,7 +39,7 @@ def measure(name: str, batch: int, sparsity: float, repeats: int) -> Result:
     torch.set_num_threads(1)
     flat = Flat(models.build(loading.load({"model": words}).model, shape, 10, 1))
     front, _ = flat.split(flat.cuts()[-1])
-    channels = Channels(front, torch.device("cpu"))
+    channels = Channels(Topology(front, shape), torch.device("cpu"))
     kept = channels.evenly(channels.norms(flat.initial), sparsity)
     small = sliced(flat, flat.initial, channels, kept, shape)
     masked = flat.network(channels.masked(flat.initial, kept)).train(False)
@@ -47,8 +47,7 @@ def measure(name: str, batch: int, sparsity: float, repeats: int) -> Result:
     with torch.no_grad():
         torch.testing.assert_close(small(x), masked(x), rtol=1e-3, atol=1e-4)
     seconds = take_turns({"sliced": _turn(small, x), "masked": _turn(masked, x)}, repeats, PASSES)
-    one = torch.zeros(1, *shape)
-    counts = [burden.forward(Flat(nn.Sequential(each)), one).all for each in (small, masked)]
+    counts = [forward(Flat(nn.Sequential(each)), shape).all for each in (small, masked)]
     also = {"mflops": counts[0] / 1e6, "masked_mflops": counts[1] / 1e6}
     case = {"model": name, "batch": batch, "sparsity": sparsity}
     return weigh("slice", case, seconds, "sliced", ["masked"], also)

@@ -19,8 +19,8 @@ __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(fedper.Config):
-    """Nothing to set."""
+    """FedBN has no settings of its own."""
 
     def private(self, flat: Flat) -> Tensor:
-        """Which positions of the model never leave a client: bool [size]."""
+        """Returns the positions of normalization layers, which stay with clients: bool [size]."""
         return flat.normalising()

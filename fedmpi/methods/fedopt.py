@@ -1,13 +1,12 @@
-"""FedOpt: to the server the clients' mean update is a gradient, and it has an optimiser of its own.
+"""FedOpt: a server-side optimizer takes the mean of the clients' updates as its gradient.
 
 S. J. Reddi, Z. Charles, M. Zaheer, Z. Garrett, K. Rush, J. Konecny, S. Kumar, H. B. McMahan,
-*Adaptive Federated Optimization*, ICLR 2021, arXiv 2003.00295, algorithm 2: FedAdagrad, FedYogi
-and FedAdam. T.-M. H. Hsu, H. Qi, M. Brown, *Measuring the Effects of Non-Identical Data
-Distribution for Federated Visual Classification*, arXiv 1909.06335: FedAvgM, heavy-ball momentum on
-the server.
+*Adaptive Federated Optimization*, ICLR 2021, arXiv 2003.00295, algorithm 2: FedAdagrad, FedYogi and
+FedAdam. T.-M. H. Hsu, H. Qi, M. Brown, *Measuring the Effects of Non-Identical Data Distribution
+for Federated Visual Classification*, arXiv 1909.06335: FedAvgM, heavy-ball momentum on the server.
 
 Differs from the paper: updates are averaged by samples; running statistics are averaged, without an
-optimiser.
+optimizer.
 """
 
 from typing import Literal
@@ -46,7 +45,7 @@ class Server(fedavg.Server):
         self.square = torch.full_like(self.w, self.method.tau**2)
 
     def step(self, t: int) -> None:
-        """Moves the model by the optimiser's step along the mean update."""
+        """Moves the model by one step of the server's optimizer along the mean update."""
         method = self.method
         delta = self.sum.mean()
         if method.rule == "momentum":
@@ -60,7 +59,7 @@ class Server(fedavg.Server):
         super().step(t)
 
     def _watch(self, seen: torch.Tensor) -> None:
-        """Takes squares of the mean update into their mean, as the rule does."""
+        """Updates the running mean of squared updates by the chosen rule."""
         match self.method.rule:
             case "adagrad":
                 self.square.add_(seen)

@@ -28,5 +28,5 @@ class Clients(fedavg.Clients):
     method: Config
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-        """Adds the proximal term's gradient."""
+        """Adds the gradient of the proximal term."""
         g.add_(w - self.start, alpha=self.method.mu)

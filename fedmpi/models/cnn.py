@@ -35,7 +35,7 @@ class Config(config.Model):
 
 
 def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
-    """conv1, conv2 (each with ReLU and pooling), dense (with ReLU), head.
+    """Builds conv1, conv2 (each with ReLU and pooling), dense (with ReLU), head.
 
     Raises:
         ConfigError: if the samples are no images, or too small for the windows, or `groups` does

@@ -24,7 +24,7 @@ class Config(config.Model):
 
 
 def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
-    """Linear + ReLU for each hidden layer, then a linear head."""
+    """Builds linear layer and ReLU for each hidden layer, then a linear head."""
     widths = [prod(shape), *config.hidden]
     found: OrderedDict[str, nn.Module] = OrderedDict()
     for number, (inputs, outputs) in enumerate(pairwise(widths), 1):

@@ -151,13 +151,15 @@ def _cuts(name: str) -> Iterator[RenderableType]:
 def _fronts(name: str) -> Iterator[tuple[str, Sequence[Any]]]:
     """Those of `EXAMPLES` that fit a model, and what it has in front of its cuts then."""
     # Here, because torch takes a second that other lists should not cost.
-    from fedmpi.models import build, fronts
+    from fedmpi.models import build
+    from fedmpi.networks.flat import Flat
+    from fedmpi.networks.flops import forward
 
     settings: Any = config.schema("model", name)()
     for samples, (shape, classes, kind) in EXAMPLES.items():
         with suppress(ConfigError):
             network = build(settings, shape, classes, 1, kind)
-            yield samples, fronts(network, shape)
+            yield samples, forward(Flat(network), shape).fronts
 
 
 def _own(table: str, name: str, common: bool = False) -> Iterator[Setting]:

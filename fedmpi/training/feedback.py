@@ -9,8 +9,8 @@ S. U. Stich, M. Jaggi, *Error Feedback Fixes SignSGD and other Gradient Compress
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.config import State
 from fedmpi.training.store import Store
+from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):
@@ -26,17 +26,20 @@ class Config(config.Method):
 
 
 class Feedback:
-    """Each client's residual, float32 [size]: what was sent plus it is what was to be sent.
+    """Each client's residual, float32 [size]: the update that was to be sent, minus what was.
 
     Args:
-        settings: where residuals wait.
+        trainer: keeps the residuals.
         size: length of an update.
         is_on: without it nothing is kept, and nothing added.
+        name: of the store.
     """
 
-    def __init__(self, settings: State, size: int, is_on: bool = True) -> None:
+    def __init__(
+        self, trainer: Trainer, size: int, is_on: bool = True, name: str = "residual"
+    ) -> None:
         self.is_on = is_on
-        self.residuals: Store | dict[int, Tensor] = Store(settings, size) if is_on else {}
+        self.residuals: Store | dict[int, Tensor] = trainer.store(name, size) if is_on else {}
 
     def add(self, client: int, update: Tensor) -> None:
         """Adds the client's residual, if it has one, to an update [size] in place."""

@@ -1,9 +1,10 @@
-"""What clients keep between rounds: a vector each, in host memory up to a limit, then in a file.
+"""Clients' state between rounds: a vector for each client, in host memory up to a limit.
 
-A rank hosts many clients of which few are at work; what the others keep waits here. The file has
-no name, so nothing of it is left behind, however the run ends. It is read and written, not mapped:
-then a full disk is an error and not a signal, its pages are not the process's memory, and a vector
-comes and goes in a third of the time that faulting its pages in would take.
+A rank hosts many clients, and few of them work at a time. The vectors of the others wait here.
+Those beyond the limit of memory go to a file. The file has no name, so that nothing of it is left
+behind, however the run ends. It is read and written, and not mapped: a full disk is an error and
+not a signal, its pages are not the process's memory, and a vector comes and goes in a third of the
+time that page faults would take.
 """
 
 import tempfile
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,40 +22,47 @@ from fedmpi.config import State
 from fedmpi.errors import BadInput
 
 BLOCK = 1 << 22
-"""Bytes by which the memory grows, unless one vector takes more. They are mapped, not allocated:
-what stays for good would break up the heap, which then took half as much again."""
-LINE = 16
-"""Float32 in a cache line, at which every vector begins: what is computed from it must not depend
-on who else is on the rank, and some sums depend on alignment."""
+"""Bytes by which the memory grows, unless one vector takes more. They are mapped and not allocated:
+memory that stays for good would fragment the heap, which then took half as much again."""
+LINE = 64
+"""Bytes of a cache line. Every vector begins at one, because some sums depend on alignment, and no
+result may depend on which other clients are on the rank."""
 
 
 class StoreError(BadInput):
-    """A folder that does not take what clients keep."""
+    """The folder for clients' state cannot be used, or its disk is full."""
 
 
 class Store(Mapping[int, Tensor]):
-    """Client -> vector: float32 [size], on the host.
+    """Client -> vector [size] of one type, on the host.
 
-    The first clients to come stay in memory, all others in the file. Moving them about would gain
-    nothing: who takes part next is drawn at random.
+    The first clients to come stay in memory, all others in the file. Moving them later would gain
+    nothing, because the clients of the next round are drawn at random.
 
-    `store[client] = vector` copies the vector, from any device. What `store[client]` gives is the
-    store's: not to be changed, and good until the client's next vector comes.
+    `store[client] = vector` copies the vector, from any device. The tensor that `store[client]`
+    returns belongs to the store: do not change it, and do not use it after the client's next vector
+    has come. Bools are packed, 8 in a byte, in memory as in the file.
 
     Args:
         settings: how much memory this store may take, and where its file goes.
         size: length of the vectors.
+        dtype: their type.
+
+    Attributes:
+        nbytes: bytes of a client's vector.
+        capacity: vectors that fit in memory.
 
     Raises:
-        StoreError: if the folder takes no file; later, from a vector that comes or goes, if the
+        StoreError: if the folder takes no file; later, when a vector is read or written, if the
             disk is full or broken.
     """
 
-    def __init__(self, settings: State, size: int) -> None:
-        self.settings, self.size = settings, size
-        self.stride = max(1, -(-size // LINE)) * LINE
-        self.room = settings.memory * 2**20 // (4 * self.stride)
-        self.rows = max(1, BLOCK // (4 * self.stride))
+    def __init__(self, settings: State, size: int, dtype: torch.dtype = torch.float32) -> None:
+        self.settings, self.size, self.dtype = settings, size, dtype
+        self.nbytes = -(-size // 8) if dtype == torch.bool else size * dtype.itemsize
+        self.stride = max(1, -(-self.nbytes // LINE)) * LINE
+        self.capacity = settings.memory * 2**20 // self.stride
+        self.rows = max(1, BLOCK // self.stride)
         self.places: dict[int, int] = {}
         self.blocks: list[Tensor] = []
         self.file = self._open()
@@ -70,44 +79,61 @@ class Store(Mapping[int, Tensor]):
 
     def __getitem__(self, client: int) -> Tensor:
         place = self.places[client]
-        if place < self.room:
-            return self._row(place)
-        vector = torch.empty(self.size)
-        self._move(self.file.readinto, place, vector)
-        return vector
+        if place < self.capacity:
+            return self._decoded(self._row(place))
+        content = torch.empty(self.nbytes, dtype=torch.uint8)
+        self._move(self.file.readinto, place, content)
+        return self._decoded(content)
 
     def __setitem__(self, client: int, vector: Tensor) -> None:
-        if vector.shape != (self.size,) or vector.dtype != torch.float32:
+        if vector.shape != (self.size,) or vector.dtype != self.dtype:
             found = f"{vector.dtype} {list(vector.shape)}"
-            raise ValueError(f"wanted a vector, torch.float32 [{self.size}], found {found}")
+            raise ValueError(f"wanted a vector, {self.dtype} [{self.size}], found {found}")
         place = self.places.get(client, len(self.places))
-        if place < self.room:
-            self._row(place).copy_(vector.detach())
+        if place < self.capacity:
+            if self.dtype == torch.bool:
+                self._row(place).copy_(self._encoded(vector))
+            else:
+                self._row(place).view(self.dtype).copy_(vector.detach())
         else:
-            self._move(self.file.write, place, vector.detach().cpu().contiguous())
+            self._move(self.file.write, place, self._encoded(vector))
         self.places[client] = place
 
+    def _encoded(self, vector: Tensor) -> Tensor:
+        """The vector as bytes, uint8 [nbytes], on the host."""
+        content = torch.empty(self.size, dtype=self.dtype).copy_(vector.detach())
+        if self.dtype == torch.bool:
+            return torch.from_numpy(np.packbits(content.numpy()))
+        return content.view(torch.uint8)
+
+    def _decoded(self, content: Tensor) -> Tensor:
+        """The vector [size] of these bytes: a view of them, unless they are packed bools."""
+        if self.dtype == torch.bool:
+            bits = np.unpackbits(content.numpy(), count=self.size)
+            return torch.from_numpy(bits.view(np.bool_))
+        return content.view(self.dtype)
+
     def _open(self) -> FileIO:
-        """The file; at once, though it may stay empty: its folder is judged before the run."""
+        """Opens the file. It may stay empty, but its folder is checked before the run."""
         try:
             return tempfile.TemporaryFile(dir=self.settings.folder, buffering=0)
         except OSError as error:
             raise self._problem(error) from None
 
     def _row(self, place: int) -> Tensor:
-        """The vector in memory at that place: a view, which may be fresh."""
+        """The bytes in memory at that place, uint8 [nbytes]: a view, which may be new."""
         block, row = divmod(place, self.rows)
         if block == len(self.blocks):
-            rows = min(self.rows, self.room - place)
-            fresh = mmap(-1, rows * 4 * self.stride, MAP_PRIVATE | MAP_ANONYMOUS)
-            self.blocks.append(torch.frombuffer(fresh, dtype=torch.float32).view(rows, -1))
-        return self.blocks[block][row, : self.size]
+            rows = min(self.rows, self.capacity - place)
+            fresh = mmap(-1, rows * self.stride, MAP_PRIVATE | MAP_ANONYMOUS)
+            self.blocks.append(torch.frombuffer(fresh, dtype=torch.uint8).view(rows, -1))
+        return self.blocks[block][row, : self.nbytes]
 
-    def _move(self, move: Callable[[memoryview], int | None], place: int, vector: Tensor) -> None:
-        """Reads or writes the vector [size] that has that place, beyond those in memory."""
-        rest = vector.numpy().data.cast("B")
+    def _move(self, move: Callable[[memoryview], int | None], place: int, content: Tensor) -> None:
+        """Reads or writes the bytes [nbytes] of a place beyond those in memory."""
+        rest = content.numpy().data.cast("B")
         try:
-            self.file.seek((place - self.room) * 4 * self.stride)
+            self.file.seek((place - self.capacity) * self.stride)
             while rest:  # the system moves 2 GiB at a time at most
                 rest = rest[move(rest) :]
         except OSError as error:
@@ -119,3 +145,38 @@ class Store(Mapping[int, Tensor]):
             f"state.folder = {folder}: {error.strerror}; wanted a folder with room for what "
             f"clients keep beyond state.memory = {self.settings.memory} MiB"
         )
+
+
+class Stores(Mapping[str, Store]):
+    """Stores by name: everything that its owner keeps for clients from round to round.
+
+    Args:
+        settings: how much memory each store may take, and where its file goes.
+    """
+
+    def __init__(self, settings: State) -> None:
+        self.settings, self.named = settings, dict[str, Store]()
+
+    def __getitem__(self, name: str) -> Store:
+        return self.named[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.named)
+
+    def __len__(self) -> int:
+        return len(self.named)
+
+    def add(self, name: str, size: int, dtype: torch.dtype = torch.float32) -> Store:
+        """Makes a store of vectors [size] under a name of its own.
+
+        Raises:
+            ValueError: if there is a store of that name.
+            StoreError: see `Store`.
+        """
+        if name in self.named:
+            raise ValueError(
+                f"store '{name}': wanted a name of its own, found a store of this name; taken are: "
+                f"{', '.join(self.named)}"
+            )
+        self.named[name] = Store(self.settings, size, dtype)
+        return self.named[name]

@@ -9,22 +9,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedmpi.config import State
-from fedmpi.training.store import Store
+from fedmpi.training.train import Trainer
 
 
 class Variates:
-    """A rank's c and its clients' c_k, all [n] and zeros at first.
+    """The control variates of a rank: c, and its clients' c_k. All are [n], and zeros at first.
+
+    Args:
+        trainer: keeps the c_k.
 
     Attributes:
         common: c, as the server sent it.
         own: each client's c_k, if it has moved.
     """
 
-    def __init__(self, settings: State, start: Tensor) -> None:
-        self.common, self.own = torch.zeros_like(start), Store(settings, len(start))
+    def __init__(self, trainer: Trainer) -> None:
+        self.common = torch.zeros(trainer.flat.size, device=trainer.device)
+        self.own = trainer.store("variate", len(self.common))
         self.chunk: tuple[int, ...] = ()
-        self.drift = torch.zeros_like(start)
+        self.drift = torch.zeros_like(self.common)
 
     def begin(self, common: Tensor) -> None:
         """A round begins, with that c."""

@@ -23,7 +23,7 @@ from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Block, Message
 from fedmpi.methods import fedavg
-from fedmpi.networks.channels import Channels
+from fedmpi.networks.slicing import Channels
 from fedmpi.runs import memory
 from fedmpi.runs.launch import Launcher
 from fedmpi.training.rows import OneByOne

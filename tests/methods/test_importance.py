@@ -8,10 +8,12 @@ from torch import Tensor
 from fedmpi import models
 from fedmpi.config import State
 from fedmpi.engine import Engine
+from fedmpi.methods.fedsl.fronts import NarrowedWaveParts
 from fedmpi.methods.fedsl.importance import Channels, Memory, Weights
 from fedmpi.networks.flat import Flat
-from fedmpi.split.narrowed import Narrowed, NarrowedWaveParts
 from fedmpi.training.descent import Descent
+from fedmpi.training.inner import Inner
+from fedmpi.training.store import Stores
 from tests.plain import CNN
 from tests.small import small
 
@@ -97,7 +99,7 @@ def test_a_narrowed_front_says_and_learns_what_the_masked_one_does(case: str) ->
         for rows in (party.rows, plain):
             rows.backward(cotangents)
         for row in range(count):
-            wanted = plain.first(count)[1][row] * masks[row]
+            wanted = plain.head(count)[1][row] * masks[row]
             torch.testing.assert_close(party.rows.head(count)[1][row], wanted)
 
 
@@ -110,7 +112,7 @@ def test_narrowed_networks_are_kept_for_the_next_round_and_no_longer() -> None:
         (party,) = parts.open(0, [range(3)], flat.initial)
         part = found.narrowed(found.choose(random(flat.size), rate))
         parts.narrow(lambda client, part=part: part)
-        assert isinstance(party.rows, Narrowed) and isinstance(party.descent, Descent)
+        assert isinstance(party.rows, Inner) and isinstance(party.descent, Descent)
         inner += party.rows.inner.values()
     assert inner[0] is inner[1] and inner[1] is not inner[2]
     assert len(inner) == 3
@@ -135,7 +137,7 @@ def test_what_was_cut_out_is_remembered_by_its_last_gradient(kind: str) -> None:
     """A channel has none while it is not there; a weight has one all the time."""
     flat = front_of("mlp")
     pruner = Weights(flat, CPU) if kind == "weights" else Channels(flat, CPU, SHAPE)
-    memory = Memory(pruner, flat.size, flat.initial, State())
+    memory = Memory(pruner, flat.size, flat.initial, Stores(State()))
     gradients = [random(flat.size, seed) for seed in range(2)]
     for g in gradients:
         memory.release()

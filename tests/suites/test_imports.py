@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import fedmpi
+from tests import PATIENCE
 
 ROOM = Path(__file__).parents[2]
 
@@ -232,7 +233,7 @@ def test_what_is_known_through_others(module: str, never: tuple[str, ...]) -> No
     """The table speaks of statements; this of what is really loaded in the end."""
     program = f"import sys, fedmpi.{module}; print([m for m in {never!r} if m in sys.modules])"
     words = [sys.executable, "-c", program]
-    done = subprocess.run(words, cwd=ROOM, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=ROOM, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 

@@ -71,20 +71,6 @@ def test_docstring_names_the_method_the_paper_and_the_differences(path: Path) ->
         assert len(re.findall(opening, text)) == len(re.findall(formed, text, re.MULTILINE))
 
 
-@every_file
-def test_file_is_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 200
-
-
-@every_file
-def test_the_readme_has_a_row_for_it(path: Path) -> None:
-    """With its lines of code, which are easily forgotten."""
-    name, lines = named(path).replace("_", "-"), len(path.read_text().splitlines())
-    rows = (Path(__file__).parents[2] / "README.md").read_text().split("\n")
-    (row,) = [row for row in rows if row.startswith(f"| `{name}` |")]
-    assert row.endswith(f" | {lines} |")
-
-
 @every_case
 @pytest.mark.parametrize(
     "more",

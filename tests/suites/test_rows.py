@@ -141,8 +141,8 @@ def test_a_split_pass_is_the_whole_pass(kind: type[Rows], flat: Flat, cut: str) 
     whole = kind(flat, 3, CPU, small())
     whole.w.copy_(w)
     whole.losses(xs, ys, ())
-    found = torch.cat([part.first(3)[1] for part in (front, back)], 1)
-    torch.testing.assert_close(found, whole.first(3)[1], rtol=1e-4, atol=1e-6)
+    found = torch.cat([part.head(3)[1] for part in (front, back)], 1)
+    torch.testing.assert_close(found, whole.head(3)[1], rtol=1e-4, atol=1e-6)
 
 
 @kinds
@@ -159,7 +159,7 @@ def test_moving_is_the_same_whether_somebody_looked_at_gradients(
             rows.head(2)
         before = rows.w.clone()
         rows.move(2, 0.5)
-        w, g = other.first(2)
+        w, g = other.head(2)
         w.sub_(g, alpha=0.5)
         torch.testing.assert_close(rows.w, other.w, rtol=1e-6, atol=1e-7)
         assert torch.equal(rows.w[2], before[2])
@@ -406,7 +406,7 @@ def test_layers_are_told_when_they_are_judged(kind: type[Rows]) -> None:
     assert training() == {"BatchNorm": True, "Dropout": True, "Flatten": True}
     rows.train_mode(False)
     assert training() == {"BatchNorm": False, "Dropout": False, "Flatten": False}
-    rows.train_mode(False, by_batch=True)
+    rows.train_mode(False, batch_statistics=True)
     assert training() == {"BatchNorm": True, "Dropout": False, "Flatten": False}
     rows.train_mode(True)
     assert training() == {"BatchNorm": True, "Dropout": True, "Flatten": True}
@@ -422,7 +422,7 @@ def test_picks_are_padded_with_nothing() -> None:
     assert torch.equal(batch.positions[0, :16], picks[0].positions)
     assert torch.equal(batch.shifts[1, :3], picks[1].shifts)
     assert batch.keys.tolist() == [picks[0].key, picks[1].key, 0, 0]
-    assert [len(tensor) for tensor in batch.first(2)] == [2] * 4
+    assert [len(tensor) for tensor in batch.head(2)] == [2] * 4
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 50, 64, 1000])

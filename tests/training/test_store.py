@@ -15,7 +15,8 @@ from torch import Tensor
 from fedmpi.config import State
 from fedmpi.errors import BadInput
 from fedmpi.training import store
-from fedmpi.training.store import Store, StoreError
+from fedmpi.training.store import Store, StoreError, Stores
+from tests import linux
 from tests.small import run, small
 
 ROOM = Path(__file__).parent.parent.parent
@@ -102,6 +103,100 @@ def test_only_such_vectors_go_in(wrong: Tensor, memory: int) -> None:
     assert 0 not in kept
 
 
+TYPES = [
+    *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+]
+
+
+def some(size: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """A vector of any bits that the type can have, but for NaN."""
+    random = torch.Generator().manual_seed(seed)
+    if dtype == torch.bool:
+        return torch.rand(size, generator=random) < 0.3
+    if dtype.is_floating_point:
+        return torch.randn(size, generator=random).to(dtype)
+    info = torch.iinfo(dtype)
+    return torch.randint(info.min, info.max, (size,), generator=random, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 1001, 300_001])
+@pytest.mark.parametrize("memory", [1, 0], ids=["memory", "file"])
+def test_vectors_of_every_type_come_back_as_they_were(
+    dtype: torch.dtype, size: int, memory: int
+) -> None:
+    """Of the largest, some lie in memory and some in the file."""
+    kept = Store(State(memory=memory), size, dtype)
+    given = {client: some(size, dtype, client) for client in (5, 2, 9, 4, 0, 7)}
+    for client in (*given, 2):
+        kept[client] = given[client]
+    if size:
+        kept[9] = given[9] = some(2 * size, dtype, 99)[::2]
+    assert list(kept) == list(given)
+    for client, wanted in given.items():
+        found = kept[client]
+        assert (found.dtype, found.shape, found.device.type) == (dtype, (size,), "cpu")
+        assert not size or dtype == torch.bool or found.data_ptr() % 64 == 0
+        assert torch.equal(found, wanted)
+
+
+def test_bools_take_a_bit_each_in_memory_and_in_the_file() -> None:
+    """A mask of float32 takes 32 times as much; every vector begins at a cache line."""
+    size, clients = 1_000_000, 12
+    assert Store(State(), size, torch.bool).nbytes == 125_000
+    assert [Store(State(), n, torch.bool).nbytes for n in (0, 1, 8, 9)] == [0, 1, 1, 2]
+    for memory in (1024, 0):
+        masks, factors = Store(State(memory=memory), size, torch.bool), Store(State(), size)
+        for client in range(clients):
+            masks[client] = torch.ones(size, dtype=torch.bool)
+        assert factors.nbytes == 32 * masks.nbytes
+        each = (masks.nbytes + 63) // 64 * 64
+        taken = in_memory(masks) if memory else in_file(masks)
+        assert taken == (store.BLOCK // each * each if memory else 11 * each + masks.nbytes)
+    assert Store(State(memory=1), size, torch.bool).capacity == 8
+    assert Store(State(memory=1), size).capacity == 0
+
+
+def test_what_a_mask_gives_is_not_the_stores_own() -> None:
+    kept = Store(State(), 10, torch.bool)
+    kept[0] = torch.ones(10, dtype=torch.bool)
+    kept[0].fill_(False)
+    assert kept[0].all()
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("memory", [1, 0])
+def test_a_vector_of_another_type_is_refused(dtype: torch.dtype, memory: int) -> None:
+    kept = Store(State(memory=memory), 4, dtype)
+    wrong = torch.zeros(4, dtype=torch.int64 if dtype == torch.bool else torch.bool)
+    with pytest.raises(ValueError, match=rf"wanted a vector, {dtype} \[4\], found {wrong.dtype} "):
+        kept[0] = wrong
+    assert 0 not in kept
+
+
+def test_stores_have_names() -> None:
+    stores = Stores(State(memory=3))
+    assert not stores
+    residuals, masks = stores.add("residual", 4), stores.add("mask", 9, torch.bool)
+    assert dict(stores) == {"residual": residuals, "mask": masks}
+    assert (masks.size, masks.dtype, masks.settings.memory) == (9, torch.bool, 3)
+    with pytest.raises(
+        ValueError, match=r"store 'mask': wanted a name of its own, .*taken are: residual, mask"
+    ):
+        stores.add("mask", 9, torch.bool)
+    assert stores["mask"] is masks
+
+
+def test_a_ranks_stores_are_the_trainers() -> None:
+    engine = run(small("method.name=topk")).engine
+    assert dict(engine.trainer.stores) == {"residual": engine.clients.feedback.residuals}
+    assert sorted(engine.trainer.stores["residual"]) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="store 'residual'"):
+        engine.trainer.store("residual", 1)
+
+
+@linux
 @pytest.mark.parametrize("given", [True, False], ids=["given", "the system's"])
 def test_nothing_is_left_in_the_folder(
     given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,6 +213,7 @@ def test_nothing_is_left_in_the_folder(
     assert len(os.listdir("/proc/self/fd")) == len(before), "its space is free again at once"
 
 
+@linux
 def test_a_run_that_is_over_gives_its_file_back() -> None:
     gc.disable()
     try:
@@ -139,13 +235,14 @@ def test_a_folder_that_is_none(folder: str, found: str, tmp_path: Path) -> None:
     assert issubclass(StoreError, BadInput)
 
 
-def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "lost")])
     with pytest.raises(StoreError, match=r"state.folder = absent: No usable temporary directory"):
         Store(State(), 4)
 
 
+@linux
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(**_: object) -> object:
         return open("/dev/full", "w+b", buffering=0)
@@ -162,7 +259,7 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 FILE_LIMIT = """
 import resource, sys, torch
 from fedmpi.config import State
-from fedmpi.training.store import Store, StoreError
+from fedmpi.training.store import Store, StoreError, Stores
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
 kept = Store(State(memory=0), 1_000_000)
@@ -210,6 +307,7 @@ def test_a_vector_that_fits_in_part() -> None:
     assert rest == "[0, 1] 2000000.0", "what was there before is still there"
 
 
+@linux
 def test_memory_is_bounded() -> None:
     """64 vectors take 244 MiB; the limit is 32, and some 20 are code, and vectors that are read."""
     bounded, free = map(float, said(BOUND).split())

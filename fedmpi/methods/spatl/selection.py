@@ -1,4 +1,4 @@
-"""Which channels of its encoder a client of SPATL sends."""
+"""Rules by which a SPATL client selects the channels of its encoder that it sends."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,18 +12,17 @@ from torch import Tensor
 from fedmpi import config
 from fedmpi.config import ConfigError, Settings
 from fedmpi.methods.spatl import agent
-from fedmpi.networks.channels import Channels
+from fedmpi.networks.slicing import Channels
 from fedmpi.streams import Purpose, stream
-from fedmpi.training.store import Store
 from fedmpi.training.train import Trainer
 
 Select = Callable[[int, int, Tensor], Tensor]
-"""Channels, ascending, for a round, a client and its model [n]: int64 on the model's device."""
+"""Maps a round, a client and its model [n] to channels, ascending: int64 on the model's device."""
 
 BATCH = 256
-"""Samples that a masked model is judged on at a time."""
+"""Batch size in the evaluation of a masked model."""
 RESERVE = 0.2
-"""Share of a client's samples that its agent is rewarded by, as the authors' code has in mind."""
+"""Share of a client's samples that is reserved for its agent's reward, as in the authors' code."""
 
 
 class Config(config.Method):
@@ -46,11 +45,11 @@ class Config(config.Method):
     selection = agent."""
 
     def reserve(self) -> float:
-        """What agents are rewarded by is not trained on."""
+        """Returns the share of a client's samples that is reserved for its agent's reward."""
         return RESERVE if self.selection == "agent" else 0.0
 
     def idle(self, settings: Settings) -> dict[str, str]:
-        """See `config.Method.idle`."""
+        """Names the settings that have no effect, and what would give them one."""
         found = super().idle(settings)
         if self.selection == "agent":
             return found | {"sparsity": "another method.selection than 'agent'"}
@@ -58,14 +57,14 @@ class Config(config.Method):
         return found | dict.fromkeys(agents, "method.selection = 'agent'")
 
     def problems(self, settings: Settings) -> list[str]:
-        """See `config.Method.problems`."""
+        """Names what cannot be run."""
         found = super().problems(settings)
         if self.selection == "agent" and self.agent is None:
             found.append("method.agent: wanted a file, because method.selection = 'agent'")
         return found
 
     def begin(self) -> Tensor:
-        """The agent that clients begin with, [agent.SIZE]; without agents [0].
+        """Returns the initial agent of all clients, [agent.SIZE]; without agents [0].
 
         Raises:
             ConfigError: if its file holds none.
@@ -74,7 +73,7 @@ class Config(config.Method):
 
 
 def by_rule(method: Config, channels: Channels, seed: int) -> Select:
-    """Channels of the largest norms, in each layer or of all of them; or random ones."""
+    """Returns the selection by the largest norms, in each layer or overall, or at random."""
     sparsity = method.sparsity
 
     def select(t: int, client: int, w: Tensor) -> Tensor:
@@ -89,7 +88,10 @@ def by_rule(method: Config, channels: Channels, seed: int) -> Select:
 
 
 class Judge:
-    """A network of its own: those of the trainer hold what clients are about to send."""
+    """Evaluates masked models on a network of its own.
+
+    The trainer's networks cannot be used, because they hold what clients are about to send.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.flat = trainer, trainer.flat
@@ -99,7 +101,7 @@ class Judge:
 
     @torch.no_grad()
     def accuracy(self, w: Tensor, positions: np.ndarray, client: int) -> float:
-        """How many training samples the client's model w [n] classifies rightly, in percent."""
+        """Returns the accuracy of the client's model w [n] on some training samples, in percent."""
         if not len(positions):
             return 0.0
         self.w.copy_(w)
@@ -113,18 +115,20 @@ class Judge:
 
 
 class ByAgent:
-    """Channels as each client's agent says: how many of each layer; of those, the largest norms.
+    """Selects channels by each client's agent.
+
+    The agent says how many channels of each layer are sent; those of the largest norms are.
 
     Args:
         method: settings.
-        trainer: knows the network, and each client's reserved samples.
-        channels: of the encoder.
+        trainer: gives the network, and each client's reserved samples.
+        channels: channels of the encoder.
 
     Attributes:
-        agents: each client's, from when it is told its first one.
+        agents: parameters of each client's agent, from the time when it receives one.
 
     Raises:
-        ConfigError: if there is nothing to choose from.
+        ConfigError: if the encoder has no channels.
     """
 
     def __init__(self, method: Config, trainer: Trainer, channels: Channels) -> None:
@@ -134,12 +138,12 @@ class ByAgent:
                 "found none"
             )
         self.method, self.trainer, self.channels = method, trainer, channels
-        self.agents = Store(trainer.settings.state, agent.SIZE)
+        self.agents = trainer.store("agent", agent.SIZE)
         self.scene = agent.Scene(trainer.flat, channels, tuple(trainer.feed.x.shape[1:]))
         self.judge = Judge(trainer)
 
     def __call__(self, t: int, client: int, w: Tensor) -> Tensor:
-        """See `Select`; the client's agent is in `agents`, and learns."""
+        """Selects a client's channels in round t; in the first rounds its agent learns before."""
         game = self.game(w, self.trainer.population.reserved[client], client)
         mind = agent.born(0)
         mind.load(self.agents[client])
@@ -152,11 +156,11 @@ class ByAgent:
         return self.chosen(self.channels.norms(w), keep)
 
     def chosen(self, norms: Tensor, keep: agent.Keep) -> Tensor:
-        """Channels of the largest norms, as many of each layer."""
+        """Returns the channels of the largest norms, as many of each layer as `keep` says."""
         return self.channels.largest(norms, self.scene.counts(keep))
 
     def game(self, w: Tensor, positions: np.ndarray, client: int) -> agent.Game:
-        """What an agent plays: to spare FLOPs of w [n], judged by training samples."""
+        """Returns the agent's environment for a model w [n], evaluated on training samples."""
         norms = self.channels.norms(w)
 
         def accuracy_of(keep: agent.Keep) -> float:
