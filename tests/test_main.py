@@ -157,7 +157,10 @@ SETTINGS = {
         ["partition.name=shards", "partition.classes_per_client=11"],
         "classes_per_client = 11: the training set has 10 classes; possible are 1 to 10",
     ),
-    "more clients than samples": (["clients=9999"], "clients = 9999: more than the 180 training"),
+    "more clients than samples": (
+        ["clients=9999"],
+        "clients = 9999: wanted at most 180, the training samples",
+    ),
     "smallest client": (
         ["partition.name=dirichlet", "partition.minimum=60"],
         "minimum = 60: 4 clients want 240 ",
@@ -226,8 +229,8 @@ def test_bad_files(case: str, here: Path) -> None:
 
 NO_RESULTS = {
     "missing": (None, "a.h5: no such file; wanted a result (HDF5)"),
-    "not HDF5": (b"lr = 1", "a.h5: not HDF5: "),
-    "cut short": (b"\x89HDF\r\n\x1a\n" + bytes(40), "a.h5: not HDF5: "),
+    "not HDF5": (b"lr = 1", "a.h5: not an HDF5 file: "),
+    "cut short": (b"\x89HDF\r\n\x1a\n" + bytes(40), "a.h5: not an HDF5 file: "),
 }
 
 
@@ -254,11 +257,14 @@ def test_hdf5_that_is_no_result() -> None:
 SWEEPS = {
     "a scalar in a grid": (
         "[[grid]]\nlr = 0.1",
-        "a.toml: [[grid]] 1: lr = 0.1: wanted a list of values, not empty",
+        "a.toml: [[grid]] 1: lr = 0.1: wanted a list of at least one value",
     ),
-    "an empty list": ("[[grid]]\nlr = []", "a.toml: [[grid]] 1: lr = []: wanted a list of values"),
-    "one grid, not a list": ("[grid]\nlr = [1]", "'grid' is a list of tables: write [[grid]]"),
-    "no table": ("base = 1", "a.toml: 'base' is a table: write [base]"),
+    "an empty list": (
+        "[[grid]]\nlr = []",
+        "a.toml: [[grid]] 1: lr = []: wanted a list of at least one value",
+    ),
+    "one grid, not a list": ("[grid]\nlr = [1]", "'grid' must be a list of tables: write [[grid]]"),
+    "no table": ("base = 1", "a.toml: 'base' must be a table: write [base]"),
     "unknown table": ("[bass]\nlr = 1", "a.toml: no table [bass]; there are: base, grid"),
     "unknown key": ("[[grid]]\nrouds = [1, 2]", "[[grid]] 1 (rouds=1): no setting 'rouds' (did"),
     "unknown base key": ("[base]\nrouds = 1", "no setting 'rouds'"),
@@ -281,7 +287,7 @@ def test_bad_sweeps(case: str, option: list[str], here: Path) -> None:
 def test_only_beyond_the_last_run(option: list[str], here: Path) -> None:
     Path("a.toml").write_text("[[grid]]\nseed = [1, 2]")
     found = fedmpi("sweep", "a.toml", "--only", "2", *option)
-    refused(found, "--only 2: a.toml has runs 0 to 1", here)
+    refused(found, "--only 2: no such run; a.toml has runs 0 to 1", here)
 
 
 def test_a_file_of_another_run_is_left_alone(here: Path) -> None:
@@ -289,7 +295,7 @@ def test_a_file_of_another_run_is_left_alone(here: Path) -> None:
     before = Path("a.h5").read_bytes()
     found = fedmpi("run", *QUICK, "seed=2", "--out", "a.h5")
     assert found.exit_code == 2
-    assert "a.h5: holds another run, " in found.stderr
+    assert "a.h5: holds the run " in found.stderr
     assert Path("a.h5").read_bytes() == before
 
 
@@ -297,14 +303,14 @@ def test_a_file_that_is_no_result_is_left_alone() -> None:
     Path("a.h5").write_text("my thesis")
     found = fedmpi("run", *QUICK, "--out", "a.h5")
     assert found.exit_code == 2
-    assert "a.h5: not HDF5" in found.stderr
+    assert "a.h5: not an HDF5 file" in found.stderr
     assert Path("a.h5").read_text() == "my thesis"
 
 
 def test_a_folder_that_cannot_be_made(here: Path) -> None:
     Path("file").touch()
     found = fedmpi("run", *QUICK, "--out", "file/results")
-    refused(found, f"wanted a folder to write to, found {here / 'file'}, which is none", here)
+    refused(found, f"wanted a folder to write to, but {here / 'file'} is no folder", here)
 
 
 @pytest.mark.parametrize("case", ["unknown key", "missing data", "split point", "classes"])
@@ -325,12 +331,12 @@ def test_no_launcher(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
 def test_a_launcher_of_another_size(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("PMI_RANK", "0")
     found = fedmpi("run", *QUICK, "--ranks", "3")
-    refused(found, "--ranks 3: the launcher around it started 1; leave it out", here)
+    refused(found, "--ranks 3: found a job of 1, which a launcher has started; omit --ranks", here)
 
 
 def test_srun_whose_tasks_mpi_does_not_join(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    refused(fedmpi("run", *QUICK), "srun started 4 tasks, but MPI sees each of them alone", here)
+    refused(fedmpi("run", *QUICK), "srun started 4 tasks, but MPI does not connect them", here)
 
 
 @pytest.mark.parametrize(("code", "wanted"), [(0, 0), (2, 2), (1, 1), (137, 1), (-9, 1)])

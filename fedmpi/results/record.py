@@ -106,7 +106,7 @@ def open_result(path: Path) -> h5py.File:
         # No lock, because a run in progress still writes to the file.
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise RecordError(f"{path}: not HDF5: {error}") from None
+        raise RecordError(f"{path}: not an HDF5 file: {error}") from None
     if "settings" not in file.attrs or "rounds" not in file:
         file.close()
         raise RecordError(f"{path}: HDF5, but not a result: it holds no settings")
@@ -134,12 +134,14 @@ def state_of(path: Path, identity: str) -> str | None:
     if not path.exists():
         above = next(folder for folder in path.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
-            raise RecordError(f"{path}: wanted a folder to write to, found {above}, which is none")
+            raise RecordError(f"{path}: wanted a folder to write to, but {above} is no folder")
         return None
     with open_result(path) as file:
         found = file.attrs["identity"]
         if found != identity:
-            raise RecordError(f"{path}: holds another run, {found}; wanted {identity} or no file")
+            raise RecordError(
+                f"{path}: holds the run {found}; wanted the run {identity}, or no such file"
+            )
         return str(file.attrs["status"])
 
 

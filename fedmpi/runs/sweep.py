@@ -58,7 +58,9 @@ class Sweep:
         self.members = members(file, words)
         beyond = [number for number in only if number >= len(self.members)]
         if beyond:
-            raise ConfigError(f"--only {beyond[0]}: {file} has runs 0 to {len(self.members) - 1}")
+            raise ConfigError(
+                f"--only {beyond[0]}: no such run; {file} has runs 0 to {len(self.members) - 1}"
+            )
         self.chosen = list(only) or list(range(len(self.members)))
 
     def path(self, number: int) -> Path:
@@ -116,9 +118,9 @@ def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
     ]
     grids, base = tree.get("grid", [{}]), tree.get("base", {})
     if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
-        raise ConfigError(f"{path}: 'grid' is a list of tables: write [[grid]]")
+        raise ConfigError(f"{path}: 'grid' must be a list of tables: write [[grid]]")
     if not isinstance(base, dict):
-        raise ConfigError(f"{path}: 'base' is a table: write [base]")
+        raise ConfigError(f"{path}: 'base' must be a table: write [base]")
     found: dict[str, Member] = {}
     # What is wrong with many points, such as a setting of [base], is said of the first.
     said: set[str] = set()
@@ -126,7 +128,7 @@ def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
         axes = dict(_axes(grid))
         scalars = {n: v for n, v in axes.items() if not isinstance(v, list) or not v}
         problems += [
-            f"{path}: [[grid]] {number}: {name} = {values!r}: wanted a list of values, not empty"
+            f"{path}: [[grid]] {number}: {name} = {values!r}: wanted a list of at least one value"
             for name, values in scalars.items()
         ]
         if scalars:

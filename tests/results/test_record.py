@@ -187,7 +187,7 @@ def test_state_of(path: Path, status: str) -> None:
 
 def test_state_of_another_run(path: Path) -> None:
     finished(path, 0.1)
-    with pytest.raises(RecordError, match=f"another run, {IDENTITY}; wanted fedcba"):
+    with pytest.raises(RecordError, match=f"holds the run {IDENTITY}; wanted the run fedcba"):
         record.state_of(path, "fedcba")
 
 

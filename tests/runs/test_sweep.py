@@ -182,7 +182,10 @@ def test_bad_members_are_skipped_and_the_code_tells() -> None:
     write("clients = [2, 999, 3]")
     found = sweep()
     assert found.exit_code == 2
-    assert "run 1 (clients=999): clients = 999: more than the 180 training samples" in found.stderr
+    assert (
+        "run 1 (clients=999): clients = 999: wanted at most 180, the training samples"
+        in found.stderr
+    )
     assert states(sweep("--dry-run")) == ["done", "to do", "done"]
 
 

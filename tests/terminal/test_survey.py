@@ -142,7 +142,7 @@ REFUSED = {
     "a frozen file": (["--freeze", "a.npy"], "a.npy: wanted a name that ends in .npz"),
     "settings": (["rouds=3"], "no setting 'rouds'"),
     "vectors": (["data.shape=[4]", "skew.rotations=[90]"], "skew.rotations = [90]: wanted images"),
-    "clients": (["clients=999"], "clients = 999: more than the 270 training samples"),
+    "clients": (["clients=999"], "clients = 999: wanted at most 270, the training samples"),
     "no file": (["partition={name='frozen'}"], "partition.file: wanted a file that fedmpi"),
     "missing file": (
         ["partition={name='frozen',file='x.npz'}"],
