@@ -268,7 +268,10 @@ class Engine:
                 self.clients.agree(message.blocks)
 
     def outcome(self, t: int, waves: list[Wave]) -> Outcome | None:
-        """Evaluates the models and gathers all measurements, off the clock, on the root alone."""
+        """Evaluates the models and gathers all measurements, off the clock.
+
+        All ranks call it; the outcome is on the root, and None elsewhere.
+        """
         seconds, both = self.clock.elapsed(), (self.wire, self.clock)
         w, noted = None, dict[str, dict[int, float]]()
         if self.server is not None:
@@ -278,7 +281,10 @@ class Engine:
         return self.observer.outcome(t, waves, burdens, verdict, w, noted, seconds, *both)
 
     def model_sha256(self) -> str:
-        """Returns the hash of the global model, on the root: float32, little-endian, in order."""
+        """Returns the hash of the global model, on the root.
+
+        The model is hashed as float32, little-endian, in the order of its stages.
+        """
         assert self.server is not None
         return hashlib.sha256(self.server.w.cpu().numpy().astype("<f4").tobytes()).hexdigest()
 

@@ -1,11 +1,11 @@
-"""FedBN: normalisation layers stay with the client, all others are averaged.
+"""FedBN: normalization layers stay with the client, all others are averaged.
 
 X. Li, M. Jiang, X. Zhang, M. Kamp, Q. Dou, *FedBN: Federated Learning on Non-IID Features via Local
 Batch Normalization*, ICLR 2021, arXiv 2102.07623, algorithm 1. Scale, shift and running statistics
 of every norm are the client's own; a model without norms is trained as in FedAvg.
 
-There is no global model; accuracies are measured as FedPer's.
-Differs from the paper: GroupNorm's scales and shifts count as well; clients are averaged by
+There is no global model; accuracies are measured as in FedPer.
+Differs from the paper: scales and shifts of GroupNorm are personal as well; clients are averaged by
 samples.
 """
 

@@ -28,5 +28,5 @@ class Clients(fedavg.Clients):
     method: Config
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-        """Adds the gradient of the proximal term."""
+        """Adds the proximal term's gradient."""
         g.add_(w - self.start, alpha=self.method.mu)

@@ -71,5 +71,8 @@ class Link(Side, Generic[Memory]):
 
     @cached_property
     def _open(self) -> dict[tuple[int, int], Memory]:
-        """State of batches whose gradients are outstanding, by cut and client."""
+        """State of batches whose gradients are outstanding, by cut and client.
+
+        It is empty after each step.
+        """
         return {}
