@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,18 +34,19 @@ RANKS = 2
 SHARE = 0.1
 """Of the clients, sampled each round."""
 SAMPLES, BATCH, EPOCHS = 32, 10, 20
-STEPS = EPOCHS * -(-SAMPLES // BATCH)
-"""Local steps of a client in a round."""
 CLIENT_ROUNDS, ROUNDS = 200, 2
 """Least number of sampled clients, summed over the rounds that count, and of such rounds."""
 MIB = 2**20
 
 
-def tree_of(clients: int) -> Tree:
-    """The settings of a crowd. Accuracies are measured after the last round alone."""
+def tree_of(clients: int, words: Sequence[str] = ()) -> Tree:
+    """Returns the settings for so many clients, with `key=value` words on top.
+
+    Accuracies are measured after the last round alone.
+    """
     rounds = 1 + max(ROUNDS, -(-CLIENT_ROUNDS // sampled(clients)))
     data = {"name": "synthetic", "shape": [1, 28, 28], "test_samples": 10}
-    return {
+    tree: Tree = {
         "clients": clients,
         "participation": SHARE,
         "batch": BATCH,
@@ -57,6 +58,8 @@ def tree_of(clients: int) -> Tree:
         "model": {"hidden": []},
         "data": data | {"samples": SAMPLES * clients},
     }
+    loading.override(tree, tuple(words))
+    return tree
 
 
 def sampled(clients: int) -> int:
@@ -64,15 +67,17 @@ def sampled(clients: int) -> int:
     return max(1, round(SHARE * clients))
 
 
-def measure(crowds: tuple[int, ...], repeats: int) -> Iterator[Result]:
-    """A result for each crowd: seconds a sampled client and round, against the other crowds."""
+def measure(
+    crowds: tuple[int, ...], repeats: int, settings: Sequence[str] = ()
+) -> Iterator[Result]:
+    """Yields a result per crowd: seconds per sampled client and round, against other crowds."""
     launcher = launch.find()
     found: dict[int, list[dict[str, Any]]] = {clients: [] for clients in crowds}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
 
         def turn(clients: int) -> float:
-            words = [sys.executable, "-m", "fedmpi.bench.scale", str(clients), str(out)]
+            words = [sys.executable, "-m", "fedmpi.bench.scale", str(clients), str(out), *settings]
             subprocess.run(launcher.command(RANKS, words), env=launcher.environment(), check=True)
             found[clients].append(json.loads(out.read_text()))
             return found[clients][-1]["seconds"]
@@ -83,7 +88,8 @@ def measure(crowds: tuple[int, ...], repeats: int) -> Iterator[Result]:
         seconds = take_turns(turns, repeats)
     for clients in crowds:
         others = [str(other) for other in crowds if other != clients]
-        case = {"clients": clients, "sampled": sampled(clients), "ranks": RANKS}
+        case: dict[str, Any] = {"clients": clients, "sampled": sampled(clients), "ranks": RANKS}
+        case |= {"settings": " ".join(settings)} if settings else {}
         yield weigh("scale", case, seconds, str(clients), others, about(found[clients]))
 
 
@@ -95,10 +101,11 @@ def about(turns: list[dict[str, Any]]) -> dict[str, float]:
         "server_MiB": server / MIB,
         "host_MiB": host / MIB,
         "samples_MiB": turns[0]["samples"] / MIB,
+        "model_MiB": turns[0]["model"] / MIB,
     }
 
 
-def main(clients: int, out: Path) -> None:
+def main(clients: int, out: Path, words: Sequence[str] = ()) -> None:
     """One crowd's turn, on these ranks: the root leaves what was found."""
     from fedmpi.engine import Engine
     from fedmpi.messages.clock import Clock
@@ -108,15 +115,19 @@ def main(clients: int, out: Path) -> None:
     clock = Clock()
     wire = Wire(clock)
     began = perf_counter()
-    engine = Engine(loading.load(tree_of(clients)), wire.place)
+    settings = loading.load(tree_of(clients, words))
+    engine = Engine(settings, wire.place)
     setup = perf_counter() - began
+    # An agreement before the first round is nobody's training.
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
+    outcomes = [outcome for outcome in outcomes if outcome.tables["rounds"]["round"][0] >= 0]
     peaks = [int(peak[0]) for peak in wire.report(np.array([memory.peak()]))]
     if not wire.is_root:
         return
+    wanted = settings.epochs * -(-SAMPLES // settings.batch)
     for outcome in outcomes:
         steps = outcome.tables["clients"]["steps"].tolist()
-        if steps != [STEPS] * sampled(clients) or not outcome.finite:
+        if steps != [wanted] * sampled(clients) or not outcome.finite:
             raise AssertionError(f"{clients} clients: {len(steps)} took part, in steps {steps[:9]}")
     seconds = [float(outcome.tables["rounds"]["seconds"][0]) for outcome in outcomes]
     found = {
@@ -124,11 +135,13 @@ def main(clients: int, out: Path) -> None:
         "setup": setup,
         "peaks": peaks,
         "samples": 4 * 28 * 28 * SAMPLES * clients,
+        "model": 4 * engine.flat.size,
     }
     out.write_text(json.dumps(found))
 
 
 @click.command()
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--clients",
     "crowds",
@@ -140,11 +153,16 @@ def main(clients: int, out: Path) -> None:
 )
 @REPEATS
 @JSON
-def command(crowds: tuple[int, ...], repeats: int, as_json: bool) -> None:
-    """Measure time per sampled client and memory, with few and with many logical clients."""
-    for result in measure(crowds, repeats):
+def command(words: tuple[str, ...], crowds: tuple[int, ...], repeats: int, as_json: bool) -> None:
+    """Measure time per sampled client and memory, with few and with many logical clients.
+
+    Settings (KEY=VALUE) replace those of the benchmark, such as method.name=ssfl and
+    model.hidden=[2048,2048], to see the memory of a method.
+    """
+    loading.load(tree_of(crowds[0], words))
+    for result in measure(crowds, repeats, words):
         result.say(as_json)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -187,5 +187,5 @@ def test_check_size(
 
 
 def test_a_crowd_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--ranks 100000: wanted at most .*, 64 per core"):
+    with pytest.raises(ConfigError, match=r"--ranks 100000: wanted at most .*, 64 per core"):
         launch.start(100_000, ["run"])
