@@ -67,7 +67,7 @@ class Server(ServerSide, fedavg.Server):
     """The server's half.
 
     Attributes:
-        sizes: of front, back and tail.
+        sections: where front, back and tail lie in the model.
         updates: of fronts and tails, of the wave's clients whose uploads came.
         round: the last that had a conversation.
     """
@@ -76,47 +76,41 @@ class Server(ServerSide, fedavg.Server):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        front, back, tail = self.method.parts(self.flat)
-        self.sizes = [front.size, back.size, tail.size]
+        front, back, _ = self.method.parts(self.flat)
+        self.sections = self.method.sections(self.flat)
         self.shape = shape_behind([front], trainer.feed.x)
         self.backs = WaveParts(trainer, back, self.method.is_one, trainer.pool)
         self.updates: dict[int, Tensor] = {}
         self.round: int | None = None
 
-    def held(self, w: Tensor) -> Tensor:
-        """What of w [n] clients have: front and tail."""
-        front, _, tail = w.split(self.sizes)
-        return torch.cat([front, tail])
-
     def broadcast(self, t: int) -> list[Block]:
         """Front and tail."""
-        return [sparse.block(Kind.MODEL, self.held(self.w))]
+        return [sparse.block(Kind.MODEL, self.sections.held(self.w))]
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
         """Begins a wave's conversation; one back goes on from wave to wave."""
         goes_on = self.method.is_one and self.round == t
         self.round, self.updates = t, {}
-        return self.begin(t, parties, None if goes_on else self.w.split(self.sizes)[1])
+        return self.begin(t, parties, None if goes_on else self.sections.split(self.w)[1])
 
     def absorb(self, t: int, message: Message) -> None:
         """An update of front and tail, and with v1 that of the back that belongs to them."""
-        size = self.sizes[0] + self.sizes[2]
-        update = sparse.vector(message.blocks[0], size, self.trainer.device)
+        update = sparse.vector(message.blocks[0], self.sections.size, self.trainer.device)
         self.add_up(message, update)
 
     def add_up(self, message: Message, update: Tensor) -> None:
         """Adds up an update of front and tail, and with v1 that of the back."""
-        front, _, tail = self.sum.total.split(self.sizes)
-        front.add_(update[: len(front)], alpha=message.weight)
-        tail.add_(update[len(front) :], alpha=message.weight)
+        front, _, tail = self.sections.split(self.sum.total)
+        for total, own in zip((front, tail), self.sections.split_held(update), strict=True):
+            total.add_(own, alpha=message.weight)
         self.updates[message.client] = update
         self.count(message)
 
     def count(self, message: Message) -> None:
         """Takes in that a client is done, and with v1 the update of its back."""
         if not self.method.is_one:
-            _, back, _ = self.sum.total.split(self.sizes)
-            change = self.backs.of(message.client) - self.w.split(self.sizes)[1]
+            _, back, _ = self.sections.split(self.sum.total)
+            change = self.backs.of(message.client) - self.sections.split(self.w)[1]
             back.add_(change, alpha=message.weight)
         self.sum.weight += message.weight
 
@@ -124,22 +118,22 @@ class Server(ServerSide, fedavg.Server):
         """Moves front and tail, and the back likewise (v1) or to where it was brought (v2)."""
         super().step(t)
         if self.method.is_one:
-            self.w.split(self.sizes)[1].copy_(self.backs.first_row)
+            self.sections.split(self.w)[1].copy_(self.backs.first_row)
 
     def personal(self, client: int) -> Tensor | None:
         """The client's front, back and tail together; None if its upload was lost."""
         if client not in self.updates:
             return None
-        held = self.held(self.w) + self.updates[client]
-        front, tail = held.split(self.sizes[::2])
-        return torch.cat([front, self.backs.of(client), tail])
+        held = self.sections.held(self.w) + self.updates[client]
+        return self.sections.join(held, self.backs.of(client))
 
 
 class Clients(ClientSide, fedavg.Clients):
     """The clients' half.
 
     Attributes:
-        sizes: of front and tail.
+        sections: where front and tail lie in what a client holds.
+        held: the front.
         end: see `Cut.end`.
     """
 
@@ -148,20 +142,20 @@ class Clients(ClientSide, fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         front, back, tail = self.method.parts(self.flat)
-        self.sizes, self.held = [front.size, tail.size], front
+        self.sections, self.held = self.method.sections(self.flat), front
         self.fronts, self.tails = WaveParts(trainer, front), WaveParts(trainer, tail)
-        self.start = self.start.new_zeros(sum(self.sizes))
+        self.start = self.start.new_zeros(self.sections.size)
         self.end = self.method.end(self.flat)
         if self.end is not None:
             self.shape = shape_behind([front, back], trainer.feed.x)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Front and tail."""
-        self.start = sparse.vector(blocks[0], sum(self.sizes), self.trainer.device)
+        self.start = sparse.vector(blocks[0], self.sections.size, self.trainer.device)
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
         """Begins a wave's conversation."""
-        front, tail = self.start.split(self.sizes)
+        front, tail = self.sections.split_held(self.start)
         return self.begin(t, parties, front, tail)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:

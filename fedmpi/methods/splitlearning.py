@@ -17,7 +17,6 @@ round; the front's starts afresh with each client, for weights are all that trav
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fedmpi.config import Settings
@@ -51,7 +50,7 @@ class Server(splitfed.Server):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.relay = self.held(self.w)
+        self.relay = self.sections.held(self.w)
 
     def send(self, t: int, client: int) -> list[Block]:
         """Front and tail."""
@@ -72,8 +71,7 @@ class Server(splitfed.Server):
 
     def whole(self) -> Tensor:
         """The model as it is, [n]."""
-        front, tail = self.relay.split(self.sizes[::2])
-        return torch.cat([front, self.backs.first_row, tail])
+        return self.sections.join(self.relay, self.backs.first_row)
 
 
 class Clients(splitfed.Clients):
