@@ -30,7 +30,6 @@ def ranges(
     random: np.random.Generator | None = None,
     size: int | None = None,
     indices: Tensor | None = None,
-    golomb: bool = False,
 ) -> list[Block]:
     """Uniform codes between the least and the greatest value of each part, and these ranges.
 
@@ -44,17 +43,16 @@ def ranges(
         random: rounds up or down, right on average; without it to the nearest.
         size: length of the whole vector; by default `values` is all of it.
         indices: their positions, ascending, [count]; None where the receiver knows them.
-        golomb: write positions in Golomb's code.
     """
     if bits == EXACT:
-        return [sparse.block(kind, values, size, indices, golomb=golomb)]
+        return [sparse.block(kind, values, size, indices)]
     given = values.detach().reshape(-1).to("cpu", torch.float32).numpy()
     codes, low, step = sparse.quantize_parts(given, lengths, bits, random)
     size = len(given) if size is None else size
     where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
     scale = Scale(0.0, 1.0)
     return [
-        Block(kind, size, Coding.CODES, codes, where, bits, scale, golomb),
+        Block(kind, size, Coding.CODES, codes, where, bits, scale),
         Block(kind, 2 * len(low), Coding.F4, np.concatenate([low, step])),
     ]
 
@@ -95,7 +93,6 @@ def strongest(
     sparsity: float,
     bits: int,
     random: np.random.Generator | None = None,
-    golomb: bool = False,
 ) -> list[Block]:
     """SGQ: the largest values of each part in codes, their positions, and the codes' ranges.
 
@@ -103,8 +100,8 @@ def strongest(
     Resource-Constrained Devices*, Entropy 2024, 26(12), 1099.
     Reconstruction: of a part's n values the k = max(1, ceil((1 - sparsity) n)) of largest magnitude
     are kept, and quantized uniformly between the least and the greatest of them: s = (hi - lo) /
-    (2^b - 1), q = round((v - lo) / s). Bytes: the smaller of ceil(size / 8) and 4 count, or less in
-    Golomb's code, for positions (none if nothing is left out); ceil(count * b / 8); 8 a part.
+    (2^b - 1), q = round((v - lo) / s). Bytes: the smaller of ceil(size / 8) and 4 count for
+    positions (none if nothing is left out); ceil(count * b / 8); 8 a part.
 
     Args:
         kind: what the values are.
@@ -115,13 +112,12 @@ def strongest(
         bits: 1 to 16, or EXACT.
         random: rounds up or down, right on average where values are kept; without it to the
             nearest.
-        golomb: write positions in Golomb's code.
     """
     where = sparse.tops(x, spans, sparsity)
     lengths = np.tile(sparse.counts(spans, sparsity), len(x))
     travel = where if sparsity else None
     values = x.detach().reshape(-1)[where]
-    return ranges(kind, values, lengths, bits, random, x.numel(), travel, golomb)
+    return ranges(kind, values, lengths, bits, random, x.numel(), travel)
 
 
 def restored(
@@ -183,47 +179,6 @@ def _magnitudes(g: Tensor, bits: int, draws: Tensor) -> tuple[Tensor, Tensor, Te
     exact = magnitude.double().sub_(low).div_(torch.where(usual, step, 1)).add_(draws)
     level = torch.where(usual, exact.floor_().clamp_(0, most), 0)
     return level, torch.where(step.isfinite(), low, torch.nan), torch.where(usual, step, 0)
-
-
-def magnitudes(kind: Kind, values: Tensor, bits: int, random: np.random.Generator) -> list[Block]:
-    """What `unbiased` makes of a vector, as levels and signs: two blocks.
-
-    Bytes: ceil(n bits / 8) + ceil(n / 8); a sign is a bit beside a level's.
-
-    Args:
-        kind: what the values are.
-        values: [n].
-        bits: bits of a level, 2 to 16, or EXACT.
-        random: rounds up or down.
-    """
-    values = values.detach()
-    if bits == EXACT:
-        return [sparse.block(kind, values)]
-    codes, scale = np.empty(0, code_dtype(bits)), Scale(0.0, 0.0)
-    if len(values):
-        draws = torch.from_numpy(random.random(len(values))).to(values.device)
-        level, low, step = _magnitudes(values, bits, draws)
-        codes = level.to("cpu", torch.int32).numpy().astype(code_dtype(bits))
-        scale = Scale(float(low), float(step))
-    plus = (values >= 0).to("cpu", torch.uint8).numpy()
-    return [
-        Block(kind, len(codes), Coding.CODES, codes, None, bits, scale),
-        Block(kind, len(plus), Coding.CODES, plus, None, 1, Scale(-1.0, 2.0)),
-    ]
-
-
-def signed(blocks: Sequence[Block], device: torch.device | None = None) -> Tensor:
-    """What `magnitudes` stands for, [n].
-
-    Raises:
-        WireError: if there is not a sign for each level.
-    """
-    found = sparse.values(blocks[0], device)
-    if blocks[0].coding != Coding.CODES:
-        return found
-    if blocks[1].count != len(found):
-        raise WireError(f"{blocks[1].count} signs of {len(found)} levels")
-    return found.mul_(sparse.values(blocks[1], device))
 
 
 def levels(
