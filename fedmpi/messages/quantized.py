@@ -30,7 +30,6 @@ def ranges(
     random: np.random.Generator | None = None,
     size: int | None = None,
     indices: Tensor | None = None,
-    golomb: bool = False,
 ) -> list[Block]:
     """Quantizes each part uniformly between its least and its greatest value.
 
@@ -45,17 +44,16 @@ def ranges(
         random: rounds stochastically and unbiased; None rounds to the nearest.
         size: length of the whole vector; by default that of `values`.
         indices: positions of the values, ascending, [count]; None if the receiver knows them.
-        golomb: write positions in Golomb code.
     """
     if bits == EXACT:
-        return [sparse.block(kind, values, size, indices, golomb=golomb)]
+        return [sparse.block(kind, values, size, indices)]
     given = values.detach().reshape(-1).to("cpu", torch.float32).numpy()
     codes, low, step = sparse.quantize_parts(given, lengths, bits, random)
     size = len(given) if size is None else size
     where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
     scale = Scale(0.0, 1.0)
     return [
-        Block(kind, size, Coding.CODES, codes, where, bits, scale, golomb),
+        Block(kind, size, Coding.CODES, codes, where, bits, scale),
         Block(kind, 2 * len(low), Coding.F4, np.concatenate([low, step])),
     ]
 
@@ -96,7 +94,6 @@ def strongest(
     sparsity: float,
     bits: int,
     random: np.random.Generator | None = None,
-    golomb: bool = False,
 ) -> list[Block]:
     """Sparse gradient quantization (SGQ): quantizes the largest values of each part.
 
@@ -106,8 +103,7 @@ def strongest(
     Reconstruction: of a part's n values the k = max(1, ceil((1 - sparsity) n)) of largest magnitude
     are kept, and quantized uniformly between the least and the greatest of them: s = (hi - lo) /
     (2^b - 1), q = round((v - lo) / s). Bytes: the smaller of ceil(size / 8) and 4 count for
-    positions, less in Golomb code, and none if all values are kept; ceil(count * b / 8) for codes;
-    8 a part.
+    positions, none if all values are kept; ceil(count * b / 8) for codes; 8 a part.
 
     Args:
         kind: content of the values.
@@ -117,13 +113,12 @@ def strongest(
         sparsity: share of each part's values that are left out.
         bits: 1 to 16, or EXACT.
         random: rounds kept values stochastically and unbiased; None rounds to the nearest.
-        golomb: write positions in Golomb code.
     """
     where = sparse.tops(x, spans, sparsity)
     lengths = np.tile(sparse.counts(spans, sparsity), len(x))
     travel = where if sparsity else None
     values = x.detach().reshape(-1)[where]
-    return ranges(kind, values, lengths, bits, random, x.numel(), travel, golomb)
+    return ranges(kind, values, lengths, bits, random, x.numel(), travel)
 
 
 def restored(
@@ -185,47 +180,6 @@ def _magnitudes(g: Tensor, bits: int, draws: Tensor) -> tuple[Tensor, Tensor, Te
     exact = magnitude.double().sub_(low).div_(torch.where(usual, step, 1)).add_(draws)
     level = torch.where(usual, exact.floor_().clamp_(0, most), 0)
     return level, torch.where(step.isfinite(), low, torch.nan), torch.where(usual, step, 0)
-
-
-def magnitudes(kind: Kind, values: Tensor, bits: int, random: np.random.Generator) -> list[Block]:
-    """Encodes a vector quantized by `unbiased` as two blocks: levels and signs.
-
-    Bytes: ceil(n bits / 8) + ceil(n / 8), since a sign takes a bit besides the level's.
-
-    Args:
-        kind: content of the values.
-        values: [n].
-        bits: bits of a level, 2 to 16, or EXACT.
-        random: rounds stochastically.
-    """
-    values = values.detach()
-    if bits == EXACT:
-        return [sparse.block(kind, values)]
-    codes, scale = np.empty(0, code_dtype(bits)), Scale(0.0, 0.0)
-    if len(values):
-        draws = torch.from_numpy(random.random(len(values))).to(values.device)
-        level, low, step = _magnitudes(values, bits, draws)
-        codes = level.to("cpu", torch.int32).numpy().astype(code_dtype(bits))
-        scale = Scale(float(low), float(step))
-    plus = (values >= 0).to("cpu", torch.uint8).numpy()
-    return [
-        Block(kind, len(codes), Coding.CODES, codes, None, bits, scale),
-        Block(kind, len(plus), Coding.CODES, plus, None, 1, Scale(-1.0, 2.0)),
-    ]
-
-
-def signed(blocks: Sequence[Block], device: torch.device | None = None) -> Tensor:
-    """Decodes blocks of `magnitudes`, [n].
-
-    Raises:
-        WireError: if there is not one sign for each level.
-    """
-    found = sparse.values(blocks[0], device)
-    if blocks[0].coding != Coding.CODES:
-        return found
-    if blocks[1].count != len(found):
-        raise WireError(f"{blocks[1].count} signs of {len(found)} levels")
-    return found.mul_(sparse.values(blocks[1], device))
 
 
 def levels(

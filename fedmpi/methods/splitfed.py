@@ -68,7 +68,7 @@ class Server(ServerSide, fedavg.Server):
     """The server's half.
 
     Attributes:
-        sizes: number of values in front, back and tail.
+        sections: where front, back and tail lie in the model.
         updates: updates of front and tail by client, of the current wave's uploads that arrived.
         round: the last round in which a conversation was opened.
     """
@@ -77,47 +77,41 @@ class Server(ServerSide, fedavg.Server):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        front, back, tail = self.method.parts(self.flat)
-        self.sizes = [front.size, back.size, tail.size]
+        front, back, _ = self.method.parts(self.flat)
+        self.sections = self.method.sections(self.flat)
         self.shape = shape_behind([front], trainer.feed.x)
         self.backs = WaveParts(trainer, back, self.method.is_one, trainer.pool)
         self.updates: dict[int, Tensor] = {}
         self.round: int | None = None
 
-    def held(self, w: Tensor) -> Tensor:
-        """Returns the part of a model w [n] that clients have: front and tail, concatenated."""
-        front, _, tail = w.split(self.sizes)
-        return torch.cat([front, tail])
-
     def broadcast(self, t: int) -> list[Block]:
         """Sends front and tail."""
-        return [sparse.block(Kind.MODEL, self.held(self.w))]
+        return [sparse.block(Kind.MODEL, self.sections.held(self.w))]
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
         """Opens a wave's conversation; a shared back carries on from the round's previous wave."""
         goes_on = self.method.is_one and self.round == t
         self.round, self.updates = t, {}
-        return self.begin(t, parties, None if goes_on else self.w.split(self.sizes)[1])
+        return self.begin(t, parties, None if goes_on else self.sections.split(self.w)[1])
 
     def absorb(self, t: int, message: Message) -> None:
         """Adds a client's update of front and tail, and in v1 the update of its back."""
-        size = self.sizes[0] + self.sizes[2]
-        update = sparse.vector(message.blocks[0], size, self.trainer.device)
+        update = sparse.vector(message.blocks[0], self.sections.size, self.trainer.device)
         self.add_up(message, update)
 
     def add_up(self, message: Message, update: Tensor) -> None:
         """Adds an update of front and tail to the sum, and in v1 that of the client's back."""
-        front, _, tail = self.sum.total.split(self.sizes)
-        front.add_(update[: len(front)], alpha=message.weight)
-        tail.add_(update[len(front) :], alpha=message.weight)
+        front, _, tail = self.sections.split(self.sum.total)
+        for total, own in zip((front, tail), self.sections.split_held(update), strict=True):
+            total.add_(own, alpha=message.weight)
         self.updates[message.client] = update
         self.count(message)
 
     def count(self, message: Message) -> None:
         """Adds a client's weight to the sum, and in v1 the update of its back."""
         if not self.method.is_one:
-            _, back, _ = self.sum.total.split(self.sizes)
-            change = self.backs.of(message.client) - self.w.split(self.sizes)[1]
+            _, back, _ = self.sections.split(self.sum.total)
+            change = self.backs.of(message.client) - self.sections.split(self.w)[1]
             back.add_(change, alpha=message.weight)
         self.sum.weight += message.weight
 
@@ -125,22 +119,22 @@ class Server(ServerSide, fedavg.Server):
         """Moves front, tail and, in v1, the back by their mean; in v2 copies the trained back."""
         super().step(t)
         if self.method.is_one:
-            self.w.split(self.sizes)[1].copy_(self.backs.first_row)
+            self.sections.split(self.w)[1].copy_(self.backs.first_row)
 
     def personal(self, client: int) -> Tensor | None:
         """Returns the client's front, back and tail as one model; None if its upload was lost."""
         if client not in self.updates:
             return None
-        held = self.held(self.w) + self.updates[client]
-        front, tail = held.split(self.sizes[::2])
-        return torch.cat([front, self.backs.of(client), tail])
+        held = self.sections.held(self.w) + self.updates[client]
+        return self.sections.join(held, self.backs.of(client))
 
 
 class Clients(ClientSide, fedavg.Clients):
     """The clients' half.
 
     Attributes:
-        sizes: number of values in front and tail.
+        sections: where front and tail lie in what a client holds.
+        held: the front.
         end: the network up to the tail, and the tail; None without one (see `Cut.end`).
     """
 
@@ -149,20 +143,20 @@ class Clients(ClientSide, fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         front, back, tail = self.method.parts(self.flat)
-        self.sizes, self.held = [front.size, tail.size], front
+        self.sections, self.held = self.method.sections(self.flat), front
         self.fronts, self.tails = WaveParts(trainer, front), WaveParts(trainer, tail)
-        self.start = self.start.new_zeros(sum(self.sizes))
+        self.start = self.start.new_zeros(self.sections.size)
         self.end = self.method.end(self.flat)
         if self.end is not None:
             self.shape = shape_behind([front, back], trainer.feed.x)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives front and tail."""
-        self.start = sparse.vector(blocks[0], sum(self.sizes), self.trainer.device)
+        self.start = sparse.vector(blocks[0], self.sections.size, self.trainer.device)
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
         """Opens a wave's conversation at the front and tail that were received."""
-        front, tail = self.start.split(self.sizes)
+        front, tail = self.sections.split_held(self.start)
         return self.begin(t, parties, front, tail)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:

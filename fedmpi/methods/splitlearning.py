@@ -17,7 +17,6 @@ round. The state of the front's optimizer is reset for each client, because only
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fedmpi.config import Settings
@@ -51,7 +50,7 @@ class Server(splitfed.Server):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.relay = self.held(self.w)
+        self.relay = self.sections.held(self.w)
 
     def send(self, t: int, client: int) -> list[Block]:
         """Sends front and tail as the previous client left them."""
@@ -72,8 +71,7 @@ class Server(splitfed.Server):
 
     def whole(self) -> Tensor:
         """Returns the current front, back and tail as one model, [n]."""
-        front, tail = self.relay.split(self.sizes[::2])
-        return torch.cat([front, self.backs.first_row, tail])
+        return self.sections.join(self.relay, self.backs.first_row)
 
 
 class Clients(splitfed.Clients):

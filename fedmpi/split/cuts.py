@@ -13,6 +13,42 @@ from fedmpi.messages.codec import Kind
 from fedmpi.networks.flat import Flat
 
 
+class Sections(NamedTuple):
+    """How long front, back and tail are, which lie in a model's vector in this order.
+
+    A client holds front and tail; in one vector, the tail follows directly upon the front.
+    """
+
+    front: int
+    back: int
+    tail: int
+
+    @property
+    def size(self) -> int:
+        """Length of what a client holds."""
+        return self.front + self.tail
+
+    def split(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Front, back and tail of a model [n]: views."""
+        front, back, tail = w.split(list(self))
+        return front, back, tail
+
+    def held(self, w: Tensor) -> Tensor:
+        """What a client holds of a model [n]: front and tail, a copy [size]."""
+        front, _, tail = self.split(w)
+        return torch.cat([front, tail])
+
+    def split_held(self, held: Tensor) -> tuple[Tensor, Tensor]:
+        """The front and the tail in what a client holds [size]: views."""
+        front, tail = held.split([self.front, self.tail])
+        return front, tail
+
+    def join(self, held: Tensor, back: Tensor) -> Tensor:
+        """The model [n] of what a client holds [size] and a back: a copy."""
+        front, tail = self.split_held(held)
+        return torch.cat([front, back, tail])
+
+
 class Cut(config.Method):
     """The settings of all methods that cut the network."""
 
@@ -50,6 +86,10 @@ class Cut(config.Method):
                 f"first; there are: {', '.join(names[1:]) or 'none'}"
             )
         return front, *back.split(names[names.index(self.tail) - 1])
+
+    def sections(self, flat: Flat) -> Sections:
+        """How long the parts are."""
+        return Sections(*(part.size for part in self.parts(flat)))
 
     def held(self, flat: Flat) -> Flat:
         """Front and tail as one: how they lie in what a client uploads."""

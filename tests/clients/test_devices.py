@@ -202,7 +202,7 @@ def test_a_lost_front_takes_its_back_with_it(version: str) -> None:
     engine = Engine(
         small("method.name=splitfed", f"method.version={version}", "devices.dropouts=0.4")
     )
-    front, some = engine.server.sizes[0], False
+    front, some = engine.server.sections.front, False
     w = engine.server.w.clone()
     for outcome in play(engine):
         rows = outcome.tables["clients"]

@@ -131,7 +131,8 @@ def test_constants_zeros_lone_values_and_nothing_are_exact(bits: int) -> None:
         for lengths in ([1] * len(x), [len(x)], [0, len(x), 0]):
             blocks = travel(quantized.ranges(WHAT, x, lengths, bits))
             assert torch.equal(quantized.ranged(blocks, lengths), x)
-        assert torch.equal(quantized.signed(travel(quantized.magnitudes(WHAT, x, bits, rng()))), x)
+        draws = torch.from_numpy(rng().random(len(x)))
+        assert torch.equal(quantized.unbiased(x, bits, draws), x)
 
 
 def test_32_bits_are_exact_and_one_block() -> None:
@@ -201,10 +202,6 @@ def test_sgq_of_one_tensor_has_the_bytes_of_its_formula() -> None:
         k = ceil(round(1000 * (1 - sparsity), 6))
         blocks = quantized.strongest(WHAT, x, [range(1000)], sparsity, 5)
         check_bytes(blocks, ceil(k * 5 / 8), 8, mask=mask)
-    golomb = quantized.strongest(WHAT, x, [range(1000)], 0.99, 5, golomb=True)
-    assert 0 < pack([Message(0, golomb)]).bytes[0, Kind.MASK] < 40
-    short = quantized.restored(travel(golomb), (1, 1000), [range(1000)], 0.99)
-    assert torch.equal(short, quantized.restored(blocks, (1, 1000), [range(1000)], 0.99))
 
 
 def test_sgq_can_round_at_random() -> None:
@@ -237,7 +234,7 @@ def test_sgq_of_another_tensor_is_refused() -> None:
         quantized.restored(blocks, (2, 20), [range(20)], 0.9)
 
 
-# ---- Magnitudes and signs
+# ---- Magnitudes
 
 
 @given(
@@ -248,9 +245,8 @@ def test_sgq_of_another_tensor_is_refused() -> None:
 @some
 def test_magnitudes_are_those_beside_a_value(numbers: list[float], bits: int, seed: int) -> None:
     g = torch.tensor(numbers)
-    blocks = quantized.magnitudes(WHAT, g, bits, rng(seed))
-    check_bytes(blocks, ceil(len(g) * bits / 8), ceil(len(g) / 8))
-    found, size = quantized.signed(travel(blocks)).double(), g.abs().double()
+    draws = torch.from_numpy(rng(seed).random(len(g)))
+    found, size = quantized.unbiased(g, bits, draws).double(), g.abs().double()
     low, step = size.min(), (size.max() - size.min()) / (2**bits - 2)
     rounding = 2**-21 * size.max() + 1e-40
     assert ((found - g).abs() <= step + rounding).all()
@@ -275,32 +271,16 @@ def test_magnitudes_are_right_on_average(bits: int) -> None:
     assert torch.equal(found[:, [0, 4]], g[[0, 4]].double().expand(draws, 2)), "both ends"
 
 
-def test_what_travels_is_what_is_near() -> None:
-    """Rows on a device and a message are the same, to the bit."""
-    g = normal(4, 100)
-    for bits in (2, 7, 8, 16, EXACT):
-        draws = torch.stack([torch.from_numpy(rng(seed).random(100)) for seed in range(4)])
-        rows = quantized.unbiased(g, bits, draws)
-        for seed, row in enumerate(rows):
-            blocks = travel(quantized.magnitudes(WHAT, g[seed], bits, rng(seed)))
-            assert torch.equal(quantized.signed(blocks), row)
-        assert (bits == EXACT) == torch.equal(rows, g)
-
-
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
 def test_magnitudes_of_what_is_no_number(wrong: float) -> None:
     g = normal(3, 10)
     g[1, 4] = wrong
     rows = quantized.unbiased(g, 8, torch.full(g.shape, 0.5, dtype=torch.float64))
     assert rows[[0, 2]].isfinite().all() and not rows[1].isfinite().any()
-    assert not quantized.signed(quantized.magnitudes(WHAT, g[1], 8, rng())).isfinite().any()
+    assert quantized.unbiased(g, EXACT, torch.zeros(3, 10)) is g
 
 
-def test_a_sign_for_each_level() -> None:
-    levels, signs = quantized.magnitudes(WHAT, normal(10), 8, rng())
-    fewer = Block(WHAT, 9, Coding.CODES, signs.values[:9], None, 1, Scale(-1.0, 2.0))  # type: ignore[index]
-    with pytest.raises(WireError, match="9 signs of 10 levels"):
-        quantized.signed([levels, fewer])
+def test_nothing_has_no_magnitudes() -> None:
     assert quantized.unbiased(torch.empty(2, 0), 8, torch.empty(2, 0)).shape == (2, 0)
 
 

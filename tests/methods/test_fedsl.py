@@ -211,7 +211,7 @@ def test_what_is_pruned_keeps_its_value_and_changes_nothing() -> None:
 def test_a_mean_is_over_those_who_keep_a_value(as_zero: str) -> None:
     found = engine(f"method.count_pruned_as_zero={as_zero}")
     server, clients = found.server, found.clients
-    size = server.sizes[0]
+    size = server.sections.front
     server.open(0, [(1,), (3,)])
     clients.receive(0, [1, 3], server.broadcast(0))
     w = server.w.clone()
@@ -304,7 +304,7 @@ def test_nothing_is_dropped_where_a_model_is_judged() -> None:
 
 def test_between_two_means_only_the_back_moves() -> None:
     found = engine("method.interval=3", "rounds=6")
-    size, before = found.server.sizes[0], found.server.w.clone()
+    size, before = found.server.sections.front, found.server.w.clone()
     for t, outcome in enumerate(play(found)):
         w, ends = found.server.w, t % 3 == 2
         assert torch.equal(w[:size], before[:size]) != ends

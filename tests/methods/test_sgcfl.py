@@ -332,7 +332,7 @@ def test_statistics_count_by_samples(
         client = message.client
         wanted = (own[client] - clients.start)[held]
         torch.testing.assert_close(server.updates[client][held], wanted)
-        front, end = own[client].split(server.sizes[::2])
+        front, end = server.sections.split_held(own[client])
         own[client] = torch.cat([front, server.backs.of(client), end])
         update = (server.personal(client) - before)[engine.flat.moving > 0]
         norms[client] = float(update.norm())

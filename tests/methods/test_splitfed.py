@@ -121,7 +121,7 @@ def test_the_one_back_meets_all_clients_in_one_order_whatever_the_window() -> No
 
 def test_copies_of_the_back_are_averaged_by_samples() -> None:
     engine = split("v1")
-    server, size = engine.server, engine.server.sizes[0]
+    server, size = engine.server, engine.server.sections.front
     server.open(0, [(1,), (3,)])
     server.w.zero_()
     server.backs.of(1).fill_(4)
@@ -136,7 +136,7 @@ def test_copies_of_the_back_are_averaged_by_samples() -> None:
 
 def test_one_back_is_not_averaged() -> None:
     engine = split("v2")
-    server, size = engine.server, engine.server.sizes[0]
+    server, size = engine.server, engine.server.sections.front
     server.open(0, [(1,), (3,)])
     assert [len(descent.rows) for descent in server.backs.descents] == [1]
     server.backs.first_row.fill_(7)

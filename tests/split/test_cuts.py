@@ -45,6 +45,20 @@ def test_what_clients_hold_lies_as_its_parts_do_one_after_the_other() -> None:
         assert [piece.start for piece in held.parameters] == starts[:-1]
 
 
+@pytest.mark.parametrize("cut", [Cut(), Cut(tail="head")], ids=["", "tail"])
+def test_what_clients_hold_and_a_back_are_the_model(cut: Cut) -> None:
+    flat = Flat(sorts(3))
+    sections, w = cut.sections(flat), flat.initial.clone()
+    held = sections.held(w)
+    assert torch.equal(held, cut.held(flat).initial)
+    assert len(held) == sections.size
+    front, back, tail = sections.split(w)
+    assert torch.equal(sections.join(held, back), w)
+    assert [part.tolist() for part in sections.split_held(held)] == [front.tolist(), tail.tolist()]
+    back.zero_()
+    assert int((w == 0).sum()) >= sections.back, "parts are views"
+
+
 def test_the_end_is_where_samples_come_back() -> None:
     flat = Flat(sorts(3))
     assert Cut().end(flat) is None

@@ -114,7 +114,7 @@ class Server(Half, splitfed.Server):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.averages = any(self.rates) and not self.method.count_pruned_as_zero
-        self.kept = Held(len(self.held(self.w)), trainer.device)
+        self.kept = Held(self.sections.size, trainer.device)
 
     def broadcast(self, t: int) -> list[Block]:
         """Sends front and tail at the beginning of an interval."""
@@ -125,7 +125,7 @@ class Server(Half, splitfed.Server):
         if not message.blocks:
             self.count(message)
             return
-        w, (values, *which) = self.held(self.w), message.blocks
+        w, (values, *which) = self.sections.held(self.w), message.blocks
         choice = sparse.indices(which[0], w.device) if which else None
         kept = self.pruner.beyond(choice, len(w))
         own = torch.zeros_like(w).masked_scatter_(kept > 0, sparse.values(values, w.device))
@@ -140,10 +140,10 @@ class Server(Half, splitfed.Server):
     def step(self, t: int) -> None:
         """Moves the back, and front and tail by the mean over the clients that keep a value."""
         if self.averages:
-            front, _, tail = self.sum.total.split(self.sizes)
+            front, _, tail = self.sections.split(self.sum.total)
             means = self.kept.mean() * self.sum.weight
-            front.copy_(means[: len(front)])
-            tail.copy_(means[len(front) :])
+            for total, mean in zip((front, tail), self.sections.split_held(means), strict=True):
+                total.copy_(mean)
             self.kept.clear()
         super().step(t)
 
@@ -161,8 +161,7 @@ class Clients(Half, splitfed.Clients):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        front, _, tail = self.method.parts(self.flat)
-        first, size = torch.cat([front.initial, tail.initial]), front.size
+        first, size = self.sections.held(self.flat.initial), self.sections.front
         self.memory = importance.Memory(self.pruner, size, first, trainer.stores)
         if any(self.rates) or self.method.bits != sparse.EXACT:
             self.adjust = self.lighten
@@ -183,7 +182,8 @@ class Clients(Half, splitfed.Clients):
         for client in chain(*parties):
             rate = 0.0 if t % self.method.prune_every else self.rates[client]
             w = memory.begin(client, self.start if self.is_fresh else None, rate)
-            for parts, own in zip((self.fronts, self.tails), w.split(self.sizes), strict=True):
+            both = zip((self.fronts, self.tails), self.sections.split_held(w), strict=True)
+            for parts, own in both:
                 parts.of(client).copy_(own)
         if isinstance(pruner, importance.Channels) and isinstance(self.fronts, NarrowedWaveParts):
             self.fronts.narrow(lambda client: pruner.narrowed(memory.kept(client)))

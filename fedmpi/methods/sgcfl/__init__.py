@@ -21,7 +21,6 @@ clients' own models with updates as received.
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -137,9 +136,8 @@ class Server(Coding, splitfed.Server):
         """Stores the update of client and back for `step`; adds running statistics at once."""
         client, weight = message.client, message.weight
         update = self.updates[client] = self.dense(message.blocks)
-        front, tail = update.split(self.sizes[::2])
-        back = self.backs.of(client) - self.w.split(self.sizes)[1]
-        whole = torch.cat([front, back, tail])
+        back = self.backs.of(client) - self.sections.split(self.w)[1]
+        whole = self.sections.join(update, back)
         self.sum.total.index_add_(0, self.stat_positions, whole[self.stat_positions], alpha=weight)
         whole[self.stat_positions] = 0
         self.waiting.add(client, weight, whole)
@@ -147,7 +145,7 @@ class Server(Coding, splitfed.Server):
 
     def step(self, t: int) -> None:
         """Moves front, back and tail by the mean of the stored updates, weighted by distance."""
-        self.noted = self.waiting.close(self.sum.total.split(self.sizes))
+        self.noted = self.waiting.close(self.sections.split(self.sum.total))
         super().step(t)
 
 
