@@ -95,10 +95,17 @@ class Engine:
         first = self.population.first_round
         self.population.exclude(burden.unfit(self.fleet, self.meter, self.clients.burden, first))
 
-    def rounds(self, wire: Wire, clock: Clock) -> Iterator[Outcome | None]:
+    def rounds(
+        self, wire: Wire, clock: Clock, first: int | None = None
+    ) -> Iterator[Outcome | None]:
         """Runs; yields each round's outcome on the root, None elsewhere.
 
         A round begins with the server's word. No word, and the run is over for everyone.
+
+        Args:
+            wire: to the other ranks.
+            clock: of this one.
+            first: the round to begin with, if server and clients have the state before it.
         """
         self.wire, self.clock, self.goes_on = wire, clock, True
         self.post = Post(wire, clock, self.ledger)
@@ -107,7 +114,8 @@ class Engine:
             self.hosts = range(1, wire.size)
         method = self.method
         settled = method.keeps_state or self.trainer.keeps
-        for t in range(self.population.first_round, self.settings.rounds):
+        first = self.population.first_round if first is None else first
+        for t in range(first, self.settings.rounds):
             waves = self.population.waves(t, self.width, self.hosts, settled, method.converses)
             self.begin()
             if not self.tell(t, waves):

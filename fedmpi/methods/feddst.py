@@ -68,8 +68,8 @@ class Server(staticmask.Server):
     """A server that changes the mask.
 
     Attributes:
-        version: of the mask; 0 is the first, which everybody knows from the seed.
-        knows: the version that each client has been sent.
+        version: number of the mask, int64 []; 0 is the first, which everybody knows from the seed.
+        knows: the version that each client has been sent, int64 [clients].
         held: updates on the clients' own masks, when these have been readjusted.
     """
 
@@ -77,9 +77,13 @@ class Server(staticmask.Server):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.version = 0
-        self.knows: dict[int, int] = {}
+        self.version = torch.zeros((), dtype=torch.int64)
+        self.knows = torch.zeros(settings.clients, dtype=torch.int64)
         self.held = Held(len(self.w), trainer.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """The model, its mask, and who knows which mask."""
+        return super().state() | {"version": self.version, "knows": self.knows}
 
     def change(self, mask: Tensor) -> None:
         """The model lives on another mask from now on, if it is another."""
@@ -88,8 +92,10 @@ class Server(staticmask.Server):
 
     def send(self, t: int, client: int) -> list[Block]:
         """The mask, to those who do not have it."""
-        before, self.knows[client] = self.knows.get(client, 0), self.version
-        return [] if before == self.version else [staticmask.encode_mask(self.mask, self.prunable)]
+        if self.knows[client] == self.version:
+            return []
+        self.knows[client] = self.version
+        return [staticmask.encode_mask(self.mask, self.prunable)]
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Updates on the mask that both know, or on the client's own, which comes first."""

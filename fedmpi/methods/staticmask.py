@@ -8,7 +8,7 @@ the seed of the run. Also the base of methods whose masks are found otherwise.
 Reconstruction: `magnitude`, which keeps the largest initial weights of all layers together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -79,6 +79,15 @@ class Server(fedavg.Server):
         self.active = self.mask.nonzero().squeeze(1)
         self.w[~self.mask] = 0
 
+    def state(self) -> dict[str, Tensor]:
+        """The model, and its mask."""
+        return super().state() | {"mask": self.mask}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the state of another server, and lives on its mask."""
+        super().restore(state)
+        self.adopt(self.mask)
+
     def broadcast(self, t: int) -> list[Block]:
         """The values on the mask."""
         return [sparse.block(Kind.MODEL, self.w[self.active], self.flat.size)]
@@ -106,6 +115,15 @@ class Clients(fedavg.Clients):
         """From now on the models live on that mask."""
         self.mask = mask.to(self.start.device)
         self.active, self.kept = self.mask.nonzero().squeeze(1), self.mask.float()
+
+    def state(self) -> dict[str, Tensor]:
+        """The mask that this rank's clients train on."""
+        return super().state() | {"mask": self.mask}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the state of other clients, and lives on its mask."""
+        super().restore(state)
+        self.adopt(self.mask)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """The values on the mask."""
