@@ -1,14 +1,15 @@
-"""What the result files say: tables and pictures, from the files alone.
+"""Tables and pictures from result files alone.
 
-Run from a checkout, on any machine that has pandas: no MPI, no torch, and nothing of `fedmpi` is
-imported, so that results outlive the code that made them.
+Run from a checkout, on any machine that has pandas. No MPI and no torch are needed, and nothing of
+`fedmpi` is imported, so that results outlive the code that made them.
 
     python -m analysis.compare DIR...     methods side by side, in the terminal
-    python -m analysis.targets DIR...     what they took to be so accurate, likewise
+    python -m analysis.targets DIR...     costs to reach an accuracy, in the terminal
     python -m analysis.tradeoff DIR...    accuracy against bytes, as a picture
-    python -m analysis.trajectory DIR...  accuracy over simulated time, bytes or rounds, likewise
-    python -m analysis.along DIR...       accuracy along a setting, likewise, and in the terminal
+    python -m analysis.trajectory DIR...  accuracy over time, bytes or rounds, as a picture
+    python -m analysis.along DIR...       accuracy along a setting, as a picture and in the terminal
 
-`frames` turns files into data frames, `groups` says which runs are compared and which averaged,
-`panels` is what pictures share, `terminal` what tables do; the commands are built on them.
+`frames` turns files into data frames, `groups` decides which runs are compared and which are
+averaged, `panels` has the common parts of pictures, `terminal` those of tables. The commands are
+built on them.
 """

@@ -1,14 +1,15 @@
-"""Accuracy along a setting: how methods fare as it changes; as a picture, and in the terminal.
+"""Accuracy along a setting: methods compared over its values, as a picture and in the terminal.
 
-One panel a problem (a group, see `groups`, without the setting), one line a method and sparsity,
-one point a value: the mean over seeds, its bar the sample standard deviation. Numbers stand where
-they belong, on a logarithmic axis if they are more even there; other values stand side by side, in
-the order in which they were first run.
+A panel is a problem (a group without the setting, see `groups`), a line a method and sparsity, and
+a point a value: the mean over seeds, with the sample standard deviation as bar. Numbers are placed
+by value, on a logarithmic axis if that spaces them more evenly. Other values are placed side by
+side, in the order in which they were first run.
 
-A kind of devices goes by its name: `devices.tiers[weak].share`, which is 0 in runs without it, and
-from which others' shares follow. A table is a setting, too: along `partition` stand the partitions.
-What has no value of the setting, such as a method without it, is left out, unless one asks for it
-as a level: a line across the panel. One may ask so for what has a single value, too: a control.
+A kind of devices is identified by its name: `devices.tiers[weak].share`, which is 0 in runs without
+it, and from which others' shares follow. A table is a setting, too: along `partition` the values
+are partitions. Runs without a value of the setting, such as a method without it, are left out,
+unless they are requested as a level: a line across the panel. A method with a single value can be
+requested as a level, too, as a baseline.
 """
 
 from collections.abc import Sequence
@@ -30,19 +31,19 @@ from analysis.compare import AT, PATHS, constants, read
 from analysis.groups import DONE, INDIFFERENT, Row, is_unset, label, row_name, summary, written
 
 METHOD = "method.name"
-"""The one setting that is never an axis: it tells lines apart."""
+"""The only setting that is never an axis: it distinguishes lines."""
 LEVEL = (0, (3, 3))
-"""Dashes of a level."""
+"""Dash pattern of a level."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What accuracy stands along.
+    """The setting on the horizontal axis.
 
     Attributes:
         setting: a setting, or a table of settings.
-        columns: of `frames.runs`: those that the axis stands for.
-        told: those of a table that its values say; none if it is no table.
+        columns: columns of `frames.runs` that belong to it.
+        told: columns that are shown in the values of a table; empty if it is no table.
     """
 
     setting: str
@@ -50,16 +51,16 @@ class Axis:
     told: list[str]
 
     def value(self, run: Row) -> Any:
-        """The run's, or the row's, as it is: a table's as text; None if it is not set."""
+        """Returns the value of a run or row; for a table as text; None if it is not set."""
         found = label(run, self.told) if self.told else run[self.setting]
         return None if is_unset(found) else found
 
 
 def axis(runs: pd.DataFrame, setting: str) -> Axis:
-    """The axis of a setting, or of a table.
+    """Returns the axis of a setting, or of a table.
 
-    Along the share of a kind of devices, others' shares that follow from it belong to the axis: all
-    shares together are 1.
+    For the share of a kind of devices the axis includes other kinds' shares that follow from it,
+    because all shares add up to 1.
 
     Args:
         runs: as from `frames.runs`.
@@ -89,7 +90,7 @@ def axis(runs: pd.DataFrame, setting: str) -> Axis:
 
 
 def points(runs: pd.DataFrame, along: Axis, levels: Sequence[str] = ()) -> pd.DataFrame:
-    """The finished runs' `groups.summary` along an axis.
+    """Returns `groups.summary` of the finished runs, with their places on an axis.
 
     Args:
         runs: as from `frames.runs`.
@@ -97,11 +98,11 @@ def points(runs: pd.DataFrame, along: Axis, levels: Sequence[str] = ()) -> pd.Da
         levels: methods, or names of rows, that are levels.
 
     Returns:
-        The summary with three columns more: `value`, None where it is not set; `place`, where it
-        stands on the axis, NaN likewise; and `role`: point, level, or empty if it is left out.
+        The summary with three more columns: `value`, None if it is not set; `place` on the axis,
+            NaN if there is no value; and `role`: point, level, or empty if the row is left out.
 
     Raises:
-        click.UsageError: for a level that is none.
+        click.UsageError: for a level that does not exist, or that has several values.
     """
     rows = summary(runs, along=along.columns)
     finished = runs[runs["status"] == DONE].sort_values("started", kind="stable")
@@ -125,14 +126,14 @@ def points(runs: pd.DataFrame, along: Axis, levels: Sequence[str] = ()) -> pd.Da
                     f"found {found} in {group}"
                 )
             rows.loc[(some if without.empty else without).index, "role"] = "level"
-    # Nothing can be told from a panel of levels alone.
+    # A panel with levels only would show nothing.
     has_points = rows.groupby("group")["role"].transform(lambda roles: (roles == "point").any())
     rows.loc[~has_points.astype(bool), "role"] = ""
     return rows
 
 
 def _places(values: Sequence[Any]) -> dict[Any, float]:
-    """Where values stand: numbers at themselves, others side by side in this order."""
+    """Returns each value's place on the axis: numbers by value, others by their order."""
     known = list(dict.fromkeys(value for value in values if value is not None))
     if are_numbers(known):
         return {value: float(value) for value in known}
@@ -140,12 +141,12 @@ def _places(values: Sequence[Any]) -> dict[Any, float]:
 
 
 def are_numbers(values: Sequence[Any]) -> bool:
-    """Whether values have places of their own on an axis."""
+    """Whether all values are numbers, which are placed by value."""
     return all(isinstance(one, Real) and not isinstance(one, bool) for one in values)
 
 
 def is_logarithmic(places: np.ndarray) -> bool:
-    """Whether distinct numbers are more even on a logarithmic axis: their smallest gap is wider."""
+    """Whether a logarithmic axis spaces numbers more evenly: their smallest gap is wider on it."""
     if len(places) < 3 or places.min() <= 0:
         return False
     linear, logarithmic = (np.diff(np.sort(one)) for one in (places, np.log(places)))
@@ -153,12 +154,12 @@ def is_logarithmic(places: np.ndarray) -> bool:
 
 
 def text(value: Any) -> str:
-    """A value on the axis, for people."""
+    """Returns a value as a text for people."""
     return f"{value:g}" if are_numbers([value]) else written(value)
 
 
 def ticks(rows: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-    """The places, ascending, of all values in rows of `points`, and what they are."""
+    """Returns the places of all values in rows of `points`, ascending, with the values."""
     marks = rows[rows["place"].notna()].drop_duplicates("place").sort_values("place")
     return marks["place"].to_numpy(float), [text(value) for value in marks["value"]]
 
@@ -167,13 +168,13 @@ def ticks(rows: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
 def picture(
     rows: pd.DataFrame, setting: str, measure: str = "accuracy", at: str = "last"
 ) -> Figure:
-    """Draws `points` of at least one row that is one.
+    """Draws `points`, of which at least one row must be a point.
 
     Args:
         rows: the points and levels.
-        setting: what they stand along.
+        setting: the setting on the axis.
         measure: which accuracy, a key of `panels.MEASURES`.
-        at: in which round: last or best.
+        at: the round of the accuracy: last or best.
     """
     rows = rows[rows["role"] != ""]
     groups = [(str(title), some) for title, some in rows.groupby("group", sort=False)]
@@ -217,10 +218,10 @@ def _level(panel: Axes, mean: float, spread: float, colour: str) -> Artist:
 def _tick(
     figure: Figure, shown: Sequence[Axes], places: np.ndarray, texts: Sequence[str], numbers: bool
 ) -> None:
-    """Ticks at the values; where texts collide, numbers lose theirs, and others are turned."""
+    """Sets the ticks; if texts collide, numbers are thinned out, and other texts are turned."""
     shown[0].xaxis.set_minor_locator(NullLocator())
     shown[0].set_xticks(places, texts)
-    # Settles the layout: only now is it known what lies where.
+    # Computes the layout, so that positions are known.
     figure.draw_without_rendering()
     boxes = [one.get_window_extent().padded(2) for one in shown[-1].get_xticklabels()]
     kept: list[int] = []
@@ -235,7 +236,7 @@ def _tick(
 
 
 def table(rows: pd.DataFrame, measure: str, at: str) -> tuple[pd.DataFrame, list[terminal.Column]]:
-    """The same as `picture` for `terminal.show`: a row a line, a column a value."""
+    """Returns the numbers of `picture` for `terminal.show`: a row a line, a column a value."""
     rows = rows[rows["role"] != ""]
     places, texts = ticks(rows)
     number = f"{measure}_{at}"
@@ -258,7 +259,7 @@ def table(rows: pd.DataFrame, measure: str, at: str) -> tuple[pd.DataFrame, list
 
 
 def notes(rows: pd.DataFrame, setting: str, at: str) -> list[str]:
-    """What a reader of table and picture must know about them."""
+    """Returns notes on the numbers, to be read with table and picture."""
     found = [
         "* best of its column. Accuracies in %, "
         + ("after the last round." if at == "last" else "in the best validation round.")

@@ -1,6 +1,6 @@
 """Methods side by side, in the terminal: accuracy, bytes and seconds, for each heterogeneity.
 
-What makes a group and a row is in `groups`. Runs that are not averaged are listed below the tables.
+`groups` defines groups and rows. Runs that are not averaged are listed below the tables.
 """
 
 import sys
@@ -15,13 +15,13 @@ from analysis.groups import DONE, is_unset, label, labelled, summary
 from analysis.terminal import Column
 
 MACHINE = ("about.cpu", "about.device", "about.ranks")
-"""Where these differ, seconds do not tell methods apart."""
+"""Columns that must be equal for seconds to be comparable between methods."""
 SHARDS = "about.partition_sha256"
-"""Hash of which client holds which samples: a group's runs of one seed should share it."""
+"""Hash of the partition, which a group's runs of one seed should share."""
 
 
 def columns(at: str, has_devices: bool) -> tuple[list[Column], list[Column]]:
-    """The columns on quality and on cost; shards' accuracies are of the `last` or `best` round."""
+    """Returns the columns on quality and on cost; accuracies on shards are of the round `at`."""
     quality = [
         Column("accuracy_last", "accuracy\nlast", "share"),
         Column("accuracy_best", "accuracy\nbest val.", "share"),
@@ -49,7 +49,7 @@ def has_devices(rows: pd.DataFrame) -> bool:
 
 
 def notes(runs: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
-    """What a reader of the tables must know about their numbers."""
+    """Returns notes on the numbers, to be read with the tables."""
     found = [
         "* best of its group. Accuracies in %: of the global model on the test set, after the last "
         "round and in the round that was best on held-out samples; on the clients' test shards, of "
@@ -77,7 +77,7 @@ def notes(runs: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
 
 
 def constants(runs: pd.DataFrame) -> str:
-    """The settings that matter most, as far as all runs share them, as one line."""
+    """Returns the most important settings that all runs share, as one line."""
     names = ("data.name", "model.name", "clients", "participation", "rounds", "lr", "batch")
     varying = frames.varying(runs)
     shared = [name for name in names if name in runs and name not in varying]
@@ -85,7 +85,7 @@ def constants(runs: pd.DataFrame) -> str:
 
 
 def left_out(rows: pd.DataFrame) -> list[str]:
-    """A line for each of the `labelled` runs that are not averaged."""
+    """Returns a line for each of the `labelled` runs that are not averaged."""
     lines = []
     for run in rows[rows["reason"] != ""].to_dict("records"):
         words = [run["group"], run["variant"]]
@@ -97,7 +97,7 @@ def left_out(rows: pd.DataFrame) -> list[str]:
 
 
 def read(paths: Sequence[Path]) -> pd.DataFrame:
-    """`frames.runs`, for a command line.
+    """Returns `frames.runs` for a command line.
 
     Raises:
         click.UsageError: if there are none.

@@ -1,16 +1,16 @@
 """Result files as tidy data frames, with the settings in which the runs differ in every row.
 
-`runs` has one row a run; `rounds`, `clients`, `phases` and `ranks` are the tables of the same names
-in the files, one after the other. All take files and folders, alone or in a list. The columns of
-`runs` have three origins, and their names tell which:
+`runs` has one row for each run. `rounds`, `clients`, `phases` and `ranks` are the tables of the
+same names in the files, concatenated. All take files and folders, alone or in a list. The columns
+of `runs` have three origins, which their names tell:
 
-* `RESULTS`: computed here from a file's tables, and what identifies the run;
-* settings, by their dotted paths (`lr`, `method.name`, and for tables in a list, which have names,
-  `devices.tiers[phone].share`); NA where a run has no such setting, or where it is not set, but a
-  share of 0 where devices are of other kinds;
+* `RESULTS`: computed here from a file's tables, or identifying the run;
+* settings, by their dotted paths (`lr`, `method.name`, and for named tables in a list
+  `devices.tiers[phone].share`). They are NA if a run has no such setting, or if it is not set; but
+  the share of a kind of devices is 0 in runs with only other kinds;
 * `about.*`: where the run took place (`about.hosts`, `about.ranks`, `about.torch`).
 
-A run that is under way can be read: its status is `running`, and what it has finished is there.
+A run in progress can be read: its status is `running`, and its finished rounds are there.
 """
 
 import json
@@ -68,23 +68,23 @@ RESULTS = {
 """Columns of `runs` that are computed from a file, and their meanings."""
 ABOUT = "about."
 SHARE = re.compile(r"devices\.tiers\[.+\]\.share")
-"""Which share of the clients has a kind of devices: none in a run that has only other kinds."""
+"""The share of clients with a kind of devices; it is 0 in a run that has only other kinds."""
 
 AGREEMENT = -1
-"""The round before the first, which costs bytes once."""
+"""The round before the first, whose bytes are spent once."""
 
 _reported: set[Path] = set()
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was read of a file.
+    """Content of a file.
 
     Attributes:
         path: the file.
-        attributes: those of its root, as plain values; `settings` are a tree.
+        attributes: attributes of its root as plain values; `settings` is a tree.
         rounds: the table `rounds`.
-        table: the table that was asked for.
+        table: the table that was requested.
     """
 
     path: Path
@@ -94,9 +94,9 @@ class Result:
 
 
 def find(paths: Paths) -> list[Path]:
-    """The results among files and folders (searched for `*.h5`, at any depth), each once.
+    """Returns all results among files and folders (searched for `*.h5`, at any depth), each once.
 
-    Whatever is no result or cannot be read is named on standard error, once, and left out.
+    Files that are no results or cannot be read are left out, and named once on standard error.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -105,44 +105,46 @@ def find(paths: Paths) -> list[Path]:
 
 
 def runs(paths: Paths) -> pd.DataFrame:
-    """One row a run: results, settings and provenance, as the module's docstring says."""
+    """Returns a row for each run: results, settings and provenance (see the module's docstring)."""
     return _runs(_results(paths))
 
 
 def rounds(paths: Paths) -> pd.DataFrame:
-    """One row a round: `run` (identity), `status`, `path`, varying settings, then the table's own.
+    """Returns a row for each round: `run` (identity), `status`, `path`, settings, the table.
 
-    A varying setting whose name is also a column of the table is called `settings.NAME`.
+    The settings are those that vary. One whose name is also a column of the table is called
+    `settings.NAME`.
     """
     return _joined(paths, "rounds")
 
 
 def clients(paths: Paths) -> pd.DataFrame:
-    """One row for each client in each round; other columns as in `rounds`."""
+    """Returns a row for each client in each round; other columns as in `rounds`."""
     return _joined(paths, "clients")
 
 
 def phases(paths: Paths) -> pd.DataFrame:
-    """One row for each phase on each rank in each round; other columns as in `rounds`."""
+    """Returns a row for each phase on each rank in each round; other columns as in `rounds`."""
     return _joined(paths, "phases")
 
 
 def ranks(paths: Paths) -> pd.DataFrame:
-    """One row for each rank in each round; other columns as in `rounds`."""
+    """Returns a row for each rank in each round; other columns as in `rounds`."""
     return _joined(paths, "ranks")
 
 
 def settings(runs: pd.DataFrame) -> list[str]:
-    """Columns of `runs` that are settings."""
+    """Returns the columns of `runs` that are settings."""
     return [name for name in runs.columns if name not in RESULTS and not name.startswith(ABOUT)]
 
 
 def varying(runs: pd.DataFrame) -> list[str]:
-    """Names of the settings that differ between runs.
+    """Returns the names of the settings that differ between runs.
 
-    Methods have different settings. That one lacks what another has is no difference: `method.name`
-    says it already. Between runs of one method, not set differs from set. Likewise for every table
-    that has a name: a run without a kind of devices lacks all that is said of it.
+    Methods have different settings. A setting that one method lacks and another has is no
+    difference, because `method.name` shows it already. Between runs of one method, a setting that
+    is not set differs from one that is. The same holds for every named table: a run without a kind
+    of devices lacks its settings.
     """
     return [name for name in settings(runs) if _varies(runs, name)]
 
@@ -178,20 +180,20 @@ def _results(paths: Paths, table: str = "rounds") -> list[Result]:
 
 
 def _read(path: Path, table: str) -> Result:
-    # No lock: a run that is under way goes on writing what is read here.
+    # No lock, because a run in progress still writes to the file.
     with h5py.File(path, "r", locking=False) as file:
         if "settings" not in file.attrs or "rounds" not in file:
             raise ValueError("HDF5, but not a result: it holds no settings")
         attributes = {name: _plain(value) for name, value in file.attrs.items()}
         attributes["settings"] = json.loads(attributes["settings"])
         rounds, rows = (_frame(file[name][:]) for name in ("rounds", table))
-    # `rounds` is written last: a round that is not there may be incomplete elsewhere.
+    # `rounds` is written last: a round that is missing there may be incomplete elsewhere.
     rows = rows[rows["round"].isin(rounds["round"])]
     return Result(path, attributes, rounds, rows)
 
 
 def _plain(value: Any) -> Any:
-    """An attribute as a Python value; arrays as tuples."""
+    """Returns an attribute as a Python value; arrays as tuples."""
     if isinstance(value, np.ndarray):
         return tuple(_plain(item) for item in value.tolist())
     if isinstance(value, bytes):
@@ -225,16 +227,16 @@ def _runs(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def _facts(result: Result) -> dict[str, Any]:
-    """A run's `RESULTS`."""
+    """Returns a run's `RESULTS`."""
     rounds, attributes = result.rounds, result.attributes
     facts: dict[str, Any] = {"path": str(result.path)}
     for name in ("identity", "status", "started", "finished", "best_round"):
         facts[name] = attributes.get(name)
     once = rounds[rounds["round"] == AGREEMENT]
     regular = rounds[rounds["round"] > AGREEMENT]
-    # Where there is no global model, clients' shards alone are measured.
+    # Without a global model, only accuracies on clients' shards are measured.
     measured = regular[regular[list(ACCURACIES)].notna().any(axis=1)]
-    # Never the round that is best on the test set: nobody could have chosen it.
+    # Never the best round on the test set, which could not be chosen without that set.
     chosen = regular[regular["round"] == facts["best_round"]]
     for name in ACCURACIES:
         facts[f"{name}_last"] = measured[name].iloc[-1] if len(measured) else np.nan
@@ -259,9 +261,9 @@ def _facts(result: Result) -> dict[str, Any]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """A tree's leaves under their dotted paths; lists as tuples, which can be compared.
+    """Returns a tree's leaves by their dotted paths; lists as tuples, which can be compared.
 
-    In a list of tables each goes by its name, which it keeps at another place; else by its number.
+    Tables in a list are identified by their names, or else by their numbers.
     """
     for name, value in tree.items():
         if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
@@ -278,7 +280,7 @@ def _tuple(value: Any) -> Any:
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows of named values as columns that keep their types where some rows have no value."""
+    """Returns rows as columns that keep their types even if some rows have no value."""
     names = dict.fromkeys(name for row in rows for name in row)
     return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in names})
 
@@ -298,7 +300,7 @@ def _column(values: list[Any]) -> pd.Series:
 
 
 def _joined(paths: Paths, table: str) -> pd.DataFrame:
-    """All results' rows of a table behind their run's identity and varying settings."""
+    """Returns all results' rows of a table, behind their run's identity and settings."""
     results = _results(paths, table)
     if not results:
         return pd.DataFrame()

@@ -1,8 +1,8 @@
-"""Runs that belong together: in groups that solve the same problem, in rows that differ in seeds.
+"""Groups of runs that solve the same problem, and rows of runs that differ only in seeds.
 
-A group is a problem: how the samples are spread over the clients and, where they vary, data set,
-skew, model, number of clients, who takes part, and devices. A row is a method with the settings
-that vary; runs that differ in their seed alone are averaged. Only finished runs are.
+A group is a problem: the partition of the samples and, if they vary, data set, skew, model, number
+of clients, participation and devices. A row is a method with the settings that vary. Runs that
+differ only in their seed are averaged, if they are finished.
 """
 
 import math
@@ -23,7 +23,7 @@ PROBLEM = (
     *("partition.", "skew.", "data.", "model."),
     *("clients", "participation", "sampling", "trace", "devices.", "budget"),
 )
-"""Beginnings of the names of the settings that make a group."""
+"""Prefixes of the names of settings that define a group."""
 INDIFFERENT = ("seed", "data.root")
 """Settings in which the runs of one row may differ."""
 NUMBERS = [
@@ -33,22 +33,22 @@ NUMBERS = [
 ]
 """Columns of `frames.runs` that are averaged."""
 ROW = ["group", "variant", "sparsity"]
-"""Columns of `labelled` that are equal for the runs of one row, and no others."""
+"""Columns of `labelled` that identify a row."""
 
 
 def labelled(runs: pd.DataFrame, by: Sequence[str] = (), along: Sequence[str] = ()) -> pd.DataFrame:
-    """Runs, sorted, behind texts that say to which row they belong.
+    """Returns runs, sorted, with labels of their group and row.
 
     Args:
         runs: as from `frames.runs`.
-        by: columns of it that tell rows apart, besides the settings.
-        along: settings that tell rows apart, but not by the texts: those of an axis.
+        by: columns of it that also distinguish rows, besides the settings.
+        along: settings of an axis, which distinguish rows, but are not in the labels.
 
     Returns:
-        `runs` behind the columns `group`, the problem; `variant`, the method and what varies, and
-        `others`, what varies beside the method's own settings, all for people; `sparsity`, NA for a
-        dense method; and `reason`: why the run is not averaged, empty if it is. Of two runs that
-        differ in nothing, the later one counts.
+        `runs` preceded by texts for people: `group`, the problem; `variant`, the method with the
+            settings that vary; `others`, the settings that vary besides the method's own. Also
+            `sparsity`, NA for a dense method, and `reason`: why the run is not averaged, empty if
+            it is. Of two runs with equal settings, the later one counts.
     """
     records = runs.to_dict("records")
     told = runs.drop(columns=list(along))
@@ -82,17 +82,18 @@ def labelled(runs: pd.DataFrame, by: Sequence[str] = (), along: Sequence[str] = 
 
 
 def summary(runs: pd.DataFrame, by: Sequence[str] = (), along: Sequence[str] = ()) -> pd.DataFrame:
-    """One row for each row of the terminal's tables.
+    """Returns one row for each row of the terminal's tables.
 
     Args:
         runs: as from `frames.runs`.
-        by: columns of it that tell rows apart, besides the settings.
-        along: settings that tell rows apart, but not by the texts: those of an axis.
+        by: columns of it that also distinguish rows, besides the settings.
+        along: settings of an axis, which distinguish rows, but are not in the labels.
 
     Returns:
         `group`, `variant` and `sparsity` as in `labelled`; the settings that vary, by their paths;
-        `n`, the number of runs, and `seeds`, theirs; and for each name of `NUMBERS` (units as in
-        `frames.RESULTS`) `NAME_mean` and `NAME_std`, the sample standard deviation (NaN for n = 1).
+            `n`, the number of runs, and `seeds`, theirs; and for each name of `NUMBERS` (units as
+            in `frames.RESULTS`) `NAME_mean` and `NAME_std`, the sample standard deviation (NaN for
+            n = 1).
     """
     rows = labelled(runs, by, along)
     varying = [name for name in frames.varying(runs) if name not in INDIFFERENT]
@@ -113,9 +114,9 @@ def summary(runs: pd.DataFrame, by: Sequence[str] = (), along: Sequence[str] = (
 
 
 def label(run: Row, names: Sequence[str]) -> str:
-    """Settings of a run as text; those that are not set are left out.
+    """Returns settings of a run as text, without those that are not set.
 
-    The name that a table goes by stands alone: `dirichlet alpha=0.1`.
+    The name of a table stands alone: `dirichlet alpha=0.1`.
     """
     words = []
     for name in names:
@@ -132,18 +133,18 @@ def label(run: Row, names: Sequence[str]) -> str:
 
 
 def written(value: Any) -> str:
-    """A setting's value for people."""
+    """Returns a setting's value as a text for people."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def row_name(row: Row) -> str:
-    """What a row goes by in its group: its variant and its sparsity."""
+    """Returns the name of a row in its group: its variant and its sparsity."""
     sparsity = "" if is_unset(row["sparsity"]) else f" {row['sparsity']:g}"
     return f"{row['variant']}{sparsity}"
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    """Even partitions before uneven ones, dense methods before sparse ones, numbers by size."""
+    """Returns a sort key: even partitions first, dense methods first, numbers by size."""
     partition, sparsity = row["partition.name"], row["sparsity"]
     alpha: Any = row.get("partition.alpha")
     evenness = math.inf if is_unset(alpha) else float(alpha)
@@ -158,7 +159,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def is_unset(value: Any) -> bool:
-    """Whether a run has no such setting; data frames have three ways to say so."""
+    """Whether a run has no such setting, in any of the three ways of data frames to say so."""
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 

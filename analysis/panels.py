@@ -1,4 +1,4 @@
-"""What the pictures share: panels side by side, one a group; lines that are told apart; units."""
+"""Common parts of pictures: one panel for each group, line styles, units."""
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -16,38 +16,41 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from analysis.groups import row_name
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
-"""Told apart by all kinds of eyes: M. Okabe, K. Ito, *Color Universal Design*, 2008."""
+"""Colours for all kinds of colour vision: M. Okabe, K. Ito, *Color Universal Design*, 2008."""
 MARKERS = "osD^vPXph<>"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
-"""A method's sparsities, the least first."""
+"""Line styles of a method's sparsities, in ascending order."""
 MEASURES = {
     "accuracy": "accuracy on the test set (%)",
     "shard_mean": "mean accuracy on clients' test shards (%)",
     "shard_min": "lowest accuracy on a client's test shard (%)",
     "personal_mean": "mean accuracy of clients' local models (%)",
 }
-"""Which accuracy: what it is."""
+"""Titles of the accuracies."""
 Units = Sequence[tuple[float, str]]
 """Sizes of units and their names, the largest first."""
 BYTES: Units = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 WIDTH = 8.0
-"""Inches; text is 9 points high."""
+"""Width of a picture in inches; text is 9 points high."""
 LINE = 0.19
-"""Inches of height that a legend's line takes: panels need not make room for it."""
+"""Height of a line in the legend, in inches; it is added to the picture's height."""
 CROWD = 6
-"""So many lines need wider panels."""
+"""Number of lines from which panels are wider."""
 STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 9, "figure.labelsize": 9}
 STYLED = rc_context(STYLE)
-"""Around whatever draws."""
+"""Context in which pictures are drawn."""
 
 
 def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each; of coprime lengths: a colour twice has another marker."""
+    """Returns a colour and a marker for each name.
+
+    Their numbers are coprime, so that names with the same colour have different markers.
+    """
     return {name: (COLOURS[i % 7], MARKERS[i % 11]) for i, name in enumerate(names)}
 
 
 def dashes(rows: pd.DataFrame) -> dict[str, Any]:
-    """A style of line for each row's `groups.row_name`: it tells a variant's sparsities apart."""
+    """Returns a line style by `groups.row_name`, which distinguishes a variant's sparsities."""
     found: dict[str, Any] = {}
     for _, some in rows.groupby("variant", sort=False):
         ordered = some.sort_values("sparsity", na_position="first").to_dict("records")
@@ -57,7 +60,7 @@ def dashes(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def figure(titles: Sequence[str], lines: int) -> tuple[Figure, list[Axes]]:
-    """A figure with a dressed panel for each title, with common axes, for so many lines."""
+    """Returns a figure with a panel for each title, with common axes, wide enough for the lines."""
     wide = min(len(titles), 3 if lines < CROWD else 2)
     high = -(-len(titles) // wide)
     width = WIDTH if wide > 1 else 0.7 * WIDTH
@@ -69,7 +72,7 @@ def figure(titles: Sequence[str], lines: int) -> tuple[Figure, list[Axes]]:
         panel.grid(color="0.92", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_visible(place < len(titles))
-        # Above a gap in the last row, nobody else labels the axis.
+        # A panel above a gap in the last row needs its own axis labels.
         panel.tick_params(labelbottom=place + wide >= len(titles))
     shown = every[: len(titles)]
     for panel, title in zip(shown, titles, strict=True):
@@ -78,7 +81,7 @@ def figure(titles: Sequence[str], lines: int) -> tuple[Figure, list[Axes]]:
 
 
 def legend(figure: Figure, handles: Mapping[str, Artist], title: str | None = None) -> None:
-    """Above the panels, where it covers nothing; in as many columns as there is room for."""
+    """Adds a legend above the panels, in as many columns as fit."""
     room = 72 * figure.get_figwidth() / (50 + 5 * max(map(len, handles)))
     columns = max(1, min(len(handles), int(room)))
     lines = -(-len(handles) // columns)
@@ -90,17 +93,17 @@ def legend(figure: Figure, handles: Mapping[str, Artist], title: str | None = No
 
 
 def sparsity_title(rows: pd.DataFrame, where: str) -> str | None:
-    """The legend's title, if there are sparsities: where its numbers stand."""
+    """Returns the legend's title if there are sparsities: it says where their numbers are."""
     return f"numbers {where}: sparsity" if rows["sparsity"].notna().any() else None
 
 
 def measure_label(measure: str, at: str = "last") -> str:
-    """What stands beside an axis of accuracies, of the `last` or the `best` round."""
+    """Returns the label of an axis of accuracies, of the `last` or the `best` round."""
     return MEASURES[measure] + ("\nin the best validation round" if at == "best" else "")
 
 
 def scale(panel: Axes, units: Units) -> None:
-    """A logarithmic axis whose ticks bear units: powers of ten, and between if there is room."""
+    """Makes the horizontal axis logarithmic; its ticks have units."""
     panel.set_xscale("log")
     low, high = panel.get_xlim()
     place = panel.get_subplotspec()
@@ -112,7 +115,7 @@ def scale(panel: Axes, units: Units) -> None:
 
 
 def amount(count: float, units: Units, digits: int = 6) -> str:
-    """A number in the largest unit that is no larger than it."""
+    """Returns a number in the largest unit that is not larger than it."""
     size, unit = next((pair for pair in units if count >= pair[0]), units[-1])
     return f"{count / size:.{digits}g} {unit}".rstrip()
 
@@ -124,7 +127,7 @@ ACCURACY = click.option(
 
 
 def out(name: str) -> Callable[[Any], Any]:
-    """The option that says where a picture goes; by default to `name`."""
+    """Returns the command-line option for the picture's file, by default `name`."""
     return click.option(
         "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path(name),
         show_default=True, help="The picture: .png, .pdf or .svg.",
@@ -135,11 +138,11 @@ def save(draw: Callable[[], Figure], out: Path) -> None:
     """Writes the picture that `draw` makes.
 
     Raises:
-        click.UsageError: if the file's name says none of the known formats.
+        click.UsageError: if the file's suffix is no known format.
     """
     if out.suffix not in (".png", ".pdf", ".svg"):
         raise click.UsageError(f"--out {out}: wanted a name that ends in .png, .pdf or .svg")
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Type 42: letters stay letters in a PDF.
+    # Type 42 keeps text as text in a PDF.
     with rc_context({"pdf.fonttype": 42}):
         draw().savefig(out, dpi=200)

@@ -1,10 +1,10 @@
-"""What methods took to reach an accuracy: rounds, bytes, simulated time; in the terminal.
+"""Costs of methods to reach an accuracy: rounds, bytes, simulated time; in the terminal.
 
-A table for each group (see `groups`) and target, in the form of Table I of SPATL (Yu et al., SC
-2022): rounds, bytes of a client and round, all bytes, and by how many times they are fewer than a
-reference's. A run has reached a target after the first round that was measured to be as accurate.
-All bytes are those until then, an agreement before the first round included. Runs that differ in
-their seed alone are averaged as far as they reached it, and how many did stands beside the mean.
+There is a table for each group (see `groups`) and target, in the form of Table I of SPATL (Yu et
+al., SC 2022): rounds, bytes of a client and round, all bytes, and the speed-up in bytes over a
+reference. A run has reached a target after the first round whose measured accuracy is as high. All
+bytes are those until then, including an agreement before the first round. Runs that differ only in
+their seed are averaged over those that reached the target; their number is shown.
 """
 
 from pathlib import Path
@@ -20,27 +20,28 @@ from analysis.groups import DONE, ROW, labelled, row_name
 from analysis.terminal import Column
 
 REFERENCE = "fedavg"
-"""The method whose bytes the others' are compared with, if it is there."""
+"""Default reference of the speed-up, if the results have it."""
 UNTIL = ("rounds", "bytes", "sim_seconds", "sim_joules")
-"""What a run took; NaN if it never was so accurate."""
+"""Costs of a run until it reached the target; NaN if it never did."""
 PER_CLIENT = ("up", "down")
-"""Bytes of a client that takes part in a round: mean until then, or of the whole run if never."""
+"""Mean bytes of an active client in a round, until the target, or in the whole run if it never
+did."""
 NUMBERS = (*UNTIL, *PER_CLIENT, "best")
 
 
 def costs(runs: pd.DataFrame, rounds: pd.DataFrame, target: float, measure: str) -> pd.DataFrame:
-    """What each finished run took until it first was as accurate as the target.
+    """Returns the costs of each finished run until it first reached the target.
 
     Args:
         runs: as from `frames.runs`.
         rounds: of the same files, as from `frames.rounds`.
-        target: an accuracy, a share.
+        target: an accuracy, 0 to 1.
         measure: which accuracy, a key of `panels.MEASURES`.
 
     Returns:
-        A row a run: `group`, `variant`, `others`, `sparsity`, `method.name` and `seed` as in
-        `groups.labelled`; the numbers `UNTIL` and `PER_CLIENT`; and `best`, the highest accuracy of
-        any round.
+        A row for each run: `group`, `variant`, `others`, `sparsity`, `method.name` and `seed` as in
+            `groups.labelled`; the numbers `UNTIL` and `PER_CLIENT`; and `best`, the highest
+            accuracy of any round.
     """
     known = labelled(runs)
     finished = known[known["reason"] == ""]
@@ -65,15 +66,15 @@ def _cost(rounds: pd.DataFrame, target: float, measure: str) -> dict[str, float]
 
 
 def speedup(runs: pd.DataFrame, reference: str) -> pd.Series:
-    """The bytes that the reference took with the same seed, over those of each run.
+    """Returns the bytes of the reference with the same seed, divided by those of each run.
 
     Args:
         runs: `costs`.
         reference: a row's name, such as `ssfl 0.9`; or a method, whose row in each group is the
-            reference of those with equal settings beside the methods' own.
+            reference of those with equal settings besides the methods' own.
 
     Returns:
-        A factor a run; NaN where one of the two never was so accurate.
+        A factor for each run; NaN if one of the two never reached the target.
 
     Raises:
         click.UsageError: if there is no such row, or if there are several.
@@ -95,16 +96,17 @@ def speedup(runs: pd.DataFrame, reference: str) -> pd.Series:
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row for each row of the tables.
+    """Returns one row for each row of the tables.
 
     Args:
         runs: `costs`, with a column `speedup`.
 
     Returns:
-        `group`, `variant` and `sparsity`; `n`, as text, how many runs were so accurate, and of how
-        many; and for each number `NAME_mean` and `NAME_std`, the sample standard deviation, of
-        those runs. Those of `best` are of all runs, and likewise `PER_CLIENT` where none was.
-        `missing` is how many of those runs have no speed-up.
+        `group`, `variant` and `sparsity`; `n`, a text with the number of runs that reached the
+            target, and of all; and for each number `NAME_mean` and `NAME_std`, the sample standard
+            deviation, over the runs that reached it. `best` is over all runs, and so is
+            `PER_CLIENT` if none reached it. `missing` is the number of those runs without a
+            speed-up.
     """
     found = []
     for _, some in runs.groupby(ROW, sort=False, dropna=False):
@@ -120,7 +122,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def columns(rows: pd.DataFrame) -> tuple[list[Column], list[Column]]:
-    """The columns of numbers that a `summary` has: of bytes, and others."""
+    """Returns the columns that a `summary` has: those on bytes, and others."""
     found = [
         Column("rounds", "rounds", "count", missing="not reached"),
         Column("up", "up\n/round\n/client", "bytes"),
@@ -139,7 +141,7 @@ def columns(rows: pd.DataFrame) -> tuple[list[Column], list[Column]]:
 
 
 def notes(rows: pd.DataFrame, measure: str, reference: str | None) -> list[str]:
-    """What a reader of the tables must know about their numbers."""
+    """Returns notes on the numbers, to be read with the tables."""
     what = panels.MEASURES[measure].removesuffix(" (%)")
     found = [
         f"Until then: up to the first round after which the {what} was measured to be no less than "
@@ -177,7 +179,7 @@ def notes(rows: pd.DataFrame, measure: str, reference: str | None) -> list[str]:
 def main(
     paths: tuple[Path, ...], targets: tuple[float, ...], measure: str, against: str | None
 ) -> None:
-    """Say what methods took to be so accurate, for the results in PATH... (files or folders).
+    """Print the costs to reach an accuracy, for the results in PATH... (files or folders).
 
     Only finished runs count; analysis.compare lists the others.
     """
@@ -195,7 +197,7 @@ def main(
         some = summary(ours)
         found.append(some.assign(title=some["group"] + f": {measure} {target:g}"))
     rows = pd.concat(found)
-    # Targets of a group one below the other.
+    # A group's targets follow each other.
     tables = [
         (str(title), table)
         for _, some in rows.groupby("group", sort=False)

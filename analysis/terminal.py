@@ -1,4 +1,4 @@
-"""What the commands print: a table for each group, a row for each method, means and deviations."""
+"""Printed tables: a table for each group, a row for each method, means and deviations."""
 
 import shutil
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from analysis.groups import is_unset
 
 MISSING = "–"
 HIGHER = ("share", "factor")
-"""Forms of which more is better."""
+"""Forms of numbers for which higher is better."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Column:
     """A column of numbers.
 
     Attributes:
-        name: of the numbers: rows have `NAME_mean` and `NAME_std`.
-        title: what stands above it.
+        name: name of the numbers; rows have `NAME_mean` and `NAME_std`.
+        title: header of the column.
         form: share (shown in percent), bytes, seconds, joules, count or factor.
-        missing: what stands where there is no number.
+        missing: text for a missing number.
     """
 
     name: str
@@ -35,9 +35,9 @@ class Column:
     missing: str = MISSING
 
     def best(self, rows: pd.DataFrame) -> set[int]:
-        """Places of the best means, as far as the digits tell, in `rows`.
+        """Returns the positions in `rows` of the best means, compared by their shown digits.
 
-        There are none if all are equal, as one alone is, or if nothing was sent.
+        The set is empty if all means are equal, as with a single row, or if nothing was sent.
         """
         means = rows[f"{self.name}_mean"].to_numpy(float)
         if np.isnan(means).all():
@@ -50,7 +50,7 @@ class Column:
         return set(np.flatnonzero(is_best).tolist())
 
     def texts(self, rows: pd.DataFrame) -> list[str]:
-        """Each row's number: its mean, and its deviation if that shows at the mean's digits."""
+        """Returns each row's mean, with its deviation if that is not 0 at the mean's digits."""
         pairs = zip(rows[f"{self.name}_mean"], rows[f"{self.name}_std"], strict=True)
         return [self._text(mean, 0.0 if np.isnan(std) else std) for mean, std in pairs]
 
@@ -63,7 +63,7 @@ def _percent(mean: float, std: float) -> str:
 
 
 def _bytes(mean: float, std: float) -> str:
-    """Decimal units, three digits: 1 kB is 1000 B."""
+    """Formats bytes in decimal units with three digits: 1 kB is 1000 B."""
     return _digits(mean, std, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
@@ -106,12 +106,12 @@ def _digits(mean: float, std: float, units: Sequence[str]) -> str:
 
 
 def _deviation(text: str) -> str:
-    """A standard deviation behind its mean; nothing if all of its digits are 0."""
+    """Returns a standard deviation to follow its mean; "" if all of its digits are 0."""
     return f"±{text}" if float(text) else ""
 
 
 def console() -> Console:
-    """Where tables are printed: as wide as the terminal, and words as they are."""
+    """Returns a console as wide as the terminal, which prints texts without markup."""
     width = shutil.get_terminal_size(fallback=(120, 24)).columns
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
@@ -123,14 +123,14 @@ def show(
     count: str = "n",
     is_marked: bool = True,
 ) -> None:
-    """Prints tables with equal columns; each as several, one a part, if that is too wide.
+    """Prints tables with equal columns; a table that is too wide is printed in several parts.
 
     Args:
-        console: where.
+        console: the console.
         tables: titles and rows: `variant`, `sparsity`, `n`, and the columns' means and deviations.
-        parts: the columns.
-        count: what stands above `n`.
-        is_marked: whether a table's best numbers bear a star.
+        parts: the columns, divided into the parts of a table that is too wide.
+        count: header of the column `n`.
+        is_marked: whether a table's best numbers are marked by a star.
     """
     whole = [column for part in parts for column in part]
     found = _tables(tables, whole, count, is_marked)

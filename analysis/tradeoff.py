@@ -1,6 +1,6 @@
-"""Accuracy against bytes, as a picture: what each method's savings cost.
+"""Accuracy against bytes, as a picture: the accuracy that each method's savings cost.
 
-One panel a group (see `groups`), one line a method, one point a sparsity; a dense method is one
+A panel is a group (see `groups`), a line a method, and a point a sparsity; a dense method is one
 point. A point is the mean over seeds, its bar the sample standard deviation of the accuracy.
 """
 
@@ -24,9 +24,9 @@ WAYS = {
     "down": ("down_total", "bytes to the clients"),
     "total": ("bytes_total", "bytes to and from the clients"),
 }
-"""Which bytes of a whole run: their name in `groups.NUMBERS`, and what they are."""
+"""Bytes of a whole run by direction: name in `groups.NUMBERS`, and title."""
 MARKER = [(x, y) for x in (-4, -2, 0, 2, 4) for y in (-4, -2, 0, 2, 4)]
-"""Pixels of a marker, around its middle."""
+"""Sampled pixels of a marker, relative to its middle."""
 
 
 @panels.STYLED
@@ -39,7 +39,7 @@ def picture(
         rows: the summary.
         way: which bytes, a key of `WAYS`.
         measure: which accuracy, a key of `panels.MEASURES`.
-        at: in which round: last or best.
+        at: the round of the accuracy: last or best.
     """
     groups = [(str(name), some) for name, some in rows.groupby("group", sort=False)]
     names = [str(name) for name in dict.fromkeys(rows["variant"])]
@@ -55,7 +55,7 @@ def picture(
     figure.supylabel(panels.measure_label(measure, at))
     title = panels.sparsity_title(rows, "beside points")
     panels.legend(figure, {name: lines[name].lines[0] for name in names}, title)
-    # Settles the layout: only now is it known what lies where.
+    # Computes the layout, so that positions are known.
     figure.draw_without_rendering()
     for panel in shown:
         _place(panel)
@@ -65,7 +65,7 @@ def picture(
 def _line(
     panel: Axes, points: pd.DataFrame, x: str, y: str, colour: str, marker: str
 ) -> ErrorbarContainer:
-    """A method in a panel: its sparsities joined and named, its dense point alone."""
+    """Draws a method in a panel: a labelled line through its sparsities, or a dense point."""
     points = points.sort_values("sparsity", na_position="first")
     bytes_, share = points[f"{x}_mean"].to_numpy(float), 100 * points[f"{y}_mean"].to_numpy(float)
     spread = 100 * points[f"{y}_std"].fillna(0).to_numpy(float)
@@ -86,7 +86,7 @@ def _line(
 
 
 def _place(panel: Axes) -> None:
-    """Moves each number beside its point, to where it is least in the way and plainly belongs."""
+    """Moves each number beside its point to the place with the fewest overlaps."""
     busy = _traces(panel)
     numbers = [text for text in panel.texts if isinstance(text, Annotation)]
     points = panel.transData.transform([text.xy for text in numbers]) if numbers else np.empty(0)
@@ -110,7 +110,7 @@ def _place(panel: Axes) -> None:
 
 
 def _traces(panel: Axes) -> np.ndarray:
-    """Pixels, [pixels, 2], of lines, bars and markers: enough to see what hits them."""
+    """Returns pixels of lines, bars and markers, [pixels, 2], to detect overlaps."""
     steps, found = np.linspace(0, 1, 60)[:, None], []
     for line in panel.containers:
         assert isinstance(line, ErrorbarContainer)

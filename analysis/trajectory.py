@@ -1,9 +1,10 @@
-"""Accuracy on its way: over simulated time, simulated energy, bytes or rounds.
+"""Accuracy during a run: over simulated time, simulated energy, bytes or rounds.
 
-One panel a group (see `groups`), one line a method and sparsity: after each round the accuracy,
-over what all rounds so far took, one before the first included. Runs that differ in their seed
-alone are one line, from where all of them have begun to where one of them ends: their mean, in a
-band of the sample standard deviation. Between two rounds a run has the accuracy of the first.
+A panel is a group (see `groups`), and a line a method and sparsity: after each round the accuracy,
+over the cost of all rounds so far, including an agreement before the first. Runs that differ only
+in their seed make one line: their mean, in a band of the sample standard deviation, from where all
+of them have begun to where one of them ends. Between two rounds a run has the accuracy of the
+first.
 """
 
 from collections.abc import Sequence
@@ -27,24 +28,24 @@ WAYS: dict[str, tuple[tuple[str, ...], str, panels.Units]] = {
     "bytes": (("up", "down"), "bytes to and from the clients", panels.BYTES),
     "rounds": ((), "rounds", ((1, ""),)),
 }
-"""What accuracy stands over: the sum of columns of the table `rounds`; what it is; its units."""
+"""Horizontal axes: columns of the table `rounds` to add up, title, units."""
 
 Curve = tuple[np.ndarray, np.ndarray]
-"""A run: what its rounds have taken, ascending, [r]; and the accuracy after each of them, [r]."""
+"""Costs of a run's rounds, ascending, [r], and the accuracy after each of them, [r]."""
 
 
 def curves(runs: pd.DataFrame, rounds: pd.DataFrame, way: str, measure: str) -> pd.DataFrame:
-    """The finished runs' curves, a row a line.
+    """Returns the finished runs' curves, a row for each line.
 
     Args:
         runs: as from `frames.runs`.
         rounds: of the same files, as from `frames.rounds`.
-        way: what accuracy stands over, a key of `WAYS`.
+        way: the horizontal axis, a key of `WAYS`.
         measure: which accuracy, a key of `panels.MEASURES`.
 
     Returns:
-        `group`, `variant` and `sparsity` as in `groups.labelled`, and `curves`, a list. A run that
-        knows nothing of the way is left out.
+        `group`, `variant` and `sparsity` as in `groups.labelled`, and `curves`, a list. A run
+            without the columns of the axis is left out.
     """
     known = labelled(runs)
     finished = known[known["reason"] == ""]
@@ -69,7 +70,7 @@ def _curve(rounds: pd.DataFrame, way: str, measure: str) -> Curve:
 
 
 def mean(some: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What runs have taken, [r], where all of them have an accuracy; its mean and deviation."""
+    """Returns costs at which all runs have an accuracy, [r], with its mean and deviation."""
     first, last = max(x[0] for x, _ in some), min(x[-1] for x, _ in some)
     grid = np.unique(np.concatenate([x for x, _ in some]))
     grid = grid[(grid >= first) & (grid <= last)]
@@ -86,9 +87,9 @@ def picture(
 
     Args:
         rows: the curves.
-        way: what they stand over, a key of `WAYS`.
-        measure: which accuracy it is, a key of `panels.MEASURES`.
-        target: an accuracy to mark; a share.
+        way: the horizontal axis, a key of `WAYS`.
+        measure: which accuracy, a key of `panels.MEASURES`.
+        target: an accuracy to mark, 0 to 1.
     """
     _, label, units = WAYS[way]
     groups = [(str(title), some) for title, some in rows.groupby("group", sort=False)]
@@ -132,7 +133,7 @@ def picture(
 )  # fmt: skip
 @panels.out("trajectory.png")
 def main(paths: tuple[Path, ...], way: str, measure: str, target: float | None, out: Path) -> None:
-    """Draw accuracy on its way for the results in PATH... (files, or folders at any depth).
+    """Draw accuracy over its cost for the results in PATH... (files, or folders at any depth).
 
     Only finished runs count; analysis.compare lists the others.
     """

@@ -6,43 +6,57 @@ Rank 0 is the server; the other ranks host the logical clients. In round t (`eng
 
     tell      server: broadcast(t) -> pack -> bcast         -> unpack -> clients: receive
     work      clients: rows start from w, batches from streams, backward fills g, adjust, step;
-              then upload -> pack.  A split method converses with the server in each step, half of
-              the clients at a time, while the other half works:
+              then upload -> pack.  In a split method clients and server take each step together;
+              half of the clients computes while the server serves the other half:
               forward -> ask -> learn -> answer -> backward
     collect   gather -> unpack -> server: absorb, in client order, one message at a time
     step      server: moves the model
     outcome   off the clock: accuracies, bytes, seconds as rows of tables -> `record`
 
-A method that has to agree on something (a mask) has rounds for it: every client takes part, none
-trains, and the server closes them instead of a step. One before the first round is round -1.
+A method that has to agree on something (a mask) has rounds for it, called agreements: every client
+takes part, none trains, and the server sends the result instead of a step. An agreement before the
+first round is round -1.
 
 The laws
 --------
- 1. A model is a vector: parameters in `w`, gradients in `g`, the network's tensors are views.
-    Running statistics are in it, too, unless they are local; no gradient moves them.
- 2. Clients are rows of w[C, n]; method mathematics is written on rows, elementwise or row-wise.
-    Rows at work are the first ones: a chunk has the clients with most steps first.
- 3. A method is a module; the file name is its name. There is no registry.
- 4. A method is a difference from FedAvg, or from SplitFed: subclass, override one to four hooks.
+ 1. A model is a vector: parameters in one contiguous vector `w`, gradients in `g`; the network's
+    tensors are views. Running statistics are in it, too, unless they are local; no gradient moves
+    them. Masks, control variates, residuals and sub-models are vectors or index sets over `w`.
+ 2. Clients are rows of w[C, n]; a method's mathematics is elementwise or row-wise. The same lines
+    run one client after the other on a CPU, or stacked on a GPU. A chunk's rows are ordered by
+    steps, the clients with most steps first, so that active rows are always the first ones.
+ 3. A method is a module: a file, or a folder if its paper needs more than one page. The file name
+    is its name. There is no registry.
+ 4. A method is a difference from FedAvg, or from SplitFed: it subclasses, and overrides one to four
+    hooks. What can be combined with any method (error feedback, a codec) is a setting.
  5. Server and clients meet only in messages. A method sees neither MPI, files, clocks nor ranks.
- 6. A client owns its state, the network belongs to the rank; waiting state lies in `store`.
- 7. Bytes are bytes: what is reported is the length of what MPI was handed, never a formula.
- 8. One module knows MPI (`wire`), one HDF5 (`record`), one the wire format (`codec`).
- 9. The round is on one screen.
-10. (settings, round) alone tell every rank which collectives come next. The one way to end early
-    is the server's: an empty word instead of the next round's, which every rank hears alike.
-11. The number of ranks never changes the result, bit for bit on a CPU; to rounding where rows are
+    The server's half exists on the root alone.
+ 6. Facts of the protocol stand on the settings: whether a method agrees on something, converses,
+    broadcasts, keeps state, has a global model. `config.Method` has FedAvg's answers as defaults,
+    so that every rank knows them without the server's half.
+ 7. A client owns its state; the network belongs to the rank. State lies in `store` while its client
+    is idle.
+ 8. Sums are things: `Sum` (a vector and a weight), `Held` (a mean over those who have a value),
+    `Kept` (median, trimmed mean, clip, noise).
+ 9. Bytes are bytes: one packed buffer per rank and collective. The bytes reported are the length of
+    the buffers that MPI was handed, never a formula.
+10. One module knows MPI (`wire`), one HDF5 (`record`), one the wire format (`codec`).
+11. The round is on one screen.
+12. (settings, round) alone tell every rank which collectives come next. A run ends early in one way
+    only: the server broadcasts no message for the next round, and every rank receives that alike.
+13. The number of ranks never changes the result: bit for bit on a CPU, to rounding where rows are
     stacked.
-12. Waiting is not transfer, and nothing unknown passes: a timed barrier precedes each collective,
-    or, on a line, counts that come when messages are ready; evaluation and recording are off the
-    clock, bad settings are errors before any collective.
-13. What is simulated is called `sim_`, and is never added to what was measured.
+14. Waiting is not transfer, and nothing unknown passes. A timed barrier precedes each collective;
+    on a split method's lines, counts are sent first, when messages are ready. Evaluation and
+    recording are off the clock. Bad settings are errors before any collective.
+15. What is simulated or predicted is called so (`sim_`, `predicted_`), and is never added to what
+    was measured.
 
 The rooms
 ---------
-Plural folders are axes: a setting, or a command's argument, names their modules. The others are
-machinery, each on one floor. Who may import whom is a line a folder in
-`tests/suites/test_imports.py`, and a test.
+Plural folders are axes of variation: a setting, or a command's argument, names one of their
+modules. The other folders are machinery. `tests/suites/test_imports.py` has a line for each folder
+that says which others it may import, and checks it.
 
  Axes, one module each
     methods/       a difference from `fedavg`; a folder, if the paper needs more than a page
@@ -50,46 +64,46 @@ machinery, each on one floor. Who may import whom is a line a folder in
     partitions/    ways to divide samples          exchanges/     ways of messages between ranks
     bench/         benchmarks
  At the top
-    engine         the round                       config         what a run is: the settings
-    __main__       the command line                errors         what the caller can mend
-    streams        the only source of randomness   provenance     where a result comes from
-    units          numbers for people
+    engine         the round                       config         settings of a run
+    __main__       the command line                loading        reads and checks settings
+    streams        the only source of randomness   errors         errors that the user can fix
+    units          numbers for people              provenance     software and machine of a result
  messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
     sparse         tensor <-> block                codec          block <-> bytes
-    quantized      tensor <-> blocks of codes      wire           bytes <-> ranks
+    quantized      tensor <-> quantized blocks     wire           bytes <-> ranks
     clock          seconds by phase                ledger         bytes by client and kind
-    sums           what uploads add up in, and what takes the place of their mean
+    counts         how many values are kept
+    sums           weighted sums of uploads, and robust alternatives to their mean
  networks/
-    flat           a network as one vector         layers         those beyond a sample
-    recurrent      LSTM and GRU for rows           pruning        which single weights stay
-    channels       what belongs to each            topology       which layer feeds which
-    slicing        channels cut out for good       narrow         fewer channels, as a network
+    flat           a network as one vector         layers         additional layers
+    recurrent      LSTM and GRU for rows           pruning        masks of single weights
+    topology       channels: who makes and reads   flops          FLOPs by layer and front
+    narrow         sub-models, fewer channels      slicing        channels masked or cut out
  data/
-    files          where data sets lie             cache          what was decoded of them
-    fetch          gets data sets                  layouts/       one module a layout of files
+    files          where data sets lie             cache          decoded data sets
+    fetch          downloads data sets             layouts/       one module per file format
  clients/
-    population     who holds which samples, who takes part
-    heterogeneity  how far they differ             skew           what they make of samples
+    population     shards, sampling, waves         trace          availability by round
+    heterogeneity  how different shards are        skew           transformed labels and samples
     devices        simulated: seconds, joules      burden         FLOPs and memory of training
-    trace          who is available in which round
  training/
-    train          rows of clients, local steps    feed           what a step learns from
+    train          local steps of rows of clients  feed           batches of each local step
     rows           models, one by one              stacked        models, all at once
-    descent        a step against a gradient       nested         rows that are parts of a model
-    evaluate       accuracies                      hardware       devices, threads of a rank
-    store          what clients keep between rounds, by name; in it
-    feedback       what compression left out       variates       what corrects gradients
+    descent        optimizers of rows              inner          networks inside rows
+    evaluate       accuracies                      hardware       devices and threads of a rank
+    store          clients' state between rounds   feedback       residuals of compression
+    variates       control variates of clients
  split/
-    cuts           where networks are cut          sides          what both sides of a cut do
-    lockstep       parts of networks learn         narrowed       the same, of narrower ones
-    links          where less than a batch crosses a cut
+    cuts           where networks are cut          sides          both sides of a cut, by step
+    lockstep       parts that step together        links          compressed messages at a cut
  results/
-    outcome        what is known after it          tables         columns of a result
+    outcome        the measurements of a round     tables         columns of a result
     record         one run, one HDF5 file
  runs/
-    job            ranks run, the root records     sweep          one file, many runs
-    launch         which mpiexec, and how          memory         of the process
+    job            runs the ranks, records         sweep          one file, many runs
+    launch         finds and starts mpiexec        memory         memory of the process
  terminal/
-    show           lists and results               survey         a partition
-    picture        of the same                     doctor         machines, what they lack
+    show           one result                      catalogue      lists of modules and settings
+    style          tables and colours of both      survey         statistics of a partition
+    picture        a partition as a picture        doctor         checks of the machine
 """

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 bad input, 1 anything else. Whatever is slow to import is 
 needed.
 """
 
+import copy
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -15,12 +16,12 @@ import click
 from fedmpi.errors import BadInput
 
 RANKS = click.option(
-    "--ranks", type=click.IntRange(min=1), help="Start that many ranks with mpiexec."
+    "--ranks", type=click.IntRange(min=1), help="Number of ranks to start with mpiexec."
 )
 
 
 def mends(command: Callable[..., None]) -> Callable[..., None]:
-    """Ends a command with exit code 2 and one line a problem, if the input is at fault."""
+    """Makes a command end with exit code 2, and one line per problem, if its input is wrong."""
 
     @wraps(command)
     def guarded(*args: Any, **options: Any) -> None:
@@ -36,14 +37,14 @@ def mends(command: Callable[..., None]) -> Callable[..., None]:
 
 def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
     """The settings that `[FILE] [KEY=VALUE]...` gives."""
-    from fedmpi import config
+    from fedmpi import loading
     from fedmpi.results import record
 
     tree = {}
     if words and "=" not in words[0]:
         file, words = Path(words[0]), words[1:]
-        tree = record.settings_of(file) if file.suffix == ".h5" else config.read(file)
-    config.override(tree, words)
+        tree = record.settings_of(file) if file.suffix == ".h5" else loading.read(file)
+    loading.override(tree, words)
     return tree
 
 
@@ -52,8 +53,8 @@ def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
 def main() -> None:
     """Compare methods of federated and federated split learning over MPI.
 
-    fedmpi run starts with a sensible default; fedmpi list methods shows what there is;
-    fedmpi doctor says what this machine lacks.
+    fedmpi run runs an experiment; without settings it runs a small default one. fedmpi list methods
+    shows the methods. fedmpi doctor checks this machine.
     """
 
 
@@ -65,19 +66,19 @@ def main() -> None:
     type=click.Path(path_type=Path),
     default=Path("results"),
     show_default=True,
-    help="The result's file (.h5), or a folder; its name then comes from the settings.",
+    help="Result file (.h5), or a folder; the file is then named after the settings.",
 )
 @mends
 def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
-    """Run one experiment and record it.
+    """Run one experiment and record its result.
 
-    FILE holds settings (TOML), or is a result (.h5) whose run is to be repeated. KEY=VALUE changes
-    a setting, such as method.name=topk or lr=0.05; fedmpi list settings shows them all.
+    FILE is a settings file (TOML), or a result (.h5) to be repeated. KEY=VALUE changes a setting,
+    such as method.name=topk or lr=0.05. fedmpi list settings shows all settings.
 
-    Under mpirun or srun this is one rank of the job. Otherwise --ranks N starts N of them, and
-    without it there is one. A run whose result is there already is not run again.
+    Under mpirun or srun this process is one rank of the job. Otherwise --ranks N starts N ranks;
+    the default is a single one. A finished run is skipped.
     """
-    from fedmpi.config import load
+    from fedmpi.loading import load
     from fedmpi.runs import launch
 
     if launch.is_launched() or ranks is None:
@@ -114,16 +115,16 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("results"),
     show_default=True,
-    help="Folder for the results; their names come from the settings.",
+    help="Folder for the results; files are named after the settings.",
 )
 @RANKS
-@click.option("--dry-run", is_flag=True, help="List the runs and their states; run nothing.")
-@click.option("--count", is_flag=True, help="Print the number of runs; run nothing.")
+@click.option("--dry-run", is_flag=True, help="Only list the runs and their states.")
+@click.option("--count", is_flag=True, help="Only print the number of runs.")
 @click.option(
     "--only",
     type=click.IntRange(min=0),
     multiple=True,
-    help="Only the run of that number, as --dry-run counts; may be given several times.",
+    help="Only the run with this number, as listed by --dry-run. Can be repeated.",
 )
 @mends
 def sweep(
@@ -135,11 +136,11 @@ def sweep(
     count: bool,
     only: tuple[int, ...],
 ) -> None:
-    """Run all experiments of a sweep FILE that are not done yet.
+    """Run all experiments of a sweep FILE (TOML) that are not finished.
 
-    The file's [base] holds settings of all runs; in each [[grid]] every value is a list, and the
-    runs are the product of the lists. KEY=VALUE holds for all runs, whatever the file says. An
-    interrupted sweep goes on where it was.
+    Table [base] has settings of all runs. In each [[grid]] every value is a list, and the runs are
+    the product of the lists. KEY=VALUE overrides a setting in all runs. Running an interrupted
+    sweep again continues it.
     """
     from fedmpi.runs import launch
     from fedmpi.runs.sweep import Sweep
@@ -165,20 +166,22 @@ def sweep(
 @main.command()
 @click.argument("words", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
 @click.option(
-    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw it: .png or .svg."
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw the partition into a file (.png or .svg).",
 )
 @click.option(
     "--freeze",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Keep it (.npz) for runs with partition.name=frozen partition.file=FILE.",
+    help="Write the partition (.npz), for runs with partition.name=frozen partition.file=FILE.",
 )
 @mends
 def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) -> None:
-    """Show which client would have what, and how heterogeneous that is.
+    """Show how samples are divided among clients, and how heterogeneous clients are.
 
-    FILE and KEY=VALUE are settings, as for fedmpi run; nothing is trained.
+    FILE and KEY=VALUE are settings, as for fedmpi run. Nothing is trained.
     """
-    from fedmpi.config import load
+    from fedmpi.loading import load
     from fedmpi.terminal.survey import survey
 
     survey(load(tree_of(words)), plot, freeze)
@@ -191,21 +194,21 @@ def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) ->
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("agent.npy"),
     show_default=True,
-    help="The agent's file, for runs with method.agent=FILE.",
+    help="File of the agent, for runs with method.agent=FILE.",
 )
 @click.option(
     "--episodes",
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
-    help="Episodes that it learns from.",
+    help="Number of training episodes.",
 )
 @mends
 def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
     """Train an agent that selects channels, for method.name=spatl.
 
-    FILE and KEY=VALUE are settings, as for fedmpi run: the network is trained on all samples in
-    one place, and the agent learns which share of its channels can be spared.
+    FILE and KEY=VALUE are settings, as for fedmpi run. The network is trained centrally on all
+    samples; the agent learns which share of its channels can be pruned.
     """
     from fedmpi.methods.spatl.pretrain import pretrain
 
@@ -213,12 +216,18 @@ def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
 
 
 @main.command("list")
-@click.argument("what", type=click.Choice(["methods", "data", "models", "partitions", "settings"]))
+@click.argument(
+    "what", type=click.Choice(["methods", "data", "models", "partitions", "exchanges", "settings"])
+)
 @click.argument("name", required=False)
 @mends
 def list_(what: str, name: str | None) -> None:
-    """List what there is, or one NAME of it, with its settings and their defaults."""
-    from fedmpi.terminal.show import show_list
+    """List methods, data sets, models, partitions or settings.
+
+    With NAME, describe one of them with its settings and their defaults. For settings, NAME is a
+    table or a setting, such as devices or method.sparsity.
+    """
+    from fedmpi.terminal.catalogue import show_list
 
     show_list(what, name)
 
@@ -227,7 +236,7 @@ def list_(what: str, name: str | None) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @mends
 def show(file: Path) -> None:
-    """Show what the run in FILE was, and how it went."""
+    """Show the settings, provenance and results of the run in FILE (.h5)."""
     from fedmpi.terminal.show import show_result
 
     show_result(file)
@@ -242,13 +251,13 @@ def show(file: Path) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("results"),
     show_default=True,
-    help="Folder that results are to go to.",
+    help="Folder for results, to be checked.",
 )
 def doctor(check: str | None, out: Path) -> None:
-    """Examine this machine, or one CHECK of it, and say how to mend what is wrong.
+    """Check this machine, or run one CHECK, and say how to fix what is wrong.
 
-    Two ranks are really started. Exit code 0 if runs can work here, else 1; data sets that are
-    missing are only noted.
+    Two MPI ranks are started. The exit code is 0 if experiments can run here, else 1. Missing data
+    sets are reported, but do not count as failures.
     """
     from fedmpi.terminal.doctor import examine
 
@@ -257,7 +266,7 @@ def doctor(check: str | None, out: Path) -> None:
 
 @main.group()
 def data() -> None:
-    """Get data sets."""
+    """Download data sets."""
 
 
 @data.command("fetch")
@@ -265,13 +274,13 @@ def data() -> None:
 @click.option(
     "--to",
     type=click.Path(file_okay=False),
-    help="Folder for data; by default $FEDMPI_DATA, or else data in this folder.",
+    help="Folder for data sets. Default: $FEDMPI_DATA, or ./data if it is not set.",
 )
 @mends
 def data_fetch(name: str, to: str | None) -> None:
-    """Fetch the data set NAME from its official address, unless it is there.
+    """Download the data set NAME from its official source, unless it is there.
 
-    What was interrupted goes on where it was. Without a network it says what to place where;
+    An interrupted download is continued. Without a network it says which files to put where.
     fedmpi list data shows the names.
     """
     from fedmpi.data.fetch import fetch
@@ -279,135 +288,40 @@ def data_fetch(name: str, to: str | None) -> None:
     fetch(name, to)
 
 
-@main.group()
+class Benches(click.Group):
+    """The benchmarks in `fedmpi.bench`: one is imported when it is called, none to list them."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Their names."""
+        from fedmpi import bench
+
+        return list(bench.summaries())
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command of the benchmark of that name; None if there is none."""
+        from fedmpi import bench
+
+        if name not in bench.summaries():
+            return None
+        found = copy.copy(bench.command_of(name))
+        assert found.callback is not None
+        found.callback = mends(found.callback)
+        return found
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists them with the first sentences of their modules."""
+        from fedmpi import bench
+
+        with formatter.section("Commands"):
+            formatter.write_dl(list(bench.summaries().items()))
+
+
+@main.group(cls=Benches)
 def bench() -> None:
-    """Measure this program against references that it brings along."""
+    """Measure this program against reference implementations.
 
-
-JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-REPEATS = click.option(
-    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Turns that count."
-)
-
-
-@bench.command("train")
-@click.option(
-    "--model", "models", multiple=True, help="Only that model; may be given several times."
-)
-@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(10, 32))
-@click.option(
-    "--rows",
-    type=click.IntRange(min=1),
-    multiple=True,
-    default=(1,),
-    help="Clients that train at once; may be given several times.",
-)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@REPEATS
-@JSON
-@mends
-def bench_train(
-    models: tuple[str, ...],
-    batches: tuple[int, ...],
-    rows: tuple[int, ...],
-    device: str,
-    repeats: int,
-    as_json: bool,
-) -> None:
-    """Time of a local step, against the textbook's loop and the bare forward and backward.
-
-    With --device cuda on a machine without one it says "no device", and that is no failure.
+    Each benchmark first checks that the references compute the same.
     """
-    from fedmpi.bench import chosen, run, train
-
-    chosen_models = chosen(models, train.MODELS)
-    if not train.is_there(device):
-        print("no device: torch sees no GPU here")
-        return
-    run(train.cases(chosen_models, batches, rows, device, repeats), as_json)
-
-
-@bench.command("round")
-@click.option("--workload", "workloads", multiple=True, help="Only that one; may be repeated.")
-@click.option("--ranks", type=click.IntRange(min=1), default=3, show_default=True)
-@REPEATS
-@JSON
-@mends
-def bench_round(workloads: tuple[str, ...], ranks: int, repeats: int, as_json: bool) -> None:
-    """Time of a whole round on ranks, against the textbook's serial loop."""
-    from fedmpi.bench import chosen, round, run
-
-    run(round.cases(chosen(workloads, round.WORKLOADS), ranks, repeats), as_json)
-
-
-@bench.command("converse")
-@click.option("--workload", "workloads", multiple=True, help="Only that one; may be repeated.")
-@click.option("--ranks", type=click.IntRange(min=2), default=2, show_default=True)
-@REPEATS
-@JSON
-@mends
-def bench_converse(workloads: tuple[str, ...], ranks: int, repeats: int, as_json: bool) -> None:
-    """Time of a split step in halves, against the clients' work alone and the server's alone."""
-    from fedmpi.bench import chosen, converse, run
-
-    run(converse.cases(chosen(workloads, converse.WORKLOADS), ranks, repeats), as_json)
-
-
-@bench.command("scale")
-@click.option(
-    "--clients",
-    "crowds",
-    type=click.IntRange(min=1),
-    multiple=True,
-    default=(10, 100, 1_000, 10_000),
-    help="Logical clients; may be given several times.",
-)
-@REPEATS
-@JSON
-@mends
-def bench_scale(crowds: tuple[int, ...], repeats: int, as_json: bool) -> None:
-    """Time of a sampled client and round, and memory, with few and with many logical clients."""
-    from fedmpi.bench import scale
-
-    for result in scale.measure(crowds, repeats):
-        result.say(as_json)
-
-
-@bench.command("client")
-@click.option("--size", "sizes", multiple=True, help="Only that one; may be given several times.")
-@click.option("--clients", "crowds", type=click.IntRange(min=1), multiple=True, default=(1, 10))
-@REPEATS
-@JSON
-@mends
-def bench_client(
-    sizes: tuple[str, ...], crowds: tuple[int, ...], repeats: int, as_json: bool
-) -> None:
-    """Fixed cost of a client and round, against 150 us and two passes over its model."""
-    from fedmpi.bench import chosen, client
-
-    for size in chosen(sizes, client.SIZES):
-        for clients in crowds:
-            for result in client.measure(size, clients, repeats):
-                result.say(as_json)
-
-
-@bench.command("slice")
-@click.option("--model", "names", multiple=True, help="Only that model; may be repeated.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option(
-    "--sparsity", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True
-)
-@REPEATS
-@JSON
-@mends
-def bench_slice(
-    names: tuple[str, ...], batch: int, sparsity: float, repeats: int, as_json: bool
-) -> None:
-    """Time and FLOPs of inference with channels cut out, against the masked network."""
-    from fedmpi.bench import chosen, slice
-
-    for result in slice.cases(chosen(names, slice.MODELS), batch, sparsity, repeats):
-        result.say(as_json)
 
 
 if __name__ == "__main__":

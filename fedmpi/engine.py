@@ -1,8 +1,9 @@
 """The round: tell, work, collect, step, and an outcome. Read this first.
 
-Rank 0 is the server, and hosts clients too if it is alone or shared; the other ranks host clients.
-Every rank runs the same lines, and (settings, round) alone say which collectives come next; what
-only one role does stands behind `is_root` or loops over `mine`, which is empty for a mere server.
+Rank 0 is the server. It also hosts clients if it is the only rank or if `server = shared`; the
+other ranks host clients. Every rank runs the same lines, and (settings, round) alone determine
+which collectives come next. Code for one role only is guarded by `is_root`, or loops over `mine`,
+which is empty on a dedicated server.
 """
 
 import hashlib
@@ -17,7 +18,6 @@ from fedmpi.clients import burden
 from fedmpi.clients.devices import Fleet
 from fedmpi.clients.population import Population, Wave
 from fedmpi.config import ConfigError, Settings
-from fedmpi.exchanges.star import Post
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import EVERYONE, Message
 from fedmpi.messages.ledger import Ledger
@@ -33,13 +33,13 @@ from fedmpi.training.train import Trainer
 
 @dataclass
 class Party:
-    """Clients that take their steps together, and have their turns with the server on one line.
+    """Clients that take their steps together, and talk to the server on one line.
 
     Attributes:
-        wave: who they are, and their hosts.
-        line: to the server.
-        turns: how often they ask it something.
-        clients: what those of this rank say.
+        wave: the clients and their hosts.
+        line: connection to the server.
+        turns: number of turns, each of which is a message to the server and its answer.
+        clients: the conversation of this rank's clients.
     """
 
     wave: Wave
@@ -53,8 +53,8 @@ class Engine:
 
     Attributes:
         server: the method's server half, on the root; None elsewhere.
-        clients: its clients' half: those whom this rank hosts.
-        width: clients in a wave, at most.
+        clients: the method's client half, for the clients that this rank hosts.
+        width: number of clients in a wave, at most.
 
     Raises:
         ConfigError: for settings that do not fit together.
@@ -62,7 +62,7 @@ class Engine:
     """
 
     def __init__(self, settings: Settings, place: Place = ALONE) -> None:
-        self.settings = settings
+        self.settings, self.place = settings, place
         device = hardware.pick_device(settings, place)
         torch.set_num_threads(settings.threads)
         hardware.use_tf32(settings.precision == "tf32")
@@ -98,17 +98,27 @@ class Engine:
     def rounds(
         self, wire: Wire, clock: Clock, first: int | None = None
     ) -> Iterator[Outcome | None]:
-        """Runs; yields each round's outcome on the root, None elsewhere.
+        """Runs all rounds; yields each round's outcome on the root, None elsewhere.
 
-        A round begins with the server's word. No word, and the run is over for everyone.
+        A round begins with the server's broadcast. If that has no message, the run ends on all
+        ranks.
 
         Args:
             wire: to the other ranks.
-            clock: of this one.
+            clock: of this rank.
             first: the round to begin with, if server and clients have the state before it.
+
+        Raises:
+            ValueError: if the wire is that of another rank than the engine was built for.
         """
+        if (wire.rank, wire.size) != (self.place.rank, self.place.ranks):
+            raise ValueError(
+                f"wanted the wire of rank {self.place.rank} of {self.place.ranks}, for which the "
+                f"engine was built, found that of rank {wire.rank} of {wire.size}"
+            )
         self.wire, self.clock, self.goes_on = wire, clock, True
-        self.post = Post(wire, clock, self.ledger)
+        exchange = config.module("exchange", self.settings.exchange.name)
+        self.exchange = exchange.Exchange(wire, clock, self.ledger)
         self.hosts = range(wire.size)
         if self.settings.server == "dedicated" and wire.size > 1:
             self.hosts = range(1, wire.size)
@@ -131,7 +141,7 @@ class Engine:
             yield outcome
 
     def begin(self) -> None:
-        """All ranks together: clocks and accounts at zero."""
+        """Resets clocks and byte counts, on all ranks together."""
         self.is_void = True
         self.wire.settle()
         self.clock.reset()
@@ -141,13 +151,15 @@ class Engine:
         self.ledger.begin()
 
     def tell(self, t: int, waves: list[Wave]) -> bool:
-        """Server -> every active client; False if nothing comes, and the run is over."""
+        """Server -> all active clients; False if there is no message, which ends the run."""
         messages = []
         with self.clock(Phase.SERVE):
             if self.server is not None and self.goes_on:
                 blocks = self.server.broadcast(t) if self.method.broadcasts else []
                 messages = [Message(EVERYONE, blocks)]
-        word = self.post.broadcast(messages, [client for wave in waves for client in wave.clients])
+        word = self.exchange.broadcast(
+            messages, [client for wave in waves for client in wave.clients]
+        )
         mine = [client for wave in waves for client in wave.on(self.wire.rank)]
         with self.clock(Phase.PACK):
             for message in word:
@@ -155,20 +167,20 @@ class Engine:
         return bool(word)
 
     def send(self, t: int, wave: Wave) -> None:
-        """Server -> each client, if the method has a part for each."""
+        """Server -> each client, if the method sends something to single clients."""
         if not self.method.sends:
             return
         messages = []
         with self.clock(Phase.SERVE):
             if self.server is not None:
                 messages = [Message(c, self.server.send(t, c)) for c in wave.clients]
-        told = self.post.scatter(wave, messages)
+        told = self.exchange.scatter(wave, messages)
         with self.clock(Phase.PACK):
             for message in told:
                 self.clients.accept(t, message.client, message.blocks)
 
     def work(self, t: int, wave: Wave) -> list[Message]:
-        """Clients train, and prepare what they upload."""
+        """Trains this rank's clients of the wave, and returns their uploads."""
         mine, messages = wave.on(self.wire.rank), []
         with self.clock(Phase.TRAIN):
             if not (self.population.is_agreement(t) or self.method.converses):
@@ -185,7 +197,7 @@ class Engine:
         return messages
 
     def converse(self, t: int, wave: Wave) -> None:
-        """Clients and server take each local step together; a party works while one is served."""
+        """Runs the local steps of a split method; one party computes while another is served."""
         parties = self.parties(t, wave)
         with self.clock(Phase.SERVE):
             servers: list[Talk] = []
@@ -194,22 +206,25 @@ class Engine:
         for turn in range(1 + max(party.turns for party in parties)):
             for party in parties:
                 if turn <= party.turns:
-                    told = self.post.recv_down(party.line) if turn else []
+                    told = self.exchange.recv_down(party.line) if turn else []
                     with self.clock(Phase.TRAIN):
                         asked = party.clients.send(told) if turn else next(party.clients)
                 if turn < party.turns:
-                    self.post.send_up(party.line, asked)
+                    self.exchange.send_up(party.line, asked)
             for party, server in zip(parties, servers, strict=False):
                 if turn < party.turns:
-                    heard = self.post.recv_up(party.line)
+                    heard = self.exchange.recv_up(party.line)
                     with self.clock(Phase.SERVE):
                         answers = server.send(heard)
-                    self.post.send_down(party.line, party.wave, answers)
+                    self.exchange.send_down(party.line, party.wave, answers)
         for party in parties:
             party.line.wait()
 
     def parties(self, t: int, wave: Wave) -> list[Party]:
-        """The wave's halves, which speak with the server by turns; or all clients as one."""
+        """Splits a wave into two halves that talk to the server in turns, if that is possible.
+
+        Otherwise all clients are one party.
+        """
         halves = self.population.halves(t, wave.clients)
         pipelined = self.settings.exchange.pipeline and self.method.in_halves
         if self.wire.size == 1 or not pipelined:
@@ -223,8 +238,8 @@ class Engine:
         return [Party(*each) for each in zip(waves, lines, turns, talks, strict=True)]
 
     def collect(self, t: int, wave: Wave, messages: list[Message]) -> None:
-        """Clients -> server: uploads, absorbed in client order, but for those that are lost."""
-        uploads, agrees = self.post.gather(messages), self.population.is_agreement(t)
+        """Clients -> server: absorbs the uploads in client order, without those that are lost."""
+        uploads, agrees = self.exchange.gather(messages), self.population.is_agreement(t)
         with self.clock(Phase.SERVE):
             for message in uploads:
                 assert self.server is not None
@@ -241,9 +256,9 @@ class Engine:
             self.evaluation.evaluate_locals(wave, personal, self.wire, self.clock)
 
     def step(self, t: int) -> None:
-        """The server moves the model; in a round of agreement it closes that instead.
+        """Moves the model; in an agreement the server sends its result to all clients instead.
 
-        A round in which all uploads were lost leaves the model as it was, with all of its parts.
+        If all uploads of a round are lost, the whole model stays as it was.
         """
         if not self.population.is_agreement(t):
             with self.clock(Phase.SERVE):
@@ -255,13 +270,16 @@ class Engine:
         with self.clock(Phase.SERVE):
             if self.server is not None:
                 messages = [Message(EVERYONE, self.server.agreement())]
-        word = self.post.broadcast(messages, self.population.sample(t))
+        word = self.exchange.broadcast(messages, self.population.sample(t))
         with self.clock(Phase.PACK):
             for message in word:
                 self.clients.agree(message.blocks)
 
     def outcome(self, t: int, waves: list[Wave]) -> Outcome | None:
-        """Off the clock: accuracies, and all that was measured; on the root alone."""
+        """Evaluates the models and gathers all measurements, off the clock.
+
+        All ranks call it; the outcome is on the root, and None elsewhere.
+        """
         seconds, both = self.clock.elapsed(), (self.wire, self.clock)
         w, noted = None, dict[str, dict[int, float]]()
         if self.server is not None:
@@ -271,16 +289,19 @@ class Engine:
         return self.observer.outcome(t, waves, burdens, verdict, w, noted, seconds, *both)
 
     def model_sha256(self) -> str:
-        """Hash of the global model, on the root: float32, little-endian, in the order of stages."""
+        """Returns the hash of the global model, on the root.
+
+        The model is hashed as float32, little-endian, in the order of its stages.
+        """
         assert self.server is not None
         return hashlib.sha256(self.server.w.cpu().numpy().astype("<f4").tobytes()).hexdigest()
 
 
 def refuse(settings: Settings) -> None:
-    """Refuses settings that the method has no use for.
+    """Refuses settings that the method does not use.
 
     Raises:
-        ConfigError: naming the setting, and what it wants.
+        ConfigError: naming the setting and the kind of method that it needs.
     """
     method, aggregation = settings.method, settings.aggregation
     if not (aggregation.is_mean or method.pools):

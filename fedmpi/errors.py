@@ -1,4 +1,4 @@
-"""Errors that the caller can mend. Anything else is a defect, and ends in a traceback."""
+"""Errors that the caller can fix. Any other exception is a defect, and ends in a traceback."""
 
 
 class BadInput(ValueError):

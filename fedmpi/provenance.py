@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, machine, job, command and commit. Standard library only."""
+"""Provenance of a result: versions, machine, job, command and commit. Standard library only."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ PACKAGES = ("fedmpi", "torch", "numpy", "h5py", "mpi4py", "pydantic")
 
 
 def about() -> dict[str, str | int]:
-    """Attributes of this process, the same names in every result."""
+    """Returns attributes of this process, with the same names in every result."""
     slurm = {k: v for k, v in sorted(os.environ.items()) if k.startswith("SLURM_")}
     return {
         "python": platform.python_version(),
@@ -27,12 +27,12 @@ def about() -> dict[str, str | int]:
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu() -> str:
-    """The processor's model, as it calls itself."""
+    """Returns the model name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -42,7 +42,7 @@ def cpu() -> str:
 
 
 def version(package: str) -> str:
-    """An installed package's version; empty where it is only on the path."""
+    """Returns an installed package's version; "" if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -50,7 +50,7 @@ def version(package: str) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with `+` if it is changed; empty outside of one."""
+    """Returns the checkout's commit, with `+` if files are changed; "" outside of a checkout."""
     here = Path(__file__)
     if not _git("ls-files", here.name):  # it may lie in somebody else's checkout, in a .venv
         return ""

@@ -1,8 +1,8 @@
-"""Numbers with their units, for people."""
+"""Formats numbers with their units, for people."""
 
 
 def amount(count: float) -> str:
-    """Bytes with their unit, in powers of 1000."""
+    """Formats bytes with their unit, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"
@@ -11,5 +11,5 @@ def amount(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds with their unit."""
+    """Formats seconds with their unit."""
     return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1e3:.3g} ms"

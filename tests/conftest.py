@@ -14,8 +14,9 @@ from fedmpi.data import files
 # Decoded sets are kept from test to test, and from rank to rank, but not among the user's.
 os.environ["FEDMPI_CACHE"] = str(Path(__file__).parent.parent / ".pytest_cache" / "decoded")
 
-# Tests have no terminal; one that wants a width says so.
-os.environ.pop("COLUMNS", None)
+# Tests have no terminal, and no data of the user's; one that wants a width or a folder says so.
+for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "FEDMPI_DATA"):
+    os.environ.pop(name, None)
 
 RANK, SIZE = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
 

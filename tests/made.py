@@ -16,7 +16,12 @@ from fedmpi.data.layouts.idx import FILES
 from fedmpi.datasets import cifar10, mnist
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"there are no real data sets in {SHARED}")
+"""Where real data sets may lie: beside the checkout."""
+
+
+def real(name: str) -> pytest.MarkDecorator:
+    """The mark of a test that needs the files in that folder of `SHARED`."""
+    return pytest.mark.skipif(not (SHARED / name).is_dir(), reason=f"no {name} in {SHARED}")
 
 
 def read(module: ModuleType, folder: Path | None = None, seed: int = 1, **given: Any):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import pytest
 import torch
 from mpi4py import MPI
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 from fedmpi import config, models
 from fedmpi.engine import Engine
 from fedmpi.messages.clock import Clock
-from fedmpi.messages.wire import Wire
+from fedmpi.messages.wire import Place, Wire
 from fedmpi.results.outcome import Outcome
+from tests.small import small
 
 METHODS = config.names("method")
 """Every method: a new one is tested the moment that it exists."""
@@ -45,6 +47,28 @@ CHOICES = [
 ]
 """Every method with each choice that its settings offer beside the default."""
 
+FAMILIES = {
+    "fedavg": ("method.name=fedavg",),
+    "scaffold": ("method.name=scaffold",),
+    "topk": ("method.name=topk",),
+    "ssfl": ("method.name=ssfl",),
+    "feddst": ("method.name=feddst",),
+    "heterofl": ("method.name=heterofl",),
+    "spatl": ("method.name=spatl",),
+    "splitfed": ("method.name=splitfed",),
+    "splitfed-v2": ("method.name=splitfed", "method.version=v2"),
+    "fedsl-channels": ("method.name=fedsl", "method.structured=channels"),
+}
+"""What methods ask of the machinery, each by one of those that do.
+
+In this order: nothing; vectors of the server's and of each client's that go with the model; sparse
+updates, with what waits at the client; a mask that all agree on before the first round; a mask that
+changes on the way, by gradients that are sent for it; a model of another width for each client; an
+agent of each client's that chooses channels, and a head that stays there; activations and gradients
+at a cut, with a back for each client, or one for all; and a cut where channels are pruned.
+"""
+families = pytest.mark.parametrize("family", FAMILIES)
+
 Change = Callable[[Tensor], Tensor]
 
 CNN = ("model.name=cnn", "model.channels=[3,4]", "model.kernel=3", "model.hidden=10")
@@ -53,6 +77,19 @@ RNN = ("model.name=rnn", "model.hidden=9", "lr=0.5")
 """Recurrent layers, for sequences of symbols (see `small.text`)."""
 EVERYTHING = ("momentum=0.9", "weight_decay=0.01", "clip=1.0", "lr_decay=0.9", "epochs=2")
 """All that local training can do."""
+
+
+def place(comm: MPI.Intracomm) -> Place:
+    """Where this rank is among those of a communicator; all of them ask together."""
+    return Wire(Clock(), comm).place
+
+
+def member(family: str, *words: str) -> tuple[str, ...]:
+    """Words for a run of a family's member; where channels are pruned, some lie before the cut."""
+    if family == "fedsl-channels":
+        cuts = Engine(small("method.name=fedsl", *words)).flat.cuts()
+        return (*FAMILIES[family], f"method.cut={cuts[-1]}", *words)
+    return (*FAMILIES[family], *words)
 
 
 def play(engine: Engine, comm: MPI.Intracomm = MPI.COMM_SELF) -> Iterator[Outcome | None]:

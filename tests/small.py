@@ -10,7 +10,7 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from fedmpi import config
+from fedmpi import loading
 from fedmpi.config import ConfigError, Model, Settings
 from fedmpi.data import Dataset
 from fedmpi.engine import Engine
@@ -36,8 +36,8 @@ def small(*words: str) -> Settings:
         table, _, rest = word.partition(".")
         if rest.startswith("name="):
             tree[table] = {}
-    config.override(tree, words)
-    return config.load(tree)
+    loading.override(tree, words)
+    return loading.load(tree)
 
 
 def smooth(

@@ -22,7 +22,7 @@ from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Config
 from fedmpi.training.train import Trainer
 from tests import plain
-from tests.plain import METHODS, play
+from tests.plain import METHODS, place, play
 from tests.small import run, small
 
 WORLD = MPI.COMM_WORLD
@@ -97,7 +97,7 @@ def test_a_letter_reaches_its_client_alone(
     settings = small(*words, f"server={server}", "participation=0.8", "rounds=3")
     monkeypatch.setattr(Config, "sends", True)
     teach(monkeypatch, Server=Postman, Clients=Readers)
-    engine = Engine(settings)
+    engine = Engine(settings, place(WORLD))
     outcomes = list(play(engine, WORLD))
     mine = engine.clients
     # Whatever this rank accepted it has worked for and sent back: nobody else had the letter.
@@ -279,7 +279,7 @@ def test_a_model_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch
     teach(monkeypatch, Server=Bursting)
     clock = Clock()
     wire = Wire(clock, WORLD)
-    engine = Engine(settings)
+    engine = Engine(settings, wire.place)
     outcomes = list(engine.rounds(wire, clock))
     assert len(outcomes) == 3
     assert wire.down == 24, "an empty buffer"

@@ -15,6 +15,7 @@ from fedmpi.data import files
 from fedmpi.results import record
 from fedmpi.runs import launch
 from fedmpi.terminal.doctor import CHECKS
+from tests import PATIENCE
 
 QUICK = (
     *("data.name=synthetic", "data.samples=200", "data.test_samples=40", "data.shape=[1,4,4]"),
@@ -43,7 +44,9 @@ def fedmpi(*words: str) -> Result:
 
 def python(*words: str) -> "subprocess.CompletedProcess[str]":
     """Runs Python in a process of its own."""
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=PATIENCE
+    )
 
 
 def results(folder: Path) -> list[Path]:
@@ -130,7 +133,7 @@ SETTINGS = {
     "model": (["model.name=cnm"], "no such model (did you mean 'cnn'?); there are: cnn, cnn1d"),
     "data": (["data.name=cifar"], "no such data (did you mean 'cifar10'?); there are: cifar10,"),
     "partition": (["partition.name=x"], "partition.name = 'x': no such partition; there are: diri"),
-    "exchange": (["exchange.name=tree"], "exchange.name = 'tree': input should be 'star'"),
+    "exchange": (["exchange.name=tree"], "exchange.name = 'tree': no such exchange; there are"),
     "state": (["state.memory=-1"], "state.memory = -1: input should be greater than or equal to 0"),
     "no folder for state": (
         ["method.name=topk", "state.folder=/nowhere/at/all"],
@@ -154,7 +157,10 @@ SETTINGS = {
         ["partition.name=shards", "partition.classes_per_client=11"],
         "classes_per_client = 11: the training set has 10 classes; possible are 1 to 10",
     ),
-    "more clients than samples": (["clients=9999"], "clients = 9999: more than the 180 training"),
+    "more clients than samples": (
+        ["clients=9999"],
+        "clients = 9999: wanted at most 180, the training samples",
+    ),
     "smallest client": (
         ["partition.name=dirichlet", "partition.minimum=60"],
         "minimum = 60: 4 clients want 240 ",
@@ -165,8 +171,8 @@ SETTINGS = {
     ),
     "missing data": (["data.name=mnist"], "no MNIST; wanted train-images-idx3-ubyte"),
     "missing data root": (
-        ["data.name=mnist", "data.root=/nowhere/at/all"],
-        "/nowhere/at/all (no such folder)",
+        ["data.name=mnist", "data.root=lost/for/good"],
+        "lost/for/good (no such folder)",
     ),
 }
 """Settings that cannot be run, on top of `QUICK`, and what is said of them."""
@@ -223,8 +229,8 @@ def test_bad_files(case: str, here: Path) -> None:
 
 NO_RESULTS = {
     "missing": (None, "a.h5: no such file; wanted a result (HDF5)"),
-    "not HDF5": (b"lr = 1", "a.h5: not HDF5: "),
-    "cut short": (b"\x89HDF\r\n\x1a\n" + bytes(40), "a.h5: not HDF5: "),
+    "not HDF5": (b"lr = 1", "a.h5: not an HDF5 file: "),
+    "cut short": (b"\x89HDF\r\n\x1a\n" + bytes(40), "a.h5: not an HDF5 file: "),
 }
 
 
@@ -251,11 +257,14 @@ def test_hdf5_that_is_no_result() -> None:
 SWEEPS = {
     "a scalar in a grid": (
         "[[grid]]\nlr = 0.1",
-        "a.toml: [[grid]] 1: lr = 0.1: wanted a list of values, not empty",
+        "a.toml: [[grid]] 1: lr = 0.1: wanted a list of at least one value",
     ),
-    "an empty list": ("[[grid]]\nlr = []", "a.toml: [[grid]] 1: lr = []: wanted a list of values"),
-    "one grid, not a list": ("[grid]\nlr = [1]", "'grid' is a list of tables: write [[grid]]"),
-    "no table": ("base = 1", "a.toml: 'base' is a table: write [base]"),
+    "an empty list": (
+        "[[grid]]\nlr = []",
+        "a.toml: [[grid]] 1: lr = []: wanted a list of at least one value",
+    ),
+    "one grid, not a list": ("[grid]\nlr = [1]", "'grid' must be a list of tables: write [[grid]]"),
+    "no table": ("base = 1", "a.toml: 'base' must be a table: write [base]"),
     "unknown table": ("[bass]\nlr = 1", "a.toml: no table [bass]; there are: base, grid"),
     "unknown key": ("[[grid]]\nrouds = [1, 2]", "[[grid]] 1 (rouds=1): no setting 'rouds' (did"),
     "unknown base key": ("[base]\nrouds = 1", "no setting 'rouds'"),
@@ -278,7 +287,7 @@ def test_bad_sweeps(case: str, option: list[str], here: Path) -> None:
 def test_only_beyond_the_last_run(option: list[str], here: Path) -> None:
     Path("a.toml").write_text("[[grid]]\nseed = [1, 2]")
     found = fedmpi("sweep", "a.toml", "--only", "2", *option)
-    refused(found, "--only 2: a.toml has runs 0 to 1", here)
+    refused(found, "--only 2: no such run; a.toml has runs 0 to 1", here)
 
 
 def test_a_file_of_another_run_is_left_alone(here: Path) -> None:
@@ -286,7 +295,7 @@ def test_a_file_of_another_run_is_left_alone(here: Path) -> None:
     before = Path("a.h5").read_bytes()
     found = fedmpi("run", *QUICK, "seed=2", "--out", "a.h5")
     assert found.exit_code == 2
-    assert "a.h5: holds another run, " in found.stderr
+    assert "a.h5: holds the run " in found.stderr
     assert Path("a.h5").read_bytes() == before
 
 
@@ -294,14 +303,14 @@ def test_a_file_that_is_no_result_is_left_alone() -> None:
     Path("a.h5").write_text("my thesis")
     found = fedmpi("run", *QUICK, "--out", "a.h5")
     assert found.exit_code == 2
-    assert "a.h5: not HDF5" in found.stderr
+    assert "a.h5: not an HDF5 file" in found.stderr
     assert Path("a.h5").read_text() == "my thesis"
 
 
 def test_a_folder_that_cannot_be_made(here: Path) -> None:
     Path("file").touch()
     found = fedmpi("run", *QUICK, "--out", "file/results")
-    refused(found, f"wanted a folder to write to, found {here / 'file'}, which is none", here)
+    refused(found, f"wanted a folder to write to, but {here / 'file'} is no folder", here)
 
 
 @pytest.mark.parametrize("case", ["unknown key", "missing data", "split point", "classes"])
@@ -314,19 +323,20 @@ def test_nothing_is_started_for_bad_settings(
 
 
 def test_no_launcher(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
-    monkeypatch.setenv("FEDMPI_MPIEXEC", "/nowhere/mpiexec")
-    refused(fedmpi("run", *QUICK, "--ranks", "2"), "/nowhere/mpiexec does not run: ", here)
+    lost = str(here / "lost")
+    monkeypatch.setenv("FEDMPI_MPIEXEC", lost)
+    refused(fedmpi("run", *QUICK, "--ranks", "2"), f"{lost} does not run: ", here)
 
 
 def test_a_launcher_of_another_size(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("PMI_RANK", "0")
     found = fedmpi("run", *QUICK, "--ranks", "3")
-    refused(found, "--ranks 3: the launcher around it started 1; leave it out", here)
+    refused(found, "--ranks 3: found a job of 1, which a launcher has started; omit --ranks", here)
 
 
 def test_srun_whose_tasks_mpi_does_not_join(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    refused(fedmpi("run", *QUICK), "srun started 4 tasks, but MPI sees each of them alone", here)
+    refused(fedmpi("run", *QUICK), "srun started 4 tasks, but MPI does not connect them", here)
 
 
 @pytest.mark.parametrize(("code", "wanted"), [(0, 0), (2, 2), (1, 1), (137, 1), (-9, 1)])
@@ -406,7 +416,7 @@ def test_ranks_refuse_together(case: str, here: Path) -> None:
         env=launcher.environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     text = done.stdout + done.stderr
     assert done.returncode == 2, text

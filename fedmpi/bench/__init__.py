@@ -1,18 +1,33 @@
 """Benchmarks: `fedmpi bench NAME`. Each module measures one thing against references of its own.
 
+A module that has a `command`, which is click's, is a benchmark; nothing else has to know of it. The
+first paragraph of its docstring is what a list of benchmarks says of it.
+
 What is compared is computed first and has to be equal; then the candidates take turns, and medians
 of the same turns are set against each other, because machines are noisy and drift.
 """
 
+import ast
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import click
 
+from fedmpi import config
 from fedmpi.config import ConfigError
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+REPEATS = click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Number of measurements of each candidate; a warm-up comes first.",
+)
 
 
 @dataclass(frozen=True)
@@ -119,3 +134,20 @@ def run(cases: Iterable[Callable[[], Result]], as_json: bool) -> None:
     """Measures case after case and prints each result as it comes."""
     for case in cases:
         case().say(as_json)
+
+
+def summaries() -> dict[str, str]:
+    """The benchmarks' names, and what they measure, read without importing any of them."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        tree = ast.parse(path.read_text())
+        if any(isinstance(node, ast.FunctionDef) and node.name == "command" for node in tree.body):
+            about = (ast.get_docstring(tree) or "").split("\n\n")[0]
+            found[path.stem.replace("_", "-")] = " ".join(about.split())
+    return found
+
+
+def command_of(name: str) -> click.Command:
+    """The command of a benchmark, which is imported."""
+    found: click.Command = config.imported("bench", name).command
+    return found

@@ -22,12 +22,13 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from time import perf_counter
 
+import click
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi import config
-from fedmpi.bench import Result, take_turns, weigh
+from fedmpi import loading
+from fedmpi.bench import JSON, REPEATS, Result, chosen, take_turns, weigh
 from fedmpi.config import MOST, Settings, Tree
 from fedmpi.engine import Engine
 from fedmpi.messages.clock import Clock
@@ -114,7 +115,7 @@ class Lone:
         tree |= {"validation": 0.0, "rounds": MOST, "evaluate": MOST, "model": {"hidden": hidden}}
         tree["data"] = data | {"samples": STEPS * BATCH * clients}
         tree["exchange"] = {"window": WINDOW}
-        self.engine, self.wire = Engine(config.load(tree)), Loop()
+        self.engine, self.wire = Engine(loading.load(tree)), Loop()
         # So that each step gathers its own samples: they are no fixed cost.
         self.engine.trainer.feed.slab = 1
         self.clients = Timed(self.engine.settings, self.engine.trainer)
@@ -164,3 +165,27 @@ def measure(size: str, clients: int, repeats: int) -> Iterator[Result]:
     for half in ("client", "server"):
         case = {"parameters": parameters, "clients": clients, "half": half}
         yield weigh("client", case, seconds, half, ["limit"], also)
+
+
+@click.command()
+@click.option("--size", "sizes", multiple=True, help="Only this model size. Can be repeated.")
+@click.option(
+    "--clients",
+    "crowds",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1, 10),
+    show_default=True,
+    help="Number of clients on the rank. Can be repeated.",
+)
+@REPEATS
+@JSON
+def command(sizes: tuple[str, ...], crowds: tuple[int, ...], repeats: int, as_json: bool) -> None:
+    """Measure the fixed cost of a client per round.
+
+    The limit is 150 microseconds plus the time of two passes over the model's vector.
+    """
+    for size in chosen(sizes, SIZES):
+        for clients in crowds:
+            for result in measure(size, clients, repeats):
+                result.say(as_json)

@@ -18,8 +18,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedmpi import config
-from fedmpi.bench import Result, take_turns, weigh
+import click
+
+from fedmpi import loading
+from fedmpi.bench import JSON, REPEATS, Result, chosen, run, take_turns, weigh
 from fedmpi.config import Tree
 from fedmpi.engine import Engine
 from fedmpi.messages.clock import Clock, Phase
@@ -91,7 +93,7 @@ def main(workload: str, side: str, out: Path) -> None:
     memory.keep_freed_memory()
     clock = Clock()
     wire = Wire(clock)
-    engine = Engine(config.load(tree_of(workload, side == "pipelined")), wire.place)
+    engine = Engine(loading.load(tree_of(workload, side == "pipelined")), wire.place)
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
     if not wire.is_root:
         return
@@ -106,6 +108,25 @@ def main(workload: str, side: str, out: Path) -> None:
         "model": engine.model_sha256(),
     }
     out.write_text(json.dumps(found))
+
+
+@click.command()
+@click.option("--workload", "workloads", multiple=True, help="Only this workload. Can be repeated.")
+@click.option(
+    "--ranks",
+    type=click.IntRange(min=2),
+    default=2,
+    show_default=True,
+    help="Number of MPI ranks.",
+)
+@REPEATS
+@JSON
+def command(workloads: tuple[str, ...], ranks: int, repeats: int, as_json: bool) -> None:
+    """Measure the time of a step of split learning in two halves.
+
+    References are the clients' work alone, the server's work alone, and both in turn.
+    """
+    run(cases(chosen(workloads, WORKLOADS), ranks, repeats), as_json)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import click
 import numpy as np
 
-from fedmpi import config
-from fedmpi.bench import Result, compare
+from fedmpi import loading
+from fedmpi.bench import JSON, REPEATS, Result, chosen, compare, run
 from fedmpi.config import Tree
 from fedmpi.runs import launch, memory
 
@@ -64,7 +65,7 @@ def tree_of(workload: str) -> Tree:
 def measure(workload: str, ranks: int, repeats: int) -> Result:
     """One workload: its rounds on so many ranks, and the textbook's."""
     launcher = launch.find()
-    settings = config.load(tree_of(workload))
+    settings = loading.load(tree_of(workload))
     with tempfile.TemporaryDirectory() as folder:
         script = [sys.executable, "-m", "fedmpi.bench.round", workload]
         ours, theirs = Path(folder) / "ours", Path(folder) / "textbook"
@@ -97,7 +98,7 @@ def main(workload: str, side: str, out: Path) -> None:
     from fedmpi.messages.clock import Clock
     from fedmpi.messages.wire import Wire
 
-    settings = config.load(tree_of(workload))
+    settings = loading.load(tree_of(workload))
     if side == "textbook":
         from fedmpi.bench.textbook import Textbook
 
@@ -119,6 +120,25 @@ def main(workload: str, side: str, out: Path) -> None:
         model = engine.server.w
     np.save(out.with_suffix(".npy"), (model - engine.flat.initial).numpy())
     out.with_suffix(".json").write_text(json.dumps({"seconds": median(seconds[1:])}))
+
+
+@click.command()
+@click.option("--workload", "workloads", multiple=True, help="Only this workload. Can be repeated.")
+@click.option(
+    "--ranks",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Number of MPI ranks.",
+)
+@REPEATS
+@JSON
+def command(workloads: tuple[str, ...], ranks: int, repeats: int, as_json: bool) -> None:
+    """Measure the time of a whole round on several ranks.
+
+    The reference is the textbook's serial loop.
+    """
+    run(cases(chosen(workloads, WORKLOADS), ranks, repeats), as_json)
 
 
 if __name__ == "__main__":

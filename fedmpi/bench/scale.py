@@ -22,10 +22,11 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import click
 import numpy as np
 
-from fedmpi import config
-from fedmpi.bench import Result, take_turns, weigh
+from fedmpi import loading
+from fedmpi.bench import JSON, REPEATS, Result, take_turns, weigh
 from fedmpi.config import Tree
 from fedmpi.runs import launch, memory
 
@@ -107,7 +108,7 @@ def main(clients: int, out: Path) -> None:
     clock = Clock()
     wire = Wire(clock)
     began = perf_counter()
-    engine = Engine(config.load(tree_of(clients)), wire.place)
+    engine = Engine(loading.load(tree_of(clients)), wire.place)
     setup = perf_counter() - began
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
     peaks = [int(peak[0]) for peak in wire.report(np.array([memory.peak()]))]
@@ -125,6 +126,24 @@ def main(clients: int, out: Path) -> None:
         "samples": 4 * 28 * 28 * SAMPLES * clients,
     }
     out.write_text(json.dumps(found))
+
+
+@click.command()
+@click.option(
+    "--clients",
+    "crowds",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(10, 100, 1_000, 10_000),
+    show_default=True,
+    help="Number of logical clients. Can be repeated.",
+)
+@REPEATS
+@JSON
+def command(crowds: tuple[int, ...], repeats: int, as_json: bool) -> None:
+    """Measure time per sampled client and memory, with few and with many logical clients."""
+    for result in measure(crowds, repeats):
+        result.say(as_json)
 
 
 if __name__ == "__main__":

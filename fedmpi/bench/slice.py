@@ -8,15 +8,16 @@ that torch counts in each.
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
+import click
 import torch
 from torch import Tensor, nn
 
-from fedmpi import config, models
-from fedmpi.bench import Result, take_turns, weigh
-from fedmpi.clients import burden
-from fedmpi.networks.channels import Channels
+from fedmpi import loading, models
+from fedmpi.bench import JSON, REPEATS, Result, chosen, take_turns, weigh
 from fedmpi.networks.flat import Flat
-from fedmpi.networks.slicing import sliced
+from fedmpi.networks.flops import forward
+from fedmpi.networks.slicing import Channels, sliced
+from fedmpi.networks.topology import Topology
 
 MODELS = {
     "cnn": ((1, 28, 28), {"name": "cnn"}),
@@ -36,18 +37,17 @@ def measure(name: str, batch: int, sparsity: float, repeats: int) -> Result:
     """
     shape, words = MODELS[name]
     torch.set_num_threads(1)
-    flat = Flat(models.build(config.load({"model": words}).model, shape, 10, 1))
+    flat = Flat(models.build(loading.load({"model": words}).model, shape, 10, 1))
     front, _ = flat.split(flat.cuts()[-1])
-    channels = Channels(front, torch.device("cpu"))
-    chosen = channels.evenly(channels.norms(flat.initial), sparsity)
-    small = sliced(flat, flat.initial, channels, chosen, shape)
-    masked = flat.network(channels.masked(flat.initial, chosen)).train(False)
+    channels = Channels(Topology(front, shape), torch.device("cpu"))
+    kept = channels.evenly(channels.norms(flat.initial), sparsity)
+    small = sliced(flat, flat.initial, channels, kept, shape)
+    masked = flat.network(channels.masked(flat.initial, kept)).train(False)
     x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(small(x), masked(x), rtol=1e-3, atol=1e-4)
     seconds = take_turns({"sliced": _turn(small, x), "masked": _turn(masked, x)}, repeats, PASSES)
-    one = torch.zeros(1, *shape)
-    counts = [burden.forward(Flat(nn.Sequential(each)), one).all for each in (small, masked)]
+    counts = [forward(Flat(nn.Sequential(each)), shape).all for each in (small, masked)]
     also = {"mflops": counts[0] / 1e6, "masked_mflops": counts[1] / 1e6}
     case = {"model": name, "batch": batch, "sparsity": sparsity}
     return weigh("slice", case, seconds, "sliced", ["masked"], also)
@@ -68,3 +68,28 @@ def _turn(network: nn.Module, x: Tensor) -> Callable[[], float]:
         return perf_counter() - began
 
     return turn
+
+
+@click.command()
+@click.option("--model", "names", multiple=True, help="Only this model. Can be repeated.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size."
+)
+@click.option(
+    "--sparsity",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="Share of the channels that are removed.",
+)
+@REPEATS
+@JSON
+def command(
+    names: tuple[str, ...], batch: int, sparsity: float, repeats: int, as_json: bool
+) -> None:
+    """Measure time and FLOPs of inference without the pruned channels.
+
+    The reference is the network of full size with these channels masked.
+    """
+    for result in cases(chosen(names, MODELS), batch, sparsity, repeats):
+        result.say(as_json)

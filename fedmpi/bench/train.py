@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from time import perf_counter
 
+import click
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedmpi import config
-from fedmpi.bench import Result, compare
+from fedmpi import loading
+from fedmpi.bench import JSON, REPEATS, Result, chosen, compare, run
 from fedmpi.bench.textbook import Textbook
 from fedmpi.config import Tree
 from fedmpi.engine import Engine
@@ -63,7 +64,7 @@ def engine_for(model: str, batch: int, rows: int, device: str) -> Engine:
     data["samples"] = clients * SAMPLES[model]
     tree: Tree = {"clients": clients, "batch": batch, "epochs": 1, "validation": 0.0, "lr": 0.05}
     tree |= {"rows": rows, "device": device, "data": data, "model": table}
-    return Engine(config.load(tree))
+    return Engine(loading.load(tree))
 
 
 def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Result:
@@ -132,3 +133,51 @@ def timing(once: Callable[[], object], rounds: int, device: torch.device) -> flo
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return perf_counter() - began
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, help="Only this model. Can be repeated.")
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(10, 32),
+    show_default=True,
+    help="Batch size. Can be repeated.",
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Number of clients that train together. Can be repeated.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Device for training.",
+)
+@REPEATS
+@JSON
+def command(
+    models: tuple[str, ...],
+    batches: tuple[int, ...],
+    rows: tuple[int, ...],
+    device: str,
+    repeats: int,
+    as_json: bool,
+) -> None:
+    """Measure the time of a local step.
+
+    References are the textbook's training loop and the bare forward and backward pass. With
+    --device cuda on a machine without a GPU it prints "no device" and succeeds.
+    """
+    chosen_models = chosen(models, MODELS)
+    if not is_there(device):
+        click.echo("no device: torch sees no GPU here")
+        return
+    run(cases(chosen_models, batches, rows, device, repeats), as_json)

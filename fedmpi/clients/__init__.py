@@ -1,1 +1,1 @@
-"""Who holds which samples, when and on what device; nothing here trains or knows a method."""
+"""The clients: samples, availability and devices; nothing here trains or knows a method."""

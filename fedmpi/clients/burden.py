@@ -1,26 +1,25 @@
 """What training asks of a device: FLOPs, counted by torch, and memory, measured on a batch.
 
-Conventions. FLOPs are those of convolutions and matrix products, of which a multiplication and an
-addition are two; biases, norms, activations and pooling count nothing. A step of training has three
-times as many for each sample as its way forward. Of a masked weight nothing counts, on the way
-forward or back, whether or not there is hardware that profits: SSFL and DisPFL count so. Nor does
-what a method looks at beside its steps, such as a batch by which its mask changes. Memory is that
-of float32 weights, their gradients, the optimiser's state, and all that autograd keeps of a batch;
-a mask costs a bit a position besides. What a method keeps beside these (the round's model, a
+Conventions. FLOPs of a sample's way forward are counted as in `networks.flops`. A step of training
+has three times as many for each sample as its way forward. Of a masked weight nothing counts, on
+the way forward or back, whether or not there is hardware that profits: SSFL and DisPFL count so.
+Nor does what a method looks at beside its steps, such as a batch by which its mask changes. Memory
+is that of float32 weights, their gradients, the optimiser's state, and all that autograd keeps of a
+batch; a mask costs a bit a position besides. What a method keeps beside these (the round's model, a
 residual) is not in it, nor are libraries.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from fedmpi.clients.devices import Fleet
 from fedmpi.config import ConfigError, Settings
-from fedmpi.networks.flat import PRUNABLE, Flat, Piece
+from fedmpi.networks.flat import Flat
+from fedmpi.networks.flops import Forward, forward
 
 TRAINING = 3
 """A step's FLOPs over those of the way forward: the loss's gradients by inputs and by weights."""
@@ -56,19 +55,6 @@ class Burden:
 
 Burdens = Callable[[int, int], Burden]
 """What a client trains in a round, by round and client: see `methods.fedavg.Clients.burden`."""
-
-
-@dataclass(frozen=True)
-class Forward:
-    """FLOPs of one sample's way through a network.
-
-    Attributes:
-        all: of them.
-        layers: the weights of convolutions and linear layers, and the layer's share of all.
-    """
-
-    all: int
-    layers: list[tuple[Piece, int]]
 
 
 class Meter:
@@ -129,36 +115,8 @@ class Meter:
 
     def _forward(self, flat: Flat) -> Forward:
         if flat not in self.forwards:
-            self.forwards[flat] = forward(flat, self._batch(1))
+            self.forwards[flat] = forward(flat, self.shape)
         return self.forwards[flat]
-
-
-def forward(flat: Flat, x: Tensor) -> Forward:
-    """FLOPs of a network on one sample [1, ...], as it is judged."""
-    # Here, because a GPU's torch loads its compiler for it, which most runs have no use for.
-    from torch.utils.flop_counter import FlopCounterMode
-
-    network = flat.network(flat.initial.clone()).train(False)
-    pieces = {piece.name: piece for piece in flat.parameters}
-    spent: dict[str, int] = {}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-
-        def listen(name: str, layer: nn.Module) -> None:
-            def before(*_: Any) -> None:
-                spent[name] = spent.get(name, 0) - counter.get_total_flops()
-
-            def after(*_: Any) -> None:
-                spent[name] += counter.get_total_flops()
-
-            layer.register_forward_pre_hook(before)
-            layer.register_forward_hook(after)
-
-        for name, layer in network.named_modules():
-            if isinstance(layer, PRUNABLE):
-                listen(f"{name}.weight", layer)
-        network(x)
-    layers = [(pieces[name], flops) for name, flops in spent.items() if name in pieces]
-    return Forward(counter.get_total_flops(), layers)
 
 
 def activations(flat: Flat, x: Tensor) -> int:

@@ -1,14 +1,14 @@
-"""What the clients' devices are simulated to be: seconds and joules of what was really done.
+"""Simulated devices: the seconds and joules that a run's real work would cost on them.
 
-A run's bytes and messages are measured and its FLOPs counted (`burden`); here they become what
-they would take on other devices. Nothing here is measured, and no name of it is a measured one's.
-Who has which device, how channels fade, who is slow and whose upload is lost depend on the seed,
-the round and the client alone.
+Bytes and messages of a run are measured, and its FLOPs counted (`burden`). This module converts
+them to costs on simulated devices. Nothing here is a measurement, and no name is that of a measured
+quantity. The assignment of devices, fading, stragglers and lost uploads depend on the seed, the
+round and the client alone.
 
-A client computes, hears and speaks one after the other, and waits for nobody: not for the others'
-steps in a split method either. A round takes as long as its slowest client, lost or not, and then
-what the server trains; where clients have their turns one after the other, as long as all of them.
-Devices neither share their channels nor spend power on hearing.
+A client computes, receives and sends one after the other, and waits for no other client, not even
+in the steps of a split method. A round takes as long as its slowest client, lost or not, plus the
+server's training; if clients train one after the other, it takes the sum of all. Devices do not
+share their channels, and receiving costs no energy.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,12 +23,12 @@ MEGA, GIGA = 1e6, 1e9
 
 
 class Fleet:
-    """The devices of a run's clients: the same on every rank.
+    """The devices of a run's clients, the same on every rank.
 
     Attributes:
-        tiers: the kinds of devices; none if nothing is simulated.
-        kinds: int64 [clients], each client's place in `tiers`.
-        distances: metres to the server, [clients]; NaN where the link is not wireless.
+        tiers: the kinds of devices; empty if nothing is simulated.
+        kinds: each client's index in `tiers`, int64 [clients].
+        distances: metres to the server, [clients]; NaN if the link is not wireless.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -42,7 +42,7 @@ class Fleet:
         random = stream(settings.seed, Purpose.DEVICE)
         counts = shared_out(settings.clients, [tier.share for tier in self.tiers])
         self.kinds = random.permutation(np.repeat(np.arange(len(counts)), counts))
-        # Drawn for all alike, so that one tier's link does not move another's devices.
+        # Drawn for all clients, so that one tier's link does not change another's distances.
         places = random.random(settings.clients)
         for client, place in enumerate(places.tolist()):
             link = self.tier(client).link
@@ -50,16 +50,16 @@ class Fleet:
                 self.distances[client] = ring(*link.distance, place)
 
     def tier(self, client: int) -> Tier:
-        """The client's kind of device."""
+        """Returns the client's kind of device."""
         return self.tiers[self.kinds[client]]
 
     def owners(self) -> Iterator[tuple[int, Tier]]:
-        """Every client that has a device, and which."""
+        """Yields each client that has a device, and its kind."""
         if self.tiers:
             yield from ((client, self.tier(client)) for client in range(len(self.kinds)))
 
     def is_lost(self, t: int, client: int) -> bool:
-        """Whether what the client uploads in round t gets lost; never in an agreement."""
+        """Whether the client's upload in round t is lost; never in an agreement."""
         is_safe = t <= EVERYONE_ROUND or t in self.agreements
         return not is_safe and self._befalls(self.devices.dropouts, t, client, 0)
 
@@ -68,13 +68,13 @@ class Fleet:
         return self._befalls(self.devices.stragglers, t, client, 1)
 
     def _befalls(self, share: float, t: int, client: int, place: int) -> bool:
-        """Whether the client is among such a share; among a larger one it is then, too."""
+        """Whether an event of probability `share` happens; if so, also at any larger share."""
         if not share:
             return False
         return bool(stream(self.settings.seed, Purpose.FATE, t, client).random(2)[place] < share)
 
     def rates(self, t: int, client: int) -> tuple[float, float]:
-        """Bits a second from and to the client in round t."""
+        """Returns the rates from and to the client in round t, in bits per second."""
         link = self.tier(client).link
         if not isinstance(link, Wireless):
             return MEGA * link.up, MEGA * link.down
@@ -96,14 +96,14 @@ class Fleet:
         messages: np.ndarray,
         flops: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """What a round costs its clients: the columns `sim_*` of the table `clients`.
+        """Returns the simulated costs of a round: the columns `sim_*` of the table `clients`.
 
         Args:
             t: the round.
-            clients: those that took part.
+            clients: the clients that took part.
             moved: bytes up and down, [k, 2].
-            messages: how many they were in, [k, 2].
-            flops: [k].
+            messages: number of messages up and down, [k, 2].
+            flops: FLOPs of training, [k].
         """
         rows = []
         for number, client in enumerate(clients):
@@ -111,7 +111,7 @@ class Fleet:
             compute = float(flops[number]) / (GIGA * tier.gflops)
             if self.is_slow(t, client):
                 compute *= self.devices.slowdown
-            # On the air, without the latency, in which nobody spends power.
+            # Transmission times without latency, since latency costs no energy.
             up, down = (seconds(int(b), r) for b, r in zip(moved[number], rates, strict=True))
             waits = [tier.link.latency * int(count) for count in messages[number]]
             ends = compute, up + waits[0], down + waits[1]
@@ -119,7 +119,7 @@ class Fleet:
         return dict(zip(COLUMNS, np.array(rows).reshape(-1, len(COLUMNS)).T, strict=True))
 
     def serve(self, flops: float) -> float:
-        """Seconds that the server's own training takes."""
+        """Returns the seconds of the server's own training."""
         speed = self.devices.server_gflops
         return 0.0 if speed is None else flops / (GIGA * speed)
 
@@ -128,23 +128,20 @@ COLUMNS = (
     *("sim_compute", "sim_up", "sim_down", "sim_seconds"),
     *("sim_compute_joules", "sim_transmit_joules"),
 )
-"""What `Fleet.cost` yields; see `tables.CLIENTS`."""
+"""Columns that `Fleet.cost` returns (see `tables.CLIENTS`)."""
 
 
 def shares(settings: Settings, name: str) -> list[float]:
-    """Which share of the model each client takes, in methods that fit the model to the device.
+    """Returns each client's share of the model, for methods that fit the model to the device.
 
-    That is its device's `keep`, if any device's is below 1; else one of the method's own shares,
-    over which clients are spread evenly.
+    The share is the `keep` of the client's device, if any device has one. Otherwise clients are
+    spread evenly over the method's own shares.
 
     Args:
-        settings: of the run.
-        name: of the method's setting with its own shares.
-
-    Raises:
-        ConfigError: if the method and the devices both say something.
+        settings: settings of the run.
+        name: the method's setting with its own shares.
     """
-    if (found := keeps(settings, name)) is not None:
+    if (found := keeps(settings)) is not None:
         return found
     own = getattr(settings.method, name)
     counts = shared_out(settings.clients, [1 / len(own)] * len(own))
@@ -152,27 +149,26 @@ def shares(settings: Settings, name: str) -> list[float]:
     return random.permutation(np.repeat(own, counts)).tolist()
 
 
-def keeps(settings: Settings, name: str) -> list[float] | None:
-    """The share that each client's device keeps of the model; None if no device says one.
-
-    Args:
-        settings: of the run.
-        name: of the method's setting that says it else.
-
-    Raises:
-        ConfigError: if the method and the devices both say something.
-    """
-    fleet = Fleet(settings)
-    if all(tier.keep is None for tier in fleet.tiers):
+def keeps(settings: Settings) -> list[float] | None:
+    """Returns the share of the model that each device keeps; None if no device sets one."""
+    if not settings.devices.decide:
         return None
-    settings.method.refuse(
-        {name: "the default beside devices.tiers with a `keep`, which say it, too"}
-    )
-    return [1.0 if tier.keep is None else tier.keep for _, tier in fleet.owners()]
+    owners = Fleet(settings).owners()
+    return [1.0 if tier.keep is None else tier.keep for _, tier in owners]
+
+
+def instead(settings: Settings, name: str) -> dict[str, str]:
+    """Names the method's own setting as one without effect, if devices set the share."""
+    if not settings.devices.decide:
+        return {}
+    return {name: "the default beside devices.tiers with a `keep`, which say it, too"}
 
 
 def shared_out(count: int, shares: Sequence[float]) -> np.ndarray:
-    """`count` things by shares that sum to 1: rounded down, the rest to the largest remainders."""
+    """Divides `count` things by shares that sum to 1.
+
+    Numbers are rounded down, and the rest goes to the largest remainders.
+    """
     exact = count * np.array(shares)
     found = np.floor(exact + 1e-9).astype(np.int64)
     last = np.argsort(found - exact, kind="stable")[: count - found.sum()]
@@ -181,40 +177,42 @@ def shared_out(count: int, shares: Sequence[float]) -> np.ndarray:
 
 
 def ring(near: float, far: float, place: float) -> float:
-    """The distance below which lies that share, in [0, 1), of the ring's area."""
+    """Returns the distance within which lies the share `place`, in [0, 1), of the ring's area."""
     return float(np.sqrt(near**2 + place * (far**2 - near**2)))
 
 
 def seconds(count: int, rate: float) -> float:
-    """How long so many bytes take at a rate in bits a second; nothing takes none."""
+    """Returns the seconds that `count` bytes take at a rate in bits per second; 0 for no bytes."""
     if not count:
         return 0.0
     return count * 8 / rate if rate else np.inf
 
 
 def watts(dbm: float) -> float:
-    """Watts (or W/Hz) for dBm (or dBm/Hz)."""
+    """Converts dBm to watts (or dBm/Hz to W/Hz)."""
     return 10 ** ((dbm - 30) / 10)
 
 
 def path_gain(distance: float, exponent: float, loss: float) -> float:
-    """Received power over radiated power: log-distance path loss beyond a first metre.
+    """Returns received power over radiated power: log-distance path loss beyond a first metre.
 
     Args:
         distance: metres.
-        exponent: the power of the distance by which the signal fades.
-        loss: dB on the first metre.
+        exponent: path-loss exponent.
+        loss: loss in dB on the first metre.
     """
     return 10 ** (-loss / 10) * distance**-exponent
 
 
 def capacity(bandwidth: float, power: float, gain: float, noise: float) -> float:
-    """Bits a second of a channel with Gaussian noise: C. E. Shannon, 1948, B log2(1 + P h / N B).
+    """Returns the capacity of a Gaussian channel, in bits per second.
+
+    C. E. Shannon, 1948: B log2(1 + P h / (N B)).
 
     Args:
-        bandwidth: Hz.
-        power: watts that are radiated.
-        gain: received power over radiated power.
-        noise: watts per Hz.
+        bandwidth: B, Hz.
+        power: radiated power P, watts.
+        gain: received power over radiated power, h.
+        noise: noise density N, watts per Hz.
     """
     return float(bandwidth * np.log1p(power * gain / (noise * bandwidth)) / np.log(2))

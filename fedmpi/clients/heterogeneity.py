@@ -1,8 +1,9 @@
-"""How far the clients differ: measures of `counts[classes, clients]`, their training samples.
+"""Measures of heterogeneity, of the training samples `counts[classes, clients]` of the clients.
 
-n_ck is the number of samples of class c that client k has, n_k its size, n the sum of all, C the
-number of classes and K that of clients. Every client has a sample; samples held out do not count.
-Labels are the true ones: neither these nor other skews (see `skew`) are measured here.
+n_ck is the number of samples of class c that client k has, n_k its total, n the sum over all
+clients, C the number of classes and K that of clients. Every client has at least one sample.
+Held-out samples are not counted. Labels are the true ones; the skew of `clients.skew` is not
+measured here.
 """
 
 import numpy as np
@@ -10,12 +11,12 @@ from numpy import ndarray
 
 
 def total_variation(counts: ndarray) -> ndarray:
-    """Distance of each client's label distribution from that of all clients, [clients].
+    """Returns the distance of each client's label distribution from that of all, [clients].
 
-    TV_k = 1/2 sum_c |n_ck / n_k - n_c / n|: the share of its samples that would have to change
-    their label. 0 is the same distribution; at most it is 1 - n_k / n, for a client that shares no
-    class with the others. The labels of few samples differ by chance, so that small clients are at
-    a distance even if their samples were drawn from all alike.
+    TV_k = 1/2 sum_c |n_ck / n_k - n_c / n| is the share of the client's samples that would have to
+    change their label. 0 is the same distribution. The maximum is 1 - n_k / n, for a client that
+    shares no class with the others. Small clients have a positive distance by chance, even if their
+    samples are drawn from the same distribution.
     """
     shares = counts / counts.sum(axis=0)
     whole = counts.sum(axis=1, keepdims=True) / counts.sum()
@@ -23,10 +24,11 @@ def total_variation(counts: ndarray) -> ndarray:
 
 
 def gini(sizes: ndarray) -> float:
-    """Gini coefficient of the clients' sizes.
+    """Returns the Gini coefficient of the clients' sizes.
 
-    G = sum_i sum_j |n_i - n_j| / (2 K n): 0 if all are equal, (K - 1) / K if one has everything.
-    Computed from the sizes in ascending order, as sum_i (2 i - K - 1) n_(i) / (K n), i from 1.
+    G = sum_i sum_j |n_i - n_j| / (2 K n): 0 if all sizes are equal, (K - 1) / K if one client has
+    all samples. It is computed from the sizes in ascending order, as sum_i (2 i - K - 1) n_(i) / (K
+    n), with i from 1.
     """
     clients = len(sizes)
     ranks = 2 * np.arange(1, clients + 1) - clients - 1
@@ -34,10 +36,10 @@ def gini(sizes: ndarray) -> float:
 
 
 def effective_classes(counts: ndarray) -> ndarray:
-    """Effective number of classes of each client, [clients].
+    """Returns the effective number of classes of each client, [clients].
 
-    E_k = exp(-sum_c p_c log p_c) with p_c = n_ck / n_k: the number of equally frequent classes that
-    have the same entropy. 1 is a single class, C are all in equal parts.
+    E_k = exp(-sum_c p_c log p_c) with p_c = n_ck / n_k: the number of equally frequent classes with
+    the same entropy. It is 1 for a single class, and C for all classes in equal parts.
     """
     shares = counts / counts.sum(axis=0)
     logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
@@ -45,10 +47,10 @@ def effective_classes(counts: ndarray) -> ndarray:
 
 
 def measures(counts: ndarray) -> dict[str, float]:
-    """Heterogeneity of the whole, by the names of the attributes in a result.
+    """Returns the heterogeneity of a partition, by the names of the attributes in a result.
 
-    `partition_tv_mean` and `partition_tv_max` are the mean and the maximum of `total_variation`
-    over the clients, each counting alike; `partition_gini` is the Gini coefficient of their sizes;
+    `partition_tv_mean` and `partition_tv_max` are the unweighted mean and the maximum of
+    `total_variation` over the clients. `partition_gini` is the Gini coefficient of their sizes.
     `partition_classes` is the mean of `effective_classes`.
     """
     distances = total_variation(counts)

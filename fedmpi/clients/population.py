@@ -77,9 +77,7 @@ class Population:
         file, wanted = self.settings.trace, self.settings.trace_sha256
         trace = None if file is None else Trace(Path(file), self.settings.clients)
         if trace is not None and wanted not in (None, trace.sha256):
-            raise ConfigError(
-                f"trace_sha256 = {wanted}: {file} holds another trace, {trace.sha256}"
-            )
+            raise ConfigError(f"trace_sha256 = {wanted}: found {trace.sha256}, the hash of {file}")
         return trace
 
     def _divide(self, divide: Any, data: Dataset) -> None:
@@ -90,8 +88,8 @@ class Population:
         ours = np.setdiff1d(np.arange(samples), self.held_out)
         if settings.clients > len(ours):
             raise ConfigError(
-                f"clients = {settings.clients}: more than the {len(ours)} training samples "
-                f"that are left of {samples} after validation = {settings.validation}"
+                f"clients = {settings.clients}: wanted at most {len(ours)}, the training samples "
+                f"left of {samples} after validation = {settings.validation}"
             )
         owners = None if data.train_owners is None else data.train_owners[ours]
         shards, self.test_shards = divide(

@@ -1,19 +1,19 @@
-"""Skew: what tells clients' samples apart beside the partition, fixed before the first round.
+"""Feature and label skew of clients, beside the partition; fixed before the first round.
 
-Every training sample belongs to one client, so that a skew is a map over the data set: images are
-rotated, their channels rescaled, noise is added, in this order, and labels are replaced. Test
-samples in clients' shards are rotated, rescaled and noisy as their owners' training samples are;
-test labels stay, and so do held-out samples, and the test set as a whole: `accuracy` and
-`validation` are those on clean samples, the accuracies on shards those on what clients meet.
-Measures of heterogeneity are of true labels.
+Every training sample belongs to one client, so that a skew is a map over the data set. Images are
+rotated, their channels rescaled, and noise is added, in this order; labels are replaced. Test
+samples in clients' shards get the same rotation, rescaling and noise level as their owner's
+training samples. Test labels, held-out samples, and the test set as a whole do not change.
+`accuracy` and `validation` are therefore measured on clean samples, and accuracies on shards with
+the clients' skew. Measures of heterogeneity use the true labels.
 
 Noise is the noise-based feature skew of NIID-Bench: Li, Diao, Chen, He, "Federated Learning on
-Non-IID Data Silos: An Experimental Study", ICDE 2022, arXiv 2102.02079: client k of K, k from 1,
-has Gaussian noise of the variance noise * k / K.
-Differs from the code: there noise * (k - 1) / (K - 1) is the standard deviation; a sample is noisy
-anew each time that it is seen, after crops and flips; pixels are between 0 and 1. Here a sample has
-its noise once, crops and flips move it, and it is added to what a network sees: where pixels were
-divided by std, a variance of v / std^2 is one of v of pixels.
+Non-IID Data Silos: An Experimental Study", ICDE 2022, arXiv 2102.02079. Client k of K, counted from
+1, has Gaussian noise of the variance noise * k / K.
+Differs from the code: there noise * (k - 1) / (K - 1) is the standard deviation; noise is drawn
+anew each time that a sample is used, after crops and flips; pixels are between 0 and 1. Here a
+sample has fixed noise, which crops and flips move, and which is added to the network's inputs: if
+pixels are divided by std, a variance of v / std^2 corresponds to v of pixels.
 
 Rotation by the angles 0, 90, 180, 270 makes the rotated images of IFCA: Ghosh, Chung, Yin,
 Ramchandran, "An Efficient Framework for Clustered Federated Learning", NeurIPS 2020, arXiv
@@ -30,19 +30,20 @@ from fedmpi.data import Dataset
 from fedmpi.streams import Purpose, stream
 
 TRAIN, TEST = 0, 1
-"""Ids of the sets in streams of noise."""
+"""Ids of training and test set in the streams of noise."""
 
 
 class Traits:
-    """What each client makes of its samples.
+    """The skew of each client's samples.
 
     Attributes:
-        angles: by which images are rotated, counter-clockwise, int64 [clients], in degrees.
+        angles: rotation of images, counter-clockwise, int64 [clients], in degrees.
         contrasts: factors of the channels, float32 [clients, channels]; empty without colour skew.
-        brightnesses: what is added to them, likewise.
-        variances: of the noise, float64 [clients].
-        shares: of training labels that are replaced, float64 [clients].
-        moves_samples: whether some client's samples are not those of the data set.
+        brightnesses: offsets of the channels, float32 [clients, channels]; empty without colour
+            skew.
+        variances: variance of the noise, float64 [clients].
+        shares: share of training labels that are replaced, float64 [clients].
+        moves_samples: whether some client's samples differ from those of the data set.
 
     Raises:
         ConfigError: if the settings do not fit the samples.
@@ -82,7 +83,7 @@ class Traits:
         return stream(self.seed, Purpose.ROTATION).permutation(given)
 
     def _colours(self, channels: int) -> ndarray:
-        """Contrasts and brightnesses, float32 [2, clients, channels]."""
+        """Draws contrasts and brightnesses, float32 [2, clients, channels]."""
         if not self.skew.colour:
             return np.empty((2, self.clients, 0), np.float32)
         drawn = [
@@ -100,13 +101,14 @@ class Traits:
         return np.array([random.uniform(least, most) for random in streams])
 
     def replaced(self, client: int, samples: int) -> int:
-        """How many labels of so many are replaced."""
+        """Returns the number of a client's labels that are replaced, of so many samples."""
         return round(float(self.shares[client]) * samples)
 
     def train(self, data: Dataset, population: Population) -> tuple[ndarray, ndarray]:
-        """The training set as its owners have it: samples [N, *shape] and labels [N].
+        """Returns the training set with the clients' skew: samples [N, *shape] and labels [N].
 
-        What is held out is as it was. What nothing changes is the data set's own array, no copy.
+        Held-out samples are unchanged. An array without any change is the data set's own, not a
+        copy.
         """
         x, y = data.train_x, data.train_y
         if self.moves_samples:
@@ -120,9 +122,9 @@ class Traits:
         return x, y
 
     def test(self, data: Dataset, population: Population) -> ndarray | None:
-        """The test shards as their owners see them, one after the other: [samples, *shape].
+        """Returns all test shards with the clients' skew, concatenated: [samples, *shape].
 
-        None if they are what the data set has.
+        None if no sample changes.
         """
         if not self.moves_samples:
             return None
@@ -134,7 +136,7 @@ class Traits:
         return found
 
     def _seen(self, client: int, x: ndarray, part: int) -> ndarray:
-        """Samples [n, *shape] as the client's device gives them."""
+        """Returns samples [n, *shape] with the client's feature skew."""
         if self.angles[client]:
             x = np.rot90(x, self.angles[client] // 90, axes=(2, 3))
         if self.skew.colour:
@@ -148,7 +150,7 @@ class Traits:
         return x
 
     def _labelled(self, client: int, y: ndarray) -> ndarray:
-        """Labels [n], of which the client's share are others, each other class as likely."""
+        """Replaces the client's share of labels [n] by other classes, drawn uniformly."""
         random, count = stream(self.seed, Purpose.MISLABEL, client), self.replaced(client, len(y))
         some = random.permutation(len(y))[:count]
         y[some] = (y[some] + random.integers(1, self.classes, count)) % self.classes

@@ -1,9 +1,9 @@
-"""An availability trace: which clients can take part in which rounds, from a file.
+"""Availability trace: which clients can take part in which rounds, from a file.
 
-The file is a CSV whose first line is `client,first,last`; every other line says that a client is
+The file is a CSV whose first line is `client,first,last`. Every other line says that a client is
 available from round `first` to round `last`, both included, counted from 0. A client may have
-several lines, or none. A run that is longer than the trace starts it again from its beginning: the
-trace has as many rounds as its largest `last` says, and one more.
+several lines, or none. The trace has as many rounds as its largest `last` plus one; a longer run
+starts it again from its beginning.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ COLUMNS = "client,first,last"
 
 
 class Trace:
-    """Who is available when.
+    """The rounds in which each client is available.
 
     Attributes:
         sha256: hash of the file's content, in hex.
-        rounds: after so many it starts again.
+        rounds: length of the trace, after which it starts again.
 
     Raises:
-        ConfigError: naming file and line, if it cannot be read, a line is not what it should be,
-            or no client is available in some round.
+        ConfigError: naming file and line, if the file cannot be read, a line is malformed, or no
+            client is available in some round.
     """
 
     def __init__(self, path: Path, clients: int) -> None:
@@ -35,7 +35,7 @@ class Trace:
         except OSError as error:
             raise ConfigError(f"trace = {path}: {error.strerror or error}") from None
         self.sha256 = hashlib.sha256(content).hexdigest()
-        # Spreadsheets begin a file with a mark of its encoding.
+        # Spreadsheets write a byte-order mark at the beginning of a file.
         head, *lines = content.decode("utf-8-sig", "replace").splitlines() or [""]
         if head != COLUMNS:
             raise ConfigError(f"{path}, line 1: wanted '{COLUMNS}', found '{head}'")
@@ -45,9 +45,9 @@ class Trace:
         self._check()
 
     def _span(self, number: int, line: str, clients: int) -> tuple[int, ...]:
-        """A line's client, and its first and last round."""
+        """Parses a line; returns its client, and its first and last round."""
         where, texts = f"{self.path}, line {number}", line.split(",")
-        # Ten digits at most: Python refuses thousands of them with an error of its own.
+        # At most ten digits, because Python raises an error of its own for thousands of digits.
         if len(texts) != 3 or not all(text.isdecimal() and len(text) <= 10 for text in texts):
             raise ConfigError(f"{where}: wanted whole numbers {COLUMNS}, found '{line}'")
         client, first, last = (int(text) for text in texts)
@@ -60,7 +60,7 @@ class Trace:
         return client, first, last
 
     def _check(self) -> None:
-        """Sees to it that no round is without a client."""
+        """Checks that every round has an available client."""
         reached = 0
         for first, last in sorted(map(tuple, self.spans[:, 1:].tolist())):
             if first > reached:
@@ -73,7 +73,7 @@ class Trace:
             )
 
     def available(self, t: int) -> np.ndarray:
-        """The clients that can take part in round `t` (of at least 0): int64, ascending."""
+        """Returns the clients that are available in round `t`, at least 0: int64, ascending."""
         clients, first, last = self.spans.T
         t %= self.rounds
         return np.unique(clients[(first <= t) & (t <= last)])

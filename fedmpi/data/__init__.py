@@ -1,7 +1,7 @@
-"""What a data set is, where its files lie, and how they are read.
+"""Data sets in general: their form in memory, the search for their files, and reading them.
 
-Nothing here knows networks or clients. The sets themselves are in `datasets`; `config` finds them
-by their names, and `fetch` asks it.
+Nothing here knows networks or clients. The sets themselves are modules in `datasets`. `config`
+finds them by name, and `fetch` uses it.
 """
 
 import hashlib
@@ -19,17 +19,17 @@ class Dataset:
     """Samples ready for training.
 
     Attributes:
-        train_x: float32 [N, *shape], normalised; or, of text, uint8 [N, steps]: symbols of the same
+        train_x: float32 [N, *shape], normalized; or for text uint8 [N, steps]: symbols of the same
             vocabulary as the labels.
         train_y: int64 [N], labels 0 .. classes - 1.
-        test_x: [M, *shape], likewise.
+        test_x: [M, *shape], of the same dtype as train_x.
         test_y: int64 [M].
-        classes: how many labels there are.
-        train_owners: int64 [N], who made each sample: a writer, a subject, a role; None if nobody
-            knows. The same number is the same one in both sets.
-        test_owners: int64 [M], the same of the test samples.
+        classes: number of labels.
+        train_owners: who made each sample, a writer, a subject, a role: int64 [N]; None if unknown.
+            A number is the same person in both sets.
+        test_owners: who made each test sample, int64 [M]; None if unknown.
         origin: whether the files are the official ones (see `files.origin`); "" without files.
-        repeated: test samples that are training samples, too; None if they were not compared.
+        repeated: number of test samples that are also training samples; None if not compared.
     """
 
     train_x: np.ndarray
@@ -49,18 +49,18 @@ class Dataset:
 
     @property
     def about(self) -> dict[str, str | int]:
-        """What a result says of where its samples come from, and of those in both sets."""
+        """Attributes of a result: origin of the files, and number of samples in both sets."""
         known = {"data_files": self.origin, "test_in_training": self.repeated}
         return {name: value for name, value in known.items() if value not in ("", None)}  # type: ignore[misc]
 
     @property
     def kind(self) -> str:
-        """What samples are made of: numbers or symbols."""
+        """Kind of the samples' values: numbers or symbols."""
         return "symbols" if self.train_x.dtype == np.uint8 else "numbers"
 
 
 def checked(labels: np.ndarray, classes: int, path: Path) -> np.ndarray:
-    """Labels as int64.
+    """Returns labels as int64.
 
     Raises:
         DataError: naming the file, if one of them is not in 0 .. classes - 1.
@@ -75,7 +75,7 @@ def checked(labels: np.ndarray, classes: int, path: Path) -> np.ndarray:
 
 
 def repeated(train: np.ndarray, test: np.ndarray) -> int:
-    """How many of the test samples [M, ...] are, bit for bit, among the training samples."""
+    """Returns how many of the test samples [M, ...] are bit-identical to a training sample."""
 
     def digests(samples: np.ndarray) -> Iterator[bytes]:
         return (hashlib.blake2b(sample.tobytes(), digest_size=16).digest() for sample in samples)
@@ -85,9 +85,10 @@ def repeated(train: np.ndarray, test: np.ndarray) -> int:
 
 
 def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """uint8 [N, channels, height, width] as float32: (pixel / 255 - mean) / std by channel.
+    """Normalizes uint8 [N, channels, height, width] to float32: (pixel / 255 - mean) / std.
 
-    It works in place after one conversion, so that a set is never held in float64.
+    Mean and std are by channel. It works in place after one conversion, so that a set is never held
+    in float64.
     """
     scaled = pixels.astype(np.float32)
     by_channel = (-1, 1, 1)

@@ -1,8 +1,9 @@
-"""Data sets as they are after decoding, in files that all ranks of a node map into memory.
+"""Cache of decoded data sets, in files that all ranks of a node map into memory.
 
-The first to want a set decodes it, under a lock; whoever comes meanwhile waits, and all find one
-folder of arrays. Mapped, a node holds it once in its memory, however many ranks it has. A folder
-appears under its name only when it is whole. It may be removed whenever no run uses it.
+The first process that needs a set decodes it, under a lock; others wait, and all use the same
+folder of arrays. Since the arrays are mapped, a node holds each set in memory once, however many
+ranks it has. A folder gets its final name only when it is complete. It may be removed whenever no
+run uses it.
 """
 
 import dataclasses
@@ -26,13 +27,13 @@ from fedmpi.data import Dataset, files, layouts, repeated
 from fedmpi.data.files import DataError
 
 ABOUT = "about.json"
-"""The file with what is no array, written last."""
+"""File with all fields that are no arrays, written last."""
 ARRAYS = "arrays"
-"""The entry in it with the names of the arrays."""
+"""Key in that file of the list of array names."""
 
 
 def folder(settings: config.Data) -> Path:
-    """Where decoded sets lie: `data.cache`, or $FEDMPI_CACHE, or below the user's cache folder."""
+    """Returns the cache's folder: `data.cache`, $FEDMPI_CACHE, or in the user's cache folder."""
     named = settings.cache or os.environ.get("FEDMPI_CACHE")
     if named:
         return Path(os.path.abspath(os.path.expanduser(named)))
@@ -45,20 +46,20 @@ def decoded(
     known: Mapping[str, str],
     decode: Callable[[], Dataset],
 ) -> Dataset:
-    """The data set that `decode` makes of the source files, decoded once and mapped into memory.
+    """Returns the data set that `decode` reads, decoded once and mapped into memory.
 
-    It is decoded anew if a source file, a setting or the program that reads it changes. Who writes
-    to the arrays of the result changes a copy of his own.
+    It is decoded again if a source file, a setting or the code that reads it changes. The arrays
+    are mapped copy-on-write: writing to them does not change the files.
 
     Args:
         settings: the table `[data]`.
-        sources: every file that `decode` reads; of a set with very many of them some files and
+        sources: every file that `decode` reads; for a set with very many files some files and
             folders that change with the rest.
-        known: MD5 digests of the official ones, see `files.origin`.
-        decode: reads them; a function of the set's own module.
+        known: MD5 digests of the official files (see `files.origin`).
+        decode: reads the files; a function of the set's own module.
 
     Raises:
-        DataError: what `decode` raises, or if a source changed meanwhile, or the folder of the
+        DataError: as `decode` raises, or if a source changed meanwhile, or if the folder of the
             cache cannot be written to.
     """
     home = folder(settings)
@@ -81,7 +82,7 @@ def decoded(
         if _key(settings, sources, decode) != key:
             raise DataError(f"{sources[0].parent}: files of {name} changed while they were read")
         with _room(home):
-            # Left by those who were killed: nobody else works on this set while we hold the lock.
+            # Left by killed processes: only we work on this set while we hold the lock.
             for rest in (whole, *home.glob(f"{whole.name}.*.part")):
                 shutil.rmtree(rest, ignore_errors=True)
             _write(fresh, whole)
@@ -93,7 +94,7 @@ def decoded(
 
 @contextmanager
 def _room(home: Path) -> Iterator[None]:
-    """Says what to do if the folder of the cache is no good."""
+    """Turns errors of the cache's folder into a `DataError` that says what to do."""
     try:
         yield
     except (OSError, NotImplementedError) as error:  # the latter of a file system without locks
@@ -106,7 +107,7 @@ def _room(home: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock(home: Path, name: str) -> Iterator[None]:
-    """Holds the lock of one set; the kernel takes it back from whoever is killed."""
+    """Holds the lock of one set; the kernel releases it if the process is killed."""
     with _room(home):
         home.mkdir(parents=True, exist_ok=True)
         lock = FileLock(home / f"{name}.lock")
@@ -118,7 +119,7 @@ def _lock(home: Path, name: str) -> Iterator[None]:
 
 
 def _key(settings: config.Data, sources: Sequence[Path], decode: Callable[[], Dataset]) -> str:
-    """Sixteen hex digits that change with whatever the arrays depend on."""
+    """Returns sixteen hex digits that change with everything that the arrays depend on."""
     chosen = settings.model_dump(mode="json", exclude={"name", "root", "cache"})
     seen = [(str(path.resolve()), *_version(path)) for path in sources]
     digest = hashlib.sha256(json.dumps([chosen, seen], sort_keys=True).encode())
@@ -131,7 +132,7 @@ def _key(settings: config.Data, sources: Sequence[Path], decode: Callable[[], Da
 
 
 def _version(path: Path) -> tuple[int, int]:
-    """Size of a file or folder, and when it was changed."""
+    """Returns size and time of change of a file or folder."""
     try:
         stat = path.stat()
     except OSError as error:
@@ -140,7 +141,7 @@ def _version(path: Path) -> tuple[int, int]:
 
 
 def _write(found: Dataset, whole: Path) -> None:
-    """Makes the folder `whole` of the set, in one step as others see it."""
+    """Writes a set to the folder `whole`, which appears atomically."""
     part = Path(tempfile.mkdtemp(prefix=f"{whole.name}.", suffix=".part", dir=whole.parent))
     try:
         about: dict[str, Any] = {ARRAYS: []}
@@ -157,7 +158,7 @@ def _write(found: Dataset, whole: Path) -> None:
         try:
             part.rename(whole)
         except OSError:
-            # Another node made it, and the file system was slow to show us that.
+            # Another node made it, and the file system showed that late.
             if _mapped(whole) is None:
                 raise
     finally:
@@ -165,11 +166,11 @@ def _write(found: Dataset, whole: Path) -> None:
 
 
 def _mapped(whole: Path) -> Dataset | None:
-    """The set in a folder; None if there is none, or it is damaged."""
+    """Returns the set in a folder; None if there is none, or if it is damaged."""
     try:
         about = json.loads((whole / ABOUT).read_text())
         for name in about.pop(ARRAYS):
-            # Mapped for copying on write: torch does not take arrays that cannot be written to.
+            # Mapped copy-on-write, because torch refuses read-only arrays.
             about[name] = np.asarray(np.load(whole / f"{name}.npy", mmap_mode="c"))
         return Dataset(**about)
     except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):

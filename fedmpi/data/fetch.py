@@ -1,8 +1,8 @@
-"""Fetches data sets from their official addresses, for machines with a network.
+"""Downloads data sets from their official addresses, on machines with a network.
 
-Nothing else in this program ever opens a connection to the outside, and no run does. What arrives
-lies in `NAME.part` until it is whole and its digest is right; the next fetch goes on from there. An
-archive is unpacked beside its place, and moved there when it is whole.
+No other part of this program opens a connection to the outside, and no run does. A file is named
+`NAME.part` until it is complete and its digest is right; the next fetch continues it. An archive is
+unpacked beside its final place, and moved there when it is complete.
 """
 
 import gzip
@@ -33,43 +33,43 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from fedmpi import config
+from fedmpi import config, loading
 from fedmpi.data import files
 from fedmpi.data.files import DataError, Source
 
 TRIES = 4
-"""Connections in a row that bring nothing before an address is given up."""
+"""Consecutive connections without any data after which an address is given up."""
 PAUSE = 1.0
-"""Seconds between two of them."""
+"""Seconds between two such connections."""
 PATIENCE = 30
-"""Seconds to wait for a server that says nothing."""
+"""Seconds to wait for a silent server."""
 CHUNK = 2**16
 """Bytes that are written at a time."""
 FINAL = (401, 403, 404, 410)
-"""Answers to which there is no use to ask again."""
+"""HTTP statuses after which a retry is useless."""
 BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error),
     *(EOFError, RuntimeError, UnicodeError),
 )
-"""What a damaged archive may raise, or one with a password."""
+"""Exceptions that a damaged or encrypted archive may raise."""
 
 
 def fetch(name: str, to: str | None = None) -> None:
-    """Fetches what of a data set is not there yet, and says where it is.
+    """Downloads the files of a data set that are missing, and prints where it is.
 
     Args:
-        name: of the set.
-        to: the folder for data; by default `$FEDMPI_DATA`, or else `data` in this folder.
+        name: name of the set.
+        to: folder for data; by default `$FEDMPI_DATA`, or else `data` in the current folder.
 
     Raises:
         ConfigError: if there is no such set.
-        DataError: if its files cannot be fetched; says what to place where by hand.
+        DataError: if its files cannot be downloaded; says how to place them by hand.
     """
-    config.load({"data": {"name": name}})
+    loading.load({"data": {"name": name}})
     module, console = config.module("data", name), Console(highlight=False, markup=False)
     sources: tuple[Source, ...] = getattr(module, "SOURCES", ())
     if not sources:
-        # It says by itself how to get what it wants.
+        # The module's own error says how to get the files.
         found = module.where(module.Config())
         console.print(f"{name}: " + (f"in {found} already" if found else "needs no files"))
         return
@@ -93,7 +93,7 @@ def fetch(name: str, to: str | None = None) -> None:
 
 
 def _by_hand(name: str, sources: tuple[Source, ...], folder: Path) -> str:
-    """What to place where if there is no network."""
+    """Returns instructions to place the missing files by hand, if there is no network."""
     lines = [
         f"\n  {source.urls[0]}\n    as {_place_of(source, folder)}"
         for source in sources
@@ -106,13 +106,13 @@ def _by_hand(name: str, sources: tuple[Source, ...], folder: Path) -> str:
 
 
 def _place_of(source: Source, folder: Path) -> Path:
-    """Where the file itself is to be, an archive packed."""
+    """Returns the path of the file itself, that is of an archive before it is unpacked."""
     path = folder / source.path
     return path.with_name(source.name) if source.is_archive else path
 
 
 def _place(source: Source, folder: Path, console: Console) -> None:
-    """Fetches one file, unless somebody placed it there, and unpacks it if it is an archive."""
+    """Downloads one file, unless it is there, and unpacks it if it is an archive."""
     file = _place_of(source, folder)
     with _written(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def _place(source: Source, folder: Path, console: Console) -> None:
 
 @contextmanager
 def _written(folder: Path) -> Iterator[None]:
-    """Makes a `DataError` of what goes wrong with a folder."""
+    """Turns errors of a folder into a `DataError`."""
     try:
         yield
     except OSError as error:
@@ -135,14 +135,14 @@ def _written(folder: Path) -> Iterator[None]:
 
 
 def _download(source: Source, file: Path, console: Console) -> None:
-    """Fetches a file from one of its addresses.
+    """Downloads a file from the first of its addresses that has it.
 
     Raises:
-        _Gone: if none of them has it; says why of each.
+        _Gone: if none of them has it; gives the reason for each.
     """
     part, reasons = file.with_name(f"{file.name}.part"), []
     for url in source.urls:
-        # What was there before may be of another file: then once more from the beginning.
+        # The part that was there before may be of another file: try once more from the beginning.
         for _ in range(2 if part.exists() else 1):
             try:
                 _stream(url, part, console)
@@ -165,7 +165,7 @@ class _Gone(DataError):
 
 
 class _Lost(Exception):
-    """A connection that brought less than it should; says why, and whether to ask again."""
+    """An incomplete download; gives the reason, and whether to retry."""
 
     def __init__(self, reason: object, is_final: bool = False) -> None:
         super().__init__(str(reason))
@@ -173,10 +173,10 @@ class _Lost(Exception):
 
 
 def _stream(url: str, part: Path, console: Console) -> None:
-    """Appends to a file until it is whole, however often the connection is cut.
+    """Appends to a file until it is complete, however often the connection breaks.
 
     Raises:
-        _Lost: if nothing comes any more.
+        _Lost: if no more data arrive.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -204,10 +204,10 @@ def _size(path: Path) -> int:
 
 
 def _receive(url: str, part: Path, tell: Callable[..., None]) -> None:
-    """One connection: appends what is left of a file, or begins anew if the server cannot go on.
+    """Appends the rest of a file over one connection, or all of it if the server cannot resume.
 
     Raises:
-        _Lost: if the file is not whole at the end.
+        _Lost: if the file is not complete at the end.
     """
     start = _size(part)
     headers = {"User-Agent": "fedmpi", **({"Range": f"bytes={start}-"} if start else {})}
@@ -240,7 +240,7 @@ def _receive(url: str, part: Path, tell: Callable[..., None]) -> None:
 
 
 def _read(answer: HTTPResponse) -> bytes:
-    """The next bytes of an answer. Its errors are told apart from those of the disk."""
+    """Reads the next bytes of a response; its errors are kept apart from those of the disk."""
     try:
         return answer.read(CHUNK)
     except (OSError, HTTPException) as error:
@@ -248,10 +248,10 @@ def _read(answer: HTTPResponse) -> bytes:
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    """Makes a folder of the one of its name in an archive, in one step, and removes the archive.
+    """Unpacks an archive's folder of the given name atomically, and removes the archive.
 
     Raises:
-        DataError: if it is damaged, has no such folder, or anything that would lie outside.
+        DataError: if it is damaged, has no such folder, or has files that would lie outside.
     """
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{folder.name}-") as place:
         try:
@@ -273,7 +273,7 @@ def _check_inside(file: Path, name: str) -> None:
 
 
 def _untar(file: Path, place: str) -> None:
-    # Checked here, because Python's own filters came with a later 3.11 than systems still have.
+    # Checked here, because some systems have a Python 3.11 without extraction filters.
     with tarfile.open(file) as archive:
         for member in archive:
             _check_inside(file, member.name)

@@ -1,7 +1,7 @@
-"""Source files of data sets: where they are searched for, what is in them, and whose they are.
+"""Source files of data sets: search, contents, and comparison with the official ones.
 
-Files are searched for in `places`: in each of these folders, and in their folders to two levels
-below. What is wrong with a file is a `DataError` that names it. Nothing is written here.
+Files are searched for in each of the folders `places`, and in their folders to two levels below.
+Any fault of a file is a `DataError` that names it. Nothing is written here.
 """
 
 import gzip
@@ -22,14 +22,14 @@ USUAL = (
     "~/.cache/fedmpi",
     "/usr/share/datasets",
 )
-"""Where data sets are searched for when the settings name no folder."""
+"""Folders that are searched if the settings name none."""
 
 DEPTH = 2
 """Levels of folders that are searched below each of the places."""
 
 
 ARCHIVES = (".tar.gz", ".zip")
-"""How the names of archives end that can be unpacked."""
+"""Suffixes of archives that can be unpacked."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,9 @@ class Source:
     """An official file, as a data set's module lists it for `fetch`.
 
     Attributes:
-        urls: where it is; the official address first, then others with the same file.
-        path: where it belongs below a folder for data: the file itself; of an archive the folder
-            that is in it.
-        md5: digest of the file; None if nobody says.
+        urls: addresses of the file; the official one first, then mirrors.
+        path: path below the folder for data, of the file itself, or of the folder in an archive.
+        md5: digest of the file; None if unknown.
     """
 
     urls: tuple[str, ...]
@@ -49,34 +48,34 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What the file is called."""
+        """Name of the file."""
         return self.urls[0].rpartition("/")[2]
 
     @property
     def is_archive(self) -> bool:
-        """Whether it is to be unpacked."""
+        """Whether it has to be unpacked."""
         return self.name.endswith(ARCHIVES)
 
 
 class DataError(BadInput):
-    """Files that are missing or not what they should be; says where was looked, and the mend."""
+    """Missing or malformed files; says which folders were searched, and what to do."""
 
 
 def places(root: str | None) -> list[Path]:
-    """The folders to search, in order: `root` alone, or else `$FEDMPI_DATA` and the usual ones."""
+    """Returns the folders to search, in order: `root` alone, or else `$FEDMPI_DATA` and `USUAL`."""
     named = os.environ.get("FEDMPI_DATA")
     texts = (root,) if root is not None else (*([named] if named else []), *USUAL)
     return [Path(os.path.abspath(os.path.expanduser(text))) for text in texts]
 
 
 def find(root: str | None, inside: Sequence[str], holds: Callable[[Path], bool]) -> Path | None:
-    """The first folder that `holds` a data set, or None.
+    """Returns the first folder that `holds` a data set, or None.
 
     Args:
-        root: the setting, see `places`.
+        root: the setting (see `places`).
         inside: paths below a searched folder that the set's layout may add, such as "raw"; "" is
             the folder itself.
-        holds: whether a folder is the one.
+        holds: whether a folder holds the set.
     """
     for place in places(root):
         for folder in _folders(place, DEPTH):
@@ -87,7 +86,7 @@ def find(root: str | None, inside: Sequence[str], holds: Callable[[Path], bool])
 
 
 def _folders(top: Path, depth: int) -> Iterator[Path]:
-    """A folder and those below it, nearer ones first, in the order of their names."""
+    """Yields a folder and those below it, nearer ones first, sorted by name."""
     level = [top]
     for _ in range(depth + 1):
         yield from level
@@ -95,7 +94,7 @@ def _folders(top: Path, depth: int) -> Iterator[Path]:
 
 
 def _inner(folder: Path) -> list[Path]:
-    """The folders in a folder that can be read, or none."""
+    """Returns the readable folders in a folder; empty if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return sorted(Path(entry.path) for entry in entries if _is_folder(entry))
@@ -104,13 +103,13 @@ def _inner(folder: Path) -> list[Path]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # `entry.is_dir()` alone would raise for a link that leads nowhere one may go.
+    # `entry.is_dir()` alone would raise for a link to an inaccessible place.
     linked = entry.is_symlink() and os.path.isdir(entry.path)
     return linked or entry.is_dir(follow_symlinks=False)
 
 
 def missing(title: str, root: str | None, wanted: str, source: str) -> DataError:
-    """The error for a set that `find` did not find: what was wanted, where, and how to get it."""
+    """Returns the error for a missing set: files wanted, folders searched, how to get it."""
     looked = "".join(
         f"\n  {place}" + ("" if os.path.isdir(place) else " (no such folder)")
         for place in places(root)
@@ -122,10 +121,10 @@ def missing(title: str, root: str | None, wanted: str, source: str) -> DataError
 
 
 def contents(path: Path) -> bytes:
-    """The bytes of a file, unpacked if its name ends in `.gz`.
+    """Returns the bytes of a file, decompressed if its name ends in `.gz`.
 
     Raises:
-        DataError: if it cannot be read, is not gzip, or is cut short.
+        DataError: if it cannot be read, is not gzip, or is truncated.
     """
     try:
         if path.suffix != ".gz":
@@ -139,16 +138,16 @@ def contents(path: Path) -> bytes:
 
 
 def either(folder: Path, name: str) -> Path | None:
-    """The file of that name, or the one packed with gzip, or None."""
-    # Unlike the method of Path, `isfile` is false in a folder that one may not enter.
+    """Returns the path of the file with that name, of its gzip version, or None."""
+    # Unlike the method of Path, `isfile` is false in a folder without access.
     return next((p for p in (folder / name, folder / f"{name}.gz") if os.path.isfile(p)), None)
 
 
 def one(folder: Path, name: str) -> Path:
-    """The same, if it is there.
+    """Returns the path of the file with that name, or of its gzip version.
 
     Raises:
-        DataError: if it is not.
+        DataError: if there is neither.
     """
     path = either(folder, name)
     if path is None:
@@ -157,14 +156,14 @@ def one(folder: Path, name: str) -> Path:
 
 
 def origin(paths: Sequence[Path], known: Mapping[str, str]) -> str:
-    """Whether files are the official ones, in words.
+    """Says in words whether files are the official ones.
 
     Args:
         paths: the files.
         known: MD5 digests of official files by name; a name without `.gz` is for the content.
 
     Returns:
-        "official", "unknown" if no digest is known of any, or which of them differ.
+        "official", "unknown" if no digest of any file is known, or which files differ.
     """
     judged = {path: _is_official(path, known) for path in paths}
     differ = [path.name for path, verdict in judged.items() if verdict is False]
@@ -174,19 +173,19 @@ def origin(paths: Sequence[Path], known: Mapping[str, str]) -> str:
 
 
 def _is_official(path: Path, known: Mapping[str, str]) -> bool | None:
-    """None if nothing is known about a file of that name."""
+    """Whether a file has the known digest; None if none is known for its name."""
     found = []
     if path.name in known:
         found.append(known[path.name] == md5(path))
     if path.suffix == ".gz" and path.stem in known:
-        # Packed anew, a file has other bytes, and the same content.
+        # A file that was compressed again has other bytes, but the same content.
         content = hashlib.md5(contents(path), usedforsecurity=False)
         found.append(known[path.stem] == content.hexdigest())
     return any(found) if found else None
 
 
 def md5(path: Path) -> str:
-    """The MD5 digest of a file, in hexadecimal.
+    """Returns the MD5 digest of a file, in hexadecimal.
 
     Raises:
         DataError: if it cannot be read.

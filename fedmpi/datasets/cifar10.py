@@ -1,9 +1,10 @@
-"""CIFAR-10: 60,000 pictures of animals and vehicles, 32x32 RGB, 10 classes.
+"""CIFAR-10: 60,000 images of animals and vehicles, 32x32 RGB, 10 classes.
 
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009;
-https://www.cs.toronto.edu/~kriz/cifar.html, no licence stated, cite. Both official layouts of six
-files: `cifar-10-batches-bin` (records of a label byte and 3,072 pixel bytes) and
-`cifar-10-batches-py` (pickles of Python 2). A file may hold any number of records, so subsets load.
+https://www.cs.toronto.edu/~kriz/cifar.html, no licence stated, cite. Reads both official formats of
+six files: `cifar-10-batches-bin` (records of a label byte and 3,072 pixel bytes) and
+`cifar-10-batches-py` (pickles of Python 2). A file may hold any number of records, so that subsets
+can be read.
 """
 
 from pathlib import Path
@@ -14,13 +15,16 @@ from fedmpi.data.files import Source, find, missing
 from fedmpi.data.layouts import cifar
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-"""Of the training pixels, by channel, scaled to 0 .. 1: the values in common use."""
+"""Mean and standard deviation of the training pixels, by channel, scaled to 0 .. 1.
+
+They are the values in common use.
+"""
 
 BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
-"""The official files; in the binary layout with the suffix `.bin`."""
+"""Names of the official files; in the binary format with the suffix `.bin`."""
 
 LABELS = {"labels": 10}
-"""The labels of a record."""
+"""Kinds of labels in a record, with the number of classes."""
 
 MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -33,7 +37,7 @@ MD5 = {
 
 SOURCES = (
     Source(
-        # The one to which the official address leads now, and that address.
+        # The target to which the official address redirects, and that address.
         (
             "https://cave.cs.toronto.edu/kriz/cifar-10-python.tar.gz",
             "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -45,11 +49,11 @@ SOURCES = (
 
 
 class Config(config.Data):
-    """The folder, if not one of the usual places."""
+    """Folder of the files; by default one of the usual places."""
 
 
 def where(config: Config) -> Path:
-    """The folder of the six files, in either layout; the binary one if it has both.
+    """Returns the folder of the six files, in either format; the binary one is preferred.
 
     Raises:
         DataError: if there is none.
@@ -68,10 +72,10 @@ def where(config: Config) -> Path:
 
 
 def load(config: Config, seed: int) -> Dataset:
-    """The whole set, shape (3, 32, 32); `seed` plays no part.
+    """Returns the set, samples of shape (3, 32, 32); `seed` has no effect.
 
     Raises:
-        DataError: if it is not there, or a file is missing, damaged, or a pickle of anything else.
+        DataError: if it is missing, or a file is missing, damaged, or another pickle.
     """
     paths = cifar.paths(where(config), BATCHES)
     return cache.decoded(

@@ -1,8 +1,8 @@
-"""CIFAR-100: 60,000 pictures of things and beings, 32x32 RGB, 100 classes in 20 groups.
+"""CIFAR-100: 60,000 images of things and living beings, 32x32 RGB, 100 classes in 20 groups.
 
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009;
-https://www.cs.toronto.edu/~kriz/cifar.html, no licence stated, cite. Both official layouts of two
-files: `cifar-100-binary` (records of a byte for the group, a byte for the class and 3,072 pixel
+https://www.cs.toronto.edu/~kriz/cifar.html, no licence stated, cite. Reads both official formats of
+two files: `cifar-100-binary` (records of a byte for the group, a byte for the class and 3,072 pixel
 bytes) and `cifar-100-python` (pickles of Python 2). A file may hold any number of records.
 """
 
@@ -16,23 +16,26 @@ from fedmpi.data.files import Source, find, missing, places
 from fedmpi.data.layouts import cifar
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-"""Of the training pixels, by channel, scaled to 0 .. 1: the values in common use."""
+"""Mean and standard deviation of the training pixels, by channel, scaled to 0 .. 1.
+
+They are the values in common use.
+"""
 
 FILES = ("train", "test")
-"""The official files; in the binary layout with the suffix `.bin`."""
+"""Names of the official files; in the binary format with the suffix `.bin`."""
 FOLDERS = ("cifar-100-binary", "cifar-100-python")
-"""What the official archives call their folder."""
+"""Names of the folders in the official archives."""
 BESIDE = ("meta", "fine_label_names.txt")
-"""What else is in it, by which it is known under another name."""
+"""Another file in the folder, which identifies it if it has another name."""
 
 LABELS = {"coarse_labels": 20, "fine_labels": 100}
-"""The labels of a record."""
+"""Kinds of labels in a record, with the numbers of classes."""
 
 MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
 
 SOURCES = (
     Source(
-        # The one to which the official address leads now, and that address.
+        # The target to which the official address redirects, and that address.
         (
             "https://cave.cs.toronto.edu/kriz/cifar-100-python.tar.gz",
             "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
@@ -44,17 +47,18 @@ SOURCES = (
 
 
 class Config(config.Data):
-    """Which labels, and the folder, if not one of the usual places."""
+    """Kind of labels, and folder of the files; by default one of the usual places."""
 
     labels: Literal["fine", "coarse"] = "fine"
-    """fine: the 100 classes; coarse: their 20 groups."""
+    """fine: the 100 classes. coarse: their 20 superclasses."""
 
 
 def where(config: Config) -> Path:
-    """The folder of the two files, in either layout; the binary one if it has both.
+    """Returns the folder of the two files, in either format; the binary one is preferred.
 
-    Their names could be anyone's, so the folder has its official name, or the file with the names
-    of the classes; or else it is the root itself, because there it is the user who says so.
+    Their names are common, so that the folder must have its official name, or the file with the
+    names of the classes. Only a `root` that holds the files itself needs neither, because the user
+    chose it.
 
     Raises:
         DataError: if there is none.
@@ -81,10 +85,10 @@ def where(config: Config) -> Path:
 
 
 def load(config: Config, seed: int) -> Dataset:
-    """The whole set, shape (3, 32, 32); `seed` plays no part.
+    """Returns the set, samples of shape (3, 32, 32); `seed` has no effect.
 
     Raises:
-        DataError: if it is not there, or a file is missing, damaged, or a pickle of anything else.
+        DataError: if it is missing, or a file is missing, damaged, or another pickle.
     """
     paths, key = cifar.paths(where(config), FILES), f"{config.labels}_labels"
     return cache.decoded(config, paths, MD5, lambda: cifar.dataset(paths, key, LABELS, MEAN, STD))

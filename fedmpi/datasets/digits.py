@@ -2,7 +2,7 @@
 
 Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
 1998, CC BY 4.0: its test part, as in scikit-learn's wheel, so that it needs no files. Every fifth
-sample of a class is a test sample (355 of 1,797): a split of ours, the same in every run.
+sample of a class is a test sample (355 of 1,797); this split is ours, and the same in every run.
 """
 
 import importlib.util
@@ -14,15 +14,15 @@ from fedmpi.data import Dataset, repeated
 from fedmpi.data.files import DataError
 
 MEAN, STD = 4.884, 6.017
-"""Of all pixels, which are 0 .. 16."""
+"""Mean and standard deviation of all pixels, which are 0 .. 16."""
 
 
 class Config(config.Data):
-    """Nothing to set; `root` plays no part."""
+    """No settings; `root` has no effect."""
 
 
 def where(config: Config) -> None:
-    """None, for it needs no files.
+    """Returns None, because the set needs no files.
 
     Raises:
         DataError: if scikit-learn is not installed.
@@ -32,13 +32,13 @@ def where(config: Config) -> None:
 
 
 def load(config: Config, seed: int) -> Dataset:
-    """The whole set, shape (1, 8, 8); `seed` plays no part.
+    """Returns the set, samples of shape (1, 8, 8); `seed` has no effect.
 
     Raises:
         DataError: if scikit-learn is not installed.
     """
     where(config)
-    # Here, because it takes a second that only this data set should cost.
+    # Imported here, because it takes a second, and only this data set needs it.
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)

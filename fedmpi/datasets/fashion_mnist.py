@@ -1,8 +1,8 @@
-"""Fashion-MNIST: 70,000 pictures of clothes, 28x28 grey, 10 classes.
+"""Fashion-MNIST: 70,000 images of clothes, 28x28 grey, 10 classes.
 
 Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
-Algorithms", arXiv 1708.07747; https://github.com/zalandoresearch/fashion-mnist, MIT licence.
-Its files have the names of MNIST's, so the folder's path must say "fashion".
+Algorithms", arXiv 1708.07747; https://github.com/zalandoresearch/fashion-mnist, MIT licence. Its
+files have the names of MNIST's, so that the folder's path must contain "fashion".
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from fedmpi.data.files import Source, missing
 from fedmpi.data.layouts import idx
 
 MEAN, STD = 0.2860, 0.3530
-"""Of the training pixels, scaled to 0 .. 1: the values in common use."""
+"""Mean and standard deviation of the training pixels, scaled to 0 .. 1, as in common use."""
 
 MD5 = {
     "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -33,11 +33,11 @@ SOURCES = tuple(
 
 
 class Config(config.Data):
-    """The folder, if not one of the usual places."""
+    """Folder of the files; by default one of the usual places."""
 
 
 def where(config: Config) -> Path:
-    """The folder of the four files.
+    """Returns the folder of the four files.
 
     Raises:
         DataError: if there is none.
@@ -57,7 +57,7 @@ def where(config: Config) -> Path:
 
 
 def _fits(folder: Path) -> bool:
-    """Whether the last name of a set in the path, followed through links or not, is this one's."""
+    """Whether the last name of a set in the path, links followed or not, is this one's."""
     for path in (folder, folder.resolve()):
         parts = [part.lower() for part in path.parts]
         names = [part for part in parts if "fashion" in part or "mnist" in part]
@@ -67,10 +67,10 @@ def _fits(folder: Path) -> bool:
 
 
 def load(config: Config, seed: int) -> Dataset:
-    """The whole set, shape (1, 28, 28); `seed` plays no part.
+    """Returns the set, samples of shape (1, 28, 28); `seed` has no effect.
 
     Raises:
-        DataError: if it is not there, or a file is damaged.
+        DataError: if it is missing, or a file is damaged.
     """
     paths = idx.paths(where(config))
     return cache.decoded(config, paths, MD5, lambda: idx.images(paths, MEAN, STD))

@@ -1,10 +1,10 @@
 """FEMNIST: handwritten digits and letters, 28x28 grey, 62 classes; natural clients: writers.
 
 S. Caldas et al., *LEAF: A Benchmark for Federated Settings*, arXiv 1812.01097,
-https://github.com/TalwalkarLab/leaf, from NIST Special Database 19, a work of the US government. As
-LEAF's `preprocess.sh` leaves it: `train/*.json` and `test/*.json`, in a folder whose path says
-femnist. Labels 0 to 9 are digits, 10 to 35 capitals, 36 to 61 small letters. Pixels stay as in
-LEAF: from 0, which is ink, to 1, which is paper.
+https://github.com/TalwalkarLab/leaf, from NIST Special Database 19, a work of the US government.
+Reads the output of LEAF's `preprocess.sh`: `train/*.json` and `test/*.json`, in a folder whose path
+contains femnist. Labels 0 to 9 are digits, 10 to 35 capitals, 36 to 61 small letters. Pixels are
+those of LEAF: from 0, which is ink, to 1, which is paper.
 """
 
 from pathlib import Path
@@ -21,11 +21,11 @@ CLASSES, SIDE = 62, 28
 
 
 class Config(config.Data):
-    """The folder, if not one of the usual places."""
+    """Folder of the files; by default one of the usual places."""
 
 
 def where(config: Config) -> Path:
-    """The folder with `train` and `test`.
+    """Returns the folder with `train` and `test`.
 
     Raises:
         DataError: if there is none.
@@ -45,10 +45,10 @@ def where(config: Config) -> Path:
 
 
 def load(config: Config, seed: int) -> Dataset:
-    """The whole set, shape (1, 28, 28), with writers; `seed` plays no part.
+    """Returns the set, samples of shape (1, 28, 28), with writers; `seed` has no effect.
 
     Raises:
-        DataError: if it is not there, or a file is damaged.
+        DataError: if it is missing, or a file is damaged.
     """
     train, test = leaf.paths(where(config))
 
@@ -59,10 +59,10 @@ def load(config: Config, seed: int) -> Dataset:
 
 
 def take(x: list[Any], y: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """A writer's pixels, float32 [N, 1, 28, 28], and labels.
+    """Decodes a writer's pixels, float32 [N, 1, 28, 28], and labels.
 
     Raises:
-        ValueError: if they are no such.
+        ValueError: if they are malformed.
     """
     try:
         pixels = np.array(x)

@@ -1,12 +1,13 @@
 """MNIST: 70,000 handwritten digits, 28x28 grey, 10 classes; natural clients: writers.
 
-LeCun, Cortes, Burges, http://yann.lecun.com/exdb/mnist; no licence is stated there. The four IDX
-files, gzipped or not, in any folder whose path does not name a set with files of the same names.
+LeCun, Cortes, Burges, http://yann.lecun.com/exdb/mnist; no licence is stated there. Reads the four
+IDX files, gzipped or not, in any folder whose path does not name another set with files of the same
+names.
 
-Who wrote a digit says QMNIST: Yadav, Bottou, "Cold Case: The Lost MNIST Digits", NeurIPS 2019,
+The writers are known from QMNIST: Yadav, Bottou, "Cold Case: The Lost MNIST Digits", NeurIPS 2019,
 arXiv 1905.10498, https://github.com/facebookresearch/qmnist, BSD-style licence. Its two label files
 (539 writers of the training digits, 297 others of the test digits) lie beside MNIST's, in the same
-folder or as MNIST/raw and QMNIST/raw; only partition.name=natural needs them.
+folder or as MNIST/raw and QMNIST/raw. Only partition.name=natural needs them.
 """
 
 from dataclasses import replace
@@ -20,15 +21,15 @@ from fedmpi.data.files import DataError, Source, either, missing, one
 from fedmpi.data.layouts import idx
 
 MEAN, STD = 0.1307, 0.3081
-"""Of the training pixels, scaled to 0 .. 1: the values in common use."""
+"""Mean and standard deviation of the training pixels, scaled to 0 .. 1, as in common use."""
 
 NAMESAKES = ("fashion", "kmnist", "kuzushiji")
 """Words in the paths of other sets whose files have the same names."""
 
 OWNERS = ("qmnist-train-labels-idx2-int", "qmnist-test-labels-idx2-int")
-"""QMNIST's files, each as it is or with `.gz`."""
+"""QMNIST's files, each with or without `.gz`."""
 LABEL, WRITER, COLUMNS = 0, 2, 8
-"""Columns of these: the digit, the writer, and how many there are."""
+"""Columns in these files of the digit and the writer, and the number of columns."""
 
 MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -45,11 +46,11 @@ PACKED = {
     "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
     "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
 }
-"""MD5 of the files as they are sent."""
+"""MD5 digests of the compressed files."""
 SOURCES = (
     *(
         Source(
-            # The official address often has them no longer; the other is torchvision's.
+            # The official address often lacks the files; the other one is torchvision's.
             (
                 f"http://yann.lecun.com/exdb/mnist/{name}",
                 f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}",
@@ -71,11 +72,11 @@ SOURCES = (
 
 
 class Config(config.Data):
-    """The folder, if not one of the usual places."""
+    """Folder of the files; by default one of the usual places."""
 
 
 def where(config: Config) -> Path:
-    """The folder of the four files.
+    """Returns the folder of the four files.
 
     Raises:
         DataError: if there is none.
@@ -94,16 +95,16 @@ def where(config: Config) -> Path:
 
 
 def _fits(folder: Path) -> bool:
-    """Whether no part of the path names another set, followed through links or not."""
+    """Whether no part of the path names another set, with or without following links."""
     text = f"{folder} {folder.resolve()}".lower()
     return not any(word in text for word in NAMESAKES)
 
 
 def load(config: Config, seed: int) -> Dataset:
-    """The whole set, shape (1, 28, 28), with writers if they are known; `seed` plays no part.
+    """Returns the set, samples of shape (1, 28, 28), with writers if known; `seed` has no effect.
 
     Raises:
-        DataError: if it is not there, or a file is damaged.
+        DataError: if it is missing, or a file is damaged.
     """
     folder = where(config)
     paths, owners = idx.paths(folder), _owners(folder)
@@ -119,7 +120,7 @@ def load(config: Config, seed: int) -> Dataset:
 
 
 def _owners(folder: Path) -> list[Path]:
-    """QMNIST's two files, if they are beside MNIST's as in torchvision's folders, or nearer."""
+    """Returns QMNIST's two files, if they are in MNIST's folder or beside it as in torchvision."""
     for above in (folder, folder.parent, folder.parent.parent):
         for below in ("", "raw", "QMNIST", "QMNIST/raw"):
             if any(either(above / below, name) for name in OWNERS):
@@ -128,7 +129,7 @@ def _owners(folder: Path) -> list[Path]:
 
 
 def writers(path: Path, labels: np.ndarray) -> np.ndarray:
-    """The writer of each of MNIST's digits, int64 [N], from a file of QMNIST.
+    """Reads the writer of each of MNIST's digits, int64 [N], from a file of QMNIST.
 
     Its rows are in MNIST's order; the test file has 50,000 more.
 

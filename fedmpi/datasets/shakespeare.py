@@ -1,19 +1,20 @@
-"""Shakespeare: 80 characters of a role and which one is next, 80 classes; natural clients: roles.
+"""Shakespeare: the next character after 80 of a role, 80 classes; natural clients: roles.
 
 S. Caldas et al., *LEAF: A Benchmark for Federated Settings*, arXiv 1812.01097,
 https://github.com/TalwalkarLab/leaf, after McMahan et al. (AISTATS 2017); the text is Project
-Gutenberg's, in the public domain in the USA. Samples are symbols 0 .. 79, so a model of symbols is
-wanted. Two layouts: what LEAF's `preprocess.sh` leaves, `train/*.json` and `test/*.json`, in a
-folder whose path says shakespeare; or else the roles' text, one `.txt` for each, in a folder named
-by_play_and_character, as LEAF makes it on the way.
+Gutenberg's, in the public domain in the USA. Samples are symbols 0 .. 79, which need a model of
+symbols. Reads two layouts: the output of LEAF's `preprocess.sh`, `train/*.json` and `test/*.json`,
+in a folder whose path contains shakespeare; or else the roles' text, one `.txt` for each, in a
+folder named by_play_and_character, an intermediate result of LEAF.
 
-Of a role's text, a break of the line is a space and several spaces are one, as in LEAF; each window
-of 81 characters is a sample, the first four fifths of them train, and those test that have no
-character in common with these. A role with too little text for both is left out.
+In a role's text, line breaks and repeated spaces become one space, as in LEAF. Each window of 81
+characters is a sample. The first four fifths of the windows are training samples; test samples are
+those of the others that share no character with these. A role with too little text for both is left
+out.
 Differs from the code: LEAF's first test window begins with the last training label.
 
 A character that is not among the 80 counts as the last of them, `}`: LEAF looks it up with `find`,
-and the -1 that it gets picks the last one of a label's 80 places.
+whose result -1 selects the last one of a label's 80 places.
 """
 
 import re
@@ -34,20 +35,22 @@ LETTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmn
 LENGTH = 80
 """Characters of a sample."""
 SPARE = LENGTH - 1
-"""LEAF leaves so many of a role's windows out between training and testing, but in `num_samples` of
-the test files they count."""
+"""Windows of a role that LEAF omits between training and testing.
+
+They are counted in `num_samples` of the test files nevertheless.
+"""
 ROLES = "by_play_and_character"
 NUMBERS = np.full(128, len(LETTERS) - 1, np.uint8)
-"""Of each character's code; the last code stands for all above it."""
+"""Symbol of each character code; the last code stands for all above it."""
 NUMBERS[[ord(letter) for letter in LETTERS]] = np.arange(len(LETTERS))
 
 
 class Config(config.Data):
-    """The folder, if not one of the usual places."""
+    """Folder of the files; by default one of the usual places."""
 
 
 def where(config: Config) -> Path:
-    """The folder with `train` and `test`, or that with the roles; the first, if there are both.
+    """Returns the folder with `train` and `test`, which is preferred, or that with the roles.
 
     Raises:
         DataError: if there is neither.
@@ -74,10 +77,10 @@ def where(config: Config) -> Path:
 
 
 def load(config: Config, seed: int) -> Dataset:
-    """The whole set, shape (80,), with roles; `seed` plays no part.
+    """Returns the set, samples of shape (80,), with roles; `seed` has no effect.
 
     Raises:
-        DataError: if it is not there, or a file is damaged.
+        DataError: if it is missing, or a file is damaged.
     """
     folder = where(config)
     train, test = leaf.paths(folder)
@@ -90,13 +93,13 @@ def load(config: Config, seed: int) -> Dataset:
 
 
 def numbers(text: str) -> np.ndarray:
-    """The characters as symbols, uint8 [their number]."""
+    """Maps characters to symbols, uint8 [number of characters]."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     return NUMBERS[np.minimum(codes, len(NUMBERS) - 1)]
 
 
 def take(x: list[Any], y: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """A role's samples, uint8 [N, 80], and labels.
+    """Decodes a role's samples, uint8 [N, 80], and labels.
 
     Raises:
         ValueError: if they are no strings of that length.
@@ -110,7 +113,7 @@ def take(x: list[Any], y: list[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def roles_of(paths: Sequence[Path]) -> Dataset:
-    """The set in text files, one for each role; its owners are the roles in the files' order.
+    """Returns the set in text files, one for each role; its owners are the roles in this order.
 
     Raises:
         DataError: if a file is no text, or if all are too short.
@@ -140,7 +143,7 @@ def roles_of(paths: Sequence[Path]) -> Dataset:
 
 
 def _text(path: Path) -> str:
-    """A role's text, as LEAF has it."""
+    """Returns a role's text, with white space as in LEAF."""
     try:
         text = contents(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -149,7 +152,10 @@ def _text(path: Path) -> str:
 
 
 def split(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of 81 characters, uint8 [N, 81], for training and testing; none if it is short."""
+    """Returns windows of 81 characters, uint8 [N, 81], for training and testing.
+
+    Both are empty if the text is too short.
+    """
     symbols = numbers(text)
     count = len(symbols) - LENGTH
     train = 4 * count // 5

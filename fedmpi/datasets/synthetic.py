@@ -1,9 +1,9 @@
-"""Synthetic: as many samples as wanted, of any shape, around one random centre a class.
+"""Synthetic: any number of samples of any shape, normally distributed around one centre a class.
 
-Needs no files and no licence. Sample i has class i modulo `classes`, so that classes are equally
-large to within one, and is its class's centre plus a standard normal number for every value.
-Centres lie in random directions at distance `separation` from the origin. Unless a sample is very
-small, that is about 1.4 times as much from each other, and the best possible rule takes a sample
+Needs no files and no licence. Sample i has class i modulo `classes`, so that class sizes differ by
+one at most. It is its class's centre plus a standard normal number for every value. Centres lie in
+random directions at distance `separation` from the origin. Unless samples are very small, two
+centres are about 1.4 times as far from each other, and the best possible classifier takes a sample
 for one of a given other class with probability Phi(-0.7 * separation).
 """
 
@@ -17,23 +17,24 @@ from fedmpi.streams import Purpose, stream
 
 
 class Config(config.Data):
-    """How many samples, of which shape, and how hard to tell apart; `root` plays no part."""
+    """Number, shape and difficulty of the samples; `root` has no effect."""
 
     samples: int = Field(6000, ge=1)
-    """Training samples."""
+    """Number of training samples."""
     test_samples: int = Field(1000, ge=1)
-    """Test samples."""
+    """Number of test samples."""
     classes: int = Field(10, ge=2)
-    """Labels."""
+    """Number of classes."""
     # Not strict, because TOML has lists only; the lengths are.
     shape: tuple[Width, ...] = Field((1, 28, 28), min_length=1, strict=False)
     """Shape of a sample, channels first."""
     separation: float = Field(4.0, ge=0, allow_inf_nan=False)
-    """Distance of the classes' centres from the origin, in standard deviations of the noise."""
+    """Distance of the class centres from the origin, in standard deviations of the noise. 0 makes
+    classes indistinguishable."""
 
 
 def where(config: Config) -> None:
-    """None, for it needs no files."""
+    """Returns None, because the set needs no files."""
 
 
 def load(config: Config, seed: int) -> Dataset:
@@ -50,7 +51,7 @@ def load(config: Config, seed: int) -> Dataset:
 def _around(
     centres: np.ndarray, samples: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Noise float32 [samples, *shape] around the centres [classes, *shape], and its labels."""
+    """Draws samples float32 [samples, *shape] around the centres [classes, *shape], with labels."""
     x = rng.standard_normal((samples, *centres.shape[1:]), np.float32)
     for label, centre in enumerate(centres):
         x[label :: len(centres)] += centre

@@ -2,17 +2,18 @@
 
 Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous Networks",
 MLSys 2020, arXiv 1812.06127, section 5.1; https://github.com/litian96/FedProx. Needs no files and
-no licence. Device k labels by a model of its own, y = argmax(W_k x + b_k), with W_k, b_k ~
-N(u_k, 1), u_k ~ N(0, alpha); it has inputs of its own, x ~ N(v_k, S), S = diag(j ** -1.2), with
-v_k ~ N(B_k, 1), B_k ~ N(0, beta). With `iid` there is one W, b ~ N(0, 1), and all v_k are 0.
+no licence. Device k has a labelling model of its own, y = argmax(W_k x + b_k), with W_k, b_k ~
+N(u_k, 1), u_k ~ N(0, alpha). It has inputs of its own, x ~ N(v_k, S), S = diag(j ** -1.2), with v_k
+~ N(B_k, 1), B_k ~ N(0, beta). With `iid` there is one W, b ~ N(0, 1), and all v_k are 0.
 
-Because u_k is one number for all classes, it moves all scores of a sample alike: alpha changes no
-label, in the authors' code as little as here. Models differ by what is drawn around u_k.
+u_k is one number for all classes and changes all scores of a sample equally. Therefore alpha
+changes no label, neither here nor in the authors' code. Models differ by what is drawn around u_k.
 
-As in the authors' code alpha and beta are standard deviations; a device has 50 samples and a whole
-lognormal(4, 2) number more; nine tenths of them, rounded down, train and the others test.
-Differs from the code: a device has its own stream of random numbers, so that further devices leave
-the first ones as they are.
+As in the authors' code alpha and beta are standard deviations. A device has 50 samples plus a
+lognormal(4, 2) number, rounded down. Nine tenths of them, rounded down, are training samples, and
+the others test samples.
+Differs from the code: a device has its own stream of random numbers, so that the first devices do
+not change if there are more.
 """
 
 import numpy as np
@@ -24,35 +25,38 @@ from fedmpi.data import Dataset
 from fedmpi.streams import Purpose, stream
 
 CLASSES, SHAPE = 10, (60,)
-"""Labels, and the shape of a sample."""
+"""Number of labels, and shape of a sample."""
 LEAST, LOG_MEAN, LOG_STD = 50, 4, 2
-"""Samples of a device: at least, and mean and deviation of the logarithm of the others."""
+"""Least number of a device's samples; mean and deviation of the logarithm of the rest."""
 TRAIN = 0.9
-"""Share of a device's samples to train with."""
+"""Share of a device's samples for training."""
 
 
 class Config(config.Data):
-    """How many devices, and how far they differ; `root` plays no part."""
+    """Number and heterogeneity of the devices; `root` has no effect."""
 
     devices: int = Field(30, ge=1)
-    """Natural clients."""
+    """Number of natural clients in the data set."""
     alpha: float = Field(1.0, ge=0, le=config.LARGEST)
-    """Standard deviation of u_k: see above, it changes no label."""
+    """Standard deviation of u_k, the offset of a device's model. Labels do not depend on it."""
     beta: float = Field(1.0, ge=0, le=config.LARGEST)
-    """Standard deviation of B_k: how far the devices' inputs differ."""
+    """Standard deviation of B_k: how much the input means differ between devices."""
     iid: bool = False
-    """The same model and the same inputs on all devices; alpha and beta mean nothing then."""
+    """Use the same model and input distribution for all devices. Then alpha and beta have no
+    effect."""
 
 
 def where(config: Config) -> None:
-    """None, for it needs no files."""
+    """Returns None, because the set needs no files."""
 
 
 def load(config: Config, seed: int) -> Dataset:
-    """Draws the set, shape (60,), from `stream(seed, Purpose.DATA, device)`; -1 is for all devices.
+    """Draws the set, samples of shape (60,), from `stream(seed, Purpose.DATA, device)`.
+
+    The stream of device -1 is for values that all devices share.
 
     Raises:
-        ConfigError: if it is to be both the same on all devices and different.
+        ConfigError: if the settings ask for both iid and heterogeneous devices.
     """
     for name in ("alpha", "beta"):
         value, usual = getattr(config, name), Config.model_fields[name].default
@@ -70,7 +74,7 @@ def load(config: Config, seed: int) -> Dataset:
 
 
 def _device(config: Config, seed: int, device: int) -> tuple[np.ndarray, np.ndarray]:
-    """The samples of a device, float32 [N, 60], and their labels, int64 [N]."""
+    """Draws a device's samples, float32 [N, 60], and their labels, int64 [N]."""
     rng = stream(seed, Purpose.DATA, device)
     samples = LEAST + int(rng.lognormal(LOG_MEAN, LOG_STD))
     centre, u, models = np.zeros(SHAPE), 0.0, rng
@@ -83,5 +87,5 @@ def _device(config: Config, seed: int, device: int) -> tuple[np.ndarray, np.ndar
     b = u + models.standard_normal(CLASSES)
     deviations = np.arange(1, SHAPE[0] + 1) ** -0.6
     x = (centre + deviations * rng.standard_normal((samples, *SHAPE))).astype(np.float32)
-    # Of the rounded samples, so that a model of float32 could learn it without an error.
+    # Labels of the rounded samples, so that a float32 model can reach an error of zero.
     return x, np.argmax(x @ w + b, axis=1)

@@ -1,14 +1,15 @@
 """Tiny ImageNet: 110,000 photographs, 64x64 RGB, 200 classes.
 
 Made of ImageNet for Stanford's course CS231n, http://cs231n.stanford.edu/tiny-imagenet-200.zip;
-ImageNet's terms: for research and teaching, not for commerce. The official folder, with
-`wnids.txt`, `train` and `val`. 500 pictures of each class train; the 10,000 for validation test,
-because nobody has the labels of the official test part. A class is its place among the *sorted*
-names of `wnids.txt`. Pictures that are grey become RGB. Fewer classes or pictures load, too.
+ImageNet's terms: for research and teaching, not for commerce. Reads the official folder, with
+`wnids.txt`, `train` and `val`. 500 images of each class are training samples. The 10,000 validation
+images are test samples, because the labels of the official test set are not public. A class is its
+index among the *sorted* names of `wnids.txt`. Grey images become RGB. Fewer classes or images are
+possible, too.
 
-Decoded it takes 5.4 GB of the cache, and as much memory once. Whether it changed is judged by the
-two text files and the folders: pictures that come, go or get another name are noticed, but not one
-whose content changes in place, because no run should look at 110,000 files before it begins.
+Decoded it takes 5.4 GB of the cache, and once as much memory. Changes are detected by the two text
+files and the folders: an image that is added, removed or renamed is noticed, but not one whose
+content changes in place, because a run should not look at 110,000 files before it begins.
 """
 
 import os
@@ -23,12 +24,15 @@ from fedmpi.data.files import DataError, Source, contents, find, missing
 from fedmpi.data.layouts import jpeg
 
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
-"""Of the training pixels, by channel, scaled to 0 .. 1: the values in common use."""
+"""Mean and standard deviation of the training pixels, by channel, scaled to 0 .. 1.
+
+They are the values in common use.
+"""
 
 SIZE = 64
 """Pixels on each side."""
 NAMES, NOTES = "wnids.txt", "val/val_annotations.txt"
-"""The names of the classes; which class a picture for validation is of."""
+"""File with the names of the classes, and file with the labels of validation images."""
 
 SOURCES = (
     Source(
@@ -40,11 +44,11 @@ SOURCES = (
 
 
 class Config(config.Data):
-    """The folder, if not one of the usual places."""
+    """Folder of the files; by default one of the usual places."""
 
 
 def where(config: Config) -> Path:
-    """The folder that has `wnids.txt`, `train` and `val`.
+    """Returns the folder that has `wnids.txt`, `train` and `val`.
 
     Raises:
         DataError: if there is none.
@@ -66,10 +70,10 @@ def where(config: Config) -> Path:
 
 
 def load(config: Config, seed: int) -> Dataset:
-    """The whole set, shape (3, 64, 64); `seed` plays no part.
+    """Returns the set, samples of shape (3, 64, 64); `seed` has no effect.
 
     Raises:
-        DataError: if it is not there, or a file or folder is missing or damaged.
+        DataError: if it is missing, or a file or folder is missing or damaged.
     """
     folder = where(config)
     names = _names(folder / NAMES)
@@ -86,13 +90,13 @@ def load(config: Config, seed: int) -> Dataset:
 
 
 def _decoded(pictures: list[tuple[Path, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures float32 [N, 3, 64, 64] and labels int64 [N], of files and labels."""
+    """Reads images float32 [N, 3, 64, 64] and labels int64 [N]."""
     paths, labels = zip(*pictures, strict=True)
     return jpeg.read_all(paths, SIZE, MEAN, STD), np.array(labels, np.int64)
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty.
+    """Returns the lines of a text file that are not empty.
 
     Raises:
         DataError: if there is none.
@@ -104,10 +108,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def _names(path: Path) -> list[str]:
-    """The names of the classes, sorted.
+    """Returns the names of the classes, sorted.
 
     Raises:
-        DataError: if they are not such names, or one is there twice.
+        DataError: if a name is malformed, or is there twice.
     """
     names = sorted(_lines(path))
     for name, after in zip(names, [*names[1:], ""], strict=True):
@@ -119,7 +123,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder, in the order of their names.
+    """Returns the images in a folder, sorted by name.
 
     Raises:
         DataError: if there is none.
@@ -134,10 +138,10 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _noted(path: Path, names: list[str]) -> list[tuple[Path, int]]:
-    """The pictures for validation and their labels, as the file of annotations has them.
+    """Returns the validation images and their labels, from the file of annotations.
 
     Raises:
-        DataError: if a line is not a picture's name, a tab, and a class among `names`.
+        DataError: if a line is not an image's name, a tab, and a class among `names`.
     """
     labels = {name: label for label, name in enumerate(names)}
     found = []

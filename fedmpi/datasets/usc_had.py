@@ -5,8 +5,9 @@ Using Wearable Sensors*, UbiComp 2012, https://sipi.usc.edu/had; "freely availab
 known, cite. 14 subjects did each activity in five trials, recorded at 100 Hz: `SubjectS/aAtT.mat`
 holds trial T of activity A as `sensor_readings` (n, 6), acceleration and rotation along three axes.
 
-A sample is 128 steps of one trial, (6, 128). The split is ours: the fifth trials test, so that no
-window is in both. Channels are normalised by mean and standard deviation of all training windows.
+A sample is 128 steps of one trial, (6, 128). The split is ours: test samples are those of the fifth
+trials, so that no window is in both sets. Channels are normalized by mean and standard deviation of
+all training windows.
 """
 
 from collections.abc import Sequence
@@ -30,11 +31,11 @@ SOURCES = (Source(("https://sipi.usc.edu/had/USC-HAD.zip",), "USC-HAD"),)
 
 class Config(config.Data):
     stride: int = Field(STEPS, ge=1, le=STEPS)
-    """Steps from one window's beginning to the next; fewer than 128 let windows overlap."""
+    """Time steps between the starts of consecutive windows. Below 128, windows overlap."""
 
 
 def where(config: Config) -> Path:
-    """The folder of the subjects' folders.
+    """Returns the folder of the subjects' folders.
 
     Raises:
         DataError: if there is none.
@@ -55,10 +56,10 @@ def _file(folder: Path, subject: int, activity: int, trial: int) -> Path:
 
 
 def load(config: Config, seed: int) -> Dataset:
-    """The whole set, shape (6, 128), with subjects; `seed` plays no part.
+    """Returns the set, samples of shape (6, 128), with subjects; `seed` has no effect.
 
     Raises:
-        DataError: if it is not there, or a file is missing or damaged.
+        DataError: if it is missing, or a file is missing or damaged.
     """
     folder, trials = where(config), range(1, TRIALS + 1)
     paths = [path for path, _, _ in _trials(folder, trials)]
@@ -68,7 +69,7 @@ def load(config: Config, seed: int) -> Dataset:
         test_x, test_y, test_owners = _part(folder, trials[-1:], config.stride)
         mean = train_x.mean((0, 2), np.float64, keepdims=True)
         std = train_x.std((0, 2), np.float64, keepdims=True)
-        # A sensor that always says the same says nothing.
+        # A constant channel has a deviation of zero.
         std[std == 0] = 1
         train_x, test_x = (((x - mean) / std).astype(np.float32) for x in (train_x, test_x))
         return Dataset(train_x, train_y, test_x, test_y, ACTIVITIES, train_owners, test_owners)
@@ -77,7 +78,7 @@ def load(config: Config, seed: int) -> Dataset:
 
 
 def _trials(folder: Path, trials: Sequence[int]) -> list[tuple[Path, int, int]]:
-    """The files of some of everyone's trials, with activity and subject, both from 0."""
+    """Returns the files of some trials, with activity and subject, both counted from 0."""
     return [
         (_file(folder, subject + 1, activity + 1, trial), activity, subject)
         for subject, activity, trial in product(range(SUBJECTS), range(ACTIVITIES), trials)
@@ -87,7 +88,7 @@ def _trials(folder: Path, trials: Sequence[int]) -> list[tuple[Path, int, int]]:
 def _part(
     folder: Path, trials: Sequence[int], stride: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Windows float64 [N, 6, 128] of some of the trials, activities and subjects int64 [N]."""
+    """Reads windows float64 [N, 6, 128] of some trials, with activities and subjects, int64 [N]."""
     files = _trials(folder, trials)
     found = [windows(read(path), stride) for path, _, _ in files]
     counts = [len(some) for some in found]
@@ -102,14 +103,14 @@ def _part(
 
 
 def windows(readings: np.ndarray, stride: int) -> np.ndarray:
-    """Windows [N, 6, 128] of readings [n, 6], as many as fit; none if these are too few."""
+    """Cuts readings [n, 6] into windows [N, 6, 128], as many as fit."""
     if len(readings) < STEPS:
         return np.empty((0, CHANNELS, STEPS))
     return sliding_window_view(readings, STEPS, axis=0)[::stride]
 
 
 def read(path: Path) -> np.ndarray:
-    """The readings in a file, float64 [n, 6].
+    """Reads the readings in a file, float64 [n, 6].
 
     Raises:
         DataError: if it is missing, damaged, or without such readings.

@@ -1,32 +1,45 @@
-"""Messages <-> ranks: packed, sent, unpacked, and charged to their clients."""
+"""Star: every rank exchanges messages with rank 0 alone.
+
+The server's broadcast is one collective, and so are all uploads of a wave. Each rank packs the
+messages of its clients into one buffer. Rank 0 unpacks all buffers and sorts the messages by
+client, so that the number of ranks never changes a result.
+"""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedmpi import config
 from fedmpi.clients.population import Wave
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import Buffer, Message, pack, unpack
 from fedmpi.messages.ledger import DOWN, UP, Ledger
-from fedmpi.messages.wire import Line, Wire
+
+if TYPE_CHECKING:  # the settings of an exchange are read where there is no MPI
+    from fedmpi.messages.wire import Line, Wire
 
 
-class Post:
-    """Messages to all (`broadcast`), from all (`gather`) and to each (`scatter`).
+class Config(config.Exchange):
+    """No settings beyond those of all exchanges."""
 
-    On a `Line` the last two fall into halves, so that nobody waits who need not: `send_up` and
-    `recv_up`, `send_down` and `recv_down`.
+
+class Exchange:
+    """Sends messages to all clients (`broadcast`), from all (`gather`) and to each (`scatter`).
+
+    On a `Line` gather and scatter are nonblocking, in two halves: `send_up` and `recv_up`,
+    `send_down` and `recv_down`.
 
     Attributes:
-        buffers: memory for packed messages by what they are for, used again for the next ones.
+        buffers: reused memory for packed messages, by purpose.
     """
 
-    def __init__(self, wire: Wire, clock: Clock, ledger: Ledger) -> None:
+    def __init__(self, wire: "Wire", clock: Clock, ledger: Ledger) -> None:
         self.wire, self.clock, self.ledger = wire, clock, ledger
         self.buffers: dict[str, np.ndarray] = {}
 
     def broadcast(self, messages: list[Message], clients: Sequence[int]) -> list[Message]:
-        """The root's messages to all, on every rank, and charged to each of the clients."""
+        """Sends the root's messages to every rank, and charges them to each of the clients."""
         word = None
         if self.wire.is_root:
             word, account = self._pack("wire", messages)
@@ -34,32 +47,32 @@ class Post:
         return self._open(self.wire.bcast(word))
 
     def gather(self, messages: list[Message]) -> list[Message]:
-        """Messages of all ranks' clients on the root, in client order, and charged to them."""
+        """Returns all clients' messages on the root, in client order, and charges them."""
         return self._sort(self.wire.gather(self._pack("wire", messages).data))
 
     def scatter(self, wave: Wave, messages: list[Message]) -> list[Message]:
-        """The root's messages to single clients, on the ranks that host them."""
+        """Sends the root's messages for single clients to the ranks that host them."""
         data, lengths = self._address("wire", wave, messages) if self.wire.is_root else (None, [])
         return self._open(self.wire.scatter(data, lengths))
 
-    def send_up(self, line: Line, messages: list[Message]) -> None:
-        """Messages of this rank's clients go to the root."""
+    def send_up(self, line: "Line", messages: list[Message]) -> None:
+        """Starts to send the messages of this rank's clients to the root."""
         line.send_up(self._pack(f"{line.name} up", messages).data)
 
-    def recv_up(self, line: Line) -> list[Message]:
-        """Those of all ranks' clients, on the root, in client order, and charged to them."""
+    def recv_up(self, line: "Line") -> list[Message]:
+        """Returns all clients' messages on the root, in client order, and charges them."""
         return self._sort(line.recv_up())
 
-    def send_down(self, line: Line, wave: Wave, messages: list[Message]) -> None:
-        """The root's messages to single clients go to the ranks that host them."""
+    def send_down(self, line: "Line", wave: Wave, messages: list[Message]) -> None:
+        """Starts to send the root's messages for single clients to the ranks that host them."""
         line.send_down(*self._address(f"{line.name} down", wave, messages))
 
-    def recv_down(self, line: Line) -> list[Message]:
-        """Those to this rank's clients."""
+    def recv_down(self, line: "Line") -> list[Message]:
+        """Returns the messages for this rank's clients."""
         return self._open(line.recv_down())
 
     def _pack(self, place: str, messages: list[Message]) -> Buffer:
-        """Messages as one buffer."""
+        """Packs messages into one buffer."""
         with self.clock(Phase.PACK):
             packed = pack(messages, self.buffers.get(place))
             if len(packed.data) > len(self.buffers.get(place, ())):
@@ -69,7 +82,7 @@ class Post:
     def _address(
         self, place: str, wave: Wave, messages: list[Message]
     ) -> tuple[np.ndarray, list[int]]:
-        """Messages as a buffer for each rank, one behind the other, and the buffers' lengths."""
+        """Packs the messages for each rank into one buffer; returns it and the ranks' lengths."""
         with self.clock(Phase.PACK):
             theirs: list[list[Message]] = [[] for _ in range(self.wire.size)]
             host = dict(zip(wave.clients, wave.hosts, strict=True))
@@ -87,7 +100,7 @@ class Post:
             return buffer[:at], [len(piece) for piece in pieces]
 
     def _sort(self, pieces: Sequence[np.ndarray]) -> list[Message]:
-        """The messages of all ranks' buffers, by client, each of which is charged."""
+        """Unpacks the buffers of all ranks, charges the messages, and sorts them by client."""
         heard = []
         with self.clock(Phase.PACK):
             for piece in pieces:
@@ -97,6 +110,6 @@ class Post:
         return sorted(heard, key=lambda message: message.client)
 
     def _open(self, data: np.ndarray) -> list[Message]:
-        """A buffer's messages."""
+        """Unpacks a buffer."""
         with self.clock(Phase.PACK):
             return unpack(data)[0]

@@ -1,1 +1,1 @@
-"""Values as blocks, blocks as bytes, bytes between ranks; knows no network, client or method."""
+"""Messages: encoding, packing, transport, accounts; knows no network, client or method."""

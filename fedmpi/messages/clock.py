@@ -9,20 +9,20 @@ import numpy as np
 
 
 class Phase(IntEnum):
-    """Where a rank's time goes. The last two are off the clock: no part of a round's seconds."""
+    """Phases of a rank's time. The last two are off the clock: not part of a round's seconds."""
 
     WAIT = 0
-    """At the barrier before a collective: for slower ranks."""
+    """Waiting for slower ranks, at the barrier before a collective."""
     TRANSFER = 1
     """Inside a collective that carries messages."""
     PACK = 2
-    """Vectors to bytes and back."""
+    """Packing vectors into bytes, and unpacking."""
     TRAIN = 3
     """Local steps of the clients."""
     SERVE = 4
-    """The server's part: absorbing updates, training the back of a split network."""
+    """The server's work: absorbing updates, training the back of a split network."""
     EVALUATE = 5
-    """Off the clock: accuracies, and waiting for those who still measure theirs."""
+    """Off the clock: evaluation, and waiting for ranks that still evaluate."""
     RECORD = 6
     """Off the clock: reports and results."""
 
@@ -31,20 +31,20 @@ OFF = (Phase.EVALUATE, Phase.RECORD)
 
 
 class Clock:
-    """Adds up seconds by phase; a phase inside of another takes its time from that one."""
+    """Adds up seconds by phase; the time of a nested phase is not counted in the outer one."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Begins a round."""
+        """Sets all phases to zero, at the beginning of a round."""
         self.seconds = np.zeros(len(Phase))
         self.inside = 0.0
         self.began = perf_counter()
 
     @contextmanager
     def __call__(self, phase: Phase) -> Iterator[None]:
-        """Charges the time inside to `phase`."""
+        """Charges the time in the `with` block to `phase`."""
         start, outside, self.inside = perf_counter(), self.inside, 0.0
         try:
             yield
@@ -54,5 +54,5 @@ class Clock:
             self.inside = outside + taken
 
     def elapsed(self) -> float:
-        """Seconds since the round began, less what was off the clock."""
+        """Returns the seconds since the round began, without the phases off the clock."""
         return perf_counter() - self.began - float(self.seconds[list(OFF)].sum())

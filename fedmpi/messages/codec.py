@@ -1,4 +1,4 @@
-"""Block <-> bytes: the wire format. numpy only; knows neither networks nor ranks.
+"""Block <-> bytes: the wire format. Uses numpy only, and knows neither networks nor ranks.
 
 A buffer is self-describing and little-endian, and each of its sections is padded to 8 bytes:
 
@@ -7,13 +7,13 @@ A buffer is self-describing and little-endian, and each of its sections is padde
     block    kind u1 | coding u1 | places u1 | bits u1 | unary u4 | size u8 | count u8
              | low f4 | step f4                                                       32 bytes
              positions: nothing, or count u4, or a bitmap of size bits (lowest bit first), or
-             gaps in Golomb's code: `unary` bits, and rice(size, count) bits for each
+             gaps in Golomb code: `unary` bits, and rice(size, count) bits for each
              values: nothing, or count values, or count codes of `bits` bits each
 
-Positions cost nothing where both sides know them (an agreed mask, a shared seed). Where they
-travel, the packer takes the smaller of uint32 positions (4 * count bytes) and a bitmap (size / 8),
-or Golomb's code if a method asks for it: it is shorter, and takes longer to write and read.
-`unpack` checks every length before it reads, and gives values as views of the buffer.
+Positions that both sides know (an agreed mask, a shared seed) are not sent. All others are sent as
+uint32 positions (4 * count bytes) or as a bitmap (size / 8 bytes), whichever is smaller, or in
+Golomb code if a method asks for it. Golomb code is shorter, but slower to write and read. `unpack`
+checks every length before it reads, and returns values as views of the buffer.
 """
 
 import struct
@@ -36,27 +36,27 @@ class WireError(ValueError):
 
 
 class Kind(IntEnum):
-    """What bytes are, for the accounts; a block is of any kind but the last."""
+    """Content of bytes, for the accounts; a block has any kind but the last."""
 
     MODEL = 0
     """Parameters."""
     GRADIENT = 1
-    """Gradients, accumulated gradients (updates) and what is made of them."""
+    """Gradients, updates (accumulated gradients) and values derived from them."""
     ACTIVATION = 2
-    """Outputs of the front of a split network."""
+    """Activations at a cut of a split network."""
     LABEL = 3
     """Labels that leave a client."""
     MASK = 4
-    """Positions and bitmaps, those of the other kinds' blocks included."""
+    """Positions and bitmaps, including those in blocks of other kinds."""
     HEADER = 5
-    """Framing: headers and padding."""
+    """Headers and padding."""
 
 
 class Coding(IntEnum):
-    """How values are written."""
+    """Data type of the values of a block."""
 
     NONE = 0
-    """No values: the positions are the content."""
+    """No values: the content is the positions."""
     F4 = 1
     F2 = 2
     BF16 = 3
@@ -65,7 +65,7 @@ class Coding(IntEnum):
     U2 = 5
     U4 = 6
     CODES = 7
-    """Unsigned codes of 1 to 16 bits; code q stands for low + step * q."""
+    """Unsigned codes of 1 to 16 bits; code q encodes the value low + step * q."""
 
 
 DTYPES: dict[Coding, np.dtype] = {
@@ -79,7 +79,7 @@ DTYPES: dict[Coding, np.dtype] = {
 
 
 class Places(IntEnum):
-    """How positions are written."""
+    """Encoding of the positions of a block."""
 
     AGREED = 0
     POSITIONS = 1
@@ -88,7 +88,7 @@ class Places(IntEnum):
 
 
 class Scale(NamedTuple):
-    """Code q stands for low + step * q, in float32."""
+    """Least value and step of codes: code q encodes low + step * q, in float32."""
 
     low: float
     step: float
@@ -99,17 +99,17 @@ NO_SCALE = Scale(0.0, 0.0)
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A vector of length `size`, of which `values` are given.
+    """A vector of length `size`, some or all of whose values are given.
 
     Attributes:
-        kind: what the values are.
+        kind: content of the values.
         size: length of the whole vector, under 2**32.
-        coding: how the values are written.
+        coding: data type of the values.
         values: 1-D array of the coding's dtype; codes are uint8 up to 8 bits, else uint16.
-        indices: uint32, strictly ascending, one for each value; None where both sides know them.
+        indices: positions of the values, uint32, strictly ascending; None if both sides know them.
         bits: bits of a code, 0 for all other codings.
-        scale: what codes stand for; zeros for all other codings.
-        golomb: whether positions that travel do so in Golomb's code.
+        scale: least value and step of codes; zeros for all other codings.
+        golomb: whether positions that are sent are in Golomb code.
     """
 
     kind: Kind
@@ -123,7 +123,7 @@ class Block:
 
     @property
     def count(self) -> int:
-        """How many of the vector's elements are given."""
+        """Number of elements of the vector that are given."""
         if self.values is not None:
             return len(self.values)
         assert self.indices is not None
@@ -132,7 +132,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """What one client says, or is told: a few blocks, and the weight of its word in averages."""
+    """Blocks from or to one client, with the client's weight in averages."""
 
     client: int
     blocks: Sequence[Block]
@@ -140,14 +140,14 @@ class Message:
 
 
 EVERYONE = 0xFFFFFFFF
-"""The `client` of a message to all."""
+"""The `client` of a message to all clients."""
 
 
 class Buffer(NamedTuple):
-    """Packed messages and the account of their bytes.
+    """Packed messages and their bytes by kind.
 
     Attributes:
-        data: uint8, what MPI is handed.
+        data: the buffer that is handed to MPI, uint8.
         bytes: int64 [messages, kinds], without the buffer's own header.
     """
 
@@ -156,15 +156,15 @@ class Buffer(NamedTuple):
 
 
 def pack(messages: Sequence[Message], room: np.ndarray | None = None) -> Buffer:
-    """Writes messages one behind the other into one buffer.
+    """Packs messages into one buffer.
 
     Args:
-        messages: what to write.
-        room: uint8 memory to write into, taken if it is large enough; fresh memory is slow.
+        messages: the messages.
+        room: uint8 memory that is used if it is large enough, because new memory is slow.
 
     Raises:
-        WireError: if a block breaks its own rules (see `Block`), or a message's client or weight
-            is not what `unpack` reads.
+        WireError: if a block breaks the rules of `Block`, or a message has a client or weight that
+            `unpack` would refuse.
     """
     sections: list[bytes | memoryview] = []
     accounts: list[list[int]] = []
@@ -204,10 +204,10 @@ def pack(messages: Sequence[Message], room: np.ndarray | None = None) -> Buffer:
 
 
 def unpack(data: np.ndarray) -> tuple[list[Message], np.ndarray]:
-    """Reads a buffer; values are views of it wherever they lie in it as numpy needs them.
+    """Unpacks a buffer; values are views of it if they are aligned.
 
     Returns:
-        The messages, and their account as `pack` gave it.
+        The messages, and their bytes by kind, as from `pack`.
 
     Raises:
         WireError: if `data` is not exactly one buffer of this version.
@@ -232,7 +232,7 @@ def unpack(data: np.ndarray) -> tuple[list[Message], np.ndarray]:
 
 
 class _Reader:
-    """A place in a buffer that only moves forward, and never beyond the end."""
+    """A cursor in a buffer that moves only forward, and never beyond the end."""
 
     def __init__(self, data: np.ndarray) -> None:
         self.data, self.view, self.at = data, data.data, 0
@@ -262,7 +262,7 @@ class _Reader:
 def _read_message(reader: _Reader, row: np.ndarray) -> Message:
     client, blocks, weight = reader.head(MESSAGE)
     row[Kind.HEADER] += MESSAGE.size
-    # A count beyond the buffer would only fail after as many blocks; fail before the loop.
+    # A count that is too large for the buffer must fail before the loop over blocks.
     if blocks * BLOCK.size > len(reader.data) - reader.at:
         raise WireError(f"{blocks} blocks in {len(reader.data) - reader.at} bytes")
     _check_weight(weight)
@@ -310,7 +310,7 @@ def _write_head(form: struct.Struct, *fields: float) -> bytes:
 
 
 def _write_places(block: Block) -> tuple[Places, int, np.ndarray | None]:
-    """How positions are written, the bits of Golomb's unary part, and the section."""
+    """Returns the encoding of positions, the bits of Golomb code's unary part, and the section."""
     indices = block.indices
     if not 0 <= block.size <= 0xFFFFFFFF or block.kind == Kind.HEADER:
         raise WireError(f"a block of {block.size} elements, kind {block.kind.name}")
@@ -351,11 +351,11 @@ def _read_places(
 
 
 def rice(size: int, count: int) -> int:
-    """Bits of a gap's lower part in Golomb's code, if `count` of `size` positions are random.
+    """Returns the bits of a gap's lower part in Golomb code, for random positions; at least 0.
 
-    b = 1 + floor(log2(log(phi - 1) / log(1 - p))), p = count / size and phi the golden ratio: F.
-    Sattler, S. Wiedemann, K.-R. Mueller, W. Samek, *Robust and Communication-Efficient Federated
-    Learning from Non-IID Data*, IEEE TNNLS 2020, arXiv 1903.02891, eq. 14. At least 0.
+    b = 1 + floor(log2(log(phi - 1) / log(1 - p))), with p = count / size and the golden ratio phi:
+    F. Sattler, S. Wiedemann, K.-R. Mueller, W. Samek, *Robust and Communication-Efficient Federated
+    Learning from Non-IID Data*, IEEE TNNLS 2020, arXiv 1903.02891, eq. 14.
     """
     if not 0 < count < size:
         return 0
@@ -363,10 +363,10 @@ def rice(size: int, count: int) -> int:
 
 
 def _write_golomb(indices: np.ndarray, size: int) -> tuple[int, np.ndarray]:
-    """Gaps as unary upper parts, all of them, and then lower parts of `rice` bits each.
+    """Encodes gaps: first all upper parts in unary code, then all lower parts of `rice` bits.
 
-    Parts of a kind stand together so that they are found without walking from code to code; the
-    length is that of Golomb's code, one part behind the other.
+    All parts of a kind are contiguous, so that they can be decoded without a loop over codes. The
+    length is the same as that of interleaved Golomb code.
     """
     bits = rice(size, len(indices))
     gaps: np.ndarray = np.diff(indices.astype(np.int64), prepend=-1) - 1
@@ -378,7 +378,7 @@ def _write_golomb(indices: np.ndarray, size: int) -> tuple[int, np.ndarray]:
 
 
 def _read_golomb(reader: _Reader, row: np.ndarray, size: int, count: int, unary: int) -> np.ndarray:
-    """The reverse of `_write_golomb`."""
+    """Decodes positions that `_write_golomb` encoded."""
     bits = rice(size, count)
     # A gap's upper part has one bit more than its value, and all gaps together are below `size`.
     if not count <= unary <= (count + (size >> bits) if count else 0):
@@ -440,12 +440,12 @@ def _read_values(
 
 
 def code_dtype(bits: int) -> np.dtype:
-    """The dtype of codes in memory: uint8 up to 8 bits, else uint16."""
+    """Returns the dtype of codes in memory: uint8 up to 8 bits, else uint16."""
     return np.dtype("u1") if bits <= 8 else np.dtype("<u2")
 
 
 def _squeeze(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes -> whole bytes, lowest bit first."""
+    """Packs codes into whole bytes, lowest bit first."""
     if bits in (8, 16):
         return np.ascontiguousarray(codes)
     wide = codes.astype("<u2").view(np.uint8).reshape(-1, 2)
@@ -454,7 +454,7 @@ def _squeeze(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _spread(data: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The reverse of `_squeeze`."""
+    """Unpacks codes that `_squeeze` packed."""
     if bits in (8, 16):
         return data.view(code_dtype(bits))
     digits = np.unpackbits(data, count=count * bits, bitorder="little").reshape(count, bits)

@@ -1,4 +1,4 @@
-"""What each client has sent and been sent in a round: bytes by kind, and messages."""
+"""Bytes by kind and messages that each client sent and received in a round."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ UP, DOWN = 0, 1
 
 
 class Ledger:
-    """The accounts of all clients, kept on the root.
+    """Byte and message counts of all clients, on the root.
 
     Attributes:
         bytes: int64 [clients, directions, kinds].
@@ -23,17 +23,17 @@ class Ledger:
         self.begin()
 
     def begin(self) -> None:
-        """A round begins: all accounts are zero."""
+        """Sets all counts to zero, at the beginning of a round."""
         self.bytes = np.zeros((self.clients, 2, len(Kind)), np.int64)
         self.messages = np.zeros((self.clients, 2), np.int64)
 
     def charge(self, direction: int, clients: Sequence[int], account: np.ndarray) -> None:
-        """Adds messages' bytes to their clients.
+        """Adds the bytes of messages to their clients.
 
         Args:
             direction: `UP` or `DOWN`.
-            clients: whose messages they are.
-            account: int64 [messages, kinds], or one row for all.
+            clients: client of each message.
+            account: bytes by kind, int64 [messages, kinds], or one row for all clients.
         """
         if len(clients) and len(account):
             self.bytes[list(clients), direction] += account

@@ -1,8 +1,8 @@
-"""Tensor <-> blocks: codes of few bits, and in a block of their own what they stand for.
+"""Tensor <-> blocks of quantized values, with their scales in a second block.
 
-Codes of one scale are a single block: `sparse.block`, `sparse.signs`. Encoding is a few passes over
-the values on the host, never a loop over samples; what is decoded is the same on both sides, to the
-bit. With `bits = sparse.EXACT` values travel as they are, in one block.
+If all codes have one scale, a single block is enough: `sparse.block`, `sparse.signs`. Encoding
+takes a few passes over the values on the host, never a loop over samples. The decoded values are
+bit-identical on both sides. With `bits = sparse.EXACT` values are sent unquantized, in one block.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from fedmpi.messages.codec import Block, Coding, Kind, Scale, WireError, code_dt
 from fedmpi.messages.sparse import EXACT, Span
 
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 32]
-"""Of a value, as a setting; 32 is EXACT."""
+"""Bits of a value, as a setting; 32 is EXACT."""
 
 
 def ranges(
@@ -32,19 +32,20 @@ def ranges(
     indices: Tensor | None = None,
     golomb: bool = False,
 ) -> list[Block]:
-    """Uniform codes between the least and the greatest value of each part, and these ranges.
+    """Quantizes each part uniformly between its least and its greatest value.
 
-    See `sparse.quantize_parts` for the codes. Bytes: ceil(count * bits / 8), and 8 a part.
+    The codes are those of `sparse.quantize_parts`. The second block has each part's least value and
+    step. Bytes: ceil(count * bits / 8), and 8 a part.
 
     Args:
-        kind: what the values are.
-        values: [count] or a shape of that many, part by part.
-        lengths: of the parts; samples of a batch are parts of one length.
+        kind: content of the values.
+        values: [count] or a shape with as many elements, part by part.
+        lengths: lengths of the parts, such as the samples of a batch.
         bits: 1 to 16, or EXACT.
-        random: rounds up or down, right on average; without it to the nearest.
-        size: length of the whole vector; by default `values` is all of it.
-        indices: their positions, ascending, [count]; None where the receiver knows them.
-        golomb: write positions in Golomb's code.
+        random: rounds stochastically and unbiased; None rounds to the nearest.
+        size: length of the whole vector; by default that of `values`.
+        indices: positions of the values, ascending, [count]; None if the receiver knows them.
+        golomb: write positions in Golomb code.
     """
     if bits == EXACT:
         return [sparse.block(kind, values, size, indices, golomb=golomb)]
@@ -64,10 +65,10 @@ def ranged(
     lengths: Sequence[int] | np.ndarray,
     device: torch.device | None = None,
 ) -> Tensor:
-    """What `ranges` stands for, [count].
+    """Decodes blocks of `ranges`, [count].
 
     Raises:
-        WireError: if the blocks are not those of parts of that length.
+        WireError: if the blocks do not fit parts of these lengths.
     """
     parts = torch.as_tensor(np.asarray(lengths, np.int64))
     found = sparse.values(blocks[0], device)
@@ -97,25 +98,26 @@ def strongest(
     random: np.random.Generator | None = None,
     golomb: bool = False,
 ) -> list[Block]:
-    """SGQ: the largest values of each part in codes, their positions, and the codes' ranges.
+    """Sparse gradient quantization (SGQ): quantizes the largest values of each part.
 
-    Li, He, Chen, *Federated Collaborative Learning with Sparse Gradients for Heterogeneous Data on
-    Resource-Constrained Devices*, Entropy 2024, 26(12), 1099.
+    The blocks also hold the values' positions and each part's range. Li, He, Chen, *Federated
+    Collaborative Learning with Sparse Gradients for Heterogeneous Data on Resource-Constrained
+    Devices*, Entropy 2024, 26(12), 1099.
     Reconstruction: of a part's n values the k = max(1, ceil((1 - sparsity) n)) of largest magnitude
     are kept, and quantized uniformly between the least and the greatest of them: s = (hi - lo) /
-    (2^b - 1), q = round((v - lo) / s). Bytes: the smaller of ceil(size / 8) and 4 count, or less in
-    Golomb's code, for positions (none if nothing is left out); ceil(count * b / 8); 8 a part.
+    (2^b - 1), q = round((v - lo) / s). Bytes: the smaller of ceil(size / 8) and 4 count for
+    positions, less in Golomb code, and none if all values are kept; ceil(count * b / 8) for codes;
+    8 a part.
 
     Args:
-        kind: what the values are.
-        x: [rows, n]: a vector, or a batch as one tensor, is one row; samples are rows of a batch.
+        kind: content of the values.
+        x: [rows, n]; a vector, or a batch as one tensor, is one row, or each sample is one.
         spans: parts of a row with a range of their own, such as `flat.parameters`, ascending and
-            apart; what is in none of them does not travel.
+            disjoint; values outside of all spans are not sent.
         sparsity: share of each part's values that are left out.
         bits: 1 to 16, or EXACT.
-        random: rounds up or down, right on average where values are kept; without it to the
-            nearest.
-        golomb: write positions in Golomb's code.
+        random: rounds kept values stochastically and unbiased; None rounds to the nearest.
+        golomb: write positions in Golomb code.
     """
     where = sparse.tops(x, spans, sparsity)
     lengths = np.tile(sparse.counts(spans, sparsity), len(x))
@@ -131,10 +133,10 @@ def restored(
     sparsity: float,
     device: torch.device | None = None,
 ) -> Tensor:
-    """DQ: the dense tensor [rows, n] that `strongest` stands for, lo + s q, and zeros elsewhere.
+    """Dequantization (DQ): decodes `strongest` to a dense tensor [rows, n], zero elsewhere.
 
     Raises:
-        WireError: if the blocks are not those of such a tensor.
+        WireError: if the blocks do not fit such a tensor.
     """
     if blocks[0].size != prod(shape):
         raise WireError(f"a block of a tensor of {blocks[0].size}, wanted {prod(shape)}")
@@ -152,20 +154,20 @@ def restored(
 
 
 def unbiased(g: Tensor, bits: int, draws: Tensor) -> Tensor:
-    """Each value at one of the 2^bits - 1 magnitudes beside it, right on average: [..., n].
+    """Rounds each magnitude stochastically to one of 2^bits - 1 levels, unbiased: [..., n].
 
     J. Zhang, W. Ni, D. Wang, *Federated Split Learning with Model Pruning and Gradient Quantization
     in Wireless Networks*, arXiv 2412.06414.
-    Reconstruction: magnitudes c_u = min|g| + u step for u = 0 .. 2^bits - 2 and step = (max|g| -
+    Reconstruction: levels are c_u = min|g| + u step for u = 0 .. 2^bits - 2 and step = (max|g| -
     min|g|) / (2^bits - 2), over the last dimension. |g| between c_u and c_{u+1} becomes c_{u+1}
     with the probability (|g| - c_u) / step, else c_u, and keeps its sign. So E[Q(g)] = g, and the
     variance of a value, p (1 - p) step^2, is at most step^2 / 4.
-    A row with a value that is not finite becomes NaN: nothing is hidden.
+    A row with a value that is not finite becomes NaN, so that a divergence stays visible.
 
     Args:
         g: [..., n], row by row.
         bits: 2 to 16, or EXACT, which is the identity.
-        draws: random numbers from 0 to 1, 1 excluded, of the shape of g.
+        draws: uniform random numbers in [0, 1), of the shape of g.
     """
     if bits == EXACT or not g.numel():
         return g
@@ -174,7 +176,7 @@ def unbiased(g: Tensor, bits: int, draws: Tensor) -> Tensor:
 
 
 def _magnitudes(g: Tensor, bits: int, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Levels of `unbiased`, float64 [..., n]; the least magnitude and the step, [..., 1]."""
+    """Returns the levels of `unbiased`, float64 [..., n], least magnitudes and steps, [..., 1]."""
     magnitude, most = g.abs(), (1 << bits) - 2
     low, high = torch.aminmax(magnitude, dim=-1, keepdim=True)
     step = (high - low) / most
@@ -186,15 +188,15 @@ def _magnitudes(g: Tensor, bits: int, draws: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def magnitudes(kind: Kind, values: Tensor, bits: int, random: np.random.Generator) -> list[Block]:
-    """What `unbiased` makes of a vector, as levels and signs: two blocks.
+    """Encodes a vector quantized by `unbiased` as two blocks: levels and signs.
 
-    Bytes: ceil(n bits / 8) + ceil(n / 8); a sign is a bit beside a level's.
+    Bytes: ceil(n bits / 8) + ceil(n / 8), since a sign takes a bit besides the level's.
 
     Args:
-        kind: what the values are.
+        kind: content of the values.
         values: [n].
         bits: bits of a level, 2 to 16, or EXACT.
-        random: rounds up or down.
+        random: rounds stochastically.
     """
     values = values.detach()
     if bits == EXACT:
@@ -213,10 +215,10 @@ def magnitudes(kind: Kind, values: Tensor, bits: int, random: np.random.Generato
 
 
 def signed(blocks: Sequence[Block], device: torch.device | None = None) -> Tensor:
-    """What `magnitudes` stands for, [n].
+    """Decodes blocks of `magnitudes`, [n].
 
     Raises:
-        WireError: if there is not a sign for each level.
+        WireError: if there is not one sign for each level.
     """
     found = sparse.values(blocks[0], device)
     if blocks[0].coding != Coding.CODES:
@@ -229,18 +231,18 @@ def signed(blocks: Sequence[Block], device: torch.device | None = None) -> Tenso
 def levels(
     kind: Kind, values: Tensor, bits: int, bucket: int, random: np.random.Generator
 ) -> list[Block]:
-    """Values in signed levels of their bucket's norm, right on average, and the norms: two blocks.
+    """Encodes values as signed levels of their bucket's norm (QSGD), unbiased: levels and norms.
 
-    QSGD: v_i becomes ||v|| * sign(v_i) * l / s, with s = 2^(bits - 1) - 1 levels and l the level
-    below or above s |v_i| / ||v||, by the probability that makes the mean v_i (Alistarh et al., eq.
-    2 and 3). A bucket whose norm is not finite becomes NaN: nothing is hidden.
+    v_i becomes ||v|| * sign(v_i) * l / s, with s = 2^(bits - 1) - 1 levels. l is the level below or
+    above s |v_i| / ||v||, drawn such that the mean is v_i (Alistarh et al., arXiv 1610.02132, eq. 2
+    and 3). A bucket whose norm is not finite becomes NaN, so that a divergence stays visible.
 
     Args:
-        kind: what the values are.
+        kind: content of the values.
         values: [count].
         bits: bits of a level with its sign, 2 to 16.
-        bucket: values that share a norm.
-        random: rounds up or down.
+        bucket: number of values that share a norm.
+        random: rounds stochastically.
     """
     top = (1 << bits - 1) - 1
     given = values.detach().to("cpu", torch.float64).numpy()
@@ -260,7 +262,7 @@ def levels(
 
 
 def leveled(codes: Block, norms: Block, bucket: int, device: torch.device) -> Tensor:
-    """What `levels` stands for, [count]."""
+    """Decodes blocks of `levels`, [count]."""
     top = (1 << codes.bits - 1) - 1
     found = sparse.values(codes, device) / top
     return found * sparse.values(norms, device).repeat_interleave(bucket)[: len(found)]
@@ -273,20 +275,20 @@ def columns(
     bits: int,
     random: np.random.Generator | None = None,
 ) -> list[Block]:
-    """Some columns of a batch in uniform codes, each between its least and its greatest value.
+    """Quantizes columns of a batch uniformly, each between its least and its greatest value.
 
-    The second half of SplitFC (see `sparse.features`).
-    Differs from the paper: all columns have codes of the same number of bits, where the paper's
-    number follows from a column's range.
-    Bytes: ceil(kept * B * bits / 8), and 8 a column. Which columns they are is `sparse.places`, for
-    those who do not know.
+    The second half of SplitFC; the first is `sparse.features`.
+    Differs from the paper: all columns have the same number of bits, where the paper derives it
+    from a column's range.
+    Bytes: ceil(kept * B * bits / 8), and 8 a column. The columns' numbers are not included;
+    `sparse.places` encodes them.
 
     Args:
-        kind: what the values are.
-        x: the columns that travel, [B, kept].
-        features: columns of the whole batch, D.
+        kind: content of the values.
+        x: the columns that are sent, [B, kept].
+        features: number of columns of the whole batch, D.
         bits: 1 to 16, or EXACT.
-        random: rounds up or down, right on average; without it to the nearest.
+        random: rounds stochastically and unbiased; None rounds to the nearest.
     """
     batch, kept = x.shape
     return ranges(kind, x.t(), np.full(kept, batch), bits, random, batch * features)
@@ -298,10 +300,10 @@ def columned(
     shape: tuple[int, int],
     device: torch.device | None = None,
 ) -> Tensor:
-    """The batch [B, D] that `columns` stands for: zeros where a column was dropped.
+    """Decodes blocks of `columns` to a batch [B, D], zero in columns that were dropped.
 
     Raises:
-        WireError: if the blocks are not those of so many columns of such a batch.
+        WireError: if the blocks do not fit these columns of such a batch.
     """
     if blocks[0].size != prod(shape):
         raise WireError(f"a block of a batch of {blocks[0].size}, wanted {prod(shape)}")
@@ -320,30 +322,31 @@ def clusters(
     random: np.random.Generator,
     iterations: int = 10,
 ) -> list[Block]:
-    """Product quantization: codebooks of centroids, and for each part of a sample its nearest.
+    """Product quantization: encodes a batch as codebooks of centroids and codes of the nearest.
 
     J. Wang, H. Qi, A. S. Rawat, S. Reddi, S. Waghmare, F. X. Yu, G. Joshi, *FedLite: A Scalable
     Approach for Federated Learning on Resource-constrained Clients*, arXiv 2201.11865. A sample's d
-    values are q = `vectors` vectors in R = `groups` groups, each with a codebook of L centroids, to
-    which the batch's vectors of the group are clustered together. Bytes: 4 R L d / q for codebooks
-    in float32, and ceil(B q ceil(log2 L) / 8).
-    Reconstruction: a vector is d / q values behind each other, a group q / R neighbours.
-    Reconstruction: clusters by S. Lloyd's algorithm (*Least Squares Quantization in PCM*, 1982),
-    which begins at L of the vectors, those of the same samples and places in each group; an empty
-    cluster stays where it was. Of no more than L vectors each is a centroid, and exact.
-    A group with a value that is not finite becomes NaN: nothing is hidden.
+    values are divided into q = `vectors` vectors in R = `groups` groups. The batch's vectors of a
+    group are clustered together, and the group's codebook is the L centroids. Bytes: 4 R L d / q
+    for codebooks in float32, and ceil(B q ceil(log2 L) / 8).
+    Reconstruction: a vector is d / q consecutive values, a group q / R consecutive vectors.
+    Reconstruction: vectors are clustered by S. Lloyd's algorithm (*Least Squares Quantization in
+    PCM*, 1982). It starts from L of the vectors, those of the same samples and places in each
+    group; the centroid of an empty cluster stays. If there are at most L vectors, each is a
+    centroid, and exact.
+    A group with a value that is not finite becomes NaN, so that a divergence stays visible.
 
     Args:
-        kind: what the values are.
+        kind: content of the values.
         x: a batch, [B, d].
         vectors: vectors of a sample, a divisor of d.
         groups: codebooks, a divisor of `vectors`.
-        centroids: of a codebook, 2 to 65536.
-        random: chooses where clusters begin.
-        iterations: of Lloyd's algorithm, at least 0.
+        centroids: centroids of a codebook, 2 to 65536.
+        random: draws the initial centroids.
+        iterations: iterations of Lloyd's algorithm, at least 0.
 
     Raises:
-        ConfigError: if something does not divide.
+        ConfigError: if `vectors` does not divide d, or `groups` does not divide `vectors`.
     """
     points = _points(x.detach().float(), vectors, groups)
     count = points.shape[1]
@@ -372,10 +375,10 @@ def clustered(
     groups: int,
     device: torch.device | None = None,
 ) -> Tensor:
-    """The batch [B, d] that `clusters` stands for.
+    """Decodes blocks of `clusters` to a batch [B, d].
 
     Raises:
-        WireError: if the blocks are not those of such a batch.
+        WireError: if the blocks do not fit such a batch.
     """
     books, codes = (sparse.values(block, device) for block in blocks)
     size, centroids = shape[1] // vectors, len(books) // (groups * (shape[1] // vectors))
@@ -389,7 +392,7 @@ def clustered(
 
 
 def _points(x: Tensor, vectors: int, groups: int) -> Tensor:
-    """The vectors of each group, [groups, B * vectors / groups, d / vectors]."""
+    """Returns the vectors of each group, [groups, B * vectors / groups, d / vectors]."""
     batch, size = x.shape
     if size % vectors or vectors % groups:
         raise ConfigError(
@@ -401,12 +404,12 @@ def _points(x: Tensor, vectors: int, groups: int) -> Tensor:
 
 
 def _nearest(books: Tensor, points: Tensor) -> Tensor:
-    """The nearest centroid of each point: int64 [groups, points]."""
+    """Returns the nearest centroid of each point: int64 [groups, points]."""
     groups, count, _ = books.shape
     if not count:
         return points.new_zeros(points.shape[:2], dtype=torch.int64)
-    # |p - c|^2 but for |p|^2, which does not matter; so many at a time that they fit into memory.
-    # Seen from among the centroids, since squares of what all have in common would drown the rest.
+    # |p - c|^2 without |p|^2, which is the same for all centroids; in chunks that fit into memory.
+    # Relative to the centroids' mean, because a large common offset would cost precision.
     here = books.mean(1, keepdim=True)
     books = books - here
     squares, turned = books.square().sum(2)[:, None], books.transpose(1, 2)
@@ -415,11 +418,11 @@ def _nearest(books: Tensor, points: Tensor) -> Tensor:
 
 
 DISTANCES = 1 << 24
-"""Distances that are held at a time."""
+"""Number of distances that are held in memory at a time."""
 
 
 def _moved(books: Tensor, points: Tensor, nearest: Tensor) -> Tensor:
-    """The mean of each centroid's points; where there is none, the centroid."""
+    """Moves each centroid to the mean of its points; a centroid without points stays."""
     groups, count, size = books.shape
     place = (nearest + count * torch.arange(groups, device=books.device)[:, None]).view(-1)
     sums = points.new_zeros(groups * count, size).index_add_(0, place, points.reshape(-1, size))

@@ -4,7 +4,6 @@ Codes whose scale is not one for all are `quantized`.
 """
 
 from collections.abc import Sequence
-from math import ceil
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedmpi.messages.codec import Block, Coding, Kind, Scale, WireError, code_dtype
+from fedmpi.messages.counts import keep_ceil
 
 
 def top(vector: Tensor, count: int) -> Tensor:
@@ -39,11 +39,6 @@ SAMPLE = 1 << 16
 """Values in a sample that a selection begins with."""
 
 
-def kept(size: int, sparsity: float) -> int:
-    """How many of `size` values remain at that share of zeros: at least one."""
-    return max(1, round(size * (1 - sparsity)))
-
-
 class Span(Protocol):
     """A part of a vector: a `range`, or a `flat.Piece`."""
 
@@ -57,10 +52,8 @@ class Span(Protocol):
 
 
 def counts(spans: Sequence[Span], sparsity: float) -> list[int]:
-    """How many values of each part remain: max(1, ceil((1 - sparsity) n)), and none of nothing."""
-    sizes = [span.stop - span.start for span in spans]
-    # Rounded first: 10 * (1 - 0.7) is a little more than 3.
-    return [min(size, max(1, ceil(round(size * (1 - sparsity), 6)))) for size in sizes]
+    """How many values of each part remain (see `keep_ceil`)."""
+    return [keep_ceil(span.stop - span.start, 1 - sparsity) for span in spans]
 
 
 def tops(x: Tensor, spans: Sequence[Span], sparsity: float) -> Tensor:

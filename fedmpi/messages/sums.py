@@ -1,8 +1,8 @@
-"""What a server adds uploads up in, and what it takes in the place of their mean.
+"""Weighted sums of uploads, and robust or private alternatives to their mean.
 
-`Sum` is a weighted sum, `Held` a sum whose mean at each position is over those who have a value
-there, and `Kept` holds all updates of a round, for a median, a trimmed mean, a clip or noise.
-`vectors` of a sum are what may be added up on the way to the server.
+`Sum` is a weighted sum. `Held` is a sum whose mean at each position is over the clients that have a
+value there. `Kept` keeps all updates of a round, for a median, a trimmed mean, clipping or noise.
+`vectors` returns the parts that can be added up elementwise on the way to the server.
 
 Coordinate-wise median and trimmed mean: D. Yin, Y. Chen, K. Ramchandran, P. Bartlett,
 *Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates*, ICML 2018, arXiv
@@ -10,8 +10,8 @@ Coordinate-wise median and trimmed mean: D. Yin, Y. Chen, K. Ramchandran, P. Bar
 D. Ramage, K. Talwar, L. Zhang, *Learning Differentially Private Recurrent Language Models*, ICLR
 2018, arXiv 1710.06963, algorithm 1 with a fixed clip.
 
-Reconstruction: noise falls only where some client's update is not zero, so that a sparse model
-stays sparse; for a guarantee of privacy it would have to fall everywhere.
+Reconstruction: noise is added only where some client's update is not zero, so that a sparse model
+stays sparse. A guarantee of privacy would need noise everywhere.
 """
 
 from collections.abc import Iterator
@@ -32,57 +32,57 @@ class Sum:
 
     Attributes:
         total: the sum of weight * vector, float32 [n].
-        weight: the sum of the weights of those who uploaded.
+        weight: the sum of the weights of the clients that uploaded.
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.total, self.weight = torch.zeros(size, device=device), 0.0
 
     def vectors(self) -> list[Tensor]:
-        """What two such sums add up of theirs, beside `weight`: each [n]."""
+        """Returns the vectors by which two such sums can be added, besides `weight`: each [n]."""
         return [self.total]
 
     @contextmanager
     def taking(self, message: Message) -> Iterator[Message]:
-        """While one client's upload is added: yields the message as it is to be added."""
+        """Context in which one client's upload is added; yields the message that is to be added."""
         yield message
 
     def add(self, block: Block, weight: float, at: Tensor | None = None) -> None:
         """Adds weight * vector.
 
         Args:
-            block: the vector; without positions it gives all values, or those at `at`.
-            weight: of the client.
+            block: the vector; without positions it has all values, or those at `at`.
+            weight: weight of the client.
             at: positions that both sides know, int64 [count].
 
         Raises:
-            WireError: if the block is not of a vector of that length, or has another count.
+            WireError: if the block's vector has another length, or its values another count.
         """
         sparse.add(self.total, block, weight, at)
 
     def close(self, t: int) -> None:
-        """All uploads of round t are in."""
+        """Called after the last upload of round t; does nothing here."""
 
     def mean(self) -> Tensor:
-        """The weighted mean, [n]."""
+        """Returns the weighted mean, [n]."""
         return self.total / self.weight
 
     def move(self, w: Tensor) -> None:
-        """Adds the weighted mean to a model w [n] in place, and begins afresh."""
+        """Adds the weighted mean to a model w [n] in place, and clears the sum."""
         w.add_(self.total, alpha=1 / self.weight)
         self.clear()
 
     def clear(self) -> None:
-        """Begins afresh: nothing is added up."""
+        """Sets sum and weight to zero."""
         self.total.zero_()
         self.weight = 0.0
 
 
 class Held(Sum):
-    """A sum of vectors of which clients have some values each: the mean is over those who have one.
+    """A sum of partial vectors, whose mean at each position is over the clients that have it.
 
     Attributes:
-        weights: by which weight each position was added, float32 [n].
+        weights: sum of the weights at each position, float32 [n].
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
@@ -90,33 +90,33 @@ class Held(Sum):
         self.weights = torch.zeros(size, device=device)
 
     def vectors(self) -> list[Tensor]:
-        """The sum and its weights."""
+        """Returns the sum and its weights."""
         return [self.total, self.weights]
 
     def add(self, block: Block, weight: float, at: Tensor | None = None) -> None:
-        """Adds weight * vector at the positions `at`, or everywhere; see `Sum.add`."""
+        """Adds weight * vector, and the weight, at the positions `at` or everywhere."""
         super().add(block, weight, at)
         self.cover(weight, at)
 
     def cover(self, weight: float, at: Tensor | None = None) -> None:
-        """Counts a client at the positions `at`, or everywhere, whose values are added apart."""
+        """Adds a client's weight at the positions `at`, or everywhere, without values."""
         self.weights[slice(None) if at is None else at] += weight
 
     def mean(self) -> Tensor:
-        """Each position's mean over those who have it, [n]; zero where nobody has."""
+        """Returns the mean at each position, [n]; zero where no client has a value."""
         return sparse.mean(self.total, self.weights)
 
     def clear(self) -> None:
-        """Begins afresh."""
+        """Sets sum and weights to zero."""
         super().clear()
         self.weights.zero_()
 
 
 class Kept(Sum):
-    """A round's updates one by one, until all are in; then what the settings make of them.
+    """Keeps a round's updates one by one, and aggregates them by the settings at the end.
 
-    All clients count alike. While an upload is added, `total` is that update alone; after `close`
-    it is what takes the place of the sum.
+    All clients have equal weights. While an upload is added, `total` is that update alone. After
+    `close` it is the aggregate times the number of updates.
     """
 
     def __init__(self, size: int, device: torch.device, settings: Settings) -> None:
@@ -135,7 +135,7 @@ class Kept(Sum):
         self.updates.append(self.total)
 
     def close(self, t: int) -> None:
-        """Puts the aggregate, times the number of updates, in the place of their sum."""
+        """Sets `total` to the aggregate, with noise, times the number of updates."""
         rows, self.updates = torch.stack(self.updates), []
         result = aggregate(rows, self.chosen.rule, self.chosen.trim)
         if self.chosen.noise:
@@ -147,19 +147,19 @@ class Kept(Sum):
 
 
 def chosen(settings: Settings, size: int, device: torch.device) -> Sum:
-    """The sum of updates [size] that the settings `[aggregation]` ask for."""
+    """Returns an empty sum of updates [size] for the settings `[aggregation]`."""
     if settings.aggregation.is_mean:
         return Sum(size, device)
     return Kept(size, device, settings)
 
 
 def aggregate(updates: Tensor, rule: str, trim: float) -> Tensor:
-    """One update [n] of those in the rows of [K, n].
+    """Aggregates the updates in the rows of [K, n] to one, [n].
 
     Args:
         updates: a client's update in each row.
         rule: mean, median or trimmed.
-        trim: of the trimmed mean: share of the values that is left out at each end, rounded down.
+        trim: share of the values that a trimmed mean leaves out at each end, rounded down.
     """
     if rule == "mean":
         return updates.mean(0)

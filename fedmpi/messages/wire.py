@@ -1,8 +1,9 @@
 """Bytes <-> ranks: every MPI call of the project.
 
-Buffers only: nothing is pickled. Counts travel first, then the `v` collective. A timed barrier goes
-before each collective, so that waiting is not taken for transfer; who waits there leaves its core
-to those who work. A `Line` has no barriers; there the counts tell the one from the other.
+Only buffers are sent, nothing is pickled. Counts are sent first, then the data by a `v` collective.
+A timed barrier precedes each collective, so that waiting is not counted as transfer; waiting ranks
+leave their core to working ones. A `Line` has no barriers; its counts separate waiting from
+transfer.
 """
 
 import sys
@@ -22,17 +23,17 @@ ROOT = 0
 WORD = 8
 """Buffers are counted in words of 8 bytes, their padding: 32-bit MPI counts then reach 16 GiB."""
 EAGER, NAP = 1e-4, 1e-4
-"""Seconds for which a rank that waits looks out for the others all the time; and between looks."""
+"""Seconds of busy polling before a waiting rank sleeps, and seconds of sleep between polls."""
 
 
 class Place(NamedTuple):
-    """Where a rank is.
+    """Position of a rank in the job and on its node.
 
     Attributes:
-        rank: its number.
-        ranks: how many there are.
-        local_rank: its number among the ranks of its node.
-        local_size: how many these are.
+        rank: number of the rank.
+        ranks: number of ranks in the job.
+        local_rank: number among the ranks of its node.
+        local_size: number of ranks on its node.
     """
 
     rank: int
@@ -42,7 +43,7 @@ class Place(NamedTuple):
 
     @property
     def is_root(self) -> bool:
-        """Whether the server is here."""
+        """Whether this rank is the server."""
         return self.rank == ROOT
 
 
@@ -50,7 +51,7 @@ ALONE = Place(ROOT, 1, 0, 1)
 
 
 class Wire:
-    """The ranks of one job, all of which reach each call in the same order.
+    """The ranks of one job, all of which make all calls in the same order.
 
     Attributes:
         rank: this rank; `ROOT` is the server.
@@ -69,13 +70,13 @@ class Wire:
         self.reset()
 
     def reset(self) -> None:
-        """Begins a round's count of bytes."""
+        """Sets the byte counts to zero, at the beginning of a round."""
         self.up = self.down = 0
 
     def bcast(self, data: np.ndarray | None) -> np.ndarray:
-        """The root's bytes on every rank: uint8 [words * 8]; `data` is None on the others.
+        """Broadcasts the root's bytes, uint8 [words * 8]; other ranks pass None.
 
-        What they get is a view of one inbox, which the next `bcast` or `scatter` overwrites.
+        Other ranks get a view of one inbox, which the next `bcast` or `scatter` overwrites.
         """
         count = np.array([0 if data is None else _words(data)])
         self._meet(Phase.WAIT)
@@ -88,7 +89,7 @@ class Wire:
         return data
 
     def gather(self, data: np.ndarray) -> list[np.ndarray]:
-        """Every rank's bytes on the root, in rank order; an empty list elsewhere.
+        """Gathers every rank's bytes on the root, in rank order; returns an empty list elsewhere.
 
         The pieces are views of one inbox, which the next `gather` overwrites.
         """
@@ -97,9 +98,9 @@ class Wire:
         return self._gather(data, Phase.TRANSFER)
 
     def scatter(self, data: np.ndarray | None, lengths: Sequence[int]) -> np.ndarray:
-        """This rank's share of the root's bytes: so many for each rank; None, [] on the others.
+        """Scatters the root's bytes by the lengths for each rank; other ranks pass None and [].
 
-        It is a view of one inbox, which the next `bcast` or `scatter` overwrites.
+        The result is a view of one inbox, which the next `bcast` or `scatter` overwrites.
         """
         count, counts, send = np.zeros(1, np.int64), None, None
         if data is not None:
@@ -114,24 +115,24 @@ class Wire:
         return mine
 
     def lines(self, count: int) -> list["Line"]:
-        """So many lines, the same ones each time; all ranks want as many."""
+        """Returns `count` lines, the same ones in each call; all ranks must pass the same count."""
         while len(self.known) < count:
             comm = _second(self.comm) if self.known else self.comm
             self.known.append(Line(self, comm, f"line {len(self.known)}"))
         return self.known[:count]
 
     def report(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Every rank's rows on the root, off the clock and outside the accounts.
+        """Gathers every rank's rows on the root, off the clock and not counted in bytes.
 
-        All are of one dtype, a whole number of words long.
+        All ranks' rows have one dtype, whose size is a multiple of 8 bytes.
         """
         pieces = self._gather(rows.reshape(-1).view(np.uint8), Phase.RECORD)
         return [piece.view(rows.dtype).copy() for piece in pieces]
 
     def publish(self, values: np.ndarray) -> np.ndarray:
-        """The root's values on every rank, off the clock and outside the accounts.
+        """Broadcasts the root's values, off the clock and not counted as bytes of the round.
 
-        Elsewhere `values` only say of which shape and dtype they are.
+        On other ranks `values` only gives shape and dtype.
         """
         found = values if self.is_root else np.empty_like(values)
         self._meet(Phase.EVALUATE)
@@ -140,29 +141,29 @@ class Wire:
         return found
 
     def settle(self) -> None:
-        """Waits for all ranks, off the clock, so that nobody's measuring is another's waiting."""
+        """Waits for all ranks, off the clock, so that evaluation is not counted as waiting."""
         self._meet(Phase.EVALUATE)
 
     def lowest(self, here: bool) -> int | None:
-        """The lowest rank on which `here` is true; None if it is so on none."""
+        """Returns the lowest rank on which `here` is true, or None if there is none."""
         mine, least = np.array([self.rank if here else self.size]), np.zeros(1, np.int64)
         self.comm.Allreduce(mine, least, MPI.MIN)
         return int(least[0]) if least[0] < self.size else None
 
     @cached_property
     def place(self) -> Place:
-        """Where this rank is; all ranks ask for it together."""
+        """Position of this rank; its first use is collective, so that all ranks must read it."""
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         local_rank, local_size = node.Get_rank(), node.Get_size()
         node.Free()
         return Place(self.rank, self.size, local_rank, local_size)
 
     def _meet(self, phase: Phase) -> None:
-        """Waits for all ranks without taking the core of one that still works.
+        """Waits for all ranks without taking the core of a rank that still works.
 
-        MPI waits by asking again and again, even where it yields in between: with three ranks on
-        two cores that made the working ones a third slower. Once all are there, a barrier lets
-        them go at once: what comes next is not to wait for one that naps.
+        MPI waits by polling, even if it yields in between: with three ranks on two cores that made
+        the working ones a third slower. A final barrier releases all ranks at once, so that the
+        following collective does not wait for a rank that sleeps.
         """
         with self.clock(phase):
             request, patience = self.comm.Ibarrier(), perf_counter() + EAGER
@@ -188,10 +189,11 @@ class Wire:
     def _shares(
         self, data: np.ndarray, lengths: Sequence[int]
     ) -> tuple[np.ndarray, tuple[list[int], list[int]]]:
-        """The words of each rank's share of data, and their layout.
+        """Returns the number of words for each rank, and their layout in `data`.
 
         Raises:
-            ValueError: if the lengths are not whole words, one a rank, and all of data together.
+            ValueError: if the lengths are not multiples of 8 bytes, not one for each rank, or do
+                not add up to the length of data.
         """
         whole = all(length % WORD == 0 for length in lengths) and sum(lengths) == data.nbytes
         if not whole or len(lengths) != self.size:
@@ -203,7 +205,7 @@ class Wire:
         return counts, _layout(counts)
 
     def _room(self, sender: str, words: int) -> np.ndarray:
-        """An inbox, the same one each time until it is too small: fresh memory is slow."""
+        """Returns an inbox, reused until it is too small, because new memory is slow."""
         room = self.rooms.get(sender)
         if room is None or room.nbytes < words * WORD:
             room = self.rooms[sender] = np.empty(words * WORD, np.uint8)
@@ -211,16 +213,16 @@ class Wire:
 
 
 class Line:
-    """Turns in which all ranks ask the root something, and it answers each of them.
+    """A nonblocking gather and scatter pair: all ranks send to the root, and it answers each.
 
-    `ask` and `answer` return at once, `hear` and `learn` when the other side's part is there. So
-    whoever has something else to do does it meanwhile, on another line perhaps: a line has a
+    `send_up` and `send_down` return at once; `recv_up` and `recv_down` return when the other side's
+    message has arrived. In between a rank can compute, or use another line. Each line has a
     communicator of its own, because nonblocking collectives are matched by their order there.
 
-    There is no barrier; counts take its place. They are sent when a message is ready and are small
-    enough to arrive whatever their sender does next, so that waiting for them is waiting for slower
-    ranks, and waiting for what they count is transfer. What travels while a rank does something
-    else is charged to what it does.
+    There is no barrier; counts take its place. They are sent when a message is ready, and are so
+    small that they arrive without further calls of the sender. Waiting for counts is therefore
+    waiting for slower ranks, and waiting for the data is transfer. Transfer during a computation is
+    charged to the computation.
     """
 
     def __init__(self, wire: Wire, comm: MPI.Intracomm, name: str) -> None:
@@ -231,7 +233,10 @@ class Line:
         self.pending: list[MPI.Request] = []
 
     def send_up(self, data: np.ndarray) -> None:
-        """Every rank's bytes go to the root; they must not change before `learn` returns."""
+        """Starts to send this rank's bytes to the root.
+
+        The bytes must not change before the next `recv_down` returns.
+        """
         count, self.mine = np.array([_words(data)]), data
         counts = [self.counts, self.ones] if self.wire.is_root else None
         with self.wire.clock(Phase.TRANSFER):
@@ -242,9 +247,9 @@ class Line:
         self.wire.up += data.nbytes
 
     def recv_up(self) -> list[np.ndarray]:
-        """What all ranks asked, on the root, in rank order; an empty list elsewhere, at once.
+        """Returns all ranks' bytes on the root, in rank order; elsewhere an empty list, at once.
 
-        The pieces are views of one inbox, which the next `hear` overwrites.
+        The pieces are views of one inbox, which the next `recv_up` overwrites.
         """
         if not self.wire.is_root:
             return []
@@ -258,9 +263,9 @@ class Line:
         return _pieces(inbox, layout)
 
     def send_down(self, data: np.ndarray, lengths: Sequence[int]) -> None:
-        """The root's bytes go to the ranks, so many to each; the root alone calls it.
+        """Starts to send the root's bytes to all ranks, by their lengths; called on the root only.
 
-        They must not change before the next `hear` returns, or `rest`.
+        The bytes must not change before the next `recv_up` or `wait` returns.
         """
         counts, layout = self.wire._shares(data, lengths)
         words = [data, layout, MPI.UINT64_T]
@@ -270,7 +275,7 @@ class Line:
         self.mine = data[: lengths[ROOT]]
 
     def recv_down(self) -> np.ndarray:
-        """This rank's share of the answer: a view, of what was sent or of one inbox."""
+        """Returns this rank's part of the answer, a view of the sent data or of an inbox."""
         if not self.wire.is_root:
             count = np.zeros(1, np.int64)
             self.pending.append(self.comm.Iscatterv(None, count, ROOT))
@@ -283,11 +288,11 @@ class Line:
         return self.mine
 
     def wait(self) -> None:
-        """Waits until all that was sent has arrived: the conversation is over."""
+        """Waits until everything sent has arrived, at the end of a conversation."""
         self._finish(Phase.WAIT)
 
     def _finish(self, phase: Phase) -> None:
-        """Waits for all that is on its way, without taking the core of a rank that works."""
+        """Waits for all pending requests, without taking the core of a rank that works."""
         with self.wire.clock(phase):
             patience = perf_counter() + EAGER
             while not MPI.Request.Testall(self.pending):
@@ -304,10 +309,10 @@ def _words(data: np.ndarray) -> int:
 
 
 def _layout(counts: np.ndarray) -> tuple[list[int], list[int]]:
-    """Counts and displacements, in words.
+    """Returns counts and displacements, in words.
 
     Raises:
-        OverflowError: beyond what MPI's 32-bit counts reach.
+        OverflowError: if there are more words than MPI's 32-bit counts can address.
     """
     if counts.sum() > np.iinfo(np.int32).max:
         size = int(counts.sum()) * WORD / 2**30
@@ -318,7 +323,7 @@ def _layout(counts: np.ndarray) -> tuple[list[int], list[int]]:
 
 
 def _pieces(inbox: np.ndarray, layout: tuple[list[int], list[int]]) -> list[np.ndarray]:
-    """What lies in an inbox, rank by rank."""
+    """Returns views of each rank's bytes in an inbox."""
     return [inbox[at * WORD : (at + count) * WORD] for count, at in zip(*layout, strict=True)]
 
 
@@ -326,7 +331,7 @@ _SECOND = MPI.Comm.Create_keyval()
 
 
 def _second(comm: MPI.Intracomm) -> MPI.Intracomm:
-    """Another communicator of the same ranks; it is made once, because libraries have but few."""
+    """Returns a duplicate communicator, made only once since MPI libraries limit their number."""
     found = comm.Get_attr(_SECOND)
     if not isinstance(found, MPI.Intracomm):
         found = comm.Dup()
@@ -335,7 +340,7 @@ def _second(comm: MPI.Intracomm) -> MPI.Intracomm:
 
 
 def abort_on_exception() -> None:
-    """From now on an uncaught exception on one rank ends the job: traceback, then Abort(1)."""
+    """Makes an uncaught exception on any rank end the job: traceback, then Abort(1)."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         abort("".join(traceback.format_exception(kind, error, trace)))
@@ -344,7 +349,7 @@ def abort_on_exception() -> None:
 
 
 def abort(text: str) -> None:
-    """Ends the job, wherever its other ranks are, and says which rank failed, and why."""
+    """Ends the job on all ranks; says which rank failed, and why."""
     rank = MPI.COMM_WORLD.Get_rank()
     sys.stdout.flush()
     sys.stderr.write(f"rank {rank} of {MPI.COMM_WORLD.Get_size()} failed:\n{text.rstrip()}\n")
@@ -353,10 +358,10 @@ def abort(text: str) -> None:
 
 
 def library() -> str:
-    """Name and version of the MPI library behind mpi4py, on one line."""
+    """Returns name and version of the MPI library behind mpi4py, on one line."""
     return " ".join(MPI.Get_library_version().replace("\x00", "").split())
 
 
 def host() -> str:
-    """The name under which MPI knows this node."""
+    """Returns MPI's name of this node."""
     return MPI.Get_processor_name()

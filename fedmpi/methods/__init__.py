@@ -1,1 +1,1 @@
-"""Methods: one module each, a difference from `fedavg`; knows no rank, file, clock or round."""
+"""Methods: one module each, a difference from `fedavg`; none sees ranks, files or clocks."""

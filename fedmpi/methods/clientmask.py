@@ -1,12 +1,12 @@
 """Client-wise masks: every client prunes the global model by a random mask of its own.
 
-The control of R. Ohib, B. Thapaliya, G. K. Dziugaite, J. Liu, V. Calhoun, S. Plis, *SSFL*, TMLR
-2026, arXiv 2405.09037, that shows what it is to share a subnetwork. The mask keeps as many weights
-of each layer, follows from the seed and the client, and stays. As in the released code, the server
-averages the pruned models as they are, zeros included: a weight that half of a round's clients have
-shrinks by half, and one that nobody has is zero afterwards.
+A baseline of R. Ohib, B. Thapaliya, G. K. Dziugaite, J. Liu, V. Calhoun, S. Plis, *SSFL*, TMLR
+2026, arXiv 2405.09037, that shows the benefit of a shared subnetwork. A mask keeps the same number
+of weights in each layer, follows from the seed and the client, and never changes. As in the
+released code, the server averages the pruned models, zeros included: a weight that half of a
+round's clients keep shrinks by half, and one that no client keeps is zero afterwards.
 
-Reconstruction: both sides know the masks, so that a client is sent the values on its mask alone.
+Reconstruction: both sides know the masks, so that a client is sent only the values on its mask.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Config(config.Method):
     """Share of each layer's weights that a client prunes."""
 
     def mask(self, flat: Flat, seed: int, client: int) -> Tensor:
-        """What the client keeps: bool [n]."""
+        """Returns the mask of the weights that the client keeps: bool [n]."""
         random = stream(seed, Purpose.MASK, client)
         return pruning.drawn(flat, pruning.uniform(flat, self.sparsity), random)
 
@@ -46,16 +46,16 @@ class Server(staticmask.Pruned):
     method: Config
 
     def places(self, client: int) -> Tensor:
-        """Positions of the client's mask, int64."""
+        """Returns the positions that the client keeps, int64."""
         mask = self.method.mask(self.flat, self.settings.seed, client)
         return mask.to(self.w.device).nonzero().squeeze(1)
 
     def send(self, t: int, client: int) -> list[Block]:
-        """The values on the client's mask."""
+        """Sends the values on the client's mask."""
         return [sparse.block(Kind.MODEL, self.w[self.places(client)], self.flat.size)]
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """The client's model: the values that it was sent, and their update."""
+        """Adds the client's model: the values that it was sent, and their update."""
         where = self.places(client)
         self.sum.total.index_add_(0, where, self.w[where], alpha=weight)
         self.sum.add(blocks[0], weight, where)
@@ -70,41 +70,41 @@ class Clients(fedavg.Clients):
         self.values: dict[int, Tensor] = {}
 
     def mask(self, client: int) -> Tensor:
-        """What the client keeps: bool [n]."""
+        """Returns the mask of the weights that the client keeps: bool [n]."""
         if client not in self.masks:
             mask = self.method.mask(self.flat, self.settings.seed, client)
             self.masks[client] = mask.to(self.trainer.device)
         return self.masks[client]
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """A round begins."""
+        """Forgets the last round's masks; models come to each client by `accept`."""
         self.masks.clear()
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """The values on the client's mask."""
+        """Receives the values on the client's mask."""
         self.values[client] = sparse.values(blocks[0], self.trainer.device)
 
     def begin(self, client: int) -> Tensor:
-        """The model that the client was sent, [n]."""
+        """Returns the pruned model that the client was sent, [n]."""
         start = torch.zeros(self.flat.size, device=self.trainer.device)
         start[self.mask(client)] = self.values[client]
         return start
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Local training of each from its own pruned model."""
+        """Trains each client from its own pruned model."""
         starts = torch.stack([self.begin(client) for client in clients])
         return self.trainer.train(t, clients, starts, self.adjust)
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-        """Keeps each model on its mask."""
+        """Masks each client's gradient, so that pruned weights stay zero."""
         for row, client in enumerate(clients):
             g[row].mul_(self.mask(client))
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The update's values on the client's mask."""
+        """Sends the update on the client's mask."""
         update = w[self.mask(client)] - self.values.pop(client)
         return [sparse.block(Kind.GRADIENT, update, self.flat.size)]
 
     def burden(self, t: int, client: int) -> Burden:
-        """What the client does not prune."""
+        """Returns the cost of training the weights that the client keeps."""
         return replace(super().burden(t, client), kept=self.mask(client))

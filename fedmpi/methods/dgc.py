@@ -1,14 +1,14 @@
-"""Deep Gradient Compression: top-k with momentum that is corrected for what waits.
+"""Deep Gradient Compression: top-k with error feedback and momentum correction.
 
 Y. Lin, S. Han, H. Mao, Y. Wang, W. J. Dally, *Deep Gradient Compression: Reducing the Communication
 Bandwidth for Distributed Training*, ICLR 2018, arXiv 1712.01887, algorithm 1 with momentum
-correction and factor masking: u = m u + update, v = v + u, the largest values of v travel, and u
-and v are zero where they did. Sparsity warms up as in the paper: 75 %, and then a quarter of the
-density each round.
+correction and factor masking: u = m u + update and v = v + u; the largest values of v are sent, and
+u and v are set to zero at these positions. Sparsity warms up as in the paper: 75 % in the first
+round, then a quarter of the density in each further one.
 
-Differs from the paper: what is sparsified is the update of a whole round of local training; values
-are chosen over all parameters together; the choice is exact and needs no threshold from a sample;
-gradients are clipped by the setting `clip`. Running statistics all travel.
+Differs from the paper: the update of a whole round of local training is sparsified; values are
+chosen over all parameters together; the choice is exact and needs no threshold from a sample;
+gradients are clipped by the setting `clip`. Running statistics are all sent.
 """
 
 from typing import ClassVar
@@ -20,6 +20,7 @@ from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
 from fedmpi.training.feedback import Feedback
@@ -34,9 +35,9 @@ class Config(config.Method):
     sparsity: float = Field(0.99, ge=0, lt=1)
     """Share of the values that are not sent, after the warm-up."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum m of a client's updates; 0 without warm-up is top-k with error feedback."""
+    """Momentum of a client's updates. 0 without warm-up is top-k with error feedback."""
     warmup: int = Field(4, ge=0, le=config.MOST)
-    """Rounds in which sparsity is at most 1 - 0.25^(round + 1)."""
+    """Number of warm-up rounds. In round t sparsity is then at most 1 - 0.25^(t + 1)."""
 
 
 class Clients(fedavg.Clients):
@@ -48,18 +49,18 @@ class Clients(fedavg.Clients):
         self.feedback = Feedback(trainer, self.flat.size)
 
     def sparsity(self, t: int) -> float:
-        """In round t, the first being 0."""
+        """Returns the sparsity of round t, counted from 0, which rises during the warm-up."""
         wanted = self.method.sparsity
         return min(wanted, 1 - 0.25 ** (t + 1)) if t < self.method.warmup else wanted
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The largest values of v."""
+        """Sends the largest values of v, and keeps the rest of u and v."""
         velocity = w - self.start
         statistics = self.take_statistics(velocity)
         self.velocities.add(client, velocity)
         waiting = velocity.clone()
         self.feedback.add(client, waiting)
-        positions = sparse.top(waiting, sparse.kept(self.flat.count, self.sparsity(t)))
+        positions = sparse.top(waiting, keep_round(self.flat.count, 1 - self.sparsity(t)))
         block = sparse.block(Kind.GRADIENT, waiting[positions], self.flat.size, positions)
         velocity[positions] = 0
         waiting[positions] = 0

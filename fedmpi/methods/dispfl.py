@@ -1,22 +1,24 @@
-"""DisPFL: every client has a sparse model of its own, which it averages with its neighbours'.
+"""DisPFL: every client has a sparse personal model, which it averages with its neighbours' models.
 
 R. Dai, L. Shen, F. He, X. Tian, D. Tao, *DisPFL: Towards Communication-Efficient Personalized
 Federated Learning via Decentralized Sparse Training*, ICML 2022, arXiv 2206.00187.
 
-Clients begin on random masks of their own, so many weights in each layer as the Erdos-Renyi-Kernel
-rule gives. In a round a client takes, for each weight of its mask, the mean over those neighbours
-that have it, itself among them; trains on its mask; prunes the smallest weights of each layer from
-the mask; and regrows as many where its loss has the largest gradients, or at random. There is no
-global model to judge, nor a model that a client has after a round and before it trains: it hears
-its neighbours as its next round begins. What counts are the local models (`personal`).
+Each client starts with a random mask of its own, with layer densities by the Erdos-Renyi-Kernel
+rule. In a round a client averages each weight of its mask over the neighbours that have it,
+including itself. It trains on its mask, prunes the smallest weights of each layer, and regrows as
+many where its loss has the largest gradients, or at random. There is no global model. There is no
+`accuracy` after a round either, because a client receives its neighbours' models only at the
+beginning of its next round. What is evaluated are the local models (`personal`).
 
-Here peers speak through the server, which remembers what each uploaded last, the trained model on
-its mask, and repeats it to its neighbours from the next round on. Bytes down are what a peer
-receives; bytes up are those of telling one neighbour, however many hear it. What nobody has trained
-yet follows from the seed, but travels as any other.
-Differs from the paper: a client that takes part hears others whether or not they take part, too.
-Differs from the code: masks differ from the start, as in the paper; the gradient is that of the
-round's last batch.
+The peer-to-peer communication is relayed by the server. It remembers each client's last upload,
+that is the trained model with its mask, and sends it to the client's neighbours from the next round
+on. Bytes down are what a peer would receive; bytes up are those of sending to one neighbour,
+however many there are. Models that nobody has trained yet follow from the seed, but are sent like
+any other.
+Differs from the paper: an active client receives the models of all its neighbours, whether or not
+they are active, too.
+Differs from the code: masks differ from the start, as in the paper; the gradient for regrowth is
+that of the round's last batch.
 """
 
 from collections.abc import Sequence
@@ -49,17 +51,18 @@ class Config(config.Method):
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of a client's prunable weights that are zero."""
     topology: Literal["random", "ring", "full"] = "random"
-    """Whom a client hears: some, drawn anew each round; the client before it and the one after it;
-    or everybody."""
+    """Which clients a client averages with. random: drawn anew each round. ring: the previous and
+    the next client. full: all clients."""
     neighbours: int = Field(2, ge=1, le=config.MOST)
-    """How many it hears if they are drawn; everybody, where there are no more."""
+    """Number of neighbours with topology = random; all clients if there are fewer."""
     share: float = Field(0.5, ge=0, le=1)
-    """Share of a layer's weights that are replaced in round 0; it falls to 0 by half a cosine."""
+    """Share of a layer's weights that are pruned and regrown in round 0. It falls to 0 along half a
+    cosine."""
     growth: Literal["gradient", "random"] = "gradient"
-    """Which weights grow."""
+    """Which weights are regrown. gradient: those with the largest gradients. random: at random."""
 
     def neighbours_of(self, settings: Settings, t: int, client: int) -> list[int]:
-        """Whom the client hears in round t, ascending."""
+        """Returns the clients whose models the client receives in round t, ascending."""
         everyone = settings.clients
         others = [other for other in range(everyone) if other != client]
         if self.topology == "ring":
@@ -70,13 +73,13 @@ class Config(config.Method):
         return sorted(random.choice(others, self.neighbours, replace=False).tolist())
 
     def mask(self, flat: Flat, seed: int, client: int) -> Tensor:
-        """What the client keeps at first: bool [n]."""
+        """Returns the client's initial mask: bool [n]."""
         random = stream(seed, Purpose.MASK, client)
         return pruning.drawn(flat, pruning.erk(flat, self.sparsity), random)
 
 
 class Models:
-    """The last sparse models [n] of some clients, with their masks; `stores` keeps both."""
+    """The last sparse models [n] of some clients, with their masks."""
 
     def __init__(self, settings: Settings, trainer: Trainer, stores: Stores) -> None:
         assert isinstance(settings.method, Config)
@@ -86,7 +89,7 @@ class Models:
         self.masks = stores.add("mask", self.flat.size, torch.bool)
 
     def __getitem__(self, client: int) -> tuple[Tensor, Tensor]:
-        """The client's model, and the mask that it is on; good until the client's next."""
+        """Returns the client's last model and its mask; both are valid until the next is set."""
         if client in self.values:
             model, mask = self.values[client], self.masks[client]
         else:
@@ -99,7 +102,7 @@ class Models:
 
 
 class Server(fedavg.Server):
-    """What passes on models; it has none."""
+    """A server that relays models between clients; it has no model of its own."""
 
     method: Config
     blocks_per_upload = 2
@@ -111,18 +114,18 @@ class Server(fedavg.Server):
         self.fresh: dict[int, tuple[Tensor, Tensor]] = {}
 
     def send(self, t: int, client: int) -> list[Block]:
-        """The neighbours' models and masks."""
+        """Sends the models and masks of the client's neighbours."""
         found = []
         for other in self.method.neighbours_of(self.settings, t, client):
             found += staticmask.encode_model(*self.models[other], self.prunable)
         return found
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """A model, which others hear from the next round on."""
+        """Keeps a client's model for its neighbours' next round."""
         self.fresh[client] = staticmask.decode_model(blocks, self.prunable)
 
     def step(self, t: int) -> None:
-        """The round is over: who is heard now is heard as it is now."""
+        """Makes the round's uploads the models that are relayed from now on."""
         for client, both in self.fresh.items():
             self.models[client] = both
         self.fresh.clear()
@@ -140,11 +143,11 @@ class Clients(fedavg.Clients):
         self.masks: dict[int, Tensor] = {}
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """A round begins."""
+        """Forgets the last round's masks; models come to each client by `accept`."""
         self.masks.clear()
 
     def mask(self, client: int) -> Tensor:
-        """What the client keeps in this round: bool [n]."""
+        """Returns the client's mask in this round: bool [n]."""
         if client not in self.masks:
             known = client in self.next
             mask = self.next[client] if known else self.models[client][1]
@@ -152,7 +155,7 @@ class Clients(fedavg.Clients):
         return self.masks[client]
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """The neighbours' models: their mean, with the client's own, where each has the weight."""
+        """Averages the neighbours' and the client's models, each weight over those with it."""
         total, votes = (one.float() for one in self.models[client])
         for first in range(0, len(blocks), 2):
             model, mask = staticmask.decode_model(blocks[first : first + 2], self.prunable)
@@ -160,7 +163,7 @@ class Clients(fedavg.Clients):
         self.starts[client] = self.mask(client) * sparse.mean(total, votes)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Local training, each client on its mask and from its mean; then its mask changes."""
+        """Trains each client on its mask from its average, and then changes its mask."""
         starts = torch.stack([self.starts.pop(client) for client in clients])
         found = self.trainer.train(t, clients, starts, self.adjust).clone()
         for w, client in zip(found, clients, strict=True):
@@ -169,7 +172,7 @@ class Clients(fedavg.Clients):
         return found
 
     def regrown(self, t: int, client: int, w: Tensor) -> Tensor:
-        """The client's next mask, after training to w [n]: bool [n]."""
+        """Returns the client's next mask after training to w [n]: bool [n]."""
         share = pruning.annealed(self.method.share, t, self.settings.rounds)
         if self.method.growth == "random":
             random = stream(self.settings.seed, Purpose.MASK, t, client)
@@ -181,14 +184,14 @@ class Clients(fedavg.Clients):
         return pruning.regrown(self.flat, w, growth, self.mask(client), counts, share)
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-        """Keeps each model on its mask."""
+        """Masks each client's gradient, so that pruned weights stay zero."""
         for row, client in enumerate(clients):
             g[row].mul_(self.mask(client))
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The model, and the mask that it was trained on."""
+        """Sends the trained model, with the mask that it was trained on."""
         return staticmask.encode_model(*self.models[client], self.prunable)
 
     def burden(self, t: int, client: int) -> Burden:
-        """What the client has not pruned."""
+        """Returns the cost of training the weights on the client's mask."""
         return replace(super().burden(t, client), kept=self.mask(client))

@@ -1,12 +1,12 @@
-"""Ditto: beside FedAvg's model each client trains one of its own, drawn towards the global one.
+"""Ditto: beside FedAvg's model each client trains a personal one, pulled towards the global one.
 
 T. Li, S. Hu, A. Beirami, V. Smith, *Ditto: Fair and Robust Federated Learning Through
 Personalization*, ICML 2021, arXiv 2012.04221, algorithm 1: v_k <- v_k - rate * (gradient of F_k at
-v_k + lambda (v_k - w)), w the model as the round began.
+v_k + lambda (v_k - w)), where w is the model at the beginning of the round.
 
-Differs from the paper: own models take the same steps on the same batches as the others, and
-clients are averaged by samples. `personal` is the own model's accuracy; losses, seconds and FLOPs
-are those of both.
+Differs from the paper: personal models take as many steps as the global one, on the same batches,
+and clients are averaged by samples. `personal` is the personal model's accuracy; losses, seconds
+and FLOPs include both models.
 """
 
 from collections.abc import Sequence
@@ -28,14 +28,15 @@ class Config(config.Method):
     keeps_state: ClassVar[bool] = True
 
     pull: float = Field(0.1, ge=0, le=config.LARGEST)
-    """Lambda: how strongly own models are drawn to the global one; 0 is local training."""
+    """Lambda: strength of the pull of personal models towards the global model. 0 is local
+    training."""
 
 
 class Clients(local.Owners):
     method: Config
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Own models first, and then what FedAvg does."""
+        """Trains the personal models, and then the global one as FedAvg does."""
         self.go_on(t, clients, self.draw)
         return super().work(t, clients)
 
@@ -44,10 +45,10 @@ class Clients(local.Owners):
         g.add_(w - self.start, alpha=self.method.pull)
 
     def burden(self, t: int, client: int) -> Burden:
-        """Two models, one after the other."""
+        """Returns the cost of training two models, one after the other."""
         once = super().burden(t, client)
         return replace(once, samples=2 * once.samples)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
-        """The client's own model."""
+        """Returns the client's personal model."""
         return self.models[client].to(w.device)

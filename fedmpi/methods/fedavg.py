@@ -22,21 +22,22 @@ from fedmpi.training.train import Adjust, Trainer
 
 
 class Config(config.Method):
-    """Nothing to set."""
+    """FedAvg has no settings of its own."""
 
 
 class Server:
-    """The server's half; it lives on the root alone.
+    """The server's half of a method; it exists on the root rank alone.
 
     Attributes:
-        blocks_per_upload: blocks of an encoded update, without one of statistics sent apart.
-        noted: what the server found out of clients in a round, if it does: a number for each, by
-            columns of `tables.CLIENTS`.
+        blocks_per_upload: number of blocks in an encoded update, not counting a separate block of
+            running statistics.
+        noted: numbers that the server found out about clients in a round, as `{column: {client:
+            value}}`; columns are those of `tables.CLIENTS`.
         method: the settings in `[method]`; a method narrows their type to its own.
         w: the global model, [n].
-        sum: of the uploads of a round.
-        stat_positions: positions in it of running statistics, int64; there may be none.
-        stores: by name, what the server keeps for each client from round to round.
+        sum: weighted sum of the round's uploads.
+        stat_positions: positions of running statistics in the model, int64; may be empty.
+        stores: per-client state of the server between rounds, by name.
     """
 
     blocks_per_upload = 1
@@ -64,19 +65,22 @@ class Server:
             own.copy_(state[name])
 
     def broadcast(self, t: int) -> list[Block]:
-        """What every active client is told in round t; only asked if the method `broadcasts`."""
+        """Returns the blocks for all of round t's clients; called if the method `broadcasts`."""
         return [sparse.block(Kind.MODEL, self.w)]
 
     def send(self, t: int, client: int) -> list[Block]:
-        """What one client is told besides; only asked if the method `sends`."""
+        """Returns additional blocks for one client; called only if the method `sends`."""
         raise NotImplementedError
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
-        """Begins a conversation with each party of clients; only asked if the method converses."""
+        """Opens a conversation with each party of clients; called only if the method converses."""
         raise NotImplementedError
 
     def absorb(self, t: int, message: Message) -> None:
-        """Takes in one client's upload; uploads come in client order, and are gone afterwards."""
+        """Adds one client's upload to the round's sum.
+
+        The engine passes uploads in client order and does not keep them.
+        """
         blocks = list(message.blocks)
         if len(blocks) > self.blocks_per_upload:  # see `take_statistics`
             self.sum.add(blocks.pop(), message.weight, self.stat_positions)
@@ -84,35 +88,36 @@ class Server:
         self.sum.weight += message.weight
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds weight * update, of which the client sent these blocks, to `sum`."""
+        """Decodes a client's update from its blocks and adds weight * update to `sum`."""
         self.sum.add(blocks[0], weight)
 
     def step(self, t: int) -> None:
-        """All uploads of the round are in: moves the model by their weighted mean."""
+        """Moves the model by the weighted mean of the round's uploads, and clears the sum."""
         self.sum.move(self.w)
 
     def agreement(self) -> list[Block]:
-        """Closes an agreement: what every client learns, instead of a step."""
+        """Returns the result of an agreement for every client; called instead of `step`."""
         raise NotImplementedError
 
     def personal(self, client: int) -> Tensor | None:
-        """The client's local model [n], where no rank but the server's has it whole."""
+        """Returns a client's local model [n] if only the server has all its parts, else None."""
         return None
 
 
 class Clients:
-    """The clients' half: the logical clients of one rank.
+    """The clients' half of a method: all logical clients of one rank.
 
     Attributes:
         method: the settings in `[method]`; a method narrows their type to its own.
         start: the model at which local training starts, [n].
-        stat_positions: positions in it of running statistics, int64; there may be none.
-        held: the network that a client has, or its part of it.
-        adjust: a method that changes gradients has this hook, `adjust(clients, w, g)`; it is called
-            before each step and changes g [k, n], of models w [k, n], in place.
-        deployed: where no model is global, `deployed(client, w)` is the one that the client has
-            once it knows the server's w [n], and before it trains: [n], to measure its accuracy.
-            It may be asked of any client of the rank, even of one that never took part.
+        stat_positions: positions of running statistics in the model, int64; may be empty.
+        held: the network that a client trains, which may be a part of the whole one.
+        adjust: optional hook `adjust(clients, w, g)` that changes gradients; it is called before
+            each local step and changes g [k, n], of the models w [k, n], in place.
+        deployed: optional hook for methods without a global model; `deployed(client, w)` returns
+            the model [n] that the client has after it knows the server's w [n] and before it
+            trains. Its accuracy is measured. The hook may be called for any client of the rank,
+            even for one that never took part.
     """
 
     adjust: Adjust | None = None
@@ -139,34 +144,37 @@ class Clients:
             own.copy_(state[name])
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """Takes what all of this rank's active clients were told.
+        """Receives the server's broadcast on behalf of this rank's active clients.
 
-        If the method does not broadcast, a round begins, and there are no blocks.
+        It is called at the start of each round; without a broadcast the list of blocks is empty.
         """
         self.start = sparse.vector(blocks[0], self.flat.size, self.trainer.device)
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """Takes what one client was told besides; only called if the method `sends`."""
+        """Receives the additional blocks for one client; called only if the method `sends`."""
         raise NotImplementedError
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
-        """Begins each party's conversation, with its clients of this rank; see `Server.open`."""
+        """Opens each party's conversation with the server for its clients on this rank.
+
+        The server's counterpart is `Server.open`.
+        """
         raise NotImplementedError
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Local training of a chunk of clients; returns their models, [C, n]."""
+        """Trains a chunk of clients locally and returns their models, [C, n]."""
         return self.trainer.train(t, clients, self.start, self.adjust)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """What a client with the local model w [n] says to the server."""
+        """Returns the blocks that a client with the local model w [n] sends to the server."""
         return [sparse.block(Kind.GRADIENT, w - self.start)]
 
     def take_statistics(self, update: Tensor) -> list[Block]:
-        """Takes running statistics out of an update [n], as a block to send behind it.
+        """Moves the running statistics of an update [n] into a block that is sent after the update.
 
-        A method that sends an update otherwise than as it is sends statistics as they are: they are
-        no gradients, and of a variance that is a little off the root may not exist. Both sides know
-        where they belong.
+        A method that compresses updates must still send running statistics exactly. They are no
+        gradients, and a small error could make a variance negative. Both sides know their
+        positions. The update is zero there afterwards.
         """
         if not len(self.stat_positions):
             return []
@@ -175,13 +183,13 @@ class Clients:
         return [block]
 
     def agree(self, blocks: Sequence[Block]) -> None:
-        """Takes what the server closed an agreement with."""
+        """Receives the result of an agreement."""
         raise NotImplementedError
 
     def burden(self, t: int, client: int) -> Burden:
-        """What the client trains in round t, to estimate what a device spends.
+        """Returns what the client trains in round t, to estimate the cost on its device.
 
-        In an agreement it is one batch.
+        In an agreement this is one batch.
         """
         population, batch = self.trainer.population, self.settings.batch
         batch = min(batch, int(population.sizes[client]))
@@ -189,5 +197,5 @@ class Clients:
         return Burden(self.held, samples, batch)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
-        """The client's whole local model [n], to measure its accuracy; None if it has no such."""
+        """Returns the client's whole local model [n], to be evaluated, or None if it has none."""
         return w

@@ -1,11 +1,11 @@
-"""FedBN: normalisation layers stay with the client, all others are averaged.
+"""FedBN: normalization layers stay with the client, all others are averaged.
 
 X. Li, M. Jiang, X. Zhang, M. Kamp, Q. Dou, *FedBN: Federated Learning on Non-IID Features via Local
 Batch Normalization*, ICLR 2021, arXiv 2102.07623, algorithm 1. Scale, shift and running statistics
 of every norm are the client's own; a model without norms is trained as in FedAvg.
 
-There is no global model; accuracies are measured as FedPer's.
-Differs from the paper: GroupNorm's scales and shifts count as well; clients are averaged by
+There is no global model; accuracies are measured as in FedPer.
+Differs from the paper: scales and shifts of GroupNorm are personal as well; clients are averaged by
 samples.
 """
 
@@ -19,8 +19,8 @@ __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(fedper.Config):
-    """Nothing to set."""
+    """FedBN has no settings of its own."""
 
     def private(self, flat: Flat) -> Tensor:
-        """Which positions of the model never leave a client: bool [size]."""
+        """Returns the positions of normalization layers, which stay with clients: bool [size]."""
         return flat.normalising()

@@ -3,19 +3,19 @@
 S. Bibikar, H. Vikalo, Z. Wang, X. Chen, *Federated Dynamic Sparse Training: Computing Less,
 Communicating Less, Yet Learning Better*, AAAI 2022, arXiv 2112.09824.
 
-The model begins on its largest weights, so many in each layer as the Erdos-Renyi-Kernel rule gives.
-In a round of readjustment a client, when it has trained, prunes the smallest weights of each layer
-and regrows as many where its loss has the largest gradients; it uploads its mask beside the values.
-The server averages each weight over the clients that have it, and keeps the largest of each layer.
-Who does not have the server's mask yet gets it, in its next round. Also the base of methods whose
-server changes the mask.
+The initial mask keeps the largest weights of each layer, with layer densities by the
+Erdos-Renyi-Kernel rule. In a readjustment round a client trains, prunes the smallest weights of
+each layer, and regrows as many where its loss has the largest gradients. It uploads its mask with
+the values. The server averages each weight over the clients that have it, and keeps the largest of
+each layer. A client that does not have the server's mask yet receives it in its next round. Also
+the base of other methods whose server changes the mask.
 
-Differs from the paper: clients readjust after their last local step, as the released code does
-with its defaults; the gradient is that of the last batch, of the network as it is judged.
+Differs from the paper: clients readjust after their last local step, as the released code does with
+its defaults; the gradient is that of the last batch, with the network in evaluation mode.
 Differs from the code: only weights that are zero grow; the share of the first round is `share`, and
 not its square; the Erdos-Renyi-Kernel rule is that of RigL, whose densities never exceed 1.
-Reconstruction: weights that grew are zero when they are averaged, so that they tie where the server
-prunes; those count more that clients with more samples have.
+Reconstruction: weights that grew are zero when they are averaged, so that they tie in the server's
+pruning; ties are broken by the number of samples of the clients that have a weight.
 """
 
 from collections.abc import Sequence
@@ -44,22 +44,23 @@ class Config(staticmask.Masked):
     sparsity: float = Field(0.8, ge=0, lt=1)
     """Share of the prunable weights that are zero."""
     share: float = Field(0.5, ge=0, le=1)
-    """Share of a layer's weights that are replaced in round 0; it falls by half a cosine."""
+    """Share of a layer's weights that are pruned and regrown in round 0. It falls along half a
+    cosine."""
     every: int = Field(10, ge=1, le=config.MOST)
-    """Rounds from one readjustment to the next; the first is in round 1, counted from 0."""
+    """Rounds between two readjustments of the mask. The first is in round 1, counted from 0."""
     end: float = Field(0.5, gt=0, le=1)
-    """Share of the rounds after which masks stay."""
+    """Share of the rounds after which masks stay fixed."""
 
     def initial_mask(self, flat: Flat, seed: int) -> Tensor:
-        """Each layer's largest initial weights: bool [n]."""
+        """Returns the mask of each layer's largest initial weights: bool [n]."""
         return pruning.largest(flat, flat.initial.abs(), self.counts(flat))
 
     def counts(self, flat: Flat) -> list[int]:
-        """How many weights each layer keeps."""
+        """Returns the number of weights that each layer keeps."""
         return pruning.erk(flat, self.sparsity)
 
     def replaced(self, t: int, rounds: int) -> float:
-        """The share of weights that are replaced in round t; 0 if masks stay as they are."""
+        """Returns the share of weights that are replaced in round t; 0 if masks do not change."""
         is_due = (t - 1) % self.every == 0
         return pruning.annealed(self.share, t, self.end * rounds) if is_due else 0.0
 
@@ -68,9 +69,9 @@ class Server(staticmask.Server):
     """A server that changes the mask.
 
     Attributes:
-        version: number of the mask, int64 []; 0 is the first, which everybody knows from the seed.
-        knows: the version that each client has been sent, int64 [clients].
-        held: updates on the clients' own masks, when these have been readjusted.
+        version: version of the mask, int64 []; all clients know version 0 from the seed.
+        knows: the version that each client was last sent, int64 [clients].
+        held: sum of updates on the clients' own masks in a readjustment round.
     """
 
     blocks_per_upload = 2
@@ -86,19 +87,19 @@ class Server(staticmask.Server):
         return super().state() | {"version": self.version, "knows": self.knows}
 
     def change(self, mask: Tensor) -> None:
-        """The model lives on another mask from now on, if it is another."""
+        """Adopts a mask; counts a new version if it differs from the last one."""
         self.version += int(not torch.equal(mask, self.mask))
         self.adopt(mask)
 
     def send(self, t: int, client: int) -> list[Block]:
-        """The mask, to those who do not have it."""
+        """Sends the mask to a client that does not have it."""
         if self.knows[client] == self.version:
             return []
         self.knows[client] = self.version
         return [staticmask.encode_mask(self.mask, self.prunable)]
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Updates on the mask that both know, or on the client's own, which comes first."""
+        """Adds an update, on the shared mask or, with two blocks, on the client's own mask."""
         if len(blocks) == 1:
             super().add(t, client, blocks, weight)
             return
@@ -106,7 +107,11 @@ class Server(staticmask.Server):
         self.held.add(blocks[1], weight, where)
 
     def step(self, t: int) -> None:
-        """Means over those who have a weight; the largest of each layer are kept."""
+        """Moves the model by the mean update; in a readjustment round prunes it to a new mask.
+
+        In that round each weight is averaged over the clients that have it, and the largest weights
+        of each layer are kept.
+        """
         method = self.method
         assert isinstance(method, Config)
         if not method.replaced(t, self.settings.rounds):
@@ -125,8 +130,8 @@ class Server(staticmask.Server):
 class Clients(staticmask.Clients):
     """Clients whose mask the server changes.
 
-    They keep to their ranks: a rank keeps the newest mask that one of its clients was sent, and who
-    was sent none has that.
+    Clients stay on their ranks. A rank keeps the newest mask that was sent to one of its clients; a
+    client that was sent none has this mask, too.
     """
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -135,23 +140,23 @@ class Clients(staticmask.Clients):
         self.own: dict[int, Tensor] = {}
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """Values on the mask, which may be another than the last."""
+        """Receives the values on the mask, which may be a new one."""
         self.values = sparse.values(blocks[0], self.trainer.device)
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """The mask, if it is new to the client."""
+        """Receives the mask, if it is new to the client."""
         if blocks:
             self.adopt(staticmask.decode_mask(blocks[0], self.prunable))
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Local training on the mask, and after it the masks' readjustment if that is due."""
+        """Trains on the mask, and readjusts the clients' masks if that is due."""
         self.start = torch.zeros_like(self.start)
         self.start[self.active] = self.values
         found = super().work(t, clients)
         return self.readjust(t, clients, found)
 
     def readjust(self, t: int, clients: Sequence[int], found: Tensor) -> Tensor:
-        """The clients' models [C, n] on their new masks."""
+        """Returns the clients' models [C, n] on their new masks, or unchanged if none is due."""
         method = self.method
         assert isinstance(method, Config)
         share = method.replaced(t, self.settings.rounds)
@@ -166,7 +171,7 @@ class Clients(staticmask.Clients):
         return found
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The update's values on the mask; after a readjustment the client's own, and that."""
+        """Sends the update on the mask; after a readjustment with the client's new mask."""
         if client not in self.own:
             return super().upload(t, client, w)
         mask = self.own.pop(client)

@@ -1,13 +1,15 @@
 """Federated Dropout: each client trains a random sub-model, drawn anew each round.
 
 S. Caldas, J. Konecny, H. B. McMahan, A. Talwalkar, *Expanding the Reach of Federated Learning by
-Reducing Client Resource Requirements*, arXiv 1812.07210, section on Federated Dropout: of each
-hidden layer a fixed number of units or filters is left, and the rest is dropped, so that matrices
-are really smaller. Both sides draw the channels, so that positions cost nothing.
+Reducing Client Resource Requirements*, arXiv 1812.07210, section on Federated Dropout. A fixed
+number of units or filters of each hidden layer is kept and the others are dropped, so that the
+weight matrices are really smaller. Both sides draw the same channels, so that no positions are
+sent.
 
-Reconstruction: a value's mean is taken over those who had it, as in HeteroFL, of which this is a
-variant; the paper's compression of what travels is that of other methods here. Where outputs are
-added (shortcuts) layers have the same channels; the channels of a recurrent layer are its cells.
+Reconstruction: each value is averaged over the clients that trained it, as in HeteroFL, of which
+this is a variant. The paper also compresses what is sent; other methods here do that. Layers whose
+outputs are added (shortcuts) keep the same channels. The channels of a recurrent layer are its
+cells.
 """
 
 from typing import Annotated
@@ -28,13 +30,14 @@ class Config(heterofl.Config):
     rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (0.75,), min_length=1, strict=False
     )
-    """Shares of the channels that are left, over which clients are spread evenly, if no device's
-    `keep` says them."""
+    """Shares of the channels that clients train. Clients are spread evenly over them. Used if no
+    device has a keep."""
     scaler: bool | None = False
-    """Divide hidden layers' outputs by the rate in training; if absent, where there are norms."""
+    """Divide the outputs of hidden layers by the client's share in training. If absent, only in
+    models with normalisation."""
     masked: bool = False
-    """Zero the logits of classes that a client has no samples of, in training."""
+    """Ignore classes that a client has no samples of in its training: their logits are set to 0."""
 
     def choose(self, settings: Settings, t: int, client: int, rate: float) -> Choose:
-        """Channels at random, anew for each client and round."""
+        """Draws the client's channels at random, anew for each client and round."""
         return narrow.drawn(rate, stream(settings.seed, Purpose.CHANNELS, t, client))

@@ -1,15 +1,17 @@
-"""FedLite: activations cross the cut as codebooks and codes, and the client corrects gradients.
+"""FedLite: activations are vector-quantized at the cut, and the client corrects its gradients.
 
 J. Wang, H. Qi, A. S. Rawat, S. Reddi, S. Waghmare, F. X. Yu, G. Joshi, *FedLite: A Scalable
 Approach for Federated Learning on Resource-constrained Clients*, arXiv 2201.11865. A sample's
-values are vectors, which are clustered over the batch (see `quantized.clusters`). The gradient g by
-what arrives comes back as it is, and the front learns from g + lambda (a - a'), where a' stands for
-its activations a: the gradient of a term lambda / 2 ||a - a'||^2 besides, which draws activations
-to what can be said of them. If there are no more vectors than centroids, it is SplitFed.
+activations are divided into vectors, which are clustered over the batch (`quantized.clusters`);
+codebooks and codes are sent. The server returns the exact gradient g of the activations a' that it
+restored. The front learns from g + lambda (a - a'), where a are its own activations. The second
+term is the gradient of lambda / 2 ||a - a'||^2 and pulls activations to what the codebook can
+express. If there are no more vectors than centroids, this is SplitFed.
 
 Differs from the paper: all clients take each step together, as in SplitFed.
-Reconstruction: how vectors are grouped and clustered; the correction's sign and its factor, which
-is the same beside gradients of a batch's mean loss whatever its size, are as we understand them.
+Reconstruction: how vectors are grouped and clustered is ours. So are the correction's sign and its
+factor, which does not depend on the batch size, because gradients are those of the batch's mean
+loss.
 """
 
 from collections.abc import Sequence
@@ -31,21 +33,23 @@ from fedmpi.training.train import Trainer
 
 class Config(splitfed.Config):
     vectors: int | None = Field(None, ge=1, le=config.MOST)
-    """Vectors of a sample at a cut, q, a divisor of its values; by default one a channel."""
+    """Vectors per sample at a cut (q in the paper). It must divide the number of activations. If
+    absent, one per channel."""
     groups: int = Field(1, ge=1, le=config.MOST)
-    """Codebooks, R, a divisor of `vectors`: one for each so many neighbours."""
+    """Number of codebooks (R in the paper), one per group of neighbouring vectors. It must divide
+    vectors."""
     centroids: int = Field(16, ge=2, le=1 << 16)
-    """Centroids of a codebook, L."""
+    """Centroids per codebook (L in the paper)."""
     iterations: int = Field(10, ge=0, le=config.MOST)
-    """Of Lloyd's algorithm, in each step."""
+    """Iterations of k-means (Lloyd's algorithm) in each step."""
     correction: float = Field(1e-4, ge=0, le=config.LARGEST)
-    """lambda; 0 corrects nothing."""
+    """Lambda: weight of the gradient correction. 0 disables it."""
 
     def divided(self, trainer: Trainer) -> list[int]:
-        """Vectors of a sample at each cut.
+        """Returns the number of vectors that a sample is divided into, for each cut.
 
         Raises:
-            ConfigError: if its values, or these vectors, cannot be divided so.
+            ConfigError: if the sample's values, or these vectors, cannot be divided so.
         """
         before = self.parts(trainer.flat)[: 1 if self.tail is None else 2]
         cuts = [shape_behind(before[: 1 + cut], trainer.feed.x) for cut in range(len(before))]
@@ -57,10 +61,10 @@ class Config(splitfed.Config):
 
 
 def divide(setting: str, number: int, whole: int, what: str) -> None:
-    """Says what is possible if a setting is no divisor of a whole.
+    """Checks that a setting divides a whole number.
 
     Raises:
-        ConfigError: if so.
+        ConfigError: if it does not; names all divisors.
     """
     if whole % number:
         possible = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
@@ -71,17 +75,17 @@ def divide(setting: str, number: int, whole: int, what: str) -> None:
 
 
 class Link(links.Link[Tensor | None]):
-    """Both sides; the one before the cut remembers the correction, unless there is none.
+    """The link on both sides; the sender's memory is the correction, or None without one.
 
     Attributes:
-        vectors: of a sample at each cut.
+        vectors: number of vectors of a sample, for each cut.
     """
 
     method: Config
     vectors: list[int]
 
     def sent(self, crossing: Crossing, x: Tensor) -> tuple[list[Block], Tensor | None]:
-        """Codebooks and codes."""
+        """Sends codebooks and codes."""
         method, vectors = self.method, self.vectors[crossing.cut]
         split, random = (vectors, method.groups), self.random(Purpose.LINK, crossing)
         centroids, iterations = method.centroids, method.iterations
@@ -92,7 +96,7 @@ class Link(links.Link[Tensor | None]):
         return blocks, method.correction * (x - there)
 
     def arrived(self, crossing: Crossing, blocks: Sequence[Block]) -> tuple[Tensor, None]:
-        """The vectors' centroids."""
+        """Restores activations from the centroids."""
         vectors, (_, codes) = self.vectors[crossing.cut], blocks
         shape, device = (codes.count // vectors, self.size), self.trainer.device
         return quantized.clustered(blocks, shape, vectors, self.method.groups, device), None
@@ -100,7 +104,7 @@ class Link(links.Link[Tensor | None]):
     def returned(
         self, crossing: Crossing, blocks: Sequence[Block], memory: Tensor | None
     ) -> Tensor:
-        """Gradients, corrected."""
+        """Restores the gradients and adds the correction."""
         g = super().returned(crossing, blocks, memory)
         return g if memory is None else g.view_as(memory).add_(memory)
 

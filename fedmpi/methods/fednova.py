@@ -1,17 +1,17 @@
-"""FedNova: updates are normalised by how far a client's steps could carry it.
+"""FedNova: updates are normalized by the effective number of a client's local steps.
 
 J. Wang, Q. Liu, H. Liang, G. Joshi, H. V. Poor, *Tackling the Objective Inconsistency Problem in
 Heterogeneous Federated Optimization*, NeurIPS 2020, arXiv 2007.07481, eq. 6 and section 4.
 
-With a_k the sum of the weights that the client's gradients have in its update, d_k its update over
-a_k and p_k its share of the samples, w moves by (sum of p_k a_k) * (sum of p_k d_k). For SGD of tau
-equal steps a_k = tau, with momentum m it is (tau - m (1 - m^tau) / (1 - m)) / (1 - m). If all
-clients take equally many steps this is FedAvg.
+Let a_k be the sum of the weights of client k's gradients in its update, d_k its update divided by
+a_k, and p_k its share of the samples. The model moves by (sum of p_k a_k) * (sum of p_k d_k). For
+SGD with tau equal steps a_k = tau; with momentum m it is (tau - m (1 - m^tau) / (1 - m)) / (1 - m).
+If all clients take the same number of steps, this is FedAvg.
 
 Differs from the code: a client's number of steps follows from the settings, so that the server
-knows a_k without a byte, and clients upload what they do in FedAvg. Running statistics are
+knows a_k without communication, and clients upload the same as in FedAvg. Running statistics are
 averaged.
-Reconstruction: Adam's steps count as those of plain SGD do.
+Reconstruction: Adam's steps count like those of plain SGD.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(config.Method):
-    """Nothing to set."""
+    """FedNova has no settings of its own."""
 
 
 class Server(fedavg.Server):
@@ -40,7 +40,7 @@ class Server(fedavg.Server):
         self.plain = torch.zeros_like(self.w[self.stat_positions])
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """A client's update, normalised."""
+        """Adds a client's normalized update."""
         scale = self.trainer.effective_steps(t, client)
         self.effective += weight * scale
         update = sparse.vector(blocks[0], self.flat.size, self.w.device)
@@ -48,7 +48,7 @@ class Server(fedavg.Server):
         self.sum.total.add_(update, alpha=weight / scale)
 
     def step(self, t: int) -> None:
-        """Moves the model by the mean direction, as far as the mean client could go."""
+        """Moves the model along the mean normalized update, scaled by the mean effective steps."""
         self.sum.total.mul_(self.effective / self.sum.weight)
         self.sum.total[self.stat_positions] = self.plain
         super().step(t)

@@ -1,13 +1,12 @@
-"""FedOpt: to the server the clients' mean update is a gradient, and it has an optimiser of its own.
+"""FedOpt: a server-side optimizer takes the mean of the clients' updates as its gradient.
 
 S. J. Reddi, Z. Charles, M. Zaheer, Z. Garrett, K. Rush, J. Konecny, S. Kumar, H. B. McMahan,
-*Adaptive Federated Optimization*, ICLR 2021, arXiv 2003.00295, algorithm 2: FedAdagrad, FedYogi
-and FedAdam. T.-M. H. Hsu, H. Qi, M. Brown, *Measuring the Effects of Non-Identical Data
-Distribution for Federated Visual Classification*, arXiv 1909.06335: FedAvgM, heavy-ball momentum on
-the server.
+*Adaptive Federated Optimization*, ICLR 2021, arXiv 2003.00295, algorithm 2: FedAdagrad, FedYogi and
+FedAdam. T.-M. H. Hsu, H. Qi, M. Brown, *Measuring the Effects of Non-Identical Data Distribution
+for Federated Visual Classification*, arXiv 1909.06335: FedAvgM, heavy-ball momentum on the server.
 
 Differs from the paper: updates are averaged by samples; running statistics are averaged, without an
-optimiser.
+optimizer.
 """
 
 from typing import Literal
@@ -26,16 +25,15 @@ __all__ = ["Clients", "Config", "Server"]
 
 class Config(config.Method):
     rule: Literal["adam", "yogi", "adagrad", "momentum"] = "adam"
-    """The server's optimiser."""
+    """Optimizer of the server."""
     lr: float = Field(0.1, gt=0, le=config.LARGEST)
-    """The server's learning rate; 1 with momentum 0 is FedAvg."""
+    """Learning rate of the server. With rule = momentum and beta1 = 0, a rate of 1 is FedAvg."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """Decay of the mean update, or the momentum."""
+    """Decay rate of the mean update, or the momentum."""
     beta2: float = Field(0.99, ge=0, lt=1)
-    """Decay of the mean square, in Adam and Yogi."""
+    """Decay rate of the mean squared update, in adam and yogi."""
     tau: float = Field(1e-3, gt=0, le=1)
-    """Degree of adaptivity: what is added to the root of the mean square, which begins as its
-    square."""
+    """Adaptivity: added to the root of the mean squared update, which starts at tau^2."""
 
 
 class Server(fedavg.Server):
@@ -51,7 +49,7 @@ class Server(fedavg.Server):
         return super().state() | {"mean": self.mean, "square": self.square}
 
     def step(self, t: int) -> None:
-        """Moves the model by the optimiser's step along the mean update."""
+        """Moves the model by one step of the server's optimizer along the mean update."""
         method = self.method
         delta = self.sum.mean()
         if method.rule == "momentum":
@@ -65,7 +63,7 @@ class Server(fedavg.Server):
         super().step(t)
 
     def _watch(self, seen: torch.Tensor) -> None:
-        """Takes squares of the mean update into their mean, as the rule does."""
+        """Updates the running mean of squared updates by the chosen rule."""
         match self.method.rule:
             case "adagrad":
                 self.square.add_(seen)

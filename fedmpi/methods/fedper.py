@@ -3,8 +3,8 @@
 M. G. Arivazhagan, V. Aggarwal, A. K. Singh, S. Choudhary, *Federated Learning with Personalization
 Layers*, arXiv 1912.00818, section 3. Both parts are trained together.
 
-There is no global model. After a round a client has the new shared part with its own (`accuracy`);
-after local training, its local model (`personal`).
+There is no global model. `accuracy` is that of the new shared part with a client's personal part,
+after the round. `personal` is that of the local model after local training.
 Differs from the paper: clients are sampled, and averaged by samples.
 """
 
@@ -28,13 +28,13 @@ class Config(config.Method):
     keeps_state: ClassVar[bool] = True
 
     cut: str | None = None
-    """The last stage that is shared; by default all but the last are."""
+    """Last stage of the shared part of the network. If absent, only the last stage is personal."""
 
     def private(self, flat: Flat) -> Tensor:
-        """Which positions of the model never leave a client: bool [size].
+        """Returns which positions of the model never leave a client: bool [size].
 
         Raises:
-            ConfigError: if the model has no such split point, or none at all.
+            ConfigError: if the model has no split point of that name, or no split point at all.
         """
         found = torch.ones(flat.size, dtype=torch.bool)
         front, _ = flat.split(self.cut or (flat.cuts() or [""])[-1])
@@ -51,21 +51,21 @@ class Server(fedavg.Server):
         self.shared = (~self.private).nonzero().squeeze(1)
 
     def broadcast(self, t: int) -> list[Block]:
-        """The shared part."""
+        """Sends the shared part of the model."""
         return [sparse.block(Kind.MODEL, self.w[self.shared], self.flat.size)]
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """The shared part of an update."""
+        """Adds an update of the shared part."""
         self.sum.add(blocks[0], weight, self.shared)
 
 
 class Clients(fedavg.Clients):
-    """Clients with a part of the model of their own.
+    """Clients that keep a personal part of the model.
 
     Attributes:
-        private: which positions that is, bool [n].
-        shared: the others, int64.
-        own: each client's part.
+        private: positions of the personal part, bool [n].
+        shared: positions of the shared part, int64.
+        own: each client's personal part.
     """
 
     method: Config
@@ -78,12 +78,12 @@ class Clients(fedavg.Clients):
         self.own = trainer.store("own", len(self.initial))
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """The shared part."""
+        """Receives the shared part."""
         size, device = self.flat.size, self.trainer.device
         self.start = sparse.vector(blocks[0], size, device, self.shared)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Local training of both parts; a client's own begins where it was left."""
+        """Trains both parts; a client's personal part starts where its last round ended."""
         starts = self.start.new_empty(len(clients), self.flat.size)
         for row, client in enumerate(clients):
             starts[row] = self.deployed(client, self.start)
@@ -93,12 +93,12 @@ class Clients(fedavg.Clients):
         return found
 
     def deployed(self, client: int, w: Tensor) -> Tensor:
-        """The shared part of w, and the client's own as it left it, or the initial one."""
+        """Returns the shared part of w with the client's personal part, or the initial one."""
         found = w.clone()
         found[self.private] = self.own.get(client, self.initial).to(w.device)
         return found
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The update of the shared part."""
+        """Sends the update of the shared part."""
         update = w[self.shared] - self.start[self.shared]
         return [sparse.block(Kind.GRADIENT, update, self.flat.size)]

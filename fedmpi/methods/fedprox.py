@@ -21,7 +21,7 @@ __all__ = ["Clients", "Config", "Server"]
 
 class Config(config.Method):
     mu: float = Field(0.01, ge=0, le=config.LARGEST)
-    """Weight of the term mu / 2 * ||w - w_t||^2; 0 is FedAvg."""
+    """Weight of the proximal term mu / 2 * ||w - w_t||^2. 0 is FedAvg."""
 
 
 class Clients(fedavg.Clients):

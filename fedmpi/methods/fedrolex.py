@@ -1,12 +1,13 @@
-"""FedRolex: HeteroFL whose window of channels rolls on each round, so that all are trained.
+"""FedRolex: HeteroFL with a window of channels that rolls on each round, so that all are trained.
 
 S. Alam, L. Liu, M. Yan, M. Zhang, *FedRolex: Model-Heterogeneous Federated Learning with Rolling
-Sub-Model Extraction*, NeurIPS 2022, arXiv 2212.01548. In round t a client of rate r has of each
-hidden layer's C channels the ceil(r * C) from channel t mod C on, and behind the last the first
-again; where outputs are added, layers have the same. All clients may be narrower than the model.
+Sub-Model Extraction*, NeurIPS 2022, arXiv 2212.01548. In round t a client of rate r trains ceil(r *
+C) of the C channels of each hidden layer, starting at channel t mod C and wrapping around. Layers
+whose outputs are added have the same channels. All clients may be narrower than the model.
 
-Differs from the paper: clients count by their samples.
-Differs from the code: as HeteroFL does; channels stand in the sub-model in the whole one's order.
+Differs from the paper: clients are weighted by their samples.
+Differs from the code: as HeteroFL does; the sub-model's channels are in the same order as in the
+whole model.
 """
 
 from fedmpi.config import Settings
@@ -19,8 +20,8 @@ __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(heterofl.Config):
-    """Those of HeteroFL."""
+    """Settings of HeteroFL."""
 
     def choose(self, settings: Settings, t: int, client: int, rate: float) -> Choose:
-        """The window of round t."""
+        """Returns the window of channels of round t."""
         return narrow.window(rate, max(t, 0))

@@ -1,20 +1,20 @@
-"""Fine-tuning: FedAvg, of whose model each client makes one of its own by training on.
+"""Fine-tuning: FedAvg whose global model each client personalizes by further local training.
 
 G. Cheng, K. Chadha, J. Duchi, *Fine-tuning is Fine in Federated Learning*, 2021, arXiv 2108.07313;
-it is FedAvg-FT in the tables of R. Dai, L. Shen, F. He, X. Tian, D. Tao, *DisPFL: Towards
+called FedAvg-FT in the tables of R. Dai, L. Shen, F. He, X. Tian, D. Tao, *DisPFL: Towards
 Communication-Efficient Personalized Federated Learning via Decentralized Sparse Training*, ICML
 2022, arXiv 2206.00187.
 
-`personal` is the accuracy of the global model that a client was sent, after `epochs` passes over
-the client's samples. FedAvg's own `personal` is that of its local model, which is the same after
-the steps that serve the average; with as many passes the two are one model, for a client's orders
-in a round are the same. All else is FedAvg's, bit for bit: fine-tuned models are made where
-accuracies are due, off the clock, and are gone once they are judged. No byte, second, FLOP or loss
-of theirs is counted; a client would pay once, for the model that it keeps.
+`personal` is the accuracy of the global model that a client received, after `epochs` passes over
+the client's samples. FedAvg's `personal` is that of its local model after the local steps. With the
+same number of passes both are the same model, because a client visits its samples in the same
+order. Everything else is FedAvg's, bit for bit: fine-tuned models are made in rounds that are
+evaluated, off the clock, and deleted after evaluation. None of their bytes, seconds, FLOPs or
+losses are counted; a client would fine-tune once, for the model that it keeps.
 
-Differs from the code: that of DisPFL fine-tunes the last average, at every client, at the rate of
-the first round. Here those who take part fine-tune what they have just been sent, at the rate of
-the round, so that nothing travels besides; the last average is not fine-tuned.
+Differs from the code: DisPFL's code fine-tunes the last average, at every client, at the rate of
+the first round. Here the clients of a round fine-tune the model that they have just received, at
+the rate of that round, so that no additional model is sent. The last average is not fine-tuned.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,15 @@ __all__ = ["Clients", "Config", "Server"]
 
 class Config(config.Method):
     epochs: int = Field(5, ge=1, le=config.MOST)
-    """Passes over a client's samples that fine-tune its model; the default is the code's."""
+    """Epochs of a client's fine-tuning. The default is that of the authors' code."""
 
 
 class Clients(fedavg.Clients):
-    """Attributes: `tuned`, the fine-tuned models of the chunk at work; none before it is judged."""
+    """FedAvg's clients, which also fine-tune the model that they received.
+
+    Attributes:
+        tuned: fine-tuned models by client, of the chunk at work; empty until one is evaluated.
+    """
 
     method: Config
 
@@ -47,14 +51,14 @@ class Clients(fedavg.Clients):
         self.tuned: dict[int, Tensor] = {}
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Local training."""
+        """Trains a chunk of clients locally, as FedAvg does, and notes the chunk for `personal`."""
         self.round, self.chunk, self.tuned = t, tuple(clients), {}
         found = super().work(t, clients)
-        # The first of a chunk is judged before the others upload, and tuning takes the same rows.
+        # Tuning for the first client overwrites the rows before the others have uploaded.
         return found if len(clients) == 1 else found.clone()
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
-        """The fine-tuned model; those of a chunk are made together."""
+        """Returns the client's fine-tuned model; those of a chunk are made together."""
         if not self.tuned:
             models = self.trainer.tune(self.round, self.chunk, self.start, self.method.epochs)
             self.tuned = dict(zip(self.chunk, models, strict=True))

@@ -1,19 +1,20 @@
-"""FjORD: ordered dropout; each local step is taken by the first channels, and how many is drawn.
+"""FjORD: ordered dropout; each local step trains the first channels, a share that is drawn anew.
 
 S. Horvath, S. Laskaridis, M. Almeida, I. Leontiadis, S. I. Venieris, N. D. Lane, *FjORD: Fair and
 Accurate Federated Learning under heterogeneous targets with Ordered Dropout*, NeurIPS 2021, arXiv
-2102.13451, algorithm 1. A client of rate p_max has the first channels of that share; each of its
-steps draws a rate p <= p_max, all alike, and changes the first channels of share p alone. Of each
-value the mean of those is taken who have it, by samples.
+2102.13451, algorithm 1. A client of rate p_max has the first channels of that share. Each of its
+steps draws a rate p <= p_max, with equal probability, and trains only the first channels of share
+p. Each value is averaged, by samples, over the clients that have it.
 
 Differs from the paper: no knowledge is distilled from the width p_max to the width p.
-Differs from the code: Flower's baseline has norms of its own for each p; here they are shared, and
-GroupNorm's groups keep their size. Momentum goes on outside of a step's channels, as there.
+Differs from the code: Flower's baseline has separate norms for each p; here they are shared, and
+GroupNorm's groups keep their size. As there, momentum goes on outside of a step's channels.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -23,8 +24,10 @@ from fedmpi.config import Settings
 from fedmpi.messages.codec import Block
 from fedmpi.methods import heterofl
 from fedmpi.methods.heterofl import Rate, Server
+from fedmpi.networks.narrow import Narrow
 from fedmpi.streams import Purpose, stream
-from fedmpi.training.nested import Nest
+from fedmpi.training.feed import Feed
+from fedmpi.training.inner import Inner
 from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
@@ -32,16 +35,61 @@ __all__ = ["Clients", "Config", "Server"]
 
 class Config(heterofl.Config):
     rates: tuple[Rate, ...] = Field((0.2, 0.4, 0.6, 0.8, 1.0), min_length=1, strict=False)
-    """Shares of the channels that steps draw from, and over which clients are spread evenly as
-    what they have at most, if no device's `keep` says that (then they draw from those)."""
+    """Shares of the channels from which local steps draw, up to the client's own share. Clients are
+    spread evenly over them. If devices have a keep, steps draw from those values instead."""
     scaler: bool | None = False
-    """Divide hidden layers' outputs by the rate in training; if absent, where there are norms."""
+    """Divide the outputs of hidden layers by the client's share in training. If absent, only in
+    models with normalisation."""
     masked: bool = False
-    """Zero the logits of classes that a client has no samples of, in training."""
+    """Ignore classes that a client has no samples of in its training: their logits are set to 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Nest(Narrow):
+    """A sub-model that learns through smaller ones in it.
+
+    Attributes:
+        levels: the smaller ones; their positions are those in this one.
+        draw: which of them takes each of a client's steps in a round, by round and client.
+    """
+
+    levels: Sequence[Narrow]
+    draw: Callable[[int, int], Iterator[int]]
+
+    def rows(self, trainer: Trainer, count: int) -> "NestRows":
+        """See `train.Composite`."""
+        return NestRows(self, trainer, count)
+
+
+class NestRows(Inner):
+    """Models of a nest's shape, each step of which is taken by one of its levels."""
+
+    def __init__(self, nest: Nest, trainer: Trainer, count: int) -> None:
+        super().__init__(
+            nest.flat,
+            count,
+            trainer.device,
+            trainer.settings,
+            lambda flat, _: trainer.descent_of(flat, count).rows,
+        )
+        self.nest = nest
+
+    def lessons(
+        self, feed: Feed, t: int, client: int, passes: int | None = None
+    ) -> Iterator[tuple[Narrow, Any]]:
+        """See `Rows.lessons`."""
+        levels = self.nest.levels
+        lessons = self.rows_of(levels[0].flat, 1).lessons(feed, t, client, passes)
+        drawn = (levels[which] for which in self.nest.draw(t, client))
+        return zip(drawn, lessons, strict=False)
 
 
 class Clients(heterofl.Clients):
-    """Attributes: `nests`, for each rate its sub-model and those in it."""
+    """HeteroFL's clients, whose steps train nested sub-models.
+
+    Attributes:
+        nests: for each rate its sub-model and the smaller ones nested in it.
+    """
 
     method: Config
 
@@ -50,36 +98,38 @@ class Clients(heterofl.Clients):
         self.nests: dict[float, Nest] = {}
 
     def smaller(self, rate: float) -> list[float]:
-        """The rates that a client of such a rate draws from, ascending."""
+        """Returns the rates that a client of the given rate draws from, ascending."""
         own, theirs = set(self.method.rates), set(self.widths.rates)
         levels = own if theirs <= own else theirs
         return sorted(level for level in levels if level <= rate)
 
     def draw(self, t: int, client: int) -> Iterator[int]:
-        """Which of them takes each of the client's steps in round t."""
+        """Yields for each of the client's steps in round t the index of its rate in `smaller`."""
         random = stream(self.settings.seed, Purpose.CHANNELS, t, client)
         count = len(self.smaller(self.widths.rate(t, client)))
         while True:
             yield int(random.integers(count))
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """The client's sub-model, and the smaller ones in it."""
+        """Receives the client's sub-model, and builds the smaller ones nested in it."""
         super().accept(t, client, blocks)
         rate = self.widths.rate(t, client)
         if rate not in self.nests:
             whole = self.widths.prefix(rate)
             parts = [self.widths.prefix(level) for level in self.smaller(rate)]
-            places, local_stats_of = (
-                [torch.searchsorted(getattr(whole, name), getattr(part, name)) for part in parts]
-                for name in ("positions", "local_stats")
-            )
-            flats = [part.flat for part in parts]
+            levels = [self.level(whole, part) for part in parts]
             own = whole.flat, whole.positions, whole.local_stats
-            self.nests[rate] = Nest(*own, flats, places, local_stats_of, self.draw)
+            self.nests[rate] = Nest(*own, levels, self.draw)
         self.parts[client] = self.nests[rate]
 
+    def level(self, whole: Narrow, part: Narrow) -> Narrow:
+        """A sub-model of the whole network, as one of a larger sub-model."""
+        pairs = (whole.positions, part.positions), (whole.local_stats, part.local_stats)
+        places = (torch.searchsorted(*pair).to(self.trainer.device) for pair in pairs)
+        return Narrow(part.flat, *places)
+
     def burden(self, t: int, client: int) -> Burden:
-        """The memory of the client's sub-model, and the steps of those in it."""
+        """Returns the cost: memory of the client's sub-model, FLOPs of the smaller ones by step."""
         size, batch = int(self.trainer.population.sizes[client]), self.settings.batch
         sizes = cycle(min(batch, size - first) for first in range(0, size, batch))
         levels = self.smaller(self.widths.rate(t, client))

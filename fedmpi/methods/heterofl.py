@@ -2,18 +2,20 @@
 
 E. Diao, J. Ding, V. Tarokh, *HeteroFL: Computation and Communication Efficient Federated Learning
 for Heterogeneous Clients*, ICLR 2021, arXiv 2010.01264, algorithm 1. A client of rate r has the
-first ceil(r * C) of the C channels of every hidden layer and all classes; of each parameter the
-mean of those is taken who have it, and what nobody had stays as it was. A hidden layer's outputs
-are divided by r in training (Scaler), and logits of classes that a client has no samples of are
-zero (masked cross-entropy): the rows of the output layer that make them are zero then, stay so, and
-are not sent. The paper's norm is `model.norm = static`.
+first ceil(r * C) of the C channels of every hidden layer, and all classes. Each parameter is
+averaged over the clients that have it; a parameter that no client has stays unchanged. In training
+a hidden layer's outputs are divided by r (Scaler), and the logits of classes that a client has no
+samples of are zero (masked cross-entropy). For the latter the rows of the output layer that produce
+these logits are set to zero, are not trained and are not sent. The paper's norm is `model.norm =
+static`.
 
-The sub-model is a network of its own and really costs less. A local model's accuracy (`personal`)
-is that of the sub-model amid zeros, which computes the same unless a group of GroupNorm is cut
-through, or channels are no first ones and shortcuts have no parameters.
-Differs from the paper: clients count by their samples, so that with all rates 1 it is FedAvg.
+The sub-model is a smaller network and really costs less. `personal` is the accuracy of the
+sub-model embedded in a whole model of zeros. Both compute the same, except if a group of GroupNorm
+is cut through, or if the channels are not the first ones and shortcuts have no parameters.
+Differs from the paper: clients are weighted by their samples, so that with all rates 1 it is
+FedAvg.
 Differs from the code: GroupNorm's groups keep their size and not their number; recurrent layers and
-embeddings are narrower, too; nobody collects BatchNorm's statistics afterwards.
+embeddings are narrowed, too; BatchNorm's statistics are not collected after training.
 """
 
 from collections.abc import Sequence
@@ -33,9 +35,8 @@ from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.sums import Held
 from fedmpi.methods import fedavg
 from fedmpi.networks import narrow
-from fedmpi.networks.narrow import Channels, Choose, Narrow
+from fedmpi.networks.narrow import Choose, Narrow, SubModels
 from fedmpi.streams import Purpose, stream
-from fedmpi.training.nested import Nest
 from fedmpi.training.train import Trainer
 
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -47,33 +48,38 @@ class Config(config.Method):
     pools: ClassVar[bool] = False
 
     rates: tuple[Rate, ...] = Field((1.0, 0.5, 0.25, 0.125, 0.0625), min_length=1, strict=False)
-    """Shares of the channels, over which clients are spread evenly, if no device's `keep` says
-    them; the defaults are the paper's a to e."""
+    """Shares of the channels that clients train. Clients are spread evenly over them. Used if no
+    device has a keep. The defaults are levels a to e of the paper."""
     assignment: Literal["fix", "dynamic"] = "fix"
-    """Whether a client has one rate for the whole run, or draws one of them all each round."""
+    """fix: a client has one share for the whole run. dynamic: it draws a share each round."""
     scaler: bool | None = None
-    """Divide hidden layers' outputs by the rate in training; if absent, where the model has norms,
-    as the paper's have: without them gradients grow by the product of all divisions."""
+    """Divide the outputs of hidden layers by the client's share in training. If absent, only in
+    models with normalisation; without it gradients would grow with every layer."""
     masked: bool = True
-    """Zero the logits of classes that a client has no samples of, in training."""
+    """Ignore classes that a client has no samples of in its training: their logits are set to 0."""
+
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Names the settings that have no effect, and what would give them one."""
+        return super().idle(settings) | devices.instead(settings, "rates")
 
     def choose(self, settings: Settings, t: int, client: int, rate: float) -> Choose:
-        """Which channels the client has in round t."""
+        """Returns how to choose the client's channels in round t: the first ones of each layer."""
         return narrow.prefix(rate)
 
 
 class Widths:
-    """Who trains which sub-model in which round, as both sides know."""
+    """The sub-models of all clients, which both sides derive from the settings."""
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         assert isinstance(settings.method, Config)
         self.settings, self.method = settings, settings.method
-        self.channels = Channels(trainer.flat, trainer.feed.x.shape[1:])
+        self.models = SubModels(trainer.flat, trainer.feed.x.shape[1:])
+        self.topology = self.models.topology
         self.rates = devices.shares(settings, "rates")
         self.firsts: dict[float, Narrow] = {}
 
     def rate(self, t: int, client: int) -> float:
-        """The client's in round t."""
+        """Returns the client's rate in round t."""
         place = client
         if self.method.assignment == "dynamic":
             random = stream(self.settings.seed, Purpose.WIDTH, t, client)
@@ -81,20 +87,20 @@ class Widths:
         return self.rates[place]
 
     def of(self, t: int, client: int) -> Narrow:
-        """The client's sub-model in round t."""
+        """Returns the client's sub-model in round t."""
         rate = self.rate(t, client)
         return self._narrow(rate, self.method.choose(self.settings, t, client, rate))
 
     def prefix(self, rate: float) -> Narrow:
-        """The sub-model of the first channels, which costs what all of its rate do."""
+        """Returns the sub-model of the first channels; all of the same rate cost the same."""
         if rate not in self.firsts:
             self.firsts[rate] = self._narrow(rate, narrow.prefix(rate))
         return self.firsts[rate]
 
     def _narrow(self, rate: float, choose: Choose) -> Narrow:
         scaler = self.method.scaler
-        scales = self.channels.has_norms if scaler is None else scaler
-        return self.channels.narrow(choose, 1 / rate if scales else 1.0)
+        scales = self.topology.has_norms if scaler is None else scaler
+        return self.models.narrow(choose, 1 / rate if scales else 1.0)
 
 
 class Server(fedavg.Server):
@@ -107,59 +113,64 @@ class Server(fedavg.Server):
         self.sum: Held = Held(len(self.w), trainer.device)
 
     def send(self, t: int, client: int) -> list[Block]:
-        """The client's sub-model."""
+        """Sends the client's sub-model."""
         positions = self.widths.of(t, client).positions.to(self.w.device)
         return [sparse.block(Kind.MODEL, self.w[positions], self.flat.size)]
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """An update of the sub-model, but for classes that the client has not."""
+        """Adds an update of the sub-model, except for classes that the client has no samples of."""
         positions = self.widths.of(t, client).positions.to(self.w.device)
         if self.method.masked:
             held = sparse.indices(blocks[1], self.w.device)
-            positions = positions[self.widths.channels.inside(positions, held)]
+            positions = positions[self.widths.topology.inside(positions, held)]
         self.sum.add(blocks[0], weight, positions)
 
     def step(self, t: int) -> None:
-        """Moves each position by the mean of those who had it."""
+        """Moves each value by the mean over the clients that have it."""
         self.w.add_(self.sum.mean())
         self.sum.clear()
 
 
 class Clients(fedavg.Clients):
-    """Attributes: the active clients' sub-models, and the `starts` of their training."""
+    """Clients that train sub-models.
+
+    Attributes:
+        parts: the sub-models of the active clients.
+        starts: the values at which their training starts.
+    """
 
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.widths = Widths(settings, trainer)
-        self.parts: dict[int, Narrow | Nest] = {}
+        self.parts: dict[int, Narrow] = {}
         self.starts: dict[int, Tensor] = {}
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """A round begins."""
+        """Forgets the last round's sub-models; new ones come to each client by `accept`."""
         self.starts, self.parts = {}, {}
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """The client's sub-model."""
+        """Receives the client's sub-model."""
         self.parts[client] = self.widths.of(t, client)
         self.starts[client] = sparse.values(blocks[0], self.trainer.device)
 
     def labels(self, client: int) -> Tensor:
-        """The classes of the client's samples, ascending: int64."""
+        """Returns the classes of the client's samples, ascending: int64."""
         feed, population = self.trainer.feed, self.trainer.population
         return feed.y[torch.from_numpy(population.shards[client])].unique()
 
     def inside(self, client: int) -> Tensor:
-        """Which values of the client's sub-model take part: bool [its size]."""
+        """Returns which values of the client's sub-model are trained: bool [its size]."""
         positions = self.parts[client].positions.to(self.trainer.device)
         if not self.method.masked:
             return torch.ones_like(positions, dtype=torch.bool)
-        return self.widths.channels.inside(positions, self.labels(client))
+        return self.widths.topology.inside(positions, self.labels(client))
 
-    # Sub-models of several lengths are no rows of one tensor.
+    # Sub-models have different lengths, so that they cannot be rows of one tensor.
     def work(self, t: int, clients: Sequence[int]) -> list[Tensor]:  # type: ignore[override]
-        """Local training of a chunk, together where networks are of one shape; their sub-models."""
+        """Trains a chunk's sub-models, those of one shape together; returns their values."""
         parts = [self.parts[client] for client in clients]
         inside = [self.inside(client) for client in clients]
         starts = [self.starts[client] * mask for client, mask in zip(clients, inside, strict=True)]
@@ -167,7 +178,7 @@ class Clients(fedavg.Clients):
         return self.trainer.train_apart(t, clients, starts, parts, masks)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The update of the sub-model w, and the client's classes."""
+        """Sends the update of the sub-model w and, if classes are masked, the client's classes."""
         inside = self.inside(client)
         update = (w - self.starts[client])[inside]
         blocks = [sparse.block(Kind.GRADIENT, update, self.flat.size)]
@@ -176,12 +187,12 @@ class Clients(fedavg.Clients):
         return blocks
 
     def burden(self, t: int, client: int) -> Burden:
-        """A narrower network, which is really smaller."""
+        """Returns the cost of training the narrower network."""
         rate = self.widths.rate(t, client)
         return replace(super().burden(t, client), flat=self.widths.prefix(rate).flat)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
-        """The sub-model amid zeros."""
+        """Returns the sub-model in a whole model that is zero elsewhere."""
         whole = torch.zeros(self.flat.size, device=w.device)
         whole[self.parts[client].positions.to(w.device)] = w
         return whole

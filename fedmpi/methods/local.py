@@ -1,12 +1,12 @@
-"""Local: every client trains a model of its own, and nothing travels.
+"""Local: every client trains a model of its own, and nothing is communicated.
 
-The baseline that personalised methods have to beat, as in T. Li, S. Hu, A. Beirami, V. Smith,
+The baseline that personalized methods have to beat, as in T. Li, S. Hu, A. Beirami, V. Smith,
 *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021, arXiv 2012.04221.
 
-There is no global model: what counts are the clients' own, of those who trained in a round
-(`personal`) or of all after it (`accuracy`). All begin at the same initial model, which follows
-from the seed; bytes are those of headers. Also the base of methods whose clients have a whole model
-of their own.
+There is no global model. `personal` is the accuracy of the models of clients that trained in a
+round, `accuracy` that of all clients' models after it. All clients start from the same initial
+model, which follows from the seed. The bytes reported are those of message headers. Also the base
+of methods whose clients have a whole model of their own.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from fedmpi.training.train import Adjust, Trainer
 
 
 class Config(config.Method):
-    """Nothing to set."""
+    """Local training has no settings of its own."""
 
     broadcasts = is_global = False
     pools: ClassVar[bool] = False
@@ -33,11 +33,11 @@ class Server(fedavg.Server):
     blocks_per_upload = 0
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Nothing came."""
+        """Does nothing: clients upload nothing."""
 
 
 class Owners(fedavg.Clients):
-    """Clients with models of their own, which all begin at the initial one."""
+    """Clients with models of their own, which all start from the initial model."""
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -45,7 +45,7 @@ class Owners(fedavg.Clients):
         self.models = trainer.store("model", self.flat.size)
 
     def go_on(self, t: int, clients: Sequence[int], adjust: Adjust | None) -> Tensor:
-        """Local training of own models, from where the last round ended: [C, n]."""
+        """Trains the clients' own models from where their last round ended: [C, n]."""
         starts = self.initial.repeat(len(clients), 1)
         for row, client in enumerate(clients):
             starts[row] = self.models.get(client, self.initial)
@@ -57,16 +57,16 @@ class Owners(fedavg.Clients):
 
 class Clients(Owners):
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """A round begins."""
+        """Does nothing: the server sends nothing."""
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Local training of own models."""
+        """Trains the clients' own models."""
         return self.go_on(t, clients, None)
 
     def deployed(self, client: int, w: Tensor) -> Tensor:
-        """The client's own model, or the initial one; the server knows nothing."""
+        """Returns the client's own model, or the initial one if it never trained."""
         return self.models.get(client, self.initial).to(w.device)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Nothing."""
+        """Sends nothing."""
         return []

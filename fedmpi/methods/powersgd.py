@@ -1,14 +1,14 @@
-"""PowerSGD: updates of weight matrices travel as the product of two thin ones.
+"""PowerSGD: clients send the updates of weight matrices as low-rank factors.
 
 T. Vogels, S. P. Karimireddy, M. Jaggi, *PowerSGD: Practical Low-Rank Gradient Compression for
 Distributed Optimization*, NeurIPS 2019, arXiv 1905.13727, algorithms 1 and 2: one step of subspace
-iteration, begun at the factor of the last time (warm start), with error feedback. The weight of a
-layer is a matrix of its outputs and all else; biases and norms travel as they are.
+iteration, started from the last round's factor (warm start), with error feedback. The weight of a
+layer is a matrix with a row for each output. Biases and norms are sent exactly.
 
-Reconstruction: clients are many and take part now and then, so each has factors of its own (the
-paper's workers share Q, by two reductions a step), and the server adds the products; a client's
-first Q is drawn at random. What is compressed is the update of a whole round of local training.
-Running statistics travel as they are.
+Reconstruction: clients are many and only some take part in a round, so that each has factors of its
+own (the paper's workers share Q, by two reductions a step), and the server adds the products. A
+client's first Q is drawn at random. The update of a whole round of local training is compressed.
+Running statistics are sent exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,16 +33,16 @@ class Config(feedback.Config):
     keeps_state: ClassVar[bool] = True
 
     rank: int = Field(2, ge=1, le=config.MOST)
-    """Columns of the factors; a matrix that would not become smaller travels as it is."""
+    """Rank of the factors. A matrix that would not become smaller is sent unchanged."""
 
 
 class Shapes:
-    """Which parameters travel as factors.
+    """The parameters that are sent as factors, and their layout.
 
     Attributes:
-        matrices: piece, rows, columns and rank of each that does.
+        matrices: piece, rows and columns of each parameter that is sent as factors.
         others: positions of all other parameters, int64.
-        columns: length of all second factors together.
+        columns: total length of all second factors.
     """
 
     def __init__(self, flat: Flat, rank: int) -> None:
@@ -60,7 +60,7 @@ class Shapes:
         self.columns = rank * sum(columns for _, _, columns in self.matrices)
 
     def factors(self, values: Tensor) -> Iterator[tuple[Piece, Tensor, Tensor]]:
-        """Each matrix' P and Q in values [rank * (all rows and columns) ...], as views."""
+        """Yields each matrix with its factors, P [rows, rank] and Q [columns, rank], as views."""
         start = 0
         for piece, rows, columns in self.matrices:
             middle, stop = start + self.rank * rows, start + self.rank * (rows + columns)
@@ -73,11 +73,11 @@ class Shapes:
 
     @property
     def length(self) -> int:
-        """Values that travel."""
+        """Number of values that are sent."""
         return self.columns + self.rank * sum(r for _, r, _ in self.matrices) + len(self.others)
 
     def product(self, values: Tensor, size: int) -> Tensor:
-        """The update [size] that values [length] stand for; zero where statistics are."""
+        """Restores the update [size] from values [length]; it is zero for running statistics."""
         update = torch.zeros(size, device=values.device)
         for piece, p, q in self.factors(values):
             update[piece.start : piece.stop] = (p @ q.T).reshape(-1)
@@ -93,7 +93,7 @@ class Server(fedavg.Server):
         self.shapes = Shapes(self.flat, self.method.rank)
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Factors, and what travels as it is."""
+        """Adds the update that the factors and the other values make up."""
         values = sparse.vector(blocks[0], self.shapes.length, self.w.device)
         self.sum.total.add_(self.shapes.product(values, self.flat.size), alpha=weight)
 
@@ -107,7 +107,7 @@ class Clients(topk.Compressing):
         self.bases = trainer.store("factors", self.shapes.columns)
 
     def base(self, client: int) -> Tensor:
-        """The client's second factors as its last round left them, or drawn: [columns]."""
+        """Returns the client's second factors of its last round, or random ones: [columns]."""
         if client in self.bases:
             return self.bases[client].to(self.start.device)
         random = stream(self.settings.seed, Purpose.SKETCH, client)
@@ -115,7 +115,7 @@ class Clients(topk.Compressing):
         return torch.from_numpy(drawn).to(self.start.device)
 
     def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor]:
-        """Factors, and the other parameters."""
+        """Sends the factors and all other parameters; the error is what the factors miss."""
         values = torch.zeros(self.shapes.length, device=update.device)
         bases = self.base(client).split(
             [self.method.rank * columns for _, _, columns in self.shapes.matrices]

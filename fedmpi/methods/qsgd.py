@@ -1,12 +1,12 @@
-"""QSGD: an update's values travel in a few bits, rounded at random so that their mean is right.
+"""QSGD: clients quantize their updates to a few bits a value by unbiased stochastic rounding.
 
 D. Alistarh, D. Grubic, J. Li, R. Tomioka, M. Vojnovic, *QSGD: Communication-Efficient SGD via
-Gradient Quantization and Encoding*, NeurIPS 2017, arXiv 1610.02132, section 3. On the update of a
-round of local training it is FedPAQ: A. Reisizadeh, A. Mokhtari, H. Hassani, A. Jadbabaie, R.
-Pedarsani, AISTATS 2020, arXiv 1909.13014.
+Gradient Quantization and Encoding*, NeurIPS 2017, arXiv 1610.02132, section 3. Applied to the
+update of a round of local training it is FedPAQ: A. Reisizadeh, A. Mokhtari, H. Hassani, A.
+Jadbabaie, R. Pedarsani, AISTATS 2020, arXiv 1909.13014.
 
-Differs from the paper: levels travel in a fixed number of bits, not in Elias' code. Running
-statistics travel as they are.
+Differs from the paper: levels are sent in a fixed number of bits, not in Elias' code. Running
+statistics are sent exactly.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from fedmpi.streams import Purpose, stream
 
 class Config(config.Method):
     bits: int = Field(8, ge=2, le=16)
-    """Bits of a value: its sign and one of 2^(bits - 1) - 1 levels."""
+    """Bits per value: a sign and one of 2^(bits - 1) - 1 levels."""
     bucket: int = Field(128, ge=1, le=config.MOST)
-    """Values that share a norm."""
+    """Number of values that share one norm."""
 
 
 class Server(fedavg.Server):
@@ -33,7 +33,7 @@ class Server(fedavg.Server):
     blocks_per_upload = 2
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Levels and norms."""
+        """Restores an update from its levels and norms, and adds it."""
         codes, norms = blocks
         update = quantized.leveled(codes, norms, self.method.bucket, self.w.device)
         self.sum.total.add_(update, alpha=weight)
@@ -43,7 +43,7 @@ class Clients(fedavg.Clients):
     method: Config
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Levels and norms."""
+        """Sends the update as levels and norms, and running statistics exactly."""
         update = w - self.start
         statistics = self.take_statistics(update)
         random = stream(self.settings.seed, Purpose.QUANTIZE, t, client)

@@ -1,12 +1,12 @@
-"""Random-k: values at random positions travel, which cost nothing because both sides draw them.
+"""Random-k: clients send values at random positions, which both sides draw from the seed.
 
 J. Konecny, H. B. McMahan, F. X. Yu, P. Richtarik, A. T. Suresh, D. Bacon, *Federated Learning:
 Strategies for Improving Communication Efficiency*, arXiv 1610.05492, section 2 ("random mask"); S.
 U. Stich, J.-B. Cordonnier, M. Jaggi, *Sparsified SGD with Memory*, NeurIPS 2018, arXiv 1809.07599.
 
-Without error feedback values are scaled by n / k, so that the update is right on average; with it
-they travel as they are, as in the second paper. Positions are drawn anew for each client and round.
-Running statistics all travel.
+Without error feedback values are scaled by n / k, so that the update is unbiased. With it they are
+sent unscaled, as in the second paper. Positions are drawn anew for each client and round. No
+positions are sent. Running statistics are all sent.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from torch import Tensor
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg, topk
 from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, stream
@@ -26,16 +27,17 @@ from fedmpi.training import feedback
 
 class Config(feedback.Config):
     sparsity: float = Field(0.9, ge=0, lt=1)
-    """Share of an update's values that are not sent; 0 is FedAvg."""
+    """Share of an update's values that are not sent. 0 is FedAvg."""
     error_feedback: bool = False
-    """Add what was not sent to the client's next update, instead of scaling what is."""
+    """Add what was not sent to the client's next update. Otherwise sent values are scaled up, so
+    that updates are unbiased."""
 
 
 def drawn(settings: Settings, flat: Flat, t: int, client: int) -> Tensor:
-    """The positions of the client's values in round t, ascending: int64 [k]."""
+    """Draws the positions of the client's values in round t, ascending: int64 [k]."""
     assert isinstance(settings.method, Config)
     random = stream(settings.seed, Purpose.POSITIONS, t, client)
-    count = sparse.kept(flat.count, settings.method.sparsity)
+    count = keep_round(flat.count, 1 - settings.method.sparsity)
     chosen = torch.from_numpy(random.permutation(flat.count)[:count]).sort().values
     return flat.movable[chosen]
 
@@ -44,7 +46,7 @@ class Server(fedavg.Server):
     method: Config
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Values at positions that the server draws, too."""
+        """Adds a client's values at the positions that the server draws, too."""
         where = drawn(self.settings, self.flat, t, client).to(self.w.device)
         self.sum.add(blocks[0], weight, where)
 
@@ -53,7 +55,7 @@ class Clients(topk.Compressing):
     method: Config
 
     def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor]:
-        """The values at the round's positions."""
+        """Sends the values at the drawn positions; the others are the error."""
         where = drawn(self.settings, self.flat, t, client).to(update.device)
         scale = 1.0 if self.method.error_feedback else self.flat.count / len(where)
         block = sparse.block(Kind.GRADIENT, scale * update[where], self.flat.size)

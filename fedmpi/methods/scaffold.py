@@ -4,11 +4,12 @@ S. P. Karimireddy, S. Kale, M. Mohri, S. J. Reddi, S. U. Stich, A. T. Suresh, *S
 Controlled Averaging for Federated Learning*, ICML 2020, arXiv 1910.06378, algorithm 1, option II.
 
 Differs from the paper: models are averaged by samples, as in NIID-Bench (the paper: uniformly); the
-server's learning rate is 1; c moves by the sum of the clients' changes over all N clients, as in
-both. With momentum, weight decay, a clip or Adam, (w - w_k) / (sum of rates) is not the mean
-gradient any more, but what the paper's formula gives; SCAFFOLD is known to collapse with momentum
-and few of many clients (NIID-Bench). Running statistics are averaged, and have no control variate.
-Where an upload is lost its client's c_k has moved all the same, so that c is not quite their mean.
+server's learning rate is 1. As in both, c moves by the sum of the clients' changes divided by the
+number of all clients. With momentum, weight decay, clipping or Adam, the paper's formula (w - w_k)
+/ (sum of rates) is still used, but is no longer the mean gradient; SCAFFOLD is known to collapse
+with momentum and few of many clients (NIID-Bench). Running statistics are averaged and have no
+control variate. If an upload is lost, the client's c_k has moved all the same, so that c is no
+longer exactly the mean of all c_k.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from fedmpi.training.variates import Variates
 
 
 class Config(config.Method):
-    """Nothing to set."""
+    """SCAFFOLD has no settings of its own."""
 
     keeps_state: ClassVar[bool] = True
 
@@ -44,11 +45,11 @@ class Server(fedavg.Server):
         return super().state() | {"control": self.control}
 
     def broadcast(self, t: int) -> list[Block]:
-        """The model, and c."""
+        """Sends the model and the control variate c."""
         return [*super().broadcast(t), sparse.block(Kind.GRADIENT, self.control)]
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """A client's update, and by how much its c_k changes."""
+        """Adds a client's update, and the change of its control variate c_k to c."""
         super().add(t, client, blocks[:1], weight)
         sparse.add(self.control, blocks[1], 1 / self.settings.clients)
 
@@ -59,7 +60,7 @@ class Clients(fedavg.Clients):
         self.variates = Variates(trainer)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """The model, and c."""
+        """Receives the model and the control variate c."""
         super().receive(t, clients, blocks[:1])
         self.variates.begin(sparse.vector(blocks[1], self.flat.size, self.trainer.device))
 
@@ -68,7 +69,7 @@ class Clients(fedavg.Clients):
         self.variates.correct(clients, g)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The update and the change of c_k."""
+        """Sends the update and the change of the control variate c_k."""
         update = w - self.start
         change = self.variates.move(
             client, update, self.trainer.sum_of_rates(t, client), self.stat_positions

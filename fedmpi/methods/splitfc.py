@@ -1,14 +1,14 @@
-"""SplitFC: features that vary little over a batch are dropped, others cross the cut in few bits.
+"""SplitFC: features that vary little over a batch are dropped, the others are quantized at the cut.
 
 Y. Oh, J. Lee, C. G. Brinton, Y.-S. Jeon, *Communication-Efficient Split Learning via Adaptive
 Feature-Wise Compression*, IEEE TNNLS, arXiv 2307.10805. A feature is one of a sample's D values at
-the cut, a column of the batch. Gradients come back, in few bits as well, for the features that
-went. With `ratio` 1 and 32 bits both ways it is SplitFed.
+the cut, that is a column of the batch. Gradients are sent back, quantized too, for the features
+that were sent. With `ratio` 1 and 32 bits both ways this is SplitFed.
 
-Differs from the paper: all features have as many bits, where there the number follows from a
+Differs from the paper: all features have the same number of bits, where the paper derives it from a
 feature's range; there are many clients, as in SplitFed.
-Reconstruction: with which probability a feature goes (see `sparse.features`); it is divided by that
-probability, and so is its gradient, so that the batch is right on average; codes lie between each
+Reconstruction: the probability with which a feature is sent is that of `sparse.features`.
+Activations and gradients are divided by it, so that they are unbiased. Codes lie between each
 feature's least and greatest value and are rounded to the nearest.
 """
 
@@ -30,24 +30,24 @@ from fedmpi.streams import Purpose
 
 class Config(splitfed.Config):
     ratio: float = Field(4.0, ge=1, le=config.MOST)
-    """Features for one that crosses the cut, on average; with 1 all do."""
+    """Compression ratio: on average one of so many features crosses the cut. 1 sends all."""
     bits: Bits = 8
-    """Bits of an activation on its way; with 32 it is exact."""
+    """Bits per activation. 32 sends floats."""
     gradient_bits: Bits = 8
-    """Bits of a gradient at the cut."""
+    """Bits per gradient at the cut. 32 sends floats."""
 
 
 Went = tuple[tuple[int, int], Tensor, Tensor | None]
-"""A batch's shape, the features that went, and at home what their gradients are divided by."""
+"""A batch's shape, the features sent, and on the sender's side the divisors of their gradients."""
 
 
 class Link(links.Link[Went]):
-    """Both sides."""
+    """The link on both sides."""
 
     method: Config
 
     def sent(self, crossing: Crossing, x: Tensor) -> tuple[list[Block], Went]:
-        """Columns in codes, and which they are, unless all go."""
+        """Sends quantized columns and their numbers; no numbers if all columns are sent."""
         size, places = x.shape[1], []
         kept, share = torch.arange(size, device=x.device), None
         if self.method.ratio > 1:
@@ -58,7 +58,7 @@ class Link(links.Link[Went]):
         return [*blocks, *places], ((len(x), size), kept, share)
 
     def arrived(self, crossing: Crossing, blocks: Sequence[Block]) -> tuple[Tensor, Went]:
-        """Columns, and zeros where none came."""
+        """Restores the columns, with zeros for those that were dropped."""
         device, shape = self.trainer.device, (blocks[0].size // self.size, self.size)
         kept = torch.arange(self.size, device=device)
         if self.method.ratio > 1:
@@ -67,13 +67,13 @@ class Link(links.Link[Went]):
         return quantized.columned(blocks, kept, shape, device), (shape, kept, None)
 
     def answered(self, crossing: Crossing, g: Tensor, memory: Went) -> list[Block]:
-        """Gradients by the columns that came."""
+        """Sends the quantized gradients of the columns that were received."""
         _, kept, _ = memory
         bits = self.method.gradient_bits
         return quantized.columns(crossing.kind, g[:, kept], g.shape[1], bits)
 
     def returned(self, crossing: Crossing, blocks: Sequence[Block], memory: Went) -> Tensor:
-        """Gradients, and zeros by the columns that did not go."""
+        """Restores the gradients, with zeros for dropped columns."""
         shape, kept, share = memory
         dense = quantized.columned(blocks, kept, shape, self.trainer.device)
         if share is not None:

@@ -3,19 +3,20 @@
 C. Thapa, P. C. Mahawaga Arachchige, S. Camtepe, L. Sun, *SplitFed: When Federated Learning Meets
 Split Learning*, AAAI 2022, arXiv 2004.12088, algorithms 1 and 2.
 
-`v1` keeps a copy of the back for each client and averages the copies after the round; `v2` has one
-back, which the clients' batches train one after the other, in an order drawn each round. Where a
-client's upload is lost, its copy counts as little as its front; v2's back has learnt all the same,
-unless all uploads of a round are.
-With a `tail`, which is averaged like the front, labels stay with their client: P. Vepakomma, O.
-Gupta, T. Swedish, R. Raskar, *Split Learning for Health*, 2018, arXiv 1812.00564.
-Differs from the paper: all clients take each step together, so that v2 meets one batch of every
-client in turn, not all batches of one client; fronts and copies are averaged by samples (all alike
-with `aggregation.weights = equal`); a clip is by the norm of a part's gradient, not of all parts'.
-Differs from the code: an optimiser's state is kept across the batches of a round.
+`v1` keeps a copy of the back for each client and averages the copies after the round. `v2` has one
+back, which is trained on the clients' batches one after the other, in an order drawn each round. If
+a client's upload is lost, v1 leaves its front and its copy of the back out of the averages. The
+back of v2 keeps what it learned from that client, unless all uploads of a round are lost.
+A `tail` is averaged like the front, and labels then stay with their client: P. Vepakomma, O. Gupta,
+T. Swedish, R. Raskar, *Split Learning for Health*, 2018, arXiv 1812.00564.
+Differs from the paper: all clients take each step together, so that v2 processes one batch of every
+client in turn, not all batches of one client. Fronts and copies are averaged by samples (equally
+with `aggregation.weights = equal`). Gradient clipping uses the norm of each part's gradient, not of
+all parts together.
+Differs from the code: an optimizer's state is kept across the batches of a round.
 
-It is the base of methods that change what crosses the cut, and when: `sides` has their hooks, and
-what happens in a step. Here stands what happens around a conversation.
+This is the base of methods that change what crosses the cut, or when. The hooks for that, and the
+local step, are in `split.sides`; this module has what happens before and after the local steps.
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,10 @@ import torch
 from torch import Tensor
 
 from fedmpi.clients.burden import Burden
-from fedmpi.config import ConfigError, Settings
+from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.methods import fedavg
-from fedmpi.networks.flat import Flat
 from fedmpi.split.cuts import Cut, shape_behind
 from fedmpi.split.lockstep import Talk, WaveParts
 from fedmpi.split.sides import ClientSide, ServerSide
@@ -39,37 +39,38 @@ from fedmpi.training.train import Trainer
 
 class Config(Cut):
     version: Literal["v1", "v2"] = "v1"
-    """`v1`: a back for each client, averaged; `v2`: one back for all, and no tail, because others
-    would move the back between a batch's way forward and its way back."""
+    """v1: the server has one back per client and averages them. v2: the server has a single back,
+    trained by all clients in turn; it does not allow a tail."""
 
     @property
     def is_one(self) -> bool:
-        """See `Cut.is_one`."""
+        """Whether all clients share one back: in v2."""
         return self.version == "v2"
 
     @property
     def pools(self) -> bool:
-        """One back is no mean of clients' updates."""
+        """Whether uploads are whole updates, which any rule can average; not so in v2."""
         return not self.is_one
 
     def width(self, room: int, clients: int) -> int:
-        """One back meets all clients in one order, whatever the window."""
+        """Returns the clients in a wave; with one back all clients of a round are in one wave."""
         return clients if self.is_one else room
 
-    def parts(self, flat: Flat) -> tuple[Flat, Flat, Flat]:
-        """See `Cut.parts`."""
-        if self.is_one and self.tail is not None:
-            raise ConfigError(f"method.tail = '{self.tail}': wanted version = 'v1', found 'v2'")
-        return super().parts(flat)
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Names the settings that have no effect, and what would give them one."""
+        found = super().idle(settings)
+        if self.version == "v2":
+            found["tail"] = "version = 'v1', found 'v2'"
+        return found
 
 
 class Server(ServerSide, fedavg.Server):
     """The server's half.
 
     Attributes:
-        sizes: of front, back and tail.
-        updates: of fronts and tails, of the wave's clients whose uploads came.
-        round: the last that had a conversation.
+        sizes: number of values in front, back and tail.
+        updates: updates of front and tail by client, of the current wave's uploads that arrived.
+        round: the last round in which a conversation was opened.
     """
 
     method: Cut
@@ -84,28 +85,28 @@ class Server(ServerSide, fedavg.Server):
         self.round: int | None = None
 
     def held(self, w: Tensor) -> Tensor:
-        """What of w [n] clients have: front and tail."""
+        """Returns the part of a model w [n] that clients have: front and tail, concatenated."""
         front, _, tail = w.split(self.sizes)
         return torch.cat([front, tail])
 
     def broadcast(self, t: int) -> list[Block]:
-        """Front and tail."""
+        """Sends front and tail."""
         return [sparse.block(Kind.MODEL, self.held(self.w))]
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
-        """Begins a wave's conversation; one back goes on from wave to wave."""
+        """Opens a wave's conversation; a shared back carries on from the round's previous wave."""
         goes_on = self.method.is_one and self.round == t
         self.round, self.updates = t, {}
         return self.begin(t, parties, None if goes_on else self.w.split(self.sizes)[1])
 
     def absorb(self, t: int, message: Message) -> None:
-        """An update of front and tail, and with v1 that of the back that belongs to them."""
+        """Adds a client's update of front and tail, and in v1 the update of its back."""
         size = self.sizes[0] + self.sizes[2]
         update = sparse.vector(message.blocks[0], size, self.trainer.device)
         self.add_up(message, update)
 
     def add_up(self, message: Message, update: Tensor) -> None:
-        """Adds up an update of front and tail, and with v1 that of the back."""
+        """Adds an update of front and tail to the sum, and in v1 that of the client's back."""
         front, _, tail = self.sum.total.split(self.sizes)
         front.add_(update[: len(front)], alpha=message.weight)
         tail.add_(update[len(front) :], alpha=message.weight)
@@ -113,7 +114,7 @@ class Server(ServerSide, fedavg.Server):
         self.count(message)
 
     def count(self, message: Message) -> None:
-        """Takes in that a client is done, and with v1 the update of its back."""
+        """Adds a client's weight to the sum, and in v1 the update of its back."""
         if not self.method.is_one:
             _, back, _ = self.sum.total.split(self.sizes)
             change = self.backs.of(message.client) - self.w.split(self.sizes)[1]
@@ -121,13 +122,13 @@ class Server(ServerSide, fedavg.Server):
         self.sum.weight += message.weight
 
     def step(self, t: int) -> None:
-        """Moves front and tail, and the back likewise (v1) or to where it was brought (v2)."""
+        """Moves front, tail and, in v1, the back by their mean; in v2 copies the trained back."""
         super().step(t)
         if self.method.is_one:
             self.w.split(self.sizes)[1].copy_(self.backs.first_row)
 
     def personal(self, client: int) -> Tensor | None:
-        """The client's front, back and tail together; None if its upload was lost."""
+        """Returns the client's front, back and tail as one model; None if its upload was lost."""
         if client not in self.updates:
             return None
         held = self.held(self.w) + self.updates[client]
@@ -139,8 +140,8 @@ class Clients(ClientSide, fedavg.Clients):
     """The clients' half.
 
     Attributes:
-        sizes: of front and tail.
-        end: see `Cut.end`.
+        sizes: number of values in front and tail.
+        end: the network up to the tail, and the tail; None without one (see `Cut.end`).
     """
 
     method: Cut
@@ -156,23 +157,23 @@ class Clients(ClientSide, fedavg.Clients):
             self.shape = shape_behind([front, back], trainer.feed.x)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """Front and tail."""
+        """Receives front and tail."""
         self.start = sparse.vector(blocks[0], sum(self.sizes), self.trainer.device)
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
-        """Begins a wave's conversation."""
+        """Opens a wave's conversation at the front and tail that were received."""
         front, tail = self.start.split(self.sizes)
         return self.begin(t, parties, front, tail)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Fronts and tails as the conversation left them."""
+        """Returns fronts and tails as the conversation trained them, [C, values of both]."""
         parts = [(self.fronts.of(client), self.tails.of(client)) for client in clients]
         return torch.stack([torch.cat(both) for both in parts])
 
     def burden(self, t: int, client: int) -> Burden:
-        """What the client trains: front and tail."""
+        """Returns the cost of training front and tail."""
         return replace(super().burden(t, client), end=self.end)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
-        """A client has no whole model; the server has (see `Server.personal`)."""
+        """Returns None: a client lacks the back, so that the server assembles its whole model."""
         return None

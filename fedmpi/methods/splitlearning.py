@@ -1,17 +1,17 @@
-"""Split learning: clients train one after the other, and the front travels from each to the next.
+"""Split learning: clients train one after the other, and each passes the front on to the next.
 
 O. Gupta, R. Raskar, *Distributed Learning of Deep Neural Network over Multiple Agents*, Journal of
-Network and Computer Applications 2018, arXiv 1810.06060; with a `tail`, which travels with the
-front, labels stay with their client: P. Vepakomma, O. Gupta, T. Swedish, R. Raskar, *Split Learning
+Network and Computer Applications 2018, arXiv 1810.06060. A `tail` is passed on with the front, and
+labels then stay with their client: P. Vepakomma, O. Gupta, T. Swedish, R. Raskar, *Split Learning
 for Health*, 2018, arXiv 1812.00564.
 
-In a round each client that takes part has its turn, in the order of their numbers, and the back on
-the server learns from all of them. Where what a client leaves behind is lost on its way, the next
-one begins where it began; the back has learnt all the same, unless all is lost in a round.
-Differs from the paper: fronts travel by way of the server, up and down again, not from client to
+In a round the active clients train one after the other, in the order of their numbers, and the back
+on the server learns from all of them. If a client's upload is lost, the next client starts from the
+same front as that one. The back keeps what it learned, unless all uploads of the round are lost.
+Differs from the paper: fronts are passed on by way of the server, not directly from client to
 client.
-Reconstruction: the back's optimiser keeps its state from client to client, and starts afresh each
-round; the front's starts afresh with each client, for weights are all that travels.
+Reconstruction: the state of the back's optimizer is kept from client to client and reset each
+round. The state of the front's optimizer is reset for each client, because only weights are sent.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from fedmpi.training.train import Trainer
 
 
 class Config(Cut):
-    """Nothing else to set."""
+    """Settings of split learning: those of the cut."""
 
     broadcasts = False
     in_turn = True
@@ -37,7 +37,7 @@ class Config(Cut):
     pools: ClassVar[bool] = False
 
     def width(self, room: int, clients: int) -> int:
-        """Each client begins where the one before it ended."""
+        """Returns 1 client a wave, because each client starts where the previous one ended."""
         return 1
 
 
@@ -45,8 +45,8 @@ class Server(splitfed.Server):
     """The server's half.
 
     Attributes:
-        relay: front and tail as the last client left them.
-        updates: the same, while that client's wave lasts.
+        relay: front and tail as the last client uploaded them.
+        updates: the same by client, for the client of the current wave.
     """
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -58,36 +58,36 @@ class Server(splitfed.Server):
         return super().state() | {"relay": self.relay}
 
     def send(self, t: int, client: int) -> list[Block]:
-        """Front and tail."""
+        """Sends front and tail as the previous client left them."""
         return [sparse.block(Kind.MODEL, self.relay)]
 
     def absorb(self, t: int, message: Message) -> None:
-        """Front and tail, for the next client."""
+        """Keeps the client's front and tail for the next client."""
         self.relay = sparse.vector(message.blocks[0], len(self.relay), self.trainer.device)
         self.updates[message.client] = self.relay
 
     def step(self, t: int) -> None:
-        """The model is where the last client brought it."""
+        """Copies the trained front, back and tail into the model."""
         self.w.copy_(self.whole())
 
     def personal(self, client: int) -> Tensor | None:
-        """The model after the client's turn; None if what it left behind was lost."""
+        """Returns the model after the client's turn, or None if its upload was lost."""
         return self.whole() if client in self.updates else None
 
     def whole(self) -> Tensor:
-        """The model as it is, [n]."""
+        """Returns the current front, back and tail as one model, [n]."""
         front, tail = self.relay.split(self.sizes[::2])
         return torch.cat([front, self.backs.first_row, tail])
 
 
 class Clients(splitfed.Clients):
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """A round begins."""
+        """Does nothing: front and tail come to each client by `accept`."""
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """Front and tail as the client before left them."""
+        """Receives front and tail as the previous client left them."""
         super().receive(t, [client], blocks)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Front and tail, for the next client."""
+        """Sends front and tail, for the next client."""
         return [sparse.block(Kind.MODEL, w)]

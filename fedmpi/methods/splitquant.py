@@ -1,10 +1,11 @@
-"""SplitFed whose activations, and gradients if wanted, cross the cut in few bits.
+"""SplitFed with quantized activations and, optionally, quantized gradients at the cut.
 
-The plain control of other split links: uniform codes between the least and the greatest value, as
-in SplitFed (C. Thapa et al., AAAI 2022, arXiv 2004.12088) nothing else. With `bits` and
-`gradient_bits` 32 it is SplitFed.
+A plain baseline for other compressed split links: uniform quantization between the least and the
+greatest value; all else as in SplitFed (C. Thapa et al., AAAI 2022, arXiv 2004.12088). With `bits`
+and `gradient_bits` 32 it is SplitFed.
 
-Reconstruction: it follows no paper's text; gradients pass the rounding as if it were not there.
+Reconstruction: it follows no paper's text; gradients pass the rounding unchanged
+(straight-through).
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from fedmpi.config import ConfigError, Settings
+from fedmpi.config import Settings
 from fedmpi.messages import quantized
 from fedmpi.messages.codec import Block
 from fedmpi.messages.quantized import Bits
@@ -22,55 +23,63 @@ from fedmpi.methods import splitfed
 from fedmpi.split import links
 from fedmpi.split.cuts import Crossing
 from fedmpi.streams import Purpose
-from fedmpi.training.train import Trainer
 
 
 class Config(splitfed.Config):
     bits: Bits = 8
-    """Bits of an activation on its way; with 32 it is exact."""
+    """Bits per activation. 32 sends floats."""
     gradient_bits: Bits = 32
-    """Bits of a gradient at the cut."""
+    """Bits per gradient at the cut. 32 sends floats."""
     ranges: Literal["sample", "tensor"] = "sample"
-    """Whose least and greatest value codes lie between: each sample's, or the whole batch's."""
+    """Range of the quantization levels. sample: minimum and maximum of each sample. tensor: of the
+    whole batch."""
     rounding: Literal["nearest", "random"] = "nearest"
-    """To the nearest code, or up or down at random, so that values are right on average."""
+    """nearest: to the nearest level. random: up or down at random, so that values are unbiased."""
+
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Names the settings that have no effect, and what would give them one."""
+        found = super().idle(settings)
+        if self.bits == self.gradient_bits == EXACT:
+            both = "bits or gradient_bits below 32, found both 32, which are exact"
+            found |= dict.fromkeys(("ranges", "rounding"), both)
+        return found
 
 
 class Link(links.Link[int]):
-    """Both sides; a gradient has as many values as its activations."""
+    """The link on both sides; its memory is the number of values of a sample."""
 
     method: Config
 
     def coded(self, crossing: Crossing, x: Tensor, bits: int) -> list[Block]:
-        """Codes for x [B, D] in so many bits, and their ranges."""
+        """Quantizes x [B, D] to codes of `bits` bits, with their ranges."""
         is_random = self.method.rounding == "random" and bits != EXACT
         random = self.random(Purpose.LINK, crossing) if is_random else None
         return quantized.ranges(crossing.kind, x, self.lengths(*x.shape), bits, random)
 
     def lengths(self, batch: int, size: int) -> np.ndarray:
-        """Values that share a range."""
+        """Returns the numbers of consecutive values that share a range."""
         if self.method.ranges == "tensor":
             return np.array([batch * size])
         return np.full(batch, size)
 
     def sent(self, crossing: Crossing, x: Tensor) -> tuple[list[Block], int]:
-        """Activations in codes."""
+        """Sends quantized activations."""
         return self.coded(crossing, x, self.method.bits), x.shape[1]
 
     def arrived(self, crossing: Crossing, blocks: Sequence[Block]) -> tuple[Tensor, int]:
-        """What the codes stand for."""
+        """Restores activations from their codes."""
         return self.decoded(blocks, self.size), self.size
 
     def answered(self, crossing: Crossing, g: Tensor, memory: int) -> list[Block]:
-        """Gradients in codes."""
+        """Sends quantized gradients."""
         return self.coded(crossing, g, self.method.gradient_bits)
 
     def returned(self, crossing: Crossing, blocks: Sequence[Block], memory: int) -> Tensor:
-        """What the codes stand for."""
+        """Restores gradients from their codes."""
         return self.decoded(blocks, memory)
 
     def decoded(self, blocks: Sequence[Block], size: int) -> Tensor:
-        """What codes of a batch of that many values a sample stand for, [B * D]."""
+        """Restores a batch from its codes, where a sample has `size` values: [B * D]."""
         lengths = self.lengths(blocks[0].size // size, size)
         return quantized.ranged(blocks, lengths, self.trainer.device)
 
@@ -79,17 +88,6 @@ class Server(Link, splitfed.Server):
     """The server's half."""
 
     method: Config
-
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        chosen = self.method
-        if chosen.bits == chosen.gradient_bits == EXACT:
-            for name, default in (("ranges", "sample"), ("rounding", "nearest")):
-                if (found := getattr(chosen, name)) != default:
-                    raise ConfigError(
-                        f"method.{name} = '{found}': wanted bits or gradient_bits below 32, found "
-                        "both 32, which are exact"
-                    )
 
 
 class Clients(Link, splitfed.Clients):

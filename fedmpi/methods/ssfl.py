@@ -1,19 +1,19 @@
-"""SSFL: all clients agree on a saliency mask before the first round, then only its values travel.
+"""SSFL: all clients agree on a saliency mask before the first round, then only its values are sent.
 
 R. Ohib, B. Thapaliya, G. K. Dziugaite, J. Liu, V. Calhoun, S. Plis, *SSFL: Discovering Sparse
 Unified Subnetworks at Initialization for Efficient Federated Learning*, TMLR 2026, arXiv
 2405.09037.
 
-In an agreement every client scores the parameters on some minibatches, s_j = |dL/dw_j * w_j|
-(SNIP's saliency), of the network as it is judged; the server averages the scores by samples and
-keeps the floor((1 - sparsity) * d) best of the d weights of convolutions and linear layers,
-globally, ties included; all other parameters stay dense. Afterwards the model lives on the mask and
-positions never travel again. The masks that it is compared with are `staticmask` and `clientmask`.
+In an agreement every client scores the parameters on some minibatches by s_j = |dL/dw_j * w_j|
+(SNIP's saliency), with the network in evaluation mode. The server averages the scores by samples.
+It keeps the floor((1 - sparsity) * d) best of the d weights of convolutions and linear layers,
+globally, ties included. All other parameters stay dense. Afterwards only values on the mask are
+trained and sent, and no positions. The baselines of the paper are `staticmask` and `clientmask`.
 
-Differs from the code: the gradient-norm clip sees the masked gradient, not the dense one; after a
-warm-up the agreement is a round of its own.
-Reconstruction: a mask found again. A weight that is zero has a score of zero, so that what was
-pruned comes back with its initial value first, in the dense model that everybody is sent.
+Differs from the code: gradient clipping uses the norm of the masked gradient, not of the dense one;
+after a warm-up the agreement is a round of its own.
+Reconstruction: finding the mask again. A weight that is zero would have a score of zero. Therefore
+pruned weights get their initial values back first, in the dense model that all clients are sent.
 """
 
 from collections.abc import Sequence
@@ -25,44 +25,47 @@ from torch import Tensor
 
 from fedmpi import config
 from fedmpi.clients.burden import Burden
-from fedmpi.config import ConfigError, Settings, Width
+from fedmpi.config import Settings, Width
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.messages.counts import keep_floor
 from fedmpi.messages.sums import Sum
 from fedmpi.methods import fedavg, staticmask
-from fedmpi.networks import pruning
 from fedmpi.streams import Purpose, stream
 from fedmpi.training.train import Trainer
 
 
 class Config(staticmask.Masked):
     sparsity: float = Field(0.5, ge=0, lt=1)
-    """Share of the prunable weights that are zero for good; 0 is FedAvg."""
+    """Share of the prunable weights that are zero for the whole run. 0 is FedAvg."""
     batches: int = Field(1, ge=1, le=config.MOST)
-    """Minibatches of different samples whose scores a client averages, if it has as many."""
+    """Minibatches over which a client averages its saliency scores; fewer if it has too few
+    samples."""
     warmup: int = Field(0, ge=0, le=config.MOST)
-    """Rounds of dense training before the mask is found, which then takes the next round."""
+    """Rounds of dense training before the mask is found. The round after them finds it."""
     rediscover: tuple[Width, ...] = Field((), strict=False)
-    """Rounds in which nobody trains and the mask is found again, such as after a shift of data."""
+    """Rounds in which the mask is found again, for instance after a shift of the data. Nobody
+    trains in them."""
 
     def agreements(self, rounds: int) -> frozenset[int]:
-        """Round -1, or that after the warm-up; and those in which the mask is found again.
+        """Round -1, or that after the warm-up; and those in which the mask is found again."""
+        return frozenset({self.warmup or -1, *self.rediscover})
 
-        Raises:
-            ConfigError: for one that never comes, or that comes before the first mask.
-        """
+    def problems(self, settings: Settings) -> list[str]:
+        """Agreements that never come, or that come before the first mask."""
+        found, rounds = super().problems(settings), settings.rounds
         if self.warmup >= rounds:
-            raise ConfigError(
+            found.append(
                 f"method.warmup = {self.warmup}: wanted less than rounds = {rounds}, since the "
                 "round after it finds the mask"
             )
         wrong = [t for t in self.rediscover if not self.warmup < t < rounds]
-        if wrong:
-            raise ConfigError(
+        if wrong and self.warmup < rounds:
+            found.append(
                 f"method.rediscover = {list(self.rediscover)}: wanted rounds above method.warmup = "
                 f"{self.warmup} and below rounds = {rounds}, found {wrong}"
             )
-        return frozenset({self.warmup or -1, *self.rediscover})
+        return found
 
 
 class Server(staticmask.Server):
@@ -74,7 +77,7 @@ class Server(staticmask.Server):
         self.scores = Sum(int(self.prunable.sum()), trainer.device)
 
     def broadcast(self, t: int) -> list[Block]:
-        """The dense model in an agreement and until the first one, else the values on the mask."""
+        """Sends the dense model until the first agreement and in each, else values on the mask."""
         if t in self.agreements:
             initial = self.flat.initial.to(self.w.device)
             self.w[~self.mask] = initial[~self.mask]
@@ -83,16 +86,16 @@ class Server(staticmask.Server):
         return super().broadcast(t)
 
     def absorb(self, t: int, message: Message) -> None:
-        """Scores in an agreement, else updates of the active values."""
+        """Adds scores in an agreement, else an update on the mask."""
         if t in self.agreements:
             self.scores.add(message.blocks[0], message.weight)
         else:
             super().absorb(t, message)
 
     def agreement(self) -> list[Block]:
-        """The mask over the prunable weights; the model is zero outside of it from now on."""
+        """Chooses the mask, prunes the model, and sends the mask over the prunable weights."""
         scores = self.scores.total
-        count = pruning.kept(len(scores), self.method.sparsity)
+        count = keep_floor(len(scores), 1 - self.method.sparsity)
         salient = torch.zeros_like(scores, dtype=torch.bool)
         if count:
             salient = scores >= scores.topk(count).values[-1]
@@ -110,13 +113,13 @@ class Clients(staticmask.Clients):
         self.agreements = self.method.agreements(settings.rounds)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """The dense model in an agreement, else the values on the mask."""
+        """Receives the dense model in an agreement, else the values on the mask."""
         if t in self.agreements:
             self.adopt(torch.ones_like(self.mask))
         super().receive(t, clients, blocks)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Local training; in an agreement the clients' scores instead, [C, n]."""
+        """Trains the clients; in an agreement returns their scores instead, [C, n]."""
         if t not in self.agreements:
             return super().work(t, clients)
         return torch.stack([self._saliency(t, client) for client in clients])
@@ -133,17 +136,17 @@ class Clients(staticmask.Clients):
         return scores / len(parts)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Scores of the prunable weights in an agreement, else the update's active values."""
+        """Sends the scores of the prunable weights in an agreement, else the update on the mask."""
         if t in self.agreements:
             return [sparse.block(Kind.GRADIENT, w[self.prunable])]
         return super().upload(t, client, w)
 
     def burden(self, t: int, client: int) -> Burden:
-        """All of the model for the scores, what is not pruned afterwards."""
+        """Returns the cost of the whole model in an agreement, else of the weights on the mask."""
         if t not in self.agreements:
             return super().burden(t, client)
         return fedavg.Clients.burden(self, t, client)
 
     def agree(self, blocks: Sequence[Block]) -> None:
-        """Learns the mask."""
+        """Changes to the mask that the server chose."""
         self.adopt(staticmask.decode_mask(blocks[0], self.prunable))

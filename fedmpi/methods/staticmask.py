@@ -1,9 +1,10 @@
-"""Static masks: some weights are zero for good, which ones follows from the seed.
+"""Static masks: a fixed mask, drawn before training, keeps some weights at zero.
 
-The controls of R. Ohib, B. Thapaliya, G. K. Dziugaite, J. Liu, V. Calhoun, S. Plis, *SSFL*, TMLR
-2026, arXiv 2405.09037: masks that look at no data, for all clients the same (a mask for each client
-is `clientmask`). The model lives on the mask, and values alone travel: everyone draws the mask from
-the seed of the run. Also the base of methods whose masks are found otherwise.
+The baselines of R. Ohib, B. Thapaliya, G. K. Dziugaite, J. Liu, V. Calhoun, S. Plis, *SSFL*, TMLR
+2026, arXiv 2405.09037: masks that do not depend on data and are the same for all clients
+(`clientmask` has one mask for each client). Every rank derives the mask from the seed of the run,
+so that only the values on the mask are sent. Also the base of methods that find masks in other
+ways.
 
 Reconstruction: `magnitude`, which keeps the largest initial weights of all layers together.
 """
@@ -21,6 +22,7 @@ from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.counts import keep_floor
 from fedmpi.methods import fedavg
 from fedmpi.networks import pruning
 from fedmpi.networks.flat import Flat
@@ -29,26 +31,27 @@ from fedmpi.training.train import Trainer
 
 
 class Masked(config.Method):
-    """Settings of a method whose model lives on a mask."""
+    """Settings of a method whose model is sparse, with one mask for all clients."""
 
     def initial_mask(self, flat: Flat, seed: int) -> Tensor:
-        """The mask that training starts with, bool [n]: all of the model."""
+        """Returns the mask at the start of training, bool [n]; by default the whole model."""
         return torch.ones(flat.size, dtype=torch.bool)
 
 
 class Config(Masked):
     sparsity: float = Field(0.5, ge=0, lt=1)
-    """Share of the prunable weights that are zero for good; 0 is FedAvg."""
+    """Share of the prunable weights that are zero for the whole run. 0 is FedAvg."""
     mask: Literal["random", "layerwise", "magnitude"] = "random"
-    """Which are kept: any at random; at random, as many in each layer; those that begin largest."""
+    """Which weights are kept. random: uniformly at random. layerwise: at random, the same share of
+    each layer. magnitude: the largest initial weights."""
 
     def initial_mask(self, flat: Flat, seed: int) -> Tensor:
-        """The mask that training starts with, and stays with: bool [n]."""
+        """Returns the mask of the whole run: bool [n]."""
         random = stream(seed, Purpose.MASK)
         if self.mask == "layerwise":
             return pruning.drawn(flat, pruning.uniform(flat, self.sparsity), random)
         prunable = flat.prunable()
-        count = pruning.kept(int(prunable.sum()), self.sparsity)
+        count = keep_floor(int(prunable.sum()), 1 - self.sparsity)
         if self.mask == "random":
             return pruning.anywhere(flat, count, random)
         places = prunable.nonzero().squeeze(1)
@@ -58,12 +61,12 @@ class Config(Masked):
 
 
 class Server(fedavg.Server):
-    """A server whose model lives on a mask.
+    """A server with a sparse model.
 
     Attributes:
         prunable: which weights can be pruned, bool [n].
         mask: which positions are kept, bool [n].
-        active: the same as positions, int64.
+        active: positions that are kept, int64.
     """
 
     method: Masked
@@ -74,7 +77,7 @@ class Server(fedavg.Server):
         self.adopt(self.method.initial_mask(self.flat, settings.seed))
 
     def adopt(self, mask: Tensor) -> None:
-        """From now on the model lives on that mask; it is zero elsewhere."""
+        """Changes to another mask; the model becomes zero outside of it."""
         self.mask = mask.to(self.w.device)
         self.active = self.mask.nonzero().squeeze(1)
         self.w[~self.mask] = 0
@@ -89,16 +92,16 @@ class Server(fedavg.Server):
         self.adopt(self.mask)
 
     def broadcast(self, t: int) -> list[Block]:
-        """The values on the mask."""
+        """Sends the values on the mask."""
         return [sparse.block(Kind.MODEL, self.w[self.active], self.flat.size)]
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Updates of the values on the mask."""
+        """Adds an update on the mask."""
         self.sum.add(blocks[0], weight, self.active)
 
 
 class Clients(fedavg.Clients):
-    """Clients whose models live on one mask; attributes as the server's.
+    """Clients that share one mask; `prunable`, `mask` and `active` as in the server.
 
     Attributes:
         kept: the mask as factors of a gradient, float32 [n].
@@ -112,7 +115,7 @@ class Clients(fedavg.Clients):
         self.adopt(self.method.initial_mask(self.flat, settings.seed))
 
     def adopt(self, mask: Tensor) -> None:
-        """From now on the models live on that mask."""
+        """Changes to another mask."""
         self.mask = mask.to(self.start.device)
         self.active, self.kept = self.mask.nonzero().squeeze(1), self.mask.float()
 
@@ -126,44 +129,44 @@ class Clients(fedavg.Clients):
         self.adopt(self.mask)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """The values on the mask."""
+        """Receives the values on the mask."""
         size, device = self.flat.size, self.trainer.device
         self.start = sparse.vector(blocks[0], size, device, self.active)
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-        """Keeps the models on the mask."""
+        """Masks the gradients, so that pruned weights stay zero."""
         g.mul_(self.kept)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The update's values on the mask."""
+        """Sends the update on the mask."""
         update = w[self.active] - self.start[self.active]
         return [sparse.block(Kind.GRADIENT, update, self.flat.size)]
 
     def burden(self, t: int, client: int) -> Burden:
-        """What is not pruned."""
+        """Returns the cost of training the weights on the mask."""
         return replace(super().burden(t, client), kept=self.kept)
 
 
 class Pruned(fedavg.Server):
-    """A server that averages models, which its clients have pruned each for itself, not updates.
+    """A server that averages models, which clients have pruned themselves, instead of updates.
 
-    `add` adds weight * model to `sum`.
+    Its `add` must add weight * model to `sum`.
     """
 
     def step(self, t: int) -> None:
-        """The mean of the pruned models, zeros included, is the new model."""
+        """Replaces the model by the mean of the pruned models, zeros included."""
         self.w.zero_()
         super().step(t)
 
 
 def encode_mask(mask: Tensor, prunable: Tensor) -> Block:
-    """The mask [n] as a block: positions among the weights that can be pruned."""
+    """Encodes a mask [n] as a block: positions among the weights that can be pruned."""
     salient = mask[prunable]
     return sparse.places(salient.nonzero().squeeze(1), len(salient))
 
 
 def decode_mask(block: Block, prunable: Tensor) -> Tensor:
-    """The mask [n] that such a block tells."""
+    """Restores the mask [n] from such a block."""
     salient = torch.zeros(block.size, dtype=torch.bool, device=prunable.device)
     salient[sparse.indices(block, prunable.device)] = True
     mask = ~prunable
@@ -172,12 +175,12 @@ def decode_mask(block: Block, prunable: Tensor) -> Tensor:
 
 
 def encode_model(w: Tensor, mask: Tensor, prunable: Tensor) -> list[Block]:
-    """A model [n] on a mask that the receiver does not know, as two blocks: values and mask."""
+    """Encodes a model [n] and its mask, which the receiver does not know, as two blocks."""
     return [sparse.block(Kind.MODEL, w[mask], len(w)), encode_mask(mask, prunable)]
 
 
 def decode_model(blocks: Sequence[Block], prunable: Tensor) -> tuple[Tensor, Tensor]:
-    """The model, [n], and the mask; without the second block that is all."""
+    """Restores a model [n] and its mask [n]; without a second block the mask is full."""
     mask = torch.ones_like(prunable)
     if len(blocks) > 1:
         mask = decode_mask(blocks[1], prunable)

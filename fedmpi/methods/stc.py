@@ -1,15 +1,16 @@
-"""STC: sparse ternary compression of what clients upload, and of what the server sends.
+"""STC: sparse ternary compression of both the clients' uploads and the server's updates.
 
 F. Sattler, S. Wiedemann, K.-R. Mueller, W. Samek, *Robust and Communication-Efficient Federated
 Learning from Non-IID Data*, IEEE TNNLS 2020, arXiv 1903.02891, algorithms 1 and 2. The largest
-values of update + residual travel as +mu or -mu, mu the mean of their absolute values: positions in
-Golomb's code, and one bit a value. The server compresses the mean update likewise, with a residual
-of its own, so that all sides hold the same, compressed model.
+values of update + residual are sent as +mu or -mu, where mu is the mean of their absolute values:
+positions in Golomb code, and one bit a value. The server compresses the mean update in the same
+way, with a residual of its own, so that all sides hold the same, compressed model.
 
-A client that was not sampled for some rounds gets the updates that it missed, or the model, if that
-is shorter (the paper: their sum, by section V-C, which may be shorter than one after the other).
+A client that was not sampled for some rounds receives all updates that it missed, or the whole
+model if that is shorter. The paper sends the sum of the updates (section V-C), which may be shorter
+than one update after the other.
 Differs from the paper: updates are averaged by samples; values are chosen over all parameters
-together. Running statistics travel as they are.
+together. Running statistics are sent exactly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message, pack, unpack
+from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg
 from fedmpi.networks.flat import Flat
 from fedmpi.training.feedback import Feedback
@@ -35,17 +37,17 @@ class Config(config.Method):
     keeps_state: ClassVar[bool] = True
 
     sparsity: float = Field(0.9, ge=0, lt=1)
-    """Share of a client's values that are not sent."""
+    """Share of an upload's values that are not sent."""
     sparsity_down: float | None = Field(None, ge=0, lt=1)
-    """The same for the server's values; if absent, that of the clients."""
+    """Share of a download's values that are not sent. If absent, it equals sparsity."""
 
 
 def ternary(update: Tensor, flat: Flat, sparsity: float) -> Block:
-    """The largest values of an update [n], which is zero where statistics are, as one size.
+    """Encodes the largest values of an update [n] by their signs and one magnitude.
 
-    Zeros never travel: there is no sign for them.
+    The update must be zero at running statistics. Zeros are never sent, because they have no sign.
     """
-    positions = sparse.top(update, sparse.kept(flat.count, sparsity))
+    positions = sparse.top(update, keep_round(flat.count, 1 - sparsity))
     positions = positions[update[positions] != 0]
     return sparse.signs(Kind.GRADIENT, update[positions], flat.size, positions)
 
@@ -88,7 +90,7 @@ class Server(fedavg.Server):
         super().restore(state)
 
     def send(self, t: int, client: int) -> list[Block]:
-        """What the client has missed since it last took part, or the model."""
+        """Sends the updates that the client missed since it last took part, or the whole model."""
         first, self.knows[client] = int(self.knows[client]), t
         if first < self.forgotten:
             return [sparse.block(Kind.MODEL, self.w)]
@@ -97,7 +99,7 @@ class Server(fedavg.Server):
         ]
 
     def step(self, t: int) -> None:
-        """Moves the model by the compressed mean update; what that leaves out waits."""
+        """Moves the model by the compressed mean update; the error becomes the next residual."""
         update = self.sum.mean()
         statistics = []
         if len(self.stat_positions):
@@ -110,7 +112,7 @@ class Server(fedavg.Server):
         self.lengths[t] = length(self.history[t])
         follow(self.w, self.history[t], self.stat_positions)
         self.sum.clear()
-        # Who has missed more than a model's worth gets the model.
+        # A client that missed more bytes than a model has is sent the model.
         while sum(self.lengths.values()) >= 4 * self.flat.size:
             oldest = next(iter(self.history))
             del self.history[oldest], self.lengths[oldest]
@@ -118,12 +120,12 @@ class Server(fedavg.Server):
 
 
 def length(blocks: Sequence[Block]) -> int:
-    """Bytes of a round's update, with its headers."""
+    """Returns the bytes of a round's update, including headers."""
     return len(pack([Message(0, blocks)]).data)
 
 
 def follow(w: Tensor, blocks: Sequence[Block], stat_positions: Tensor) -> None:
-    """Moves a model [n] by compressed updates, in place: the server's and the clients' alike."""
+    """Moves a model [n] by compressed updates, in place, in the same way on both sides."""
     for block in blocks:
         sparse.add(w, block, agreed=None if block.indices is not None else stat_positions)
 
@@ -137,10 +139,10 @@ class Clients(fedavg.Clients):
         self.models = trainer.store("model", self.flat.size)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """Nothing comes for all."""
+        """Does nothing: updates come to each client by `accept`."""
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """The model, or what is to be added to the client's own."""
+        """Receives the model, or updates that are added to the client's own copy of it."""
         device = self.trainer.device
         if blocks and blocks[0].kind == Kind.MODEL:
             model = sparse.vector(blocks[0], self.flat.size, device)
@@ -150,7 +152,7 @@ class Clients(fedavg.Clients):
         self.models[client] = self.start = model
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The largest values of update + residual, all of one size."""
+        """Sends the largest values of update + residual as signs with one magnitude."""
         update = w - self.start
         statistics = self.take_statistics(update)
         self.feedback.add(client, update)

@@ -1,12 +1,13 @@
-"""Top-k: only an update's largest values travel, and what was left out is remembered.
+"""Top-k: clients send only an update's largest values and add the rest to their next update.
 
 S. U. Stich, J.-B. Cordonnier, M. Jaggi, *Sparsified SGD with Memory*, NeurIPS 2018, arXiv
 1809.07599, algorithm 1; A. F. Aji, K. Heafield, *Sparse Communication for Distributed Gradient
-Descent*, EMNLP 2017, arXiv 1704.05021. Also the base of methods that compress otherwise.
+Descent*, EMNLP 2017, arXiv 1704.05021. Also the base of other compression methods.
 
-Differs from the paper: what is sparsified is the update of a whole round of local training, not one
+Differs from the paper: the update of a whole round of local training is sparsified, not one
 gradient; the values are chosen over all parameters together, not layer by layer. Running statistics
-are no gradients and all travel: what is left over of a variance, added later, may make it negative.
+are no gradients and are all sent: a part of a variance that is added in a later round could make it
+negative.
 """
 
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from torch import Tensor
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
 from fedmpi.training import feedback
@@ -28,11 +30,11 @@ __all__ = ["Clients", "Config", "Server"]
 
 class Config(feedback.Config):
     sparsity: float = Field(0.9, ge=0, lt=1)
-    """Share of an update's values that are not sent; 0 is FedAvg."""
+    """Share of an update's values that are not sent. 0 is FedAvg."""
 
 
 class Compressing(fedavg.Clients, ABC):
-    """Clients that send less than their update, and may remember the rest."""
+    """Clients that compress their updates, with error feedback if the settings want it."""
 
     method: feedback.Config
 
@@ -41,7 +43,7 @@ class Compressing(fedavg.Clients, ABC):
         self.feedback = Feedback(trainer, self.flat.size, self.method.error_feedback)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """What stands for update + residual; the rest is the next residual."""
+        """Compresses update + residual; the compression error becomes the next residual."""
         update = w - self.start
         statistics = self.take_statistics(update)
         self.feedback.add(client, update)
@@ -52,10 +54,10 @@ class Compressing(fedavg.Clients, ABC):
 
     @abstractmethod
     def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor | None]:
-        """What travels for an update [n], which may be changed, and what that leaves out of it.
+        """Compresses an update [n], which may be changed in place.
 
         Returns:
-            The block, and the rest, [n]; None if there is none.
+            The block to send, and the compression error [n], or None if there is no error.
         """
 
 
@@ -63,8 +65,8 @@ class Clients(Compressing):
     method: Config
 
     def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor | None]:
-        """The largest values."""
-        count = sparse.kept(self.flat.count, self.method.sparsity)
+        """Keeps the largest values; the others are the error."""
+        count = keep_round(self.flat.count, 1 - self.method.sparsity)
         if count == self.flat.count:
             return sparse.block(Kind.GRADIENT, update), None
         positions = sparse.top(update, count)

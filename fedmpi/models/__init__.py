@@ -1,12 +1,9 @@
-"""Models: one module a family, with a `Config` and `stages(config, shape, classes)`.
+"""Models: one module for each family, with a `Config` and `stages(config, shape, classes)`.
 
-A model is a sequence of named stages; each name but the last is a split point, `method.cut`. One
-whose samples are symbols has `READS = "symbols"` besides; as many symbols as there are classes.
+A model is a sequence of named stages. Each name but the last is a split point, `method.cut`. A
+model of symbols also has `READS = "symbols"`; it has as many symbols as there are classes.
 A module's docstring is its description in `fedmpi list models`.
 """
-
-import copy
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -24,17 +21,17 @@ def build(
     seed: int,
     samples: str = "numbers",
 ) -> nn.Sequential:
-    """A network with its initial parameters, the same on every rank.
+    """Builds a network with its initial parameters, the same on every rank.
 
     Args:
         settings: the table `[model]`.
-        shape: of one sample, channels first.
+        shape: shape of one sample, channels first.
         classes: number of labels.
-        seed: of the run.
-        samples: what they are made of, numbers or symbols (see `Dataset.kind`).
+        seed: seed of the run.
+        samples: kind of the samples' values, numbers or symbols (see `Dataset.kind`).
 
     Raises:
-        ConfigError: if the network does not fit the samples, or has a layer that cannot be.
+        ConfigError: if the network does not fit the samples, or a layer is impossible.
     """
     module = config.module("model", settings.name)
     if _reads(settings.name) != samples:
@@ -52,44 +49,5 @@ def build(
 
 
 def _reads(name: str) -> str:
-    """What the samples of a family of networks are made of."""
+    """Returns the kind of samples that a family of networks needs: numbers or symbols."""
     return getattr(config.module("model", name), "READS", "numbers")
-
-
-@dataclass(frozen=True)
-class Front:
-    """A network up to a split point, or as a whole.
-
-    Attributes:
-        name: of its last stage.
-        parameters: how many it has.
-        flops: of one sample's way through it.
-        floats: that come out of it for one sample, and are sent if it is split there.
-    """
-
-    name: str
-    parameters: int
-    flops: int
-    floats: int
-
-
-def fronts(network: nn.Sequential, shape: tuple[int, ...]) -> list[Front]:
-    """The network up to each split point, and at last as a whole.
-
-    FLOPs are counted by torch on the way of a sample [*shape] through the network as it is judged:
-    those of convolutions and matrix products, of which a multiplication and an addition are two.
-    Biases, norms, activations and pooling count nothing. That is the convention of SSFL and DisPFL
-    (2 * weights * height * width for a convolution), by which a step of training has three times as
-    many for each sample.
-    """
-    # Here, because a GPU's torch loads its compiler for it, which runs have no use for.
-    from torch.utils.flop_counter import FlopCounterMode
-
-    judged, found, parameters = copy.deepcopy(network).train(False), [], 0
-    x = torch.zeros(1, *shape)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        for name, stage in judged.named_children():
-            x = stage(x)
-            parameters += sum(parameter.numel() for parameter in stage.parameters())
-            found.append(Front(name, parameters, counter.get_total_flops(), x.numel()))
-    return found

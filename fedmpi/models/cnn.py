@@ -17,24 +17,25 @@ from fedmpi.networks.layers import Norm, dropouts, norms
 
 class Config(config.Model):
     channels: tuple[Width, Width] = Field((32, 64), strict=False)
-    """Channels of the two convolutions."""
+    """Output channels of the two convolutions."""
     kernel: int = Field(5, ge=1)
-    """Side of the convolutions' windows."""
+    """Side length of the convolution kernels in pixels."""
     padding: bool = True
-    """Pad the convolutions so that they keep height and width (an odd kernel then)."""
+    """Pad the convolutions, so that an odd kernel keeps height and width."""
     norm: Norm = "none"
-    """Behind each convolution: none; over groups of a sample's channels; or over the batch, with
-    running statistics (see the setting `statistics`) or, `static`, without."""
+    """Normalisation after each convolution. none: no normalisation. group: GroupNorm. batch:
+    BatchNorm with running statistics (see the setting statistics). static: BatchNorm without
+    running statistics."""
     groups: int = Field(8, ge=1)
-    """Groups of each GroupNorm; it divides the numbers of channels."""
+    """Number of groups of each GroupNorm. It must divide the number of channels."""
     hidden: int = Field(512, ge=1)
-    """Units of the hidden layer."""
+    """Width of the hidden layer."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the hidden layer's units that a training step drops."""
+    """Dropout rate of the hidden layer."""
 
 
 def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
-    """conv1, conv2 (each with ReLU and pooling), dense (with ReLU), head.
+    """Builds conv1, conv2 (each with ReLU and pooling), dense (with ReLU), head.
 
     Raises:
         ConfigError: if the samples are no images, or too small for the windows, or `groups` does

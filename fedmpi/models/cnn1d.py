@@ -1,9 +1,9 @@
 """Convolutions along time and a hidden layer, for windows of sensors: samples [channels, steps].
 
 Reconstruction, after a network that public code for federated activity recognition calls
-`196-16C_4M_1024D`: 196 channels with windows of 16 steps, max pooling over 4, 1024 hidden units of
-which half are dropped, for windows of 128 steps of accelerometer and gyroscope, [6, 128]. What the
-name leaves open is ours: a convolution without padding, ReLU, dropout behind the hidden layer. That
+`196-16C_4M_1024D`: 196 channels with windows of 16 steps, max pooling over 4, 1024 hidden units,
+half of which are dropped in training, for windows of 128 steps of accelerometer and gyroscope, [6,
+128]. All else is ours: a convolution without padding, ReLU, dropout behind the hidden layer. This
 makes 5,645,898 parameters for six classes; no paper states the number.
 
 Split points: conv1, conv2, ..., dense.
@@ -21,19 +21,19 @@ from fedmpi.networks.layers import dropouts
 
 class Config(config.Model):
     channels: tuple[Width, ...] = Field((196,), min_length=1, strict=False)
-    """Channels of each convolution."""
+    """Output channels of each convolution."""
     kernel: int = Field(16, ge=1)
-    """Steps of the convolutions' windows."""
+    """Length of the convolution kernels in time steps."""
     pool: int = Field(4, ge=1)
-    """Steps that the pooling behind each convolution makes one; 1 is none."""
+    """Window of the max pooling after each convolution, in time steps. 1 disables pooling."""
     hidden: int = Field(1024, ge=1)
-    """Units of the hidden layer."""
+    """Width of the hidden layer."""
     dropout: float = Field(0.5, ge=0, lt=1)
-    """Share of the hidden layer's units that a training step drops."""
+    """Dropout rate of the hidden layer."""
 
 
 def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
-    """conv1, ... (each with ReLU and pooling), dense (with ReLU), head.
+    """Builds conv1, ... (each with ReLU and pooling), dense (with ReLU), head.
 
     Raises:
         ConfigError: if the samples are no windows, or too short.

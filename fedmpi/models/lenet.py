@@ -18,18 +18,18 @@ from fedmpi import config
 from fedmpi.config import ConfigError, Width
 
 LEAST = 16
-"""Side of the smallest images of which a pixel is left: ((16 - 4) / 2 - 4) / 2 = 1."""
+"""Side of the smallest images that leave a pixel: ((16 - 4) / 2 - 4) / 2 = 1."""
 
 
 class Config(config.Model):
     channels: tuple[Width, Width] = Field((6, 16), strict=False)
-    """Channels of the two convolutions."""
+    """Output channels of the two convolutions."""
     hidden: tuple[Width, Width] = Field((120, 84), strict=False)
-    """Units of the two hidden layers."""
+    """Widths of the two hidden layers."""
 
 
 def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
-    """conv1, conv2 (each with ReLU and pooling), dense1, dense2 (each with ReLU), head.
+    """Builds conv1, conv2 (each with ReLU and pooling), dense1, dense2 (each with ReLU), head.
 
     Raises:
         ConfigError: if the samples are no images, or too small.

@@ -17,14 +17,14 @@ from fedmpi.networks.layers import dropouts
 
 class Config(config.Model):
     hidden: tuple[Width, ...] = Field((200, 200), strict=False)
-    """Width of each hidden layer; [] for logistic regression. The default is the 2NN of McMahan et
+    """Width of each hidden layer. [] is logistic regression. The default is the 2NN of McMahan et
     al. (AISTATS 2017)."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of each hidden layer's units that a training step drops."""
+    """Dropout rate of each hidden layer."""
 
 
 def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
-    """Linear + ReLU for each hidden layer, then a linear head."""
+    """Builds linear layer and ReLU for each hidden layer, then a linear head."""
     widths = [prod(shape), *config.hidden]
     found: OrderedDict[str, nn.Module] = OrderedDict()
     for number, (inputs, outputs) in enumerate(pairwise(widths), 1):

@@ -1,12 +1,12 @@
 """Residual networks for small images: depths 8, 14, 20, 32, 56 (16-32-64 channels) and 18, 50.
 
 K. He, X. Zhang, S. Ren, J. Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016, arXiv
-1512.03385: depths 20, 32 and 56 as in section 4.2, 6n + 2 layers with shortcuts without parameters
-(option A), and the same for n = 1 and 2, for devices and machines that can do no more; depths 18
-and 50 as in table 1, with a 3x3 stem and no pooling behind it, as usual for 32x32 images. The
-norm layers are by default those of Y. Wu, K. He, *Group Normalization*, ECCV 2018, arXiv
-1803.08494, because batches of federated clients are small and unlike each other; the paper's are
-those of `norm = batch`, and HeteroFL's (ICLR 2021, arXiv 2010.01264) those of `norm = static`.
+1512.03385. Depths 20, 32 and 56 are those of section 4.2, with 6n + 2 layers and shortcuts without
+parameters (option A). Depths 8 and 14 are the same for n = 1 and 2, for weak devices and machines.
+Depths 18 and 50 are those of table 1, with a 3x3 stem and no pooling behind it, as usual for 32x32
+images. By default norm layers are those of Y. Wu, K. He, *Group Normalization*, ECCV 2018, arXiv
+1803.08494, because batches of federated clients are small and heterogeneous. `norm = batch` is the
+paper's, and `norm = static` that of HeteroFL (ICLR 2021, arXiv 2010.01264).
 
 Split points: stem, and the blocks: group1_block1, group1_block2, ...
 """
@@ -25,23 +25,25 @@ from fedmpi.networks.layers import OptionA, norms
 SMALL = (8, 14, 20, 32, 56)
 """The depths of section 4.2."""
 BLOCKS = {depth: (depth // 6,) * 3 for depth in SMALL} | {18: (2,) * 4, 50: (3, 4, 6, 3)}
-"""Blocks in each group of a depth."""
+"""Number of blocks in each group, by depth."""
 
 
 class Config(config.Model):
     depth: Literal[8, 14, 18, 20, 32, 50, 56] = 20
-    """Layers with weights, shortcuts apart."""
+    """Number of layers with weights, not counting shortcuts."""
     width: int | None = Field(None, ge=1)
-    """Channels of the first group, which double in each; if absent 16, with depth 18 and 50 64."""
+    """Channels of the first group of blocks; each further group has twice as many. If absent: 64
+    for depth 18 and 50, else 16."""
     norm: Literal["group", "batch", "static"] = "group"
-    """Over groups of a sample's channels, or over the batch: with running statistics (see the
-    setting `statistics`) or, `static`, without."""
+    """Normalisation layers. group: GroupNorm. batch: BatchNorm with running statistics (see the
+    setting statistics). static: BatchNorm without running statistics."""
     groups: int = Field(8, ge=1)
-    """Groups of each GroupNorm; it divides the number of channels (SSFL: depth 18 with 32)."""
+    """Number of groups of each GroupNorm. It must divide the number of channels. SSFL uses 32 with
+    depth 18."""
 
 
 def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
-    """Stem, one stage a block, and a head behind global average pooling.
+    """Builds a stem, one stage for each block, and a head behind global average pooling.
 
     Raises:
         ConfigError: if the samples are no images, or `groups` does not divide the channels.
@@ -68,13 +70,13 @@ def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[
 def convolution(
     config: Config, inputs: int, outputs: int, side: int, stride: int
 ) -> list[nn.Module]:
-    """A convolution that keeps height and width but for its stride, and its norm."""
+    """Builds a padded convolution and its norm; only the stride changes height and width."""
     layer = nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
     return [layer, *norms(config.norm, outputs, config.groups)]
 
 
 class Block(nn.Module):
-    """Two convolutions, or three at depth 50, and around them a shortcut."""
+    """Two convolutions, or three at depth 50, with a shortcut around them."""
 
     def __init__(self, config: Config, inputs: int, inner: int, stride: int) -> None:
         super().__init__()
@@ -96,5 +98,5 @@ class Block(nn.Module):
             self.shortcut = OptionA(stride, more) if is_small else nn.Sequential(*narrow)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] -> [B, channels, H / stride, W / stride]."""
+        """Maps [B, inputs, H, W] to [B, channels, H / stride, W / stride]."""
         return relu(self.residual(x) + self.shortcut(x))

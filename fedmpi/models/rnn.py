@@ -1,17 +1,17 @@
-"""Recurrent network of characters: which one comes next; LEAF's stacked LSTM, or GRU.
+"""Recurrent network that predicts the next character: LEAF's stacked LSTM, or GRU.
 
 S. Caldas et al., *LEAF: A Benchmark for Federated Settings*, arXiv 1812.01097: an embedding into 8
-numbers, two layers of 256 LSTM cells, and a linear layer on what the second has said at last; it is
+numbers, two layers of 256 LSTM cells, and a linear layer on the last output of the second. It is
 the network that McMahan et al. (AISTATS 2017, arXiv 1602.05629) describe for Shakespeare. With the
 default settings it has 819,920 parameters for a vocabulary of 80 characters.
-Differs from the code: a gate has two biases, as in torch, one at its inputs and one at its last
-outputs; LEAF's LSTM has one, which makes 817,872.
+Differs from the code: a gate has two biases, as in torch, one for its inputs and one for its last
+outputs; LEAF's LSTM has one, which makes 817,872 parameters.
 Differs from the paper: McMahan et al. state 866,578 parameters, which no size of the vocabulary
 makes with one bias or with two.
 
 Samples are symbols, [steps], and the labels are symbols of the same vocabulary.
-Split points: recurrent1 (the embedding and the first layer: a cut carries the outputs of all
-steps), recurrent2, ... (the last carries that of the last step only).
+Split points: recurrent1 (the embedding and the first layer; the outputs of all steps are sent at
+this cut), recurrent2, ... (at the last, only the output of the last step is sent).
 """
 
 from collections import OrderedDict
@@ -24,38 +24,38 @@ from fedmpi.config import ConfigError
 from fedmpi.networks.recurrent import Cell, Recurrent
 
 READS = "symbols"
-"""See `fedmpi.models`."""
+"""Kind of the samples' values (see `fedmpi.models`)."""
 
 
 class Config(config.Model):
     cell: Cell = "lstm"
-    """What the recurrent layers are made of."""
+    """Type of the recurrent layers."""
     embedding: int = Field(8, ge=1)
-    """Numbers that stand for a symbol."""
+    """Dimension of the symbol embedding."""
     hidden: int = Field(256, ge=1)
-    """Cells of each recurrent layer."""
+    """Width of each recurrent layer."""
     layers: int = Field(2, ge=1, le=100)
-    """Recurrent layers."""
+    """Number of recurrent layers."""
 
 
 class Embedding(nn.Embedding):
-    """A row of numbers for each symbol."""
+    """A trainable vector for each symbol."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Symbols of any type, [B, steps] -> [B, steps, numbers]."""
+        """Maps symbols of any type, [B, steps], to vectors, [B, steps, numbers]."""
         return super().forward(x.long())
 
 
 class Last(nn.Module):
-    """What the last step said."""
+    """Selects the output of the last step."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, steps, hidden] -> [B, hidden]."""
+        """Maps [B, steps, hidden] to [B, hidden]."""
         return x[:, -1]
 
 
 def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
-    """recurrent1 (with the embedding), recurrent2, ... (the last for the last step), head.
+    """Builds recurrent1 (with the embedding), recurrent2, ... and a head on the last step.
 
     Raises:
         ConfigError: if the samples are no sequences.

@@ -13,13 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmpi.messages.counts import keep_floor, part_floor
 from fedmpi.networks.flat import Flat, Piece
-
-
-def kept(size: int, sparsity: float) -> int:
-    """The floor of (1 - sparsity) * size: how many weights are kept."""
-    # Rounded first: (1 - 0.9) * 1000 is a hair under 100, and its floor would be 99.
-    return int(round((1 - sparsity) * size, 6))
 
 
 def weights(flat: Flat) -> list[Piece]:
@@ -30,11 +25,11 @@ def weights(flat: Flat) -> list[Piece]:
 
 def uniform(flat: Flat, sparsity: float) -> list[int]:
     """How many weights each layer keeps where all are as sparse."""
-    return [kept(prod(piece.shape), sparsity) for piece in weights(flat)]
+    return [keep_floor(prod(piece.shape), 1 - sparsity) for piece in weights(flat)]
 
 
 def erk(flat: Flat, sparsity: float) -> list[int]:
-    """How many weights each layer keeps by the Erdos-Renyi-Kernel rule; `kept` of all in sum.
+    """How many weights each layer keeps by the Erdos-Renyi-Kernel rule; `keep_floor` of all in sum.
 
     A layer's density is in proportion to the sum of its weight's dimensions over their product: U.
     Evci, T. Gale, J. Menick, P. S. Castro, E. Elsen, *Rigging the Lottery*, ICML 2020, arXiv
@@ -43,7 +38,7 @@ def erk(flat: Flat, sparsity: float) -> list[int]:
     """
     shapes = [piece.shape for piece in weights(flat)]
     sizes = [prod(shape) for shape in shapes]
-    total, dense = kept(sum(sizes), sparsity), [False] * len(sizes)
+    total, dense = keep_floor(sum(sizes), 1 - sparsity), [False] * len(sizes)
     while True:
         left = total - sum(size for size, is_dense in zip(sizes, dense, strict=True) if is_dense)
         open_ = sum(sum(s) for s, is_dense in zip(shapes, dense, strict=True) if not is_dense)
@@ -120,7 +115,7 @@ def regrown(
         part = slice(piece.start, piece.stop)
         size = w[part].abs().masked_fill(~mask[part], -1)
         stays = torch.zeros_like(mask[part])
-        some = min(count, int(mask[part].sum())) - int(share * count)
+        some = min(count, int(mask[part].sum())) - part_floor(count, share)
         stays[best(size, max(0, some))] = True
         stays[best(growth[part].abs().masked_fill(stays, -1), count - int(stays.sum()))] = True
         found[part] = stays

@@ -1,22 +1,28 @@
-"""Cutting channels out of a network: a smaller one that says what the masked one says.
+"""Some channels of a network's layers, masked or cut out: both networks say the same.
 
-The network is taken apart into its operations. Each passes on some channels, of which it is known
-which ones of the whole network's they are; all others are zero there, and do not exist here. Where
-two branches with different channels meet, or an operation has to see all of them, zeros are put
-back in.
+Each convolution and linear layer has channels of its own here (`Topology.layers`), also where its
+outputs are added to another layer's. A masked network is as large as ever, with zeros at the
+channels that go; a sliced one is smaller.
+
+To slice a network, it is taken apart into its operations. Each passes on some channels, of which it
+is known which ones of the whole network's they are; all others are zero there, and do not exist
+here. Where two branches with different channels meet, or an operation has to see all of them, zeros
+are put back in.
 """
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import relu
 
-from fedmpi.networks.channels import Channels
+from fedmpi.messages.counts import keep_round
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import BatchNorm, Dropout, OptionA
-from fedmpi.networks.topology import trace
+from fedmpi.networks.recurrent import Recurrent
+from fedmpi.networks.topology import Topology
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PASSING = (
@@ -24,6 +30,71 @@ PASSING = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
 )
 """Layers that make zeros of a channel of zeros, and look at no other channel."""
+
+
+class Channels:
+    """The channels of a network's convolutions and linear layers, numbered layer by layer.
+
+    Attributes:
+        layers: see `Topology.layers`.
+        count: number of channels.
+        owner: the channel that owns each position of the vector, int64 [flat.size]; -1 for nobody.
+    """
+
+    def __init__(self, topology: Topology, device: torch.device) -> None:
+        self.layers = topology.layers
+        self.count = sum(layer.count for layer in self.layers)
+        self.owner = topology.layer_owners().to(device)
+
+    def positions(self, chosen: Tensor) -> Tensor:
+        """Where the chosen channels [k] lie, and what is nobody's, ascending: int64."""
+        # The last place is found by nobody's number, -1.
+        travels = torch.zeros(self.count + 1, dtype=torch.bool, device=self.owner.device)
+        travels[chosen] = True
+        travels[-1] = True
+        return travels[self.owner].nonzero().squeeze(1)
+
+    def masked(self, w: Tensor, chosen: Tensor) -> Tensor:
+        """The model w [n] with zeros at all that other channels than the chosen [k] own.
+
+        Args:
+            w: of this network, or of one of which it is the front.
+            chosen: channels.
+        """
+        kept = torch.zeros_like(w)
+        kept[self.positions(chosen.to(self.owner.device)).to(w.device)] = 1
+        kept[len(self.owner) :] = 1
+        return w * kept
+
+    def norms(self, w: Tensor) -> Tensor:
+        """The Euclidean norm of each channel's weights in a model w [n], float32 [count]."""
+        found = [layer.weight.of(w).flatten(1).norm(dim=1) for layer in self.layers]
+        return torch.cat([torch.empty(0, device=w.device), *found])
+
+    def largest(self, scores: Tensor, counts: Sequence[int]) -> Tensor:
+        """In each layer as many channels as `counts` says, of the largest scores [count].
+
+        They are ascending. Among equals torch decides, the same wherever it is asked.
+        """
+        found = [torch.empty(0, dtype=torch.int64, device=scores.device)]
+        for layer, count in zip(self.layers, counts, strict=True):
+            own = scores[layer.first : layer.first + layer.count]
+            found.append(layer.first + own.topk(count, sorted=False).indices.sort().values)
+        return torch.cat(found)
+
+    def evenly(self, scores: Tensor, sparsity: float) -> Tensor:
+        """The channels of the largest scores [count], the same share of each layer, ascending."""
+        return self.largest(
+            scores, [keep_round(layer.count, 1 - sparsity) for layer in self.layers]
+        )
+
+    def overall(self, scores: Tensor, sparsity: float) -> Tensor:
+        """The channels of the largest scores [count] of all, one of each layer at least."""
+        if not self.layers:
+            return self.largest(scores, [])
+        best = self.largest(scores, [1] * len(self.layers))
+        count = max(len(best), keep_round(self.count, 1 - sparsity))
+        return scores.index_fill(0, best, torch.inf).topk(count, sorted=False).indices.sort().values
 
 
 class Spread(nn.Module):
@@ -101,6 +172,36 @@ def sliced(
         A network that says what `channels.masked(w, chosen)` says.
     """
     return _Slicer(flat, w.cpu(), channels, chosen.cpu(), shape).result
+
+
+class Tracer(fx.Tracer):
+    """Takes layers as single operations, and looks into modules that are made of layers."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the module is an operation of its own."""
+        return not list(m.children()) or isinstance(m, Recurrent)
+
+
+class Listener(fx.Interpreter):
+    """Writes into each operation's `meta["shape"]` what comes out of it."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs an operation."""
+        found = super().run_node(n)
+        n.meta["shape"] = tuple(found.shape) if isinstance(found, Tensor) else ()
+        return found
+
+
+def trace(network: nn.Module, x: Tensor) -> fx.GraphModule:
+    """The network as a graph of its operations with their shapes for x [1, ...], as it is judged.
+
+    Its modules are the network's own.
+    """
+    graph = Tracer().trace(network)
+    found = fx.GraphModule(network, graph).train(False)
+    with torch.no_grad():
+        Listener(found).run(x)
+    return found
 
 
 class _Slicer:

@@ -2,21 +2,20 @@
 
     divide(config, train, test, clients, rng) -> (shards, test shards)
 
-`train` and `test` are what is known of the `Samples`, the results are lists of `clients` index
-arrays (int64, ascending), and the test set is divided with the same priors as the training set.
-Every training sample goes to exactly one client, and so does every test sample, unless a setting
-leaves some out; a test shard may be empty, a training shard never is. What cannot be divided so is
-a `ConfigError`.
+`train` and `test` are `Samples`. The results are lists of `clients` index arrays (int64,
+ascending). The test set is divided with the same priors as the training set. Every training sample
+goes to exactly one client, and so does every test sample, unless a setting leaves some out. A test
+shard may be empty, a training shard may not. A division that is impossible is a `ConfigError`.
 A module's docstring is its description in `fedmpi list partitions`.
 
-A partition that was made before, with what is held out, has instead of `divide`
+A partition that is read from a file, including the held-out samples, has instead of `divide`
 
     restore(config, train, test, clients) -> (held out, shards, test shards)
 
 where `train` are all labels of the training set, and shards are positions among these.
 
-A partition by labels is a matrix `counts[classes, clients]`, so a module's own work is to draw one:
-of it `by_counts` makes the shards of both sets.
+A partition by labels is a matrix `counts[classes, clients]`. Its module draws the matrix, and
+`by_counts` makes the shards of both sets from it.
 """
 
 import hashlib
@@ -33,12 +32,12 @@ Shards = list[ndarray]
 
 @dataclass(frozen=True)
 class Samples:
-    """What is known of the samples that are to be divided.
+    """Labels and owners of the samples that are to be divided.
 
     Attributes:
         labels: int64 [N], 0 .. classes - 1.
-        classes: how many labels there are.
-        owners: int64 [N], who made each sample; None if nobody knows.
+        classes: number of labels.
+        owners: the person or device that made each sample, int64 [N]; None if unknown.
     """
 
     labels: ndarray
@@ -50,12 +49,12 @@ class Samples:
 
     @property
     def totals(self) -> ndarray:
-        """Samples of each class, int64 [classes]."""
+        """Number of samples of each class, int64 [classes]."""
         return np.bincount(self.labels, minlength=self.classes)
 
 
 def check(samples: int, clients: int) -> None:
-    """Sees to it that there can be a training sample for every client.
+    """Checks that there is a training sample for every client.
 
     Raises:
         ConfigError: if there are fewer samples than clients.
@@ -68,7 +67,7 @@ def check(samples: int, clients: int) -> None:
 
 
 def check_minimum(minimum: int, samples: int, clients: int) -> None:
-    """Sees to it that there can be `minimum` training samples for every client.
+    """Checks that there are `minimum` training samples for every client.
 
     Raises:
         ConfigError: if there are fewer.
@@ -83,7 +82,7 @@ def check_minimum(minimum: int, samples: int, clients: int) -> None:
 
 
 def fingerprint(parts: Iterable[ndarray]) -> str:
-    """SHA-256 of positions: what is held out, then the shards, then the test shards."""
+    """Returns the SHA-256 of positions: held-out samples, then shards, then test shards."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -92,7 +91,7 @@ def fingerprint(parts: Iterable[ndarray]) -> str:
 
 
 def scatter(owners: ndarray, clients: int) -> Shards:
-    """The samples of each client, ascending; `owners[i]` (int [N]) is the client of sample i."""
+    """Returns the samples of each client, ascending; `owners[i]` is the client of sample i."""
     order = np.argsort(owners, kind="stable")
     sizes = np.bincount(owners, minlength=clients)
     return np.split(order, np.cumsum(sizes)[:-1])
@@ -101,7 +100,7 @@ def scatter(owners: ndarray, clients: int) -> Shards:
 def by_counts(
     train: Samples, test: Samples, counts: ndarray, rng: np.random.Generator
 ) -> tuple[Shards, Shards]:
-    """Divides the training set by counts, int [classes, clients], and the test set after it."""
+    """Divides the training set by counts, int [classes, clients], and the test set likewise."""
     return deal(train.labels, counts, rng), follow(test.labels, counts, rng)
 
 
@@ -110,8 +109,8 @@ def deal(labels: ndarray, counts: ndarray, rng: np.random.Generator) -> Shards:
 
     Args:
         labels: int [N], in 0 .. classes - 1.
-        counts: int [classes, clients]; row c adds up to the samples that have label c.
-        rng: decides which samples those are.
+        counts: int [classes, clients]; row c adds up to the number of samples with label c.
+        rng: draws the samples.
     """
     classes, clients = counts.shape
     shuffled = rng.permutation(len(labels))
@@ -122,22 +121,22 @@ def deal(labels: ndarray, counts: ndarray, rng: np.random.Generator) -> Shards:
 
 
 def follow(labels: ndarray, counts: ndarray, rng: np.random.Generator) -> Shards:
-    """Divides other samples in the proportions that the training set was divided in.
+    """Divides other samples in the proportions of the training set.
 
-    The share of client k in class c is `counts[c, k] / counts[c].sum()`, and what it gets is that
-    share of the samples, rounded up or down at random such that the mean is exact. A class without
-    a training sample is divided by the clients' sizes.
+    The share of client k in class c is `counts[c, k] / counts[c].sum()`. The client gets that share
+    of the samples, rounded up or down at random such that the mean is exact. A class without a
+    training sample is divided by the clients' sizes.
 
     Args:
         labels: int [M], in 0 .. classes - 1.
         counts: int [classes, clients], of the training set.
-        rng: decides the roundings and the samples.
+        rng: draws the roundings and the samples.
     """
     classes, clients = counts.shape
     weights = np.where(counts.sum(axis=1, keepdims=True) > 0, counts, counts.sum(axis=0))
-    # Systematic rounding: the clients of a class lie in random order on a line, each as long as its
-    # weight, and samples are equally spaced points with one random start. Whole numbers throughout,
-    # so that every sample lies on exactly one client.
+    # Systematic rounding: a class's clients are segments of a line in random order, as long as
+    # their weights, and samples are equally spaced points with one random start. All numbers are
+    # integers, so that every sample lies on exactly one client.
     order = rng.permuted(np.tile(np.arange(clients), (classes, 1)), axis=1)
     ends = np.cumsum(np.take_along_axis(weights, order, axis=1), axis=1)
     totals = ends[:, -1:]
@@ -149,12 +148,12 @@ def follow(labels: ndarray, counts: ndarray, rng: np.random.Generator) -> Shards
 
 
 def counted(shards: list[ndarray], labels: ndarray, classes: int) -> ndarray:
-    """The samples of each class that each client has, int64 [classes, clients].
+    """Returns the number of each client's samples of each class, int64 [classes, clients].
 
     Args:
         shards: each client's positions in `labels`.
         labels: int [N], in 0 .. classes - 1.
-        classes: how many labels there are.
+        classes: number of labels.
     """
     owners = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
     cells = labels[np.concatenate(shards)] * len(shards) + owners

@@ -2,13 +2,14 @@
 
 Partition "noniid-labeldir" of NIID-Bench: Li, Diao, Chen, He, "Federated Learning on Non-IID Data
 Silos: An Experimental Study", ICDE 2022, arXiv 2102.02079. For each class in turn the clients'
-proportions are drawn from Dir(alpha, ..., alpha); a client that has its even share of all samples
-by then gets none of the class. All is drawn anew until the smallest client has `minimum` samples.
+proportions are drawn from Dir(alpha, ..., alpha). A client that already has its even share of all
+samples gets none of the class. The whole partition is drawn again until the smallest client has
+`minimum` samples.
 
 Differs from the paper: the rule of even shares and the smallest size are only in its code.
-Differs from the code: the number of tries is bounded; if a draw has no mass at all on the clients
-that may take more, these share the class evenly (the code divides by zero); the test set is
-divided as well.
+Differs from the code: the number of tries is limited; if a draw gives no mass to the clients that
+may take more, these share the class evenly (the code divides by zero); the test set is divided as
+well.
 """
 
 import numpy as np
@@ -20,22 +21,24 @@ from fedmpi.config import ConfigError
 from fedmpi.partitions import Samples, Shards, by_counts, check_minimum
 
 TRIES = 1000
-"""Draws before a partition counts as out of reach: a few seconds with 10,000 clients."""
+"""Draws after which a partition is given up: a few seconds with 10,000 clients."""
 
 
 class Config(config.Partition):
-    """How far the clients differ, and how small they may be."""
+    """Heterogeneity of the clients, and their minimum size."""
 
     alpha: float = Field(0.5, gt=0, allow_inf_nan=False)
-    """Concentration: 0.1 leaves a client few classes, 100 is close to an even mixture."""
+    """Concentration of the Dirichlet distribution of classes. 0.1 gives a client few classes; 100
+    is close to an even mixture."""
     minimum: int = Field(10, ge=1)
-    """Samples of the smallest client; the partition is drawn again until it has them."""
+    """Minimum number of training samples per client. The partition is redrawn until every client
+    has that many."""
 
 
 def divide(
     config: Config, train: Samples, test: Samples, clients: int, rng: np.random.Generator
 ) -> tuple[Shards, Shards]:
-    """Shards of both sets, as in `fedmpi.partitions`.
+    """Returns the shards of both sets, as in `fedmpi.partitions`.
 
     Raises:
         ConfigError: if there are not enough samples, or no draw gives every client its minimum.
@@ -57,7 +60,7 @@ def divide(
 
 
 def draw(totals: ndarray, clients: int, alpha: float, rng: np.random.Generator) -> ndarray:
-    """One draw of counts, int64 [classes, clients], from the samples of each class, [classes]."""
+    """Draws counts, int64 [classes, clients], for totals of each class, [classes]."""
     counts = np.zeros((len(totals), clients), np.int64)
     sizes = np.zeros(clients, np.int64)
     for row, total in zip(counts, totals, strict=True):

@@ -2,13 +2,13 @@
 
 The partition of Ohib et al., "SSFL: Discovering Unified Sparse Subnetworks at Initialization for
 Efficient Federated Learning", TMLR 2026, arXiv 2405.09037, as in its code. Each client draws class
-priors from Dir(alpha, ..., alpha). Sizes differ by one sample at most. In random order of all their
-places, clients take one sample at a time, whose class they draw from their prior, without
-replacement; the prior of a class that is used up goes to the others in proportion.
+priors from Dir(alpha, ..., alpha). Sizes differ by one sample at most. In random order clients take
+one sample at a time without replacement, and draw its class from their prior. The prior of a class
+that is used up goes to the other classes in proportion.
 
 Differs from the code: a client without any prior on the classes that are left draws in proportion
-to what is left (the code divides by zero). What rounding leaves over of a class in the test set
-goes to random clients that have the class (in the code, to the first clients, have it or not).
+to what is left (the code divides by zero). Samples of a test class that remain after rounding go to
+random clients that have the class (in the code, to the first clients, whether or not they have it).
 """
 
 import numpy as np
@@ -23,16 +23,17 @@ CELLS = 1 << 22
 
 
 class Config(config.Partition):
-    """How far the clients differ."""
+    """Heterogeneity of the clients."""
 
     alpha: float = Field(0.5, gt=0, allow_inf_nan=False)
-    """Concentration: 0.1 leaves a client few classes, 100 is close to an even mixture."""
+    """Concentration of the Dirichlet distribution of classes. 0.1 gives a client few classes; 100
+    is close to an even mixture."""
 
 
 def divide(
     config: Config, train: Samples, test: Samples, clients: int, rng: np.random.Generator
 ) -> tuple[Shards, Shards]:
-    """Shards of both sets, as in `fedmpi.partitions`.
+    """Returns the shards of both sets, as in `fedmpi.partitions`.
 
     Raises:
         ConfigError: if there are more clients than training samples.
@@ -44,11 +45,12 @@ def divide(
 
 
 def draw(priors: ndarray, totals: ndarray, rng: np.random.Generator) -> ndarray:
-    """The counts, int64 [classes, clients], from priors [clients, classes] and samples a class.
+    """Draws counts, int64 [classes, clients], from priors [clients, classes] and samples a class.
 
-    The samples are taken in one long row of turns. Every turn has drawn its class before; when a
-    class is used up, the later turns that had drawn it draw again among the others. That is the
-    process in the module's docstring, in a pass for each class instead of one for each sample.
+    The samples are taken in one long sequence of turns. A class is drawn for every turn in advance.
+    When a class is used up, the later turns that had drawn it draw again among the others. This is
+    the process in the module's docstring, but with one pass for each class instead of one for each
+    sample.
     """
     clients, classes = priors.shape
     turns = rng.permutation(int(totals.sum())) % clients
@@ -59,7 +61,7 @@ def draw(priors: ndarray, totals: ndarray, rng: np.random.Generator) -> ndarray:
         claims = np.bincount(drawn[taken:], minlength=classes)
         by_class = np.argsort(drawn[taken:], kind="stable")
         used_up = np.flatnonzero((left > 0) & (claims >= left))
-        # In each class that is claimed to the end: the turn that takes its last sample.
+        # For each class that is used up: the turn that takes its last sample.
         starts = np.cumsum(claims) - claims
         last = by_class[starts[used_up] + left[used_up] - 1]
         until = taken + int(last.min()) + 1
@@ -73,7 +75,7 @@ def draw(priors: ndarray, totals: ndarray, rng: np.random.Generator) -> ndarray:
 
 
 def pick(priors: ndarray, left: ndarray, turns: ndarray, rng: np.random.Generator) -> ndarray:
-    """A class for each turn, int64 [turns], by its client's prior among the classes left."""
+    """Draws a class for each turn, int64 [turns], by its client's prior among the classes left."""
     picked = np.empty(len(turns), np.int64)
     step = max(1, CELLS // len(left))
     for first in range(0, len(turns), step):

@@ -1,10 +1,9 @@
-"""Frozen: a partition from a file that `fedmpi partition --freeze` wrote, to the sample.
+"""Frozen: a partition from a file that `fedmpi partition --freeze` wrote, sample by sample.
 
-The file holds the positions of all clients' samples and of those held out, so that runs of other
-seeds, or of another version of this program, train on the very same shards. Neither `seed` nor
-anything but the file plays a part; `clients`, `validation` and the data set must be those of the
-file. Only the path is a part of a run's settings: give `sha256` as well, and the path may not come
-to mean another partition.
+The file holds the positions of all clients' samples and of the held-out ones, so that runs with
+other seeds, or of another version of this program, train on exactly the same shards. `seed` has no
+effect; `clients`, `validation` and the data set must be those of the file. Only the path is part of
+a run's settings. With `sha256` in the settings, too, a file with another partition is refused.
 """
 
 import hashlib
@@ -25,23 +24,27 @@ PARTS = ("train", "test")
 FIELDS = {"format": "U", "sha256": "U", "labels": "U", "samples": "i", "held_out": "i"} | {
     name: "i" for part in PARTS for name in (part, f"{part}_sizes")
 }
-"""The arrays of a file, and their kinds: positions one client after the other, and how many each
-has; `samples` are the sizes of both sets, `labels` is the hash of their labels."""
+"""Arrays of a file and their kinds.
+
+Positions are concatenated over clients, with the number of each client's; `samples` are the sizes
+of both sets, `labels` is the hash of their labels.
+"""
 
 
 class Config(config.Partition):
-    """Which file."""
+    """File of the partition."""
 
     file: str | None = None
-    """What fedmpi partition --freeze wrote (.npz)."""
+    """Partition file (.npz) written by fedmpi partition --freeze."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """The partition's hash, as fedmpi partition prints it; if absent, any will do."""
+    """SHA-256 of the partition, as fedmpi partition prints it. Another partition is refused. If
+    absent, any is accepted."""
 
 
 def restore(
     config: Config, train: ndarray, test: ndarray, clients: int
 ) -> tuple[ndarray, Shards, Shards]:
-    """What is held out, and the shards of both sets, as in `fedmpi.partitions`.
+    """Returns held-out samples and the shards of both sets, as in `fedmpi.partitions`.
 
     Raises:
         ConfigError: if the file cannot be read, is damaged, or was made for other data or another
@@ -95,10 +98,10 @@ def freeze(
 ) -> None:
     """Writes a partition of the samples with the labels `train` and `test`.
 
-    A file that is there is replaced, in one step.
+    An existing file is replaced atomically.
 
     Raises:
-        ConfigError: if the name does not end in .npz, or nothing can be written there.
+        ConfigError: if the name does not end in .npz, or the file cannot be written.
     """
     if path.suffix != ".npz":
         raise ConfigError(f"{path}: wanted a name that ends in .npz")
@@ -125,9 +128,9 @@ def freeze(
 
 
 def _read(path: Path, where: str) -> dict[str, ndarray]:
-    """The file's arrays, which fit together as far as they go without the data set."""
+    """Reads the file's arrays, and checks them as far as possible without the data set."""
     try:
-        # Nothing in it is ever run: arrays of objects are refused.
+        # Nothing in the file is ever executed: arrays of objects are refused.
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in FIELDS if name in file}
     except OSError as error:
@@ -147,7 +150,7 @@ def _read(path: Path, where: str) -> dict[str, ndarray]:
 
 
 def _is_whole(found: dict[str, ndarray]) -> bool:
-    """Whether types, lengths and ranges are what `restore` relies on."""
+    """Whether types, lengths and ranges are as `restore` needs them."""
     if any(found[name].dtype.kind != kind for name, kind in FIELDS.items()):
         return False
     if any(found[name].ndim != (kind == "i") for name, kind in FIELDS.items()):
@@ -165,7 +168,7 @@ def _is_whole(found: dict[str, ndarray]) -> bool:
 
 
 def _labels(train: ndarray, test: ndarray) -> str:
-    """SHA-256 of both sets' labels: whose positions these are."""
+    """Returns the SHA-256 of both sets' labels, which identifies the data set."""
     return hashlib.sha256(train.astype("<i8").tobytes() + test.astype("<i8").tobytes()).hexdigest()
 
 

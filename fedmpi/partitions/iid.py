@@ -1,8 +1,8 @@
-"""Samples dealt at random, in equal numbers: every client's shard looks like the whole.
+"""IID: samples are divided at random in equal numbers, with one distribution for all shards.
 
-Shards differ by one sample at most, in the training set and in the test set. It is "IID" of
-McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
-AISTATS 2017, arXiv 1602.05629, and "homo" of NIID-Bench.
+Shards differ by one sample at most, in the training set and in the test set. It is "IID" of McMahan
+et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
+arXiv 1602.05629, and "homo" of NIID-Bench.
 """
 
 import numpy as np
@@ -12,13 +12,13 @@ from fedmpi.partitions import Samples, Shards, check, scatter
 
 
 class Config(config.Partition):
-    """Nothing to set."""
+    """An IID partition has no settings."""
 
 
 def divide(
     config: Config, train: Samples, test: Samples, clients: int, rng: np.random.Generator
 ) -> tuple[Shards, Shards]:
-    """Shards of both sets, as in `fedmpi.partitions`; the labels do not matter.
+    """Returns the shards of both sets, as in `fedmpi.partitions`, whatever the labels.
 
     Raises:
         ConfigError: if there are more clients than training samples.

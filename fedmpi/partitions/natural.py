@@ -1,13 +1,13 @@
 """Natural: clients are the people who made the samples: writers, subjects, roles.
 
 As in LEAF: Caldas et al., "LEAF: A Benchmark for Federated Settings", arXiv 1812.01097. The data
-set must know its people; `fedmpi list data NAME` tells. With fewer clients than people, either each
-client is a group of people, drawn such that groups have equally many to within one, or clients are
+set must have owners; `fedmpi list data NAME` tells. If there are fewer clients than people, either
+each client is a random group of people, with group sizes that differ by one at most, or clients are
 people drawn at random, and the samples of the others are left out.
 
-A test sample goes to the client of whoever made it, if that is a person of the training set. Where
-the two sets are different people's (MNIST), the test set is divided in the proportions in which the
-clients share each class of the training set.
+A test sample goes to the client of the person who made it, if that person is in the training set.
+If the two sets are of different people (MNIST), the test set is divided in the clients' proportions
+of each class in the training set.
 """
 
 from typing import Literal
@@ -22,21 +22,22 @@ from fedmpi.partitions import Samples, Shards, counted, follow, scatter
 
 
 class Config(config.Partition):
-    """What becomes of people when there are more of them than clients."""
+    """Assignment of people to clients if there are more people than clients."""
 
     people: Literal["grouped", "drawn"] = "grouped"
-    """`grouped`: a client is one or several people; `drawn`: one, and others are left out."""
+    """How the data set's people become clients. grouped: a client is one or several people. drawn:
+    a client is one person, drawn at random; the others are left out."""
     minimum: int = Field(1, ge=1, le=config.MOST)
-    """People with fewer training samples are left out."""
+    """Minimum number of training samples of a person. People with fewer are left out."""
 
 
 def divide(
     config: Config, train: Samples, test: Samples, clients: int, rng: np.random.Generator
 ) -> tuple[Shards, Shards]:
-    """Shards of both sets, as in `fedmpi.partitions`.
+    """Returns the shards of both sets, as in `fedmpi.partitions`.
 
     Raises:
-        ConfigError: if nobody knows who made the samples, or there are fewer people than clients.
+        ConfigError: if the data set has no owners, or fewer people than clients.
     """
     if train.owners is None:
         raise ConfigError(
@@ -68,7 +69,7 @@ def divide(
 
 
 def _of(owners: ndarray, client_of: dict[int, int], clients: int) -> Shards:
-    """Each client's samples, ascending; those of people who are no client's are left out."""
+    """Returns each client's samples, ascending; samples of people without a client are left out."""
     people, places = np.unique(owners, return_inverse=True)
     clients_of = [client_of.get(person, clients) for person in people.tolist()]
     holders = np.array(clients_of, np.int64)[places]

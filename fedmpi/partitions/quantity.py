@@ -1,11 +1,11 @@
-"""Quantity skew: sizes differ by a Dirichlet draw, labels as they fall.
+"""Quantity skew: sizes differ by a Dirichlet draw, and labels are random.
 
 Partition "iid-diff-quantity" of NIID-Bench: Li, Diao, Chen, He, "Federated Learning on Non-IID Data
 Silos: An Experimental Study", ICDE 2022, arXiv 2102.02079. The clients' proportions are drawn from
 Dir(alpha, ..., alpha), and each client gets random samples, whatever their labels.
 
 Differs from the code: each client gets `minimum` samples first, and the proportions divide the
-others (the code draws until the smallest client has 10, which among many clients is for ever); the
+others (the code draws until the smallest client has 10, which never ends with many clients); the
 test set is divided as well.
 """
 
@@ -17,18 +17,19 @@ from fedmpi.partitions import Samples, Shards, by_counts, check_minimum
 
 
 class Config(config.Partition):
-    """How far the sizes differ, and how small they may be."""
+    """Heterogeneity of the clients' sizes, and their minimum."""
 
     alpha: float = Field(0.5, gt=0, le=config.LARGEST)
-    """Concentration: 0.1 gives a few clients nearly all samples, 100 gives all about as many."""
+    """Concentration of the Dirichlet distribution of sizes. 0.1 gives nearly all samples to a few
+    clients; 100 gives similar sizes."""
     minimum: int = Field(10, ge=1)
-    """Samples of the smallest client."""
+    """Minimum number of training samples per client."""
 
 
 def divide(
     config: Config, train: Samples, test: Samples, clients: int, rng: np.random.Generator
 ) -> tuple[Shards, Shards]:
-    """Shards of both sets, as in `fedmpi.partitions`; the labels do not matter.
+    """Returns the shards of both sets, as in `fedmpi.partitions`, whatever the labels.
 
     Raises:
         ConfigError: if there are not enough samples for every client's minimum.
@@ -38,6 +39,6 @@ def divide(
     free = len(train) - clients * config.minimum
     # Dividing first makes the last end exactly 1.
     extra = np.diff((ends / ends[-1] * free).astype(np.int64), prepend=0)
-    # As if all samples were of one class.
+    # All samples are treated as one class.
     train, test = (Samples(np.zeros_like(some.labels), 1) for some in (train, test))
     return by_counts(train, test, (config.minimum + extra)[np.newaxis], rng)

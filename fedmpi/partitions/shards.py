@@ -1,9 +1,9 @@
 """Pathological label skew: each client holds samples of a few classes only.
 
 After McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
-AISTATS 2017, arXiv 1602.05629, where it is two of ten classes. Classes are dealt to the clients
-like cards, so that each is held by equally many clients, to within one; its samples are split
-evenly among them.
+AISTATS 2017, arXiv 1602.05629, where each client has two of ten classes. Classes are dealt to the
+clients such that the numbers of clients of a class differ by one at most. A class's samples are
+split evenly among its clients.
 
 Differs from the paper: there, sorted samples are cut into shards of equal size, so that a client
 may hold the same class twice, or more classes than shards; here it holds exactly
@@ -22,22 +22,22 @@ from fedmpi.partitions import Samples, Shards, by_counts, check
 
 
 class Config(config.Partition):
-    """How many classes a client knows."""
+    """Number of classes of a client."""
 
     classes_per_client: int = Field(2, ge=1)
-    """Classes that each client has training samples of."""
+    """Number of classes that each client has training samples of."""
 
 
 def divide(
     config: Config, train: Samples, test: Samples, clients: int, rng: np.random.Generator
 ) -> tuple[Shards, Shards]:
-    """Shards of both sets, as in `fedmpi.partitions`.
+    """Returns the shards of both sets, as in `fedmpi.partitions`.
 
     A class without training samples is dealt to nobody.
 
     Raises:
-        ConfigError: if clients want more classes than there are, cannot hold them all, or are more
-            than a class has samples for.
+        ConfigError: if a client is to have more classes than there are, if the clients together
+            cannot hold all classes, or if a class has fewer samples than clients that hold it.
     """
     check(len(train), clients)
     wanted = config.classes_per_client
@@ -72,7 +72,7 @@ def divide(
 
 
 def hands(present: ndarray, clients: int, wanted: int, rng: np.random.Generator) -> list[list[int]]:
-    """The different classes of each client, from shuffled decks that hold each class once."""
+    """Deals different classes to each client, from shuffled decks that hold each class once."""
     dealt: list[list[int]] = []
     deck: list[int] = []
     for _ in range(clients):

@@ -1,1 +1,1 @@
-"""What is known after a round, and the file that holds it; knows no method or exchange."""
+"""Results of a round, and the file that holds them; knows no method or exchange."""

@@ -1,6 +1,6 @@
 """A round's outcome: bytes, seconds, losses and accuracies of all ranks as rows of tables.
 
-Where devices are simulated, what the round would cost on them stands beside it.
+If devices are simulated, the rows also have the round's simulated costs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ from fedmpi.training.evaluate import Evaluation, Verdict, mean
 from fedmpi.training.train import Trainer
 
 SPENT = ("flops", "server_flops", "memory", "whole_flops", "whole_memory")
-"""What a client's round asks of the devices, as `burden` counts it; NaN without devices."""
+"""Costs of a client's round on a device, as `burden` counts them; NaN without devices."""
 REPORT = np.dtype([("client", "i8"), *((n, "f8") for n in ("loss", "seconds", "personal", *SPENT))])
-"""What a rank knows of each of its clients after a round."""
+"""Measurements of each client on a rank, which are sent to the root after a round."""
 
 
 @dataclass
@@ -43,16 +43,16 @@ class Outcome:
 
 
 class Observer:
-    """Reports a rank's part of each round; on the root it makes the rows of all tables.
+    """Reports a rank's measurements of each round; on the root it makes the rows of all tables.
 
     Args:
-        settings: of the run.
-        population: who the clients are.
-        trainer: of the rank.
+        settings: settings of the run.
+        population: the clients and their shards.
+        trainer: trainer of the rank.
         fleet: the clients' devices.
-        meter: counts what training asks of a device.
-        evaluation: of the rank.
-        ledger: of the root.
+        meter: counts the costs of training on a device.
+        evaluation: evaluation of the rank.
+        ledger: byte counts on the root.
     """
 
     def __init__(
@@ -82,18 +82,18 @@ class Observer:
         wire: Wire,
         clock: Clock,
     ) -> Outcome | None:
-        """All ranks' measurements as rows, on the root; None elsewhere.
+        """Returns all ranks' measurements as rows, on the root; None elsewhere.
 
         Args:
             t: the round.
-            waves: who took part.
-            burdens: what this rank's clients have trained.
-            verdict: accuracies after the round, on the root, if they were measured.
+            waves: the clients that took part.
+            burdens: returns what a client of this rank trained.
+            verdict: accuracies after the round, on the root, if it was evaluated.
             w: the server's model [n], on the root.
-            noted: what the server found out of clients: see `Server.noted`.
-            seconds: of the round, on the clock.
-            wire: to the other ranks.
-            clock: of this one.
+            noted: numbers that the server found out about clients (see `Server.noted`).
+            seconds: seconds of the round, on the clock.
+            wire: connection to the other ranks.
+            clock: clock of this rank.
         """
         method = self.settings.method
         reports = wire.report(self._report(t, waves, burdens, wire.rank))
@@ -138,7 +138,7 @@ class Observer:
         return np.array(rows, REPORT)
 
     def _spent(self, t: int, burdens: Burdens, client: int) -> tuple[float, ...]:
-        """The columns `SPENT`, of one client; unknown where nobody asks."""
+        """Returns the columns `SPENT` of one client; NaN without devices and split models."""
         converses = self.settings.method.converses
         if not (self.fleet.tiers or converses):
             return (np.nan,) * len(SPENT)
@@ -160,7 +160,7 @@ class Observer:
         rows["samples"] = self.population.sizes[clients]
         if not self.population.is_agreement(t):
             rows["steps"] = [self.population.steps(client) for client in clients.tolist()]
-        # Where the server computes a loss or judges a local model, its rank alone knows the value.
+        # If the server computes a loss or evaluates a local model, only its rank knows the value.
         losses = [self.trainer.loss(client) for client in clients.tolist()]
         personal = [self.evaluation.personal.get(client, np.nan) for client in clients.tolist()]
         for name, ours in (("loss", losses), ("personal", personal)):
@@ -195,7 +195,7 @@ class Observer:
         return row
 
     def _simulate(self, t: int, rows: np.ndarray, row: np.ndarray, in_turn: bool) -> None:
-        """Fills in what the round costs on the devices, in the clients' rows and the round's."""
+        """Fills in the simulated costs of the round, in the clients' rows and the round's."""
         clients, flops = rows["client"].tolist(), rows["flops"]
         moved, messages = self.ledger.bytes[clients].sum(2), self.ledger.messages[clients]
         rows["tier"] = [self.fleet.tier(client).name for client in clients]

@@ -1,8 +1,8 @@
-"""One run, one HDF5 file: settings and provenance as attributes, tidy tables appended by the round.
+"""One run, one HDF5 file: settings and provenance as attributes, tables appended round by round.
 
-The file is flushed after each round and never left in a state that cannot be opened: a run that is
-killed leaves `status = "running"` and every round that it finished. All that a reader needs is
-`pandas.DataFrame(f["rounds"][:])`; a table's attribute `columns` says what its columns mean.
+The file is flushed after each round and can be opened at any time. A run that is killed leaves
+`status = "running"` and every round that it finished. A reader needs only
+`pandas.DataFrame(f["rounds"][:])`; a table's attribute `columns` explains its columns.
 """
 
 import json
@@ -18,25 +18,25 @@ import numpy as np
 from fedmpi.errors import BadInput
 
 FORMAT = 1
-"""Of the file: names of attributes and tables. Another layout is another number."""
+"""Version of the file's layout, that is of the names of attributes and tables."""
 RUNNING, DONE, FAILED, DIVERGED = "running", "done", "failed", "diverged"
 FINISHED = (DONE, DIVERGED)
-"""Statuses after which a run is not run again: it would end the same."""
+"""Statuses of runs that are not run again, because the result would be the same."""
 METADATA, CHUNK = 1 << 16, 1024
 """Bytes for metadata, and rows of a table in one chunk: few chunks need little metadata."""
 
 
 class RecordError(BadInput):
-    """A file that is no result, or that another run needs."""
+    """A file that is no result, or that belongs to another run."""
 
 
 class Record:
-    """The file of a run that is under way.
+    """The file of a run in progress.
 
     Args:
-        path: the file; whatever was there is replaced.
+        path: the file; an existing file is replaced.
         settings: the run's settings as plain values.
-        identity: their hash.
+        identity: hash of the settings.
         about: more root attributes: provenance.
         columns: for each table its columns: name -> (dtype, meaning).
     """
@@ -50,8 +50,8 @@ class Record:
         columns: Mapping[str, Mapping[str, tuple[str, str]]],
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # All metadata lie in one piece, the superblock included, so that a flush writes it at once:
-        # otherwise a kill inside of a flush can leave a file that cannot be opened.
+        # All metadata, including the superblock, are contiguous, so that one write flushes them.
+        # Otherwise a kill during a flush can leave a file that cannot be opened.
         part = path.with_name(f"{path.name}.part")
         self.file = h5py.File(part, "w", meta_block_size=METADATA)
         self.best = -np.inf
@@ -68,7 +68,7 @@ class Record:
         part.replace(path)  # whole from its first moment
 
     def append(self, tables: Mapping[str, np.ndarray]) -> None:
-        """Adds a round's rows, and the mark of the best validation accuracy so far."""
+        """Appends a round's rows, and updates the round of the best validation accuracy."""
         # `rounds` last: a round that is listed there is complete in every other table.
         for name in sorted(tables, key=lambda name: name == "rounds"):
             if name == "rounds":
@@ -83,7 +83,7 @@ class Record:
         self.file.flush()
 
     def close(self, status: str, about: Mapping[str, Any] | None = None) -> None:
-        """Ends the file with a status, and attributes that are known only now."""
+        """Closes the file with a status, and with attributes that are known only at the end."""
         for name, value in (about or {}).items():
             self.file.attrs[name] = value
         self.file.attrs["status"], self.file.attrs["finished"] = status, _now()
@@ -95,18 +95,18 @@ def _now() -> str:
 
 
 def open_result(path: Path) -> h5py.File:
-    """A result for reading, finished or not.
+    """Opens a result for reading, finished or not.
 
     Raises:
-        RecordError: if the file is missing, or was not written by a `Record`.
+        RecordError: if the file is missing, or is not a result.
     """
     if not path.is_file():
         raise RecordError(f"{path}: no such file; wanted a result (HDF5)")
     try:
-        # No lock: a run that is under way goes on writing what is read here.
+        # No lock, because a run in progress still writes to the file.
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise RecordError(f"{path}: not HDF5: {error}") from None
+        raise RecordError(f"{path}: not an HDF5 file: {error}") from None
     if "settings" not in file.attrs or "rounds" not in file:
         file.close()
         raise RecordError(f"{path}: HDF5, but not a result: it holds no settings")
@@ -114,36 +114,39 @@ def open_result(path: Path) -> h5py.File:
 
 
 def file_of(out: Path, method: str, identity: str) -> Path:
-    """The file of a run: `out` itself if it ends in .h5, else one in that folder."""
+    """Returns the path of a run's file: `out` if it ends in .h5, else a file in that folder."""
     return out if out.suffix == ".h5" else out / f"{method}-{identity}.h5"
 
 
 def settings_of(path: Path) -> dict[str, Any]:
-    """The complete settings of a recorded run."""
+    """Returns the complete settings of a recorded run."""
     with open_result(path) as file:
         return json.loads(file.attrs["settings"])
 
 
 def state_of(path: Path, identity: str) -> str | None:
-    """The status of the run of that identity at `path`; None if there is no file.
+    """Returns the status of the run with that identity at `path`, or None if there is no file.
 
     Raises:
-        RecordError: if the file is something else, which a run must not replace, or cannot be made.
+        RecordError: if the file is not this run's, and must not be replaced, or if it cannot be
+            created.
     """
     if not path.exists():
         above = next(folder for folder in path.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
-            raise RecordError(f"{path}: wanted a folder to write to, found {above}, which is none")
+            raise RecordError(f"{path}: wanted a folder to write to, but {above} is no folder")
         return None
     with open_result(path) as file:
         found = file.attrs["identity"]
         if found != identity:
-            raise RecordError(f"{path}: holds another run, {found}; wanted {identity} or no file")
+            raise RecordError(
+                f"{path}: holds the run {found}; wanted the run {identity}, or no such file"
+            )
         return str(file.attrs["status"])
 
 
 def is_open(path: Path) -> bool:
-    """Whether a run is writing the file now; False also where the file system has no locks."""
+    """Whether a run is writing the file now; False also if the file system has no locks."""
     try:
         h5py.File(path, "r+").close()
     except BlockingIOError:
@@ -152,7 +155,7 @@ def is_open(path: Path) -> bool:
 
 
 def mark_failed(path: Path) -> None:
-    """Turns `running` into `failed`, unless there is no file or a run is writing it."""
+    """Changes the status `running` to `failed`, unless there is no file or a run is writing it."""
     if path.exists() and not is_open(path):
         with h5py.File(path, "r+") as file:
             if file.attrs["status"] == RUNNING:

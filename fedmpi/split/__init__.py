@@ -1,1 +1,1 @@
-"""What both sides of a cut do in a step; knows no result, method or exchange."""
+"""Split networks: cuts, and joint steps across them; knows no result, method or exchange."""

@@ -17,10 +17,10 @@ class Cut(config.Method):
     """The settings of all methods that cut the network."""
 
     cut: str | None = None
-    """The split point: the last stage that clients train; by default the first there is."""
+    """Split point: the last stage of the client's front. If absent, the first possible one."""
     tail: str | None = None
-    """The stage from which on the network is the client's again, so that labels stay there; by
-    default all that lies behind the cut is the server's."""
+    """First stage of the client's tail, so that labels stay with the client. If absent, the rest of
+    the network is the server's."""
 
     converses = True
 

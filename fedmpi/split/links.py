@@ -1,8 +1,8 @@
-"""Links over a cut that carry less than a batch: what goes there, and what comes back for it.
+"""Compressed links over a cut, whose backward messages depend on the forward ones.
 
-The side before the cut sends activations and gets their gradients; the side behind it gets the one
-and answers with the other. A method says here what both do. With a tail the server stands behind
-the first cut and before the second, and clients the other way round.
+The sender of a batch's activations receives their gradients, and the receiver sends them. A method
+implements both ends in one class. With a tail the server is the receiver at the first cut and the
+sender at the second, and clients the other way round.
 """
 
 from collections.abc import Sequence
@@ -20,30 +20,30 @@ from fedmpi.split.sides import Side
 from fedmpi.streams import Purpose, stream
 
 Memory = TypeVar("Memory")
-"""What a side remembers of a batch from its way forward to its way back."""
+"""State of a batch that a side keeps from the forward to the backward message."""
 
 
 class Link(Side, Generic[Memory]):
-    """A side whose messages depend on each other: batches are rows x [B, D], gradients likewise."""
+    """One side of a link; a batch is x [B, D], with gradients of the same shape."""
 
     def sent(self, crossing: Crossing, x: Tensor) -> tuple[list[Block], Memory]:
-        """Before the cut: blocks for activations, and what is needed when their gradients come."""
+        """Sender: encodes activations; returns blocks, and the state for `returned`."""
         raise NotImplementedError
 
     def arrived(self, crossing: Crossing, blocks: Sequence[Block]) -> tuple[Tensor, Memory]:
-        """Behind the cut: the activations in any shape, and what is needed for the answer."""
+        """Receiver: decodes activations to any shape; returns them and the state for `answered`."""
         raise NotImplementedError
 
     def answered(self, crossing: Crossing, g: Tensor, memory: Memory) -> list[Block]:
-        """Behind the cut: blocks for gradients; by default as they are."""
+        """Receiver: encodes gradients; by default as they are."""
         return [sparse.block(crossing.kind, g)]
 
     def returned(self, crossing: Crossing, blocks: Sequence[Block], memory: Memory) -> Tensor:
-        """Before the cut: the gradients in any shape; by default as they are."""
+        """Sender: decodes gradients to any shape; by default as they are."""
         return sparse.values(blocks[0], self.trainer.device)
 
     def encode(self, crossing: Crossing, values: Tensor) -> list[Block]:
-        """See `sent` and `answered`."""
+        """Encodes activations by `sent`, and gradients by `answered`."""
         rows, batch = values.detach().flatten(1), (crossing.cut, crossing.client)
         if crossing.kind == Kind.GRADIENT:
             return self.answered(crossing, rows, self._open.pop(batch))
@@ -51,7 +51,7 @@ class Link(Side, Generic[Memory]):
         return blocks
 
     def decode(self, crossing: Crossing, blocks: Sequence[Block]) -> Tensor:
-        """See `arrived` and `returned`."""
+        """Decodes activations by `arrived`, and gradients by `returned`."""
         batch = crossing.cut, crossing.client
         if crossing.kind == Kind.GRADIENT:
             return self.returned(crossing, blocks, self._open.pop(batch))
@@ -59,17 +59,20 @@ class Link(Side, Generic[Memory]):
         return values
 
     def random(self, purpose: Purpose, crossing: Crossing) -> np.random.Generator:
-        """What is drawn for one batch on its way over one cut, in one direction."""
+        """Returns the random generator of one batch, cut and direction."""
         kind, cut, *ids = crossing
         way = 2 * cut + (kind == Kind.GRADIENT)
         return stream(self.trainer.settings.seed, purpose, *ids, way)
 
     @property
     def size(self) -> int:
-        """Values of a sample that arrives, D."""
+        """Number of values of a sample that arrives, D."""
         return prod(self.shape)
 
     @cached_property
     def _open(self) -> dict[tuple[int, int], Memory]:
-        """Of batches that have no gradients yet, by cut and client; empty after each step."""
+        """State of batches whose gradients are outstanding, by cut and client.
+
+        It is empty after each step.
+        """
         return {}

@@ -12,18 +12,19 @@ from fedmpi.training.rows import Each, Rows
 from fedmpi.training.train import Trainer
 
 Talk = Generator[list[Message], Sequence[Message], None]
-"""One side of a conversation, turn by turn: yields what it says, and is sent what it hears."""
+"""One side of a conversation, a generator: in each turn it yields messages and is sent the
+answers."""
 
 
 class Lockstep:
-    """A part of the network for each client of a party, as rows; or one row for all.
+    """A part of the network for each client of a party, as rows; or one row that all share.
 
     Attributes:
         t: the round.
-        clients: in the order in which the server takes them.
-        order: in the order of their rows, those with most steps first.
+        clients: the clients in the order in which the server processes them.
+        order: the clients in the order of their rows, those with most steps first.
         rows: the parts.
-        done: steps that are behind them.
+        done: number of steps taken.
     """
 
     def __init__(self, trainer: Trainer, t: int, clients: Sequence[int], descent: Descent) -> None:
@@ -32,11 +33,11 @@ class Lockstep:
         self.order, self.done = trainer.ordered(clients), 0
 
     def busy(self) -> list[int]:
-        """The clients that have a step left: the first rows' ones."""
+        """Returns the clients that have a step left; theirs are the first rows."""
         return [c for c in self.order if self.trainer.population.steps(c) > self.done]
 
     def step(self, clients: Sequence[int]) -> None:
-        """Moves the first rows, which are those clients', against their gradients."""
+        """Moves the rows of these clients, which are the first ones, along their gradients."""
         self.descent.step(len(clients), self.trainer.rates(self.t, clients, self.done))
 
 
@@ -44,10 +45,10 @@ class WaveParts:
     """A part of the network for all clients of a wave, party by party.
 
     Args:
-        trainer: of the rank.
+        trainer: trainer of the rank.
         flat: the part.
-        is_one: whether there is one for all clients, instead of one for each.
-        each: see `Rows`.
+        is_one: whether all clients share one part, instead of having one each.
+        each: maps work over rows (see `Rows`).
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class WaveParts:
     def open(
         self, t: int, parties: Sequence[Sequence[int]], start: Tensor | None
     ) -> list[Lockstep]:
-        """A wave begins, at `start` [n] and at rest; or where the last one ended, if None."""
+        """Starts a wave at `start` [n] with reset optimizers; None continues from the last wave."""
         places = [(0, 1) if self.is_one else (n, len(some)) for n, some in enumerate(parties)]
         self.parties = [
             Lockstep(self.trainer, t, some, self._rows_for(*place))
@@ -73,7 +74,7 @@ class WaveParts:
         return self.parties
 
     def _rows_for(self, place: int, count: int) -> Descent:
-        """At least so many rows: the same ones as before, if they are enough."""
+        """Returns at least `count` rows; reuses those of the last wave if they are enough."""
         found = self.descents[place : place + 1]
         if not found or len(found[0].rows) < count:
             self.descents[place : place + 1] = [self.made(count)]
@@ -81,15 +82,15 @@ class WaveParts:
         return self.descents[place]
 
     def made(self, count: int) -> Descent:
-        """So many rows, and what moves them."""
+        """Returns `count` new rows with their optimizer."""
         return self.trainer.descent_of(self.flat, count)
 
     @property
     def first_row(self) -> Tensor:
-        """The part of the first row, [n]."""
+        """The values of the first row's part, [n]."""
         return self.descents[0].rows.w[0]
 
     def of(self, client: int) -> Tensor:
-        """The client's part, [n], or the only one."""
+        """Returns the values of the client's part, or of the shared one, [n]."""
         party = next(party for party in self.parties if client in party.order)
         return party.rows.w[0 if self.is_one else party.order.index(client)]

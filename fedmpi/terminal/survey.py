@@ -12,7 +12,7 @@ from fedmpi.clients.population import Population
 from fedmpi.clients.skew import Traits
 from fedmpi.config import ConfigError, Settings
 from fedmpi.partitions import frozen
-from fedmpi.terminal.show import console, grid, number
+from fedmpi.terminal.style import console, grid, number
 
 CROWD = 20
 """Most clients that are listed one by one."""

@@ -1,1 +1,1 @@
-"""How rows of clients learn, and what they keep; knows no cut, result or method."""
+"""Local training of rows of clients, and their state; knows no cut, result or method."""

@@ -1,4 +1,4 @@
-"""Optimisers on rows: everything between a gradient and the next model. All of it is row-wise."""
+"""Optimizers of rows: everything between a gradient and the next model, computed row by row."""
 
 from abc import ABC, abstractmethod
 from math import cos, pi
@@ -12,9 +12,9 @@ from fedmpi.training.rows import Rows
 
 
 class Descent(ABC):
-    """Moves rows against their gradients: clip, weight decay, and an optimiser's step.
+    """Moves rows along their gradients: clipping, weight decay, and an optimizer's step.
 
-    Statistics of a network are moved by no step, whatever a method wrote into their gradient.
+    Running statistics are never moved, whatever a method wrote into their gradient.
     """
 
     def __init__(self, settings: Settings, rows: Rows[Any]) -> None:
@@ -23,11 +23,11 @@ class Descent(ABC):
         self.moving = None if moving is None else moving.to(rows.device)
 
     def reset(self, start: Tensor) -> None:
-        """All rows begin at `start` [n], or the first ones at `start` [k, n], at rest."""
+        """Sets all rows to `start` [n], or the first k to [k, n], and resets the optimizer."""
         (self.rows.w if start.dim() == 1 else self.rows.w[: len(start)]).copy_(start)
 
     def step(self, count: int, rate: float | Tensor) -> None:
-        """One step of the first rows; their rate is one number, or [count, 1]."""
+        """Takes a step of the first rows; their rate is one number, or [count, 1]."""
         settings, (w, g) = self.settings, self.rows.head(count)
         if self.moving is not None:
             g.mul_(self.moving)
@@ -44,7 +44,7 @@ class Descent(ABC):
 
     @abstractmethod
     def direction(self, g: Tensor) -> Tensor:
-        """Where the first rows go, given their gradients g [k, n]: [k, n]."""
+        """Returns the optimizer's direction for gradients g [k, n] of the first rows: [k, n]."""
 
 
 class Sgd(Descent):
@@ -57,27 +57,27 @@ class Sgd(Descent):
         self.is_plain = not changes and self.moving is None
 
     def step(self, count: int, rate: float | Tensor) -> None:
-        """See `Descent.step`."""
+        """Takes a step of the first rows; plain SGD is done in one operation."""
         if self.is_plain and isinstance(rate, float):
             self.rows.move(count, rate)
         else:
             super().step(count, rate)
 
     def reset(self, start: Tensor) -> None:
-        """See `Descent.reset`."""
+        """Sets rows to `start`, and the velocity to zero."""
         super().reset(start)
         if self.velocity is not None:
             self.velocity.zero_()
 
     def direction(self, g: Tensor) -> Tensor:
-        """The velocity."""
+        """Returns the velocity, m * velocity + g."""
         if self.velocity is None:
             return g
         return self.velocity[: len(g)].mul_(self.settings.momentum).add_(g)
 
 
 class Adam(Descent):
-    """D. P. Kingma, J. Ba, ICLR 2015, algorithm 1, as in `torch.optim.Adam`."""
+    """Adam: D. P. Kingma, J. Ba, ICLR 2015, algorithm 1, as in `torch.optim.Adam`."""
 
     def __init__(self, settings: Settings, rows: Rows[Any]) -> None:
         super().__init__(settings, rows)
@@ -86,13 +86,13 @@ class Adam(Descent):
         self.steps = torch.zeros(len(rows), 1, device=rows.device, dtype=torch.float64)
 
     def reset(self, start: Tensor) -> None:
-        """See `Descent.reset`."""
+        """Sets rows to `start`, and both means and the step count to zero."""
         super().reset(start)
         for state in (self.mean, self.square, self.steps):
             state.zero_()
 
     def direction(self, g: Tensor) -> Tensor:
-        """The mean gradient over the root of its mean square, both corrected for their start."""
+        """Returns the mean gradient over the root of the mean square, both bias-corrected."""
         beta1, beta2 = self.settings.beta1, self.settings.beta2
         steps = self.steps[: len(g)].add_(1)
         mean = self.mean[: len(g)].lerp_(g, 1 - beta1)
@@ -102,17 +102,17 @@ class Adam(Descent):
 
 
 def descent(settings: Settings, rows: Rows[Any]) -> Descent:
-    """The optimiser of the settings."""
+    """Returns the optimizer of the settings for these rows."""
     return {"sgd": Sgd, "adam": Adam}[settings.optimizer](settings, rows)
 
 
 def rate(settings: Settings, t: int, through: float = 0.0) -> float:
-    """The learning rate of round t.
+    """Returns the learning rate of round t.
 
     Args:
-        settings: `schedule` tells which; `restarts` is half a cosine each round, as in SGDR with a
-            period of one round (I. Loshchilov, F. Hutter, ICLR 2017), by whole passes.
-        t: the round; that before the first counts as the first.
+        settings: settings with `schedule`; `restarts` is half a cosine in each round, as in SGDR
+            with a period of one round (I. Loshchilov, F. Hutter, ICLR 2017), stepped once a pass.
+        t: the round; an agreement before the first round has the first round's rate.
         through: share of the round's local passes that are done.
     """
     t = max(t, 0)

@@ -1,4 +1,4 @@
-"""What a step learns from: samples, in the order and with the crops of a client's round.
+"""Batches of each local step: samples in the random order of a client's round, augmented.
 
 All samples lie on the device, and a batch is gathered by their positions.
 """
@@ -20,14 +20,14 @@ from fedmpi.streams import Purpose, stream
 SLAB = 1 << 18
 """Bytes of samples that are gathered at once: they should stay in a cache until they are used."""
 PADDING = 4
-"""Black pixels that an image gets on each side before it is cropped to its size."""
+"""Black pixels added on each side of an image before it is cropped to its size."""
 
 
 class Pick(NamedTuple):
-    """What one client learns from in one step.
+    """Positions of a client's batch in one step.
 
     Attributes:
-        positions: of its samples, int64 [B] on the host.
+        positions: positions of the samples, int64 [B] on the host.
         shifts: crop's first row and column, and whether to flip, int64 [B, 3] on the host; None
             without augmentation.
         key: the network's random key.
@@ -39,7 +39,7 @@ class Pick(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The same with the samples themselves.
+    """A client's batch in one step, with its samples.
 
     Attributes:
         x: samples, float32 [B, *shape] or symbols, on the device.
@@ -53,15 +53,15 @@ class Batch(NamedTuple):
 
 
 class Feed:
-    """The training samples on a device, as their owners have them.
+    """All clients' training samples on a device, with their skew.
 
     Attributes:
-        traits: what each client makes of its samples.
+        traits: skew of each client's samples.
         x: samples, float32 [N, *shape] or symbols (see `Dataset`).
         y: labels, int64 [N].
         classes: number of labels.
         is_random: whether the network needs random keys.
-        longest: samples in the largest batch that any client has.
+        longest: samples in the largest batch of any client.
         slab: steps whose samples are gathered at once.
     """
 
@@ -86,18 +86,17 @@ class Feed:
         self.slab = max(1, SLAB // (settings.batch * self.x[0].nbytes))
         self.longest = min(settings.batch, int(population.sizes.max()))
         self.drawn: dict[tuple[int, int], tuple[np.random.Generator, np.ndarray]] = {}
-        # A data set's black is each channel's least value, whatever its normalisation; noise is not
-        # darker than black.
+        # Black is each channel's least value in the clean data set, whatever its normalization.
         clean = torch.from_numpy(data.train_x)
         self.black = clean.amin((0, 2, 3)).to(device) if settings.augment else torch.empty(0)
 
     def picks(self, t: int, client: int, passes: int | None = None) -> Iterator[Pick]:
-        """What the client learns from in each of its steps in round t, pass by pass.
+        """Yields the positions of the client's batches in round t, step by step.
 
         Args:
             t: the round.
-            client: whose samples.
-            passes: how many, if not as many as the round's local training has.
+            client: the client.
+            passes: passes over the samples; None for those of the round's local training.
         """
         keys, left = self.keys(t, client), self.population.steps(client, passes)
         batch = self.settings.batch
@@ -110,7 +109,10 @@ class Feed:
                 return
 
     def batches(self, t: int, client: int, passes: int | None = None) -> Iterator[Batch]:
-        """The same, gathered for several steps at once: a step's share is small then."""
+        """Yields the client's batches in round t; gathers several steps at once, which is faster.
+
+        Arguments are those of `picks`.
+        """
         keys, left = self.keys(t, client), self.population.steps(client, passes)
         batch = self.settings.batch
         for order, shifts in self._passes(t, client):
@@ -124,7 +126,7 @@ class Feed:
                     return
 
     def _passes(self, t: int, client: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The client's samples in the order of each pass, and their shifts; without end."""
+        """Yields the client's samples in the order of each pass, and their shifts, without end."""
         drawn = self.drawn.pop((t, client), None)
         random, order = drawn or self._order(t, client)
         shard, shifts = self.population.shards[client], self._shifts(t, client)
@@ -133,21 +135,21 @@ class Feed:
             order = shard[random.permutation(len(shard))]
 
     def _order(self, t: int, client: int) -> tuple[np.random.Generator, np.ndarray]:
-        """A client's stream of orders in round t, and the first of them."""
+        """Returns the client's generator of orders in round t, and its first order."""
         random = stream(self.settings.seed, Purpose.BATCH, t, client)
         shard = self.population.shards[client]
         return random, shard[random.permutation(len(shard))]
 
     def draw(self, t: int, clients: Sequence[int]) -> None:
-        """Draws the orders of a round's first passes at once.
+        """Draws the orders of a round's first passes for all clients at once.
 
-        Between two clients' trainings each would take four times as long, because the caches are
-        full of other things.
+        Between two clients' trainings each draw would take four times as long, because the caches
+        are full of other data.
         """
         self.drawn = {(t, client): self._order(t, client) for client in clients}
 
     def keys(self, t: int, client: int) -> Iterator[int]:
-        """The random key of each of the client's steps in round t; zeros if none is needed."""
+        """Yields the random key of each of the client's steps in round t; zeros if not needed."""
         if not self.is_random:
             return repeat(0)
         random = stream(self.settings.seed, Purpose.DROPOUT, t, client)
@@ -170,7 +172,7 @@ class Feed:
         return draw
 
     def take(self, positions: Tensor, shifts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Samples [..., *shape] and labels [...] at the positions [...], cropped and flipped.
+        """Returns samples [..., *shape] and labels [...] at the positions, cropped and flipped.
 
         Args:
             positions: int64, any shape.
@@ -183,7 +185,7 @@ class Feed:
         return (x if shifts is None else self._augmented(x, shifts)), y
 
     def _augmented(self, x: Tensor, shifts: Tensor) -> Tensor:
-        """Images moved by up to `PADDING` pixels, black behind their edges, and mirrored."""
+        """Shifts images by up to `PADDING` pixels, black beyond their edges, and mirrors them."""
         (channels, height, width), shape = x.shape[-3:], x.shape
         x, shifts = x.reshape(-1, channels, height, width), shifts.reshape(-1, 3)
         down, right, flips = shifts.split(1, dim=1)

@@ -1,4 +1,4 @@
-"""What of its node a rank computes with: a device, and threads."""
+"""Hardware of a rank: its device and threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,12 +11,12 @@ from fedmpi.training.rows import Each
 
 
 def pick_device(settings: Settings, place: Place) -> torch.device:
-    """Where a rank trains: `device`, or `server_device` if it serves only.
+    """Returns the device of a rank: `device`, or `server_device` on a dedicated server.
 
     `cuda` spreads the ranks of a node over its devices.
 
     Raises:
-        ConfigError: if there is no such device: a GPU that is asked for is never replaced.
+        ConfigError: if there is no such device; a GPU that is asked for is never replaced.
     """
     setting, name = "device", settings.device
     if settings.server_device and place.is_root and place.ranks > 1:
@@ -29,26 +29,27 @@ def pick_device(settings: Settings, place: Place) -> torch.device:
         raise ConfigError(
             f"{setting} = '{name}': there are {count} CUDA devices here; cpu is possible"
         )
-    # Streams and graphs that are made without a word about a device belong to the current one.
+    # Streams and graphs are created on the current device by default.
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
 
 def pool(settings: Settings, place: Place) -> tuple[int, Each]:
-    """What goes through the clients' parts of a split model on the server.
+    """Returns the `map` by which the server of a split method processes its clients' backs.
 
-    While one half of the clients is served, the other half works on the other ranks of the node; a
-    rank alone does one thing at a time, and has all cores. A client's part is in one thread, with
-    as many of Torch's as a rank has, so that results do not depend on how many there are.
+    On the server this is a thread pool on the cores that no rank of the node needs. On all other
+    ranks, and with one thread, it is the built-in `map`. A client's back runs in one thread of the
+    pool, with as many Torch threads as a rank has, so that results do not depend on the size of the
+    pool.
 
     Returns:
-        How many at once, and their `map`.
+        The number of threads, and the `map`.
     """
     left = cores() - (place.local_size - 1) * settings.threads
     threads = settings.server_threads or max(1, left // settings.threads)
     if threads == 1 or not place.is_root:
         return 1, map
-    # A new thread hears of the number only when it asks, and may have begun a product by then.
+    # Set in each thread, because a new thread may start a product before it reads the number.
     pool = ThreadPoolExecutor(
         threads, initializer=torch.set_num_threads, initargs=(settings.threads,)
     )
@@ -56,7 +57,7 @@ def pool(settings: Settings, place: Place) -> tuple[int, Each]:
 
 
 def use_tf32(on: bool) -> None:
-    """Whether a GPU may round the inputs of matrix products to TF32, which libraries like to do."""
+    """Allows or forbids a GPU to round the inputs of matrix products to TF32."""
     kind = "tf32" if on else "ieee"
     torch.backends.cuda.matmul.fp32_precision = kind
     torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]

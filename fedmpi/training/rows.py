@@ -1,10 +1,10 @@
 """Models of one shape as the rows of a matrix, and their losses and gradients.
 
-`Rows` is the memory and the interface; `OneByOne` runs one network after the other in plain
-autograd, which suits a CPU's caches, and `stacked.Stacked` all of them at once, which suits a GPU.
-Nobody else can tell which of them runs.
+`Rows` is the memory and the interface. `OneByOne` runs one network after the other in plain
+autograd, which suits a CPU's caches; `stacked.Stacked` runs all of them at once, which suits a GPU.
+Callers do not depend on which one runs.
 
-Rows at work are always the first k: whoever uses rows puts the clients with most steps first.
+Active rows are always the first k: callers put the clients with most steps first.
 """
 
 from abc import ABC, abstractmethod
@@ -24,13 +24,13 @@ from fedmpi.networks.recurrent import Recurrent
 from fedmpi.training.feed import Batch, Feed
 
 Each = Callable[..., Iterable[Any]]
-"""Like `map`: what a function makes of each of some arguments, in their order."""
+"""A function like `map`: applies a function to each of its arguments, and keeps their order."""
 
 Lesson = TypeVar("Lesson")
-"""What a row learns from in a step."""
+"""Batch of a row in one step, in the form that a kind of rows needs."""
 
 ALIGNMENT = 16
-"""Rows begin at multiples of 64 bytes: results must not depend on which row a client has."""
+"""Rows begin at multiples of 64 bytes, so that results do not depend on a client's row."""
 
 
 class Rows(ABC, Generic[Lesson]):
@@ -38,9 +38,9 @@ class Rows(ABC, Generic[Lesson]):
 
     Attributes:
         w: the models, [count, n].
-        g: where their gradients come to lie, [count, n]; only `first` sees to it that they do.
+        g: their gradients, [count, n]; only `head` makes sure that they are there.
         local_stats: their local statistics, [count, m].
-        each: how to go through rows that go one by one; `map`, or that of a pool of threads.
+        each: applies work to each row; `map`, or that of a thread pool.
     """
 
     def __init__(self, flat: Flat, count: int, device: torch.device, settings: Settings) -> None:
@@ -58,11 +58,11 @@ class Rows(ABC, Generic[Lesson]):
         return len(self.w)
 
     def train_mode(self, on: bool, batch_statistics: bool = False) -> None:
-        """From now on the networks learn, or are judged.
+        """Switches all rows between training and evaluation mode.
 
         Args:
-            on: whether batches are normalised by their own statistics, and values dropped.
-            batch_statistics: in judging, too, normalise batches by their own statistics.
+            on: training mode: batch normalization by batch statistics, and dropout.
+            batch_statistics: batch normalization by batch statistics in evaluation mode, too.
         """
         if (on, batch_statistics) != self.mode:
             self.mode = (on, batch_statistics)
@@ -70,26 +70,26 @@ class Rows(ABC, Generic[Lesson]):
                 module.training = on or (batch_statistics and isinstance(module, BatchNorm))
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Where networks run: in bfloat16, if the settings say so."""
+        """Returns the context in which networks run: in bfloat16, if the settings say so."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
         return nullcontext()
 
     @abstractmethod
     def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> list[Tensor]:
-        """Outputs of the first k rows' networks, each on its own batch.
+        """Runs the first k rows' networks, each on its own batch; returns their outputs.
 
         Args:
-            xs: a batch for each, [B_i, ...].
-            keys: each row's random key of the step (see `Feed.keys`); for learning only.
+            xs: a batch for each row, [B_i, ...].
+            keys: each row's random key of the step (see `Feed.keys`); in training only.
         """
 
     @abstractmethod
     def backward(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
-        """Sets g of the rows that ran forward last, by the gradients at their outputs.
+        """Backpropagates from the outputs of the last `forward`, and sets g of those rows.
 
         Args:
-            cotangents: for each row as many values as its output has, in any shape.
+            cotangents: gradients at each row's output, in any shape.
 
         Returns:
             The gradient at each of those inputs that require one.
@@ -99,7 +99,7 @@ class Rows(ABC, Generic[Lesson]):
     def losses(
         self, xs: Sequence[Tensor], ys: Sequence[Tensor], keys: Sequence[int]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Mean cross-entropies of the first k rows on a batch of each; sets their g.
+        """Computes mean cross-entropies of the first k rows on a batch of each, and sets their g.
 
         Returns:
             Losses [k], and the gradient at each of those inputs that require one.
@@ -109,29 +109,29 @@ class Rows(ABC, Generic[Lesson]):
     def lessons(
         self, feed: Feed, t: int, client: int, passes: int | None = None
     ) -> Iterator[Lesson]:
-        """What a client's steps in round t learn from, as `learn` wants it (see `Feed.picks`)."""
+        """Yields the batches of a client's steps in round t for `backprop` (see `Feed.picks`)."""
 
     @abstractmethod
     def backprop(self, feed: Feed, lessons: Sequence[Lesson]) -> Tensor:
-        """Losses [k] of the first k rows on a lesson for each; sets their g."""
+        """Sets g of the first k rows for one batch each; returns their losses [k]."""
 
     def head(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first rows' w and g, [count, n]; g is zero where no gradient moves a model."""
+        """Returns the first rows' w and g, [count, n]; g is zero at running statistics."""
         if count not in self.views:
             self.views[count] = self.w[:count], self.g[:count]
         return self.views[count]
 
     def move(self, count: int, rate: float) -> None:
-        """The first rows go down their gradients: w -= rate * g."""
+        """Takes a step of plain SGD of the first rows: w -= rate * g."""
         w, g = self.head(count)
         w.add_(g, alpha=-rate)
 
 
 class OneByOne(Rows[Batch]):
-    """Row after row, each with a network of its own; or, by `each`, some of them at once.
+    """Rows with a network each, run one after the other, or by `each` in several threads.
 
-    Gradients come from autograd as tensors of the parameters' shapes. They are copied into g when
-    somebody looks there. Where nobody does, as in plain SGD, that saves two passes over the vector.
+    Autograd returns gradients as tensors of the parameters' shapes. They are copied to g only when
+    `head` is called. Plain SGD does not call it, which saves two passes over the vector.
     """
 
     def __init__(self, flat: Flat, count: int, device: torch.device, settings: Settings) -> None:
@@ -164,7 +164,7 @@ class OneByOne(Rows[Batch]):
     def _gradient(
         self, row: int, output: Tensor, x: Tensor, cotangent: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Sets a row's gradient; returns that at its input, if it requires one."""
+        """Keeps a row's gradient; returns that at its input, if the input requires one."""
         ours, also = self.parameters[row], [x] if x.requires_grad else []
         given = None if cotangent is None else cotangent.view_as(output)
         found = torch.autograd.grad(output, [*ours, *also], given)
@@ -172,14 +172,14 @@ class OneByOne(Rows[Batch]):
         return found[len(ours) :]
 
     def head(self, count: int) -> tuple[Tensor, Tensor]:
-        """See `Rows.first`."""
+        """Copies the rows' gradients to g; returns the first rows' w and g, [count, n]."""
         for row, found in self.fresh.items():
             torch._foreach_copy_(self.gradients[row], found)
         self.fresh.clear()
         return super().head(count)
 
     def move(self, count: int, rate: float) -> None:
-        """See `Rows.move`."""
+        """Takes a step of plain SGD of the first rows, without copying gradients to g."""
         if not self.fresh:
             super().move(count, rate)
         for row, found in self.fresh.items():
@@ -187,20 +187,20 @@ class OneByOne(Rows[Batch]):
         self.fresh.clear()
 
     def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> list[Tensor]:
-        """See `Rows.forward`."""
+        """Runs each row's network on its batch, one after the other or by `each`."""
         self.inputs, run = xs, partial(self._run, keys=keys)
         self.outputs = list(self.each(run, range(len(xs)), xs))
         return self.outputs
 
     def backward(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
-        """See `Rows.backward`."""
+        """Backpropagates each row, one after the other or by `each`."""
         given = range(len(cotangents)), self.outputs, self.inputs, cotangents
         return [g for found in self.each(self._gradient, *given) for g in found]
 
     def losses(
         self, xs: Sequence[Tensor], ys: Sequence[Tensor], keys: Sequence[int]
     ) -> tuple[Tensor, list[Tensor]]:
-        """See `Rows.losses`."""
+        """Computes each row's loss and gradient, one after the other or by `each`."""
         run = partial(self._loss, keys=keys)
         losses, inputs = zip(*self.each(run, range(len(xs)), xs, ys), strict=True)
         some = torch.stack(losses) if len(losses) > 1 else losses[0].view(1)
@@ -215,18 +215,18 @@ class OneByOne(Rows[Batch]):
     def lessons(
         self, feed: Feed, t: int, client: int, passes: int | None = None
     ) -> Iterator[Batch]:
-        """See `Rows.lessons`."""
+        """Yields the client's batches with their samples."""
         return feed.batches(t, client, passes)
 
     def backprop(self, feed: Feed, lessons: Sequence[Batch]) -> Tensor:
-        """See `Rows.backprop`."""
+        """Sets the first rows' gradients for one batch each; returns their losses [k]."""
         return self.losses(*zip(*lessons, strict=True))[0]
 
 
 def layers(network: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """The functions of a network's layers in their order.
+    """Yields the forward functions of a network's layers, in order.
 
-    Going through nested sequences and looking for hooks takes as long as a small layer itself.
+    Calling a nested sequence, with its checks for hooks, takes as long as a small layer itself.
     """
     if type(network) is nn.Sequential:
         for module in network:

@@ -1,7 +1,7 @@
 """Rows all at once: `vmap` over the networks, and on a GPU a step captured in a CUDA graph.
 
-Batches of unequal length are padded. A padded sample has no part in a loss, hence none in any
-gradient; layers that look at a batch as a whole are told which samples are real (see `layers`).
+Batches of unequal length are padded. A padded sample is in no loss, and therefore in no gradient.
+Layers that depend on the whole batch are told which samples are real (see `layers`).
 """
 
 import copy
@@ -24,11 +24,11 @@ from fedmpi.training.rows import Rows
 WARM_UP = 3
 """Runs before a capture, in which libraries choose their kernels."""
 GRAPHS = 8
-"""Graphs at most: for an eighth of the rows, two eighths, and so on."""
+"""Maximum number of graphs: for an eighth of the rows, two eighths, and so on."""
 
 
 class Some(NamedTuple):
-    """The first rows' tensors: views of w, aside and g."""
+    """Tensors of the first rows: views of their parameters, statistics and gradients."""
 
     parameters: dict[str, Tensor]
     statistics: dict[str, Tensor]
@@ -36,13 +36,13 @@ class Some(NamedTuple):
 
 
 class Padded(NamedTuple):
-    """What the first rows learn from in a step, padded, on the device.
+    """Padded batches of the first rows in one step, on the device.
 
     Attributes:
-        positions: int64 [k, B].
-        present: which of them are real: float32 [k, B].
-        shifts: int64 [k, B, 3].
-        keys: int64 [k].
+        positions: positions of samples, int64 [k, B].
+        present: 1 for real samples, 0 for padding: float32 [k, B].
+        shifts: crops and flips, int64 [k, B, 3].
+        keys: random keys, int64 [k].
     """
 
     positions: Tensor
@@ -51,7 +51,7 @@ class Padded(NamedTuple):
     keys: Tensor
 
     def head(self, count: int) -> "Padded":
-        """That of fewer rows."""
+        """Returns the batches of the first `count` rows."""
         return Padded(*(tensor[:count] for tensor in self))
 
 
@@ -72,10 +72,10 @@ class Stacked(Rows[Pick]):
         self.lengths: list[int] = []
 
     def _some(self, count: int) -> Some:
-        """Leaves of autograd for so many rows; a slice of more would be none."""
+        """Returns leaf tensors of autograd for `count` rows; a slice of others would be no leaf."""
         if count not in self.leaves:
             place = self.local_stats if self.flat.is_local else self.w
-            # By `data`, or autograd would take new statistics for a change of the weights beside.
+            # By `data`, or autograd would take updated statistics for a change of the weights.
             self.leaves[count] = Some(
                 {p.name: p.of(self.w[:count]).requires_grad_() for p in self.flat.parameters},
                 {p.name: p.of(place[:count]).data for p in self.flat.statistics},
@@ -84,7 +84,7 @@ class Stacked(Rows[Pick]):
         return self.leaves[count]
 
     def _run(self, x: Tensor, present: Tensor | None, keys: Tensor | None) -> Tensor:
-        """Outputs of the first rows: x [k, B, ...] -> [k, B, ...]."""
+        """Runs the first rows' networks: x [k, B, ...] -> outputs [k, B, ...]."""
         some = self._some(len(x))
         tensors = some.parameters | some.statistics
         if present is not None:
@@ -104,13 +104,13 @@ class Stacked(Rows[Pick]):
         return found[len(some.gradients) :]
 
     def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> list[Tensor]:
-        """See `Rows.forward`."""
+        """Runs all rows' networks at once on padded batches; returns outputs without padding."""
         self.inputs, present, key = self._padded(xs, keys)
         self.outputs, self.lengths = self._run(self.inputs, present, key), [len(x) for x in xs]
         return [output[:n] for output, n in zip(self.outputs, self.lengths, strict=True)]
 
     def backward(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
-        """See `Rows.backward`."""
+        """Backpropagates all rows at once from the outputs of the last `forward`."""
         shape = self.outputs.shape[2:]
         given = padded([cotangent.view(-1, *shape) for cotangent in cotangents])
         also = [self.inputs] if self.inputs.requires_grad else []
@@ -120,7 +120,7 @@ class Stacked(Rows[Pick]):
     def losses(
         self, xs: Sequence[Tensor], ys: Sequence[Tensor], keys: Sequence[int]
     ) -> tuple[Tensor, list[Tensor]]:
-        """See `Rows.losses`."""
+        """Computes all rows' losses and gradients at once, on padded batches."""
         x, present, key = self._padded(xs, keys)
         also = [x] if x.requires_grad else []
         losses = _means(self._run(x, present, key), padded(ys), present)
@@ -131,18 +131,18 @@ class Stacked(Rows[Pick]):
     def _padded(
         self, xs: Sequence[Tensor], keys: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Batches as one tensor, which of its samples are real, and keys as a tensor."""
+        """Returns batches as one tensor, which of its samples are real, and keys as a tensor."""
         present = padded([torch.ones(len(x), device=self.device) for x in xs])
         found = torch.tensor(keys, dtype=torch.int64, device=self.device) if keys else None
         x = padded([x.detach() for x in xs])
         return x.requires_grad_(any(given.requires_grad for given in xs)), present, found
 
     def lessons(self, feed: Feed, t: int, client: int, passes: int | None = None) -> Iterator[Pick]:
-        """See `Rows.lessons`."""
+        """Yields the positions of the client's batches."""
         return feed.picks(t, client, passes)
 
     def backprop(self, feed: Feed, lessons: Sequence[Pick]) -> Tensor:
-        """See `Rows.backprop`."""
+        """Sets the first rows' gradients for one batch each, on a GPU by replaying a graph."""
         count = len(lessons)
         if not self.w.is_cuda:
             return self._step(feed, loaded(lessons, count, max(len(p.positions) for p in lessons)))
@@ -159,14 +159,14 @@ class Stacked(Rows[Pick]):
         return losses[:count].clone()
 
     def _step(self, feed: Feed, batch: Padded) -> Tensor:
-        """Losses [k] and gradients of the first rows."""
+        """Computes losses [k] and gradients of the first rows."""
         x, y = feed.take(batch.positions, batch.shifts if feed.settings.augment else None)
         losses = _means(self._run(x, batch.present, batch.keys), y, batch.present)
         self._gradient(len(x), losses.sum(), None, ())
         return losses.detach()
 
     def _capture(self, feed: Feed, batch: Padded) -> None:
-        """Captures the step of some first rows; it warms up without samples, so nothing moves."""
+        """Captures a step of the first rows; warm-up runs have no samples, and move nothing."""
         batch.present.zero_()
         local_stats = torch.cuda.Stream()
         local_stats.wait_stream(torch.cuda.current_stream())
@@ -182,7 +182,7 @@ class Stacked(Rows[Pick]):
 
 
 def loaded(picks: Sequence[Pick], rows: int, length: int) -> Padded:
-    """The picks as one batch on the host; rows without a pick have no samples."""
+    """Returns the picks as padded batches on the host; rows without a pick have no samples."""
     # By numpy, which writes a few numbers in a tenth of the time that torch takes.
     positions, shifts = (np.zeros((rows, length, *shape), np.int64) for shape in ((), (3,)))
     present, keys = np.zeros((rows, length), np.float32), np.zeros(rows, np.int64)
@@ -197,17 +197,20 @@ def loaded(picks: Sequence[Pick], rows: int, length: int) -> Padded:
 
 
 def padded(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors [B_i, ...] as one, [k, B, ...], with zeros where they are shorter."""
+    """Pads tensors [B_i, ...] with zeros, and stacks them: [k, B, ...]."""
     return pad_sequence(list(tensors), batch_first=True)
 
 
 def graph_size(count: int, rows: int) -> int:
-    """Rows of the graph that serves `count` of `rows` rows: few graphs, and little waste."""
+    """Returns the number of rows of the graph that serves `count` of `rows` rows.
+
+    The sizes are multiples of an eighth of the rows: few graphs, and little waste.
+    """
     part = -(-rows // GRAPHS)
     return min(rows, -(-count // part) * part)
 
 
 def _means(outputs: Tensor, y: Tensor, present: Tensor) -> Tensor:
-    """Mean cross-entropies [k] of outputs [k, B, classes] over the samples that are present."""
+    """Returns mean cross-entropies [k] of outputs [k, B, classes] over the real samples."""
     each = cross_entropy(outputs.flatten(0, 1), y.flatten(), reduction="none").view_as(present)
     return (each * present).sum(1) / present.sum(1).clamp(min=1)

@@ -6,7 +6,7 @@ its memory holds. The settings `device` and `rows` decide, and nothing outside o
 
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from fedmpi.data import Dataset
 from fedmpi.networks.flat import Flat
 from fedmpi.training.descent import Descent, descent, rate
 from fedmpi.training.feed import Feed
-from fedmpi.training.nested import Nest, Nested
 from fedmpi.training.rows import Each, OneByOne, Rows
 from fedmpi.training.stacked import Stacked
 from fedmpi.training.store import Store, Stores
@@ -40,6 +39,14 @@ class Part(Protocol):
 
     @property
     def local_stats(self) -> Tensor: ...
+
+
+@runtime_checkable
+class Composite(Part, Protocol):
+    """A part that makes the rows it is trained in."""
+
+    def rows(self, trainer: "Trainer", count: int) -> Rows[Any]:
+        """So many models of the part's shape."""
 
 
 EVALUATION_BATCH = 256
@@ -82,7 +89,7 @@ class Trainer:
         self.row_limit = settings.rows
         self.keeps = flat.is_local and len(flat.statistics) > 0
         self.descent = self.descent_of(flat, 1)
-        self.others: dict[Flat | Nest, Descent] = {}
+        self.others: dict[Flat | Composite, Descent] = {}
         self.stores = Stores(settings.state)
         self.statistics: dict[int, Tensor] | Store = {}
         if self.keeps:
@@ -203,17 +210,16 @@ class Trainer:
         each = max(needed[1] - needed[0], 16 * self.flat.size)
         return max(1, int(SHARE_OF_MEMORY * free) // each)
 
-    def _other(self, shape: Flat | Nest, count: int) -> Descent:
-        """`count` models of a shape, which may learn through smaller ones."""
+    def _other(self, shape: Flat | Composite, count: int) -> Descent:
+        """`count` models of a shape."""
         if isinstance(shape, Flat):
             return self.descent_of(shape, count)
-        inner = [self.descent_of(flat, count).rows for flat in shape.flats]
-        return descent(self.settings, Nested(shape, inner, self.settings))
+        return descent(self.settings, shape.rows(self, count))
 
     def _rows_for(self, count: int, part: Part | None = None) -> Descent:
         """At least so many rows of the whole network, or of another one."""
-        if isinstance(part, Nest) or (part is not None and part.flat is not self.flat):
-            key = part if isinstance(part, Nest) else part.flat
+        if isinstance(part, Composite) or (part is not None and part.flat is not self.flat):
+            key = part if isinstance(part, Composite) else part.flat
             found = self.others.pop(key, None)
             if found is None or len(found.rows) < count:
                 found = self._other(key, count)

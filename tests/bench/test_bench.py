@@ -1,16 +1,19 @@
 """Benchmarks: the harness's arithmetic, and that references do the same work as we do."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from mpi4py import MPI
 
-from fedmpi import bench, config
+from fedmpi import bench, loading
 from fedmpi.__main__ import main
 from fedmpi.bench import client, converse, scale, train
 from fedmpi.bench import round as rounds
@@ -20,7 +23,7 @@ from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Block, Message
 from fedmpi.methods import fedavg
-from fedmpi.networks.channels import Channels
+from fedmpi.networks.slicing import Channels
 from fedmpi.runs import memory
 from fedmpi.runs.launch import Launcher
 from fedmpi.training.rows import OneByOne
@@ -98,7 +101,7 @@ def test_a_wrong_training_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_textbooks_rounds_are_fedavg() -> None:
     tree = rounds.tree_of("many") | {"rounds": 3, "clients": 6, "evaluate": 3}
     tree["data"] = tree["data"] | {"samples": 6 * 32}
-    settings = config.load(tree)
+    settings = loading.load(tree)
     textbook = Textbook(Engine(settings))
     for t in range(3):
         textbook.round(t, range(6))
@@ -109,7 +112,7 @@ def test_the_textbooks_rounds_are_fedavg() -> None:
     ("workload", "parameters"), [("small", 582_026), ("many", 7_850), ("comm", 9_991_920)]
 )
 def test_workloads_have_the_stated_models(workload: str, parameters: int) -> None:
-    assert Engine(config.load(rounds.tree_of(workload))).flat.size == parameters
+    assert Engine(loading.load(rounds.tree_of(workload))).flat.size == parameters
 
 
 def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,10 +150,36 @@ def test_commands_name_what_there_is(words: list[str]) -> None:
     assert found.exit_code == 2
 
 
+def test_every_module_with_a_command_is_a_benchmark() -> None:
+    folder = Path(bench.__file__).parent
+    assert list(bench.summaries()) == sorted(
+        path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "textbook")
+    )
+    for name, summary in bench.summaries().items():
+        assert summary.endswith("."), name
+        assert isinstance(bench.command_of(name), click.Command)
+        found = CliRunner().invoke(main, ["bench", name, "--help"], prog_name="fedmpi")
+        assert found.output.startswith(f"Usage: fedmpi bench {name} [OPTIONS]")
+    found = CliRunner().invoke(main, ["bench", "none"])
+    assert (found.exit_code, "No such command 'none'" in found.output) == (2, True)
+
+
+def test_benchmarks_are_listed_without_importing_torch() -> None:
+    program = (
+        "import sys; from fedmpi.__main__ import main\n"
+        "main(['bench', '--help'], standalone_mode=False)\n"
+        "sys.exit('imported torch' if 'torch' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in bench.summaries():
+        assert f"\n  {name} " in done.stdout
+
+
 @pytest.mark.parametrize(("clients", "count"), [(1, 1), (10, 1), (100, 10), (10_000, 1000)])
 def test_crowds_differ_in_nothing_but_their_number(clients: int, count: int) -> None:
     tree = scale.tree_of(clients)
-    settings = config.load(tree)
+    settings = loading.load(tree)
     assert scale.sampled(clients) == count
     assert (settings.rounds - 1) * count >= scale.CLIENT_ROUNDS
     assert settings.rounds > scale.ROUNDS
@@ -294,7 +323,7 @@ def test_what_converses_differs_in_nothing_but_the_pipeline(workload: str) -> No
     trees = [converse.tree_of(workload, pipeline) for pipeline in (True, False)]
     assert [tree.pop("exchange") for tree in trees] == [{"pipeline": True}, {"pipeline": False}]
     assert trees[0] == trees[1]
-    settings = config.load(trees[0])
+    settings = loading.load(trees[0])
     assert settings.data.samples == settings.clients * settings.local_steps * settings.batch
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedmpi import models
-from fedmpi.clients.burden import MIB, Burden, Meter, activations, forward
+from fedmpi.clients.burden import MIB, Burden, Meter, activations
 from fedmpi.engine import Engine
 from fedmpi.networks import pruning
 from fedmpi.networks.flat import Flat
@@ -21,26 +20,6 @@ DEVICE = "devices.tiers=[{gflops=1.0}]"
 def meter(stages: nn.Sequential, *words: str, shape: tuple[int, ...] = (2, 8, 8)) -> Meter:
     """A meter of that network."""
     return Meter(small(*words), shape, Flat(stages))
-
-
-def test_flops_of_a_convolution_and_of_linear_layers() -> None:
-    """Two for each weight and place of the output; biases and norms count nothing."""
-    flat = Flat(sorts(3))
-    found = forward(flat, torch.zeros(1, 2, 8, 8))
-    wanted = {"conv.0.weight": 2 * 9 * 2 * 4 * 64, "dense.1.weight": 2 * 256 * 5}
-    wanted["head.weight"] = 2 * 5 * 3
-    assert {piece.name: flops for piece, flops in found.layers} == wanted
-    assert found.all == sum(wanted.values())
-
-
-@pytest.mark.parametrize("name", ["mlp", "cnn", "lenet", "resnet", "vgg"])
-def test_all_flops_of_the_models_are_their_layers(name: str) -> None:
-    """As `models.fronts` counts them; nothing is left that a mask could not reach."""
-    settings = small(f"model.name={name}").model
-    network = models.build(settings, (1, 32, 32), 10, seed=1)
-    found = forward(Flat(network), torch.zeros(1, 1, 32, 32))
-    assert found.all == models.fronts(network, (1, 32, 32))[-1].flops
-    assert found.all == sum(flops for _, flops in found.layers)
 
 
 def test_training_is_three_times_forward_for_each_sample() -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -20,6 +19,7 @@ from fedmpi import config
 from fedmpi.data import Dataset, cache
 from fedmpi.data.files import DataError
 from fedmpi.datasets import cifar10, mnist
+from tests import PATIENCE, until
 from tests.made import SHARED, binary, read, real, write_cifar10, write_idx, write_qmnist, writers
 
 pytestmark = pytest.mark.usefixtures("nowhere")
@@ -117,9 +117,12 @@ def test_origin(made: Set) -> None:
     assert made().origin == "not the official source"
 
 
-@real
 @pytest.mark.parametrize(
-    ("module", "origin"), [(mnist, "official"), (cifar10, "unknown")], ids=["mnist", "cifar10"]
+    ("module", "origin"),
+    [
+        pytest.param(mnist, "official", id="mnist", marks=real("mnist")),
+        pytest.param(cifar10, "unknown", id="cifar10", marks=real("cifar10-12k")),
+    ],
 )
 def test_origin_of_real_files(module: ModuleType, origin: str) -> None:
     assert read(module, SHARED).origin == origin
@@ -207,9 +210,10 @@ def test_a_damaged_file_in_the_cache(made: Set, name: str, keep: int | None) -> 
 # ---- who comes together, and who is killed
 
 TOGETHER = """
-import hashlib, os, pathlib, signal, sys, time
+import hashlib, os, pathlib, signal, sys
 from fedmpi.datasets import mnist
 from fedmpi.data.layouts import idx
+from tests import until
 
 marks, root = map(pathlib.Path, sys.argv[1:3])
 victims = int(sys.argv[3])
@@ -218,14 +222,14 @@ real = idx.images
 def counting(*given):
     (marks / str(os.getpid())).touch(exist_ok=False)
     if len(list(marks.iterdir())) <= victims:
-        time.sleep(0.2)
+        until(lambda: len(list(marks.parent.glob("wants*"))) == 8)
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*given)
 
 idx.images = counting
 (marks.parent / f"ready{os.getpid()}").touch()
-while not (marks.parent / "go").exists():
-    time.sleep(0.001)
+until((marks.parent / "go").exists)
+(marks.parent / f"wants{os.getpid()}").touch()
 found = mnist.load(mnist.Config(root=str(root)), 1)
 for name in ("train_x", "train_y", "test_x", "test_y", "train_owners", "test_owners"):
     print(name, hashlib.sha256(getattr(found, name)).hexdigest())
@@ -241,8 +245,8 @@ def test_eight_processes_on_a_cold_cache(
     marks, source = root / "marks", root / "mnist"
     marks.mkdir()
     monkeypatch.setenv("FEDMPI_CACHE", str(root / "cache"))
-    if SHARED.is_dir():
-        source = SHARED
+    if (SHARED / "mnist").is_dir():
+        source = SHARED / "mnist"
     else:
         digits = [number % 10 for number in range(1000)]
         write_idx(source, digits, digits[:100], packed=True)
@@ -251,11 +255,9 @@ def test_eight_processes_on_a_cold_cache(
     processes = [
         subprocess.Popen(words, cwd=ROOM, stdout=subprocess.PIPE, text=True) for _ in range(8)
     ]
-    while len(list(root.glob("ready*"))) < 8:
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.01)
+    assert until(lambda: len(list(root.glob("ready*"))) == 8)
     (root / "go").touch()
-    said = Counter(process.communicate(timeout=120)[0] for process in processes)
+    said = Counter(process.communicate(timeout=PATIENCE)[0] for process in processes)
     codes = Counter(process.returncode for process in processes)
     assert codes == Counter({0: 8 - victims, -signal.SIGKILL: victims})
     assert len(list(marks.iterdir())) == 1 + victims
@@ -304,7 +306,7 @@ def test_a_process_that_is_killed(root: Path, when: str, monkeypatch: pytest.Mon
     write_cifar10(source, binary, ".bin")
     words = [sys.executable, "-c", KILLED, str(source), when]
     for _ in range(2):
-        assert subprocess.run(words, cwd=ROOM, timeout=60).returncode == -signal.SIGKILL
+        assert subprocess.run(words, cwd=ROOM, timeout=PATIENCE).returncode == -signal.SIGKILL
         left = [path for path in home.iterdir() if path.is_dir()]
         assert all(path.suffix == ".part" for path in left)
         assert len(left) == (when != "decode"), "what one left the next cleans up"
@@ -391,6 +393,6 @@ def test_no_room(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDMPI_CACHE", str(home))
     write_cifar10(source, binary, ".bin")
     words = [sys.executable, "-c", FULL, str(source)]
-    done = subprocess.run(words, cwd=ROOM, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, cwd=ROOM, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1 and "wanted a folder for decoded data, with room" in done.stderr
     assert not [path for path in home.iterdir() if path.is_dir()]

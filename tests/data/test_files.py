@@ -118,22 +118,24 @@ def test_a_link_that_leads_nowhere(root: Path) -> None:
 )
 def test_missing(
     nowhere: Path,
+    root: Path,
     module: ModuleType,
     wanted: str,
     source: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (nowhere / "data" / "other").mkdir(parents=True)
-    monkeypatch.setenv("FEDMPI_DATA", "/nonexistent")
+    lost = str(root / "lost")
+    monkeypatch.setenv("FEDMPI_DATA", lost)
     with pytest.raises(DataError) as error:
         module.where(module.Config())
     text = str(error.value)
     assert wanted in text and source in text and "data.root or $FEDMPI_DATA" in text
     assert all(f"\n  {place}" in text for place in files.places(None))
-    assert "/nonexistent (no such folder)" in text and f"{nowhere / 'data'}\n" in text
+    assert f"{lost} (no such folder)" in text and f"{nowhere / 'data'}\n" in text
     with pytest.raises(DataError) as error:
         read(module, nowhere)
-    assert "/nonexistent" not in str(error.value)
+    assert lost not in str(error.value)
 
 
 # ---- whose they are

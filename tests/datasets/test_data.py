@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("nowhere")
 # ---- real files
 
 
-@real
+@real("mnist")
 def test_real_mnist() -> None:
     found = read(mnist, SHARED)
     sound(found, (1, 28, 28), 60_000, 10_000)
@@ -60,7 +60,7 @@ def test_real_mnist() -> None:
     assert abs(found.train_x.mean()) < 1e-3 and abs(found.train_x.std() - 1) < 1e-3
 
 
-@real
+@real("cifar10-12k")
 def test_real_cifar10() -> None:
     found = read(cifar10, SHARED)
     sound(found, (3, 32, 32), 10_000, 2_000)
@@ -146,8 +146,8 @@ def test_synthetic_settings_from_a_file() -> None:
 
 
 @pytest.mark.parametrize("module", [digits, synthetic, synthetic_fedprox])
-def test_sets_without_files_are_nowhere(module: ModuleType) -> None:
-    assert module.where(module.Config(root="/nonexistent")) is None
+def test_sets_without_files_are_nowhere(module: ModuleType, root: Path) -> None:
+    assert module.where(module.Config(root=str(root / "lost"))) is None
 
 
 # ---- CIFAR-10
@@ -193,7 +193,7 @@ def test_the_binary_layout_comes_first(root: Path) -> None:
 # ---- MNIST by writer
 
 
-@real
+@real("mnist")
 def test_real_writers() -> None:
     found = read(mnist, SHARED)
     train, test = (

@@ -6,7 +6,7 @@ import torch
 from mpi4py import MPI
 
 from fedmpi.clients.population import Wave
-from fedmpi.exchanges.star import Post
+from fedmpi.exchanges.star import Exchange
 from fedmpi.messages import sparse
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import EVERYONE, Kind, Message
@@ -21,10 +21,10 @@ on_ranks = pytest.mark.parallel([1, 2, 3])
 
 
 @pytest.fixture
-def post() -> Post:
+def post() -> Exchange:
     """A post of all ranks."""
     clock = Clock()
-    return Post(Wire(clock, COMM), clock, Ledger(5))
+    return Exchange(Wire(clock, COMM), clock, Ledger(5))
 
 
 def message(client: int, size: int) -> Message:
@@ -40,7 +40,7 @@ def check(found: list[Message], clients: tuple[int, ...], size: int) -> None:
 
 
 @on_ranks
-def test_messages_reach_their_clients(post: Post) -> None:
+def test_messages_reach_their_clients(post: Exchange) -> None:
     """By the wire and by lines, small ones and large ones by turns."""
     mine, (line, other) = WAVE.on(RANK), post.wire.lines(2)
     for size in (1, 5000, 7, 6000):
@@ -65,7 +65,7 @@ def test_messages_reach_their_clients(post: Post) -> None:
 
 
 @on_ranks
-def test_bytes_are_charged_to_clients_on_the_root(post: Post) -> None:
+def test_bytes_are_charged_to_clients_on_the_root(post: Exchange) -> None:
     (line,) = post.wire.lines(1)
     post.send_up(line, [message(client, 10) for client in WAVE.on(RANK)])
     post.recv_up(line)
@@ -83,7 +83,7 @@ def test_bytes_are_charged_to_clients_on_the_root(post: Post) -> None:
 
 
 @on_ranks
-def test_packing_is_charged_to_its_phase(post: Post) -> None:
+def test_packing_is_charged_to_its_phase(post: Exchange) -> None:
     (line,) = post.wire.lines(1)
     post.send_up(line, [message(client, 10) for client in WAVE.on(RANK)])
     post.recv_up(line)

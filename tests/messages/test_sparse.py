@@ -81,28 +81,6 @@ def test_ties_do_not_change_the_count(count: int) -> None:
     assert found == sparse.top(vector.clone(), count).tolist(), "the same each time"
 
 
-@pytest.mark.parametrize(
-    ("size", "sparsity", "wanted"),
-    [
-        *((1000, 0.9, 100), (1000, 0.0, 1000), (1000, 0.999, 1), (1000, 0.99951, 1)),
-        *((10, 0.99, 1), (1, 0.5, 1), (7, 0.5, 4), (1_663_370, 0.9, 166_337)),
-    ],
-)
-def test_kept(size: int, sparsity: float, wanted: int) -> None:
-    assert sparse.kept(size, sparsity) == wanted
-
-
-@pytest.mark.parametrize(
-    ("size", "sparsity", "wanted"),
-    [
-        *((1000, 0.9, 100), (1001, 0.9, 101), (10, 0.7, 3), (7, 0.5, 4), (5, 0.0, 5)),
-        *((3, 0.99, 1), (1, 0.5, 1), (0, 0.5, 0), (10_000_000, 0.9, 1_000_000)),
-    ],
-)
-def test_counts(size: int, sparsity: float, wanted: int) -> None:
-    assert sparse.counts([range(4, 4 + size)], sparsity) == [wanted]
-
-
 @given(st.data(), st.integers(1, 4), st.sampled_from([0.0, 0.3, 0.5, 0.9]))
 @some
 def test_tops_are_the_largest_of_each_part(data: st.DataObject, rows: int, sparsity: float) -> None:

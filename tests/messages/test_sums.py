@@ -117,7 +117,7 @@ def test_every_method_runs_under_a_median_or_refuses_it(name: str) -> None:
     [
         (("aggregation.rule=trimmed",), "trim = 0.0: wanted a share above 0"),
         (("aggregation.trim=0.1",), "trim = 0.1: .* 0 beside others; found 'mean'"),
-        (("aggregation.noise=1.0",), "noise = 1.0: wanted a bound of norms"),
+        (("aggregation.noise=1.0",), "noise = 1.0: wanted aggregation.clip above 0"),
     ],
 )
 def test_settings_that_do_not_go_together(words: tuple[str, ...], text: str) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from fedmpi.messages import wire
+from fedmpi.messages import clock, wire
 from fedmpi.messages.clock import OFF, Clock, Phase
-from fedmpi.messages.wire import ROOT, WORD, Line, Place, Wire
+from fedmpi.messages.wire import NAP, ROOT, WORD, Line, Place, Wire
+from tests import until
 
 on_ranks = pytest.mark.parallel([1, 2, 3, 4])
 
@@ -24,6 +25,43 @@ def ours() -> Iterator[Wire]:
     COMM.Barrier()
     yield Wire(Clock(), COMM)
     COMM.Barrier()
+
+
+class Naps:
+    """A clock that goes on only while a rank waits in `wire`: a second at each look for the others.
+
+    One rank can stay away until all others wait for it, however long that takes them.
+    """
+
+    LONG = 20
+    """Looks after which a rank says that it waits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.late = 0, -1
+        monkeypatch.setattr(clock, "perf_counter", lambda: float(self.now))
+        monkeypatch.setattr(wire, "EAGER", -1.0)
+        monkeypatch.setattr(wire, "sleep", self.nap)
+
+    def nap(self, _: float) -> None:
+        """In place of `sleep`."""
+        self.now += 1
+        if self.now == self.LONG and self.late != RANK:
+            COMM.Send(np.zeros(1), self.late)
+        time.sleep(NAP)
+
+    def until_all_wait(self) -> None:
+        """The late rank comes when the others wait, or at last if they never do."""
+        for other in set(range(SIZE)) - {self.late}:
+            if until(lambda other=other: COMM.Iprobe(other), patience=60):
+                COMM.Recv(np.zeros(1), other)
+
+
+@pytest.fixture
+def naps(ours: Wire, monkeypatch: pytest.MonkeyPatch) -> Naps:
+    """From now on all seconds are naps."""
+    found = Naps(monkeypatch)
+    ours.clock.reset()
+    return found
 
 
 def data(words: int, seed: int = 0) -> np.ndarray:
@@ -153,13 +191,15 @@ def test_publish(ours: Wire, length: int) -> None:
 
 
 @on_ranks
-def test_publishing_is_off_the_clock_and_the_accounts(ours: Wire) -> None:
+def test_publishing_is_off_the_clock_and_the_accounts(ours: Wire, naps: Naps) -> None:
+    naps.late = ROOT
     if ours.is_root:
-        time.sleep(0.1)
+        naps.until_all_wait()
     ours.publish(np.zeros(9, np.float32))
     assert (ours.up, ours.down) == (0, 0)
-    assert seconds(ours, *ON) == 0
-    assert seconds(ours, Phase.EVALUATE) > (0 if ours.is_root else 0.05)
+    assert ours.clock.elapsed() == seconds(ours, *ON) == 0
+    assert seconds(ours, Phase.EVALUATE) == naps.now
+    assert ours.is_root or naps.now >= naps.LONG
 
 
 @on_ranks
@@ -170,37 +210,48 @@ def test_settle_is_off_the_clock(ours: Wire) -> None:
     assert seconds(ours, Phase.EVALUATE) > 0
 
 
-@on_ranks
-@pytest.mark.parametrize("verb", ["bcast", "gather", "scatter"])
-def test_waiting_is_not_transfer(ours: Wire, verb: str) -> None:
-    """One rank is late: the others wait for it, before the transfer and not in it."""
-    late = SIZE - 1
-    if late == RANK and SIZE > 1:
-        time.sleep(0.3)
+def speak(ours: Wire, verb: str) -> None:
+    """One collective, of a word for each."""
     if verb == "bcast":
         ours.bcast(data(1) if ours.is_root else None)
     elif verb == "gather":
         ours.gather(data(1))
     else:
         ours.scatter(*shares([1] * SIZE))
-    assert seconds(ours, Phase.WAIT) > 0
-    assert seconds(ours, Phase.TRANSFER) > 0
-    assert seconds(ours, Phase.PACK, Phase.TRAIN, Phase.SERVE, *OFF) == 0
-    if late != RANK:
-        assert seconds(ours, Phase.WAIT) > max(0.15, seconds(ours, Phase.TRANSFER))
 
 
 @on_ranks
-def test_settle_takes_the_waiting_off_the_clock(ours: Wire) -> None:
-    """The root measures for 0.3 s: no part of a round, neither for it nor for the others."""
-    COMM.Barrier()
-    ours.clock.reset()
+@pytest.mark.parametrize("verb", ["bcast", "gather", "scatter"])
+def test_seconds_are_of_waiting_and_of_transfer(ours: Wire, verb: str) -> None:
+    speak(ours, verb)
+    assert seconds(ours, Phase.WAIT) > 0
+    assert seconds(ours, Phase.TRANSFER) > 0
+    assert seconds(ours, Phase.PACK, Phase.TRAIN, Phase.SERVE, *OFF) == 0
+
+
+@on_ranks
+@pytest.mark.parametrize("verb", ["bcast", "gather", "scatter"])
+def test_waiting_is_not_transfer(ours: Wire, naps: Naps, verb: str) -> None:
+    """One rank is late: the others wait for it, before the transfer and not in it."""
+    naps.late = SIZE - 1
+    if naps.late == RANK:
+        naps.until_all_wait()
+    speak(ours, verb)
+    assert seconds(ours, Phase.WAIT) == seconds(ours, *Phase) == naps.now
+    assert naps.late == RANK or naps.now >= naps.LONG
+
+
+@on_ranks
+def test_settle_takes_the_waiting_off_the_clock(ours: Wire, naps: Naps) -> None:
+    """The root measures: no part of a round, neither for it nor for the others."""
+    naps.late = ROOT
     if ours.is_root:
         with ours.clock(Phase.EVALUATE):
-            time.sleep(0.3)
+            naps.until_all_wait()
+            naps.now += naps.LONG
     ours.settle()
-    assert ours.clock.elapsed() < 0.25
-    assert seconds(ours, Phase.EVALUATE) > 0.15
+    assert ours.clock.elapsed() == 0
+    assert seconds(ours, Phase.EVALUATE) == naps.now >= naps.LONG
 
 
 @on_ranks
@@ -324,24 +375,36 @@ def test_nobody_is_held_up_on_a_line(ours: Wire, words: int) -> None:
 
 @pytest.mark.parallel([2, 3, 4])
 @pytest.mark.parametrize("late", ["rank", "root"])
-def test_waiting_on_a_line_is_not_transfer(ours: Wire, late: str) -> None:
-    """Until counts come it is waiting: the root for a late rank, or the others for the root."""
+def test_waiting_on_a_line_is_not_transfer(ours: Wire, naps: Naps, late: str) -> None:
+    """Until counts come it is waiting: for a late rank, or for the root; what it answers waits."""
     (line,) = ours.lines(1)
-    if late == "rank" and RANK == SIZE - 1:
-        time.sleep(0.3)
+    naps.late = SIZE - 1 if late == "rank" else ROOT
+    if late == "rank" and naps.late == RANK:
+        naps.until_all_wait()
     line.send_up(data(10))
     line.recv_up()
-    if late == "root" and ours.is_root:
-        time.sleep(0.3)
+    if late == "root" and naps.late == RANK:
+        naps.until_all_wait()
     if ours.is_root:
         line.send_down(*shares([10] * SIZE))
     line.recv_down()
     line.wait()
-    waits = ours.is_root if late == "rank" else not ours.is_root
+    assert seconds(ours, Phase.WAIT, Phase.TRANSFER) == seconds(ours, *Phase) == naps.now
+    assert naps.late == RANK or seconds(ours, Phase.WAIT) >= naps.LONG
+
+
+@pytest.mark.parallel([2, 3, 4])
+def test_seconds_on_a_line_are_of_waiting_and_of_transfer(ours: Wire) -> None:
+    (line,) = ours.lines(1)
+    line.send_up(data(10))
+    line.recv_up()
+    if ours.is_root:
+        line.send_down(*shares([10] * SIZE))
+    line.recv_down()
+    line.wait()
+    assert seconds(ours, Phase.WAIT) > 0
     assert seconds(ours, Phase.TRANSFER) > 0
     assert seconds(ours, Phase.PACK, Phase.TRAIN, Phase.SERVE, *OFF) == 0
-    if waits:
-        assert seconds(ours, Phase.WAIT) > max(0.15, seconds(ours, Phase.TRANSFER))
 
 
 def test_what_mpi_cannot_count_is_an_error_that_says_so() -> None:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedmpi import config, models
-from fedmpi.clients import burden
+from fedmpi import loading, models
 from fedmpi.config import ConfigError
 from fedmpi.methods.spatl import agent
 from fedmpi.methods.spatl.agent import Agent, Game, Keep, Memory, Scene
-from fedmpi.networks.channels import Channels
 from fedmpi.networks.flat import Flat
-from fedmpi.networks.slicing import sliced
+from fedmpi.networks.flops import forward
+from fedmpi.networks.slicing import Channels, sliced
+from fedmpi.networks.topology import Topology
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def chain() -> tuple[Flat, Channels]:
         head=nn.Linear(20, 3),
     )
     flat = Flat(nn.Sequential(stages))
-    return flat, Channels(flat.split("c")[0], CPU)
+    return flat, Channels(Topology(flat.split("c")[0], (20,)), CPU)
 
 
 def game(judge: object, target: float = 0.5) -> Game:
@@ -46,9 +46,9 @@ def game(judge: object, target: float = 0.5) -> Game:
 
 
 def resnet() -> tuple[Flat, Channels]:
-    settings = config.load({"model": {"name": "resnet"}}).model
+    settings = loading.load({"model": {"name": "resnet"}}).model
     flat = Flat(models.build(settings, (3, 16, 16), 10, 1))
-    return flat, Channels(flat.split(flat.cuts()[-1])[0], CPU)
+    return flat, Channels(Topology(flat.split(flat.cuts()[-1])[0], (3, 16, 16)), CPU)
 
 
 # ---- The state
@@ -120,9 +120,8 @@ def test_saved_flops_are_those_of_the_sliced_network(share: float) -> None:
     keep = torch.tensor([share, 0.5, 1.0])
     chosen = channels.largest(channels.norms(flat.initial), scene.counts(keep))
     small = sliced(flat, flat.initial, channels, chosen, (20,))
-    x = torch.zeros(1, 20)
-    ours = burden.forward(Flat(nn.Sequential(small)), x).all
-    assert scene.saved(keep) == pytest.approx(1 - ours / burden.forward(flat, x).all)
+    ours = forward(Flat(nn.Sequential(small)), (20,)).all
+    assert scene.saved(keep) == pytest.approx(1 - ours / forward(flat, (20,)).all)
     assert scene.saved(torch.ones(3)) == pytest.approx(0, abs=1e-6)
 
 

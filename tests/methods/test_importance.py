@@ -8,10 +8,11 @@ from torch import Tensor
 from fedmpi import models
 from fedmpi.config import State
 from fedmpi.engine import Engine
+from fedmpi.methods.fedsl.fronts import NarrowedWaveParts
 from fedmpi.methods.fedsl.importance import Channels, Memory, Weights
 from fedmpi.networks.flat import Flat
-from fedmpi.split.narrowed import Narrowed, NarrowedWaveParts
 from fedmpi.training.descent import Descent
+from fedmpi.training.inner import Inner
 from fedmpi.training.store import Stores
 from tests.plain import CNN
 from tests.small import small
@@ -111,7 +112,7 @@ def test_narrowed_networks_are_kept_for_the_next_round_and_no_longer() -> None:
         (party,) = parts.open(0, [range(3)], flat.initial)
         part = found.narrowed(found.choose(random(flat.size), rate))
         parts.narrow(lambda client, part=part: part)
-        assert isinstance(party.rows, Narrowed) and isinstance(party.descent, Descent)
+        assert isinstance(party.rows, Inner) and isinstance(party.descent, Descent)
         inner += party.rows.inner.values()
     assert inner[0] is inner[1] and inner[1] is not inner[2]
     assert len(inner) == 3

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedmpi import models
 from fedmpi.engine import Engine
+from fedmpi.messages.counts import keep_floor
 from fedmpi.methods.prunefl import worth
 from fedmpi.networks import pruning
 from tests.plain import CNN, play, train
@@ -100,7 +101,7 @@ def test_reconfiguration(words: tuple[str, ...], extra: tuple[str, ...]) -> None
             gain, time = float(score[wanted].sum()), 0.7 * total + protected
             candidates = (prunable & ~wanted).nonzero().squeeze(1).tolist()
             added = greedy(score.tolist(), candidates, gain, time)
-            room = max(0, pruning.kept(total, method.sparsity) - protected)
+            room = max(0, keep_floor(total, 1 - method.sparsity) - protected)
             wanted[sorted(added, key=lambda i: -float(score[i]))[:room]] = True
             # Roundings decide next to the thresholds.
             assert int((engine.server.mask != wanted).sum()) <= 3
@@ -126,7 +127,7 @@ def test_the_limit_is_kept_where_it_can_be() -> None:
     engine = Engine(small("method.name=prunefl", *words, "method.halving=1e9"))
     prunable = engine.flat.prunable()
     list(play(engine))
-    assert 0 < int(engine.server.mask[prunable].sum()) <= pruning.kept(int(prunable.sum()), 0.8)
+    assert 0 < int(engine.server.mask[prunable].sum()) <= keep_floor(int(prunable.sum()), 1 - 0.8)
 
 
 def test_squares_and_masks_travel_when_they_are_due() -> None:

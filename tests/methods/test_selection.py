@@ -140,7 +140,7 @@ def test_ranks_do_not_change_the_result(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        (("method.agent=x",), "method.agent = x: wanted method.selection = 'agent'"),
+        (("method.agent=x",), "method.agent = 'x': wanted method.selection = 'agent'"),
         (("method.saved=0.3",), "method.saved = 0.3: wanted method.selection = 'agent'"),
         (("method.selection=agent",), "method.agent: wanted a file"),
         (("method.selection=agent", "method.sparsity=0.3"), "wanted another method.selection"),

@@ -17,7 +17,7 @@ from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Coding, Kind
 from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, stream
-from tests.plain import CNN, EVERYTHING, average, network, play
+from tests.plain import CNN, EVERYTHING, average, network, place, play
 from tests.small import run, small, smooth
 
 WORLD = MPI.COMM_WORLD
@@ -318,7 +318,8 @@ def test_late_agreements_do_not_depend_on_ranks(
 @pytest.mark.parallel([1, 2, 3, 4])
 @pytest.mark.parametrize("server", ["dedicated", "shared"])
 def test_the_mask_is_the_same_on_all_ranks(server: str) -> None:
-    engine = ssfl(*FEW, f"server={server}", sparsity=0.7)
+    settings = ssfl(*FEW, f"server={server}", sparsity=0.7).settings
+    engine = Engine(settings, place(WORLD))
     for _ in play(engine, WORLD):
         pass
     mask = engine.clients.mask.numpy()

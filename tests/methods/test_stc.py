@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedmpi.engine import Engine
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Kind, Message, pack, rice, unpack
+from fedmpi.messages.counts import keep_round
 from fedmpi.methods.stc import ternary
 from fedmpi.networks.flat import Flat
 from tests.plain import play, train
@@ -106,7 +107,7 @@ def test_what_is_decoded_is_what_was_encoded(vector: list[float], sparsity: floa
     (message,), _ = unpack(pack([Message(0, [block])]).data)
     found, said = (sparse.vector(b, 12, torch.device("cpu")) for b in (message.blocks[0], block))
     assert torch.equal(found, said)
-    order = values.abs().sort(descending=True).values[: sparse.kept(12, sparsity)]
+    order = values.abs().sort(descending=True).values[: keep_round(12, 1 - sparsity)]
     order = order[order > 0]
     mean = float(order.mean()) if len(order) else 0.0
     assert int((found != 0).sum()) == len(order)

@@ -12,6 +12,7 @@ from fedmpi import models
 from fedmpi.engine import Engine
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Message
+from fedmpi.messages.counts import keep_round
 from tests.methods.test_fedavg import TINY
 from tests.plain import play
 from tests.small import run, small, smooth
@@ -156,8 +157,8 @@ def test_statistics_all_travel_and_leave_nothing_behind(monkeypatch: pytest.Monk
     flat, rows = found.engine.flat, found.tables["clients"]
     stat_positions = flat.stat_positions.numpy()
     assert len(stat_positions) == flat.size - flat.count == 20
-    kept = sparse.kept(flat.count, 0.9)
-    assert kept != sparse.kept(flat.size, 0.9)
+    kept = keep_round(flat.count, 1 - 0.9)
+    assert kept != keep_round(flat.size, 1 - 0.9)
     assert set(rows["up_gradient"].tolist()) == {4 * kept + 4 * 20}
     variances = [p for p in flat.statistics if p.name.endswith("running_var")]
     for piece in variances:

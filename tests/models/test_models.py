@@ -9,6 +9,7 @@ from torch import nn
 from fedmpi import config, models
 from fedmpi.config import ConfigError
 from fedmpi.networks.flat import Flat
+from fedmpi.networks.flops import forward
 from fedmpi.networks.layers import BatchNorm, Dropout
 from tests.small import small
 
@@ -101,7 +102,7 @@ def test_the_split_points_of_characters(cell: str, gates: int) -> None:
     """A cut between recurrent layers carries all steps, one behind them the last."""
     network = build(TEXT, "model.name=rnn", f"model.cell={cell}", classes=80)
     products = [gates * 256 * (8 + 256), gates * 256 * (256 + 256)]
-    first, second, whole = models.fronts(network, TEXT)
+    first, second, whole = forward(Flat(network), TEXT).fronts
     assert (first.name, first.floats) == ("recurrent1", 80 * 256)
     assert (second.name, second.floats) == ("recurrent2", 256)
     assert (whole.name, whole.floats) == ("head", 80)
@@ -144,7 +145,7 @@ def test_models_of_numbers_and_of_symbols(name: str) -> None:
 
 def test_the_split_points_of_vgg19() -> None:
     """Behind the pooling of each block: parameters, and floats of a sample (FedSL)."""
-    found = {front.name: front for front in models.fronts(build(COLOUR, *VGG19), COLOUR)}
+    found = {front.name: front for front in forward(Flat(build(COLOUR, *VGG19)), COLOUR).fronts}
     wanted = {
         "conv2": (38_976, 16_384),
         "conv4": (260_928, 8_192),
@@ -171,7 +172,7 @@ def test_fronts_are_what_is_split(words: tuple[str, ...]) -> None:
     """And FLOPs are two for each weight of a convolution at each pixel, as SSFL counts them."""
     network = build(COLOUR, "model.name=resnet", *words)
     before = Flat(network).initial
-    found = models.fronts(network, COLOUR)
+    found = forward(Flat(network), COLOUR).fronts
     assert network.training and torch.equal(Flat(network).initial, before), "nothing is changed"
     for front in found[:-1]:
         part = Flat(network).split(front.name)[0]
@@ -233,7 +234,7 @@ def test_groups_divide_channels(name: str, channels: str) -> None:
 def test_a_model_with_torchs_batch_norm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     module = config.module("model", "mlp")
     monkeypatch.setattr(module, "stages", lambda *_: OrderedDict(norm=nn.BatchNorm1d(4)))
-    with pytest.raises(ConfigError, match=r"'norm' is torch's BatchNorm1d.*fedmpi\.layers"):
+    with pytest.raises(ConfigError, match=r"'norm' is torch's BatchNorm1d.*fedmpi.networks.layers"):
         build(GREY, "model.name=mlp")
 
 

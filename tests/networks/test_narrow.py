@@ -13,7 +13,7 @@ from fedmpi.config import ConfigError
 from fedmpi.networks import narrow
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import BatchNorm, OptionA
-from fedmpi.networks.narrow import Channels, Narrow, Scale
+from fedmpi.networks.narrow import Narrow, Scale, SubModels
 from tests.small import small, smooth, sorts
 from tests.suites.test_rows import FAMILIES
 
@@ -49,11 +49,6 @@ def amid_zeros(flat: Flat, part: Narrow) -> Tensor:
     return w
 
 
-@pytest.mark.parametrize(("rate", "width", "wanted"), [(0.1, 10, 1), (0.5, 7, 4), (0.0625, 3, 1)])
-def test_counts_are_rounded_up(rate: float, width: int, wanted: int) -> None:
-    assert narrow.count(rate, width) == wanted
-
-
 def test_which_channels_are_chosen() -> None:
     assert narrow.prefix(0.5)(7).tolist() == [0, 1, 2, 3]
     assert narrow.window(0.5, 5)(7).tolist() == [0, 1, 5, 6]
@@ -69,7 +64,7 @@ def test_all_channels_are_the_network_itself(
     name: str, shape: tuple[int, ...], words: tuple[str, ...]
 ) -> None:
     flat = built(name, shape, *words)
-    part = Channels(flat, shape).narrow(narrow.prefix(1.0))
+    part = SubModels(flat, shape).narrow(narrow.prefix(1.0))
     assert part.flat is flat
     assert torch.equal(part.positions, torch.arange(flat.size))
 
@@ -79,7 +74,7 @@ def test_first_channels_compute_what_they_do_amid_zeros(
     name: str, shape: tuple[int, ...], words: tuple[str, ...]
 ) -> None:
     flat = built(name, shape, *words)
-    part = Channels(flat, shape).narrow(narrow.prefix(0.5))
+    part = SubModels(flat, shape).narrow(narrow.prefix(0.5))
     assert part.flat.size < 0.3 * flat.size
     assert (part.positions.diff() > 0).all()
     assert torch.equal(part.flat.initial, flat.initial[part.positions])
@@ -102,7 +97,7 @@ def test_any_channels_compute_what_they_do_amid_zeros(
     choose = narrow.window(0.4, 9)
     if kind == "drawn":
         choose = narrow.drawn(0.4, np.random.default_rng(2))
-    part = Channels(flat, shape).narrow(choose)
+    part = SubModels(flat, shape).narrow(choose)
     x = samples(name, shape)
     wanted = outputs(flat, amid_zeros(flat, part), x)
     found = outputs(part.flat, flat.initial[part.positions], x)
@@ -126,7 +121,7 @@ def test_a_sub_model_is_the_network_that_is_built_narrow(
         "lenet": "model.channels=[3,8]",
         "rnn": "model.embedding=4",
     }
-    part = Channels(built(name, shape, wide), shape).narrow(narrow.prefix(0.5))
+    part = SubModels(built(name, shape, wide), shape).narrow(narrow.prefix(0.5))
     wanted = built(name, shape, thin, *([half[name]] if name in half else []))
     pieces = [[(p.name, p.shape) for p in flat.parameters] for flat in (part.flat, wanted)]
     assert pieces[0] == pieces[1]
@@ -138,7 +133,7 @@ def test_a_sub_model_is_the_network_that_is_built_narrow(
 def test_rows_and_columns_are_those_of_the_channels_by_hand() -> None:
     """A convolution of four channels, of which two stay, and what a flattening makes of them."""
     flat = Flat(sorts(3))
-    part = Channels(flat, (2, 8, 8)).narrow(narrow.window(0.5, 1))
+    part = SubModels(flat, (2, 8, 8)).narrow(narrow.window(0.5, 1))
     pieces = {p.name: p.of(torch.arange(flat.size)) for p in flat.parameters}
     two, three = [1, 2], [1, 2, 3]
     pixels = [64 * channel + pixel for channel in two for pixel in range(64)]
@@ -156,7 +151,7 @@ def test_rows_and_columns_are_those_of_the_channels_by_hand() -> None:
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_all_gates_of_a_cell_stay(cell: str) -> None:
     flat = built("rnn", (9,), f"model.cell={cell}", "model.hidden=6", "model.layers=1")
-    part = Channels(flat, (9,)).narrow(narrow.prefix(0.5))
+    part = SubModels(flat, (9,)).narrow(narrow.prefix(0.5))
     pieces = {p.name: p.of(torch.arange(flat.size)) for p in flat.parameters}
     gates = 4 if cell == "lstm" else 3
     rows = [6 * gate + cell for gate in range(gates) for cell in range(3)]
@@ -185,8 +180,8 @@ def test_a_shortcut_without_parameters_takes_its_channels_along(rate: float) -> 
 def test_what_is_added_has_the_same_channels(depth: int) -> None:
     """All blocks of a group of a residual network are one space; those inside a block are not."""
     flat = built("resnet", (3, 8, 8), f"model.depth={depth}")
-    channels = Channels(flat, (3, 8, 8))
-    groups = dict(zip(channels.makers, channels.groups.tolist(), strict=True))
+    sub_models = SubModels(flat, (3, 8, 8))
+    groups = sub_models.topology.groups
     last = "residual.3" if depth != 50 else "residual.6"
     assert groups[f"group1_block1.{last}"] == groups[f"group1_block2.{last}"]
     assert groups["group1_block1.residual.0"] != groups[f"group1_block1.{last}"]
@@ -194,15 +189,14 @@ def test_what_is_added_has_the_same_channels(depth: int) -> None:
     # Without parameters in shortcuts all groups of blocks are added in the end.
     same = groups[f"group1_block1.{last}"] == groups[f"group2_block1.{last}"]
     assert same == (depth == 20)
-    channels.narrow(narrow.drawn(0.3, np.random.default_rng(1))).flat.network(
-        torch.zeros(channels.narrow(narrow.prefix(0.3)).flat.size)
-    )
+    part = sub_models.narrow(narrow.drawn(0.3, np.random.default_rng(1)))
+    part.flat.network(torch.zeros(sub_models.narrow(narrow.prefix(0.3)).flat.size))
 
 
 def test_training_a_sub_model_is_masked_training() -> None:
     """Where no norm sees zeros: a step of the small network, and one of the whole under a mask."""
     flat = built("cnn", (1, 12, 12), "model.hidden=9", "model.channels=[5,6]")
-    part = Channels(flat, (1, 12, 12)).narrow(narrow.window(0.5, 4))
+    part = SubModels(flat, (1, 12, 12)).narrow(narrow.window(0.5, 4))
     x, y = torch.randn(6, 1, 12, 12), torch.arange(6) % CLASSES
     small_w, whole_w = flat.initial[part.positions].clone(), amid_zeros(flat, part)
     gradients = []
@@ -216,8 +210,8 @@ def test_training_a_sub_model_is_masked_training() -> None:
 
 def test_scales_stand_behind_hidden_layers_and_work_in_training_alone() -> None:
     flat = built("mlp", (6, 5), "model.hidden=[12,8]")
-    part = Channels(flat, (6, 5)).narrow(narrow.prefix(0.5), factor=2.0)
-    plain = Channels(flat, (6, 5)).narrow(narrow.prefix(0.5))
+    part = SubModels(flat, (6, 5)).narrow(narrow.prefix(0.5), factor=2.0)
+    plain = SubModels(flat, (6, 5)).narrow(narrow.prefix(0.5))
     assert torch.equal(part.positions, plain.positions)
     network = part.flat.network(part.flat.initial)
     assert sum(isinstance(module, Scale) for module in network.modules()) == 2
@@ -234,19 +228,19 @@ def test_scales_stand_behind_hidden_layers_and_work_in_training_alone() -> None:
 
 
 def test_networks_of_one_shape_are_one() -> None:
-    channels = Channels(built("mlp", (6, 5)), (6, 5))
-    some = [channels.narrow(narrow.window(0.5, start)) for start in (0, 3)]
+    sub_models = SubModels(built("mlp", (6, 5)), (6, 5))
+    some = [sub_models.narrow(narrow.window(0.5, start)) for start in (0, 3)]
     assert some[0].flat is some[1].flat
     assert not torch.equal(some[0].positions, some[1].positions)
-    assert channels.narrow(narrow.prefix(0.25)).flat is not some[0].flat
-    assert channels.narrow(narrow.prefix(0.5), 2.0).flat is not some[0].flat
+    assert sub_models.narrow(narrow.prefix(0.25)).flat is not some[0].flat
+    assert sub_models.narrow(narrow.prefix(0.5), 2.0).flat is not some[0].flat
 
 
 @pytest.mark.parametrize("is_local", [False, True])
 def test_statistics_go_with_their_channels(is_local: bool) -> None:
     network = smooth(small().model, (1, 8, 8), 3, 1)
     flat = Flat(network, is_local)
-    part = Channels(flat, (1, 8, 8)).narrow(narrow.prefix(0.5))
+    part = SubModels(flat, (1, 8, 8)).narrow(narrow.prefix(0.5))
     assert len(part.positions) == part.flat.size
     assert len(part.local_stats) == len(part.flat.local_stats) == (2 * (2 + 3) if is_local else 0)
     names = {p.name: p for p in flat.statistics}
@@ -258,13 +252,13 @@ def test_statistics_go_with_their_channels(is_local: bool) -> None:
 
 
 def test_classes_are_rows_of_the_last_layer() -> None:
-    channels = Channels(built("mlp", (6, 5), "model.hidden=[4]"), (6, 5))
+    sub_models = SubModels(built("mlp", (6, 5), "model.hidden=[4]"), (6, 5))
     hidden = 30 * 4 + 4
-    assert (channels.classes[:hidden] == -1).all()
+    assert (sub_models.topology.classes[:hidden] == -1).all()
     rows = [c for c in range(CLASSES) for _ in range(4)]
-    assert channels.classes[hidden:].tolist() == [*rows, *range(CLASSES)]
+    assert sub_models.topology.classes[hidden:].tolist() == [*rows, *range(CLASSES)]
     positions = torch.tensor([0, hidden, hidden + 4, hidden + 20, hidden + 21])
-    inside = channels.inside(positions, torch.tensor([0]))
+    inside = sub_models.topology.inside(positions, torch.tensor([0]))
     assert inside.tolist() == [True, True, False, True, False]
 
 
@@ -274,7 +268,7 @@ def test_classes_are_rows_of_the_last_layer() -> None:
 def test_layers_that_nobody_knows_are_refused(layer: nn.Module) -> None:
     stages = OrderedDict(first=nn.Conv2d(2, 4, 3), odd=layer, head=nn.Linear(6, 3))
     with pytest.raises(ConfigError, match=r"the model's layer 'odd' is a .* possible are"):
-        Channels(Flat(nn.Sequential(stages)), (2, 8, 8))
+        SubModels(Flat(nn.Sequential(stages)), (2, 8, 8))
 
 
 def test_channels_that_are_mixed_are_refused() -> None:
@@ -284,4 +278,4 @@ def test_channels_that_are_mixed_are_refused() -> None:
 
     stages = OrderedDict(a=nn.Conv2d(2, 4, 3), b=Mixed(), c=nn.Conv2d(2, 3, 3), d=BatchNorm(3))
     with pytest.raises(ConfigError, match="layer 'c' has inputs that mix channels"):
-        Channels(Flat(nn.Sequential(stages)), (2, 8, 8))
+        SubModels(Flat(nn.Sequential(stages)), (2, 8, 8))

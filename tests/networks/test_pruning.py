@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fedmpi import models
+from fedmpi.messages.counts import keep_floor
 from fedmpi.networks import pruning
 from fedmpi.networks.flat import Flat
 from tests.small import small, sorts
@@ -28,13 +29,6 @@ def test_weights_are_what_can_be_pruned_layer_by_layer() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("sparsity", "size", "wanted"), [(0.9, 1000, 100), (0.7, 10, 3), (0.5, 5, 2), (0.0, 7, 7)]
-)
-def test_the_floor_of_the_exact_product_is_kept(sparsity: float, size: int, wanted: int) -> None:
-    assert pruning.kept(size, sparsity) == wanted
-
-
 def test_uniform_layers_are_as_sparse() -> None:
     assert pruning.uniform(flat(), 0.9) == [7, 128, 1]
 
@@ -47,7 +41,7 @@ def test_erk_sums_to_the_target_in_proportion_to_dimensions(name: str, sparsity:
     shapes = [piece.shape for piece in pruning.weights(network)]
     sizes = np.array([shape.numel() for shape in shapes])
     counts = np.array(pruning.erk(network, sparsity))
-    assert counts.sum() == pruning.kept(int(sizes.sum()), sparsity)
+    assert counts.sum() == keep_floor(int(sizes.sum()), 1 - sparsity)
     assert (counts >= 0).all() and (counts <= sizes).all()
     # One factor for all that are not dense, up to the rounding of a single weight.
     sums = np.array([sum(shape) for shape in shapes])

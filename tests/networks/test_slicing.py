@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedmpi import config, models
-from fedmpi.clients import burden
-from fedmpi.networks.channels import Channels
+from fedmpi import loading, models
 from fedmpi.networks.flat import Flat
-from fedmpi.networks.slicing import Spread, sliced
+from fedmpi.networks.flops import forward
+from fedmpi.networks.slicing import Channels, Spread, sliced, trace
+from fedmpi.networks.topology import Topology
+from tests.small import sorts
 
 NETWORKS = {
     "mlp": ((1, 8, 8), {"name": "mlp", "hidden": [12, 8]}),
@@ -29,12 +30,16 @@ NETWORKS = {
 
 def flat_of(name: str) -> tuple[Flat, tuple[int, ...]]:
     shape, words = NETWORKS[name]
-    settings = config.load({"model": words}).model
+    settings = loading.load({"model": words}).model
     return Flat(models.build(settings, shape, 10, 1)), shape
 
 
 def front_of(flat: Flat, cut: int) -> Flat:
     return flat.split(flat.cuts()[cut])[0]
+
+
+def channels_of(flat: Flat, shape: tuple[int, ...]) -> Channels:
+    return Channels(Topology(flat, shape), torch.device("cpu"))
 
 
 def lively(flat: Flat) -> Tensor:
@@ -73,7 +78,7 @@ def masked(flat: Flat, w: Tensor, channels: Channels, chosen: Tensor) -> nn.Modu
 
 
 def flops(network: nn.Module, shape: tuple[int, ...]) -> int:
-    return burden.forward(Flat(nn.Sequential(network)), torch.zeros(1, *shape)).all
+    return forward(Flat(nn.Sequential(network)), shape).all
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,7 @@ def flops(network: nn.Module, shape: tuple[int, ...]) -> int:
 )
 def test_it_says_what_the_masked_network_says(name: str, cut: int, share: float) -> None:
     flat, shape = flat_of(name)
-    channels = Channels(front_of(flat, cut), torch.device("cpu"))
+    channels = channels_of(front_of(flat, cut), shape)
     chosen, w = some_of(channels, share), lively(flat)
     network = sliced(flat, w, channels, chosen, shape)
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(5))
@@ -101,7 +106,7 @@ def test_it_says_what_the_masked_network_says(name: str, cut: int, share: float)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_all_channels_are_the_whole_network(name: str) -> None:
     flat, shape = flat_of(name)
-    channels = Channels(front_of(flat, -1), torch.device("cpu"))
+    channels = channels_of(front_of(flat, -1), shape)
     network = sliced(flat, lively(flat), channels, torch.arange(channels.count), shape)
     assert not any(isinstance(module, Spread) for module in network.modules())
     assert sum(p.numel() for p in network.parameters()) == flat.count
@@ -113,7 +118,7 @@ def test_all_channels_are_the_whole_network(name: str) -> None:
 
 def test_flops_of_a_chain_fall_with_both_ends_of_a_layer() -> None:
     flat, shape = flat_of("cnn")
-    channels = Channels(front_of(flat, -1), torch.device("cpu"))
+    channels = channels_of(front_of(flat, -1), shape)
     chosen = channels.evenly(torch.arange(channels.count).float(), 0.5)
     network = sliced(flat, flat.initial, channels, chosen, shape)
     # 12x12 pixels, then 6x6, then 3x3 of each channel; windows of 5x5.
@@ -127,7 +132,7 @@ def test_flops_of_a_chain_fall_with_both_ends_of_a_layer() -> None:
 def test_branches_with_the_same_channels_need_no_zeros() -> None:
     """One set for a whole stream: the shortcuts then add what is there."""
     flat, shape = flat_of("resnet group")
-    channels = Channels(front_of(flat, -1), torch.device("cpu"))
+    channels = channels_of(front_of(flat, -1), shape)
     chosen = torch.cat([layer.first + torch.arange(8) for layer in channels.layers])
     network = sliced(flat, flat.initial, channels, chosen, shape)
     # Only behind the last block, in front of the head, which is whole: its columns are cut instead.
@@ -137,10 +142,81 @@ def test_branches_with_the_same_channels_need_no_zeros() -> None:
 def test_a_layer_that_has_to_see_all_gets_zeros() -> None:
     stages = nn.Sequential(nn.Linear(6, 5), nn.Sigmoid(), nn.LayerNorm(5), nn.Linear(5, 3))
     flat = Flat(stages)
-    channels = Channels(flat, torch.device("cpu"))
+    channels = channels_of(flat, (6,))
     chosen = torch.tensor([0, 3, *range(5, 8)])
     network = sliced(flat, flat.initial, channels, chosen, (6,))
     x = torch.randn(4, 6)
     wanted = flat.network(channels.masked(flat.initial, chosen)).train(False)(x)
     torch.testing.assert_close(network(x), wanted)
     assert sum(isinstance(module, Spread) for module in network.modules()) == 1
+
+
+# ---- masks and choices
+
+
+@pytest.fixture
+def flat() -> Flat:
+    """A convolution of four channels, two linear layers of five and three, and a norm."""
+    return Flat(sorts(3))
+
+
+@pytest.fixture
+def channels(flat: Flat) -> Channels:
+    return channels_of(flat, (2, 8, 8))
+
+
+def test_masked_channels_are_zero_behind_their_norms(flat: Flat, channels: Channels) -> None:
+    torch.manual_seed(2)
+    w = torch.randn(flat.size)
+    masked = channels.masked(w, torch.tensor([0, 2, *range(4, 12)]))
+    x = torch.randn(1, 2, 8, 8)
+    for depth in (1, 2):  # the convolution, and its norm
+        said = flat.network(masked).get_submodule("conv")[:depth](x)[0]  # type: ignore[index]
+        assert (said != 0).flatten(1).any(1).tolist() == [True, False, True, False]
+    assert torch.equal(channels.masked(w, torch.arange(12)), w)
+    longer = torch.cat([w, w])
+    assert torch.equal(channels.masked(longer, torch.tensor([0]))[flat.size :], w)
+
+
+def test_positions_are_of_the_chosen_and_of_nobodys() -> None:
+    flat = Flat(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.GroupNorm(1, 3), nn.Linear(3, 2)))
+    channels = channels_of(flat, (2,))
+    chosen, norm = torch.tensor([1, 4]), list(range(9, 15))
+    assert channels.positions(chosen).tolist() == [2, 3, 7, *norm, 18, 19, 20, 22]
+    assert channels.positions(chosen[:0]).tolist() == norm
+    assert channels.positions(torch.arange(5)).tolist() == list(range(flat.size))
+
+
+def test_norms_leave_biases_out(flat: Flat, channels: Channels) -> None:
+    torch.manual_seed(2)
+    w = torch.randn(flat.size)
+    norms = channels.norms(w)
+    for layer in channels.layers:
+        weight = flat.network(w).get_parameter(f"{layer.name}.weight").detach()
+        for own in range(layer.count):
+            assert norms[layer.first + own].item() == pytest.approx(float(weight[own].norm()))
+
+
+def test_choices(channels: Channels) -> None:
+    scores = torch.tensor([1.0, 4, 3, 2, *(50, 10, 20, 40, 30), *(0.1, 0.3, 0.2)])
+    assert channels.largest(scores, [2, 1, 3]).tolist() == [1, 2, 4, 9, 10, 11]
+    assert channels.evenly(scores, 0.5).tolist() == [1, 2, 4, 7, 10, 11]
+    assert channels.evenly(scores, 0.99).tolist() == [1, 4, 10], "one of each at least"
+    assert channels.overall(scores, 0.5).tolist() == [1, 4, 6, 7, 8, 10]
+    assert channels.overall(scores, 0.99).tolist() == [1, 4, 10]
+    assert channels.overall(scores, 0.0).tolist() == list(range(12))
+
+
+def test_without_layers_there_is_no_choice() -> None:
+    flat = Flat(nn.Sequential(nn.GroupNorm(1, 2)))
+    channels = channels_of(flat, (2, 4))
+    norms = channels.norms(flat.initial)
+    for chosen in (channels.evenly(norms, 0.5), channels.overall(norms, 0.5)):
+        assert chosen.tolist() == []
+        assert channels.positions(chosen).tolist() == [0, 1, 2, 3]
+
+
+def test_a_graph_says_what_its_network_says() -> None:
+    network = sorts(3).train(False)
+    x = torch.randn(5, 2, 8, 8)
+    torch.testing.assert_close(trace(network, torch.zeros(1, 2, 8, 8))(x), network(x))

@@ -1,14 +1,28 @@
-"""The graph of a network: which layer feeds which."""
+"""Which layer feeds which, and whose channel each position of the vector is.
+
+Channels are held against what changing their values does to the output of a layer.
+"""
 
 from collections import OrderedDict
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fedmpi import config
+from fedmpi import loading
 from fedmpi.models import resnet
-from fedmpi.networks.topology import feeders, trace
+from fedmpi.networks.flat import Flat
+from fedmpi.networks.recurrent import Recurrent
+from fedmpi.networks.topology import Topology
 from tests.small import sorts
+
+SHAPE = (2, 8, 8)
+
+
+@pytest.fixture
+def topology() -> Topology:
+    """A convolution of four channels, two linear layers of five and three, and a norm."""
+    return Topology(Flat(sorts(3)), SHAPE)
 
 
 def named(network: nn.Module) -> list[str]:
@@ -16,38 +30,116 @@ def named(network: nn.Module) -> list[str]:
     return [name for name, module in network.named_modules() if isinstance(module, kinds)]
 
 
-def test_a_chain() -> None:
-    network = sorts(3)
-    traced = trace(network, torch.zeros(1, 2, 8, 8))
-    assert feeders(traced, named(network)) == {
+def outputs(flat: Flat, w: Tensor, name: str) -> Tensor:
+    """What the layer of that name says to a sample, [count, ...]."""
+    heard, network = [], flat.network(w)
+    layer = network.get_submodule(name)
+    layer.register_forward_hook(lambda _, __, output: heard.append(output[0].detach()))
+    torch.manual_seed(1)
+    network(torch.randn(1, *SHAPE))
+    return heard[0]
+
+
+# ---- who feeds whom
+
+
+def test_a_chain(topology: Topology) -> None:
+    assert topology.feeders(topology.makers) == {
         "conv.0": (),
         "dense.1": ("conv.0",),
         "head": ("dense.1",),
     }
-    assert feeders(traced, ["head", "conv.0"]) == {"conv.0": (), "head": ("conv.0",)}
+    assert topology.feeders(["head", "conv.0"]) == {"conv.0": (), "head": ("conv.0",)}
 
 
-def test_shapes_are_those_of_a_pass() -> None:
-    traced = trace(sorts(3), torch.zeros(1, 2, 8, 8))
-    shapes = {str(node.target): node.meta["shape"] for node in traced.graph.nodes}
-    assert shapes["conv.0"] == (1, 4, 8, 8)
-    assert shapes["dense.0"] == (1, 256)
-    assert shapes["head"] == (1, 3)
+def test_shapes_are_those_of_a_pass(topology: Topology) -> None:
+    assert topology.traced.shapes == {
+        "conv.0": (1, 4, 8, 8),
+        "dense.1": (1, 5),
+        "head": (1, 3),
+    }
 
 
 def test_shortcuts_join_branches() -> None:
-    settings = config.load({"model": {"name": "resnet", "depth": 20}}).model
+    settings = loading.load({"model": {"name": "resnet", "depth": 20}}).model
     network = nn.Sequential(OrderedDict(resnet.stages(settings, (3, 8, 8), 10)))
-    found = feeders(trace(network, torch.zeros(1, 3, 8, 8)), named(network))
+    topology = Topology(Flat(network), (3, 8, 8))
+    found = topology.feeders(named(network))
     block = "group1_block{}.residual.{}"
     assert found["stem.0"] == ()
     assert found[block.format(1, 0)] == ("stem.0",)
     assert found[block.format(1, 3)] == (block.format(1, 0),)
-    assert found[block.format(2, 0)] == (block.format(1, 3), "stem.0")
+    assert found[block.format(2, 0)] == ("stem.0", block.format(1, 3))
     assert len(found["head.2"]) == 1 + 9
 
 
-def test_what_it_says_is_what_the_network_says() -> None:
-    network = sorts(3).train(False)
-    x = torch.randn(5, 2, 8, 8)
-    torch.testing.assert_close(trace(network, torch.zeros(1, 2, 8, 8))(x), network(x))
+def test_recurrent_layers_are_passed_through_where_nobody_asks_for_them() -> None:
+    flat = Flat(nn.Sequential(nn.Linear(3, 3), Recurrent("lstm", 3, 4), nn.Linear(4, 2)))
+    topology = Topology(flat, (5, 3))
+    assert topology.feeders(["0", "2"]) == {"0": (), "2": ("0",)}
+    assert topology.feeders(["0", "1", "2"]) == {"0": (), "1": ("0",), "2": ("1",)}
+
+
+# ---- whose positions are whose
+
+
+def test_layers_are_numbered_in_their_order(topology: Topology) -> None:
+    assert [layer.first for layer in topology.layers] == [0, 4, 9]
+    assert [layer.count for layer in topology.layers] == [4, 5, 3]
+
+
+def test_what_a_channel_owns_moves_its_output_alone(topology: Topology) -> None:
+    flat, owner = topology.flat, topology.layer_owners()
+    for layer in topology.layers:
+        before = outputs(flat, flat.initial.clone(), layer.name)
+        for own in range(layer.count):
+            mine = owner == layer.first + own
+            w = flat.initial + mine
+            after = outputs(flat, w, layer.name)
+            moved = (before != after).reshape(layer.count, -1).any(1)
+            assert moved.tolist() == [other == own for other in range(layer.count)]
+            extra = 2 if layer.norm else 0
+            assert int(mine.sum()) == layer.weight.shape[1:].numel() + 1 + extra
+
+
+def test_a_norm_directly_behind_belongs_to_the_channels(topology: Topology) -> None:
+    owner = topology.layer_owners()
+    assert [layer.norm for layer in topology.layers] == ["conv.1", None, None]
+    for piece in topology.flat.parameters:
+        if piece.name.startswith("conv.1"):
+            assert owner[piece.start : piece.stop].tolist() == [0, 1, 2, 3]
+    assert (owner >= 0).all()
+
+
+def test_a_norm_elsewhere_is_nobodys_layer_by_layer_and_its_inputs_space_by_space() -> None:
+    stages = (nn.Linear(4, 4), nn.Tanh(), nn.GroupNorm(2, 4), nn.Linear(4, 2))
+    flat = Flat(nn.Sequential(*stages))
+    topology = Topology(flat, (4,))
+    assert [layer.norm for layer in topology.layers] == [None, None]
+    assert torch.equal(topology.layer_owners() == -1, flat.normalising())
+    assert topology.hidden_owners()[flat.normalising()].tolist() == 2 * [0, 1, 2, 3]
+
+
+def test_recurrent_layers_have_channels_in_spaces_alone() -> None:
+    flat = Flat(nn.Sequential(Recurrent("lstm", 3, 4), nn.Linear(4, 2)))
+    topology = Topology(flat, (5, 3))
+    assert [layer.name for layer in topology.layers] == ["1"]
+    assert int((topology.layer_owners() >= 0).sum()) == 2 * 5
+    assert topology.hidden == [(0, 4)]
+
+
+@pytest.mark.parametrize("depth", [20, 18, 50])
+def test_what_is_added_is_one_space_and_yet_each_layer_has_its_own_channels(depth: int) -> None:
+    settings = loading.load({"model": {"name": "resnet", "depth": depth}}).model
+    network = nn.Sequential(OrderedDict(resnet.stages(settings, (3, 8, 8), 10)))
+    topology = Topology(Flat(network), (3, 8, 8))
+    last = "residual.3" if depth != 50 else "residual.6"
+    one, other = (f"group1_block{n}.{last}" for n in (1, 2))
+    assert topology.space(one) == topology.space(other)
+    layers = {layer.name: layer for layer in topology.layers}
+    assert layers[one].first != layers[other].first
+    # Where both know of a channel, its values are the same ones.
+    ours, spaces = topology.layer_owners(), topology.hidden_owners()
+    for layer in topology.layers[:-1]:
+        for number in (layer.first, layer.first + layer.count - 1):
+            assert len(spaces[ours == number].unique()) == 1

@@ -1,6 +1,5 @@
 """What is known after a round is right: bytes, losses, accuracies; and it is off the clock."""
 
-import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +9,15 @@ import pytest
 import torch
 from mpi4py import MPI
 
+from fedmpi import engine as engines
 from fedmpi.engine import Engine
+from fedmpi.messages import clock
 from fedmpi.messages.clock import OFF, Clock, Phase
-from fedmpi.messages.codec import BLOCK, BUFFER, MESSAGE
+from fedmpi.messages.codec import BLOCK, BUFFER, MESSAGE, Block
 from fedmpi.messages.wire import Line, Wire
 from fedmpi.results import tables
 from fedmpi.results.outcome import Outcome
+from fedmpi.training import train
 from fedmpi.training.evaluate import Verdict, mean
 from tests import plain
 from tests.plain import METHODS, play
@@ -89,7 +91,8 @@ def test_clients_are_charged_what_mpi_was_handed(name: str) -> None:
     """All of it but the buffers' own heads, and a word to all as often as it has hearers."""
     clock = Clock()
     wire = Listening(clock, WORLD)
-    engine = Engine(small(f"method.name={name}", "participation=0.6", "rounds=3"))
+    settings = small(f"method.name={name}", "participation=0.6", "rounds=3")
+    engine = Engine(settings, wire.place)
     wire.listen()
     for outcome in engine.rounds(wire, clock):
         up = np.array([sum(wire.gathered), len(wire.gathered)])
@@ -139,7 +142,7 @@ def test_rows_of_clients() -> None:
         assert client in population.sample(int(row["round"]))
         assert row["samples"] == len(population.shards[client])
         assert row["steps"] == 3 * -(-len(population.shards[client]) // 16)
-        assert 0 < row["seconds"] < 60
+        assert row["seconds"] > 0
         assert row["rank"] == 0
 
 
@@ -270,24 +273,33 @@ def test_when_accuracies_are_due(evaluate: int, rounds: int, due: list[int]) -> 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedper"])
 def test_evaluation_is_off_the_clock(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that moves 100 seconds at each evaluation, and one when a client uploads."""
     engine = Engine(small("rounds=2", "evaluate=2", f"method.name={name}"))
-    correct = engine.trainer.correct
+    correct, upload, now = engine.trainer.correct, engine.clients.upload, 0.0
 
-    def slowly(*args: Any) -> list[np.ndarray]:
-        time.sleep(0.4)
+    def judging(*args: Any) -> list[np.ndarray]:
+        nonlocal now
+        now += 100
         return correct(*args)
 
-    monkeypatch.setattr(engine.trainer, "correct", slowly)
-    started = time.perf_counter()
-    first, second = play(engine)
+    def uploading(*args: Any) -> list[Block]:
+        nonlocal now
+        now += 1
+        return upload(*args)
+
+    monkeypatch.setattr(engine.trainer, "correct", judging)
+    monkeypatch.setattr(engine.clients, "upload", uploading)
+    for module in (clock, engines, train):
+        monkeypatch.setattr(module, "perf_counter", lambda: now)
+    outcomes = list(play(engine))
+    for outcome in outcomes:
+        assert outcome.tables["rounds"]["seconds"].tolist() == [5]
+        assert outcome.tables["clients"]["seconds"].tolist() == [1] * 5
+    first, second = (dict(o.tables["phases"][["phase", "seconds"]].tolist()) for o in outcomes)
+    assert first == dict.fromkeys(first, 0) | {b"train": 5}
     # All personal models, the test set and the held-out samples; or what each client has.
-    assert time.perf_counter() - started > 1.2
-    for outcome in (first, second):
-        assert 0 < outcome.tables["rounds"]["seconds"][0] < 0.9
-        assert (outcome.tables["clients"]["seconds"] < 0.9).all()
-    spent = [dict(o.tables["phases"][["phase", "seconds"]].tolist()) for o in (first, second)]
-    assert spent[0][b"evaluate"] < 0.9
-    assert spent[1][b"evaluate"] > 1
+    assert second == first | {b"evaluate": now - 10}
+    assert now - 10 >= 300
 
 
 def test_phases_fit_into_the_round() -> None:

@@ -18,6 +18,7 @@ import pytest
 from fedmpi.errors import BadInput
 from fedmpi.results import record, tables
 from fedmpi.results.record import DIVERGED, DONE, FAILED, RUNNING, Record, RecordError
+from tests import PATIENCE, until
 
 ROOM = Path(__file__).parent.parent.parent
 IDENTITY = "0123456789abcdef"
@@ -113,7 +114,7 @@ print(record.is_open(path), record.state_of(path, sys.argv[2]), *rounds)
 def test_others_can_read_a_run_under_way_but_not_fail_it(path: Path) -> None:
     def seen() -> str:
         words = [sys.executable, "-c", OTHERS, str(path), IDENTITY]
-        done = subprocess.run(words, cwd=ROOM, timeout=60, capture_output=True, text=True)
+        done = subprocess.run(words, cwd=ROOM, timeout=PATIENCE, capture_output=True, text=True)
         return done.stdout.strip() or done.stderr
 
     file = begin(path)
@@ -186,7 +187,7 @@ def test_state_of(path: Path, status: str) -> None:
 
 def test_state_of_another_run(path: Path) -> None:
     finished(path, 0.1)
-    with pytest.raises(RecordError, match=f"another run, {IDENTITY}; wanted fedcba"):
+    with pytest.raises(RecordError, match=f"holds the run {IDENTITY}; wanted the run fedcba"):
         record.state_of(path, "fedcba")
 
 
@@ -245,10 +246,13 @@ def test_mark_failed(path: Path, before: str, after: str) -> None:
 
 # Stopped and killed: `WRITER` makes one result after the other, is stopped at any moment, looked
 # at, and goes on; a process that was stopped has written what a killed one would have. How far it
-# is, as far as it knows itself, is in a file beside each result, written past all buffers.
+# is, as far as it knows itself, is in a file beside each result, written past all buffers. It is
+# stopped again when it has got further: that takes as long as it takes.
 
 LENGTH = 80
 """Rounds of a result of `WRITER`."""
+STOPS = 250
+"""How often it is stopped: more often than it says something of one result."""
 WRITER = """
 import itertools, os, sys
 from pathlib import Path
@@ -268,13 +272,13 @@ for number in itertools.count():
 """
 
 
-def check_whole(path: Path, everything: dict[str, np.ndarray]) -> int:
-    """What is finished is there, to the bit, and can be read; returns how many rounds that is."""
+def check_whole(path: Path, everything: dict[str, np.ndarray]) -> None:
+    """What is finished is there, to the bit, and can be read."""
     said = path.with_suffix(".txt").read_text().split()
     done = said.count("round")
     if not path.exists():
         assert not said
-        return 0
+        return
     state = record.state_of(path, IDENTITY)
     assert state == DONE if "done" in said else state == RUNNING or done == LENGTH
     with record.open_result(path) as found:
@@ -287,7 +291,6 @@ def check_whole(path: Path, everything: dict[str, np.ndarray]) -> int:
         whole = listed * count
         assert held[name][:whole].tobytes() == everything[name][:whole].tobytes(), name
         assert len(held[name]) in ((whole,) if name == "rounds" else (whole, whole + count))
-    return done
 
 
 def test_a_writer_that_is_stopped_or_killed_leaves_every_round_that_it_finished(
@@ -295,22 +298,28 @@ def test_a_writer_that_is_stopped_or_killed_leaves_every_round_that_it_finished(
 ) -> None:
     every_round = [rows(t, t / LENGTH) for t in range(LENGTH)]
     everything = {name: np.concatenate([part[name] for part in every_round]) for name in COUNTS}
-    moments, seen = random.Random(1), set()
+    moments, seen = random.Random(1), [(-1, 0)]
+
+    def announced() -> tuple[int, int]:
+        """The last result that was begun, and how much was said of it."""
+        paths = {int(path.stem): path for path in tmp_path.glob("*.txt")}
+        last = max(paths, default=-1)
+        return last, paths[last].stat().st_size if paths else 0
+
     with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOM) as writer:
         try:
-            while not (tmp_path / "0.h5").exists():
-                time.sleep(0.01)
+            for _ in range(STOPS):
+                assert until(lambda: announced() > seen[-1] or writer.poll() is not None)
                 assert writer.poll() is None
-            for _ in range(250):
                 time.sleep(moments.uniform(0, 0.003))
                 writer.send_signal(signal.SIGSTOP)
                 os.waitpid(writer.pid, os.WUNTRACED)
-                number = max(int(path.stem) for path in tmp_path.glob("*.txt"))
-                seen.add((number, check_whole(tmp_path / f"{number}.h5", everything)))
+                seen.append(announced())
+                check_whole(tmp_path / f"{seen[-1][0]}.h5", everything)
                 writer.send_signal(signal.SIGCONT)
         finally:
             writer.kill()
-    assert len(seen) > 50, "the writer got somewhere"
+    assert seen[-1][0] > 1, "results were finished, and others begun"
     path = max(tmp_path.glob("*.h5"), key=lambda path: int(path.stem))
     check_whole(path, everything)
     state = record.state_of(path, IDENTITY)
@@ -334,7 +343,7 @@ def test_killed_between_the_tables_of_a_round(path: Path) -> None:
         "from tests.results.test_record import Deadly, begin, rows\n"
         "file = begin(Path(sys.argv[1])); file.append(rows(0)); file.append(Deadly(rows(1)))"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOM, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOM, timeout=PATIENCE)
     assert done.returncode == -signal.SIGKILL
     with record.open_result(path) as found:
         assert found["rounds"]["round"].tolist() == [0]

@@ -20,6 +20,7 @@ from fedmpi.runs import launch
 from fedmpi.runs.job import Job, line, progress
 from fedmpi.runs.sweep import Sweep
 from fedmpi.training.train import Trainer
+from tests import PATIENCE
 from tests.small import small
 
 on_ranks = pytest.mark.parallel([1, 2, 3])
@@ -301,7 +302,7 @@ def test_one_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
         env=launcher.environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode != 0
     assert "rank 1 of 2 failed:\nTraceback" in done.stderr

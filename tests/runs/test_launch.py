@@ -164,9 +164,9 @@ def test_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int) -> No
         (4, 4, None, None),
         (4, 4, "4", None),
         (None, 1, "1", None),
-        (3, 4, None, "--ranks 3: the launcher around it started 4"),
-        (3, 1, None, "--ranks 3: the launcher around it started 1"),
-        (None, 1, "8", "srun started 8 tasks, but MPI sees each of them alone"),
+        (3, 4, None, "--ranks 3: found a job of 4"),
+        (3, 1, None, "--ranks 3: found a job of 1"),
+        (None, 1, "8", "srun started 8 tasks, but MPI does not connect them"),
         (8, 1, "8", "srun started 8 tasks"),
     ],
 )
@@ -187,5 +187,5 @@ def test_check_size(
 
 
 def test_a_crowd_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--ranks 100000: more than 64 for each core"):
+    with pytest.raises(ConfigError, match="--ranks 100000: wanted at most .*, 64 per core"):
         launch.start(100_000, ["run"])

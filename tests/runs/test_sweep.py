@@ -16,6 +16,7 @@ from fedmpi.engine import Engine
 from fedmpi.results import record, tables
 from fedmpi.runs import launch
 from fedmpi.runs.sweep import Sweep, members
+from tests import PATIENCE
 
 FILES = sorted((Path(__file__).parents[2] / "jobs" / "sweeps").glob("*.toml"))
 """The studies that come along."""
@@ -181,7 +182,10 @@ def test_bad_members_are_skipped_and_the_code_tells() -> None:
     write("clients = [2, 999, 3]")
     found = sweep()
     assert found.exit_code == 2
-    assert "run 1 (clients=999): clients = 999: more than the 180 training samples" in found.stderr
+    assert (
+        "run 1 (clients=999): clients = 999: wanted at most 180, the training samples"
+        in found.stderr
+    )
     assert states(sweep("--dry-run")) == ["done", "to do", "done"]
 
 
@@ -197,14 +201,16 @@ def test_a_run_of_a_sweep_is_the_run_alone() -> None:
 
 KILLER = """#!{python}
 # An mpiexec that starts one process and no MPI. It logs the process's words, and kills it in the
-# second round of a run with seed = 2.
+# second round of a run with seed = 2, or later. The process cannot be done before, because what it
+# says of 200 rounds does not fit into a small pipe, and what waits for a reader there.
 import subprocess, sys
 if "--version" in sys.argv:
     sys.exit(print("killer 1.0"))
 words = sys.argv[sys.argv.index("-n") + 2 :]
 with open("log", "a") as log:
     print(*words[3:], file=log)
-process, title = subprocess.Popen(words, stderr=subprocess.PIPE, text=True), ""
+pipe = {{"stderr": subprocess.PIPE, "pipesize": 4096, "text": True}}
+process, title = subprocess.Popen(words, **pipe), ""
 for line in process.stderr:
     sys.stderr.write(line)
     title = line if line.startswith("[") else title
@@ -216,7 +222,7 @@ sys.exit(code if code >= 0 else 128 - code)
 
 
 LONG = "seed = [2]\nrounds = [200]"
-"""A run that is long enough to be killed before it is done: a second."""
+"""A run that says too much to be done before somebody has read of its second round."""
 
 
 @pytest.fixture
@@ -272,7 +278,7 @@ def test_an_interrupted_sweep_goes_on(killer: Path) -> None:
     """The sweep as a whole is killed in its second run; the next one does the rest."""
     plan = Sweep(write("seed = [1]", LONG, "seed = [3]"), Path("results"))
     program = [sys.executable, "-m", "fedmpi", "sweep", "a.toml"]
-    done = subprocess.run([killer, "-n", "1", *program], capture_output=True, timeout=120)
+    done = subprocess.run([killer, "-n", "1", *program], capture_output=True, timeout=PATIENCE)
     assert done.returncode == 137
     assert states(sweep("--dry-run")) == ["done", "running", "to do"]
     first = plan.path(0).read_bytes()

@@ -1,1 +1,1 @@
-"""What mirrors no module: promises that hold for every method, file or rank."""
+"""Promises that hold for every method, file or number of ranks, and so mirror no module."""

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from fedmpi.runs import launch
+from tests import PATIENCE
 
 ROOM = Path(__file__).parent.parent.parent
-LIMIT = 60
-"""Seconds that starting three Pythons on a busy machine may take; the failure itself takes none."""
 
 FAILURE = """
 import sys
@@ -54,10 +53,10 @@ def test_any_rank_ends_the_job(rank: int, verb: str) -> None:
         start_new_session=True,
     ) as job:
         try:
-            out, err = job.communicate(timeout=LIMIT)
+            out, err = job.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(job.pid, signal.SIGKILL)
-            pytest.fail(f"rank {rank} failed, and after {LIMIT} s the job had not ended")
+            pytest.fail(f"rank {rank} failed, and after {PATIENCE} s the job had not ended")
     assert job.returncode not in (0, None)
     assert "all are here" in out, "what was printed before is not lost"
     assert f"rank {rank} of 3 failed" in err

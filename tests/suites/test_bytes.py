@@ -26,6 +26,7 @@ from fedmpi.messages.codec import (
     pack,
     unpack,
 )
+from fedmpi.messages.counts import keep_round
 from fedmpi.results import tables
 from fedmpi.streams import Purpose, stream
 from tests.plain import METHODS
@@ -172,7 +173,7 @@ def test_dense_is_4n(n: int) -> None:
 @pytest.mark.parametrize("sparsity", [0.1, 0.9, 0.96, 0.97, 0.99, 0.999])
 def test_top_k_is_4k_and_the_smaller_of_positions_and_bitmap(n: int, sparsity: float) -> None:
     w = torch.arange(1.0, n + 1)
-    k = sparse.kept(n, sparsity)
+    k = keep_round(n, 1 - sparsity)
     positions = sparse.top(w, k)
     where = min(4 * k, ceil(n / 8))
     found = measured(sparse.block(Kind.GRADIENT, w[positions], n, positions))

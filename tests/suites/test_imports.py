@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import fedmpi
+from tests import PATIENCE
 
 ROOM = Path(__file__).parents[2]
 
@@ -28,6 +29,7 @@ LAW = {
     "units": (0, ""),
     "provenance": (0, ""),
     "config": (1, "pydantic"),
+    "loading": (2, "pydantic"),
     "messages": (2, "mpi4py numpy torch"),
     "partitions": (2, "numpy pydantic"),
     "networks": (3, "numpy torch"),
@@ -210,6 +212,8 @@ def test_only_config_imports_by_name() -> None:
     [
         ("__main__", HEAVY),
         ("config", HEAVY),
+        ("loading", HEAVY),
+        ("terminal.catalogue", ("torch", "mpi4py", "pandas", "matplotlib")),
         ("runs.launch", HEAVY),
         ("messages.codec", HEAVY),
         ("runs.sweep", ("torch", "mpi4py")),
@@ -229,7 +233,7 @@ def test_what_is_known_through_others(module: str, never: tuple[str, ...]) -> No
     """The table speaks of statements; this of what is really loaded in the end."""
     program = f"import sys, fedmpi.{module}; print([m for m in {never!r} if m in sys.modules])"
     words = [sys.executable, "-c", program]
-    done = subprocess.run(words, cwd=ROOM, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=ROOM, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 

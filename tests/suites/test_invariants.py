@@ -131,7 +131,8 @@ INVARIANTS = {
     "HeteroFL where all are as wide as the model is FedAvg": """
         heterofl::test_with_all_rates_one_it_is_fedavg""",
     "The number of ranks changes nothing, and neither do rows, in any method and any choice": """
-        ranks::test_every_method
+        ranks::test_every_method_in_waves
+        ranks::test_every_method_with_all_that_training_can_do_and_few_clients_a_round
         ranks::test_every_choice
         rows::test_stacked_equals_one_by_one
         rows::test_stacked_equals_one_by_one_in_every_choice""",

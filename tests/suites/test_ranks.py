@@ -1,4 +1,10 @@
-"""The number of ranks never changes a result: models, bytes, losses and accuracies, bit for bit."""
+"""The number of ranks never changes a result: models, bytes, losses and accuracies, bit for bit.
+
+Every method is run in two scenarios that have most of what matters between them, on one rank and on
+three: a rank for the server, or none, and more than one for clients. What scenarios there are
+besides, and how many ranks, matters to the machinery, and that serves families of methods: one of
+each is run in all scenarios on one to four ranks (`FAMILIES`).
+"""
 
 import os
 from collections.abc import Callable
@@ -13,11 +19,23 @@ from fedmpi.config import Settings
 from fedmpi.datasets import synthetic
 from fedmpi.engine import Engine
 from tests import KEPT
-from tests.plain import CHOICES, CNN, EVERYTHING, METHODS, RNN, play
+from tests.plain import (
+    CHOICES,
+    CNN,
+    EVERYTHING,
+    FAMILIES,
+    METHODS,
+    RNN,
+    families,
+    member,
+    place,
+    play,
+)
 from tests.small import Run, refusal, run, small, smooth, text
 
 on_ranks = pytest.mark.parallel([1, 2, 3, 4])
 """Each run is compared with the same on one rank."""
+on_few_ranks = pytest.mark.parallel([1, 3])
 both_servers = pytest.mark.parametrize("server", ["dedicated", "shared"])
 
 WORLD = MPI.COMM_WORLD
@@ -25,6 +43,11 @@ MOVES = {"rounds": {"seconds", "server_seconds"}, "clients": {"seconds", "rank"}
 """What depends on where clients are hosted."""
 
 Arrays = dict[str, np.ndarray]
+
+
+def of(family: str, *words: str) -> Settings:
+    """The settings of a run of a family's member."""
+    return small(*member(family, *words))
 
 
 def alone(settings: Settings, make: Callable[[], Arrays]) -> Arrays:
@@ -80,27 +103,59 @@ def hosts(found: Run) -> dict[int, set[int]]:
     }
 
 
+def everyone_is_busy(found: Run) -> None:
+    """Every rank that may host clients does."""
+    busy = set().union(*hosts(found).values())
+    first = 1 if found.engine.settings.server == "dedicated" and WORLD.size > 1 else 0
+    assert busy == set(range(first, WORLD.size))
+
+
+@on_few_ranks
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_in_waves(name: str) -> None:
+    """A rank is the server's; three clients, then two."""
+    words = ("model.hidden=[1024]", "exchange.window=1", "server=dedicated", "epochs=1")
+    found = compare(small(f"method.name={name}", *words))
+    if WORLD.rank == 0:
+        everyone_is_busy(found)
+
+
+@on_few_ranks
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_with_all_that_training_can_do_and_few_clients_a_round(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server shares its rank; convolutions, and layers that look beyond a sample."""
+    monkeypatch.setattr(models, "build", smooth)
+    words = (*EVERYTHING, "participation=0.4", "evaluate=2", "rounds=3", "server=shared")
+    found = compare(small(f"method.name={name}", *words, "augment=['crop', 'flip']"))
+    stays(found)
+
+
+def stays(found: Run) -> None:
+    """A client that keeps something is on one rank all the time."""
+    keeps = found.engine.method.keeps_state or found.engine.trainer.keeps
+    if WORLD.rank == 0 and keeps:
+        assert all(len(ranks) == 1 for ranks in hosts(found).values())
+
+
 @on_ranks
 @both_servers
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method(name: str, server: str) -> None:
-    found = compare(small(f"method.name={name}", f"server={server}", "epochs=1"))
+@families
+def test_both_places_of_the_server(family: str, server: str) -> None:
+    found = compare(of(family, f"server={server}", "epochs=1"))
     if WORLD.rank == 0:
-        busy = set().union(*hosts(found).values())
-        first = 1 if server == "dedicated" and WORLD.size > 1 else 0
-        assert busy == set(range(first, WORLD.size)), "every rank that may host clients does"
+        everyone_is_busy(found)
 
 
 @on_ranks
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_with_all_of_sgd_and_few_clients_a_round(name: str) -> None:
+@families
+def test_all_of_sgd_and_few_clients_a_round(family: str) -> None:
     words = (*EVERYTHING, "participation=0.4", "evaluate=2", "rounds=3")
-    found = compare(small(f"method.name={name}", *words))
-    if WORLD.rank == 0 and found.engine.method.keeps_state:
-        assert all(len(ranks) == 1 for ranks in hosts(found).values()), "state stays"
+    stays(compare(of(family, *words)))
 
 
-@on_ranks
+@on_few_ranks
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
 def test_every_choice(choice: tuple[str, ...]) -> None:
     """Choices that want another setting, too, are seen through in `test_methods`."""
@@ -110,9 +165,9 @@ def test_every_choice(choice: tuple[str, ...]) -> None:
 
 
 @on_ranks
-@pytest.mark.parametrize("name", METHODS)
-def test_more_ranks_than_clients(name: str) -> None:
-    compare(small(f"method.name={name}", "clients=2", "local_steps=3"))
+@families
+def test_more_ranks_than_clients(family: str) -> None:
+    compare(of(family, "clients=2", "local_steps=3"))
 
 
 @pytest.mark.parallel([1, 2, 3, 4])
@@ -134,55 +189,47 @@ def test_a_hundred_clients_share_few_ranks_and_are_charged_one_by_one(server: st
 
 
 @on_ranks
-@pytest.mark.parametrize("name", METHODS)
-def test_convolutions(name: str) -> None:
-    compare(small(f"method.name={name}", *CNN, "momentum=0.9", "server=shared"))
+@families
+def test_convolutions(family: str) -> None:
+    compare(of(family, *CNN, "momentum=0.9", "server=shared"))
 
 
 @on_ranks
 @pytest.mark.parametrize(
-    ("name", "cell"), [*((name, "lstm") for name in METHODS), ("fedavg", "gru")]
+    ("family", "cell"), [*((family, "lstm") for family in FAMILIES), ("fedavg", "gru")]
 )
-def test_text(name: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text(family: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "load", text)
-    compare(small(f"method.name={name}", *RNN, f"model.cell={cell}", "server=shared", "epochs=1"))
+    compare(of(family, *RNN, f"model.cell={cell}", "server=shared", "epochs=1"))
 
 
 @on_ranks
 @pytest.mark.parametrize("statistics", ["averaged", "local"])
-@pytest.mark.parametrize("name", METHODS)
+@families
 def test_layers_that_look_beyond_a_sample(
-    name: str, statistics: str, monkeypatch: pytest.MonkeyPatch
+    family: str, statistics: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "build", smooth)
-    words = (f"method.name={name}", f"statistics={statistics}", "augment=['crop', 'flip']")
-    found = compare(small(*words, *EVERYTHING, "participation=0.6", "rounds=3"))
-    if WORLD.rank == 0 and statistics == "local":
-        assert all(len(ranks) == 1 for ranks in hosts(found).values())
+    words = (f"statistics={statistics}", "augment=['crop', 'flip']")
+    found = compare(of(family, *words, *EVERYTHING, "participation=0.6", "rounds=3"))
+    assert found.engine.trainer.keeps == (statistics == "local")
+    stays(found)
 
 
 @on_ranks
-@pytest.mark.parametrize("name", METHODS)
-def test_stacked_rows(name: str) -> None:
+@families
+def test_stacked_rows(family: str) -> None:
     """All clients of a rank at once: then the same to rounding, because chunks differ."""
-    words = (f"method.name={name}", "optimizer=adam", "lr=0.01", "rows=9", "server=shared")
-    settings = small(*words)
+    settings = of(family, "optimizer=adam", "lr=0.01", "rows=9", "server=shared")
     found = run(settings, WORLD)
     if WORLD.rank == 0:
         wanted = alone(settings, lambda: arrays(run(settings)))
         np.testing.assert_allclose(found.model, wanted["model"], rtol=0.01, atol=0.001)
 
 
-@on_ranks
-@both_servers
-def test_one_back_for_all(server: str) -> None:
-    words = ("method.name=splitfed", "method.version=v2", "method.cut=hidden2", "epochs=1")
-    compare(small(*words, f"server={server}", "participation=0.6", "rounds=3", "momentum=0.9"))
-
-
 SPLITS = {
     "v1": ("method.name=splitfed",),
-    "v2": ("method.name=splitfed", "method.version=v2"),
+    "v2": ("method.name=splitfed", "method.version=v2", "method.cut=hidden2"),
     "tail": ("method.name=splitfed", "method.tail=head"),
     "channels": (
         *("method.name=fedsl", "method.cut=hidden2", "method.structured=channels"),
@@ -192,7 +239,7 @@ SPLITS = {
 }
 
 
-@on_ranks
+@pytest.mark.parallel([1, 2, 3])
 @both_servers
 @pytest.mark.parametrize("case", SPLITS)
 def test_who_works_while_another_is_served_does_not_matter(case: str, server: str) -> None:
@@ -216,24 +263,24 @@ def test_clients_without_state_move() -> None:
 
 
 @on_ranks
-@pytest.mark.parametrize("name", METHODS)
-def test_waves(name: str) -> None:
+@families
+def test_waves(family: str) -> None:
     """Three clients, then two; on four ranks some then host nobody."""
-    words = ("model.hidden=[1024]", "exchange.window=1", "rounds=1")
-    compare(small(f"method.name={name}", *words))
+    words = ("model.hidden=[1024,8]", "exchange.window=1", "rounds=1")
+    compare(of(family, *words))
 
 
 @on_ranks
-@pytest.mark.parametrize("name", METHODS)
-def test_every_skew_and_drawing_by_samples(name: str) -> None:
-    words = (f"method.name={name}", "skew.rotations=[0,90,180,270]", "skew.noise=0.5", "epochs=1")
+@families
+def test_every_skew_and_drawing_by_samples(family: str) -> None:
+    words = ("skew.rotations=[0,90,180,270]", "skew.noise=0.5", "epochs=1")
     others = ("skew.colour=0.3", "skew.labels=0.1", "skew.labels_to=0.5", "sampling=samples")
-    compare(small(*words, *others, "participation=0.6"))
+    compare(of(family, *words, *others, "participation=0.6"))
 
 
 def diverge(settings: Settings, comm: MPI.Intracomm) -> Arrays:
     """What a run yields: is the model finite, and its clients' losses; nothing off the root."""
-    outcomes = list(play(Engine(settings), comm))
+    outcomes = list(play(Engine(settings, place(comm)), comm))
     # Every rank has been through the same rounds, and none waits for another.
     rounds = np.array([len(outcomes)])
     most, least = np.zeros_like(rounds), np.zeros_like(rounds)
@@ -249,7 +296,7 @@ def diverge(settings: Settings, comm: MPI.Intracomm) -> Arrays:
 
 
 @on_ranks
-@pytest.mark.parametrize("name", METHODS)
+@families
 @pytest.mark.parametrize(
     "words",
     [
@@ -259,19 +306,19 @@ def diverge(settings: Settings, comm: MPI.Intracomm) -> Arrays:
     ],
     ids=["at once", "later"],
 )
-def test_divergence_ends_the_run_on_all_ranks(name: str, words: tuple[str, ...]) -> None:
-    given = (f"method.name={name}", *words, "participation=0.6", "rounds=20")
+def test_divergence_ends_the_run_on_all_ranks(family: str, words: tuple[str, ...]) -> None:
+    given = (*words, "participation=0.6", "rounds=20")
 
     def diverged() -> Arrays:
         # Not every seed's run diverges: where all units die the model stays finite for good.
         for seed in range(1, 9):
-            found = diverge(small(*given, f"seed={seed}"), MPI.COMM_SELF)
+            found = diverge(of(family, *given, f"seed={seed}"), MPI.COMM_SELF)
             if not found["finite"][-1]:
                 break
         return {"seed": np.array(seed), **found}
 
-    wanted = alone(small(*given), diverged)
-    found = diverge(small(*given, f"seed={wanted.pop('seed')}"), WORLD)
+    wanted = alone(of(family, *given), diverged)
+    found = diverge(of(family, *given, f"seed={wanted.pop('seed')}"), WORLD)
     if WORLD.rank > 0:
         return
     finite = found["finite"].tolist()

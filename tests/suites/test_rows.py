@@ -1,4 +1,8 @@
-"""Clients are rows: one by one or stacked, on any row, beside anyone, they come out the same."""
+"""Clients are rows: one by one or stacked, on any row, beside anyone, they come out the same.
+
+Every method is run with all that training can do, in a plain network and in one of convolutions and
+layers that look beyond a sample; a member of each family also in all that one may want or not.
+"""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,7 +27,7 @@ from fedmpi.split.sides import Side
 from fedmpi.training.descent import descent
 from fedmpi.training.rows import OneByOne, Rows
 from fedmpi.training.stacked import GRAPHS, Stacked, graph_size, loaded
-from tests.plain import CHOICES, CNN, EVERYTHING, METHODS, RNN, play
+from tests.plain import CHOICES, CNN, EVERYTHING, METHODS, RNN, families, member, play
 from tests.small import Run, refusal, run, small, smooth, sorts, text
 
 CPU = torch.device("cpu")
@@ -35,7 +39,6 @@ RESNET = ("model.name=resnet", "model.norm=batch", "model.depth=20", "lr=0.02")
 ALL = (*EVERYTHING, "batch=7")
 CASES = {
     "plain": (),
-    "all": ALL,
     "dropout": (*ALL, "model.dropout=0.4"),
     "cnn": (*ALL, *CNN, "model.dropout=0.3"),
     "adam": ("optimizer=adam", "lr=0.01", "schedule=restarts", "weight_decay=0.01", "clip=1.0"),
@@ -141,8 +144,8 @@ def test_a_split_pass_is_the_whole_pass(kind: type[Rows], flat: Flat, cut: str) 
     whole = kind(flat, 3, CPU, small())
     whole.w.copy_(w)
     whole.losses(xs, ys, ())
-    found = torch.cat([part.first(3)[1] for part in (front, back)], 1)
-    torch.testing.assert_close(found, whole.first(3)[1], rtol=1e-4, atol=1e-6)
+    found = torch.cat([part.head(3)[1] for part in (front, back)], 1)
+    torch.testing.assert_close(found, whole.head(3)[1], rtol=1e-4, atol=1e-6)
 
 
 @kinds
@@ -159,7 +162,7 @@ def test_moving_is_the_same_whether_somebody_looked_at_gradients(
             rows.head(2)
         before = rows.w.clone()
         rows.move(2, 0.5)
-        w, g = other.first(2)
+        w, g = other.head(2)
         w.sub_(g, alpha=0.5)
         torch.testing.assert_close(rows.w, other.w, rtol=1e-6, atol=1e-7)
         assert torch.equal(rows.w[2], before[2])
@@ -291,10 +294,24 @@ def compare(settings: Sequence[str], rows: int) -> None:
         np.testing.assert_allclose(*(table[column] for table in clients), atol=0.1)
 
 
-@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", METHODS)
-def test_stacked_equals_one_by_one(name: str, case: str) -> None:
-    compare((f"method.name={name}", *CASES[case]), 5 if case == "all" else 2)
+def test_stacked_equals_one_by_one(name: str) -> None:
+    compare((f"method.name={name}", *ALL), 5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stacked_equals_one_by_one_beyond_a_sample(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a smooth network: at a ReLU's kink rounding would grow from layer to layer."""
+    monkeypatch.setattr(models, "build", smooth)
+    compare((f"method.name={name}", *ALL), 3)
+
+
+@pytest.mark.parametrize("case", CASES)
+@families
+def test_stacked_equals_one_by_one_in_every_case(family: str, case: str) -> None:
+    compare(member(family, *CASES[case]), 2)
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
@@ -304,20 +321,18 @@ def test_stacked_equals_one_by_one_in_every_choice(choice: tuple[str, ...]) -> N
         compare((*choice, *ALL), 3)
 
 
-@pytest.mark.parametrize("statistics", ["averaged", "local"])
-@pytest.mark.parametrize("name", METHODS)
-def test_stacked_equals_one_by_one_with_batch_norm(
-    name: str, statistics: str, monkeypatch: pytest.MonkeyPatch
+@families
+def test_stacked_equals_one_by_one_with_statistics_of_their_own(
+    family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a smooth network: at a ReLU's kink rounding would grow from layer to layer."""
     monkeypatch.setattr(models, "build", smooth)
-    compare((f"method.name={name}", *ALL, f"statistics={statistics}"), 3)
+    compare(member(family, *ALL, "statistics=local"), 3)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_stacked_equals_one_by_one_with_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@families
+def test_stacked_equals_one_by_one_with_text(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "load", text)
-    compare((f"method.name={name}", *RNN, "lr=0.1", "momentum=0.9", "batch=7"), 3)
+    compare(member(family, *RNN, "lr=0.1", "momentum=0.9", "batch=7"), 3)
 
 
 def widen(engine: Engine, count: int) -> None:
@@ -406,7 +421,7 @@ def test_layers_are_told_when_they_are_judged(kind: type[Rows]) -> None:
     assert training() == {"BatchNorm": True, "Dropout": True, "Flatten": True}
     rows.train_mode(False)
     assert training() == {"BatchNorm": False, "Dropout": False, "Flatten": False}
-    rows.train_mode(False, by_batch=True)
+    rows.train_mode(False, batch_statistics=True)
     assert training() == {"BatchNorm": True, "Dropout": False, "Flatten": False}
     rows.train_mode(True)
     assert training() == {"BatchNorm": True, "Dropout": True, "Flatten": True}
@@ -422,7 +437,7 @@ def test_picks_are_padded_with_nothing() -> None:
     assert torch.equal(batch.positions[0, :16], picks[0].positions)
     assert torch.equal(batch.shifts[1, :3], picks[1].shifts)
     assert batch.keys.tolist() == [picks[0].key, picks[1].key, 0, 0]
-    assert [len(tensor) for tensor in batch.first(2)] == [2] * 4
+    assert [len(tensor) for tensor in batch.head(2)] == [2] * 4
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 50, 64, 1000])

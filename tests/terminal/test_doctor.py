@@ -3,10 +3,10 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from fedmpi.data import files
 from fedmpi.runs import launch
 from fedmpi.terminal import doctor
 from fedmpi.terminal.doctor import CHECKS, Done, Finding, examine
+from tests import PATIENCE, linux, until
 
 
 @pytest.fixture(autouse=True)
@@ -64,14 +65,14 @@ def test_this_machine_is_fit(capsys: pytest.CaptureFixture[str], here: Path) -> 
     assert not list(here.iterdir()), "nothing is left behind"
 
 
-def test_it_does_not_import_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDMPI_MPIEXEC", "/nowhere/mpiexec")
+def test_it_does_not_import_mpi(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDMPI_MPIEXEC", str(here / "lost"))
     program = (
         "import sys; from fedmpi.terminal.doctor import examine\n"
         "code = examine('mpi')\n"
         "sys.exit(3 if 'mpi4py' in sys.modules else code)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=PATIENCE)
     assert done.returncode == 1
 
 
@@ -101,9 +102,9 @@ def test_only_what_is_wrong_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert examine("data") == 0
 
 
-def test_no_mpi_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quickly and cleanly, because `make install` asks."""
-    monkeypatch.setenv("MPI4PY_LIBMPI", "/nowhere/libmpi.so")
+def test_no_mpi_library(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cleanly, because `make install` asks."""
+    monkeypatch.setenv("MPI4PY_LIBMPI", str(here / "libmpi.so"))
     finding = worst("mpi")
     assert finding.level == "wrong"
     assert finding.text.startswith("mpi4py finds no MPI library that works: exit code 1: Runtime")
@@ -118,11 +119,12 @@ def test_no_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worst("mpi").text == "mpi4py is missing"
 
 
-def test_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDMPI_MPIEXEC", "/nowhere/mpiexec")
+def test_no_launcher(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = str(here / "lost")
+    monkeypatch.setenv("FEDMPI_MPIEXEC", lost)
     finding = worst("mpi")
     assert finding.level == "wrong"
-    assert finding.text.startswith("/nowhere/mpiexec does not run: ")
+    assert finding.text.startswith(f"{lost} does not run: ")
 
 
 ALONE = """
@@ -153,24 +155,36 @@ def test_a_launcher_that_fails(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert finding.text.endswith(" does not start 2 ranks: exit code 1: no slots left")
 
 
+@linux
 def test_a_process_that_hangs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is ended, and so is what it started."""
+    """It is ended, and so is what it started, which is there when the limit begins to run."""
     text = (
-        "import subprocess\n"
-        "child = subprocess.Popen(['sleep', '100'])\n"
-        "open('child', 'w').write(str(child.pid))\n"
+        "import os, subprocess\n"
+        "child = subprocess.Popen(['sleep', '1000'])\n"
+        "open('part', 'w').write(str(child.pid))\n"
+        "os.rename('part', 'child')\n"
         "child.wait()\n"
     )
-    monkeypatch.setattr(doctor, "LIMIT", 3)
+
+    class Process(subprocess.Popen[str]):
+        def communicate(self, *given: Any, **named: Any) -> tuple[str, str]:
+            assert until(Path("child").exists)
+            return super().communicate(*given, **named)
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(doctor, "LIMIT", 0.1)
     monkeypatch.setattr(doctor, "GRACE", 0.1)
-    assert doctor._run([str(script(here / "hangs", text))], {}).what == "no end after 3 s"
-    child = Path("/proc", Path("child").read_text())
-    for _ in range(100):
-        if not child.exists() or "(zombie)" in (child / "status").read_text():
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("what it started is still there")
+    assert doctor._run([str(script(here / "hangs", text))], {}).what == "no end after 0.1 s"
+    child = int(Path("child").read_text())
+
+    def is_gone() -> bool:
+        """Dead, if perhaps not buried."""
+        try:
+            return "(zombie)" in Path(f"/proc/{child}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    assert until(is_gone), "what it started is still there"
 
 
 def test_inside_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,5 +352,5 @@ def test_what_a_process_said() -> None:
     assert Done(0, "sizes 1\nsizes 1\n", "").sizes == [1, 1]
 
 
-def test_a_program_that_does_not_exist() -> None:
-    assert doctor._run(["/nowhere/program"], {}).code == 127
+def test_a_program_that_does_not_exist(here: Path) -> None:
+    assert doctor._run([str(here / "program")], {}).code == 127

@@ -1,232 +1,21 @@
-"""What people see of modules, settings and results; on narrow and wide terminals and in pipes."""
+"""What people see of results; on narrow and wide terminals and in pipes."""
 
 import json
-import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
-from fedmpi import config
-from fedmpi.config import ConfigError
-from fedmpi.data import files
 from fedmpi.messages.clock import Phase
 from fedmpi.results import record, tables
 from fedmpi.results.record import Record, RecordError
-from fedmpi.terminal.show import number, paragraphs, show_list, show_result
-from fedmpi.units import amount, duration
+from fedmpi.terminal.show import show_result
 from tests.small import small
+from tests.terminal.printed import table, words
 
-FOLDERS = {"data": "data", "methods": "method", "models": "model", "partitions": "partition"}
-ENTRIES = [(folder, name) for folder, table in FOLDERS.items() for name in config.names(table)]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder without data sets, and a pipe of 80 columns."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(files, "USUAL", ("data",))
-    monkeypatch.delenv("FEDMPI_DATA", raising=False)
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
-    monkeypatch.setenv("COLUMNS", "80")
-    return tmp_path
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Any:
-    """What a call prints, on lines without blanks at their ends."""
-
-    def show(call: Any, *arguments: Any) -> str:
-        capsys.readouterr()
-        call(*arguments)
-        lines = capsys.readouterr().out.splitlines()
-        return "\n".join(line.rstrip() for line in lines)
-
-    return show
-
-
-def words(text: str) -> str:
-    """Text without regard to where its lines are broken."""
-    return " ".join(text.split())
-
-
-def squeezed(text: str) -> str:
-    """Text without blanks, because even a word may be broken, such as an address."""
-    return "".join(text.split())
-
-
-@pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("what", [*FOLDERS, "settings"])
-def test_lists_fit_and_are_plain(
-    what: str, columns: int, said: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    found = said(show_list, what, None)
-    assert max(map(len, found.splitlines())) <= columns
-    assert "\x1b" not in found
-    assert "…" not in found, "nothing is cut off"
-
-
-@pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize(("what", "name"), ENTRIES)
-def test_one_entry(
-    what: str, name: str, columns: int, said: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All of the docstring, and each setting with its path, default and explanation."""
-    monkeypatch.setenv("COLUMNS", str(columns))
-    found = said(show_list, what, name)
-    assert max(map(len, found.splitlines())) <= columns
-    module = config.module(FOLDERS[what], name)
-    assert module.__doc__ is not None
-    for paragraph in module.__doc__.split("\n\n"):
-        assert squeezed(paragraph) in squeezed(found)
-    for key, kind, default, _ in config.describe(config.schema(FOLDERS[what], name))[1:]:
-        assert re.search(
-            rf"^{FOLDERS[what]}\.{key}  +{re.escape(kind)}  +{re.escape(default)} ", found, re.M
-        )
-
-
-@pytest.mark.parametrize("what", FOLDERS)
-def test_a_list_has_every_entry(what: str, said: Any) -> None:
-    """Its first line, for methods the paper too, and its own settings."""
-    table = FOLDERS[what]
-    found = said(show_list, what, None)
-    for name in config.names(table):
-        default = " (the default)" if name == config.AXES[table][1] else ""
-        assert f"\n{name}{default}\n    " in f"\n{found}"
-        for text in paragraphs(config.module(table, name))[: 2 if what == "methods" else 1]:
-            assert text in words(found)
-    assert f"fedmpi list {what} NAME" in found
-
-
-def test_models_have_split_points_and_sizes(said: Any) -> None:
-    found = words(said(show_list, "models", "cnn"))
-    assert "split points: conv1, conv2, dense (with the default settings)" in found
-    assert "1,663,370 for 1x28x28 samples" in found
-    assert "in front of" not in said(show_list, "models", None)
-
-
-def test_models_are_cut_into_parts(said: Any) -> None:
-    found = said(show_list, "models", "cnn")
-    assert table(found, "a 1x28x28 sample") == [
-        ["in front of", "parameters", "FLOPs", "floats there"],
-        ["cut conv1", "832", "1,254,400", "6,272"],
-        ["cut conv2", "52,096", "21,324,800", "3,136"],
-        ["cut dense", "1,658,240", "24,536,064", "512"],
-        ["the output", "1,663,370", "24,546,304", "10"],
-    ]
-    assert table(found, "a 3x32x32 sample")[-1][1] == "2,156,490"
-    assert "a multiplication and an addition being two" in words(found)
-    assert "a 6x128 sample" not in found, "cnn wants images"
-    assert table(said(show_list, "models", "cnn1d"), "a 6x128 sample")[1] == [
-        *("cut conv1", "19,012", f"{2 * 6 * 16 * 196 * 113:,}", "5,488"),
-    ]
-    text = said(show_list, "models", "rnn")
-    assert table(text, "a text sample")[-1] == ["the output", "819,920", "127,180,800", "80"]
-    assert "819,920 for text samples of 80 classes" in words(text)
-    assert "a 1x28x28 sample" not in text, "images are no symbols"
-    assert "FLOPs" not in said(show_list, "methods", "fedavg")
-
-
-def test_data_sets_are_found_or_not(said: Any, here: Path) -> None:
-    assert "found" not in said(show_list, "data", "synthetic")
-    assert "needs no files" in said(show_list, "data", "synthetic")
-    found = words(said(show_list, "data", None))
-    assert "not here; fedmpi list data mnist says how to get it" in found
-    assert f"{here}/data(nosuchfolder)" in squeezed(said(show_list, "data", "mnist"))
-    folder = here / "data" / "cifar-10-batches-bin"
-    folder.mkdir(parents=True)
-    (folder / "data_batch_1.bin").touch()
-    assert f"foundin{folder}" in squeezed(said(show_list, "data", None))
-
-
-def test_settings_are_all_there(said: Any) -> None:
-    found = said(show_list, "settings", None)
-    for key, kind, default, _ in config.describe(config.Settings):
-        if key not in {*config.AXES, "skew", "exchange", "aggregation", "state", "devices"}:
-            assert re.search(rf"^{key}  +{re.escape(kind)}  +{re.escape(default)} ", found, re.M)
-    for table in (*config.AXES, "exchange"):
-        assert f"\n[{table}]\n" in found
-        assert f"\n{table}.name " in found
-    assert "\n[state]\n" in found
-    assert "\n[method] with name = topk\n" in found
-    assert f"There are: {', '.join(config.names('method'))}" in words(found)
-    assert "tuple" not in found and "typing" not in found
-
-
-@pytest.mark.parametrize(
-    ("name", "there", "elsewhere"),
-    [
-        ("lr", "Learning rate", "lr_decay"),
-        ("method", "method.error_feedback", "lr_decay"),
-        ("method.sparsity", "with name = ssfl", "error_feedback"),
-        ("exchange", "exchange.window", "lr_decay"),
-        ("devices", "devices.tiers.link.exponent", "exchange"),
-        ("devices.tiers.link", "with kind = wireless", "gflops"),
-        ("devices.dropouts", "Share of the uploads", "tiers"),
-    ],
-)
-def test_some_settings(name: str, there: str, elsewhere: str, said: Any) -> None:
-    found = said(show_list, "settings", name)
-    assert there in found
-    assert elsewhere not in found
-
-
-@pytest.mark.parametrize(
-    ("what", "name", "problem"),
-    [
-        (
-            "methods",
-            "fedpro",
-            "no method 'fedpro' (did you mean 'fedprox'?); there are: ",
-        ),
-        ("data", "x", "no data 'x'; there are: cifar10,"),
-        ("models", "cnm", "no model 'cnm' (did you mean 'cnn'?); there are: cnn, cnn1d"),
-        ("partitions", "x", "no partition 'x'; there are: dirichlet,"),
-        ("settings", "round", "no setting 'round' (did you mean 'rounds'?); there are: seed,"),
-        ("settings", "method.m", "no setting 'method.m' (did you mean 'method.mu'?); there are: m"),
-        ("settings", "lr.x", "no setting 'lr.x'"),
-    ],
-)
-def test_unknown_names(what: str, name: str, problem: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        show_list(what, name)
-    assert str(caught.value).startswith(problem)
-
-
-def test_colours_on_a_terminal(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    assert "\x1b[" in said(show_list, "methods", "topk")
-
-
-def test_paragraphs_keep_remarks_on_their_lines() -> None:
-    module: Any = SimpleNamespace(
-        __doc__="""Title.
-
-        One line
-        and another.
-        Differs from the paper: here
-        and there.
-        Reconstruction: none.
-        """
-    )
-    assert paragraphs(module) == [
-        "Title.",
-        "One line and another.\nDiffers from the paper: here and there.\nReconstruction: none.",
-    ]
-
-
-def test_numbers() -> None:
-    assert [number(0.12345), number(np.nan), number(-np.inf)] == ["0.123", "-", "-"]
-    sizes = (0, 999, 1000, 12_345, 999_999, 2.5e9, 7e15)
-    assert [amount(size) for size in sizes] == [
-        *("0 B", "999 B", "1 kB", "12.3 kB", "1 MB", "2.5 GB", "7,000 TB"),
-    ]
-    assert [duration(s) for s in (0.00012, 0.5, 0.9999, 61)] == ["0.12 ms", "500 ms", "1 s", "61 s"]
+pytestmark = pytest.mark.usefixtures("here")
 
 
 ABOUT = {
@@ -280,12 +69,6 @@ def write(
     else:
         file.close(status, {"model_sha256": "cd" * 32} if status != record.FAILED else None)
     return path
-
-
-def table(text: str, title: str) -> list[list[str]]:
-    """The cells of the table below a title, headers included."""
-    lines = text.split(f"\n{title}")[1].split("\n\n")[0].splitlines()[1:]
-    return [re.split(r" {2,}", line.strip()) for line in lines]
 
 
 @pytest.mark.parametrize(("ranks", "rounds"), [(3, 0), (1, 1), (40, 2), (3, 20)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from fedmpi import config
+from fedmpi import config, loading
 from fedmpi.__main__ import main
 from fedmpi.clients import heterogeneity
 from fedmpi.clients.population import Population
@@ -32,8 +32,8 @@ def fedmpi(*words: str, columns: int = 120) -> Result:
 
 def population(*words: str) -> Population:
     tree: config.Tree = {}
-    config.override(tree, words)
-    settings = config.load(tree)
+    loading.override(tree, words)
+    settings = loading.load(tree)
     return Population(settings, config.module("data", "synthetic").load(settings.data, 1))
 
 
@@ -142,7 +142,7 @@ REFUSED = {
     "a frozen file": (["--freeze", "a.npy"], "a.npy: wanted a name that ends in .npz"),
     "settings": (["rouds=3"], "no setting 'rouds'"),
     "vectors": (["data.shape=[4]", "skew.rotations=[90]"], "skew.rotations = [90]: wanted images"),
-    "clients": (["clients=999"], "clients = 999: more than the 270 training samples"),
+    "clients": (["clients=999"], "clients = 999: wanted at most 270, the training samples"),
     "no file": (["partition={name='frozen'}"], "partition.file: wanted a file that fedmpi"),
     "missing file": (
         ["partition={name='frozen',file='x.npz'}"],

@@ -16,6 +16,7 @@ from fedmpi.config import State
 from fedmpi.errors import BadInput
 from fedmpi.training import store
 from fedmpi.training.store import Store, StoreError, Stores
+from tests import linux
 from tests.small import run, small
 
 ROOM = Path(__file__).parent.parent.parent
@@ -195,6 +196,7 @@ def test_a_ranks_stores_are_the_trainers() -> None:
         engine.trainer.store("residual", 1)
 
 
+@linux
 @pytest.mark.parametrize("given", [True, False], ids=["given", "the system's"])
 def test_nothing_is_left_in_the_folder(
     given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -211,6 +213,7 @@ def test_nothing_is_left_in_the_folder(
     assert len(os.listdir("/proc/self/fd")) == len(before), "its space is free again at once"
 
 
+@linux
 def test_a_run_that_is_over_gives_its_file_back() -> None:
     gc.disable()
     try:
@@ -232,13 +235,14 @@ def test_a_folder_that_is_none(folder: str, found: str, tmp_path: Path) -> None:
     assert issubclass(StoreError, BadInput)
 
 
-def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "lost")])
     with pytest.raises(StoreError, match=r"state.folder = absent: No usable temporary directory"):
         Store(State(), 4)
 
 
+@linux
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(**_: object) -> object:
         return open("/dev/full", "w+b", buffering=0)
@@ -303,6 +307,7 @@ def test_a_vector_that_fits_in_part() -> None:
     assert rest == "[0, 1] 2000000.0", "what was there before is still there"
 
 
+@linux
 def test_memory_is_bounded() -> None:
     """64 vectors take 244 MiB; the limit is 32, and some 20 are code, and vectors that are read."""
     bounded, free = map(float, said(BOUND).split())

@@ -1,5 +1,5 @@
-"""Layouts of files: one module each, from bytes on a disk to arrays.
+"""File formats: one module each, from bytes on a disk to arrays.
 
-Several data sets share one. Whatever is wrong with a file is a `DataError` that names it, with what
-was wanted and what was found; nothing that a file says is ever executed.
+Several data sets share a format. Any fault of a file is a `DataError` that names the file, what was
+wanted and what was found. Nothing in a file is ever executed.
 """

@@ -1,4 +1,4 @@
-"""CIFAR: records of labels and 32x32 RGB pixels, in the official binary and Python layouts."""
+"""CIFAR: records of labels and 32x32 RGB pixels, in the official binary and Python formats."""
 
 import os
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from fedmpi.data.files import DataError, contents
 from fedmpi.data.layouts import pickles
 
 PIXELS = 3 * 32 * 32
-"""Bytes of a picture: its red, green and blue planes, row by row."""
+"""Bytes of an image: its red, green and blue planes, row by row."""
 
 
 def suffix(folder: Path, name: str) -> str | None:
-    """`.bin` if a folder has the file of that name in the binary layout, "" in the other, or None.
+    """Returns `.bin` if the folder has the file in the binary format, "" in the other, or None.
 
-    The binary one comes first, if it has both.
+    The binary format is preferred.
     """
     return next((end for end in (".bin", "") if os.path.isfile(folder / (name + end))), None)
 
 
 def paths(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The files of those names, in the layout that the folder has the first one in."""
+    """Returns the paths of these files, in the format in which the folder has the first one."""
     end = suffix(folder, names[0]) or ""
     return [folder / (name + end) for name in names]
 
@@ -35,7 +35,7 @@ def dataset(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Dataset:
-    """The set in files of which the last is the test part; `key` and `labels` as in `read`.
+    """Returns the set in some files, the last of which is the test set (see `read`).
 
     Raises:
         DataError: if a file is missing, damaged, or something else.
@@ -47,13 +47,13 @@ def dataset(
 
 
 def read(path: Path, key: str, labels: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A file in either layout: pixels uint8 [N, 3, 32, 32] and labels int64 [N].
+    """Reads a file in either format: pixels uint8 [N, 3, 32, 32] and labels int64 [N].
 
     Args:
-        path: the file; in the binary layout its name ends in `.bin`.
-        key: which labels.
-        labels: for each kind of labels that a record has, in their order in the binary layout, how
-            many classes there are.
+        path: the file; in the binary format its name ends in `.bin`.
+        key: name of the labels to read.
+        labels: number of classes for each kind of labels in a record, in their order in the binary
+            format.
 
     Raises:
         DataError: if the file is missing, damaged, or something else.
@@ -64,16 +64,16 @@ def read(path: Path, key: str, labels: dict[str, int]) -> tuple[np.ndarray, np.n
 
 
 def read_bin(path: Path, which: int, count: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """A file of the binary layout: pixels uint8 [N, 3, 32, 32] and labels int64 [N].
+    """Reads a file in the binary format: pixels uint8 [N, 3, 32, 32] and labels int64 [N].
 
     Args:
         path: the file.
-        which: of the labels in a record.
-        count: label bytes at the beginning of a record.
-        classes: labels are below that.
+        which: index of the label to read, among those in a record.
+        count: number of label bytes at the beginning of a record.
+        classes: number of classes; labels are below that.
 
     Raises:
-        DataError: if it is not a whole number of records, or a label is not one.
+        DataError: if it is not a whole number of records, or a label is out of range.
     """
     found = contents(path)
     size = count + PIXELS
@@ -84,11 +84,11 @@ def read_bin(path: Path, which: int, count: int, classes: int) -> tuple[np.ndarr
 
 
 def read_py(path: Path, key: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """A file of the Python layout: pixels uint8 [N, 3, 32, 32] and labels int64 [N].
+    """Reads a file in the Python format: pixels uint8 [N, 3, 32, 32] and labels int64 [N].
 
     Raises:
-        DataError: if it is no pickle, or of anything but a dictionary with the array `data` (uint8
-            [N, 3072]) and the list `key` (N whole numbers, each below `classes`).
+        DataError: if it is not a pickle of a dictionary with the array `data` (uint8 [N, 3072]) and
+            the list `key` (N whole numbers, each below `classes`).
     """
     named = pickles.read(path, "data", key)
     pixels, labels = named["data"], named[key]

@@ -1,4 +1,4 @@
-"""IDX: arrays with a header, the layout of MNIST and its successors.
+"""IDX: arrays with a header, the format of MNIST and its successors.
 
 As described at http://yann.lecun.com/exdb/mnist: two zero bytes, the type of the values, the number
 of dimensions, each dimension as a big-endian int32, the values, big-endian.
@@ -19,23 +19,23 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-"""MNIST's files, each as it is or with `.gz`; its successors have files of the same names."""
+"""MNIST's files, each with or without `.gz`; its successors use the same names."""
 
 BYTES, INTEGERS = np.dtype("u1"), np.dtype(">i4")
-"""The types of values that are read here."""
+"""Supported types of values."""
 CODES = {BYTES: 0x08, INTEGERS: 0x0C}
-"""What stands for them in a header."""
+"""Codes of these types in a header."""
 
 
 def search(root: str | None, fits: Callable[[Path], bool]) -> Path | None:
-    """The folder with MNIST's files, or those of a successor.
+    """Returns the folder with the files of MNIST, or of a successor.
 
-    Because the files have the same names, the path must tell which set it is. Only a `root` that
-    holds the files itself needs no such name: there it is the user who says so.
+    Since the files have the same names, the folder's path must tell which set it is. Only a `root`
+    that holds the files itself needs no such name, because the user chose it.
 
     Args:
-        root: the setting, see `files.places`.
-        fits: whether a folder that holds such files may be the set's.
+        root: the setting (see `files.places`).
+        fits: whether a folder with such files may be the set's.
     """
 
     def holds(folder: Path) -> bool:
@@ -48,7 +48,7 @@ def search(root: str | None, fits: Callable[[Path], bool]) -> Path | None:
 
 
 def paths(folder: Path) -> list[Path]:
-    """MNIST's files in a folder.
+    """Returns the paths of MNIST's files in a folder.
 
     Raises:
         DataError: if one is missing.
@@ -57,10 +57,10 @@ def paths(folder: Path) -> list[Path]:
 
 
 def images(files: list[Path], mean: float, std: float, classes: int = 10) -> Dataset:
-    """A set of 28x28 images in MNIST's layout, from its four files.
+    """Reads a set of 28x28 images from the four files of MNIST's format.
 
     Raises:
-        DataError: if one is damaged, or images and labels are not equally many.
+        DataError: if one is damaged, or images and labels differ in number.
     """
 
     def part(x_path: Path, y_path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -75,10 +75,10 @@ def images(files: list[Path], mean: float, std: float, classes: int = 10) -> Dat
 
 
 def read(path: Path, shape: tuple[int, ...], kind: np.dtype = BYTES) -> np.ndarray:
-    """An IDX file as an array [N, *shape] of that kind, a view that cannot be written to.
+    """Reads an IDX file as an array [N, *shape] of that type, a read-only view.
 
     Raises:
-        DataError: if magic number, shape or length are not as they should be, or it is empty.
+        DataError: if magic number, shape or length are wrong, or it is empty.
     """
     found = contents(path)
     dimensions = 1 + len(shape)

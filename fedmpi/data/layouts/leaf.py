@@ -2,7 +2,7 @@
 
 S. Caldas et al., *LEAF: A Benchmark for Federated Settings*, arXiv 1812.01097,
 https://github.com/TalwalkarLab/leaf. A file is an object with the keys `users`, `num_samples` (of
-each) and `user_data`, which has for each user the lists `x` and `y`. The users of a folder are
+each user) and `user_data`, which has the lists `x` and `y` for each user. The users of a folder are
 those of all its files.
 """
 
@@ -22,16 +22,18 @@ SETS = ("celeba", "femnist", "reddit", "sent140", "shakespeare", "synthetic")
 KEYS = ("users", "num_samples", "user_data")
 
 Take = Callable[[list[Any], list[Any]], tuple[np.ndarray, np.ndarray]]
-"""From a user's lists `x` and `y` to samples [N, *shape] and labels int64 [N]; or a `ValueError`
-that says what was wanted and found."""
+"""Decodes a user's lists `x` and `y` to samples [N, *shape] and labels int64 [N].
+
+It raises a `ValueError` that says what was wanted and found.
+"""
 
 
 class Samples(NamedTuple):
-    """What the files of one folder hold.
+    """Samples of all files in one folder.
 
     Attributes:
         users: names of those who have samples, in the order of the files.
-        counts: samples of each.
+        counts: number of samples of each user.
         x: samples [N, *shape], user by user.
         y: their labels, int64 [N].
     """
@@ -45,8 +47,8 @@ class Samples(NamedTuple):
 def holds(folder: Path, name: str, root: str | None) -> bool:
     """Whether a folder is that of LEAF's set of this name, with `train` and `test` in it.
 
-    The last word in its path that is the name of a set must be this one, as the files do not tell.
-    Only a `root` that is the very folder needs no such name.
+    The last name of a set in its path must be this one, because the files do not tell. Only a
+    `root` that is the folder itself needs no such name.
     """
     if not all(any((folder / part).glob("*.json")) for part in ("train", "test")):
         return False
@@ -60,7 +62,7 @@ def holds(folder: Path, name: str, root: str | None) -> bool:
 
 
 def paths(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files of training and of test samples, in the order of their names."""
+    """Returns the files of training and of test samples, sorted by name."""
     train, test = (sorted((folder / part).glob("*.json")) for part in ("train", "test"))
     return train, test
 
@@ -68,19 +70,19 @@ def paths(folder: Path) -> tuple[list[Path], list[Path]]:
 def dataset(
     train: Sequence[Path], test: Sequence[Path], take: Take, classes: int, spare: int = 0
 ) -> Dataset:
-    """The set that these files hold, whose owners are the users, numbered by their names.
+    """Returns the set in these files, whose owners are the users, numbered by name.
 
-    A user may have samples in one of both only: LEAF can divide users instead of samples.
+    A user may have samples in only one of train and test, since LEAF can split by user.
 
     Args:
         train: files of training samples.
         test: files of test samples.
         take: decodes a user's samples.
-        classes: how many labels there are.
-        spare: samples by which `num_samples` of the test files may be too large.
+        classes: number of labels.
+        spare: number by which `num_samples` of the test files may be too large.
 
     Raises:
-        DataError: see `read`.
+        DataError: as `read` raises.
     """
     ours, theirs = read(train, take), read(test, take, spare)
     numbers = {user: number for number, user in enumerate(sorted({*ours.users, *theirs.users}))}
@@ -92,17 +94,17 @@ def dataset(
 
 
 def read(paths: Sequence[Path], take: Take, spare: int = 0) -> Samples:
-    """The samples of all users in some files, which are read one after the other.
+    """Reads the samples of all users in some files, one file after the other.
 
     Args:
         paths: the files.
         take: decodes a user's samples.
-        spare: samples by which `num_samples` may be too large.
+        spare: number by which `num_samples` may be too large.
 
     Raises:
-        DataError: naming the file, and the user if it is his samples, if it is no json or of
-            another layout, if lists differ in length, if `take` says so, if a user is in two
-            files, or if there is no sample at all.
+        DataError: naming the file and, for faulty samples, the user: if it is no json or of another
+            layout, if lists differ in length, if `take` raises, if a user is in two files, or if
+            there are no samples at all.
     """
     place: dict[str, Path] = {}
     counts, xs, ys = [], [], []
@@ -127,7 +129,7 @@ def read(paths: Sequence[Path], take: Take, spare: int = 0) -> Samples:
 
 
 def _users(path: Path, spare: int) -> Iterator[tuple[str, list[Any], list[Any]]]:
-    """The users of a file with `x` and `y` of each, equally long; none without samples."""
+    """Yields a file's users with their `x` and `y` of equal length; skips users without samples."""
     found = _object(path)
     if not isinstance(found, dict) or not found.keys() >= set(KEYS):
         kind = f"the keys {list(found)}" if isinstance(found, dict) else type(found).__name__
@@ -160,8 +162,8 @@ def _users(path: Path, spare: int) -> Iterator[tuple[str, list[Any], list[Any]]]
 
 
 def _object(path: Path) -> Any:
-    """What a file of json says."""
-    # A pixel is one of 256 numbers: as objects of their own they would be six times the file.
+    """Returns the object in a json file."""
+    # Equal pixels share one object, because separate ones would take six times the file's size.
     number = lru_cache(1 << 12)(float)
     try:
         return json.loads(contents(path), parse_float=number)

@@ -1,8 +1,8 @@
-"""MATLAB's files of level 5: arrays of numbers by their names, and nothing else of them.
+"""MATLAB files of level 5: reads arrays of numbers by name, and nothing else.
 
-The layout is that of MathWorks' *MAT-File Format*: a header of 128 bytes, then elements of a type,
-a length and a content, each of which may be packed. Our own reader, because SciPy's crashes the
-process on some damaged files.
+The format is that of MathWorks' *MAT-File Format*: a header of 128 bytes, then elements with type,
+length and content, each of which may be compressed. This is a reader of our own, because SciPy's
+crashes the process on some damaged files.
 """
 
 import zlib
@@ -18,24 +18,24 @@ Order = Literal["little", "big"]
 
 HEADER = 128
 ORDERS: dict[bytes, Order] = {b"\0\1IM": "little", b"\1\0MI": "big"}
-"""The end of the header: version 1.0, and in which order bytes are."""
+"""End of the header: version 1.0, and byte order."""
 MATRIX, COMPRESSED = 14, 15
 """Types of elements."""
 NUMBERS = {
     **{1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4"},
     **{7: "f4", 9: "f8", 12: "i8", 13: "u8"},
 }
-"""Types of elements that are numbers; an array may be in a smaller one than its class."""
+"""Types of elements with numbers; an array may be stored in a smaller type than its class."""
 CLASSES = range(6, 16)
-"""Classes of arrays of numbers: double, single, and whole numbers."""
+"""Classes of arrays of numbers: double, single, and integers."""
 COMPLEX = 0x800
 """Flag of an array that has an imaginary part."""
 LARGEST = 1 << 28
-"""Bytes of an element when unpacked, at most: a few bytes could claim to be any number."""
+"""Maximum bytes of a decompressed element, because a few bytes could claim any size."""
 
 
 def read(path: Path, key: str) -> np.ndarray:
-    """The real array of that name, float64 of any shape.
+    """Reads the real array of that name, float64 of any shape.
 
     Raises:
         DataError: if the file cannot be read, is damaged, or has no such array.
@@ -57,9 +57,9 @@ def read(path: Path, key: str) -> np.ndarray:
 
 
 def _elements(data: bytes, order: Order, unpacks: bool = False) -> Iterator[tuple[int, bytes]]:
-    """Type and content of each element; `unpacks` those in packed ones, but none in these.
+    """Yields type and content of each element; decompresses once if `unpacks`.
 
-    Nothing is packed twice in a real file, and some bytes unpack to themselves for ever.
+    Real files never compress twice, and some bytes decompress to themselves for ever.
     """
     place = 0
     while place < len(data):
@@ -82,7 +82,7 @@ def _elements(data: bytes, order: Order, unpacks: bool = False) -> Iterator[tupl
 
 
 def _array(content: bytes, order: Order, key: str) -> np.ndarray | None:
-    """A matrix, if it has this name and is of real numbers."""
+    """Returns a matrix if it has this name and is of real numbers, else None."""
     parts = list(_elements(content, order))
     if len(parts) < 4 or parts[2][1] != key.encode():
         return None

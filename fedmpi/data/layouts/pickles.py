@@ -1,6 +1,6 @@
-"""Pickles of dictionaries with arrays of bytes, as CIFAR's Python version has them.
+"""Pickles of dictionaries with byte arrays, as in CIFAR's Python version; never executed.
 
-A pickle is a program, and may come from anyone. None is ever executed here.
+A pickle is a program, and may come from anyone.
 """
 
 import io
@@ -14,15 +14,15 @@ from fedmpi.data.files import DataError, contents
 
 
 def read(path: Path, *wanted: str) -> dict[str, Any]:
-    """The dictionary in a pickle; what was an array in it is an `Array`.
+    """Reads the dictionary in a pickle; its arrays become instances of `Array`.
 
     Args:
         path: the file.
         wanted: keys that it must have.
 
     Raises:
-        DataError: if it is no pickle, names anything but the parts of arrays, or is of something
-            else than such a dictionary.
+        DataError: if it is no pickle, if it names anything but the parts of arrays, or if its
+            content is not such a dictionary.
     """
     packed = contents(path)
     try:
@@ -32,7 +32,7 @@ def read(path: Path, *wanted: str) -> dict[str, Any]:
         raise DataError(f"{path}: wanted a pickle of an array and a list, found {reason}") from None
     if not isinstance(found, dict):
         raise DataError(f"{path}: wanted a dictionary, found {type(found).__name__}")
-    # Python 3 keeps the names as bytes if it packs again what it once read with encoding="bytes".
+    # Names are bytes if Python 3 pickled an object that it had read with encoding="bytes".
     named = {key.decode("latin1") if isinstance(key, bytes) else key: found[key] for key in found}
     if not set(wanted) <= named.keys():
         keys = " and ".join(f"'{key}'" for key in wanted)
@@ -51,7 +51,7 @@ class _Kind:
 
 
 class Array:
-    """Stands in for `numpy.ndarray`: remembers its state, and makes an array of bytes from it."""
+    """Stands in for `numpy.ndarray`: stores its state, and makes a byte array from it."""
 
     def __init__(self, *_: Any) -> None:
         self.state: Any = None
@@ -60,10 +60,10 @@ class Array:
         self.state = state
 
     def array(self) -> np.ndarray | None:
-        """The array, uint8 of any shape, or None if it is not one or its parts disagree."""
+        """The array, uint8 of any shape; None if it is of another type or its parts disagree."""
         match self.state:
             case (_, tuple(shape), _Kind(name="u1"), bool(fortran), str(text) | bytes(text)):
-                # What is a string in Python 2 is text here, one character for each byte.
+                # A string of Python 2 is read as text, one character for each byte.
                 try:
                     raw = text.encode("latin1") if isinstance(text, str) else text
                     flat = np.frombuffer(raw, np.uint8)
@@ -79,12 +79,12 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Admits the names by which a pickle rebuilds an array, and binds them to the stand-ins.
+    """Allows only the names by which a pickle rebuilds an array, and maps them to stand-ins.
 
-    A pickle is a program, and may come from anyone. Nothing that it names is ever imported or
-    called; not even numpy, whose dtypes and arrays trust the state that they are given. It is the
-    unpickler in Python, because the one in C takes gigabytes if a damaged file has a large number
-    in the wrong place; 10,000 records take a tenth of a second all the same.
+    No name in a pickle is ever imported or called, not even numpy's, whose dtypes and arrays trust
+    the state that they are given. It is the unpickler in Python, because the one in C allocates
+    gigabytes if a damaged file has a large number in the wrong place. 10,000 records take a tenth
+    of a second nevertheless.
     """
 
     def find_class(self, module: str, name: str) -> Any:

@@ -5,17 +5,19 @@ Wireless Networks*, arXiv 2412.06414: clients' parts are pruned dynamically by i
 averaged every I rounds, gradients are quantized to save computation, activations at the split layer
 are dropped at random to save communication. With all of that off it is SplitFed v1.
 
-Reconstruction: abstract and summaries alone are known; all that follows is ours, and the defaults.
- * A mask is chosen as a round begins, by (g w)^2 with w as it is stored and g of the client's last
-   step, before quantization (`importance`); before it has made a step nothing is pruned. What
-   is pruned keeps its value and may come back; channels that are cut out count with their last g.
- * Fronts step along m * Q(g), right on average for each tensor (`quantized.unbiased`); clip, decay
-   and momentum go on from there in float32. It saves no byte. Gradients of tails are exact.
- * What survives at a cut, a tail's too, both sides draw alike (`dropping`).
- * In every I-th round and in the last, clients upload what they keep of front and tail; pruned
-   values count as zeros, or not at all. The next round's clients begin with the mean; in other
-   rounds each goes on with its own, at first what the seed gives. Until then the model that is
-   judged has the last mean's front, and nobody knows clients' whole models.
+Reconstruction: only abstract and summaries are known; all that follows and the defaults are ours.
+ * A mask is chosen at the beginning of a round, by (g w)^2 with the stored w and with g of the
+   client's last step before quantization (`importance`). Before its first step a client prunes
+   nothing. Pruned values are kept in memory and may come back. Channels that are cut out are scored
+   by their last g.
+ * Fronts step along m * Q(g), with the mask m and unbiased quantization Q for each tensor
+   (`quantized.unbiased`). Clip, decay and momentum follow in float32. This saves no bytes.
+   Gradients of tails are exact.
+ * Both sides draw alike which values survive at a cut, including that of a tail (`dropping`).
+ * In every I-th round and in the last one, clients upload the values of front and tail that they
+   keep. Pruned values count as zeros, or not at all. Clients of the next round start from the mean;
+   in all other rounds each continues with its own values, at first those of the seed. Between two
+   averages the evaluated model has the last mean's front, and clients' whole models are unknown.
  * Clients' backs, one each, are averaged every round, as in SplitFed: the server has them all.
 """
 
@@ -31,6 +33,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
+from fedmpi.clients import devices
 from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
 from fedmpi.messages import quantized, sparse
@@ -40,8 +43,8 @@ from fedmpi.messages.sums import Held
 from fedmpi.methods import splitfed
 from fedmpi.methods.fedsl import importance
 from fedmpi.methods.fedsl.dropping import Dropping, Leaky
+from fedmpi.methods.fedsl.fronts import NarrowedWaveParts
 from fedmpi.split.lockstep import Talk
-from fedmpi.split.narrowed import NarrowedWaveParts
 from fedmpi.streams import Purpose, stream
 from fedmpi.training.train import Trainer
 
@@ -51,46 +54,60 @@ class Config(Leaky):
     keeps_state: ClassVar[bool] = True
 
     interval: int = Field(1, ge=1, le=config.MOST)
-    """Rounds from one average of the clients' parts to the next."""
+    """Rounds between two averages of the clients' parts."""
     pruning: float = Field(0.3, ge=0, lt=1)
-    """Share of the front that is pruned, if no device's `keep` says what is left of it."""
+    """Share of the front that a client prunes. Used if no device has a keep."""
     structured: Literal["weights", "channels"] = "weights"
-    """What is pruned: single weights, or hidden channels, which makes fronts really smaller."""
+    """What is pruned. weights: single weights, set to zero. channels: hidden channels, which makes
+    the front smaller."""
     prune_every: int = Field(1, ge=1, le=config.MOST)
-    """Masks are chosen anew in every so many rounds."""
+    """Rounds between two choices of the mask."""
     bits: Bits = 8
-    """Of a magnitude in a front's gradient; 32 leaves it as it is."""
+    """Bits per magnitude in the gradient of a front. 32 does not quantize."""
     count_pruned_as_zero: bool = False
-    """Average over all clients, and not over those who keep a value."""
+    """Count pruned values as zeros in the average. Otherwise each value is averaged over the
+    clients that keep it."""
 
     @property
     def is_one(self) -> bool:
-        """See `Cut.is_one`."""
+        """Whether all clients share one back: no."""
         return False
+
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Names the settings that have no effect, and what would give them one."""
+        found = super().idle(settings) | devices.instead(settings, "pruning")
+        if not any(importance.rates(settings, self.pruning)):
+            pruning = "method.pruning above 0, found a run where nothing is pruned"
+            names = ("structured", "prune_every", "count_pruned_as_zero")
+            found |= dict.fromkeys(names, pruning)
+        return found
 
 
 class Half(Dropping):
-    """What both sides know."""
+    """Shared properties of both sides."""
 
     settings: Settings
     method: Config
 
     @cached_property
     def rates(self) -> list[float]:
-        """The share that each client prunes."""
-        others = ("structured", "prune_every", "count_pruned_as_zero")
-        return importance.rates(self.settings, "pruning", others)
+        """The share of its front that each client prunes."""
+        return importance.rates(self.settings, self.method.pruning)
 
     @cached_property
     def pruner(self) -> importance.Pruner:
-        """Chooses of fronts."""
+        """The pruner of fronts: single weights or channels."""
         whole, shape = self.trainer.flat, self.trainer.feed.x.shape[1:]
         front, _, _ = self.method.parts(whole)
         return importance.pruner(whole, front, self.method.structured, self.trainer.device, shape)
 
 
 class Server(Half, splitfed.Server):
-    """Attributes: `kept`, updates of what clients keep of front and tail."""
+    """SplitFed's server, which averages pruned fronts and tails every `interval` rounds.
+
+    Attributes:
+        kept: sum of the updates of front and tail, over the values that clients keep.
+    """
 
     method: Config
 
@@ -100,11 +117,11 @@ class Server(Half, splitfed.Server):
         self.kept = Held(len(self.held(self.w)), trainer.device)
 
     def broadcast(self, t: int) -> list[Block]:
-        """Front and tail, as an interval begins."""
+        """Sends front and tail at the beginning of an interval."""
         return [] if t % self.method.interval else super().broadcast(t)
 
     def absorb(self, t: int, message: Message) -> None:
-        """The client's back, and as an interval ends what it keeps of front and tail."""
+        """Adds the client's back and, at the end of an interval, its values of front and tail."""
         if not message.blocks:
             self.count(message)
             return
@@ -121,7 +138,7 @@ class Server(Half, splitfed.Server):
         self.count(message)
 
     def step(self, t: int) -> None:
-        """Moves front and tail by the mean of those who keep a value, and the back."""
+        """Moves the back, and front and tail by the mean over the clients that keep a value."""
         if self.averages:
             front, _, tail = self.sum.total.split(self.sizes)
             means = self.kept.mean() * self.sum.weight
@@ -132,7 +149,13 @@ class Server(Half, splitfed.Server):
 
 
 class Clients(Half, splitfed.Clients):
-    """Attributes: the round `t`, whether it `is_fresh`, and `memory` of fronts and tails."""
+    """SplitFed's clients, which prune their fronts.
+
+    Attributes:
+        t: the round.
+        is_fresh: whether an interval begins in this round.
+        memory: the clients' own values of fronts and tails, and their masks.
+    """
 
     method: Config
 
@@ -148,13 +171,13 @@ class Clients(Half, splitfed.Clients):
         self.t, self.is_fresh = 0, False
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """Front and tail, as an interval begins."""
+        """Receives front and tail at the beginning of an interval."""
         self.t, self.is_fresh = t, bool(blocks)
         if blocks:
             super().receive(t, clients, blocks)
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
-        """Begins a wave's conversation: each client with what it keeps of its own front."""
+        """Opens a wave's conversation; each client starts with its pruned front."""
         talks, pruner, memory = super().open(t, parties), self.pruner, self.memory
         memory.release()
         for client in chain(*parties):
@@ -167,7 +190,7 @@ class Clients(Half, splitfed.Clients):
         return talks
 
     def lighten(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-        """Quantizes gradients of fronts, and of what is pruned there is none."""
+        """Quantizes the gradients of fronts, and masks those of pruned values."""
         step, (bits, size) = self.trainer.at, (self.method.bits, self.held.size)
         for row, client in enumerate(clients):
             if self.rates[client]:
@@ -183,7 +206,7 @@ class Clients(Half, splitfed.Clients):
             g.mul_(torch.stack([self.memory.mask(client)[:size] for client in clients]))
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """As an interval ends, and the run: what the client keeps of w, and which that is."""
+        """Sends the kept values of w and the mask, at the end of an interval and of the run."""
         interval = self.method.interval
         self.memory.end(client, w, interval > 1)
         if (t + 1) % interval and t + 1 < self.settings.rounds:
@@ -193,7 +216,7 @@ class Clients(Half, splitfed.Clients):
         return blocks if choice is None else [*blocks, sparse.places(choice, self.pruner.count)]
 
     def burden(self, t: int, client: int) -> Burden:
-        """A front without what is pruned, or a narrower one."""
+        """Returns the cost of a front without its pruned weights, or of a narrower front."""
         burden, choice = super().burden(t, client), self.memory.kept(client)
         if choice is None:
             return burden

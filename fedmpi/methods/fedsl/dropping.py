@@ -1,7 +1,7 @@
-"""Dropout at a cut: some of what would cross it does not, and both sides know which without a word.
+"""Dropout at a cut: both sides draw which values are sent, so that no positions are.
 
-A value survives with probability 1 - share and is divided by that, and so is its gradient, which
-travels where the value did: both are right on average.
+A value is sent with probability 1 - share and divided by that. Its gradient is sent back for the
+same values and divided likewise. Both are unbiased.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from fedmpi.streams import Purpose, stream
 
 
 class Leaky(Cut):
-    """The settings of such a cut."""
+    """Settings of a cut with dropout."""
 
     dropout: float = Field(0.3, ge=0, lt=1)
-    """Share of the values at a cut that do not travel, in training."""
+    """Share of the values at a cut that are dropped in training, and not sent."""
 
 
 class Dropping(Side):
-    """A side of such a cut, beside what else it is."""
+    """A side of a cut with dropout; combined with other sides by inheritance."""
 
     method: Leaky
 
     def encode(self, crossing: Crossing, values: Tensor) -> list[Block]:
-        """The values that survive."""
+        """Sends the surviving values, scaled to be unbiased."""
         if not self.method.dropout:
             return super().encode(crossing, values)
         left = values.reshape(-1)[self._survivors(crossing, values.numel())]
@@ -38,14 +38,14 @@ class Dropping(Side):
         return [sparse.block(crossing.kind, left, values.numel())]
 
     def decode(self, crossing: Crossing, blocks: Sequence[Block]) -> Tensor:
-        """These, and zeros for the others."""
+        """Restores a batch, with zeros for dropped values."""
         if not self.method.dropout:
             return super().decode(crossing, blocks)
         size = blocks[0].size
         return sparse.vector(blocks[0], size, self.trainer.device, self._survivors(crossing, size))
 
     def _survivors(self, crossing: Crossing, size: int) -> Tensor:
-        """Positions, of a batch's activations and of their gradients alike: drawn once for both."""
+        """Returns positions of the survivors, the same for a batch's activations and gradients."""
         kind, *batch = crossing
         where = self._drawn.pop(tuple(batch), None)
         if where is None:
@@ -58,5 +58,5 @@ class Dropping(Side):
 
     @cached_property
     def _drawn(self) -> dict[tuple[int, ...], Tensor]:
-        """Of batches that have no gradients yet; empty after each step."""
+        """Positions drawn for batches whose gradients are outstanding; empty after each step."""
         return {}

@@ -1,10 +1,11 @@
-"""What of a network may go, because the loss would hardly change without it.
+"""Importance pruning: removes weights or channels that hardly change the loss.
 
-What a weight is worth is (F(w) - F(w | w_i = 0))^2, to first order (g_i w_i)^2: P. Molchanov, A.
-Mallya, S. Tyree, I. Frosio, J. Kautz, *Importance Estimation for Neural Network Pruning*, CVPR
-2019, arXiv 1906.10771. What a channel is worth is the sum of that over all that makes it.
+The importance of a weight is (F(w) - F(w | w_i = 0))^2, to first order (g_i w_i)^2: P. Molchanov,
+A. Mallya, S. Tyree, I. Frosio, J. Kautz, *Importance Estimation for Neural Network Pruning*, CVPR
+2019, arXiv 1906.10771. The importance of a channel is the sum over all its weights.
 
-A choice is the numbers of what is kept, ascending: int64. Two sides that know it know the mask.
+A choice is a list of the weights or channels that are kept, by number, ascending: int64. The mask
+follows from it.
 """
 
 from abc import ABC, abstractmethod
@@ -14,20 +15,20 @@ import torch
 from torch import Tensor
 
 from fedmpi.clients import devices
-from fedmpi.config import ConfigError, Settings, written
+from fedmpi.config import ConfigError, Settings
 from fedmpi.messages import sparse
-from fedmpi.networks import narrow
+from fedmpi.messages.counts import keep_ceil, keep_round
 from fedmpi.networks.flat import Flat
-from fedmpi.networks.narrow import Narrow
+from fedmpi.networks.narrow import Narrow, SubModels
 from fedmpi.training.store import Stores
 
 
 class Pruner(ABC):
-    """Chooses of a network.
+    """Chooses which weights or channels of a network are kept.
 
     Attributes:
-        count: how many numbers there are.
-        device: where masks are.
+        count: how many weights or channels there are to choose from.
+        device: the device of masks.
     """
 
     count: int
@@ -35,14 +36,14 @@ class Pruner(ABC):
 
     @abstractmethod
     def choose(self, change: Tensor, rate: float) -> Tensor:
-        """What stays if a share goes: whatever has the largest change g * w [flat.size]."""
+        """Returns the choice that prunes a share `rate`, with the smallest |change|, g * w."""
 
     @abstractmethod
     def mask(self, kept: Tensor) -> Tensor:
-        """1 where a position of the network stays, else 0: float32 [flat.size]."""
+        """Returns 1 for each value of the network that is kept, else 0: float32 [flat.size]."""
 
     def beyond(self, kept: Tensor | None, size: int) -> Tensor:
-        """The same for a vector [size] that begins with the network; None keeps everything."""
+        """Returns the mask of a vector [size] that begins with the network; None keeps all."""
         found = torch.ones(size, device=self.device)
         if kept is not None:
             mask = self.mask(kept)
@@ -51,7 +52,7 @@ class Pruner(ABC):
 
 
 class Weights(Pruner):
-    """Of all weights of convolutions and linear layers together; other parameters stay."""
+    """Prunes single weights of convolutions and linear layers, of all layers together."""
 
     def __init__(self, flat: Flat, device: torch.device) -> None:
         prunable, self.device = flat.prunable().to(device), device
@@ -60,80 +61,70 @@ class Weights(Pruner):
         self.count = len(self.places)
 
     def choose(self, change: Tensor, rate: float) -> Tensor:
-        """See `Pruner.choose`."""
-        return sparse.top(change[self.places], sparse.kept(self.count, rate))
+        """Returns the weights with the largest changes g * w, in all layers together."""
+        return sparse.top(change[self.places], keep_round(self.count, 1 - rate))
 
     def mask(self, kept: Tensor) -> Tensor:
-        """See `Pruner.mask`."""
+        """Returns the mask of the kept weights and all other parameters: float32 [flat.size]."""
         return self.others.index_fill(0, self.places[kept], 1)
 
 
 class Channels(Pruner):
-    """The same share of each layer's hidden channels; layers that are added go together.
+    """Prunes the same share of each layer's hidden channels; added layers are pruned together.
 
-    What comes out of the network stays. It may have no hidden channels: `count` is 0 then.
+    The network's outputs are never pruned. If there are no hidden channels, `count` is 0.
     """
 
     def __init__(self, flat: Flat, device: torch.device, shape: Sequence[int]) -> None:
-        self.channels, self.device = narrow.Channels(flat, shape), device
-        self.owners = self.channels.owners().to(device)
-        self.widths = [width for _, width in self.channels.hidden]
+        self.models, self.device = SubModels(flat, shape), device
+        self.owners = self.models.topology.hidden_owners().to(device)
+        self.widths = [width for _, width in self.models.hidden]
         self.count = sum(self.widths)
 
     def choose(self, change: Tensor, rate: float) -> Tensor:
-        """See `Pruner.choose`."""
-        # The last place is found by nobody's number, -1. In float64: squares may be tiny.
+        """Returns the channels with the largest importance, the same share of each layer."""
+        # Values without a channel have the owner -1, the last place. float64, as squares are tiny.
         worth = torch.zeros(self.count + 1, dtype=torch.float64, device=change.device)
         worth.index_add_(0, self.owners % (self.count + 1), change.double().square())
         found, first = [], 0
         for width, own in zip(self.widths, worth[:-1].split(self.widths), strict=True):
-            best = own.topk(narrow.count(1 - rate, width), sorted=False).indices
+            best = own.topk(keep_ceil(width, 1 - rate), sorted=False).indices
             found.append(first + best.sort().values)
             first += width
         return torch.cat(found)
 
     def narrowed(self, kept: Tensor | None) -> Narrow:
-        """The network that is left; the whole one if None."""
+        """Returns the narrower network of the kept channels; the whole one if None."""
         if kept is None:
-            return self.channels.having({})
+            return self.models.having({})
         stays = torch.zeros(self.count, dtype=torch.bool).index_fill(0, kept.cpu(), True)
         each = [some.nonzero().squeeze(1) for some in stays.split(self.widths)]
-        return self.channels.having(dict(zip(self.channels.hidden, each, strict=True)))
+        return self.models.having(dict(zip(self.models.hidden, each, strict=True)))
 
     def mask(self, kept: Tensor) -> Tensor:
-        """See `Pruner.mask`."""
+        """Returns the mask of the kept channels' values: float32 [flat.size]."""
         found = torch.zeros(len(self.owners), device=self.device)
         return found.index_fill(0, self.narrowed(kept).positions.to(self.device), 1)
 
 
-def rates(settings: Settings, name: str, others: Sequence[str]) -> list[float]:
+def rates(settings: Settings, own: float) -> list[float]:
     """The share that each client prunes: what its device does not keep, if any device says so.
 
     Args:
         settings: of the run.
-        name: of the method's setting that says it else.
-        others: names of those that mean nothing where nothing is pruned.
-
-    Raises:
-        ConfigError: for such settings there, or if the method and the devices both say something.
+        own: the method's share, if none does.
     """
-    method, keeps = settings.method, devices.keeps(settings, name)
-    found = [getattr(method, name)] * settings.clients if keeps is None else [1 - k for k in keeps]
-    if not any(found):
-        defaults = {other: type(method).model_fields[other].default for other in others}
-        method.refuse(
-            {other: f"{written(own)} where nothing is pruned" for other, own in defaults.items()}
-        )
-    return found
+    keeps = devices.keeps(settings)
+    return [own] * settings.clients if keeps is None else [1 - keep for keep in keeps]
 
 
 def pruner(
     whole: Flat, front: Flat, kind: str, device: torch.device, shape: Sequence[int]
 ) -> Pruner:
-    """Of a front by kind, `weights` or `channels`.
+    """Returns the pruner of a front by its kind, `weights` or `channels`.
 
     Raises:
-        ConfigError: if the front has no such channels; says which have.
+        ConfigError: if the front has no hidden channels; names the cuts whose fronts have some.
     """
     if kind == "weights":
         return Weights(front, device)
@@ -149,21 +140,21 @@ def pruner(
 
 
 class Memory:
-    """What the clients of a rank keep of their fronts, and of the tails behind them.
+    """The pruned fronts of a rank's clients, with the tails behind them.
 
     Args:
-        pruner: chooses of fronts.
+        pruner: pruner of fronts.
         front: size of a front.
-        first: what a client has that was never told anything, [size].
-        stores: of the rank.
+        first: initial values of a client that was never sent any, [size].
+        stores: the stores of the rank.
 
     Attributes:
-        own: the values as clients left them, with those that are pruned.
-        gradients: of fronts in each client's last step.
-        choices: each client's choice, as a bool for each number: whether it stays.
-        starts: what the clients at work began with.
-        masks: 1 where they keep a value, else 0.
-        last: gradients of the steps that they have just made.
+        own: the values as clients left them, including pruned ones.
+        gradients: gradient of the front in each client's last step.
+        choices: each client's choice: bool, true for each number that is kept.
+        starts: the values at which the active clients started.
+        masks: masks of the active clients: 1 where they keep a value, else 0.
+        last: gradients of the active clients' last steps.
     """
 
     def __init__(self, pruner: Pruner, front: int, first: Tensor, stores: Stores) -> None:
@@ -173,37 +164,37 @@ class Memory:
         self.release()
 
     def release(self) -> None:
-        """Nobody is at work."""
+        """Forgets the active clients of the last round."""
         self.starts: dict[int, Tensor] = {}
         self.masks: dict[int, Tensor] = {}
         self.last: dict[int, Tensor] = {}
 
     def choose(self, client: int, w: Tensor, rate: float) -> None:
-        """What the client keeps of w [size] from now on; everything until it has made a step."""
+        """Chooses what the client keeps of w [size]; everything before its first step."""
         if rate and client in self.gradients:
             change = self.gradients[client].to(w.device) * w[: self.front]
             choice = torch.zeros(self.pruner.count, dtype=torch.bool, device=w.device)
             self.choices[client] = choice.index_fill_(0, self.pruner.choose(change, rate), True)
 
     def kept(self, client: int) -> Tensor | None:
-        """The client's choice; None if it keeps everything."""
+        """Returns the client's choice, or None if it keeps everything."""
         if client not in self.choices:
             return None
         return self.choices[client].nonzero().squeeze(1).to(self.pruner.device)
 
     def mask(self, client: int) -> Tensor:
-        """1 where the client keeps a value, else 0: float32 [size]."""
+        """Returns 1 for each value that the client keeps, else 0: float32 [size]."""
         if client not in self.masks:
             self.masks[client] = self.pruner.beyond(self.kept(client), self.size)
         return self.masks[client]
 
     def begin(self, client: int, told: Tensor | None, rate: float) -> Tensor:
-        """A client is at work: what it has, with zeros where it keeps nothing, [size].
+        """Starts a client's round; returns its values [size], with zeros for pruned ones.
 
         Args:
-            client: who.
-            told: what it was told, [size]; None if it goes on with its own.
-            rate: share of the front that it chooses to prune anew; 0 leaves it with its choice.
+            client: the client.
+            told: values that the server sent, [size]; None if it continues with its own.
+            rate: share of the front to prune by a new choice; 0 keeps the last choice.
         """
         w = self.own.get(client, self.first).to(self.pruner.device) if told is None else told
         self.choose(client, w, rate)
@@ -211,17 +202,17 @@ class Memory:
         return w * self.mask(client)
 
     def observe(self, client: int, g: Tensor) -> None:
-        """Takes down the gradient [front] of a step of the client's, which may be its last."""
+        """Remembers the gradient [front] of the client's latest step."""
         self.last[client] = g.clone()
 
     def end(self, client: int, w: Tensor, goes_on: bool) -> None:
-        """The client's work led to w [size], from where it may go on another time."""
+        """Stores the client's values w [size] for its next round, and its last gradient."""
         kept = self.mask(client) > 0
         if goes_on:
             self.own[client] = torch.where(kept, w, self.starts[client])
         if client in self.last:
             g = self.last.pop(client)
             if isinstance(self.pruner, Channels) and client in self.gradients:
-                # What was cut out has no gradient but the last that it had.
+                # Channels that are cut out keep their last gradient.
                 g = torch.where(kept[: self.front], g, self.gradients[client].to(g.device))
             self.gradients[client] = g

@@ -1,19 +1,23 @@
-"""Heterogeneous IoT devices: local models are compressed from the global one, which they move.
+"""HetIoT: each class of device trains a compressed global model, and updates are mapped back.
 
 H. Zhang, J. Kim, *Towards a Federated Learning Framework for Heterogeneous Devices of Internet of
 Things*, arXiv 2105.14675: "local models are compressed from the global model", and the gradients of
-the compressed models update it. The server's model is dense, and devices hold what they can bear.
+the compressed models update it. The server's model is dense.
 
-Reconstruction: the abstract alone is known, so that compressors, classes of devices and the mean
-are ours. Each round the server compresses its model anew for each class, by one of
- * `prune`: the weights of largest magnitude, globally or in each layer; positions travel down only;
+Reconstruction: only the abstract is known; compressors, classes of devices and the mean are ours.
+In each round the server compresses its model for each class, by one of
+ * `prune`: the weights of largest magnitude, globally or in each layer; positions are sent only to
+   the client;
  * `width`: the first channels of each hidden layer, as a network of its own (`networks.narrow`);
  * `quant`: weights in few bits; their gradients are taken for those of the dense weights
-   (straight-through), local steps after the first leave the grid;
- * `lowrank`: factors of the weights, as a network of its own; the change of the product goes back.
-Updates of local training stand for gradients (one step: they are). `mean` counts a value that a
-device does not hold as one that did not move, `coverage` does not count the device there.
-A share of 1 for all is FedAvg. FLOPs and memory of `quant` are those of float32.
+   (straight-through), so that weights leave the grid after the first local step;
+ * `lowrank`: factors of the weights, as a network of its own; the change of their product is added
+   to the global weights.
+
+Updates of local training take the place of gradients; with one local step they are the same up to
+the rate. `mean` counts a value that a device does not have as unchanged; `coverage` leaves the
+device out of this value's mean. With a share of 1 for all clients it is FedAvg. FLOPs and memory of
+`quant` are those of float32.
 """
 
 from collections.abc import Sequence
@@ -26,7 +30,7 @@ from torch import Tensor
 from fedmpi import config
 from fedmpi.clients import devices
 from fedmpi.clients.burden import Burden
-from fedmpi.config import ConfigError, Settings
+from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.sums import Held
@@ -43,34 +47,41 @@ class Config(config.Method):
     pools: ClassVar[bool] = False
 
     compressor: Literal["prune", "width", "quant", "lowrank"] = "prune"
-    """What makes models smaller."""
+    """How the server compresses the model for devices. prune: largest weights. width: first
+    channels of each layer. quant: fewer bits. lowrank: low-rank factors."""
     keeps: tuple[Share, ...] = Field((1.0, 0.5, 0.1), min_length=1, strict=False)
-    """Shares of the model (width: of the channels; quant: of 32 bits), over which clients are
-    spread evenly, if no device's `keep` says them."""
+    """Shares of the model that clients hold: of weights, of channels (width) or of 32 bits (quant).
+    Clients are spread evenly over them. Used if no device has a keep."""
     scope: Literal["global", "layer"] = "global"
-    """Of what `prune` keeps a share: of all weights together, or of each layer's."""
+    """Weights among which prune selects. global: all layers together. layer: the same share of each
+    layer."""
     aggregation: Literal["mean", "coverage"] = "mean"
-    """Means over all uploads, or for each value over those that have it."""
+    """mean: a value that a device does not hold counts as unchanged. coverage: each value is
+    averaged over the devices that hold it."""
+
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Names the settings that have no effect, and what would give them one."""
+        found = super().idle(settings) | devices.instead(settings, "keeps")
+        if self.compressor != "prune":
+            found["scope"] = f"method.compressor = 'prune', found '{self.compressor}'"
+        return found
 
     def built(self, trainer: Trainer) -> Compressor:
-        """The compressor.
-
-        Raises:
-            ConfigError: if it has no use for the scope.
-        """
+        """The compressor."""
         flat, device = trainer.flat, trainer.device
         if self.compressor == "prune":
             return Prune(flat, device, self.scope == "layer")
-        if self.scope != "global":
-            found = f"method.scope = '{self.scope}': wanted method.compressor = 'prune', found"
-            raise ConfigError(f"{found} '{self.compressor}'")
         if self.compressor == "width":
             return Width(flat, device, trainer.feed.x.shape[1:])
         return (Quant if self.compressor == "quant" else LowRank)(flat, device)
 
 
 class Server(fedavg.Server):
-    """Attributes: `made`, this round's blocks for each share and what they say."""
+    """FedAvg's server, which compresses its model for each device class.
+
+    Attributes:
+        made: this round's blocks by share, with the compressed model that they encode.
+    """
 
     method: Config
 
@@ -82,7 +93,7 @@ class Server(fedavg.Server):
         self.sum: Held = Held(len(self.w), trainer.device)
 
     def send(self, t: int, client: int) -> list[Block]:
-        """The model, compressed for the client's device."""
+        """Sends the model, compressed for the client's device."""
         keep = self.shares[client]
         if keep not in self.made:
             blocks = self.compressor.blocks(self.w, keep)
@@ -90,14 +101,14 @@ class Server(fedavg.Server):
         return self.made[keep][0]
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """The update, lifted to the whole model."""
+        """Adds the update of the compressed model, mapped to the whole model."""
         local = self.made[self.shares[client]][1]
         sent = sparse.values(blocks[0], self.w.device)
         self.sum.total.add_(local.lifted(sent, self.flat.size), alpha=weight)
         self.sum.cover(weight, local.places)
 
     def step(self, t: int) -> None:
-        """Moves the model by the mean that the settings say."""
+        """Moves the model by the mean over all uploads, or over those that have a value."""
         if self.method.aggregation == "mean":
             super().step(t)
         else:
@@ -107,7 +118,11 @@ class Server(fedavg.Server):
 
 
 class Clients(fedavg.Clients):
-    """Attributes: `locals`, the active clients' compressed models."""
+    """Clients that train compressed models.
+
+    Attributes:
+        locals: the active clients' compressed models.
+    """
 
     method: Config
 
@@ -118,28 +133,28 @@ class Clients(fedavg.Clients):
         self.locals: dict[int, Local] = {}
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """A round begins."""
+        """Forgets the last round's models; new ones come to each client by `accept`."""
         self.locals = {}
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """The compressed model."""
+        """Receives the compressed model."""
         self.locals[client] = self.compressor.local(blocks, self.shares[client])
 
-    # Compressed models of several lengths are no rows of one tensor.
+    # Compressed models have different lengths, so that they cannot be rows of one tensor.
     def work(self, t: int, clients: Sequence[int]) -> list[Tensor]:  # type: ignore[override]
-        """Local training of a chunk, together where networks are of one shape."""
+        """Trains a chunk of clients, those with networks of one shape together."""
         some = [self.locals[client] for client in clients]
         masks = [one.mask for one in some if one.mask is not None]  # all of them have one, or none
         starts, parts = [one.start for one in some], [one.part for one in some]
         return self.trainer.train_apart(t, clients, starts, parts, masks or None)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The update of what the client holds."""
+        """Sends the update of the compressed model."""
         local = self.locals[client]
         return [sparse.block(Kind.GRADIENT, local.sent(w - local.start))]
 
     def burden(self, t: int, client: int) -> Burden:
-        """A smaller network, or the whole one without what is pruned."""
+        """Returns the cost of the smaller network, or the whole one without pruned weights."""
         local = self.locals.get(client)
         if local is None:  # before the first round, when nothing has come yet
             keep, w = self.shares[client], self.flat.initial.to(self.trainer.device)
@@ -148,5 +163,5 @@ class Clients(fedavg.Clients):
         return replace(super().burden(t, client), flat=flat, kept=local.mask)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
-        """What the compressed model is in a whole one."""
+        """Returns the compressed model as a whole model."""
         return self.locals[client].whole(w, self.flat.size)

@@ -1,8 +1,8 @@
-"""Models compressed for weak devices: what of a model is sent, trained, and sent back.
+"""Compressors that make models smaller for weak devices, and map their updates back.
 
-A compressor makes blocks of a model w [n] for a device that takes a share of it; from these blocks
-both sides know the device's `Local`: the values that it trains, and what they are in a whole model.
-A share of 1 leaves a model as it is.
+A compressor encodes a model w [n] as blocks for a device with a given share. From these blocks both
+sides build the device's `Local`: the values that it trains, and their place in the whole model. A
+share of 1 does not compress.
 """
 
 import copy
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Coding, Kind
+from fedmpi.messages.counts import keep_round
 from fedmpi.networks import narrow, pruning
 from fedmpi.networks.flat import PRUNABLE, Flat, Piece
-from fedmpi.networks.narrow import Channels, Narrow
+from fedmpi.networks.narrow import Narrow, SubModels
 from fedmpi.networks.recurrent import Recurrent
 
 
@@ -30,13 +31,13 @@ class Network(NamedTuple):
 
 
 class Local:
-    """A compressed model of a whole network's shape, of which all values travel.
+    """A compressed model; this base has the whole network's shape and sends all values.
 
     Attributes:
-        start: the values that training starts at, [m].
+        start: the values at which training starts, [m].
         part: the network that trains; None for the whole one.
         mask: which values are trained, float32 [m]; None if all are.
-        places: where the values that travel lie in the whole model, int64; None if everywhere.
+        places: positions in the whole model of the values that are sent, int64; None for all.
     """
 
     def __init__(
@@ -49,42 +50,42 @@ class Local:
         self.start, self.part, self.mask, self.places = start, part, mask, places
 
     def sent(self, update: Tensor) -> Tensor:
-        """Of an update of the values [m] those that travel."""
+        """Returns those values of an update [m] that are sent."""
         return update if self.mask is None else update[self.places]
 
     def whole(self, values: Tensor, size: int) -> Tensor:
-        """The model [size] that some values [m] stand for."""
+        """Returns the whole model [size] for some values [m]."""
         if self.places is None or self.mask is not None:
             return values
         return torch.zeros(size, device=values.device).index_copy_(0, self.places, values)
 
     def lifted(self, sent: Tensor, size: int) -> Tensor:
-        """What travelled as an update of the whole model, [size]; zero where nothing did."""
+        """Maps an update that was sent to one of the whole model, [size], zero elsewhere."""
         if self.places is None:
             return sent
         return torch.zeros(size, device=sent.device).index_copy_(0, self.places, sent)
 
 
 class Compressor(ABC):
-    """Makes models smaller, and knows what became of them."""
+    """Base of the compressors."""
 
     def __init__(self, flat: Flat, device: torch.device) -> None:
         self.flat, self.device = flat, device
 
     @abstractmethod
     def blocks(self, w: Tensor, keep: float) -> list[Block]:
-        """What is sent of a model [n] to a device that takes such a share."""
+        """Encodes a model [n] for a device with the share `keep`."""
 
     @abstractmethod
     def local(self, blocks: Sequence[Block], keep: float) -> Local:
-        """What these blocks say."""
+        """Builds the compressed model that these blocks encode."""
 
 
 class Prune(Compressor):
-    """The weights of largest magnitude; all that is no weight of a layer stays.
+    """Keeps the weights of largest magnitude, and all parameters that are no layer's weights.
 
     Args:
-        by_layer: the share is each layer's, and not of all weights together.
+        by_layer: whether the share holds for each layer, instead of all weights together.
     """
 
     def __init__(self, flat: Flat, device: torch.device, by_layer: bool) -> None:
@@ -97,23 +98,23 @@ class Prune(Compressor):
             self.spans = list(pairwise(accumulate(sizes, initial=0)))
 
     def blocks(self, w: Tensor, keep: float) -> list[Block]:
-        """The values that stay, and which of the weights that are."""
+        """Encodes the values that are kept, and positions of the kept weights."""
         weights, kept = w[self.prunable], []
         for start, stop in self.spans:
-            count = max(1, round(keep * (stop - start)))
+            count = keep_round(stop - start, keep)
             kept.append(start + sparse.top(weights[start:stop], count))
         best = torch.cat(kept)
         values = sparse.block(Kind.MODEL, w[self._stay(best)], self.flat.size)
         return [values, sparse.places(best, len(weights))]
 
     def _stay(self, best: Tensor) -> Tensor:
-        """Positions in the model of such weights, and of all that is no weight: int64."""
+        """Returns positions in the model of these weights and of all other parameters: int64."""
         found = ~self.prunable
         found[self.prunable.nonzero().squeeze(1)[best]] = True
         return found.nonzero().squeeze(1)
 
     def local(self, blocks: Sequence[Block], keep: float) -> Local:
-        """Zero where nothing came, and that for good."""
+        """Builds a model that is zero, and stays zero, where weights were pruned."""
         places = self._stay(sparse.indices(blocks[1], self.device))
         start = sparse.vector(blocks[0], self.flat.size, self.device, places)
         mask = torch.zeros_like(start).index_fill_(0, places, 1)
@@ -121,41 +122,42 @@ class Prune(Compressor):
 
 
 class Width(Compressor):
-    """The first channels of each hidden layer: a narrower network (see `narrow`)."""
+    """Keeps the first channels of each hidden layer, as a narrower network (see `narrow`)."""
 
     def __init__(self, flat: Flat, device: torch.device, shape: Sequence[int]) -> None:
         super().__init__(flat, device)
-        self.channels = Channels(flat, shape)
+        self.models = SubModels(flat, shape)
         self.parts: dict[float, Narrow] = {}
 
     def _part(self, keep: float) -> Narrow:
         if keep not in self.parts:
-            self.parts[keep] = self.channels.narrow(narrow.prefix(keep))
+            self.parts[keep] = self.models.narrow(narrow.prefix(keep))
         return self.parts[keep]
 
     def blocks(self, w: Tensor, keep: float) -> list[Block]:
-        """The values of those channels."""
+        """Encodes the values of the narrower network."""
         positions = self._part(keep).positions.to(w.device)
         return [sparse.block(Kind.MODEL, w[positions], self.flat.size)]
 
     def local(self, blocks: Sequence[Block], keep: float) -> Local:
-        """A narrower network."""
+        """Builds the narrower network."""
         part = self._part(keep)
         start = sparse.values(blocks[0], self.device)
         return Local(start, part, None, part.positions.to(self.device))
 
 
 class Quant(Compressor):
-    """Each tensor in few bits a value, between its least and its greatest; statistics as they are.
+    """Quantizes each tensor uniformly between its least and its greatest value.
 
-    A share is one of 32 bits: at least one, and at most 16 below a share of 1.
+    Running statistics are sent exactly. A share below 1 is one of 32 bits, limited to 1 and 16 bits
+    a value.
     """
 
     def blocks(self, w: Tensor, keep: float) -> list[Block]:
-        """A block for each tensor."""
+        """Encodes each tensor as a block of codes."""
         if keep == 1:
             return [sparse.block(Kind.MODEL, w)]
-        bits = min(16, max(1, round(32 * keep)))
+        bits = min(16, keep_round(32, keep))
         found = [
             sparse.block(Kind.MODEL, w[p.start : p.stop], coding=Coding.CODES, bits=bits)
             for p in self.flat.parameters
@@ -165,7 +167,7 @@ class Quant(Compressor):
         return found
 
     def local(self, blocks: Sequence[Block], keep: float) -> Local:
-        """What the codes stand for; the device trains it in float32."""
+        """Decodes the codes; the device trains the values in float32."""
         if keep == 1:
             return Local(sparse.values(blocks[0], self.device))
         start = torch.empty(self.flat.size, device=self.device)
@@ -177,11 +179,12 @@ class Quant(Compressor):
 
 
 class LowRank(Compressor):
-    """The weights of convolutions and linear layers as products of two thin matrices.
+    """Factors the weights of convolutions and linear layers into two thin matrices.
 
-    A weight of o outputs and i inputs (with a window's pixels) has the rank r = share * o i /
-    (o + i), rounded down but at least 1, so that the factors have that share of its values; if
-    they are no fewer than it has, it stays whole. The network has two layers for one then.
+    A weight of o outputs and i inputs (times the window's pixels) gets the rank r = share * o i /
+    (o + i), rounded down but at least 1, so that the factors have that share of its values. A
+    weight stays whole if its factors would have no fewer values. In the network two layers replace
+    one.
     """
 
     def __init__(self, flat: Flat, device: torch.device) -> None:
@@ -194,42 +197,42 @@ class LowRank(Compressor):
         return self.shapes[keep]
 
     def blocks(self, w: Tensor, keep: float) -> list[Block]:
-        """Factors, by singular value decomposition, and all other values."""
+        """Encodes factors, from singular value decompositions, and all other values."""
         return [sparse.block(Kind.MODEL, self._factors(keep).split(w))]
 
     def local(self, blocks: Sequence[Block], keep: float) -> Local:
-        """A network with factors."""
+        """Builds a network with factored layers."""
         return Factored(sparse.values(blocks[0], self.device), self._factors(keep))
 
 
 class Factored(Local):
-    """A model in factors, all of which travel."""
+    """A model with factored layers, all of whose values are sent."""
 
     def __init__(self, start: Tensor, factors: "Factors") -> None:
         super().__init__(start, Network(factors.flat, torch.arange(len(factors.flat.local_stats))))
         self.factors = factors
 
     def whole(self, values: Tensor, size: int) -> Tensor:
-        """The products."""
+        """Returns the whole model, with the products of the factors."""
         return self.factors.product(values)
 
     def lifted(self, sent: Tensor, size: int) -> Tensor:
-        """By how much the products changed.
+        """Returns the change of the products that an update of the factors causes.
 
-        With D the derivative of products by factors the factors' gradient is D* G, for G that of
-        the whole model; to first order a step is lifted to D D* G, the adjoint of what made it.
+        Let D be the derivative of the products by the factors and G the gradient of the whole
+        model. The factors' gradient is D* G, and to first order a step maps to D D* G.
         """
         return self.factors.product(self.start + sent) - self.factors.product(self.start)
 
 
 class Factors:
-    """A network with two layers for one, and how its values and the whole network's hang together.
+    """A network with pairs of thin layers, and the mapping between its values and the whole's.
 
     Attributes:
-        whole: the network.
-        flat: the one with factors.
-        pairs: of each factored weight its piece, and those of the two factors.
-        others: of each other tensor its piece in the whole network, and in the other.
+        whole: the whole network.
+        flat: the network with factors.
+        pairs: for each factored weight its piece, and the pieces of its two factors.
+        others: for each other tensor its piece in the whole network and in the factored one.
     """
 
     def __init__(self, whole: Flat, keep: float) -> None:
@@ -257,7 +260,7 @@ class Factors:
                 self.others.append((piece, pieces[there]))
 
     def split(self, w: Tensor) -> Tensor:
-        """The values [flat.size] nearest to a whole model w [whole.size]."""
+        """Factors a whole model w [whole.size]; returns the nearest values [flat.size]."""
         values = torch.empty(self.flat.size, device=w.device)
         for piece, inside, outside in self.pairs:
             rank = inside.shape[0]
@@ -270,7 +273,7 @@ class Factors:
         return values
 
     def product(self, values: Tensor) -> Tensor:
-        """The whole model that values [flat.size] stand for."""
+        """Multiplies the factors in values [flat.size]; returns the whole model [whole.size]."""
         w = torch.empty(self.whole.size, device=values.device)
         for piece, inside, outside in self.pairs:
             found = outside.of(values).flatten(1) @ inside.of(values).flatten(1)
@@ -281,7 +284,7 @@ class Factors:
 
 
 def two(layer: Any, rank: int) -> nn.Sequential:
-    """Two layers of the shape of one, with `rank` channels between them."""
+    """Returns two layers that replace one, with `rank` channels between them."""
     if isinstance(layer, nn.Linear):
         first = nn.Linear(layer.in_features, rank, bias=False)
         return nn.Sequential(first, nn.Linear(rank, layer.out_features, layer.bias is not None))

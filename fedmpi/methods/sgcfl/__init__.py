@@ -1,20 +1,21 @@
-"""Sparse-gradient collaborative learning: SplitFed with sparse gradients, weighted by distance.
+"""SGCFL: SplitFed with sparse, quantized gradients, and weights by Euclidean distance.
 
 M. Li, X. He, J. Chen, *Federated Collaborative Learning with Sparse Gradients for Heterogeneous
 Data on Resource-Constrained Devices*, Entropy 2024, 26(12), 1099, doi 10.3390/e26121099: gradients
-travel sparse, with a position mask, and are dequantized to dense ones; clients' weights are
+are sent sparse, with a position mask, and are dequantized to dense ones; clients' weights are
 assigned by Euclidean distance.
 
-Reconstruction: the abstract alone is known, so that the rest is ours. The base is SplitFed V1.
-SGQ and DQ are `quantized.strongest` and `restored`: a gradient at a cut is one tensor for a batch,
-an update of front and tail has one for each of its parameters, and activations are dense.
-Reconstruction: a client's distance is the norm of its update of front and tail, as it came, and of
-the change of its back, together; weights by it (see `distance`) are those of all three. Which way
-it counts the abstract does not say.
-Reconstruction: running statistics are no gradients. They travel as they are, count by samples
-alone, and are in no distance.
-The server holds a whole model for each client of a round until it knows all distances. It judges
-clients' own models by updates as they came.
+Reconstruction: only the abstract is known; all details are ours. The base is SplitFed V1. SGQ
+(sparse gradient quantization) and DQ (dequantization) are `quantized.strongest` and `restored`. A
+gradient at a cut is one tensor for a batch, an update of front and tail has one tensor for each
+parameter, and activations are dense.
+Reconstruction: a client's distance is the norm of its update of front and tail, as received, and of
+the change of its back, together. The weights that follow from the distances (`distance`) are
+applied to all three. The abstract does not say whether far clients count more or less.
+Reconstruction: running statistics are no gradients. They are sent exactly, weighted by samples
+alone, and not part of a distance.
+The server keeps a whole model for each client of a round until it knows all distances. It evaluates
+clients' own models with updates as received.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,6 @@ from fedmpi.messages.sparse import Span
 from fedmpi.methods import splitfed
 from fedmpi.methods.sgcfl import distance
 from fedmpi.methods.sgcfl.distance import Waiting
-from fedmpi.networks.flat import Flat
 from fedmpi.split.cuts import Crossing, Cut
 from fedmpi.split.sides import Side
 from fedmpi.streams import Purpose, stream
@@ -44,21 +44,22 @@ class Config(Cut, distance.Config):
     pools: ClassVar[bool] = False
 
     sparsity: float = Field(0.9, ge=0, lt=1)
-    """Share of a tensor's values that are not sent."""
+    """Share of a gradient tensor's values that are not sent."""
     bits: Bits = 8
-    """Bits of a value that is; 32 sends it as it is."""
+    """Bits per sent value. 32 sends floats."""
     cut_gradient: bool = True
-    """Send gradients at the cut so; else as they are."""
+    """Sparsify and quantize gradients at the cut. Otherwise they are sent unchanged."""
     model_gradient: bool = True
-    """Send updates so; else as they are."""
+    """Sparsify and quantize model updates. Otherwise they are sent unchanged."""
     stochastic: bool = False
-    """Round at random, right on average where a value is sent; else to the nearest."""
+    """Round stochastically, so that sent values are unbiased. Otherwise round to nearest."""
     error_feedback: bool = False
-    """Add what was not sent of an update to the client's next one; the abstract has no such."""
+    """Add what was not sent of an update to the client's next one. The paper's abstract does not
+    mention it."""
 
-    def parts(self, flat: Flat) -> tuple[Flat, Flat, Flat]:
-        """See `Cut.parts`; before anything else, settings that mean nothing are refused."""
-        idle = self.idle()
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Names the settings that have no effect, and what would give them one."""
+        idle = super().idle(settings)
         if self.bits == sparse.EXACT:
             idle["stochastic"] = "method.bits below 32"
             if not self.sparsity:
@@ -68,47 +69,46 @@ class Config(Cut, distance.Config):
             if not self.cut_gradient:
                 gradient = "method.cut_gradient or method.model_gradient"
                 idle |= dict.fromkeys(("sparsity", "bits", "stochastic"), gradient)
-        self.refuse(idle)
-        return super().parts(flat)
+        return idle
 
     @property
     def is_one(self) -> bool:
-        """Each client has a back."""
+        """Whether all clients share one back: no."""
         return False
 
     @property
     def keeps_state(self) -> bool:
-        """Residuals."""
+        """Whether clients keep residuals."""
         return self.error_feedback
 
 
 class Coding(Side):
-    """What is the same on both sides: SGQ and DQ."""
+    """Sparse gradient quantization (SGQ) and dequantization (DQ), the same on both sides."""
 
     settings: Settings
     method: Config
 
     def strongest(self, x: Tensor, spans: Sequence[Span], why: Purpose, *ids: int) -> list[Block]:
-        """SGQ of parts of a tensor."""
+        """Encodes a tensor by SGQ, each span of its values separately."""
         method, seed = self.method, self.settings.seed
         random = stream(seed, why, *ids) if method.stochastic else None
         given = (x.reshape(1, -1), spans, method.sparsity, method.bits, random)
         return quantized.strongest(Kind.GRADIENT, *given)
 
     def restored(self, blocks: Sequence[Block], spans: Sequence[Span]) -> Tensor:
-        """DQ, as a vector."""
+        """Decodes blocks of SGQ to a dense vector (DQ)."""
         shape, device = (1, blocks[0].size), self.trainer.device
         return quantized.restored(blocks, shape, spans, self.method.sparsity, device)[0]
 
     def encode(self, crossing: Crossing, values: Tensor) -> list[Block]:
-        """SGQ of a gradient."""
+        """Encodes a gradient by SGQ; activations are sent as they are."""
         if crossing.kind != Kind.GRADIENT or not self.method.cut_gradient:
             return super().encode(crossing, values)
         ids = crossing.t, crossing.client, crossing.step, crossing.cut
         return self.strongest(values, [range(values.numel())], Purpose.CUT, *ids)
 
     def decode(self, crossing: Crossing, blocks: Sequence[Block]) -> Tensor:
-        """DQ of a gradient."""
+        """Decodes a gradient by DQ; activations are received as they are."""
         if crossing.kind != Kind.GRADIENT or not self.method.cut_gradient:
             return super().decode(crossing, blocks)
         return self.restored(blocks, [range(blocks[0].size)])
@@ -125,7 +125,7 @@ class Server(Coding, splitfed.Server):
         )
 
     def dense(self, blocks: Sequence[Block]) -> Tensor:
-        """The update of front and tail that blocks stand for."""
+        """Returns the dense update of front and tail from its blocks."""
         if not self.method.model_gradient:
             return sparse.vector(blocks[0], self.theirs.size, self.trainer.device)
         update = self.restored(blocks[: self.blocks_per_upload], self.theirs.parameters)
@@ -134,7 +134,7 @@ class Server(Coding, splitfed.Server):
         return update
 
     def absorb(self, t: int, message: Message) -> None:
-        """Has what the client and its back have become wait, but for statistics."""
+        """Stores the update of client and back for `step`; adds running statistics at once."""
         client, weight = message.client, message.weight
         update = self.updates[client] = self.dense(message.blocks)
         front, tail = update.split(self.sizes[::2])
@@ -146,7 +146,7 @@ class Server(Coding, splitfed.Server):
         self.sum.weight += weight
 
     def step(self, t: int) -> None:
-        """Moves front, back and tail by the mean of what waited, weighted by distance."""
+        """Moves front, back and tail by the mean of the stored updates, weighted by distance."""
         self.noted = self.waiting.close(self.sum.total.split(self.sizes))
         super().step(t)
 
@@ -161,7 +161,7 @@ class Clients(Coding, splitfed.Clients):
         self.feedback = Feedback(trainer, self.theirs.size, self.method.error_feedback)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """SGQ of the update of front and tail, and statistics."""
+        """Sends the update of front and tail by SGQ, and statistics exactly."""
         if not self.method.model_gradient:
             return super().upload(t, client, w)
         update, spans = w - self.start, self.theirs.parameters

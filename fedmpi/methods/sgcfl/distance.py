@@ -1,4 +1,4 @@
-"""Clients' weights by how far they went: by the Euclidean norms of their updates."""
+"""Client weights by the Euclidean norms of their updates."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,36 +9,40 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
+from fedmpi.config import Settings
 
 
 class Config(config.Method):
-    """Settings of a method that weighs by distance.
+    """Settings of a method that weights clients by distance.
 
-    Reconstruction: a client's weight is that by samples, times 1 / (d + epsilon), exp(-d /
-    (temperature * mean of all d)), d, or 1.
+    Reconstruction: a client's weight is its number of samples times 1 / (d + epsilon), exp(-d /
+    (temperature * mean of all d)), d, or 1, where d is its distance.
     """
 
     weight_rule: Literal["inv_dist", "exp_dist", "prop_dist", "fedavg"] = "inv_dist"
-    """A client that went far counts less, by the inverse or exponentially; more; or by its samples
-    alone."""
+    """How a client's weight depends on the norm d of its update. inv_dist: 1 / (d + epsilon).
+    exp_dist: exp(-d / (temperature * mean d)). prop_dist: d. fedavg: samples only. The factor
+    multiplies the weight by samples."""
     temperature: float = Field(1.0, gt=0, le=config.LARGEST)
-    """Of `exp_dist`: so many mean distances make a weight smaller by a factor of e."""
+    """Scale of exp_dist, in mean distances: after so many the weight has fallen by a factor of
+    e."""
     epsilon: float = Field(1e-8, gt=0, le=config.LARGEST)
-    """Of `inv_dist`: it is added to every distance."""
+    """Added to every distance in inv_dist."""
 
-    def idle(self) -> dict[str, str]:
-        """See `config.Method.refuse`."""
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Names the settings that have no effect, and what would give them one."""
         rules = {"temperature": "exp_dist", "epsilon": "inv_dist"}
-        return {
+        return super().idle(settings) | {
             name: f"method.weight_rule = '{rule}'"
             for name, rule in rules.items()
             if self.weight_rule != rule
         }
 
     def weigh(self, weights: np.ndarray, distances: np.ndarray) -> np.ndarray:
-        """Weights by samples changed by distances, both [clients]; their sum stays as it was.
+        """Returns the weights by samples changed by distance, both [clients], with the same sum.
 
-        Where no client has moved, all weights stay. A distance that is no number leaves none.
+        If no client has moved, all weights stay. A distance that is not a number makes all weights
+        invalid.
         """
         found = weights
         with np.errstate(over="ignore", invalid="ignore"):
@@ -47,7 +51,7 @@ class Config(config.Method):
             elif self.weight_rule == "prop_dist":
                 found = weights * distances
             elif self.weight_rule == "exp_dist" and distances.any():
-                # From the least on, or all might be too small for a number.
+                # Relative to the least distance, because all weights might underflow otherwise.
                 far = (distances - distances.min()) / distances.mean() / self.temperature
                 found = weights * np.exp(-far)
             total = found.sum()
@@ -55,7 +59,7 @@ class Config(config.Method):
 
 
 class Waiting:
-    """A round's updates, until it is known how far all of them went."""
+    """Stores a round's updates until all distances are known."""
 
     def __init__(self, method: Config) -> None:
         self.method = method
@@ -63,22 +67,22 @@ class Waiting:
         self.weights: dict[int, float] = {}
 
     def add(self, client: int, weight: float, update: Tensor) -> None:
-        """Takes a client's update [n], with its weight by samples."""
+        """Stores a client's update [n] and its weight by samples."""
         self.weights[client] = weight
         self.updates.append(update)
 
     def close(self, totals: Sequence[Tensor]) -> dict[str, dict[int, float]]:
-        """All are in: adds each, times its weight, to a vector of which `totals` are the parts.
+        """Weights all updates by distance, and adds them to the vector whose parts are `totals`.
 
         Returns:
-            What `methods.fedavg.Server.noted` is then: distances, and shares in the sum of weights.
+            Each client's distance, and its share in the sum of weights, for `Server.noted`.
         """
         before, sizes = np.array(list(self.weights.values())), [len(part) for part in totals]
         norms = [torch.linalg.vector_norm(update, dtype=torch.float64) for update in self.updates]
         distances = np.array([float(norm) for norm in norms])
         after = self.method.weigh(before, distances)
         for update, weight in zip(self.updates, after.tolist(), strict=True):
-            # Part by part: a kernel may round a vector's last values otherwise.
+            # Part by part, because a kernel may round a vector's last values differently.
             for total, part in zip(totals, update.split(sizes), strict=True):
                 total.add_(part, alpha=weight)
         columns = {"distance": distances, "weight": after / before.sum()}

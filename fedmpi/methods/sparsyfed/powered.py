@@ -1,9 +1,9 @@
-"""Layers whose weights are powers of their parameters, and that learn from few of their inputs.
+"""Layers whose weights are powers of their parameters, with weight gradients from sparse inputs.
 
 The weight is sign(v) |v|^beta of the parameter v: J. Schwarz, S. Jayakumar, R. Pascanu, P. Latham,
 Y. W. Teh, *Powerpropagation: A sparsity inducing weight reparameterisation*, NeurIPS 2021, arXiv
-2110.00296. Its gradient is the weight's times beta |v|^(beta - 1): what is small stays small, and
-what is zero stays zero.
+2110.00296. The gradient of v is that of the weight times beta |v|^(beta - 1), so that small values
+stay small, and zeros stay zero.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ from fedmpi.networks.recurrent import Recurrent
 
 
 class Powered(nn.Module):
-    """A layer with such a weight; what it has besides is the layer's that it replaces.
+    """A layer with such a weight; all other attributes are those of the layer that it replaces.
 
-    In learning, the gradient of the weight is that of sparse inputs: of each sample's values the
-    largest, as great a share as that of the weights that are not zero. Inputs' own gradients are
+    In training, the gradient of the weight is computed from sparse inputs: the largest values of
+    each sample, with the same share as the weights that are not zero. Gradients of the inputs are
     exact.
     """
 
@@ -27,35 +27,35 @@ class Powered(nn.Module):
     beta: float
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer that is replaced."""
+        """Applies the replaced layer with this weight and bias."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the layer that is replaced."""
+        """Applies the layer; in training the weight's gradient comes from sparse inputs."""
         weight = power(self.weight, self.beta)
         if not self.training:
             return self.apply_weight(x, weight, self.bias)
         exact = self.apply_weight(x, weight.detach(), self.bias)
         few = self.apply_weight(largest(x.detach(), weight.detach()), weight, None)
-        # Zero, but for its gradient.
+        # The term in parentheses is zero; only its gradient counts.
         return exact + (few - few.detach())
 
 
 class PoweredLinear(Powered, nn.Linear):
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """See `Powered`."""
+        """Applies a linear layer with this weight and bias."""
         return linear(x, weight, bias)
 
 
 class PoweredConv1d(Powered, nn.Conv1d):
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """See `Powered`."""
+        """Applies a convolution with this weight and bias."""
         return self._conv_forward(x, weight, bias)
 
 
 class PoweredConv2d(Powered, nn.Conv2d):
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """See `Powered`."""
+        """Applies a convolution with this weight and bias."""
         return self._conv_forward(x, weight, bias)
 
 
@@ -67,15 +67,15 @@ REPLACED: dict[type[nn.Module], type[Powered]] = {
 
 
 def power(v: Tensor, beta: float) -> Tensor:
-    """sign(v) |v|^beta."""
+    """Returns sign(v) |v|^beta."""
     return v.sign() * v.abs().pow(beta)
 
 
 def largest(x: Tensor, weight: Tensor) -> Tensor:
-    """Of each sample x [B, ...] the largest values, at least one; zeros elsewhere.
+    """Keeps the largest values of each sample of x [B, ...], at least one; others become 0.
 
-    As great a share of them as of the weights that are not zero. The number is a tensor, because
-    rows that run at once have different weights.
+    The share that is kept is that of the weights that are not zero. It is a tensor, because rows
+    that are computed at once have different weights.
     """
     size = x.abs().flatten(1)
     width = size.shape[1]
@@ -87,14 +87,12 @@ def largest(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def rebuilt(network: nn.Sequential, beta: float) -> nn.Sequential:
-    """The network with such layers for its convolutions and linear layers, changed in place.
+    """Replaces a network's convolutions and linear layers, except in recurrent ones, in place.
 
-    Those inside of recurrent layers stay as they are.
-
-    It computes the same: its parameters are the roots of the weights.
+    The network computes the same as before, because the new parameters are roots of the weights.
     """
     for module in list(network.modules()):
-        # Recurrent layers read the weights of those in them, and do without their forward.
+        # Recurrent layers use the weights of their inner layers, but not their `forward`.
         for name, layer in () if isinstance(module, Recurrent) else module.named_children():
             kind = REPLACED.get(type(layer))
             if kind is not None:
@@ -103,7 +101,7 @@ def rebuilt(network: nn.Sequential, beta: float) -> nn.Sequential:
 
 
 def replaced(layer: nn.Module, kind: type[Powered], beta: float) -> Powered:
-    """The layer in another kind."""
+    """Returns the layer as one of another kind, with the same attributes."""
     found = kind.__new__(kind)
     found.__dict__.update(layer.__dict__)
     found.beta = beta

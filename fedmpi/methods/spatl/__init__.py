@@ -1,23 +1,27 @@
-"""SPATL: a shared encoder under control variates, of which only salient channels are sent.
+"""SPATL: a shared encoder with control variates, of which clients send only salient channels.
 
 S. Yu, P. Nguyen, W. Abebe, W. Qian, A. Anwar, A. Jannesari, *SPATL: Salient Parameter Aggregation
-and Transfer Learning for Heterogeneous Federated Learning*, SC 2022, arXiv 2111.14345. It is
-SCAFFOLD on the encoder (option II), and the predictor behind the cut never leaves its client, as in
-FedPer. After its steps a client selects channels, that is outputs of the encoder's convolutions and
-linear layers, and sends their values of the update and of the change of c_k, with a list of the
-channels; what is no channel's (see `networks.channels`; statistics, say) always travels. The
-server moves each value by the mean over those who sent it; what nobody sent stays.
+and Transfer Learning for Heterogeneous Federated Learning*, SC 2022, arXiv 2111.14345. The encoder
+is trained by SCAFFOLD (option II). The predictor behind the cut never leaves its client, as in
+FedPer. After its local steps a client selects channels, that is outputs of the encoder's
+convolutions and linear layers. It sends the update and the change of c_k at these channels, with a
+list of them. Values that belong to no channel, such as running statistics, are always sent
+(`networks.topology`). The server moves each value by the mean over the clients that sent it; a
+value that nobody sent stays.
 
-How many channels of each layer, is for an agent to say (`agent`; `selection` has other rules, and
-is by default one of them, because an agent has to be made first). Of them the largest norms go.
-A client's c_k moves as a whole. So c is the mean of all c_k but for what was not sent of their
-changes. There is no global model; accuracies are measured as FedPer's.
+In the paper an agent decides how many channels of each layer are sent (`agent`), and those of the
+largest norms are. Other rules are in `selection`; one of them is the default, because an agent must
+be trained beforehand.
+A client's c_k always moves as a whole. Therefore c is the mean of all c_k except for those parts of
+their changes that were not sent. There is no global model; accuracies are measured as in FedPer.
 Differs from the paper: clients are averaged by samples. New clients are the last ones; they train
 their predictor, and send nothing.
-Differs from the code: the authors' own fills up with zeros what was not sent before it averages
-models (`aggregation = zero-average`), and divides the changes of c by those who took part, not by
-all clients. It follows a hundredth of c - c_k, and neither shares nor resets a network's stem.
-Reconstruction: the server's update by index, with sums of changes over the number of all clients.
+Differs from the code: the authors' code fills values that were not sent with zeros before it
+averages models (`aggregation = zero-average`), and divides the changes of c by the number of active
+clients, not of all clients. It corrects by a hundredth of c - c_k, and neither shares nor resets a
+network's stem.
+Reconstruction: the server's update by index, with sums of changes divided by the number of all
+clients.
 """
 
 from collections.abc import Sequence
@@ -27,14 +31,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi.config import ConfigError, Settings
+from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.messages.sums import Held
 from fedmpi.methods import fedper
 from fedmpi.methods.spatl import selection
 from fedmpi.methods.spatl.selection import ByAgent, Select, by_rule
-from fedmpi.networks.channels import Channels
+from fedmpi.networks.slicing import Channels
+from fedmpi.networks.topology import Topology
 from fedmpi.training.train import Trainer
 from fedmpi.training.variates import Variates
 
@@ -43,16 +48,24 @@ class Config(fedper.Config, selection.Config):
     pools: ClassVar[bool] = False
 
     aggregation: Literal["index", "zero-average"] = "index"
-    """Each value is averaged over those who sent it (the paper); or models are, with zeros where
-    nothing was sent (the authors' code)."""
+    """index: each value is averaged over the clients that sent it (the paper). zero-average: models
+    are averaged with zeros where nothing was sent (the authors' code)."""
     newcomers: int = Field(0, ge=0)
-    """How many clients, the last ones, are new: they fit a predictor of their own to the encoder as
-    it is, and send nothing. Their accuracies stand with the other clients'."""
+    """Number of new clients: the last ones. They fit their own predictor to the current encoder and
+    send nothing. Their accuracies are reported with those of the others."""
 
     @property
     def sends(self) -> bool:
-        """An agent, to each client once."""
+        """Whether the server sends an agent to each client, once."""
         return self.selection == "agent"
+
+    def problems(self, settings: Settings) -> list[str]:
+        """Names what cannot be run."""
+        found = super().problems(settings)
+        if self.newcomers >= settings.clients:
+            wanted = f"wanted less than clients = {settings.clients}"
+            found.append(f"method.newcomers = {self.newcomers}: {wanted}")
+        return found
 
 
 class Server(fedper.Server):
@@ -72,31 +85,31 @@ class Server(fedper.Server):
         return super().state() | {"control": self.control, "told": self.told}
 
     def send(self, t: int, client: int) -> list[Block]:
-        """An agent, when the client takes part for the first time."""
+        """Sends the agent when the client takes part for the first time."""
         if self.told[client]:
             return []
         self.told[client] = True
         return [sparse.block(Kind.MODEL, self.agent)]
 
     def broadcast(self, t: int) -> list[Block]:
-        """The encoder, and its part of c."""
+        """Sends the encoder, and the encoder's part of c."""
         control = sparse.block(Kind.GRADIENT, self.control[self.shared], self.flat.size)
         return [*super().broadcast(t), control]
 
     def absorb(self, t: int, message: Message) -> None:
-        """A client's word, unless it is new and has none."""
+        """Adds a client's upload; new clients upload nothing."""
         if message.blocks:
             super().absorb(t, message)
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """A client's update and the change of its c_k, at the channels that it lists."""
+        """Adds a client's update, and the change of its c_k to c, at the channels that it lists."""
         update, change, chosen = blocks
         sent = self.channels.positions(sparse.indices(chosen, self.w.device))
         self.sum.add(update, weight, sent)
         sparse.add(self.control, change, 1 / self.settings.clients, sent)
 
     def step(self, t: int) -> None:
-        """Moves each value by the mean of those who sent it; or takes the mean of what is left."""
+        """Moves each value by the mean over those who sent it, or averages models with zeros."""
         if self.method.aggregation == "index":
             self.w.add_(self.sum.mean())
         elif self.sum.weight:
@@ -115,39 +128,34 @@ class Clients(fedper.Clients):
         self.select: Select = by_rule(self.method, self.channels, settings.seed)
         if self.method.selection == "agent":
             self.select = ByAgent(self.method, trainer, self.channels)
-        if self.method.newcomers >= settings.clients:
-            raise ConfigError(
-                f"method.newcomers = {self.method.newcomers}: wanted less than clients = "
-                f"{settings.clients}"
-            )
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """The client's agent, the first time."""
+        """Receives the client's agent, the first time."""
         if blocks and isinstance(self.select, ByAgent):
             self.select.agents[client] = sparse.values(blocks[0])
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """The encoder, and its part of c."""
+        """Receives the encoder, and the encoder's part of c."""
         super().receive(t, clients, blocks[:1])
         size, device = self.flat.size, self.trainer.device
         self.variates.begin(sparse.vector(blocks[1], size, device, self.shared))
 
     def is_new(self, client: int) -> bool:
-        """Whether the client takes the encoder as it is."""
+        """Whether the client is a new one, which does not train the encoder."""
         return client >= self.settings.clients - self.method.newcomers
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-        """Corrects the encoders' gradients by c - c_k; new clients' encoders rest."""
+        """Corrects the encoders' gradients by c - c_k; new clients' encoders do not change."""
         self.variates.correct(clients, g)
         for row, client in enumerate(clients):
             if self.is_new(client):
-                # Against weight decay; a clip would count it, so there one step of decay remains.
+                # Cancels weight decay; with a clip, which would count it, a step of decay remains.
                 stat_positions = self.start[self.shared]
                 decay = 0.0 if self.settings.clip else self.settings.weight_decay
                 w[row, self.shared], g[row, self.shared] = stat_positions, -decay * stat_positions
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Local training of both parts, or of a new client's predictor."""
+        """Trains encoder and predictor; of a new client only the predictor."""
         found = super().work(t, clients)
         for row, client in enumerate(clients):
             if self.is_new(client):
@@ -155,7 +163,10 @@ class Clients(fedper.Clients):
         return found
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """The update and the change of c_k at some channels, and which; new clients say nothing."""
+        """Sends the update and the change of c_k at the selected channels, and their numbers.
+
+        New clients send nothing.
+        """
         if self.is_new(client):
             return []
         update = w - self.start
@@ -173,6 +184,6 @@ class Clients(fedper.Clients):
 
 
 def channels(method: Config, trainer: Trainer) -> Channels:
-    """The encoder's."""
+    """Returns the channels of the encoder."""
     front, _ = trainer.flat.split(method.cut or (trainer.flat.cuts() or [""])[-1])
-    return Channels(front, trainer.device)
+    return Channels(Topology(front, trainer.feed.x.shape[1:]), trainer.device)

@@ -1,18 +1,19 @@
-"""An agent that learns how many channels of each layer a network can do without.
+"""A reinforcement-learning agent that decides how many channels of each layer are kept.
 
 It is the selection agent of SPATL (S. Yu et al., SC 2022, arXiv 2111.14345): an actor and a critic
-over the graph of the network's layers, trained by proximal policy optimisation (J. Schulman, F.
-Wolski, P. Dhariwal, A. Radford, O. Klimov, arXiv 1707.06347). A layer's action a in [-1, 1] makes
-its share of kept channels keep * (1 - a), within 0.1 and 1; an episode ends when enough FLOPs are
-saved, or after ten actions. The reward is (accuracy - 100) / 100 of the masked model then, -1 if
-the FLOPs are not saved, and 0 in between. Learning rate, clip, discount, updates, deviation and the
-limits of an episode are those of the authors' code, whose rewards are a hundred times as large.
+over the graph of the network's layers, trained by proximal policy optimization (J. Schulman, F.
+Wolski, P. Dhariwal, A. Radford, O. Klimov, arXiv 1707.06347). An action a in [-1, 1] for a layer
+changes its share of kept channels to keep * (1 - a), limited to 0.1 and 1. An episode ends when
+enough FLOPs are saved, or after ten actions. The reward at the end is (accuracy - 100) / 100 of the
+masked model, or -1 if the FLOPs are not saved; before the end it is 0. Learning rate, clip,
+discount, updates, deviation and the limits of an episode are those of the authors' code, whose
+rewards are a hundred times as large.
 
 Reconstruction: one level of graph convolutions (T. N. Kipf, M. Welling, ICLR 2017, arXiv
 1609.02907) over layers with deterministic descriptors, where the code has graphs of operations with
-random ones; actor and critic share it; the actor has one head for all layers, so that an agent that
-was trained on one network can be asked about another. With a standard deviation that is fixed, the
-entropy is constant, and no term of the loss.
+random ones. Actor and critic share it. The actor has one head for all layers, so that an agent
+trained on one network can be used for another. The standard deviation is fixed, so that the entropy
+is constant and no term of the loss.
 """
 
 from collections.abc import Callable
@@ -25,22 +26,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from fedmpi.clients import burden
 from fedmpi.config import ConfigError
-from fedmpi.networks.channels import Channels
+from fedmpi.messages.counts import keep_round
 from fedmpi.networks.flat import PRUNABLE, Flat
-from fedmpi.networks.topology import feeders, trace
+from fedmpi.networks.flops import forward
+from fedmpi.networks.slicing import Channels
+from fedmpi.networks.topology import Topology
 
 FEATURES, WIDTH, HIDDEN = 11, 50, 32
-"""Numbers that describe a layer, that stand for it, and in the actor's hidden layer."""
+"""Length of a layer's descriptor, of its embedding, and of the actor's hidden layer."""
 DEVIATION = 0.5
-"""Of the actor's normal distribution."""
+"""Standard deviation of the actor's normal distribution."""
 STEPS = 10
-"""Actions in an episode, and in what an update learns from, at least."""
+"""Actions in an episode at most, and steps that an update learns from at least."""
 LEAST = 0.1
 """Share of a layer's channels that is always kept."""
 RATE, CLIP, DISCOUNT, PASSES, CRITIC = 3e-4, 0.2, 0.99, 10, 0.5
-"""Adam's learning rate, PPO's clip, discount, passes of an update, the critic's part of a loss."""
+"""Adam's learning rate, PPO's clip, discount, passes of an update, weight of the critic's loss."""
 
 Keep = Tensor
 """Share of each layer's channels that is kept, float32 [layers]."""
@@ -50,9 +52,9 @@ class Agent(nn.Module):
     """Actor and critic.
 
     Attributes:
-        body: the graph convolutions' weights.
-        actor: from a layer's and the graph's numbers to the mean of its action.
-        critic: from the graph's numbers to the expected reward.
+        body: layers of the graph convolutions.
+        actor: maps the embeddings of a layer and of the graph to the mean of the layer's action.
+        critic: maps the embedding of the graph to the expected reward.
     """
 
     def __init__(self) -> None:
@@ -64,7 +66,15 @@ class Agent(nn.Module):
         self.critic = nn.Sequential(nn.Linear(WIDTH, 1), nn.Tanh())
 
     def forward(self, x: Tensor, links: Tensor) -> tuple[Tensor, Tensor]:
-        """Descriptors [T, layers, features], links [layers, layers] -> means [T, layers], [T]."""
+        """Computes the means of actions and the expected rewards.
+
+        Args:
+            x: descriptors, [T, layers, features].
+            links: normalized adjacency of the layers, [layers, layers].
+
+        Returns:
+            Means [T, layers] and expected rewards [T].
+        """
         for convolution in self.body:
             x = torch.tanh(links @ convolution(x))
         graph = x.mean(1)
@@ -72,15 +82,15 @@ class Agent(nn.Module):
         return self.actor(both).squeeze(2), self.critic(graph).squeeze(1)
 
     def heads(self) -> list[nn.Parameter]:
-        """What is tuned when the agent comes to a new network or client."""
+        """Returns the parameters that are tuned for a new network or client."""
         return [*self.actor.parameters(), *self.critic.parameters()]
 
     def vector(self) -> Tensor:
-        """All of its state, float32 [SIZE]."""
+        """Returns the agent's parameters as a vector, float32 [SIZE]."""
         return parameters_to_vector(self.parameters()).detach()
 
     def load(self, vector: Tensor) -> None:
-        """Takes a state [SIZE]."""
+        """Sets the agent's parameters from a vector [SIZE]."""
         parameters = list(self.parameters())
         pieces = vector.split([parameter.numel() for parameter in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
@@ -88,24 +98,24 @@ class Agent(nn.Module):
 
 
 SIZE = sum(parameter.numel() for parameter in Agent().parameters())
-"""Numbers of an agent's state: 26 kB."""
+"""Number of an agent's parameters: 26 kB."""
 
 
 def born(seed: int) -> Agent:
-    """An agent that has learned nothing."""
+    """Returns an untrained agent with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Agent()
 
 
 def save(agent: Agent, path: Path) -> None:
-    """Writes an agent's state to a file (.npy)."""
+    """Writes an agent's parameters to a file (.npy)."""
     with path.open("wb") as file:
         np.save(file, agent.vector().numpy())
 
 
 def read(path: Path) -> Tensor:
-    """An agent's state from a file, float32 [SIZE].
+    """Reads an agent's parameters from a file, float32 [SIZE].
 
     Raises:
         ConfigError: if the file cannot be read, or is not an agent's.
@@ -125,30 +135,28 @@ def read(path: Path) -> Tensor:
 
 
 class Scene:
-    """A network as the agent sees it.
+    """A network as the agent sees it: a graph of layers with descriptors and FLOPs.
 
     Args:
         flat: the whole network.
-        channels: those of the layers that may lose some; others keep theirs.
-        shape: of a sample.
+        channels: channels of the layers that may lose some; all other layers keep theirs.
+        shape: shape of a sample.
 
     Attributes:
-        links: who feeds whom among the channels' layers, either way and with themselves, as a graph
-            convolution wants it: [layers, layers].
+        links: symmetrically normalized adjacency of the channels' layers with self-loops, for graph
+            convolutions: [layers, layers].
     """
 
     def __init__(self, flat: Flat, channels: Channels, shape: tuple[int, ...]) -> None:
         self.channels = channels
-        x = torch.zeros(1, *shape)
-        traced = trace(flat.network(flat.initial.clone()), x)
-        whole = burden.forward(flat, x)
+        topology, whole = Topology(flat, shape), forward(flat, shape)
         spent = {piece.name.removesuffix(".weight"): flops for piece, flops in whole.layers}
         names = [layer.name for layer in channels.layers]
         names += [name for name in spent if name not in names]
         place = {name: number for number, name in enumerate(names)}
         self.flops = torch.tensor([float(spent.get(name, 0)) for name in names]) / whole.all
         self.inputs = torch.zeros(len(names), len(names))
-        for name, others in feeders(traced, names).items():
+        for name, others in topology.feeders(names).items():
             for other in others:
                 self.inputs[place[name], place[other]] = 1 / len(others)
         self.is_first = self.inputs.sum(1) == 0
@@ -157,19 +165,15 @@ class Scene:
         linked = ((linked + linked.T + torch.eye(count)) > 0).float()
         degree = linked.sum(1).rsqrt()
         self.links = degree[:, None] * linked * degree
-        outputs = {str(node.target): node.meta["shape"] for node in traced.graph.nodes}
-        modules = dict(flat.stages.named_modules())
-        self.fixed = torch.tensor(
-            [
-                self._describe(n, modules[name], outputs[name])
-                for n, name in enumerate(names[:count])
-            ]
-        ).view(count, FEATURES - 3)
+        modules, shapes = topology.modules, topology.traced.shapes
+        fixed = [self._describe(n, modules[m], shapes[m]) for n, m in enumerate(names[:count])]
+        self.fixed = torch.tensor(fixed).view(count, FEATURES - 3)
 
     def _describe(self, number: int, layer: nn.Module, shape: tuple[int, ...]) -> list[float]:
-        """What does not change: place, channels in and out, window, stride, pixels, weights, FLOPs.
+        """Returns the fixed part of a layer's descriptor.
 
-        All of the order of one.
+        It consists of position, channels in and out, window, stride, pixels, weights and FLOPs,
+        each scaled to the order of one.
         """
         assert isinstance(layer, PRUNABLE)
         weight, stride = layer.weight, getattr(layer, "stride", (1,))
@@ -185,33 +189,36 @@ class Scene:
         ]
 
     def saved(self, keep: Keep) -> float:
-        """Share of the network's FLOPs that is saved: a layer's fall with its feeders', too."""
+        """Returns the saved share of the network's FLOPs.
+
+        A layer's FLOPs fall with its own channels and with those of the layers that feed it.
+        """
         every = torch.ones(len(self.flops))
         every[: len(keep)] = keep
         given = torch.where(self.is_first, 1.0, self.inputs @ every)
         return 1 - float((self.flops * every * given).sum() + (1 - self.flops.sum()))
 
     def norms(self, w: Tensor) -> Tensor:
-        """Mean and deviation of each layer's filters in a model w [n], over the mean of all."""
+        """Returns mean and deviation of each layer's filter norms, over the mean of all norms."""
         norms = self.channels.norms(w).cpu()
         layers = [norms[one.first : one.first + one.count] for one in self.channels.layers]
         pairs = [torch.stack([own.mean(), own.std(correction=0)]) for own in layers]
         return torch.stack(pairs) / norms.mean().clamp(min=1e-12)
 
     def counts(self, keep: Keep) -> list[int]:
-        """How many channels of each layer that is: one at least."""
+        """Returns the number of channels that each layer keeps, at least one."""
         layers = zip(self.channels.layers, keep.tolist(), strict=True)
-        return [max(1, round(layer.count * share)) for layer, share in layers]
+        return [keep_round(layer.count, share) for layer, share in layers]
 
 
 @dataclass
 class Game:
-    """What an agent plays: one model, and what is to be saved.
+    """The environment of an agent: one model, and the share of FLOPs to save.
 
     Attributes:
         scene: the network.
-        norms: see `Scene.norms`.
-        accuracy_of: the accuracy of the model with so many channels, in percent.
+        norms: the model's filter norms (see `Scene.norms`).
+        accuracy_of: returns the model's accuracy in percent if these shares of channels are kept.
         target: share of the FLOPs to save.
     """
 
@@ -221,29 +228,29 @@ class Game:
     target: float
 
     def begin(self) -> Keep:
-        """All channels."""
+        """Returns the initial state: all channels are kept."""
         return torch.ones(len(self.norms))
 
     def look(self, keep: Keep) -> Tensor:
-        """Descriptors, [layers, features]."""
+        """Returns the descriptors of all layers, [layers, features]."""
         return torch.cat([self.scene.fixed, keep[:, None], self.norms], 1)
 
     def act(self, keep: Keep, action: Tensor) -> Keep:
-        """What an action [layers] makes of it."""
+        """Returns the shares that are kept after an action [layers]."""
         return (keep * (1 - action.clamp(-1, 1))).clamp(LEAST, 1)
 
     def is_met(self, keep: Keep) -> bool:
-        """Whether enough is saved."""
+        """Whether enough FLOPs are saved."""
         return self.scene.saved(keep) >= self.target
 
     def reward(self, keep: Keep) -> float:
-        """At the end of an episode."""
+        """Returns the reward at the end of an episode."""
         return (self.accuracy_of(keep) - 100) / 100 if self.is_met(keep) else -1.0
 
 
 @dataclass
 class Memory:
-    """Steps of whole episodes, to learn from: descriptors, actions, their densities, returns."""
+    """Steps of whole episodes for an update: descriptors, actions, log densities, returns."""
 
     seen: list[Tensor] = field(default_factory=list)
     actions: list[Tensor] = field(default_factory=list)
@@ -252,7 +259,7 @@ class Memory:
 
 
 def density(action: Tensor, mean: Tensor) -> Tensor:
-    """Log of an action's density [...] over the layers, but for a constant."""
+    """Returns the log density of actions, summed over the layers, up to a constant: [...]."""
     return -((action - mean) / DEVIATION).square().sum(-1) / 2
 
 
@@ -260,7 +267,11 @@ def density(action: Tensor, mean: Tensor) -> Tensor:
 def episode(
     agent: Agent, game: Game, random: np.random.Generator, memory: Memory
 ) -> tuple[Keep, float]:
-    """Plays once, by chance, and remembers it; what is kept at the end, and the reward."""
+    """Plays one episode with random actions, and stores its steps in `memory`.
+
+    Returns:
+        The shares that are kept at the end, and the reward.
+    """
     keep, length = game.begin(), 0
     while length < STEPS and not game.is_met(keep):
         seen = game.look(keep)
@@ -277,12 +288,12 @@ def episode(
 
 
 def learn(agent: Agent, memory: Memory, steps: torch.optim.Optimizer, links: Tensor) -> None:
-    """An update from what is remembered: PPO's clipped objective, and the critic's squares."""
+    """Updates the agent from stored steps: PPO's clipped objective, the critic's squared error."""
     seen, actions = torch.stack(memory.seen), torch.stack(memory.actions)
     before, returns = torch.stack(memory.densities), torch.tensor(memory.returns)
     for _ in range(PASSES):
         mean, value = agent(seen, links)
-        # Not normalised: the batch may be one episode that failed, and half of it would be praised.
+        # Not normalized: a batch may be one failed episode, half of which would then be rewarded.
         gain = returns - value.detach()
         ratio = (density(actions, mean) - before).exp()
         better = torch.minimum(ratio * gain, ratio.clamp(1 - CLIP, 1 + CLIP) * gain)
@@ -298,14 +309,14 @@ def train(
     random: np.random.Generator,
     heads_only: bool = False,
 ) -> Keep:
-    """Plays and learns; the best that was found.
+    """Trains an agent, and returns the best shares that it found.
 
     Args:
-        agent: learns.
-        game: what is played.
-        episodes: how often.
-        random: draws actions.
-        heads_only: leave the graph convolutions as they are.
+        agent: trained in place.
+        game: the environment.
+        episodes: number of episodes.
+        random: source of the actions' noise.
+        heads_only: keep the graph convolutions unchanged.
     """
     parameters = agent.heads() if heads_only else list(agent.parameters())
     steps = torch.optim.Adam(parameters, RATE)
@@ -322,7 +333,7 @@ def train(
 
 @torch.no_grad()
 def choose(agent: Agent, game: Game) -> Keep:
-    """What the agent thinks best, without chance; scaled down if that does not save enough."""
+    """Returns the agent's choice without noise; scaled down if that does not save enough FLOPs."""
     keep = game.begin()
     for _ in range(STEPS):
         if game.is_met(keep):

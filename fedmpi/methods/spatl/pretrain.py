@@ -1,9 +1,9 @@
-"""Makes an agent: one that has learned, on a network and its data, what can be done without.
+"""Trains SPATL's selection agent on a network and its data, before any federated run.
 
-S. Yu et al., *SPATL* (SC 2022, arXiv 2111.14345) train theirs on pruning ResNet-56, and take it to
-the networks of clients. Here the network is the one that the settings name, trained on all samples
-in one place for as many rounds as they say; the agent is rewarded by the samples that are held out
-from all clients (`validation`), never by the test set.
+S. Yu et al., *SPATL* (SC 2022, arXiv 2111.14345) train their agent on pruning ResNet-56, and reuse
+it on the clients' networks. Here the network is the one of the settings, trained centrally on all
+samples for the number of rounds in the settings. The agent's reward uses the samples that are held
+out from all clients (`validation`), never the test set.
 """
 
 from pathlib import Path
@@ -12,36 +12,39 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmpi import config, models
+from fedmpi import config, loading, models
 from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError
 from fedmpi.methods.spatl import agent
 from fedmpi.methods.spatl.selection import ByAgent
-from fedmpi.networks.channels import Channels
 from fedmpi.networks.flat import Flat
+from fedmpi.networks.slicing import Channels
+from fedmpi.networks.topology import Topology
 from fedmpi.streams import Purpose, stream, torch_seed
 from fedmpi.training.train import Trainer
 
 
 def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
-    """Trains the network that the settings name, and then an agent on it, which `out` keeps.
+    """Trains the network of the settings, trains an agent on it, and writes the agent to a file.
 
     Args:
-        tree: settings, of which `method` may give `cut` and `saved`, and clients do not matter.
-        episodes: that the agent learns from.
-        out: a file.
+        tree: settings; of `method` only `cut` and `saved` are used, and settings of clients are
+            ignored.
+        episodes: number of episodes that the agent learns from.
+        out: the file.
 
     Returns:
-        What came of it, as a sentence.
+        A sentence with the result.
 
     Raises:
-        ConfigError: if nothing is held out, if there are no channels, or the file cannot be.
+        ConfigError: if no samples are held out, if the network has no channels, or if the file's
+            folder does not exist.
     """
     given = {k: v for k, v in dict(tree.get("method", {})).items() if k in ("cut", "saved")}
-    # No file to begin with, but in all else a client with an agent.
-    method = {**given, "name": "spatl", "selection": "agent"}
+    # A client of a run that begins with the agent which the file is going to hold.
+    method = {**given, "name": "spatl", "selection": "agent", "agent": str(out)}
     alone = {"clients": 1, "participation": 1.0, "partition": {"name": "iid"}, "method": method}
-    settings: Any = config.load({**tree, **alone})
+    settings: Any = loading.load({**tree, **alone})
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: wanted a file in a folder that is there")
     torch.set_num_threads(settings.threads)
@@ -56,7 +59,8 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
     flat = Flat(models.build(settings.model, *kind), settings.statistics == "local")
     trainer = Trainer(settings, flat, data, population, torch.device("cpu"))
     front, _ = flat.split(settings.method.cut or (flat.cuts() or [""])[-1])
-    chooser = ByAgent(settings.method, trainer, Channels(front, trainer.device))
+    channels = Channels(Topology(front, data.shape), trainer.device)
+    chooser = ByAgent(settings.method, trainer, channels)
     w = flat.initial.clone()
     for t in range(settings.rounds):
         w = trainer.train(t, (0,), w, None)[0].clone()

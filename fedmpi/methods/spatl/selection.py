@@ -1,4 +1,4 @@
-"""Which channels of its encoder a client of SPATL sends."""
+"""Rules by which a SPATL client selects the channels of its encoder that it sends."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,63 +10,70 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.config import ConfigError
+from fedmpi.config import ConfigError, Settings
 from fedmpi.methods.spatl import agent
-from fedmpi.networks.channels import Channels
+from fedmpi.networks.slicing import Channels
 from fedmpi.streams import Purpose, stream
 from fedmpi.training.train import Trainer
 
 Select = Callable[[int, int, Tensor], Tensor]
-"""Channels, ascending, for a round, a client and its model [n]: int64 on the model's device."""
+"""Maps a round, a client and its model [n] to channels, ascending: int64 on the model's device."""
 
 BATCH = 256
-"""Samples that a masked model is judged on at a time."""
+"""Batch size in the evaluation of a masked model."""
 RESERVE = 0.2
-"""Share of a client's samples that its agent is rewarded by, as the authors' code has in mind."""
+"""Share of a client's samples that is reserved for its agent's reward, as in the authors' code."""
 
 
 class Config(config.Method):
     selection: Literal["uniform", "l2", "random", "agent"] = "uniform"
-    """How channels are chosen: those of the largest norms, the same share of each layer; or of all
-    layers together (l2); or by chance, the same share of each layer; or as many of each layer as an
-    agent says, of the largest norms (the paper)."""
+    """How channels are selected. uniform: largest norms, the same share of each layer. l2: largest
+    norms of all layers together. random: at random, the same share of each layer. agent: largest
+    norms, as many per layer as an agent decides (the paper)."""
     sparsity: float = Field(0.5, ge=0, lt=1)
-    """Share of the encoder's channels that are not sent; not beside selection = agent."""
+    """Share of the encoder's channels that are not sent. Not used with selection = agent."""
     agent: str | None = None
-    """File of the agent that all clients begin with (`fedmpi agent` makes one); this and what
-    follows only with selection = agent."""
+    """File of the agent that every client starts with, made by fedmpi agent. Only with selection =
+    agent."""
     saved: float = Field(0.2, gt=0, lt=1)
-    """Share of the FLOPs that the network would save if it were cut as the agent says, at least."""
+    """Minimum share of the FLOPs that the agent's selection must save. Only with selection =
+    agent."""
     episodes: int = Field(30, ge=1)
-    """Episodes that a client's agent learns from in a round."""
+    """Episodes per round in which a client's agent learns. Only with selection = agent."""
     tuned: int = Field(10, ge=0)
-    """First rounds, in which agents learn, their heads only; later they are just asked."""
+    """Number of first rounds in which agents learn, heads only. Later they only decide. Only with
+    selection = agent."""
 
     def reserve(self) -> float:
-        """What agents are rewarded by is not trained on."""
+        """Returns the share of a client's samples that is reserved for its agent's reward."""
         return RESERVE if self.selection == "agent" else 0.0
 
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Names the settings that have no effect, and what would give them one."""
+        found = super().idle(settings)
+        if self.selection == "agent":
+            return found | {"sparsity": "another method.selection than 'agent'"}
+        agents = ("agent", "saved", "episodes", "tuned")
+        return found | dict.fromkeys(agents, "method.selection = 'agent'")
+
+    def problems(self, settings: Settings) -> list[str]:
+        """Names what cannot be run."""
+        found = super().problems(settings)
+        if self.selection == "agent" and self.agent is None:
+            found.append("method.agent: wanted a file, because method.selection = 'agent'")
+        return found
+
     def begin(self) -> Tensor:
-        """The agent that clients begin with, [agent.SIZE]; without agents [0].
+        """Returns the initial agent of all clients, [agent.SIZE]; without agents [0].
 
         Raises:
-            ConfigError: if there is none though there has to be, or for settings without a meaning.
+            ConfigError: if its file holds none.
         """
-        is_agent = self.selection == "agent"
-        for name in ("sparsity",) if is_agent else ("agent", "saved", "episodes", "tuned"):
-            value = getattr(self, name)
-            if value != Config.model_fields[name].default:
-                wanted = "another method.selection than" if is_agent else "method.selection ="
-                raise ConfigError(f"method.{name} = {value}: wanted {wanted} 'agent'")
-        if not is_agent:
-            return torch.empty(0)
-        if self.agent is None:
-            raise ConfigError("method.agent: wanted a file, because method.selection = 'agent'")
-        return agent.read(Path(self.agent))
+        return torch.empty(0) if self.agent is None else agent.read(Path(self.agent))
 
 
 def by_rule(method: Config, channels: Channels, seed: int) -> Select:
-    """Channels of the largest norms, in each layer or of all of them; or random ones."""
+    """Returns the selection by the largest norms, in each layer or overall, or at random."""
     sparsity = method.sparsity
 
     def select(t: int, client: int, w: Tensor) -> Tensor:
@@ -81,7 +88,10 @@ def by_rule(method: Config, channels: Channels, seed: int) -> Select:
 
 
 class Judge:
-    """A network of its own: those of the trainer hold what clients are about to send."""
+    """Evaluates masked models on a network of its own.
+
+    The trainer's networks cannot be used, because they hold what clients are about to send.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.flat = trainer, trainer.flat
@@ -91,7 +101,7 @@ class Judge:
 
     @torch.no_grad()
     def accuracy(self, w: Tensor, positions: np.ndarray, client: int) -> float:
-        """How many training samples the client's model w [n] classifies rightly, in percent."""
+        """Returns the accuracy of the client's model w [n] on some training samples, in percent."""
         if not len(positions):
             return 0.0
         self.w.copy_(w)
@@ -105,18 +115,20 @@ class Judge:
 
 
 class ByAgent:
-    """Channels as each client's agent says: how many of each layer; of those, the largest norms.
+    """Selects channels by each client's agent.
+
+    The agent says how many channels of each layer are sent; those of the largest norms are.
 
     Args:
         method: settings.
-        trainer: knows the network, and each client's reserved samples.
-        channels: of the encoder.
+        trainer: gives the network, and each client's reserved samples.
+        channels: channels of the encoder.
 
     Attributes:
-        agents: each client's, from when it is told its first one.
+        agents: parameters of each client's agent, from the time when it receives one.
 
     Raises:
-        ConfigError: if there is nothing to choose from.
+        ConfigError: if the encoder has no channels.
     """
 
     def __init__(self, method: Config, trainer: Trainer, channels: Channels) -> None:
@@ -131,7 +143,7 @@ class ByAgent:
         self.judge = Judge(trainer)
 
     def __call__(self, t: int, client: int, w: Tensor) -> Tensor:
-        """See `Select`; the client's agent is in `agents`, and learns."""
+        """Selects a client's channels in round t; in the first rounds its agent learns before."""
         game = self.game(w, self.trainer.population.reserved[client], client)
         mind = agent.born(0)
         mind.load(self.agents[client])
@@ -144,11 +156,11 @@ class ByAgent:
         return self.chosen(self.channels.norms(w), keep)
 
     def chosen(self, norms: Tensor, keep: agent.Keep) -> Tensor:
-        """Channels of the largest norms, as many of each layer."""
+        """Returns the channels of the largest norms, as many of each layer as `keep` says."""
         return self.channels.largest(norms, self.scene.counts(keep))
 
     def game(self, w: Tensor, positions: np.ndarray, client: int) -> agent.Game:
-        """What an agent plays: to spare FLOPs of w [n], judged by training samples."""
+        """Returns the agent's environment for a model w [n], evaluated on training samples."""
         norms = self.channels.norms(w)
 
         def accuracy_of(keep: agent.Keep) -> float:

@@ -1,0 +1,247 @@
+"""From what is written to the settings of a run: TOML, `key=value` words, checks and sentences.
+
+All that is wrong with a tree of settings is found at once, and before anything else happens. A
+sentence says which setting it is, what was found, and what is possible.
+"""
+
+import copy
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import pydantic
+
+from fedmpi import config
+from fedmpi.config import ConfigError, Devices, Settings, Table, Tree, Wireless
+
+
+def read(path: Path) -> Tree:
+    """The tree in a TOML file.
+
+    Raises:
+        ConfigError: if there is no such file, or it is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; wanted a file of settings (TOML)") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+
+
+def assign(tree: Tree, path: str, value: Any) -> None:
+    """Sets `tree[a][b] = value` for the path `a.b`, making tables on the way.
+
+    In a list of tables a step is a number: `devices.tiers.0.memory`.
+
+    Raises:
+        ConfigError: if a step of the path is a value, not a table, or beyond the end of a list.
+    """
+    *steps, leaf = path.split(".")
+    place: Any = tree
+    for step in steps:
+        place = place.setdefault(step, {}) if isinstance(place, dict) else _item(place, path, step)
+        if not isinstance(place, dict | list):
+            raise ConfigError(f"{path}: '{step}' is a setting, not a table")
+    if isinstance(place, list):
+        _item(place, path, leaf)
+        place[int(leaf)] = value
+    else:
+        place[leaf] = value
+
+
+def _item(items: list[Any], path: str, step: str) -> Any:
+    if not step.isdecimal() or int(step) >= len(items):
+        raise ConfigError(f"{path}: wanted a number below {len(items)}, found '{step}'")
+    return items[int(step)]
+
+
+def override(tree: Tree, words: tuple[str, ...]) -> None:
+    """Applies `key=value` words to a tree; values are read as TOML, or else as plain text.
+
+    Raises:
+        ConfigError: if a word has no `=` or no key.
+    """
+    for word in words:
+        path, equals, text = word.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"'{word}' is not a setting; wanted key=value, such as lr=0.1")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except (ValueError, RecursionError):
+            value = text
+        assign(tree, path, value)
+
+
+def load(tree: Tree) -> Settings:
+    """Checks a tree of settings and fills in the defaults.
+
+    Raises:
+        ConfigError: with every problem at once, each with its path, what was found and what is
+            possible.
+    """
+    tree, problems = copy.deepcopy(dict(tree)), []
+    chosen = []
+    for table, (_, default) in config.AXES.items():
+        given = tree.get(table, {})
+        name = given.get("name", default) if isinstance(given, Mapping) else default
+        if name not in config.names(table):
+            close = difflib.get_close_matches(str(name), config.names(table), 1)
+            guess = f" (did you mean '{close[0]}'?)" if close else ""
+            possible = ", ".join(config.names(table))
+            problems.append(
+                f"{table}.name = {name!r}: no such {table}{guess}; there are: {possible}"
+            )
+            tree[table], name = {}, default
+        chosen.append(name)
+    whole = config.whole(tuple(chosen))
+    try:
+        settings = whole.model_validate(tree)
+        problems += _contradictions(settings)
+    except pydantic.ValidationError as error:
+        problems += [_sentence(whole, problem) for problem in error.errors()]
+    if problems:
+        raise ConfigError(*problems)
+    return settings
+
+
+BELONGS = {
+    "trace": ("sampling", ("trace",)),
+    "trace_sha256": ("sampling", ("trace",)),
+    "lr_decay": ("schedule", ("decay", "steps")),
+    "lr_steps": ("schedule", ("steps",)),
+    "lr_min": ("schedule", ("cosine", "restarts")),
+    "momentum": ("optimizer", ("sgd",)),
+    "beta1": ("optimizer", ("adam",)),
+    "beta2": ("optimizer", ("adam",)),
+    "epsilon": ("optimizer", ("adam",)),
+}
+"""Settings that mean something only beside certain values of another one."""
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """What is wrong with settings that are right one by one."""
+    found = []
+    for name, (other, possible) in BELONGS.items():
+        value, choice = getattr(settings, name), getattr(settings, other)
+        if choice not in possible and value != Settings.model_fields[name].default:
+            means = " or ".join(f"{other} = '{one}'" for one in possible)
+            found.append(f"{name} = {_said(value)}: wanted {means}, found '{choice}'")
+    if settings.sampling == "trace" and settings.trace is None:
+        found.append("trace: wanted a file, found none, because sampling = 'trace'")
+    pooled = settings.aggregation
+    if (pooled.rule == "trimmed") != (pooled.trim > 0):
+        found.append(
+            f"aggregation.trim = {pooled.trim}: wanted a share above 0 beside aggregation.rule = "
+            f"'trimmed', and 0 beside others; found '{pooled.rule}'"
+        )
+    if pooled.weights == "equal" and (pooled.rule != "mean" or pooled.clip):
+        found.append(
+            "aggregation.weights = 'equal': wanted aggregation.rule = 'mean' and no clip, beside "
+            f"which all count alike; found '{pooled.rule}' and {pooled.clip}"
+        )
+    if settings.server_device is not None and settings.server == "shared":
+        found.append(
+            f"server_device = '{settings.server_device}': wanted a rank that serves only, server = "
+            "'dedicated'; found 'shared'"
+        )
+    if pooled.noise and not pooled.clip:
+        found.append(
+            f"aggregation.noise = {pooled.noise}: wanted aggregation.clip above 0, found 0"
+        )
+    if settings.schedule == "steps" and not settings.lr_steps:
+        found.append("lr_steps = []: wanted rounds, because schedule = 'steps'")
+    if settings.schedule == "steps" and settings.lr_decay == 1:
+        found.append("lr_decay = 1.0: wanted a factor below 1, because schedule = 'steps'")
+    if len(set(settings.augment)) < len(settings.augment):
+        found.append(f"augment = {list(settings.augment)}: wanted each at most once")
+    if settings.lr_min > settings.lr:
+        found.append(f"lr_min = {settings.lr_min}: wanted at most lr = {settings.lr}")
+    if settings.skew.labels_to is not None and settings.skew.labels_to < settings.skew.labels:
+        found.append(
+            f"skew.labels_to = {settings.skew.labels_to}: wanted at least skew.labels = "
+            f"{settings.skew.labels}"
+        )
+    if settings.precision == "tf32" and settings.device == "cpu":
+        found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
+    return [*found, *_impossible(settings.devices), *_idle(settings)]
+
+
+def _said(value: Any) -> str:
+    """A value as sentences have it."""
+    return f"'{value}'" if isinstance(value, str) else config.written(value)
+
+
+def _idle(settings: Settings) -> list[str]:
+    """What the method says of its own settings."""
+    method, found = settings.method, []
+    for name, wanted in method.idle(settings).items():
+        value = getattr(method, name)
+        if value != type(method).model_fields[name].default:
+            found.append(f"method.{name} = {_said(value)}: wanted {wanted}")
+    return found + method.problems(settings)
+
+
+def _impossible(devices: Devices) -> list[str]:
+    """What is wrong with the devices of a run."""
+    found = []
+    names, total = [tier.name for tier in devices.tiers], sum(tier.share for tier in devices.tiers)
+    if names and abs(total - 1) > 1e-6:
+        shares = ", ".join(str(tier.share) for tier in devices.tiers)
+        found.append(f"devices.tiers have shares {shares}: wanted a sum of 1, found {total:.6g}")
+    if len(set(names)) < len(names):
+        found.append(f"devices.tiers have names {', '.join(names)}: wanted each at most once")
+    for place, tier in enumerate(devices.tiers):
+        if isinstance(tier.link, Wireless) and tier.link.distance[0] > tier.link.distance[1]:
+            path, value = f"devices.tiers.{place}.link.distance", config.written(tier.link.distance)
+            found.append(f"{path} = {value}: wanted the nearest, then the farthest")
+    for name in ("stragglers", "server_gflops"):
+        value = getattr(devices, name)
+        if value and not names:
+            found.append(f"devices.{name} = {value}: wanted devices.tiers, found none")
+    if devices.unfit == "rest" and not any(tier.memory for tier in devices.tiers):
+        found.append("devices.unfit = 'rest': wanted the memory of some devices, found none")
+    if devices.slowdown != Devices().slowdown and not devices.stragglers:
+        found.append(f"devices.slowdown = {devices.slowdown}: wanted devices.stragglers above 0")
+    return found
+
+
+def _sentence(whole: type[Table], problem: Mapping[str, Any]) -> str:
+    """What pydantic found wrong, as one sentence in the words of the settings."""
+    steps = [str(step) for step in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        table, path = _walk(whole, steps[:-1])
+        names, path = list(table.model_fields), [*path, steps[-1]]
+        close = difflib.get_close_matches(path[-1], names, 1)
+        guess = f" (did you mean '{close[0]}'?)" if close else ""
+        where = f" in [{'.'.join(path[:-1])}]" if path[:-1] else ""
+        return f"no setting '{path[-1]}'{where}{guess}; there are: {', '.join(names)}"
+    table, path = _walk(whole, steps)
+    said = f"{'.'.join(path)} = {problem['input']!r}"
+    if problem["type"] == "model_type":
+        first = next(iter(table.model_fields))
+        example = f"{{{first} = ...}}" if path[-1].isdigit() else f"{path[-1]}.{first}"
+        return f"{said}: wanted a table, such as {example}"
+    if problem["type"].startswith(("union_tag", "model_attributes")):
+        return f"{said}: wanted a table with kind = {' or '.join(config.kinds(table))}"
+    wanted = {"tuple_type": "wanted a list"}
+    message = wanted.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
+    return f"{said}: {message}"
+
+
+def _walk(whole: type[Table], steps: Sequence[str]) -> tuple[Any, list[str]]:
+    """The type of the settings at a path of pydantic's, and the path as people write it."""
+    kind: Any = whole
+    path = []
+    for step in steps:
+        if config.kinds(kind):  # pydantic names the kind, too, that the table says it is of
+            kind = config.kinds(kind)[step]
+            continue
+        path.append(step)
+        if get_origin(kind) is tuple:
+            kind = get_args(kind)[0]
+        elif step in getattr(kind, "model_fields", ()):
+            kind = kind.model_fields[step].annotation
+    return kind, path

@@ -1,0 +1,387 @@
+"""From text to settings: all that is wrong is found at once, all that is right is filled in."""
+
+import copy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmpi import config, loading
+from fedmpi.config import AXES, ConfigError
+from fedmpi.methods import topk
+
+CHOICES = [(table, name) for table in AXES for name in config.names(table)]
+"""Every name of every table."""
+
+every_choice = pytest.mark.parametrize(("table", "name"), CHOICES, ids="-".join)
+
+
+def problems(tree: dict[str, Any]) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as found:
+        loading.load(tree)
+    assert str(found.value).split("\n") == list(found.value.problems)
+    return found.value.problems
+
+
+def problem(tree: dict[str, Any]) -> str:
+    (only,) = problems(tree)
+    return only
+
+
+def overridden(*words: str, tree: dict[str, Any] | None = None) -> dict[str, Any]:
+    tree = {} if tree is None else tree
+    loading.override(tree, words)
+    return tree
+
+
+def tier(**settings: Any) -> dict[str, Any]:
+    """A tree with one kind of devices."""
+    return {"devices": {"tiers": [settings]}}
+
+
+@every_choice
+def test_every_choice_loads_and_comes_back(table: str, name: str) -> None:
+    settings = loading.load({table: {"name": name}})
+    assert getattr(settings, table).name == name
+    tree = settings.tree()
+    again = loading.load(tree)
+    assert again.tree() == tree
+    assert again.identity() == settings.identity()
+
+
+@every_choice
+def test_every_tree_can_be_written_as_text(table: str, name: str) -> None:
+    """As JSON it is recorded; as words it can be given again."""
+    settings = loading.load({table: {"name": name}})
+    words = []
+    for key, value in settings.tree().items():
+        leaves = value.items() if isinstance(value, dict) else [(None, value)]
+        for leaf, one in leaves:
+            if one is not None:
+                words.append(f"{key}{f'.{leaf}' if leaf else ''}={config.written(one)}")
+    assert loading.load(overridden(*words)).identity() == settings.identity()
+
+
+def test_every_error_at_once() -> None:
+    found = problems(
+        {
+            "lr": -1,
+            "rounds": "three",
+            "mood": 1,
+            "method": {"name": "topk", "sparsty": 0.5},
+            "model": {"name": "cnm", "hidden": "ignored, because the model is not known"},
+            "partition": {"name": "dirichlet", "alpha": 0},
+        }
+    )
+    assert len(found) == 6
+    starts = ["lr = -1: ", "rounds = 'three': ", "no setting 'mood'", "no setting 'sparsty' in"]
+    starts += ["model.name = 'cnm': no such model", "partition.alpha = 0"]
+    for start in starts:
+        assert sum(text.startswith(start) for text in found) == 1, start
+
+
+@pytest.mark.parametrize(
+    ("tree", "text"),
+    [
+        ({"round": 1}, "no setting 'round' (did you mean 'rounds'?); there are: seed, rounds,"),
+        ({"xyzzy": 1}, "no setting 'xyzzy'; there are: seed,"),
+        (
+            {"method": {"name": "fedprox", "muu": 1}},
+            "no setting 'muu' in [method] (did you mean 'mu'?); there are: name, mu",
+        ),
+        ({"method": {"mu": 1}}, "no setting 'mu' in [method]; there are: name"),
+        ({"exchange": {"windw": 3}}, "no setting 'windw' in [exchange] (did you mean 'window'?)"),
+        (
+            {"method": {"name": "fedprx"}},
+            "method.name = 'fedprx': no such method (did you mean 'fedprox'?); there are: ",
+        ),
+        ({"data": {"name": "xyzzy"}}, "data.name = 'xyzzy': no such data; there are: cifar10,"),
+        ({"data": {"name": "__init__"}}, "data.name = '__init__': no such data; there are: "),
+        ({"data": {"name": "../models/mlp"}}, "data.name = '../models/mlp': no such data; there"),
+        ({"partition": {"name": "dirichlet_balanced"}}, "(did you mean 'dirichlet-balanced'?)"),
+        (tier(gflop=1), "no setting 'gflop' in [devices.tiers.0] (did you mean 'gflops'?); there"),
+        (
+            tier(link={"kind": "fixed", "bandwidth": 1}),
+            "no setting 'bandwidth' in [devices.tiers.0.link]; there are: kind, up, down, latency,",
+        ),
+        (
+            {"method": {"name": 3}},
+            "method.name = 3: no such method; there are: ",
+        ),
+        ({"method": {"name": ["topk"]}}, "method.name = ['topk']: no such method"),
+    ],
+)
+def test_what_is_unknown(tree: dict[str, Any], text: str) -> None:
+    """The sentence says what was found, what is possible, and what may have been meant."""
+    assert text in problem(tree)
+
+
+def test_sentences() -> None:
+    """The path as it is given, the value that was found, and what is wanted."""
+    for tree, sentence in (
+        ({"lr": -1.0}, "lr = -1.0: input should be greater than 0"),
+        ({"rounds": "3"}, "rounds = '3': input should be a valid integer"),
+        ({"model": {"hidden": 8}}, "model.hidden = 8: wanted a list"),
+        ({"data": "digits"}, "data = 'digits': wanted a table, such as data.name"),
+        ({"state": 5}, "state = 5: wanted a table, such as state.memory"),
+        (tier(link=5), "devices.tiers.0.link = 5: wanted a table with kind = fixed or wireless"),
+        (
+            tier(link={"kind": "x"}),
+            "devices.tiers.0.link = {'kind': 'x'}: wanted a table with kind = fixed or wireless",
+        ),
+        (
+            tier(link={"kind": "fixed", "up": 0.0}),
+            "devices.tiers.0.link.up = 0.0: input should be greater than 0",
+        ),
+        (
+            tier(link={"kind": "wireless", "distance": [1, "2"]}),
+            "devices.tiers.0.link.distance.1 = '2': input should be a valid number",
+        ),
+        (tier(gflops="1"), "devices.tiers.0.gflops = '1': input should be a valid number"),
+        ({"devices": {"tiers": [7]}}, "devices.tiers.0 = 7: wanted a table, such as {name = ...}"),
+        ({"devices": {"tiers": 7}}, "devices.tiers = 7: wanted a list"),
+        ({"devices": 7}, "devices = 7: wanted a table, such as devices.tiers"),
+    ):
+        assert problem(tree) == sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            "optimizer=adam momentum=0.9",
+            "momentum = 0.9: wanted optimizer = 'sgd', found 'adam'",
+        ),
+        ("beta1=0.5", "beta1 = 0.5: wanted optimizer = 'adam', found 'sgd'"),
+        ("beta2=0.5", "beta2 = 0.5: wanted optimizer = 'adam', found 'sgd'"),
+        ("epsilon=0.1", "epsilon = 0.1: wanted optimizer = 'adam', found 'sgd'"),
+        (
+            "schedule=cosine lr_decay=0.9",
+            "lr_decay = 0.9: wanted schedule = 'decay' or schedule = 'steps', found 'cosine'",
+        ),
+        ("trace=a.csv", "trace = 'a.csv': wanted sampling = 'trace', found 'uniform'"),
+        (
+            f"trace_sha256={'0' * 64} sampling=samples",
+            f"trace_sha256 = '{'0' * 64}': wanted sampling = 'trace', found 'samples'",
+        ),
+        ("sampling=trace", "trace: wanted a file, found none, because sampling = 'trace'"),
+        (
+            "skew.labels=0.3 skew.labels_to=0.2",
+            "skew.labels_to = 0.2: wanted at least skew.labels = 0.3",
+        ),
+        ("lr_steps=[3]", "lr_steps = [3]: wanted schedule = 'steps', found 'decay'"),
+        (
+            "schedule=steps lr_decay=0.1",
+            "lr_steps = []: wanted rounds, because schedule = 'steps'",
+        ),
+        (
+            "schedule=steps lr_steps=[3]",
+            "lr_decay = 1.0: wanted a factor below 1, because schedule = 'steps'",
+        ),
+        ("augment=['flip','flip']", "augment = ['flip', 'flip']: wanted each at most once"),
+        (
+            "lr_min=0.01",
+            "lr_min = 0.01: wanted schedule = 'cosine' or schedule = 'restarts', found 'decay'",
+        ),
+        ("schedule=restarts lr=0.1 lr_min=0.2", "lr_min = 0.2: wanted at most lr = 0.1"),
+        (
+            "devices.tiers=[{share=0.3},{name='b',share=0.3}]",
+            "devices.tiers have shares 0.3, 0.3: wanted a sum of 1, found 0.6",
+        ),
+        (
+            "devices.tiers=[{share=0.5},{share=0.5}]",
+            "devices.tiers have names device, device: wanted each at most once",
+        ),
+        (
+            "devices.tiers=[{link={kind='wireless',distance=[5,1]}}]",
+            "devices.tiers.0.link.distance = [5.0, 1.0]: wanted the nearest, then the farthest",
+        ),
+        ("devices.stragglers=0.1", "devices.stragglers = 0.1: wanted devices.tiers, found none"),
+        (
+            "devices.server_gflops=2.0",
+            "devices.server_gflops = 2.0: wanted devices.tiers, found none",
+        ),
+        (
+            "devices.tiers=[{}] devices.slowdown=2.0",
+            "devices.slowdown = 2.0: wanted devices.stragglers above 0",
+        ),
+        (
+            "precision=tf32",
+            "precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(words: str, sentence: str) -> None:
+    """What would have no effect is an error; defaults may always be said."""
+    assert problem(overridden(*words.split(" "))) == sentence
+    loading.load(
+        overridden("momentum=0.0", "beta1=0.9", "lr_decay=1.0", "lr_steps=[]", "lr_min=0.0")
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        ("rounds=2.0", "rounds"),
+        ("rounds=true", "rounds"),
+        ("rounds='2'", "rounds"),
+        ("lr='0.1'", "lr"),
+        ("lr=[0.1]", "lr"),
+        ("server=1", "server"),
+        ("data=digits", "data"),
+        ("data=['digits']", "data"),
+        ("model.hidden=8", "model.hidden"),
+        ("model.hidden=[8.0]", "model.hidden.0"),
+        ("model.hidden=[8, true]", "model.hidden.1"),
+        ("method={name='topk', error_feedback=1}", "method.error_feedback"),
+        ("model={name='cnn', channels=[1, 2, 3]}", "model.channels"),
+    ],
+)
+def test_wrong_types_are_not_converted(words: str, path: str) -> None:
+    assert problem(overridden(words)).startswith(f"{path} = ")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("seed=-1", "rounds=0", "clients=0", "participation=0.0", "participation=1.01"),
+        *("batch=0", "epochs=0", "local_steps=0", "lr=0.0", "lr=-0.1", "lr=nan", "lr=inf"),
+        *("lr_decay=0.0", "lr_decay=1.1", "momentum=1.0", "momentum=-0.1", "weight_decay=-1.0"),
+        *("weight_decay=inf", "clip=-1.0", "validation=1.0", "validation=-0.1", "evaluate=0"),
+        *("server=both", "device=gpu", "device=cuda:", "device=xcpu", "threads=0"),
+        *("exchange.window=0", "exchange.name=ring", "model.hidden=[0]"),
+        *("skew.rotations=[45]", "skew.rotations=90", "skew.colour=1.0", "skew.noise=-0.1"),
+        *("skew.labels=1.1", "skew.labels=-0.1", "skew.labels_to=1.1"),
+        *("sampling=all", "trace_sha256=abc"),
+        *("state.memory=-1", "state.memory=0.5", "state.folder=3"),
+        *("method={name='topk', sparsity=1.0}", "method={name='ssfl', sparsity=-0.1}"),
+        *("method={name='fedprox', mu=-1.0}", "method={name='splitfed', version='v3'}"),
+    ],
+)
+def test_out_of_range(word: str) -> None:
+    assert " = " in problem(overridden(word))
+
+
+BORDERS = [
+    *("device=cuda", "device=cuda:3", "lr=1", "lr=1e-9", "seed=0", "rounds=1", "clients=1"),
+    *("participation=1.0", "batch=1", "epochs=1", "local_steps=1", "lr_decay=1.0", "momentum=0.0"),
+    *("momentum=0.999", "weight_decay=0.0", "clip=0.0", "validation=0.0", "evaluate=1"),
+    *("threads=1", "exchange.window=1", "model.hidden=[1]"),
+    *("state.memory=0", "state.folder=/x", "skew.labels=1.0", "skew.labels_to=0.0"),
+    *("skew.rotations=[0]", "skew.rotations=[0, 90, 90]", "skew.colour=0.99", "skew.noise=1e9"),
+]
+
+
+@pytest.mark.parametrize("word", BORDERS)
+def test_in_range(word: str) -> None:
+    loading.load(overridden(word))
+
+
+def test_loading_leaves_the_tree_alone() -> None:
+    tree = {"lr": 0.5, "method": {"name": "topk"}, "model": {"name": "no such"}}
+    before = copy.deepcopy(tree)
+    problems(tree)
+    assert tree == before
+
+
+@pytest.mark.parametrize(
+    ("word", "path", "value"),
+    [
+        ("lr=0.1", "lr", 0.1),
+        ("lr=1e-3", "lr", 1e-3),
+        ("rounds=30", "rounds", 30),
+        ("method.error_feedback=false", "method.error_feedback", False),
+        ("method.name=topk", "method.name", "topk"),
+        ("method.name='topk'", "method.name", "topk"),
+        ('method.name="topk"', "method.name", "topk"),
+        ("model.hidden=[12, 8]", "model.hidden", [12, 8]),
+        ("model.hidden=[]", "model.hidden", []),
+        ("data.root=/a/b=c d", "data.root", "/a/b=c d"),
+        ("data.root=", "data.root", ""),
+        ("data={name = 'mnist', root = 'x'}", "data.root", "x"),
+        ("a.b.c=1", "a.b.c", 1),
+        ("device=cuda:0", "device", "cuda:0"),
+    ],
+)
+def test_overrides_are_toml_or_plain_text(word: str, path: str, value: Any) -> None:
+    found: Any = overridden(word)
+    for step in path.split("."):
+        found = found[step]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_later_overrides_win_and_the_rest_stays() -> None:
+    tree = {"lr": 0.1, "method": {"name": "topk", "sparsity": 0.5}}
+    overridden("lr=0.2", "method.sparsity=0.7", "lr=0.3", tree=tree)
+    assert tree == {"lr": 0.3, "method": {"name": "topk", "sparsity": 0.7}}
+
+
+@pytest.mark.parametrize("word", ["lr", "", "=3", "topk"])
+def test_overrides_are_key_and_value(word: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{word}' is not a setting; wanted key=value"):
+        overridden(word)
+
+
+def test_assign_makes_tables_but_not_of_settings() -> None:
+    tree: dict[str, Any] = {"lr": 0.1}
+    loading.assign(tree, "model.hidden", [3])
+    loading.assign(tree, "model.name", "mlp")
+    assert tree == {"lr": 0.1, "model": {"hidden": [3], "name": "mlp"}}
+    with pytest.raises(ConfigError, match="'lr' is a setting, not a table"):
+        loading.assign(tree, "lr.decay", 1)
+
+
+def test_assign_reaches_into_lists_of_tables() -> None:
+    tree: dict[str, Any] = tier(name="a")
+    loading.assign(tree, "devices.tiers.0.link.up", 3)
+    loading.assign(tree, "devices.tiers.0.name", "b")
+    assert tree == tier(name="b", link={"up": 3})
+    for path in ("devices.tiers.1.name", "devices.tiers.a.name", "devices.tiers.1"):
+        with pytest.raises(ConfigError, match=f"{path}: wanted a number below 1, found '.'"):
+            loading.assign(tree, path, 1)
+    loading.assign(tree, "devices.tiers.0", {})
+    assert tree == tier()
+
+
+def test_read(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    text = "lr = 0.5\n[method]\nname = 'topk'\nsparsity = 0.75\n"
+    file.write_text(text)
+    assert loading.read(file) == tomllib.loads(text)
+    assert loading.load(loading.read(file)).method.model_dump()["sparsity"] == 0.75
+
+
+@pytest.mark.parametrize("content", [b"lr == 0.5", b"lr = 0.1\nlr = 0.2", b"\xff\xfe"])
+def test_read_names_the_file_that_is_not_toml(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"run\.toml: not TOML"):
+        loading.read(file)
+
+
+def test_read_names_the_file_that_is_missing(tmp_path: Path) -> None:
+    for path in (tmp_path / "no.toml", tmp_path):
+        with pytest.raises(ConfigError, match=path.name):
+            loading.read(path)
+
+
+def test_a_methods_settings_that_have_no_effect_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless they are at their defaults; what else a method finds wrong stands beside them."""
+    idle = {"error_feedback": "never said, for it is at its default", "sparsity": "another one"}
+    monkeypatch.setattr(topk.Config, "idle", lambda self, settings: idle)
+    monkeypatch.setattr(topk.Config, "problems", lambda self, s: [f"none with lr = {s.lr}"])
+    assert problems({"lr": 0.5, "method": {"name": "topk", "sparsity": 0.5}}) == (
+        "method.sparsity = 0.5: wanted another one",
+        "none with lr = 0.5",
+    )
+
+
+@pytest.mark.parametrize("name", config.names("method"))
+def test_methods_hooks_name_settings_that_there_are(name: str) -> None:
+    for word in ("", "devices.tiers=[{keep=0.5}]"):
+        settings = loading.load(overridden(*filter(None, [f"method.name={name}", word])))
+        assert settings.method.idle(settings).keys() <= type(settings.method).model_fields.keys()
