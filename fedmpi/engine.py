@@ -95,11 +95,18 @@ class Engine:
         first = self.population.first_round
         self.population.exclude(burden.unfit(self.fleet, self.meter, self.clients.burden, first))
 
-    def rounds(self, wire: Wire, clock: Clock) -> Iterator[Outcome | None]:
+    def rounds(
+        self, wire: Wire, clock: Clock, first: int | None = None
+    ) -> Iterator[Outcome | None]:
         """Runs all rounds; yields each round's outcome on the root, None elsewhere.
 
         A round begins with the server's broadcast. If that has no message, the run ends on all
         ranks.
+
+        Args:
+            wire: to the other ranks.
+            clock: of this rank.
+            first: the round to begin with, if server and clients have the state before it.
 
         Raises:
             ValueError: if the wire is that of another rank than the engine was built for.
@@ -117,7 +124,8 @@ class Engine:
             self.hosts = range(1, wire.size)
         method = self.method
         settled = method.keeps_state or self.trainer.keeps
-        for t in range(self.population.first_round, self.settings.rounds):
+        first = self.population.first_round if first is None else first
+        for t in range(first, self.settings.rounds):
             waves = self.population.waves(t, self.width, self.hosts, settled, method.converses)
             self.begin()
             if not self.tell(t, waves):

@@ -6,7 +6,7 @@ of Deep Networks from Decentralized Data*, AISTATS 2017, arXiv 1602.05629, algor
 Differs from the paper: clients upload their update w_k - w instead of w_k. The average is the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -51,6 +51,18 @@ class Server:
         self.sum = sums.chosen(settings, len(self.w), trainer.device)
         self.noted: dict[str, dict[int, float]] = {}
         self.stores = Stores(settings.state)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next round depends on beside `stores`, by name; asked between rounds.
+
+        The tensors are the server's own, unless they were made for this.
+        """
+        return {"w": self.w}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the state of another server that has the same settings."""
+        for name, own in self.state().items():
+            own.copy_(state[name])
 
     def broadcast(self, t: int) -> list[Block]:
         """Returns the blocks for all of round t's clients; called if the method `broadcasts`."""
@@ -118,6 +130,18 @@ class Clients:
         self.start = torch.zeros(self.flat.size, device=trainer.device)
         self.stat_positions = self.flat.stat_positions.to(trainer.device)
         self.held = self.flat
+
+    def state(self) -> dict[str, Tensor]:
+        """What this rank knows for all of its clients alike from round to round, by name.
+
+        What it keeps for each of them is in `trainer.stores`.
+        """
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the state of other clients of the same settings."""
+        for name, own in self.state().items():
+            own.copy_(state[name])
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives the server's broadcast on behalf of this rank's active clients.

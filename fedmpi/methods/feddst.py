@@ -69,8 +69,8 @@ class Server(staticmask.Server):
     """A server that changes the mask.
 
     Attributes:
-        version: version of the mask; all clients know version 0 from the seed.
-        knows: the version that each client was last sent.
+        version: version of the mask, int64 []; all clients know version 0 from the seed.
+        knows: the version that each client was last sent, int64 [clients].
         held: sum of updates on the clients' own masks in a readjustment round.
     """
 
@@ -78,9 +78,13 @@ class Server(staticmask.Server):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.version = 0
-        self.knows: dict[int, int] = {}
+        self.version = torch.zeros((), dtype=torch.int64)
+        self.knows = torch.zeros(settings.clients, dtype=torch.int64)
         self.held = Held(len(self.w), trainer.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """The model, its mask, and who knows which mask."""
+        return super().state() | {"version": self.version, "knows": self.knows}
 
     def change(self, mask: Tensor) -> None:
         """Adopts a mask; counts a new version if it differs from the last one."""
@@ -89,8 +93,10 @@ class Server(staticmask.Server):
 
     def send(self, t: int, client: int) -> list[Block]:
         """Sends the mask to a client that does not have it."""
-        before, self.knows[client] = self.knows.get(client, 0), self.version
-        return [] if before == self.version else [staticmask.encode_mask(self.mask, self.prunable)]
+        if self.knows[client] == self.version:
+            return []
+        self.knows[client] = self.version
+        return [staticmask.encode_mask(self.mask, self.prunable)]
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Adds an update, on the shared mask or, with two blocks, on the client's own mask."""

@@ -44,6 +44,10 @@ class Server(fedavg.Server):
         self.mean = torch.zeros_like(self.w)
         self.square = torch.full_like(self.w, self.method.tau**2)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """The model, and the optimiser's moments."""
+        return super().state() | {"mean": self.mean, "square": self.square}
+
     def step(self, t: int) -> None:
         """Moves the model by one step of the server's optimizer along the mean update."""
         method = self.method

@@ -40,6 +40,10 @@ class Server(fedavg.Server):
         super().__init__(settings, trainer)
         self.control = torch.zeros_like(self.w)
 
+    def state(self) -> dict[str, Tensor]:
+        """The model, and c."""
+        return super().state() | {"control": self.control}
+
     def broadcast(self, t: int) -> list[Block]:
         """Sends the model and the control variate c."""
         return [*super().broadcast(t), sparse.block(Kind.GRADIENT, self.control)]

@@ -52,6 +52,10 @@ class Server(splitfed.Server):
         super().__init__(settings, trainer)
         self.relay = self.sections.held(self.w)
 
+    def state(self) -> dict[str, Tensor]:
+        """The model, and front and tail as the last client left them."""
+        return super().state() | {"relay": self.relay}
+
     def send(self, t: int, client: int) -> list[Block]:
         """Sends front and tail as the previous client left them."""
         return [sparse.block(Kind.MODEL, self.relay)]

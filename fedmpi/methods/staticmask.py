@@ -9,7 +9,7 @@ ways.
 Reconstruction: `magnitude`, which keeps the largest initial weights of all layers together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -82,6 +82,15 @@ class Server(fedavg.Server):
         self.active = self.mask.nonzero().squeeze(1)
         self.w[~self.mask] = 0
 
+    def state(self) -> dict[str, Tensor]:
+        """The model, and its mask."""
+        return super().state() | {"mask": self.mask}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the state of another server, and lives on its mask."""
+        super().restore(state)
+        self.adopt(self.mask)
+
     def broadcast(self, t: int) -> list[Block]:
         """Sends the values on the mask."""
         return [sparse.block(Kind.MODEL, self.w[self.active], self.flat.size)]
@@ -109,6 +118,15 @@ class Clients(fedavg.Clients):
         """Changes to another mask."""
         self.mask = mask.to(self.start.device)
         self.active, self.kept = self.mask.nonzero().squeeze(1), self.mask.float()
+
+    def state(self) -> dict[str, Tensor]:
+        """The mask that this rank's clients train on."""
+        return super().state() | {"mask": self.mask}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the state of other clients, and lives on its mask."""
+        super().restore(state)
+        self.adopt(self.mask)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives the values on the mask."""

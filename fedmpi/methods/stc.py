@@ -13,7 +13,7 @@ Differs from the paper: updates are averaged by samples; values are chosen over 
 together. Running statistics are sent exactly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
-from fedmpi.messages.codec import Block, Kind, Message, pack
+from fedmpi.messages.codec import Block, Kind, Message, pack, unpack
 from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg
 from fedmpi.networks.flat import Flat
@@ -53,6 +53,17 @@ def ternary(update: Tensor, flat: Flat, sparsity: float) -> Block:
 
 
 class Server(fedavg.Server):
+    """A server that remembers its last updates, as blocks.
+
+    Attributes:
+        rest: what the compressed updates have left out so far, [n].
+        history: the updates of the last rounds, by round.
+        lengths: their bytes.
+        forgotten: the first round whose update, and those of all later ones, are in `history`,
+            int64 [].
+        knows: the round in which each client took part last, int64 [clients]; -1 if it never did.
+    """
+
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -62,13 +73,26 @@ class Server(fedavg.Server):
         self.sparsity = self.method.sparsity if down is None else down
         self.history: dict[int, list[Block]] = {}
         self.lengths: dict[int, int] = {}
-        self.forgotten = 0
-        self.knows: dict[int, int] = {}
+        self.forgotten = torch.zeros((), dtype=torch.int64)
+        self.knows = torch.full((settings.clients,), -1)
+
+    def state(self) -> dict[str, Tensor]:
+        """The model, the residual, the last updates as one buffer, and what each client knows."""
+        history = pack([Message(t, blocks) for t, blocks in self.history.items()]).data
+        mine = {"rest": self.rest, "knows": self.knows, "forgotten": self.forgotten}
+        return super().state() | mine | {"history": torch.from_numpy(history)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the state of another server."""
+        messages, _ = unpack(state["history"].numpy().copy())
+        self.history = {message.client: list(message.blocks) for message in messages}
+        self.lengths = {t: length(blocks) for t, blocks in self.history.items()}
+        super().restore(state)
 
     def send(self, t: int, client: int) -> list[Block]:
         """Sends the updates that the client missed since it last took part, or the whole model."""
-        first, self.knows[client] = self.knows.get(client), t
-        if first is None or first < self.forgotten:
+        first, self.knows[client] = int(self.knows[client]), t
+        if first < self.forgotten:
             return [sparse.block(Kind.MODEL, self.w)]
         return [
             block for round, blocks in self.history.items() if round >= first for block in blocks
@@ -92,7 +116,7 @@ class Server(fedavg.Server):
         while sum(self.lengths.values()) >= 4 * self.flat.size:
             oldest = next(iter(self.history))
             del self.history[oldest], self.lengths[oldest]
-            self.forgotten = oldest + 1
+            self.forgotten.fill_(oldest + 1)
 
 
 def length(blocks: Sequence[Block]) -> int:

@@ -52,7 +52,7 @@ def test_rounds_are_means_over_those_who_have_a_weight(
             g = gradient(engine, t, client, found)
             share = 0.25 * (1 + np.cos(np.pi * t / 4))
             wanted = pruning.regrown(flat, found, g, kept, counts, share)
-            masks[client] = engine.clients.next[client].bool().clone()
+            masks[client] = engine.clients.next[client]
             assert int((wanted != masks[client]).sum()) <= 2, "but for roundings"
             for piece, count in zip(pruning.weights(flat), counts, strict=True):
                 assert int(piece.of(masks[client]).sum()) == count

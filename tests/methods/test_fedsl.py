@@ -219,7 +219,7 @@ def test_a_mean_is_over_those_who_keep_a_value(as_zero: str) -> None:
     kept[0, :5], kept[1, 3:9] = 0, 0
     own = torch.randn(2, size, generator=torch.Generator().manual_seed(1)) * kept
     for row, (client, weight) in enumerate(((1, 3.0), (3, 1.0))):
-        clients.memory.choices[client] = kept[row, : 64 * 12]
+        clients.memory.choices[client] = kept[row, : 64 * 12] > 0
         clients.memory.release()
         clients.memory.starts[client] = w[:size]
         blocks = clients.upload(0, client, own[row])

@@ -77,13 +77,19 @@ class Server(fedper.Server):
         self.channels = channels(self.method, trainer)
         self.control = torch.zeros_like(self.w)
         self.sum: Held = Held(len(self.w), trainer.device)
-        self.agent, self.told = self.method.begin(), set[int]()
+        self.agent = self.method.begin()
+        self.told = torch.zeros(settings.clients, dtype=torch.bool)
+
+    def state(self) -> dict[str, Tensor]:
+        """The model, c, and which clients have been told an agent."""
+        return super().state() | {"control": self.control, "told": self.told}
 
     def send(self, t: int, client: int) -> list[Block]:
         """Sends the agent when the client takes part for the first time."""
-        is_told = client in self.told
-        self.told.add(client)
-        return [] if is_told else [sparse.block(Kind.MODEL, self.agent)]
+        if self.told[client]:
+            return []
+        self.told[client] = True
+        return [sparse.block(Kind.MODEL, self.agent)]
 
     def broadcast(self, t: int) -> list[Block]:
         """Sends the encoder, and the encoder's part of c."""
