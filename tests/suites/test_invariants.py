@@ -34,7 +34,7 @@ INVARIANTS = {
         targets::test_a_target_is_met_by_what_equals_it""",
     "FLOPs are 2 for each weight that is not zero and place of the output, and three times that in"
     " training": """
-        burden::test_flops_of_a_convolution_and_of_linear_layers
+        flops::test_flops_of_a_convolution_and_of_linear_layers
         burden::test_training_a_convolutional_network_by_hand
         burden::test_training_a_masked_convolutional_network_by_hand
         burden::test_what_counts_nothing_is_not_trained
