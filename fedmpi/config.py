@@ -139,14 +139,14 @@ class Method(Table):
     def turns(self) -> int:
         return 1
 
-    def width(self, room: int, clients: int) -> int:
+    def width(self, capacity: int, clients: int) -> int:
         """Number of clients that work and upload in one wave.
 
         Args:
-            room: number of dense models that fit into `exchange.window`.
+            capacity: number of dense models that fit into `exchange.window`.
             clients: number of clients of the run.
         """
-        return room
+        return capacity
 
     def agreements(self, rounds: int) -> frozenset[int]:
         """The rounds in which clients agree on something, such as a mask, and none trains.
@@ -174,7 +174,7 @@ class Method(Table):
         return {}
 
     def problems(self, settings: "Settings") -> list[str]:
-        """What else is wrong with the method's settings, as far as no network is needed to know.
+        """Names what else cannot be run, as far as no network is needed to tell.
 
         Args:
             settings: of the run; `settings.method` is this.

@@ -86,8 +86,8 @@ class Engine:
         self.observer = Observer(settings, *about, self.evaluation, self.ledger)
         refuse(settings)
         self.method, module = settings.method, config.module("method", settings.method.name)
-        room = max(1, settings.exchange.window * 2**20 // (4 * self.flat.size))
-        self.width = self.method.width(room, settings.clients)
+        capacity = max(1, settings.exchange.window * 2**20 // (4 * self.flat.size))
+        self.width = self.method.width(capacity, settings.clients)
         self.server: Server | None = None
         if place.is_root:
             self.server = module.Server(settings, self.trainer)

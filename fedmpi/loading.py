@@ -122,7 +122,7 @@ BELONGS = {
 
 
 def _contradictions(settings: Settings) -> list[str]:
-    """What is wrong with settings that are right one by one."""
+    """Names settings that contradict each other, although each is valid by itself."""
     found = []
     for name, (other, possible) in BELONGS.items():
         value, choice = getattr(settings, name), getattr(settings, other)
@@ -175,7 +175,7 @@ def _said(value: Any) -> str:
 
 
 def _idle(settings: Settings) -> list[str]:
-    """What the method says of its own settings."""
+    """Names the method's settings that have no effect, and what else it refuses."""
     method, found = settings.method, []
     for name, wanted in method.idle(settings).items():
         value = getattr(method, name)
@@ -185,7 +185,7 @@ def _idle(settings: Settings) -> list[str]:
 
 
 def _impossible(devices: Devices) -> list[str]:
-    """What is wrong with the devices of a run."""
+    """Names contradictions in the settings of devices."""
     found = []
     names, total = [tier.name for tier in devices.tiers], sum(tier.share for tier in devices.tiers)
     if names and abs(total - 1) > 1e-6:
@@ -209,7 +209,7 @@ def _impossible(devices: Devices) -> list[str]:
 
 
 def _sentence(whole: type[Table], problem: Mapping[str, Any]) -> str:
-    """What pydantic found wrong, as one sentence in the words of the settings."""
+    """Returns an error of pydantic as one sentence in the words of the settings."""
     steps = [str(step) for step in problem["loc"]]
     if problem["type"] == "extra_forbidden":
         table, path = _walk(whole, steps[:-1])

@@ -32,7 +32,7 @@ REPEATS = click.option(
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found for one case.
+    """The result of a benchmark for one case.
 
     Attributes:
         bench: its name.

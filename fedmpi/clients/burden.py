@@ -1,4 +1,4 @@
-"""What training asks of a device: FLOPs, counted by torch, and memory, measured on a batch.
+"""FLOPs and memory of local training: FLOPs are counted by torch, memory is measured on a batch.
 
 Conventions. FLOPs of a sample's way forward are counted as in `networks.flops`. A step of training
 has three times as many for each sample as its way forward. Of a masked weight nothing counts, on
@@ -28,7 +28,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, eq=False)
 class Burden:
-    """What one client trains in a round.
+    """The network and the samples that one client trains in a round.
 
     Attributes:
         flat: the network that samples go into: whole, a front, or a narrower one; always the same
@@ -66,7 +66,7 @@ class Meter:
         self.activations: dict[tuple[Flat, int], int] = {}
 
     def flops(self, burden: Burden) -> float:
-        """Of a client's training in a round: three times its samples' ways forward."""
+        """Returns the FLOPs of a client's training in a round: three forward passes per sample."""
         if burden.shared:
             return float(sum(TRAINING * n * self._forward(flat).all for flat, n in burden.shared))
         forward = self._forward(burden.flat)
@@ -101,7 +101,7 @@ class Meter:
         return (4 * vectors * kept + mask + found) / MIB
 
     def _activations(self, flat: Flat, x: Tensor, until: Flat | None = None) -> int:
-        """What autograd keeps of a batch that may have come through another network before."""
+        """Returns the bytes that autograd keeps of a batch, which may come from another network."""
         key = flat, len(x)
         if key not in self.activations:
             if until is not None:

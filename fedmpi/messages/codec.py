@@ -155,12 +155,12 @@ class Buffer(NamedTuple):
     bytes: np.ndarray
 
 
-def pack(messages: Sequence[Message], room: np.ndarray | None = None) -> Buffer:
+def pack(messages: Sequence[Message], buffer: np.ndarray | None = None) -> Buffer:
     """Packs messages into one buffer.
 
     Args:
         messages: the messages.
-        room: uint8 memory that is used if it is large enough, because new memory is slow.
+        buffer: uint8 memory that is used if it is large enough, because new memory is slow.
 
     Raises:
         WireError: if a block breaks the rules of `Block`, or a message has a client or weight that
@@ -194,7 +194,7 @@ def pack(messages: Sequence[Message], room: np.ndarray | None = None) -> Buffer:
                 write(values, block.kind)
 
     end = BUFFER.size + sum(map(sum, accounts))
-    data = np.empty(end, np.uint8) if room is None or len(room) < end else room[:end]
+    data = np.empty(end, np.uint8) if buffer is None or len(buffer) < end else buffer[:end]
     start, view = 0, data.data
     for section in (BUFFER.pack(MAGIC, VERSION, 0, len(messages), 0, end), *sections):
         stop = start + len(section)

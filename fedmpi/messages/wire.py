@@ -65,7 +65,7 @@ class Wire:
         self.clock = clock
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self.is_root = self.rank == ROOT
-        self.rooms: dict[str, np.ndarray] = {}
+        self.buffers: dict[str, np.ndarray] = {}
         self.known: list[Line] = []
         self.reset()
 
@@ -206,10 +206,10 @@ class Wire:
 
     def _room(self, sender: str, words: int) -> np.ndarray:
         """Returns an inbox, reused until it is too small, because new memory is slow."""
-        room = self.rooms.get(sender)
-        if room is None or room.nbytes < words * WORD:
-            room = self.rooms[sender] = np.empty(words * WORD, np.uint8)
-        return room[: words * WORD]
+        buffer = self.buffers.get(sender)
+        if buffer is None or buffer.nbytes < words * WORD:
+            buffer = self.buffers[sender] = np.empty(words * WORD, np.uint8)
+        return buffer[: words * WORD]
 
 
 class Line:

@@ -57,7 +57,7 @@ class Nest(Narrow):
     draw: Callable[[int, int], Iterator[int]]
 
     def rows(self, trainer: Trainer, count: int) -> "NestRows":
-        """See `train.Composite`."""
+        """Makes so many rows whose steps are taken by the smaller sub-models."""
         return NestRows(self, trainer, count)
 
 
@@ -77,7 +77,7 @@ class NestRows(Inner):
     def lessons(
         self, feed: Feed, t: int, client: int, passes: int | None = None
     ) -> Iterator[tuple[Narrow, Any]]:
-        """See `Rows.lessons`."""
+        """Yields each step's samples with the sub-model that takes the step."""
         levels = self.nest.levels
         lessons = self.rows_of(levels[0].flat, 1).lessons(feed, t, client, passes)
         drawn = (levels[which] for which in self.nest.draw(t, client))

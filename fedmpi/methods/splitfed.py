@@ -52,9 +52,9 @@ class Config(Cut):
         """Whether uploads are whole updates, which any rule can average; not so in v2."""
         return not self.is_one
 
-    def width(self, room: int, clients: int) -> int:
+    def width(self, capacity: int, clients: int) -> int:
         """Returns the clients in a wave; with one back all clients of a round are in one wave."""
-        return clients if self.is_one else room
+        return clients if self.is_one else capacity
 
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""

@@ -35,7 +35,7 @@ class Config(Cut):
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
 
-    def width(self, room: int, clients: int) -> int:
+    def width(self, capacity: int, clients: int) -> int:
         """Returns 1 client a wave, because each client starts where the previous one ended."""
         return 1
 

@@ -64,7 +64,7 @@ class BatchNorm(nn.Module):
         return batch_norm(x, *known, by_batch, self.momentum, self.epsilon)
 
     def _padded(self, x: Tensor, present: Tensor) -> Tensor:
-        """The same of the real samples; nothing moves if there are none."""
+        """Normalises the real samples of a padded batch; statistics stay if there are none."""
         channel = (1, -1, *(1,) * (x.dim() - 2))
         others = (0, *range(2, x.dim()))
         mask, wide = present.view(-1, *(1,) * (x.dim() - 1)), x.float()
@@ -187,7 +187,7 @@ class OptionA(nn.Module):
 
 
 class Some(nn.Module):
-    """Of a shortcut without parameters some channels: those of `inputs`, and zeros."""
+    """Some channels of a shortcut without parameters: those of `inputs`, and zeros."""
 
     places: Tensor
 

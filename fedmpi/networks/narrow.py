@@ -134,7 +134,7 @@ class SubModels:
     def _cuts(
         self, kept: dict[Space, Tensor], inputs: dict[str, Tensor]
     ) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
-        """Of each tensor what stays along its first dimensions."""
+        """Returns the positions that stay along the first dimensions of each tensor."""
         for name, module in self.topology.modules.items():
             prefix = f"{name}." if name else ""
             if isinstance(module, NORMS):

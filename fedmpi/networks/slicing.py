@@ -249,7 +249,7 @@ class _Slicer:
         return None
 
     def _layer(self, node: fx.Node, layer: nn.Module, given: Tensor | None) -> Any:
-        """The same for a layer; False if it has to see all channels."""
+        """Cuts a layer down to some channels; False if the layer has to see all of them."""
         name, inputs = str(node.target), node.all_input_nodes[0].meta["shape"]
         if isinstance(layer, nn.Linear) and len(inputs) == 2:
             return self._matrix(name, layer, given)

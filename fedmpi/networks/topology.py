@@ -84,7 +84,7 @@ class Reads(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the marks at the inputs of a layer say.
+    """The channels at the inputs of a layer, as the marks tell.
 
     Attributes:
         present: which layers' channels reach each input, bool [makers, inputs].
@@ -98,7 +98,7 @@ class Inputs(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """What one pass of marks through the network finds.
+    """The result of one pass of marks through the network.
 
     Attributes:
         inputs: by layer; those with weights, norms, and shortcuts that can be narrowed.
@@ -205,7 +205,7 @@ class Topology:
     def _marking(
         self, found: Traced, name: str, module: nn.Module, forward: Any
     ) -> Callable[[Tensor], Tensor]:
-        """What stands in for a layer's way forward, and writes into `found`."""
+        """Returns a function that replaces a layer's forward pass and writes into `found`."""
 
         def mark(x: Tensor) -> Tensor:
             if name in self.widths or isinstance(module, NORMS):
@@ -353,7 +353,7 @@ def _norms_behind(modules: Mapping[str, nn.Module]) -> dict[str, str]:
 
 
 def _inputs(x: Tensor, dimension: int, makers: int) -> Inputs:
-    """What marks [3 * makers, ...] say whose channels are in the given dimension."""
+    """Reads from marks [3 * makers, ...] whose channels lie along the given dimension."""
     x = x.movedim(dimension, 1)
     ones, marks, hashes = x.reshape(*x.shape[:2], -1).amax(2).view(3, makers, -1)
     present = ones > 0

@@ -40,7 +40,7 @@ class Job:
         self.wire = Wire(self.clock)
 
     def check(self, make: Callable[[], Found]) -> Found:
-        """What `make` makes, if it can be made on every rank; no collective comes before.
+        """Returns what `make` makes, if every rank can make it; no collective comes before.
 
         Raises:
             BadInput: on every rank, if some rank could not; it says why on the lowest such rank.

@@ -34,7 +34,7 @@ class Sections(NamedTuple):
         return front, back, tail
 
     def held(self, w: Tensor) -> Tensor:
-        """What a client holds of a model [n]: front and tail, a copy [size]."""
+        """Returns the part of a model [n] that a client holds: front and tail, a copy [size]."""
         front, _, tail = self.split(w)
         return torch.cat([front, tail])
 

@@ -1,1 +1,1 @@
-"""What people see: lists, results, partitions, machines; only the command line knows it."""
+"""Output for people: lists, results, partitions, machines; only the command line imports it."""

@@ -1,4 +1,4 @@
-"""What there is to choose from: `fedmpi list`."""
+"""Lists of modules and of their settings: `fedmpi list`."""
 
 import difflib
 import re
@@ -100,14 +100,14 @@ def _is_default(table: str, name: str) -> str:
 
 
 def _brief(table: str, name: str) -> Text:
-    """What stands beside a module's name in a list."""
+    """Yields the lines below a module's name in a list."""
     first, *_ = paragraphs(config.module(table, name))
     facts = "".join(f"\n{fact}" for fact in _facts(table, name))
     return Text.assemble(prose(first), (_is_default(table, name), "dim"), (facts, "dim"))
 
 
 def _facts(table: str, name: str, whole: bool = False) -> Iterator[str]:
-    """What there is to know of a module beside its docstring and settings."""
+    """Yields facts of a module beyond its docstring and settings."""
     if table == "data":
         yield _whereabouts(name, whole)
     if table == "model":
@@ -149,7 +149,7 @@ def _cuts(name: str) -> Iterator[RenderableType]:
 
 
 def _fronts(name: str) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Those of `EXAMPLES` that fit a model, and what it has in front of its cuts then."""
+    """Yields the `EXAMPLES` that fit a model, each with the sizes in front of its cuts."""
     # Here, because torch takes a second that other lists should not cost.
     from fedmpi.models import build
     from fedmpi.networks.flat import Flat

@@ -371,7 +371,7 @@ class Done:
 
     @property
     def sizes(self) -> list[int]:
-        """Of those that said HELLO, the size of the job as each of its ranks saw it."""
+        """Returns the size of the job as each rank that said HELLO saw it."""
         return [
             int(size) for line in re.findall(r"sizes ([\d ]+)", self.out) for size in line.split()
         ]

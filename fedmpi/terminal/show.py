@@ -1,4 +1,4 @@
-"""What a run was, and how it went: `fedmpi show`."""
+"""The settings and the course of one run: `fedmpi show`."""
 
 import json
 import textwrap
@@ -227,7 +227,7 @@ def _ways(parts: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _buffers(found: Mapping[str, np.ndarray]) -> Table:
-    """What each rank handed to MPI, and was handed."""
+    """Returns the table of bytes that each rank sent and received by MPI."""
     parts = _parts(found["ranks"])
     table = grid("rank", *_ways(parts))
     columns = [_by_rank(rows, way) for rows in parts.values() for way in tables.DIRECTIONS]
@@ -279,7 +279,7 @@ def _phases(found: Mapping[str, np.ndarray]) -> tuple[RenderableType, str]:
 
 
 def _split(found: Mapping[str, np.ndarray]) -> RenderableType | None:
-    """What a client trains of a split model, beside the whole one; None if nobody split it."""
+    """Returns a client's part of a split model beside the whole; None if the model is not split."""
     rounds, rows = found["rounds"], found["clients"]
     regular, server = rows[rows["round"] >= 0], rounds[rounds["round"] >= 0]
     # Results of earlier versions lack some columns.
@@ -295,7 +295,7 @@ def _split(found: Mapping[str, np.ndarray]) -> RenderableType | None:
 
 
 def _devices(found: Mapping[str, np.ndarray]) -> RenderableType | None:
-    """What a round costs on each kind of device; None if none were simulated, and none lost."""
+    """Returns the cost of a round on each kind of device; None without devices and losses."""
     rounds, rows = found["rounds"], found["clients"]
     if "lost" not in (rows.dtype.names or ()):  # a result of an earlier version
         return None

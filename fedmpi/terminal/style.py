@@ -1,4 +1,4 @@
-"""What all that is printed for people shares: the console, grids, and how texts stand out."""
+"""The console, tables and colours that all output for people shares."""
 
 import sys
 from collections.abc import Sequence

@@ -76,7 +76,7 @@ def _whole(
     tests: np.ndarray,
     peculiar: Peculiar,
 ) -> Table:
-    """What is divided, and how unevenly."""
+    """Returns the table of the whole partition and its heterogeneity."""
     table = grid("", "", left=(0, 1))
     table.show_header = False
     table.columns[0].style = "dim"
@@ -99,7 +99,7 @@ def _whole(
 
 
 def _peculiar(traits: Traits, sizes: np.ndarray) -> Peculiar:
-    """What tells clients' samples apart besides."""
+    """Returns the sentences on the skew of clients' samples."""
     found: Peculiar = {}
     skew, angles = traits.skew, traits.angles
     if skew.rotations:

@@ -60,7 +60,7 @@ class Inner(Rows[tuple[Narrow, Any]]):
         return self.inner[flat]
 
     def train_mode(self, on: bool, batch_statistics: bool = False) -> None:
-        """See `Rows.train_mode`."""
+        """Switches all inner networks between training and evaluation mode."""
         self.mode = (on, batch_statistics)
         for rows in self.inner.values():
             rows.train_mode(on, batch_statistics)
@@ -98,7 +98,7 @@ class Inner(Rows[tuple[Narrow, Any]]):
         return part.positions.to(self.device), part.local_stats.to(self.device)
 
     def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> list[Tensor]:
-        """See `Rows.forward`; networks are those that `place` gave."""
+        """Runs the networks that `place` gave forward on a batch per row."""
         found: dict[int, Tensor] = {}
         for rows, some in self._alike(len(xs)):
             self._enter(rows, some)
@@ -108,7 +108,7 @@ class Inner(Rows[tuple[Narrow, Any]]):
         return [found[row] for row in range(len(xs))]
 
     def backward(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
-        """See `Rows.backward`; inputs are samples, which want no gradients."""
+        """Backpropagates gradients of the outputs; inputs are samples and want none."""
         self.g[: len(cotangents)] = 0
         for rows, some in self._alike(len(cotangents)):
             rows.backward([cotangents[row] for row in some])
@@ -116,7 +116,7 @@ class Inner(Rows[tuple[Narrow, Any]]):
         return []
 
     def backprop(self, feed: Feed, lessons: Sequence[tuple[Narrow, Any]]) -> Tensor:
-        """See `Rows.backprop`; a lesson says which network learns, and what."""
+        """Computes losses and gradients of the networks that the lessons name."""
         losses = torch.empty(len(lessons), device=self.device)
         self.g[: len(lessons)] = 0
         self.parts = [part for part, _ in lessons]
@@ -130,7 +130,7 @@ class Inner(Rows[tuple[Narrow, Any]]):
     def lessons(
         self, feed: Feed, t: int, client: int, passes: int | None = None
     ) -> Iterator[tuple[Narrow, Any]]:
-        """See `Rows.lessons`; a subclass says which network learns in which step."""
+        """Yields a client's lessons; a subclass says which network learns in which step."""
         raise NotImplementedError("nobody says which network takes which step")
 
     def losses(self, xs: Sequence[Tensor], ys: Sequence[Tensor], keys: Sequence[int]) -> NoReturn:

@@ -122,7 +122,7 @@ def test_gather_again_and_again(ours: Wire) -> None:
         pieces = ours.gather(data(words + RANK, turn * SIZE + RANK))
         for rank, piece in enumerate(pieces):
             np.testing.assert_array_equal(piece, data(words + rank, turn * SIZE + rank))
-            assert np.shares_memory(piece, ours.rooms["ranks"])
+            assert np.shares_memory(piece, ours.buffers["ranks"])
     whole = sum(words + RANK for words in (2, 1000, 3)) * WORD
     assert (ours.up, ours.down) == (whole, 0)
 
@@ -162,7 +162,7 @@ def test_report(ours: Wire) -> None:
         assert len(found) == (SIZE if ours.is_root else 0)
         if ours.is_root:
             assert all(piece.dtype == rows.dtype for piece in found)
-            assert not any(np.shares_memory(piece, ours.rooms["ranks"]) for piece in found)
+            assert not any(np.shares_memory(piece, ours.buffers["ranks"]) for piece in found)
     if ours.is_root:
         assert [len(piece) for piece in found] == [min(rank % 3, 2) for rank in range(SIZE)]
         assert all(piece[0]["client"] == rank for rank, piece in enumerate(found) if len(piece))

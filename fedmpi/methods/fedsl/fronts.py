@@ -14,7 +14,7 @@ class NarrowedWaveParts(WaveParts):
     """Fronts for all clients of a wave; each is whole, and goes through a narrower network."""
 
     def made(self, count: int) -> Descent:
-        """See `WaveParts.made`."""
+        """Makes so many rows of narrowed fronts, with what moves them."""
         trainer = self.trainer
 
         def make(flat: Flat, count: int) -> Rows[object]:
