@@ -83,9 +83,10 @@ that says which others it may import, and checks it.
     files          where data sets lie             cache          decoded data sets
     fetch          downloads data sets             layouts/       one module per file format
  clients/
-    population     shards, sampling, waves         trace          availability by round
-    heterogeneity  how different shards are        skew           transformed labels and samples
-    devices        simulated: seconds, joules      burden         FLOPs and memory of training
+    population     shards, sampling, weights       placement      waves, and hosts of clients
+    trace          availability by round           heterogeneity  how different shards are
+    skew           transformed labels and samples  devices        simulated: seconds, joules
+    burden         FLOPs and memory of training
  training/
     train          local steps of rows of clients  feed           batches of each local step
     rows           models, one by one              stacked        models, all at once

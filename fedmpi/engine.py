@@ -16,7 +16,8 @@ import torch
 from fedmpi import config, models
 from fedmpi.clients import burden
 from fedmpi.clients.devices import Fleet
-from fedmpi.clients.population import Population, Wave
+from fedmpi.clients.placement import Placement, Wave
+from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError, Settings
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import EVERYONE, Message
@@ -119,14 +120,14 @@ class Engine:
         self.wire, self.clock, self.goes_on = wire, clock, True
         exchange = config.module("exchange", self.settings.exchange.name)
         self.exchange = exchange.Exchange(wire, clock, self.ledger)
-        self.hosts = range(wire.size)
-        if self.settings.server == "dedicated" and wire.size > 1:
-            self.hosts = range(1, wire.size)
-        method = self.method
-        settled = method.keeps_state or self.trainer.keeps
+        method, is_apart = self.method, self.settings.server == "dedicated" and wire.size > 1
+        hosts = range(1 if is_apart else 0, wire.size)
+        is_settled = method.keeps_state or self.trainer.keeps
+        about = self.width, is_settled, method.converses
+        self.placement = Placement(self.population, hosts, *about)
         first = self.population.first_round if first is None else first
         for t in range(first, self.settings.rounds):
-            waves = self.population.waves(t, self.width, self.hosts, settled, method.converses)
+            waves = self.placement.waves(t)
             self.begin()
             if not self.tell(t, waves):
                 return
@@ -225,7 +226,7 @@ class Engine:
 
         Otherwise all clients are one party.
         """
-        halves = self.population.halves(t, wave.clients)
+        halves = self.placement.halves(t, wave.clients)
         pipelined = self.settings.exchange.pipeline and self.method.in_halves
         if self.wire.size == 1 or not pipelined:
             halves = [sum(halves, ())]
@@ -284,7 +285,7 @@ class Engine:
         w, noted = None, dict[str, dict[int, float]]()
         if self.server is not None:
             w, noted = self.server.w, self.server.noted
-        verdict = self.evaluation.after(t, w, self.clients.deployed, self.hosts, *both)
+        verdict = self.evaluation.after(t, w, self.clients.deployed, self.placement, *both)
         burdens = self.clients.burden
         return self.observer.outcome(t, waves, burdens, verdict, w, noted, seconds, *both)
 

@@ -1,8 +1,6 @@
-"""The clients: who holds which samples, who takes part in a round, and which rank hosts whom."""
+"""The clients: who holds which samples, who takes part in a round, and with which weight."""
 
-import heapq
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,23 +16,6 @@ from fedmpi.streams import Purpose, stream
 
 EVERYONE_ROUND = -1
 """The round before the first, for methods that agree on something before it."""
-
-
-@dataclass(frozen=True)
-class Wave:
-    """Clients, ascending, whose uploads the server holds at one time; and their hosts."""
-
-    clients: tuple[int, ...]
-    hosts: tuple[int, ...]
-
-    def on(self, rank: int) -> tuple[int, ...]:
-        """Those of the wave's clients that `rank` hosts."""
-        return tuple(c for c, host in zip(self.clients, self.hosts, strict=True) if host == rank)
-
-    def only(self, clients: Sequence[int]) -> "Wave":
-        """Some of the wave's clients, in that order, and their hosts."""
-        host = dict(zip(self.clients, self.hosts, strict=True))
-        return Wave(tuple(clients), tuple(host[client] for client in clients))
 
 
 class Population:
@@ -70,7 +51,6 @@ class Population:
         self.reserved = [self._reserve(client) for client in range(settings.clients)]
         self.sizes = np.array([len(shard) for shard in self.shards])
         self.excluded: frozenset[int] = frozenset()
-        self.homes: dict[tuple[int, ...], list[int]] = {}
 
     def _trace(self) -> Trace | None:
         """The trace that the settings name, if it is the one that they mean."""
@@ -237,83 +217,3 @@ class Population:
         size = int(self.sizes[client])
         passes, steps = divmod(self.steps(client), -(-size // self.settings.batch))
         return passes * size + steps * self.settings.batch
-
-    def waves(
-        self, t: int, width: int, ranks: Sequence[int], settled: bool, in_step: bool = False
-    ) -> list[Wave]:
-        """Round `t`'s clients in waves, each spread over the ranks, largest client first.
-
-        Waves do not depend on the ranks, and are ascending, so the server absorbs uploads in the
-        order of the clients whoever hosts them.
-
-        Args:
-            t: the round.
-            width: clients in a wave, at most.
-            ranks: those that host clients.
-            settled: whether a client keeps to one rank for the whole run, because it has state.
-            in_step: whether all clients take each step together: then it is of no use that a large
-                client balances many small ones, and each rank gets as many busy ones as any other.
-        """
-        clients = self.sample(t)
-        home = self._homes(tuple(ranks)) if settled else None
-        waves = []
-        for first in range(0, len(clients), width):
-            part = clients[first : first + width]
-            if home is not None:
-                hosts = [home[client] for client in part]
-            elif in_step:
-                hosts = self._deal(t, part, ranks, first)
-            else:
-                hosts = place(self.sizes[list(part)], ranks)
-            waves.append(Wave(part, tuple(hosts)))
-        return waves
-
-    def halves(self, t: int, clients: Sequence[int]) -> list[tuple[int, ...]]:
-        """Clients that take their steps together in two halves, each in an order drawn for round t.
-
-        Of neighbours by their number of steps one is in each half, as drawn, so that halves stay
-        even when some are done before the others. One client alone is the only half.
-        """
-        random = stream(self.settings.seed, Purpose.ORDER, t)
-        draw = random.permutation(self.settings.clients)
-        ranked = sorted(clients, key=lambda client: (-self.steps(client), draw[client]))
-        halves: tuple[list[int], list[int]] = [], []
-        for first in range(0, len(ranked), 2):
-            pair = sorted(ranked[first : first + 2], key=draw.__getitem__)
-            for half, client in zip(halves, pair, strict=False):
-                half.append(client)
-        return [tuple(sorted(half, key=draw.__getitem__)) for half in halves if half]
-
-    def _deal(self, t: int, clients: Sequence[int], ranks: Sequence[int], first: int) -> list[int]:
-        """A host for each client: ranks take turns, half by half, from those with most steps on."""
-        host, place = {}, first
-        for half in self.halves(t, clients):
-            for client in sorted(half, key=lambda client: -self.steps(client)):
-                host[client], place = ranks[place % len(ranks)], place + 1
-        return [host[client] for client in clients]
-
-    def hosted(self, ranks: Sequence[int], rank: int) -> tuple[int, ...]:
-        """The clients, ascending, that keep to `rank` for the whole run if they are settled.
-
-        `ranks` are those that host clients; see `waves`.
-        """
-        homes = self._homes(tuple(ranks))
-        return tuple(client for client, home in enumerate(homes) if home == rank)
-
-    def _homes(self, ranks: tuple[int, ...]) -> list[int]:
-        """Each client's rank for the whole run; worked out once, for it takes all clients."""
-        if ranks not in self.homes:
-            self.homes[ranks] = place(self.sizes, ranks)
-        return self.homes[ranks]
-
-
-def place(loads: np.ndarray, ranks: Sequence[int]) -> list[int]:
-    """For each load the rank that carries it: the largest load first, to the least laden rank."""
-    least = [(0, rank) for rank in ranks]
-    heapq.heapify(least)
-    hosts = [0] * len(loads)
-    for position in np.argsort(-loads, kind="stable").tolist():
-        laden, rank = heapq.heappop(least)
-        hosts[position] = rank
-        heapq.heappush(least, (laden + int(loads[position]), rank))
-    return hosts

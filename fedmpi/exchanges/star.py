@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedmpi import config
-from fedmpi.clients.population import Wave
+from fedmpi.clients.placement import Wave
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import Buffer, Message, pack, unpack
 from fedmpi.messages.ledger import DOWN, UP, Ledger

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fedmpi.clients.burden import Burden, Burdens, Meter
 from fedmpi.clients.devices import Fleet
-from fedmpi.clients.population import Population, Wave
+from fedmpi.clients.placement import Wave
+from fedmpi.clients.population import Population
 from fedmpi.config import Settings
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.ledger import Ledger

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.clients.population import EVERYONE_ROUND, Population, Wave
+from fedmpi.clients.placement import Placement, Wave
+from fedmpi.clients.population import EVERYONE_ROUND, Population
 from fedmpi.config import Settings
 from fedmpi.data import Dataset
 from fedmpi.messages.clock import Clock, Phase
@@ -90,7 +91,7 @@ class Evaluation:
         t: int,
         w: Tensor | None,
         deployed: Deployed | None,
-        hosts: Sequence[int],
+        placement: Placement,
         wire: Wire,
         clock: Clock,
     ) -> Verdict | None:
@@ -100,13 +101,13 @@ class Evaluation:
             t: the round.
             w: the server's model [n], on the root.
             deployed: where no model is global, makes what a client has of the server's.
-            hosts: ranks that host clients.
+            placement: of the clients on the ranks.
             wire: to the other ranks.
             clock: of this one.
         """
         verdict = None
         if self.is_due(t) and not self.settings.method.is_global:
-            verdict = self.evaluate_deployed(w, deployed, hosts, wire, clock)
+            verdict = self.evaluate_deployed(w, deployed, placement, wire, clock)
         elif self.is_due(t) and w is not None:
             with clock(Phase.EVALUATE):
                 verdict = self.evaluate(w)
@@ -136,7 +137,7 @@ class Evaluation:
         self,
         w: Tensor | None,
         deployed: Deployed | None,
-        hosts: Sequence[int],
+        placement: Placement,
         wire: Wire,
         clock: Clock,
     ) -> Verdict | None:
@@ -147,7 +148,7 @@ class Evaluation:
         Args:
             w: the server's model [n], on the root.
             deployed: makes a client's model of it; None if clients have no such.
-            hosts: ranks that host clients.
+            placement: of the clients on the ranks.
             wire: to the other ranks.
             clock: of this one.
         """
@@ -159,7 +160,7 @@ class Evaluation:
         rows: list[tuple[int, float]] = []
         with clock(Phase.EVALUATE):
             # Not all at once: that would be a whole model for each client of the rank.
-            for clients in self.trainer.chunks(self.population.hosted(hosts, wire.rank)):
+            for clients in self.trainer.chunks(placement.hosted(wire.rank)):
                 models = [(client, deployed(client, w)) for client in clients]
                 rows += self._on_shards(models).items()
         wire.settle()

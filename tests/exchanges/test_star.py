@@ -5,7 +5,7 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from fedmpi.clients.population import Wave
+from fedmpi.clients.placement import Wave
 from fedmpi.exchanges.star import Exchange
 from fedmpi.messages import sparse
 from fedmpi.messages.clock import Clock, Phase

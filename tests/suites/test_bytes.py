@@ -702,7 +702,7 @@ def test_ranks_bytes_are_their_clients_and_headers(
         own, turns = dict.fromkeys(everyone, 0), 0
         if formula is splitfed:
             own = {client: amount(answers(found, client), "down") for client in everyone}
-            halves = found.engine.population.halves(t, everyone)
+            halves = found.engine.placement.halves(t, everyone)
             if comm.size == 1:
                 halves = [everyone]
             turns = sum(max(map(steps, half)) for half in halves)
