@@ -10,7 +10,7 @@ from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
-from fedmpi.messages.sums import Held, Sum, aggregate
+from fedmpi.messages.sums import Held, Sum, aggregate, chosen
 from tests.plain import METHODS, families, member, play, train
 from tests.small import refusal, run, small
 
@@ -155,3 +155,9 @@ def test_vectors_of_two_sums_add_up_to_those_of_all(kind: type[Sum]) -> None:
             each.add(block(some, 6), client + 1.0, at)
     for one, other, both in zip(*(each.vectors() for each in (*halves, whole)), strict=True):
         np.testing.assert_allclose(one + other, both, rtol=1e-5, atol=1e-6)
+
+
+def test_a_median_leaves_nothing_to_add_up_on_the_way() -> None:
+    settings = small("aggregation.rule=median")
+    with pytest.raises(ValueError, match="'median', clip = 0.0: the server needs each client's"):
+        chosen(settings, 4, torch.device("cpu")).vectors()
