@@ -159,5 +159,5 @@ def test_vectors_of_two_sums_add_up_to_those_of_all(kind: type[Sum]) -> None:
 
 def test_a_median_leaves_nothing_to_add_up_on_the_way() -> None:
     settings = small("aggregation.rule=median")
-    with pytest.raises(ValueError, match="'median', clip = 0.0: the server needs each client's"):
+    with pytest.raises(ValueError, match=r"'median', clip = 0\.0: the server needs each client's"):
         chosen(settings, 4, torch.device("cpu")).vectors()
