@@ -22,7 +22,7 @@ from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Config
 from fedmpi.training.train import Trainer
 from tests import plain
-from tests.plain import METHODS, place, play
+from tests.plain import METHODS, families, member, place, play
 from tests.small import run, small
 
 WORLD = MPI.COMM_WORLD
@@ -308,10 +308,10 @@ def test_a_split_needs_a_method_that_splits(word: str) -> None:
     Engine(small("method.name=splitfed", word))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_bfloat16_is_rough_but_trains(name: str) -> None:
+@families
+def test_bfloat16_is_rough_but_trains(family: str) -> None:
     """Everything that is kept and sent stays float32; see also `test_rows`."""
-    words = (f"method.name={name}", "epochs=5", "lr=0.25", "data.separation=8.0")
+    words = member(family, "epochs=5", "lr=0.25", "data.separation=8.0")
     exact, rough = (run(small(*words, *precision)) for precision in ((), ("precision=bf16",)))
     assert rough.sha256 != exact.sha256 or not rough.engine.method.is_global
     for column in ("up_gradient", "down_model", "up_activation"):

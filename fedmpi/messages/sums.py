@@ -124,6 +124,17 @@ class Kept(Sum):
         self.settings, self.chosen = settings, settings.aggregation
         self.updates: list[Tensor] = []
 
+    def vectors(self) -> list[Tensor]:
+        """Refuses: a rule that needs every update by itself leaves nothing to add up on the way.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"aggregation.rule = '{self.chosen.rule}', clip = {self.chosen.clip}: the server needs "
+            "each client's update by itself"
+        )
+
     @contextmanager
     def taking(self, message: Message) -> Iterator[Message]:
         """Adds the upload, with weight 1, to a vector of its own, and clips it."""

@@ -11,7 +11,7 @@ from fedmpi.clients.burden import MIB, Burden, Meter, activations
 from fedmpi.engine import Engine
 from fedmpi.networks import pruning
 from fedmpi.networks.flat import Flat
-from tests.plain import CNN, METHODS, play
+from tests.plain import CNN, METHODS, families, member, play
 from tests.small import small, sorts
 
 DEVICE = "devices.tiers=[{gflops=1.0}]"
@@ -88,11 +88,20 @@ def test_memory_is_vectors_and_activations(words: tuple[str, ...], vectors: int)
     assert some.memory(Burden(flat, 99, 3)) * MIB == vectors * 4 * 1290 + inputs / 2
 
 
-@pytest.mark.parametrize("words", [("epochs=3",), ("local_steps=2",), ("local_steps=11",)])
 @pytest.mark.parametrize("name", METHODS)
-def test_samples_are_those_that_steps_saw(name: str, words: tuple[str, ...]) -> None:
+def test_samples_are_those_that_steps_saw(name: str) -> None:
+    seen(f"method.name={name}", "epochs=3")
+
+
+@pytest.mark.parametrize("steps", [2, 11])
+@families
+def test_samples_are_those_that_so_many_steps_saw(family: str, steps: int) -> None:
+    seen(*member(family, f"local_steps={steps}"))
+
+
+def seen(*words: str) -> None:
     """As often as steps were really taken: a method may train more than one model."""
-    engine = Engine(small(f"method.name={name}", "rounds=1", *words))
+    engine = Engine(small("rounds=1", *words))
     list(play(engine))
     for client in range(5):
         picks = list(engine.trainer.feed.picks(0, client))

@@ -24,7 +24,7 @@ from fedmpi.config import ConfigError, Settings
 from fedmpi.engine import Engine
 from fedmpi.results import tables
 from tests import plain
-from tests.plain import METHODS, play
+from tests.plain import METHODS, families, member, play
 from tests.small import run, small
 
 WORLD = MPI.COMM_WORLD
@@ -253,10 +253,10 @@ def test_what_was_lost_is_no_residual() -> None:
 
 
 @pytest.mark.parallel([1, 3])
-@pytest.mark.parametrize("name", METHODS)
-def test_ranks_do_not_matter(name: str) -> None:
+@families
+def test_ranks_do_not_matter(family: str) -> None:
     words = (MIX, "devices.dropouts=0.5", "devices.stragglers=0.3", "devices.server_gflops=1.0")
-    settings = small(f"method.name={name}", "clients=6", "partition.minimum=1", "rounds=3", *words)
+    settings = small(*member(family, "clients=6", "partition.minimum=1", "rounds=3", *words))
     ours, alone = run(settings, WORLD), run(settings)
     if WORLD.rank == 0:
         assert ours.sha256 == alone.sha256

@@ -10,9 +10,9 @@ from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
-from fedmpi.messages.sums import Held, Sum, aggregate
-from tests.plain import METHODS, play, train
-from tests.small import run, small
+from fedmpi.messages.sums import Held, Sum, aggregate, chosen
+from tests.plain import METHODS, families, member, play, train
+from tests.small import refusal, run, small
 
 ROWS = torch.tensor([[1.0, 5.0, 0.0], [2.0, -9.0, 0.0], [9.0, 0.0, 0.0], [3.0, 1.0, 7.0]])
 
@@ -92,24 +92,28 @@ def test_one_bad_client_moves_the_mean_but_not_the_median(monkeypatch: pytest.Mo
     assert moved("aggregation.rule=trimmed", "aggregation.trim=0.2") < 2
 
 
-@pytest.mark.parallel([1, 3])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_under_a_median_or_refuses_it(name: str) -> None:
-    from mpi4py import MPI
-
-    words = (f"method.name={name}", "aggregation.rule=median", "participation=0.6")
+    words = (f"method.name={name}", "participation=0.6", "aggregation.rule=median")
     if not config.module("method", name).Config().pools:
         with pytest.raises(ConfigError, match="wanted a method in which all clients upload whole"):
             Engine(small(*words))
         return
-    found = run(small(*words), MPI.COMM_WORLD)
-    alone = run(small(*words))
-    if MPI.COMM_WORLD.rank == 0:
-        assert np.isfinite(found.model).all()
-        assert found.sha256 == alone.sha256
-        server = found.engine.server
-        plain = run(small(*words[:1], "participation=0.6"))
-        assert (found.sha256 != plain.sha256) == bool(server.blocks_per_upload)
+    found, plain = run(small(*words)), run(small(*words[:2]))
+    assert np.isfinite(found.model).all()
+    assert (found.sha256 != plain.sha256) == bool(found.engine.server.blocks_per_upload)
+
+
+@pytest.mark.parallel([1, 3])
+@families
+def test_ranks_do_not_matter_to_a_median(family: str) -> None:
+    from mpi4py import MPI
+
+    settings = small(*member(family), "participation=0.6", "aggregation.rule=median")
+    if not refusal(settings):
+        found = run(settings, MPI.COMM_WORLD)
+        if MPI.COMM_WORLD.rank == 0:
+            assert found.sha256 == run(settings).sha256
 
 
 @pytest.mark.parametrize(
@@ -151,3 +155,9 @@ def test_vectors_of_two_sums_add_up_to_those_of_all(kind: type[Sum]) -> None:
             each.add(block(some, 6), client + 1.0, at)
     for one, other, both in zip(*(each.vectors() for each in (*halves, whole)), strict=True):
         np.testing.assert_allclose(one + other, both, rtol=1e-5, atol=1e-6)
+
+
+def test_a_median_leaves_nothing_to_add_up_on_the_way() -> None:
+    settings = small("aggregation.rule=median")
+    with pytest.raises(ValueError, match=r"'median', clip = 0\.0: the server needs each client's"):
+        chosen(settings, 4, torch.device("cpu")).vectors()

@@ -20,7 +20,7 @@ from fedmpi.results.outcome import Outcome
 from fedmpi.training import train
 from fedmpi.training.evaluate import Verdict, mean
 from tests import plain
-from tests.plain import METHODS, play
+from tests.plain import METHODS, families, member, play
 from tests.small import run, small
 
 WORLD = MPI.COMM_WORLD
@@ -85,19 +85,27 @@ class Listening(Wire):
         line.send_up, line.send_down = asked, answered
 
 
-@pytest.mark.parallel([1, 3])
 @pytest.mark.parametrize("name", METHODS)
 def test_clients_are_charged_what_mpi_was_handed(name: str) -> None:
+    charged((f"method.name={name}", "participation=0.6", "rounds=3"), MPI.COMM_SELF)
+
+
+@pytest.mark.parallel([1, 3])
+@families
+def test_clients_are_charged_what_mpi_was_handed_on_all_ranks(family: str) -> None:
+    charged(member(family, "participation=0.6", "rounds=3"), WORLD)
+
+
+def charged(words: Sequence[str], world: MPI.Intracomm) -> None:
     """All of it but the buffers' own heads, and a word to all as often as it has hearers."""
     clock = Clock()
-    wire = Listening(clock, WORLD)
-    settings = small(f"method.name={name}", "participation=0.6", "rounds=3")
-    engine = Engine(settings, wire.place)
+    wire = Listening(clock, world)
+    engine = Engine(small(*words), wire.place)
     wire.listen()
     for outcome in engine.rounds(wire, clock):
         up = np.array([sum(wire.gathered), len(wire.gathered)])
         total = np.zeros_like(up)
-        WORLD.Reduce(up, total, MPI.SUM)
+        world.Reduce(up, total, MPI.SUM)
         if outcome is not None:
             (row,), ranks = outcome.tables["rounds"], outcome.tables["ranks"]
             assert ranks["up"].sum() == total[0]
@@ -107,7 +115,7 @@ def test_clients_are_charged_what_mpi_was_handed(name: str) -> None:
                 row["sampled"] * sum(length - BUFFER.size for length in wire.told)
                 + sum(length - BUFFER.size for length in pieces)
             )
-            assert ranks["down"].sum() == WORLD.size * sum(wire.told) + sum(pieces)
+            assert ranks["down"].sum() == world.size * sum(wire.told) + sum(pieces)
             clients = outcome.tables["clients"]
             for way in tables.DIRECTIONS:
                 columns = [c for c in tables.BYTES if c.startswith(f"{way}_")]

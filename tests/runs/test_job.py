@@ -217,7 +217,7 @@ def test_a_sweep_goes_on_behind_bad_members(
     assert states == [record.DONE, None, record.DONE]
     said = capfd.readouterr().err
     if WORLD.rank == 0:
-        assert said.count("run 1 (clients=999  method.name=fedavg): clients = 999: more than") == 1
+        assert said.count("run 1 (clients=999  method.name=fedavg): clients = 999: wanted") == 1
         assert "[1/3] clients=3" in said and "[3/3] clients=2" in said
     else:
         assert said == ""

@@ -109,8 +109,9 @@ def parsed(*words: str) -> dict[str, object]:
     command: click.Command = main
     rest = list(words)
     while isinstance(command, click.Group):
-        assert rest and rest[0] in command.commands, f"fedmpi has no command {shlex.join(words)}"
-        command = command.commands[rest.pop(0)]
+        below = command.get_command(click.Context(command), rest.pop(0)) if rest else None
+        assert below is not None, f"fedmpi has no command {shlex.join(words)}"
+        command = below
     try:
         return command.make_context("fedmpi", rest).params
     except click.UsageError as error:
