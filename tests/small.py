@@ -97,10 +97,10 @@ class Run:
         return self.engine.model_sha256()
 
 
-def refusal(settings: Settings) -> str:
-    """Why an engine refuses the settings; empty if it does not."""
+def refusal(*words: str) -> str:
+    """Why the small run with such words is refused, when read or when built; empty if it is not."""
     try:
-        Engine(settings)
+        Engine(small(*words))
     except ConfigError as error:
         return str(error)
     return ""

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from scipy.io import savemat
 
-from fedmpi import config
+from fedmpi import config, loading
 from fedmpi.__main__ import main
 from fedmpi.data import fetch, files
 from fedmpi.data.files import DataError, Source
@@ -115,7 +115,7 @@ def made(server: Server, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         SOURCES=(Source((f"{server.url}/file",), "made/file", md5(CONTENT)),),
     )
     server.files["file"] = CONTENT
-    monkeypatch.setattr(config, "load", lambda tree: None)
+    monkeypatch.setattr(loading, "load", lambda tree: None)
     monkeypatch.setattr(config, "module", lambda table, name: module)
     module.folder = Path("data").absolute() / "made"
     return module

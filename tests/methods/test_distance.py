@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fedmpi.methods.sgcfl import distance
+from tests.small import small
 
 WEIGHTS = np.array([40.0, 10.0, 30.0, 20.0])
 FAR = np.array([0.5, 2.0, 1.0, 4.0])
@@ -87,6 +88,6 @@ def test_what_waits_is_added_up_when_all_is_there(rule: str) -> None:
 
 
 def test_settings_of_other_rules_are_idle() -> None:
-    assert set(config("inv_dist").idle()) == {"temperature"}
-    assert set(config("exp_dist").idle()) == {"epsilon"}
-    assert set(config("fedavg").idle()) == {"temperature", "epsilon"}
+    assert set(config("inv_dist").idle(small())) == {"temperature"}
+    assert set(config("exp_dist").idle(small())) == {"epsilon"}
+    assert set(config("fedavg").idle(small())) == {"temperature", "epsilon"}

@@ -401,5 +401,5 @@ def test_bits_are_those_of_codes_or_of_floats(name: str, bits: object) -> None:
 
 
 def test_what_is_possible_is_not_refused() -> None:
-    assert not refusal(small(*words("fedlite", "method.vectors=4", "method.groups=4", TAIL)))
-    assert not refusal(small(*words("splitquant", "method.bits=32", "method.gradient_bits=2")))
+    assert not refusal(*words("fedlite", "method.vectors=4", "method.groups=4", TAIL))
+    assert not refusal(*words("splitquant", "method.bits=32", "method.gradient_bits=2"))

@@ -91,7 +91,10 @@ def test_all_modules_are_in_it_and_nothing_else(wheel: Path) -> None:
     }
 
 
-def test_its_command_lists_what_the_tree_has(installed: Path, tmp_path: Path) -> None:
+def test_its_command_lists_what_the_tree_has(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where both find the same data sets, or none
     for table in ("methods", "models", "data", "partitions"):
         found = elsewhere(installed, tmp_path, installed / "bin" / "fedmpi", "list", table)
         wanted = CliRunner(env={"COLUMNS": "100"}).invoke(main, ["list", table])

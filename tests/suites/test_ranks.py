@@ -159,9 +159,9 @@ def test_all_of_sgd_and_few_clients_a_round(family: str) -> None:
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
 def test_every_choice(choice: tuple[str, ...]) -> None:
     """Choices that want another setting, too, are seen through in `test_methods`."""
-    settings = small(*choice, "participation=0.6", "rounds=3", "epochs=1", "server=shared")
-    if not refusal(settings):
-        compare(settings)
+    words = (*choice, "participation=0.6", "rounds=3", "epochs=1", "server=shared")
+    if not refusal(*words):
+        compare(small(*words))
 
 
 @on_ranks

@@ -317,7 +317,7 @@ def test_stacked_equals_one_by_one_in_every_case(family: str, case: str) -> None
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
 def test_stacked_equals_one_by_one_in_every_choice(choice: tuple[str, ...]) -> None:
     """Choices that want another setting, too, are seen through in `test_methods`."""
-    if not refusal(small(*choice)):
+    if not refusal(*choice):
         compare((*choice, *ALL), 3)
 
 
