@@ -71,8 +71,8 @@ that says which others it may import, and checks it.
  messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks
+    select         which values are sent           counts         how many values are kept
     clock          seconds by phase                ledger         bytes by client and kind
-    counts         how many values are kept
     sums           weighted sums of uploads, and robust alternatives to their mean
  networks/
     flat           a network as one vector         layers         additional layers

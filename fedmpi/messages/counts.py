@@ -32,7 +32,7 @@ def keep_ceil(size: int, density: float) -> int:
     """The product rounded up; at least one, but nothing of nothing.
 
     HeteroFL's code counts the channels of a layer so, and all methods of `networks.narrow` with it.
-    So do selections in each tensor by itself (`sparse.counts`): no tensor falls silent.
+    So do selections in each tensor by itself (`select.counts`): no tensor falls silent.
     """
     return min(size, max(1, ceil(round(density * size, DIGITS))))
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from fedmpi.config import ConfigError
-from fedmpi.messages import sparse
+from fedmpi.messages import select, sparse
 from fedmpi.messages.codec import Block, Coding, Kind, Scale, WireError, code_dtype
-from fedmpi.messages.sparse import EXACT, Span
+from fedmpi.messages.select import Span
+from fedmpi.messages.sparse import EXACT
 
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 32]
 """Bits of a value, as a setting; 32 is EXACT."""
@@ -114,8 +115,8 @@ def strongest(
         bits: 1 to 16, or EXACT.
         random: rounds kept values stochastically and unbiased; None rounds to the nearest.
     """
-    where = sparse.tops(x, spans, sparsity)
-    lengths = np.tile(sparse.counts(spans, sparsity), len(x))
+    where = select.tops(x, spans, sparsity)
+    lengths = np.tile(select.counts(spans, sparsity), len(x))
     travel = where if sparsity else None
     values = x.detach().reshape(-1)[where]
     return ranges(kind, values, lengths, bits, random, x.numel(), travel)
@@ -135,13 +136,13 @@ def restored(
     """
     if blocks[0].size != prod(shape):
         raise WireError(f"a block of a tensor of {blocks[0].size}, wanted {prod(shape)}")
-    lengths = np.tile(sparse.counts(spans, sparsity), shape[0])
+    lengths = np.tile(select.counts(spans, sparsity), shape[0])
     found = ranged(blocks, lengths, device)
     dense = torch.zeros(shape, device=device)
     if sparsity:
         dense.view(-1)[sparse.indices(blocks[0], device)] = found
     else:
-        counts = sparse.counts(spans, sparsity)
+        counts = select.counts(spans, sparsity)
         parts = found.view(shape[0], sum(counts)).split(counts, 1)
         for span, part in zip(spans, parts, strict=True):
             dense[:, span.start : span.stop] = part
@@ -231,7 +232,7 @@ def columns(
 ) -> list[Block]:
     """Quantizes columns of a batch uniformly, each between its least and its greatest value.
 
-    The second half of SplitFC; the first is `sparse.features`.
+    The second half of SplitFC; the first is `select.features`.
     Differs from the paper: all columns have the same number of bits, where the paper derives it
     from a column's range.
     Bytes: ceil(kept * B * bits / 8), and 8 a column. The columns' numbers are not included;

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.messages import sparse
+from fedmpi.messages import select, sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg
@@ -60,7 +60,7 @@ class Clients(fedavg.Clients):
         self.velocities.add(client, velocity)
         waiting = velocity.clone()
         self.feedback.add(client, waiting)
-        positions = sparse.top(waiting, keep_round(self.flat.count, 1 - self.sparsity(t)))
+        positions = select.top(waiting, keep_round(self.flat.count, 1 - self.sparsity(t)))
         block = sparse.block(Kind.GRADIENT, waiting[positions], self.flat.size, positions)
         velocity[positions] = 0
         waiting[positions] = 0

@@ -3,7 +3,7 @@
 F. Zheng, C. Chen, L. Lyu, B. Yao, *Reducing Communication for Split Learning by Randomized Top-k
 Sparsification*, IJCAI 2023, arXiv 2305.18469. Activations that are not sent count as zero.
 Gradients are sent back for the activations that were sent, so that their positions are known. With
-`alpha` 0 this is plain top-k, with `sparsity` 0 SplitFed. `sparse.random_tops` draws the positions.
+`alpha` 0 this is plain top-k, with `sparsity` 0 SplitFed. `select.random_tops` draws the positions.
 
 Differs from the paper: there are many clients, as in SplitFed; positions are sent as a list or a
 bitmap, whichever is shorter.
@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi.config import Settings
-from fedmpi.messages import sparse
+from fedmpi.messages import select, sparse
 from fedmpi.messages.codec import Block
 from fedmpi.messages.counts import keep_round
 from fedmpi.methods import splitfed
@@ -55,7 +55,7 @@ class Link(links.Link[tuple[int, Tensor | None]]):
         count, where = keep_round(x.shape[1], 1 - self.method.sparsity), None
         if count < x.shape[1]:
             random = self.random(Purpose.CHOICE, crossing)
-            where = sparse.random_tops(x, count, self.method.alpha, random)
+            where = select.random_tops(x, count, self.method.alpha, random)
         values = x.reshape(-1) if where is None else x.reshape(-1)[where]
         return [sparse.block(crossing.kind, values, x.numel(), where)], (x.numel(), where)
 

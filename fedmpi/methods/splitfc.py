@@ -7,7 +7,7 @@ that were sent. With `ratio` 1 and 32 bits both ways this is SplitFed.
 
 Differs from the paper: all features have the same number of bits, where the paper derives it from a
 feature's range; there are many clients, as in SplitFed.
-Reconstruction: the probability with which a feature is sent is that of `sparse.features`.
+Reconstruction: the probability with which a feature is sent is that of `select.features`.
 Activations and gradients are divided by it, so that they are unbiased. Codes lie between each
 feature's least and greatest value and are rounded to the nearest.
 """
@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.messages import quantized, sparse
+from fedmpi.messages import quantized, select, sparse
 from fedmpi.messages.codec import Block
 from fedmpi.messages.quantized import Bits
 from fedmpi.methods import splitfed
@@ -52,7 +52,7 @@ class Link(links.Link[Went]):
         kept, share = torch.arange(size, device=x.device), None
         if self.method.ratio > 1:
             random = self.random(Purpose.CHOICE, crossing)
-            kept, share = sparse.features(x, self.method.ratio, random)
+            kept, share = select.features(x, self.method.ratio, random)
             x, places = x[:, kept] / share, [sparse.places(kept, size)]
         blocks = quantized.columns(crossing.kind, x, size, self.method.bits)
         return [*blocks, *places], ((len(x), size), kept, share)

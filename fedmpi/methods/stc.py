@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.messages import sparse
+from fedmpi.messages import select, sparse
 from fedmpi.messages.codec import Block, Kind, Message, pack, unpack
 from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg
@@ -47,7 +47,7 @@ def ternary(update: Tensor, flat: Flat, sparsity: float) -> Block:
 
     The update must be zero at running statistics. Zeros are never sent, because they have no sign.
     """
-    positions = sparse.top(update, keep_round(flat.count, 1 - sparsity))
+    positions = select.top(update, keep_round(flat.count, 1 - sparsity))
     positions = positions[update[positions] != 0]
     return sparse.signs(Kind.GRADIENT, update[positions], flat.size, positions)
 

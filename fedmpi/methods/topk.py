@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi.config import Settings
-from fedmpi.messages import sparse
+from fedmpi.messages import select, sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg
@@ -69,7 +69,7 @@ class Clients(Compressing):
         count = keep_round(self.flat.count, 1 - self.method.sparsity)
         if count == self.flat.count:
             return sparse.block(Kind.GRADIENT, update), None
-        positions = sparse.top(update, count)
+        positions = select.top(update, count)
         block = sparse.block(Kind.GRADIENT, update[positions], self.flat.size, positions)
         update[positions] = 0
         return block, update

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedmpi.config import ConfigError
-from fedmpi.messages import quantized, sparse
+from fedmpi.messages import quantized, select, sparse
 from fedmpi.messages.codec import (
     BLOCK,
     BUFFER,
@@ -312,7 +312,7 @@ def test_columns_that_are_kept_are_right_on_average() -> None:
     x, random, draws = normal(8, 10) + 0.5, rng(2), 4000
     total = torch.zeros(8, 10)
     for _ in range(draws):
-        kept, share = sparse.features(x, 2, random)
+        kept, share = select.features(x, 2, random)
         blocks = quantized.columns(WHAT, x[:, kept] / share, 10, 4, random)
         total += quantized.columned(blocks, kept, (8, 10))
     # A column is kept with a probability of 0.05 at least: variance below x^2 / 0.05 + step^2 / 4.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedmpi import models
 from fedmpi.engine import Engine
-from fedmpi.messages import quantized, sparse
+from fedmpi.messages import quantized, select, sparse
 from fedmpi.messages.codec import Block, Kind, pack
 from fedmpi.methods import powersgd, randomk
 from tests.methods.test_fedavg import TINY
@@ -69,7 +69,7 @@ def test_topk_contracts_by_what_it_keeps(vector: list[float], share: float) -> N
     """||v - top_k(v)||^2 <= (1 - k / n) ||v||^2: Stich et al., definition 2.1 of a contraction."""
     values, count = torch.tensor(vector), max(1, round(share * len(vector)))
     rest = values.clone()
-    rest[sparse.top(values, count)] = 0
+    rest[select.top(values, count)] = 0
     square = float(values.double().square().sum())
     assert float(rest.double().square().sum()) <= (1 - count / len(vector)) * square * (1 + 1e-12)
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi.messages import sparse
+from fedmpi.messages import select, sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.split.cuts import Crossing, Cut
 from fedmpi.split.sides import Side
@@ -51,7 +51,7 @@ class Dropping(Side):
         if where is None:
             cut, *ids = batch
             random = stream(self.trainer.settings.seed, Purpose.SURVIVOR, *ids, cut)
-            where = sparse.survivors(size, self.method.dropout, random).to(self.trainer.device)
+            where = select.survivors(size, self.method.dropout, random).to(self.trainer.device)
         if kind == Kind.ACTIVATION:
             self._drawn[tuple(batch)] = where
         return where

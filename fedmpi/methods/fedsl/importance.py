@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedmpi.clients import devices
 from fedmpi.config import ConfigError, Settings
-from fedmpi.messages import sparse
+from fedmpi.messages import select
 from fedmpi.messages.counts import keep_ceil, keep_round
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.narrow import Narrow, SubModels
@@ -62,7 +62,7 @@ class Weights(Pruner):
 
     def choose(self, change: Tensor, rate: float) -> Tensor:
         """Returns the weights with the largest changes g * w, in all layers together."""
-        return sparse.top(change[self.places], keep_round(self.count, 1 - rate))
+        return select.top(change[self.places], keep_round(self.count, 1 - rate))
 
     def mask(self, kept: Tensor) -> Tensor:
         """Returns the mask of the kept weights and all other parameters: float32 [flat.size]."""

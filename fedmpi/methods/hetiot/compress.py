@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedmpi.messages import sparse
+from fedmpi.messages import select, sparse
 from fedmpi.messages.codec import Block, Coding, Kind
 from fedmpi.messages.counts import keep_round
 from fedmpi.networks import narrow, pruning
@@ -102,7 +102,7 @@ class Prune(Compressor):
         weights, kept = w[self.prunable], []
         for start, stop in self.spans:
             count = keep_round(stop - start, keep)
-            kept.append(start + sparse.top(weights[start:stop], count))
+            kept.append(start + select.top(weights[start:stop], count))
         best = torch.cat(kept)
         values = sparse.block(Kind.MODEL, w[self._stay(best)], self.flat.size)
         return [values, sparse.places(best, len(weights))]

@@ -28,7 +28,7 @@ from fedmpi.config import Settings
 from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.messages.quantized import Bits
-from fedmpi.messages.sparse import Span
+from fedmpi.messages.select import Span
 from fedmpi.methods import splitfed
 from fedmpi.methods.sgcfl import distance
 from fedmpi.methods.sgcfl.distance import Waiting

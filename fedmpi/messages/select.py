@@ -1,0 +1,167 @@
+"""Choice of positions: which values of a vector are sent.
+
+The largest values, the largest of each part, values drawn at random, or whole features of a batch.
+How many values these are is in `counts`.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi.messages.counts import keep_ceil
+
+SAMPLE = 1 << 16
+"""Values in the sample by which a selection from a long vector begins."""
+EVEN = 0.1
+"""Share of the mean deviation that is added to the deviation of each feature."""
+
+
+def top(vector: Tensor, count: int) -> Tensor:
+    """Positions of the `count` largest absolute values, ascending: int64 [count].
+
+    The result is exact. For a long vector, a regular sample gives a threshold, and only the few
+    values above it are compared. If these are fewer than `count`, all values are compared.
+    """
+    magnitude = vector.abs()
+    stride = len(vector) // SAMPLE
+    if stride > 1 and 0 < count <= len(vector) // 4:
+        sample = magnitude[::stride]
+        rank = count / stride
+        likely = sample.topk(min(len(sample), int(rank + 4 * rank**0.5) + 1)).values[-1]
+        # Not below, rather than above: so that a value that is no number is found, too.
+        beyond = (~(magnitude < likely)).nonzero().squeeze(1)
+        if len(beyond) >= count:
+            _, found = torch.topk(magnitude[beyond], count, sorted=False)
+            return beyond[found].sort().values
+    _, found = torch.topk(magnitude, count, sorted=False)
+    return found.sort().values
+
+
+class Span(Protocol):
+    """A part of a vector, such as a `range` or a `flat.Piece`."""
+
+    @property
+    def start(self) -> int:
+        """The first position."""
+
+    @property
+    def stop(self) -> int:
+        """The position behind the last."""
+
+
+def counts(spans: Sequence[Span], sparsity: float) -> list[int]:
+    """Numbers of values that remain of each part, by the rule of `keep_ceil`."""
+    return [keep_ceil(span.stop - span.start, 1 - sparsity) for span in spans]
+
+
+def tops(x: Tensor, spans: Sequence[Span], sparsity: float) -> Tensor:
+    """Positions of the largest absolute values of each row's parts, ascending: int64 [kept].
+
+    The choice among equal values depends only on their part of their row.
+
+    Args:
+        x: [rows, n]; positions are those in it as one vector [rows * n].
+        spans: the parts, ascending and apart.
+        sparsity: share of each part's values that are left out (see `counts`).
+    """
+    chosen = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
+    for span, count in zip(spans, counts(spans, sparsity), strict=True):
+        part, mine = (each[:, span.start : span.stop] for each in (x, chosen))
+        if count < part.shape[1]:
+            mine.scatter_(1, _tops(part, count), True)
+        else:  # nothing to select
+            mine.fill_(True)
+    return chosen.view(-1).nonzero().squeeze(1)
+
+
+def random_tops(x: Tensor, count: int, alpha: float, random: np.random.Generator) -> Tensor:
+    """Positions of `count` values of each row, nearly the largest: int64 [rows * count], ascending.
+
+    F. Zheng, C. Chen, L. Lyu, B. Yao, *Reducing Communication for Split Learning by Randomized
+    Top-k Sparsification*, IJCAI 2023, arXiv 2305.18469: values are drawn one after the other,
+    without replacement. The weight of each of the largest is (1 - alpha) / count, and that of each
+    other value alpha / (n - count), as in `NaiveRandomTopKModifier` of the released code. The
+    values themselves are not changed.
+
+    Args:
+        x: [rows, n]; positions are those in it as one vector [rows * n].
+        count: values of a row to choose, at most n.
+        alpha: weight of all other values together, at least 0 and below 1; with 0 none is chosen.
+        random: the source of randomness.
+    """
+    rows, size = x.shape
+    weights = np.full((rows, size), alpha / max(1, size - count), np.float32)
+    largest = _tops(x, count).cpu().numpy()
+    np.put_along_axis(weights, largest, np.float32((1 - alpha) / max(1, count)), 1)
+    # Of exponential times with these rates, the first ones are such a draw (B. Efraimidis, P.
+    # Spirakis, *Weighted Random Sampling with a Reservoir*, 2006); a rate of zero never comes.
+    times = random.standard_exponential((rows, size), np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        times /= weights
+    earliest = torch.from_numpy(times).topk(count, largest=False, sorted=False).indices
+    chosen = torch.zeros(x.shape, dtype=torch.bool).scatter_(1, earliest, True)
+    return chosen.view(-1).nonzero().squeeze(1).to(x.device)
+
+
+def _tops(x: Tensor, count: int) -> Tensor:
+    """Positions of each row's `count` largest absolute values, in any order: [rows, count]."""
+    if x.shape[1] >= 2 * SAMPLE:  # `top` is faster there
+        return torch.stack([top(row, count) for row in x])
+    return x.abs().topk(count, sorted=False).indices
+
+
+def survivors(size: int, share: float, random: np.random.Generator) -> Tensor:
+    """Positions that a dropout of `share` leaves, ascending: int64 [about (1 - share) size].
+
+    Two sides that draw from the same stream need not send the positions. Values at these positions,
+    divided by 1 - share, are unbiased, and so are gradients that are divided by it.
+    """
+    drawn = random.random(size, np.float32) >= share
+    return torch.from_numpy(np.flatnonzero(drawn))
+
+
+def features(x: Tensor, ratio: float, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Chooses columns of a batch at random; those that vary little are likely to be dropped.
+
+    After SplitFC: Y. Oh, J. Lee, C. G. Brinton, Y.-S. Jeon, *Communication-Efficient Split Learning
+    via Adaptive Feature-Wise Compression*, IEEE TNNLS, arXiv 2307.10805: a feature is dropped
+    with a probability that its standard deviation over the batch determines.
+    Reconstruction: each feature is kept with the probability min(1, c s), independently. Here s is
+    its deviation plus a tenth of the mean deviation, so that no feature is dropped with certainty,
+    and c is such that D / ratio features are kept on average. Features whose deviation is not
+    finite are kept.
+
+    Args:
+        x: a batch, [B, D].
+        ratio: features for one that is kept, at least 1.
+        random: the source of randomness.
+
+    Returns:
+        The positions of the features that remain, int64 [kept], ascending, and the probabilities
+        of remaining, float32 [kept]. Values and gradients that are divided by them are unbiased.
+    """
+    size = x.shape[1]
+    x = x.detach()
+    deviation = (x - x.mean(0)).square().mean(0).sqrt().double().cpu().numpy()
+    likely = np.ones(size)
+    varies = np.flatnonzero(np.isfinite(deviation))
+    if len(varies):
+        weight = deviation[varies] + EVEN * deviation[varies].mean()
+        wanted = max(0.0, size / ratio - (size - len(varies)))
+        likely[varies] = _inclusion(weight if weight.any() else weight + 1, wanted)
+    kept = np.flatnonzero(random.random(size) < likely)
+    found = torch.from_numpy(kept), torch.from_numpy(likely[kept].astype(np.float32))
+    return found[0].to(x.device), found[1].to(x.device)
+
+
+def _inclusion(weight: np.ndarray, wanted: float) -> np.ndarray:
+    """Probabilities min(1, c weight) whose sum is `wanted`, for positive weights [n]."""
+    falling = -np.sort(-weight)
+    rest = np.cumsum(falling[::-1])[::-1]
+    # If the first m are certain, c is (wanted - m) / the others' sum; m is the least that does.
+    factors = (wanted - np.arange(len(weight))) / rest
+    certain = np.argmax(factors * falling <= 1 + 1e-9)
+    return np.minimum(1, factors[certain] * weight)
