@@ -24,7 +24,6 @@ def block(
     coding: Coding = Coding.F4,
     bits: int = 0,
     random: np.random.Generator | None = None,
-    golomb: bool = False,
 ) -> Block:
     """Values of a vector as a block; only they cross from the device to the host.
 
@@ -37,7 +36,6 @@ def block(
         bits: bits a value, 1 to 16, for CODES; with EXACT values travel in float32 after all.
         random: rounds codes up or down at random, so that they are right on average; without it
             codes are rounded to the nearest.
-        golomb: write positions in Golomb's code.
     """
     values = values.detach().reshape(-1)
     where = None if indices is None else indices.to("cpu", torch.int64).numpy().astype(np.uint32)
@@ -46,12 +44,12 @@ def block(
         coding = Coding.F4
     if coding == Coding.CODES:
         codes, scale = quantize(values.to("cpu", torch.float32).numpy(), bits, random)
-        return Block(kind, size, coding, codes, where, bits, scale, golomb)
+        return Block(kind, size, coding, codes, where, bits, scale)
     if coding == Coding.BF16:
         array = values.to(torch.bfloat16).cpu().view(torch.int16).numpy().view(np.uint16)
     else:
         array = values.to(_TORCH[coding]).cpu().numpy()
-    return Block(kind, size, coding, array, where, golomb=golomb)
+    return Block(kind, size, coding, array, where)
 
 
 _TORCH = {
