@@ -88,7 +88,8 @@ that says which others it may import, and checks it.
     skew           transformed labels and samples  devices        simulated: seconds, joules
     burden         FLOPs and memory of training
  training/
-    train          local steps of rows of clients  feed           batches of each local step
+    train          local steps of rows of clients  rates          learning rates of local steps
+    feed           batches of each local step      probe          measurements of single models
     rows           models, one by one              stacked        models, all at once
     descent        optimizers of rows              inner          networks inside rows
     evaluate       accuracies                      hardware       devices and threads of a rank

@@ -122,7 +122,7 @@ class Engine:
         self.exchange = exchange.Exchange(wire, clock, self.ledger)
         method, is_apart = self.method, self.settings.server == "dedicated" and wire.size > 1
         hosts = range(1 if is_apart else 0, wire.size)
-        is_settled = method.keeps_state or self.trainer.keeps
+        is_settled = method.keeps_state or self.trainer.keeps_statistics
         about = self.width, is_settled, method.converses
         self.placement = Placement(self.population, hosts, *about)
         first = self.population.first_round if first is None else first

@@ -38,6 +38,7 @@ from fedmpi.methods import fedavg, staticmask
 from fedmpi.networks import pruning
 from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, stream
+from fedmpi.training import probe
 from fedmpi.training.store import Stores
 from fedmpi.training.train import Trainer
 
@@ -179,7 +180,7 @@ class Clients(fedavg.Clients):
             growth = torch.from_numpy(random.random(self.flat.size)).to(w.device)
         else:
             *_, last = self.trainer.feed.picks(t, client)
-            growth = self.trainer.gradient(client, w, last.positions.numpy())
+            growth = probe.gradient(self.trainer, client, w, last.positions.numpy())
         counts = pruning.erk(self.flat, self.method.sparsity)
         return pruning.regrown(self.flat, w, growth, self.mask(client), counts, share)
 

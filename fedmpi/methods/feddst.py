@@ -33,6 +33,7 @@ from fedmpi.messages.sums import Held
 from fedmpi.methods import staticmask
 from fedmpi.networks import pruning
 from fedmpi.networks.flat import Flat
+from fedmpi.training import probe
 from fedmpi.training.train import Trainer
 
 
@@ -165,7 +166,7 @@ class Clients(staticmask.Clients):
         found, counts = found.clone(), method.counts(self.flat)
         for w, client in zip(found, clients, strict=True):
             *_, last = self.trainer.feed.picks(t, client)
-            g = self.trainer.gradient(client, w, last.positions.numpy())
+            g = probe.gradient(self.trainer, client, w, last.positions.numpy())
             self.own[client] = pruning.regrown(self.flat, w, g, self.mask, counts, share)
             w[~(self.mask & self.own[client])] = 0
         return found

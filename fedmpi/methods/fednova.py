@@ -41,7 +41,7 @@ class Server(fedavg.Server):
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Adds a client's normalized update."""
-        scale = self.trainer.effective_steps(t, client)
+        scale = self.trainer.rates.effective_steps(t, client)
         self.effective += weight * scale
         update = sparse.vector(blocks[0], self.flat.size, self.w.device)
         self.plain.add_(update[self.stat_positions], alpha=weight)

@@ -72,6 +72,6 @@ class Clients(fedavg.Clients):
         """Sends the update and the change of the control variate c_k."""
         update = w - self.start
         change = self.variates.move(
-            client, update, self.trainer.sum_of_rates(t, client), self.stat_positions
+            client, update, self.trainer.rates.total(t, client), self.stat_positions
         )
         return [sparse.block(Kind.GRADIENT, update), sparse.block(Kind.GRADIENT, change)]

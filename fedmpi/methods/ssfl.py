@@ -32,6 +32,7 @@ from fedmpi.messages.counts import keep_floor
 from fedmpi.messages.sums import Sum
 from fedmpi.methods import fedavg, staticmask
 from fedmpi.streams import Purpose, stream
+from fedmpi.training import probe
 from fedmpi.training.train import Trainer
 
 
@@ -132,7 +133,7 @@ class Clients(staticmask.Clients):
         parts = np.split(some, range(batch, count, batch))
         scores = torch.zeros_like(self.start)
         for part in parts:
-            scores += (self.trainer.gradient(client, self.start, part) * self.start).abs()
+            scores += (probe.gradient(self.trainer, client, self.start, part) * self.start).abs()
         return scores / len(parts)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:

@@ -38,7 +38,7 @@ class Lockstep:
 
     def step(self, clients: Sequence[int]) -> None:
         """Moves the rows of these clients, which are the first ones, along their gradients."""
-        self.descent.step(len(clients), self.trainer.rates(self.t, clients, self.done))
+        self.descent.step(len(clients), self.trainer.rates.of_step(self.t, clients, self.done))
 
 
 class WaveParts:

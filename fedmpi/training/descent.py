@@ -1,7 +1,6 @@
 """Optimizers of rows: everything between a gradient and the next model, computed row by row."""
 
 from abc import ABC, abstractmethod
-from math import cos, pi
 from typing import Any
 
 import torch
@@ -104,20 +103,3 @@ class Adam(Descent):
 def descent(settings: Settings, rows: Rows[Any]) -> Descent:
     """Returns the optimizer of the settings for these rows."""
     return {"sgd": Sgd, "adam": Adam}[settings.optimizer](settings, rows)
-
-
-def rate(settings: Settings, t: int, through: float = 0.0) -> float:
-    """Returns the learning rate of round t.
-
-    Args:
-        settings: settings with `schedule`; `restarts` is half a cosine in each round, as in SGDR
-            with a period of one round (I. Loshchilov, F. Hutter, ICLR 2017), stepped once a pass.
-        t: the round; an agreement before the first round has the first round's rate.
-        through: share of the round's local passes that are done.
-    """
-    t = max(t, 0)
-    if settings.schedule in ("cosine", "restarts"):
-        share = through if settings.schedule == "restarts" else t / settings.rounds
-        return settings.lr_min + (settings.lr - settings.lr_min) * (1 + cos(pi * share)) / 2
-    powers = t if settings.schedule == "decay" else sum(t >= step for step in settings.lr_steps)
-    return settings.lr * settings.lr_decay**powers

@@ -17,6 +17,7 @@ from fedmpi.config import Settings
 from fedmpi.data import Dataset
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.wire import Wire
+from fedmpi.training import probe
 from fedmpi.training.train import Trainer
 
 SHARD = np.dtype([("client", "i8"), ("accuracy", "f8")])
@@ -175,7 +176,7 @@ class Evaluation:
         clients = [client for client, _ in models]
         shards = [self.shard(client) for client in clients]
         xs, ys = ([shard[part] for shard in shards] for part in range(2))
-        right = self.trainer.correct([w for _, w in models], xs, ys, clients)
+        right = probe.correct(self.trainer, [w for _, w in models], xs, ys, clients)
         return {client: mean(theirs) for client, theirs in zip(clients, right, strict=True)}
 
     def shard(self, client: int) -> tuple[Tensor, Tensor]:
@@ -188,13 +189,13 @@ class Evaluation:
 
     def evaluate(self, w: Tensor) -> Verdict:
         """Accuracies of the global model w [n]."""
-        (right,) = self.trainer.correct([w], [self.test_x], [self.test_y])
+        (right,) = probe.correct(self.trainer, [w], [self.test_x], [self.test_y])
         theirs = right[self.owned]
         if self.seen is not None:
-            (theirs,) = self.trainer.correct([w], [self.seen], [self.test_y[self.owned]])
+            (theirs,) = probe.correct(self.trainer, [w], [self.seen], [self.test_y[self.owned]])
         hits = np.bincount(self.owners, theirs, minlength=self.settings.clients)
         shards = hits / np.where(self.counts, self.counts, np.nan)
-        (known,) = self.trainer.correct([w], [self.held_x], [self.held_y])
+        (known,) = probe.correct(self.trainer, [w], [self.held_x], [self.held_y])
         return Verdict(mean(right), mean(known), shards)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +15,9 @@ from fedmpi.clients.population import Population
 from fedmpi.config import Settings
 from fedmpi.data import Dataset
 from fedmpi.networks.flat import Flat
-from fedmpi.training.descent import Descent, descent, rate
+from fedmpi.training.descent import Descent, descent
 from fedmpi.training.feed import Feed
+from fedmpi.training.rates import Rates
 from fedmpi.training.rows import Each, OneByOne, Rows
 from fedmpi.training.stacked import Stacked
 from fedmpi.training.store import Store, Stores
@@ -49,9 +49,6 @@ class Composite(Part, Protocol):
         """So many models of the part's shape."""
 
 
-EVALUATION_BATCH = 256
-"""Samples that a model is judged on at a time. The same for one row and for many: some networks
-normalise a batch by its own statistics."""
 SHARE_OF_MEMORY = 0.8
 """Of a device's free memory; the rest is for what comes and goes."""
 SHAPES = 8
@@ -63,8 +60,9 @@ class Trainer:
 
     Attributes:
         feed: what clients learn from.
+        rates: the learning rates of their steps.
         pool: how a split model's parts on the server are gone through (see `Rows.each`).
-        keeps: whether clients have something that stays on their rank: statistics of their own.
+        keeps_statistics: whether clients have statistics of their own, which stay on their rank.
         losses: each client's losses in local training, this round: their sum and their number.
         seconds: each client's time in local training, and in preparing its upload, this round.
         at: steps that those at work have behind them, for methods whose steps differ.
@@ -84,15 +82,16 @@ class Trainer:
     ) -> None:
         self.pool = pool
         self.settings, self.flat, self.population, self.device = settings, flat, population, device
+        self.rates = Rates(settings, population, device)
         self.feed = Feed(settings, data, population, device, flat.is_random)
         self.is_stacked = device.type == "cuda" or (settings.rows or 1) > 1
         self.row_limit = settings.rows
-        self.keeps = flat.is_local and len(flat.statistics) > 0
+        self.keeps_statistics = flat.is_local and len(flat.statistics) > 0
         self.descent = self.descent_of(flat, 1)
         self.others: dict[Flat | Composite, Descent] = {}
         self.stores = Stores(settings.state)
         self.statistics: dict[int, Tensor] | Store = {}
-        if self.keeps:
+        if self.keeps_statistics:
             self.statistics = self.store("statistics", len(flat.local_stats))
         self.begin()
 
@@ -133,47 +132,6 @@ class Trainer:
         share = (perf_counter() - began) / len(clients)
         for client in clients:
             self.seconds[client] = self.seconds.get(client, 0.0) + share
-
-    def rates(
-        self, t: int, clients: Sequence[int], step: int, passes: int | None = None
-    ) -> float | Tensor:
-        """The learning rate of a step: one for all, or [k, 1] where it depends on the client.
-
-        Args:
-            t: the round.
-            clients: whose step.
-            step: which.
-            passes: how many it is one of, if not as many as the round's local training has.
-        """
-        if self.settings.schedule != "restarts":
-            return rate(self.settings, t)
-        found = []
-        for client in clients:
-            each = -(-int(self.population.sizes[client]) // self.settings.batch)
-            whole = -(-self.population.steps(client, passes) // each)
-            found.append(rate(self.settings, t, (step // each) / whole))
-        return torch.tensor(found, device=self.device).unsqueeze(1)
-
-    def rates_of(self, t: int, client: int) -> list[float]:
-        """The learning rate of each of the client's steps in round t."""
-        steps = range(self.population.steps(client))
-        return [float(self.rates(t, [client], step)) for step in steps]
-
-    def sum_of_rates(self, t: int, client: int) -> float:
-        """How far the client's steps go in round t along gradients of 1: the sum of rates."""
-        return sum(self.rates_of(t, client))
-
-    def effective_steps(self, t: int, client: int) -> float:
-        """The sum of the weights of the client's gradients in its update, in first rates.
-
-        A gradient weighs on all steps that come after it, by the momentum to the power of how long
-        ago it was (FedNova's norm of a_k).
-        """
-        paces, weight, total = self.rates_of(t, client), 0.0, 0.0
-        for pace in reversed(paces):
-            weight = pace + self.settings.momentum * weight
-            total += weight
-        return total / paces[0]
 
     def chunks(self, clients: Sequence[int]) -> Iterator[tuple[int, ...]]:
         """The groups in which clients train together, in each those with most steps first."""
@@ -216,8 +174,8 @@ class Trainer:
             return self.descent_of(shape, count)
         return descent(self.settings, shape.rows(self, count))
 
-    def _rows_for(self, count: int, part: Part | None = None) -> Descent:
-        """At least so many rows of the whole network, or of another one."""
+    def rows_for(self, count: int, part: Part | None = None) -> Descent:
+        """Returns at least so many rows of the whole network, or of another one."""
         if isinstance(part, Composite) or (part is not None and part.flat is not self.flat):
             key = part if isinstance(part, Composite) else part.flat
             found = self.others.pop(key, None)
@@ -263,13 +221,13 @@ class Trainer:
 
         Steps are as in `train`, but nothing of them remains beyond the models: no loss, no second.
         Where statistics are local, these models' go on from the clients', which stay as they are,
-        and `correct` judges by them until the round is over.
+        and `probe.correct` uses them until the round is over.
 
         Returns:
             The models, [C, n], until the next call for the same network.
         """
         rows = self._descend(t, clients, start, None, None, passes)
-        for row, client in enumerate(clients if self.keeps else ()):
+        for row, client in enumerate(clients if self.keeps_statistics else ()):
             self.tuned[client] = rows.local_stats[row].clone()
         return rows.head(len(clients))[0]
 
@@ -285,11 +243,11 @@ class Trainer:
         """Rows of which the first have made the clients' steps in round t; see `train`, `tune`."""
         steps = [self.population.steps(client, passes) for client in clients]
         assert steps == sorted(steps, reverse=True), "a chunk has those with most steps first"
-        descent = self._rows_for(len(clients), part)
+        descent = self.rows_for(len(clients), part)
         rows = descent.rows
         lessons = [rows.lessons(self.feed, t, client, passes) for client in clients]
         descent.reset(start)
-        self._recall(clients, rows, None if part is None else part.local_stats)
+        self.recall(clients, rows, None if part is None else part.local_stats)
         rows.train_mode(True)
         done = 0
         for count in range(len(clients), 0, -1):
@@ -300,7 +258,7 @@ class Trainer:
                 self.at = step
                 if adjust is not None:
                     adjust(busy, *rows.head(count))
-                descent.step(count, self.rates(t, busy, step, passes))
+                descent.step(count, self.rates.of_step(t, busy, step, passes))
             if losses and passes is None:
                 self.note(busy, torch.stack(losses).sum(0), len(losses))
             done = steps[count - 1]
@@ -341,80 +299,30 @@ class Trainer:
             found |= zip(some, rows, strict=True)
         return [found[place] for place in range(len(clients))]
 
-    def _recall(self, clients: Sequence[int], rows: Rows[Any], local_stats: Tensor | None) -> None:
-        """Gives the first rows their clients' own statistics, or those at some places of them."""
-        for row, client in enumerate(clients if self.keeps else ()):
+    def recall(
+        self, clients: Sequence[int], rows: Rows[Any], local_stats: Tensor | None = None
+    ) -> None:
+        """Gives the first rows their clients' local statistics.
+
+        Args:
+            clients: the clients of the rows.
+            rows: of the whole network, or of a part of it.
+            local_stats: positions of the part's statistics among all local ones.
+        """
+        for row, client in enumerate(clients if self.keeps_statistics else ()):
             own = self.statistics.get(client, self.flat.local_stats)
             rows.local_stats[row] = own if local_stats is None else own[local_stats]
 
     def _remember(
         self, clients: Sequence[int], rows: Rows[Any], local_stats: Tensor | None
     ) -> None:
-        """Takes them back."""
-        for row, client in enumerate(clients if self.keeps else ()):
+        """Stores the local statistics of the first rows for their clients."""
+        for row, client in enumerate(clients if self.keeps_statistics else ()):
             own = rows.local_stats[row]
             if local_stats is not None:
                 own = self.statistics.get(client, self.flat.local_stats).clone()
                 own[local_stats] = rows.local_stats[row].to(own.device)
             self.statistics[client] = own
-
-    def gradient(self, client: int, w: Tensor, positions: np.ndarray) -> Tensor:
-        """The mean loss's gradient at w [n] on some samples of a client: [n], until the next call.
-
-        Nothing is random, and nothing learnt: the network is as it is judged, with the client's own
-        statistics if they are local.
-        """
-        self.rows.w[0] = w
-        self._recall([client], self.rows, None)
-        self.rows.train_mode(False)
-        x, y = self.feed.take(torch.from_numpy(positions))
-        self.rows.losses([x], [y], ())
-        return self.rows.head(1)[1][0]
-
-    @torch.no_grad()
-    def correct(
-        self,
-        models: Sequence[Tensor],
-        xs: Sequence[Tensor],
-        ys: Sequence[Tensor],
-        owners: Sequence[int] = (),
-    ) -> list[np.ndarray]:
-        """Which of its samples each model classifies rightly.
-
-        Args:
-            models: vectors [n].
-            xs: for each model its samples, [N_i, *shape].
-            ys: their labels.
-            owners: clients whose models they are; others, and clients that have not trained yet,
-                have no statistics of their own.
-
-        Returns:
-            For each model bool [N_i].
-        """
-        right: list[list[np.ndarray]] = [[np.zeros(0, bool)] for _ in models]
-        known = {i for i, client in enumerate(owners) if client in self.statistics}
-        order = sorted((i for i, x in enumerate(xs) if len(x)), key=lambda i: -len(xs[i]))
-        width = self.row_limit or 1
-        # Those with statistics of their own and those without are judged differently.
-        apart = [[i for i in order if (i in known) == is_known] for is_known in (True, False)]
-        for some in (
-            these[first : first + width] for these in apart for first in range(0, len(these), width)
-        ):
-            rows = self._rows_for(len(some)).rows
-            theirs = [owners[i] for i in some] if owners else []
-            self._recall(theirs, rows, None)
-            for row, client in enumerate(theirs):
-                if client in self.tuned:
-                    rows.local_stats[row] = self.tuned[client]
-            rows.train_mode(False, batch_statistics=self.keeps and some[0] not in known)
-            torch.stack([models[i] for i in some], out=rows.w[: len(some)])
-            for first in range(0, len(xs[some[0]]), EVALUATION_BATCH):
-                part = slice(first, first + EVALUATION_BATCH)
-                busy = [i for i in some if len(xs[i]) > first]
-                outputs = rows.forward([xs[i][part] for i in busy])
-                for i, output in zip(busy, outputs, strict=True):
-                    right[i].append((output.argmax(1) == ys[i][part]).cpu().numpy())
-        return [np.concatenate(pieces) for pieces in right]
 
 
 def _masking(mask: Tensor) -> Adjust:

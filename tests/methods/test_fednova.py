@@ -19,7 +19,7 @@ def test_reach_in_closed_form(momentum: float) -> None:
     for client in range(5):
         tau = engine.population.steps(client)
         closed = (tau - momentum * (1 - momentum**tau) / (1 - momentum)) / (1 - momentum)
-        assert engine.trainer.effective_steps(3, client) == pytest.approx(closed, rel=1e-12)
+        assert engine.trainer.rates.effective_steps(3, client) == pytest.approx(closed, rel=1e-12)
         found.add(round(closed, 6))
     assert len(found) > 1, "clients differ"
 
@@ -30,14 +30,14 @@ def test_reach_is_how_far_a_constant_gradient_carries() -> None:
     for client in range(5):
         weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
         steps = torch.optim.SGD([weight], lr=1.0, momentum=0.8)
-        paces = engine.trainer.rates_of(0, client)
+        paces = engine.trainer.rates.of_round(0, client)
         # Heavy-ball momentum as in torch: the rate scales the velocity of the step.
         for pace in paces:
             steps.param_groups[0]["lr"] = pace
             weight.grad = torch.ones(1, dtype=torch.float64)
             steps.step()
         moved = -float(weight.detach())
-        assert engine.trainer.effective_steps(0, client) * paces[0] == pytest.approx(
+        assert engine.trainer.rates.effective_steps(0, client) * paces[0] == pytest.approx(
             moved, rel=1e-5
         )
 

@@ -17,7 +17,7 @@ from fedmpi.messages.codec import BLOCK, BUFFER, MESSAGE, Block
 from fedmpi.messages.wire import Line, Wire
 from fedmpi.results import tables
 from fedmpi.results.outcome import Outcome
-from fedmpi.training import train
+from fedmpi.training import probe, train
 from fedmpi.training.evaluate import Verdict, mean
 from tests import plain
 from tests.plain import METHODS, families, member, play
@@ -283,7 +283,7 @@ def test_when_accuracies_are_due(evaluate: int, rounds: int, due: list[int]) -> 
 def test_evaluation_is_off_the_clock(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that moves 100 seconds at each evaluation, and one when a client uploads."""
     engine = Engine(small("rounds=2", "evaluate=2", f"method.name={name}"))
-    correct, upload, now = engine.trainer.correct, engine.clients.upload, 0.0
+    correct, upload, now = probe.correct, engine.clients.upload, 0.0
 
     def judging(*args: Any) -> list[np.ndarray]:
         nonlocal now
@@ -295,7 +295,7 @@ def test_evaluation_is_off_the_clock(name: str, monkeypatch: pytest.MonkeyPatch)
         now += 1
         return upload(*args)
 
-    monkeypatch.setattr(engine.trainer, "correct", judging)
+    monkeypatch.setattr(probe, "correct", judging)
     monkeypatch.setattr(engine.clients, "upload", uploading)
     for module in (clock, engines, train):
         monkeypatch.setattr(module, "perf_counter", lambda: now)

@@ -134,7 +134,7 @@ def test_every_method_with_all_that_training_can_do_and_few_clients_a_round(
 
 def stays(found: Run) -> None:
     """A client that keeps something is on one rank all the time."""
-    keeps = found.engine.method.keeps_state or found.engine.trainer.keeps
+    keeps = found.engine.method.keeps_state or found.engine.trainer.keeps_statistics
     if WORLD.rank == 0 and keeps:
         assert all(len(ranks) == 1 for ranks in hosts(found).values())
 
@@ -212,7 +212,7 @@ def test_layers_that_look_beyond_a_sample(
     monkeypatch.setattr(models, "build", smooth)
     words = (f"statistics={statistics}", "augment=['crop', 'flip']")
     found = compare(of(family, *words, *EVERYTHING, "participation=0.6", "rounds=3"))
-    assert found.engine.trainer.keeps == (statistics == "local")
+    assert found.engine.trainer.keeps_statistics == (statistics == "local")
     stays(found)
 
 

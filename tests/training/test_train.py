@@ -1,4 +1,4 @@
-"""Local training: batches, steps and rates, against torch's own optimiser."""
+"""Local training: batches and steps, against torch's own optimiser."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import parameters_to_vector
 
 from fedmpi.engine import Engine
 from fedmpi.networks.flat import Flat
 from fedmpi.training.descent import Descent
-from fedmpi.training.train import EVALUATION_BATCH
 from tests import plain
 from tests.small import run, small
 
@@ -48,30 +46,6 @@ def test_adjusting_comes_before_each_step() -> None:
     (w,) = engine.trainer.train(0, (3,), torch.zeros(engine.flat.size), ones)
     assert (w == -2).all()
     assert seen == [((3,), (1, engine.flat.size), (1, engine.flat.size))] * 4
-
-
-def test_gradient_is_autograds() -> None:
-    engine = Engine(small(*plain.CNN))
-    w = engine.flat.initial * 1.5
-    positions = np.array([3, 1, 250])
-    module = plain.network(engine, w)
-    loss = cross_entropy(module(engine.trainer.feed.x[positions]), engine.trainer.feed.y[positions])
-    wanted = parameters_to_vector(torch.autograd.grad(loss, list(module.parameters())))
-    found = engine.trainer.gradient(2, w, positions)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-8)
-
-
-@pytest.mark.parametrize("count", [0, 1, EVALUATION_BATCH, 2 * EVALUATION_BATCH + 7])
-def test_correct_judges_every_sample_once_and_in_order(count: int) -> None:
-    engine = Engine(small(f"data.test_samples={max(count, 1)}"))
-    x, y = engine.evaluation.test_x[:count], engine.evaluation.test_y[:count]
-    (found,) = engine.trainer.correct([engine.flat.initial], [x], [y])
-    module = plain.network(engine, engine.flat.initial)
-    with torch.no_grad():
-        wanted = module(x).argmax(1) == y
-    assert found.dtype == bool
-    assert found.tolist() == wanted.tolist()
-    assert count < 2 or 0 < found.sum() < count
 
 
 def test_training_takes_one_client_at_a_time_here() -> None:
@@ -133,23 +107,6 @@ def test_a_chunk_in_another_order_is_refused() -> None:
     first, *_, last = engine.trainer.ordered(range(5))
     with pytest.raises(AssertionError, match="most steps first"):
         engine.trainer.train(0, (last, first), engine.flat.initial, nothing)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3])
-def test_models_are_judged_each_on_its_own_samples(rows: int) -> None:
-    """Of different lengths, one of them nothing, and more than fit into a batch."""
-    engine = Engine(small(f"rows={rows}", "data.test_samples=3000"))
-    x, y = engine.evaluation.test_x, engine.evaluation.test_y
-    random = torch.Generator().manual_seed(2)
-    counts, n = (5, 0, 2100, 700, 1), engine.flat.size
-    models = [engine.flat.initial + torch.randn(n, generator=random) / 5 for _ in counts]
-    xs, ys = [x[:count] for count in counts], [y[:count] for count in counts]
-    found = engine.trainer.correct(models, xs, ys)
-    for model, some, labels, right in zip(models, xs, ys, found, strict=True):
-        with torch.no_grad():
-            wanted = plain.network(engine, model)(some).argmax(1) == labels
-        assert right.tolist() == wanted.tolist()
-    assert 0 < found[2].mean() < 1
 
 
 def test_momentum_starts_afresh_each_round() -> None:

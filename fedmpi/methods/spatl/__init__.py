@@ -172,7 +172,7 @@ class Clients(fedper.Clients):
         update = w - self.start
         update[self.private] = 0
         change = self.variates.move(
-            client, update, self.trainer.sum_of_rates(t, client), self.stat_positions
+            client, update, self.trainer.rates.total(t, client), self.stat_positions
         )
         chosen = self.select(t, client, w)
         sent, size = self.channels.positions(chosen), self.flat.size

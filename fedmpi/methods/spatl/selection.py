@@ -105,7 +105,7 @@ class Judge:
         if not len(positions):
             return 0.0
         self.w.copy_(w)
-        if self.trainer.keeps:
+        if self.trainer.keeps_statistics:
             self.local_stats.copy_(self.trainer.statistics.get(client, self.flat.local_stats))
         right = 0
         for some in torch.from_numpy(positions).split(BATCH):
