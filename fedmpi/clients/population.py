@@ -190,7 +190,7 @@ class Population:
         return max(1, round(self.settings.participation * self.settings.clients))
 
     def weight(self, t: int, client: int) -> float:
-        """What the client's word counts in averages of round `t`: its training samples, or 1.
+        """Returns the client's weight in averages of round `t`: its training samples, or 1.
 
         Where samples decided already who was drawn, they would count twice. Then all uploads count
         alike, as in T. Li, A. K. Sahu, M. Zaheer, M. Sanjabi, A. Talwalkar, V. Smith, *Federated

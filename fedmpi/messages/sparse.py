@@ -164,7 +164,7 @@ def values(block: Block, device: torch.device | None = None) -> Tensor:
 
 
 def _values(block: Block) -> Tensor:
-    """The same, but a view of the buffer where its values are float32 already."""
+    """Returns the values of a block, as a view of the buffer where they are float32 already."""
     given = block.values
     if given is None:
         raise WireError("wanted a block with values, found positions alone")

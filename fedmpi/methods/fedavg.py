@@ -132,7 +132,7 @@ class Clients:
         self.held = self.flat
 
     def state(self) -> dict[str, Tensor]:
-        """What this rank knows for all of its clients alike from round to round, by name.
+        """Returns what the rank keeps for all of its clients together between rounds, by name.
 
         What it keeps for each of them is in `trainer.stores`.
         """
