@@ -441,6 +441,13 @@ class Settings(Table):
         limit = float(number) * 1000 ** ("B", "kB", "MB", "GB", "TB").index(text[len(number) :])
         return {"up": up, "down": down, "total": up + down}[what] >= limit
 
+    def is_agreement(self, t: int) -> bool:
+        """Returns whether all clients agree on something in round t and none trains.
+
+        Every round before round 0 is one.
+        """
+        return t < 0 or t in self.method.agreements(self.rounds)
+
     def identity(self) -> str:
         """Sixteen hex digits that two runs share exactly if all of their settings are equal."""
         text = json.dumps(self.tree(), sort_keys=True, separators=(",", ":"))

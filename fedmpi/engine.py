@@ -8,6 +8,7 @@ which is empty on a dedicated server.
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -247,10 +248,8 @@ class Engine:
                 if self.fleet.is_lost(t, message.client):
                     continue
                 self.is_void = False
-                if agrees:
-                    self.server.absorb(t, message)
-                    continue
-                with self.server.sum.taking(message) as taken:
+                taking = nullcontext(message) if agrees else self.server.sum.taking(message)
+                with taking as taken:
                     self.server.absorb(t, taken)
         if self.evaluation.is_due(t):
             personal = None if self.server is None else self.server.personal

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fedmpi.clients.population import EVERYONE_ROUND
 from fedmpi.config import Settings, Tier, Wireless
 from fedmpi.streams import Purpose, stream
 
@@ -34,7 +33,6 @@ class Fleet:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.devices = settings, settings.devices
         self.tiers = self.devices.tiers
-        self.agreements = settings.method.agreements(settings.rounds)
         self.kinds = np.zeros(settings.clients, np.int64)
         self.distances = np.full(settings.clients, np.nan)
         if not self.tiers:
@@ -60,8 +58,9 @@ class Fleet:
 
     def is_lost(self, t: int, client: int) -> bool:
         """Whether the client's upload in round t is lost; never in an agreement."""
-        is_safe = t <= EVERYONE_ROUND or t in self.agreements
-        return not is_safe and self._befalls(self.devices.dropouts, t, client, 0)
+        return not self.settings.is_agreement(t) and self._befalls(
+            self.devices.dropouts, t, client, 0
+        )
 
     def is_slow(self, t: int, client: int) -> bool:
         """Whether the client is a straggler in round t."""

@@ -164,7 +164,7 @@ class Population:
 
     def is_agreement(self, t: int) -> bool:
         """Whether every client takes part in round t, and none trains; so before round 0."""
-        return t < 0 or t in self.agreements
+        return self.settings.is_agreement(t)
 
     def _able(self, t: int) -> np.ndarray:
         """The clients that can take part in a round: int64, ascending."""
