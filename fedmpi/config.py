@@ -113,6 +113,8 @@ class Method(Table):
         turns: exchanges of a client with the server per local step, if the method converses.
         in_halves: whether the server can serve one half of the clients while the other computes.
         in_turn: whether clients work one after the other, each starting where the last one ended.
+        average_every: rounds between two averages. Between them clients go on from what they have,
+            so that the same clients take part, and no budget ends the run.
     """
 
     name: str = ""
@@ -137,6 +139,10 @@ class Method(Table):
 
     @property
     def turns(self) -> int:
+        return 1
+
+    @property
+    def average_every(self) -> int:
         return 1
 
     def width(self, capacity: int, clients: int) -> int:
@@ -334,13 +340,15 @@ class Settings(Table):
     rounds: int = Field(20, ge=1, le=MOST)
     """Number of communication rounds. A budget can end the run earlier."""
     budget: str | None = Field(None, pattern=BUDGET)
-    """Communication budget of all clients together. No further round begins once it is reached.
-    Written as up_bytes:50MB, or with down_bytes or total_bytes, in B, kB, MB, GB or TB. Messages
-    before the first round count, too."""
+    """Communication budget of all clients together. No further round begins once it is reached; a
+    method that averages every several rounds finishes these first. Written as up_bytes:50MB, or
+    with down_bytes or total_bytes, in B, kB, MB, GB or TB. Messages before the first round count,
+    too."""
     clients: int = Field(10, ge=1, le=MOST)
     """Number of logical clients. One rank hosts many of them."""
     participation: float = Field(1.0, gt=0, le=1)
-    """Share of the clients that take part in a round; at least one client does."""
+    """Share of the clients that take part in a round; at least one client does. A method that
+    averages every several rounds has the same clients in all of these."""
     sampling: Literal["uniform", "samples", "trace"] = "uniform"
     """How a round's clients are drawn, without replacement. uniform: equal probability. samples:
     probability proportional to sample count; all uploads then have equal weight, as in FedProx,
@@ -397,7 +405,7 @@ class Settings(Table):
     validation: float = Field(0.1, ge=0, lt=1)
     """Share of the training samples that is held out from all clients, to choose the best round."""
     evaluate: int = Field(1, ge=1, le=MOST)
-    """Rounds between two evaluations. The last round is always evaluated."""
+    """Rounds between two evaluations. The last of all rounds is always evaluated."""
     server: Literal["dedicated", "shared"] = "dedicated"
     """Role of rank 0. dedicated: it serves only. shared: it hosts clients, too. A single rank
     always does both."""
@@ -447,6 +455,10 @@ class Settings(Table):
         Every round before round 0 is one.
         """
         return t < 0 or t in self.method.agreements(self.rounds)
+
+    def is_average(self, t: int) -> bool:
+        """Returns whether the method averages what clients have at the end of round t."""
+        return (t + 1) % self.method.average_every == 0 or t + 1 == self.rounds
 
     def identity(self) -> str:
         """Sixteen hex digits that two runs share exactly if all of their settings are equal."""

@@ -139,7 +139,9 @@ class Engine:
                 self.collect(t, wave, self.work(t, wave))
             self.step(t)
             outcome = self.outcome(t, waves)
-            self.goes_on = outcome is None or (outcome.finite and not outcome.is_spent)
+            if outcome is not None:
+                may_end = outcome.is_spent and self.settings.is_average(t)
+                self.goes_on = outcome.finite and not may_end
             yield outcome
 
     def begin(self) -> None:

@@ -174,7 +174,13 @@ class Population:
         return everyone[~np.isin(everyone, list(self.excluded))]
 
     def sample(self, t: int) -> tuple[int, ...]:
-        """The clients of round `t`, ascending: all that can in an agreement."""
+        """The clients of round `t`, ascending: all that can in an agreement.
+
+        If the method averages every several rounds, these have the clients of their first one. Who
+        came later would start from nothing, or from what it had an average ago.
+        """
+        if not self.is_agreement(t):
+            t -= t % self.settings.method.average_every
         some = self._able(t)
         if self.drawn < len(some) and not self.is_agreement(t):
             # With p, numpy draws one after the other, in proportion among those that are left.
