@@ -115,6 +115,8 @@ class Method(Table):
         in_turn: whether clients work one after the other, each starting where the last one ended.
         average_every: rounds between two averages. Between them clients go on from what they have,
             so that the same clients take part, and no budget ends the run.
+        has_link: whether what happens to activations at a cut can be judged: whether it is other
+            than nothing without randomness, too.
     """
 
     name: str = ""
@@ -144,6 +146,10 @@ class Method(Table):
     @property
     def average_every(self) -> int:
         return 1
+
+    @property
+    def has_link(self) -> bool:
+        return False
 
     def width(self, capacity: int, clients: int) -> int:
         """Number of clients that work and upload in one wave.
@@ -230,6 +236,25 @@ class Aggregation(Table):
     def is_mean(self) -> bool:
         """Whether it is the weighted mean of the updates as they are."""
         return self.rule == "mean" and not self.clip
+
+
+class Evaluate(Table):
+    """When accuracies are measured, and of which models. All of it is off the books: it adds no
+    bytes, seconds or FLOPs.
+    """
+
+    every: int = Field(1, ge=1, le=MOST)
+    """Rounds between two evaluations. The last of all rounds is always evaluated."""
+    link: Literal["network", "link"] = "network"
+    """What happens to activations at a cut when accuracies are measured. network: nothing. link:
+    what the method does to them without randomness: quantization and top-k, but no dropout. It sees
+    them in batches of the local steps' size."""
+    final: Literal["none", "evaluate", "tune"] = "none"
+    """A last measurement of every client on its test shard, after all rounds. evaluate: of the
+    model that it has. tune: also of the same after final_epochs of local training from it, in which
+    pruned weights stay zero."""
+    final_epochs: int = Field(5, ge=1, le=MOST)
+    """Epochs of that training, with final = tune. Its learning rate is that of the last round."""
 
 
 class State(Table):
@@ -346,9 +371,13 @@ class Settings(Table):
     too."""
     clients: int = Field(10, ge=1, le=MOST)
     """Number of logical clients. One rank hosts many of them."""
+    newcomers: int = Field(0, ge=0, le=MOST)
+    """Number of clients, the last ones, that never take part. They are measured after the last
+    round, with evaluate.final. Where a part of the model stays with the clients, theirs is the
+    initial one, and with final = tune they train that part alone."""
     participation: float = Field(1.0, gt=0, le=1)
-    """Share of the clients that take part in a round; at least one client does. A method that
-    averages every several rounds has the same clients in all of these."""
+    """Share of the clients, without newcomers, that take part in a round; at least one does. A
+    method that averages every several rounds has the same clients in all of these."""
     sampling: Literal["uniform", "samples", "trace"] = "uniform"
     """How a round's clients are drawn, without replacement. uniform: equal probability. samples:
     probability proportional to sample count; all uploads then have equal weight, as in FedProx,
@@ -404,8 +433,6 @@ class Settings(Table):
     statistics of each batch. In split methods clients' own models are evaluated that way, too."""
     validation: float = Field(0.1, ge=0, lt=1)
     """Share of the training samples that is held out from all clients, to choose the best round."""
-    evaluate: int = Field(1, ge=1, le=MOST)
-    """Rounds between two evaluations. The last of all rounds is always evaluated."""
     server: Literal["dedicated", "shared"] = "dedicated"
     """Role of rank 0. dedicated: it serves only. shared: it hosts clients, too. A single rank
     always does both."""
@@ -433,6 +460,7 @@ class Settings(Table):
     method: Method
     exchange: Exchange
     aggregation: Aggregation = Aggregation()
+    evaluate: Evaluate = Evaluate()
     state: State = State()
     devices: Devices = Devices()
 

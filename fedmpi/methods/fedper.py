@@ -69,6 +69,7 @@ class Clients(fedavg.Clients):
     """
 
     method: Config
+    private: Tensor
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)

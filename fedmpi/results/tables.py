@@ -25,14 +25,15 @@ ROUNDS: Columns = {
     "validation": ("f8", "its accuracy on the held-out training samples, likewise"),
     "shard_mean": (
         "f8",
-        "mean over all clients of the accuracy on their test shard, as they see it, of the model "
-        "that they have after the round: the global one, or the server's part with their own",
+        "mean over all clients but newcomers of the accuracy on their test shard, as they see it, "
+        "of the model that they have after the round: the global one, or the server's part with "
+        "their own",
     ),
     "shard_std": ("f8", "standard deviation of the same (population)"),
     "shard_min": ("f8", "minimum of the same"),
     "personal_mean": (
         "f8",
-        "mean accuracy of the clients' local models, as last evaluated, on their test shards",
+        "mean over the round's clients of the accuracy of their local models on their test shards",
     ),
     "up": ("i8", "bytes from the clients, summed over them"),
     "down": ("i8", "bytes to the clients, summed over them"),
@@ -94,7 +95,21 @@ RANKS: Columns = {
     "up": ("i8", "bytes of the buffers that it handed to MPI for the server"),
     "down": ("i8", "bytes of the buffers that MPI handed it from the server"),
 }
-TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "phases": PHASES, "ranks": RANKS}
+FINAL: Columns = {
+    "client": ("i4", "logical client"),
+    "newcomer": ("?", "whether it is one of those that never took part"),
+    "samples": ("i4", "training samples"),
+    "accuracy": (
+        "f8",
+        "of the model that it has after the last round, on its test shard, as it sees it: the "
+        "global one, or its own, or the server's part with its own",
+    ),
+    "tuned": ("f8", "of the same after evaluate.final_epochs of more training; NaN without"),
+}
+"""Measured once, after all rounds; without rows unless `evaluate.final` says so."""
+OF_ROUNDS = {"rounds": ROUNDS, "clients": CLIENTS, "phases": PHASES, "ranks": RANKS}
+"""Tables that every round adds rows to."""
+TABLES = OF_ROUNDS | {"final": FINAL}
 
 
 def empty(columns: Columns, rows: int) -> np.ndarray:

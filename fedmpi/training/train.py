@@ -216,17 +216,25 @@ class Trainer:
         self.spend(clients, began)
         return rows.head(len(clients))[0]
 
-    def tune(self, t: int, clients: Sequence[int], start: Tensor, passes: int) -> Tensor:
+    def tune(
+        self,
+        t: int,
+        clients: Sequence[int],
+        start: Tensor,
+        passes: int,
+        rests: Tensor | None = None,
+    ) -> Tensor:
         """Models of their own for clients that have trained: so many passes from `start`.
 
         Steps are as in `train`, but nothing of them remains beyond the models: no loss, no second.
+        What `rests`, bool [C, n], does not move.
         Where statistics are local, these models' go on from the clients', which stay as they are,
         and `probe.correct` uses them until the round is over.
 
         Returns:
             The models, [C, n], until the next call for the same network.
         """
-        rows = self._descend(t, clients, start, None, None, passes)
+        rows = self._descend(t, clients, start, _resting(rests), None, passes)
         for row, client in enumerate(clients if self.keeps_statistics else ()):
             self.tuned[client] = rows.local_stats[row].clone()
         return rows.head(len(clients))[0]
@@ -323,6 +331,17 @@ class Trainer:
                 own = self.statistics.get(client, self.flat.local_stats).clone()
                 own[local_stats] = rows.local_stats[row].to(own.device)
             self.statistics[client] = own
+
+
+def _resting(rests: Tensor | None) -> Adjust | None:
+    """Sets gradients of the first rows to zero where rests [k, n]."""
+    if rests is None:
+        return None
+
+    def adjust(busy: Sequence[int], w: Tensor, g: Tensor) -> None:
+        g.masked_fill_(rests[: len(busy)], 0)
+
+    return adjust
 
 
 def _masking(mask: Tensor) -> Adjust:

@@ -405,7 +405,7 @@ def test_fine_tuning_changes_nothing_but_what_is_judged(
 def test_chunks_are_fine_tuned_once_when_accuracies_are_due(
     rows: int, chunks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(small("method.name=finetune", "evaluate=3", "rounds=5", f"rows={rows}"))
+    engine = Engine(small("method.name=finetune", "evaluate.every=3", "rounds=5", f"rows={rows}"))
     tune, calls = engine.trainer.tune, []
 
     def watch(t: int, clients: tuple[int, ...], *rest: Any) -> Tensor:
