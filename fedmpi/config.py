@@ -113,10 +113,16 @@ class Method(Table):
         turns: exchanges of a client with the server per local step, if the method converses.
         in_halves: whether the server can serve one half of the clients while the other computes.
         in_turn: whether clients work one after the other, each starting where the last one ended.
+        implies: settings of the run that the method's name stands for, by their paths: defaults of
+            their own, for where nothing is written. So a name can stand for settings alone.
+        paper: the values of the method's paper, by the settings' paths, those of the training
+            included; `paper:NAME` takes them. The module's docstring names the source.
     """
 
     name: str = ""
 
+    implies: ClassVar[Mapping[str, Any]] = {}
+    paper: ClassVar[Mapping[str, Any]] = {}
     broadcasts: ClassVar[bool] = True
     is_global: ClassVar[bool] = True
     in_halves: ClassVar[bool] = True
