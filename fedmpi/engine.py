@@ -281,10 +281,12 @@ class Engine:
         All ranks call it; the outcome is on the root, and None elsewhere.
         """
         seconds, both = self.clock.elapsed(), (self.wire, self.clock)
-        w, noted = None, dict[str, dict[int, float]]()
+        w, noted, variants = None, dict[str, dict[int, float]](), None
         if self.server is not None:
-            w, noted = self.server.w, self.server.noted
-        verdict = self.evaluation.after(t, w, self.clients.deployed, self.placement, *both)
+            w, noted, variants = self.server.w, self.server.noted, self.server.variants
+        verdict = self.evaluation.after(
+            t, w, variants, self.clients.deployed, self.placement, *both
+        )
         burdens = self.clients.burden
         return self.observer.outcome(t, waves, burdens, verdict, w, noted, seconds, *both)
 
