@@ -9,7 +9,8 @@ samples of are zero (masked cross-entropy). For the latter the rows of the outpu
 these logits are set to zero, are not trained and are not sent. The paper's norm is `model.norm =
 static`.
 
-The sub-model is a smaller network and really costs less. `personal` is the accuracy of the
+The sub-model is a smaller network and really costs less. A share is judged by its sub-model of the
+server's model, as a network of its own. `personal` is the accuracy of the
 sub-model embedded in a whole model of zeros. Both compute the same, except if a group of GroupNorm
 is cut through, or if the channels are not the first ones and shortcuts have no parameters.
 Differs from the paper: clients are weighted by their samples, so that with all rates 1 it is

@@ -27,7 +27,8 @@ ROUNDS: Columns = {
     "shard_mean": (
         "f8",
         "mean over all clients of the accuracy on their test shard, as they see it, of the model "
-        "that they have after the round: the global one, or the server's part with their own",
+        "that they have after the round: the global one, as for accuracy, or the server's part "
+        "with their own",
     ),
     "shard_std": ("f8", "standard deviation of the same (population)"),
     "shard_min": ("f8", "minimum of the same"),
