@@ -18,6 +18,7 @@ from fedmpi.config import Settings
 from fedmpi.messages import sparse, sums
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.split.lockstep import Talk
+from fedmpi.training.probe import Variant
 from fedmpi.training.server_optimizer import ServerOptimizer
 from fedmpi.training.store import Stores
 from fedmpi.training.train import Adjust, Hooks, Rests, Trainer
@@ -185,6 +186,14 @@ class Server(Half):
     def agreement(self) -> list[Block]:
         """Returns the result of an agreement for every client; called instead of `step`."""
         raise NotImplementedError
+
+    def variants(self, t: int) -> Sequence[Variant]:
+        """Returns what devices hold of the model after round t, one for each share, largest first.
+
+        It is asked in rounds that are evaluated. It has nothing if every device holds the whole
+        model.
+        """
+        return ()
 
     def personal(self, client: int) -> Tensor | None:
         """Returns a client's local model [n] if only the server has all its parts, else None."""

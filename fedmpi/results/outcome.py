@@ -15,6 +15,7 @@ from fedmpi.clients.devices import Fleet
 from fedmpi.clients.placement import Wave
 from fedmpi.clients.population import Population
 from fedmpi.config import Settings
+from fedmpi.messages import codec
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.ledger import Ledger
 from fedmpi.messages.wire import ROOT, Wire
@@ -122,6 +123,7 @@ class Observer:
             "clients": clients,
             "phases": _phase_rows(t, spent),
             "ranks": _rank_rows(t, moved),
+            "variants": self._variant_rows(t, verdict),
         }
         for way, name in enumerate(tables.DIRECTIONS):
             self.total[way] += int(rounds[name][0])
@@ -198,6 +200,17 @@ class Observer:
             row["shard_mean"], row["shard_std"] = shards.mean(), shards.std()
             row["shard_min"] = shards.min()
         return row
+
+    def _variant_rows(self, t: int, verdict: Verdict | None) -> np.ndarray:
+        found = () if verdict is None else verdict.variants
+        rows = tables.empty(tables.VARIANTS, len(found))
+        for row, (variant, accuracy) in zip(rows, found, strict=True):
+            sent = codec.pack([codec.Message(codec.EVERYONE, variant.blocks)]).bytes.sum()
+            costs = self.meter.flops(variant.burden), self.meter.memory(variant.burden)
+            row["round"], row["share"], row["clients"] = t, variant.share, variant.clients
+            row["accuracy"], row["bytes"] = accuracy, sent
+            row["flops"], row["memory"] = costs
+        return rows
 
     def _simulate(self, t: int, rows: np.ndarray, row: np.ndarray, in_turn: bool) -> None:
         """Fills in the simulated costs of the round, in the clients' rows and the round's."""

@@ -4,16 +4,40 @@ Networks are in evaluation mode. Nothing is random, and no statistics move.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.training.train import Trainer
+from fedmpi.clients.burden import Burden
+from fedmpi.messages.codec import Block
+from fedmpi.training.train import Part, Trainer
 
 BATCH = 256
 """Samples in a batch. It is the same for one row and for many, because some networks normalize a
 batch by its own statistics."""
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """The global model as devices with some share of it hold it.
+
+    Attributes:
+        share: of the model, as the method counts it.
+        clients: how many clients have that share.
+        w: the values, [m].
+        part: the network of these values; None for the whole one.
+        blocks: what one client is sent.
+        burden: training on one sample, and with a batch of the settings' size.
+    """
+
+    share: float
+    clients: int
+    w: Tensor
+    part: Part | None
+    blocks: Sequence[Block]
+    burden: Burden
 
 
 @torch.no_grad()
@@ -23,6 +47,7 @@ def correct(
     xs: Sequence[Tensor],
     ys: Sequence[Tensor],
     owners: Sequence[int] = (),
+    part: Part | None = None,
 ) -> list[np.ndarray]:
     """Tells for each model which of its samples it classifies correctly.
 
@@ -33,6 +58,7 @@ def correct(
         ys: their labels.
         owners: the clients whose models these are. Models without owners, and models of clients
             that have not trained yet, have no local statistics.
+        part: the network of all of these models, if it is not the whole one; n is its size then.
 
     Returns:
         For each model bool [N_i].
@@ -46,7 +72,7 @@ def correct(
     for group in groups:
         for start in range(0, len(group), width):
             chunk = group[start : start + width]
-            rows = trainer.rows_for(len(chunk)).rows
+            rows = trainer.rows_for(len(chunk), part).rows
             clients = [owners[i] for i in chunk] if owners else []
             trainer.recall(clients, rows)
             for row, client in enumerate(clients):

@@ -181,7 +181,9 @@ class Provisional(Mapping[int, Tensor]):
         Either may be the vector that is kept now.
         """
         if self.lost is not None:
-            self.lost[client] = lost  # first, because it may be a view of what the next line changes
+            self.lost[client] = (
+                lost  # first, because it may be a view of what the next line changes
+            )
         self.arrived[client] = arrived
 
     def lose(self, client: int) -> None:
