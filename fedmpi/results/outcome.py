@@ -69,7 +69,6 @@ class Observer:
     ) -> None:
         self.settings, self.population, self.trainer = settings, population, trainer
         self.fleet, self.meter, self.evaluation, self.ledger = fleet, meter, evaluation, ledger
-        self.last_personal = np.full(settings.clients, np.nan)
         self.total = [0, 0]
 
     def outcome(
@@ -180,8 +179,6 @@ class Observer:
         for column, name in enumerate(tables.BYTES):
             rows[name] = bytes_of[clients, column]
         rows["lost"] = [self.fleet.is_lost(t, client) for client in clients.tolist()]
-        fresh = np.isfinite(rows["personal"])
-        self.last_personal[clients[fresh]] = rows["personal"][fresh]
         return rows
 
     def _round_row(
@@ -192,10 +189,11 @@ class Observer:
         row["loss"], row["seconds"] = clients["loss"].mean(), seconds
         row["up"], row["down"] = self.ledger.bytes.sum((0, 2))
         if self.evaluation.is_due(t):
-            row["personal_mean"] = mean(self.last_personal[np.isfinite(self.last_personal)])
+            row["personal_mean"] = mean(clients["personal"][np.isfinite(clients["personal"])])
         row["lost"] = clients["lost"].sum()
         if verdict is not None:
-            shards = verdict.shards[np.isfinite(verdict.shards)]
+            shards = np.delete(verdict.shards, list(self.population.newcomers))
+            shards = shards[np.isfinite(shards)]
             row["accuracy"], row["validation"] = verdict.accuracy, verdict.validation
             row["shard_mean"], row["shard_std"] = shards.mean(), shards.std()
             row["shard_min"] = shards.min()
@@ -210,6 +208,15 @@ class Observer:
             row["round"], row["share"], row["clients"] = t, variant.share, variant.clients
             row["accuracy"], row["bytes"] = accuracy, sent
             row["flops"], row["memory"] = costs
+        return rows
+
+    def final(self, report: np.ndarray) -> np.ndarray:
+        """Returns `evaluate.FINAL` of all clients, ascending, as rows of the table `final`."""
+        rows, population = tables.empty(tables.FINAL, len(report)), self.population
+        for name in report.dtype.names or ():
+            rows[name] = report[name]
+        rows["newcomer"] = np.isin(rows["client"], list(population.newcomers))
+        rows["samples"] = population.sizes
         return rows
 
     def _simulate(self, t: int, rows: np.ndarray, row: np.ndarray, in_turn: bool) -> None:

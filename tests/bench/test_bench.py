@@ -19,7 +19,7 @@ from fedmpi.bench import client, converse, scale, train
 from fedmpi.bench import round as rounds
 from fedmpi.bench import slice as slices
 from fedmpi.bench.textbook import Textbook
-from fedmpi.config import ConfigError
+from fedmpi.config import ConfigError, Evaluate
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Block, Message
 from fedmpi.methods import fedavg
@@ -99,7 +99,7 @@ def test_a_wrong_training_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_textbooks_rounds_are_fedavg() -> None:
-    tree = rounds.tree_of("many") | {"rounds": 3, "clients": 6, "evaluate": 3}
+    tree = rounds.tree_of("many") | {"rounds": 3, "clients": 6, "evaluate": {"every": 3}}
     tree["data"] = tree["data"] | {"samples": 6 * 32}
     settings = loading.load(tree)
     textbook = Textbook(Engine(settings))
@@ -297,7 +297,8 @@ def test_a_rank_that_is_alone_computes_what_any_rank_does() -> None:
     lone = client.Lone([12], 3)
     for _ in range(4):
         lone.round()
-    settings = lone.engine.settings.model_copy(update={"rounds": 4, "evaluate": 4})
+    update = {"rounds": 4, "evaluate": Evaluate(every=4)}
+    settings = lone.engine.settings.model_copy(update=update)
     assert run(settings).sha256 == lone.engine.model_sha256()
 
 

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedmpi import models
-from fedmpi.config import ConfigError
 from fedmpi.datasets import synthetic
 from fedmpi.engine import Engine
 from fedmpi.messages import sparse
@@ -311,68 +310,37 @@ def test_without_channels_all_of_the_encoder_travels(monkeypatch: pytest.MonkeyP
 # ---- New clients
 
 
-HARD = ("momentum=0.9", "weight_decay=0.1", "epochs=2", "rounds=3")
-
-
-@pytest.mark.parametrize("aggregation", ["index", "zero-average"])
-def test_new_clients_adapt_their_predictor_alone(
-    aggregation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(models, "build", smooth)
-    words = ("method.newcomers=2", f"method.aggregation={aggregation}")
-    engine = engine_of(*words, *HARD)
-    shared, start = encoder(engine), engine.server.w.clone()
-    personal = engine.clients.personal
-    judged: dict[int, Tensor] = {}
-
-    def watch(client: int, w: Tensor) -> Tensor | None:
-        judged[client] = w.clone()
-        return personal(client, w)
-
-    monkeypatch.setattr(engine.clients, "personal", watch)
-    for outcome in play(engine):
-        rows = outcome.tables["clients"]
-        for client in range(5):
-            moved = not torch.equal(judged[client][shared], start[shared])
-            assert moved == (client < 3)
-            assert not torch.equal(judged[client][~shared], engine.flat.initial[~shared])
-        assert (rows["up_gradient"] > 0).tolist() == [True] * 3 + [False] * 2
-        assert np.isfinite(rows["personal"][3:]).sum() == (rows["samples"][3:] > 0).sum()
-        start = engine.server.w.clone()
-    assert sorted(engine.clients.variates.own) == [0, 1, 2]
-    assert not torch.equal(start[shared], engine.flat.initial[shared])
-
-
 def test_a_new_clients_predictor_is_trained_on_the_encoder_as_it_is() -> None:
     """Plain torch that is told of the predictor alone, weight decay and momentum included."""
-    engine = engine_of("method.newcomers=1", *HARD, "weight_decay=0.5", "rounds=1")
-    start, shared = engine.server.w.clone(), encoder(engine)
+    words = ("newcomers=1", "evaluate.final=tune", "evaluate.final_epochs=2", "rounds=2")
+    engine = engine_of(*words, "momentum=0.9", "weight_decay=0.5")
     list(play(engine))
+    start, shared = engine.server.w.clone(), encoder(engine)
+    start[~shared] = engine.flat.initial[~shared]
     module = network(engine, start)
     steps = torch.optim.SGD(module.head.parameters(), lr=0.1, momentum=0.9, weight_decay=0.5)
     feed = engine.trainer.feed
-    for pick in feed.picks(0, 4):
+    for pick in feed.picks(1, 4, 2):
         steps.zero_grad()
         cross_entropy(module(feed.x[pick.positions]), feed.y[pick.positions]).backward()
         steps.step()
     wanted = vector(module)
-    assert torch.equal(wanted[shared], start[shared])
-    np.testing.assert_allclose(engine.clients.own[4], wanted[~shared], rtol=1e-4, atol=1e-6)
+    clients = engine.clients
+    (found,) = clients.tune(1, (4,), clients.owned(4, engine.server.w).view(1, -1))
+    assert torch.equal(found[shared], start[shared])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    assert sorted(clients.variates.own) == [0, 1, 2, 3]
 
 
-def test_a_round_of_new_clients_leaves_the_encoder() -> None:
-    for aggregation in ("index", "zero-average"):
-        words = ("method.newcomers=4", f"method.aggregation={aggregation}", "participation=0.2")
-        engine = engine_of(*words, "rounds=8")
-        w, alone = engine.server.w.clone(), 0
-        for t, _ in enumerate(play(engine)):
-            is_old = engine.population.sample(t) == (0,)
-            alone += not is_old
-            assert torch.equal(engine.server.w, w) == (not is_old)
-            w = engine.server.w.clone()
-        assert 0 < alone < 8
-
-
-def test_not_all_clients_are_new() -> None:
-    with pytest.raises(ConfigError, match=r"method\.newcomers = 5: wanted less than clients = 5"):
-        engine_of("method.newcomers=5")
+def test_running_statistics_of_the_encoder_rest_for_new_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    engine = engine_of("newcomers=2", "evaluate.final=tune", "momentum=0.9", "rounds=2")
+    list(play(engine))
+    clients, shared = engine.clients, encoder(engine)
+    for client in range(5):
+        model = clients.owned(client, engine.server.w)
+        (found,) = clients.tune(1, (client,), model.view(1, -1).clone())
+        assert torch.equal(found[shared], model[shared]) == (client >= 3)
+        assert not torch.equal(found[~shared], model[~shared])

@@ -1,7 +1,5 @@
 """Methods whose clients keep a part of the model, or all: what stays, what travels, and why."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,6 @@ from fedmpi import models
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Message, pack
 from fedmpi.results.outcome import Outcome
-from fedmpi.streams import Purpose, stream
 from tests.plain import (
     METHODS,
     accuracy,
@@ -371,99 +368,10 @@ def alone(
 # ---- fine-tuning
 
 
-def tuned(engine: Engine, t: int, client: int, w: Tensor, passes: int) -> Tensor:
-    """Plain training from w by so many passes, whose rates are a round's."""
-    module, settings = network(engine, w), engine.settings
-    steps = torch.optim.SGD(module.parameters(), lr=1.0, momentum=settings.momentum)
-    random = stream(settings.seed, Purpose.BATCH, t, client)
-    shard = engine.population.shards[client]
-    for done in range(passes):
-        share = done / passes if settings.schedule == "restarts" else 0
-        steps.param_groups[0]["lr"] = settings.lr * (1 + np.cos(np.pi * share)) / 2
-        order = torch.from_numpy(shard[random.permutation(len(shard))])
-        for some in order.split(settings.batch):
-            steps.zero_grad()
-            x, y = engine.trainer.feed.x[some], engine.trainer.feed.y[some]
-            cross_entropy(module(x), y).backward()
-            steps.step()
-    return vector(module)
-
-
-@pytest.mark.parametrize("passes", [1, 3])
-@pytest.mark.parametrize("words", [(), ("local_steps=2",), ("schedule=restarts",)], ids=" ".join)
-def test_what_was_sent_is_fine_tuned(passes: int, words: tuple[str, ...]) -> None:
-    """And nothing of it reaches the server: its model is FedAvg's."""
-    engine = Engine(small("method.name=finetune", f"method.epochs={passes}", *FEW, *words))
-    kept, keep, w = {}, engine.evaluation.set_aside, engine.server.w.clone()
-
-    def watch(client: int, model: Tensor) -> None:
-        kept[client] = model.clone()
-        keep(client, model)
-
-    engine.evaluation.set_aside = watch
-    for t, outcome in enumerate(play(engine)):
-        clients = engine.population.sample(t)
-        assert tuple(kept) == clients
-        for client, row in zip(clients, outcome.tables["clients"], strict=True):
-            wanted = tuned(engine, t, client, w, passes)
-            near(kept[client], wanted)
-            assert float((wanted - w).norm()) > 100 * float((kept[client] - wanted).norm())
-            shard = engine.population.test_shards[client]
-            x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
-            found = accuracy(network(engine, kept[client]), x, y)
-            np.testing.assert_allclose(row["personal"], found, atol=1e-6)
-        w = engine.server.w.clone()
-        kept.clear()
-    assert engine.model_sha256() == run(small(*FEW, *words)).sha256
-
-
-@pytest.mark.parametrize(
-    "words", [(), ("rows=3",), ("statistics=local",), ("statistics=local", "rows=3")], ids=" ".join
-)
-def test_fine_tuning_changes_nothing_but_what_is_judged(
-    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither models nor losses, bytes, FLOPs, simulated seconds or clients' statistics."""
-    monkeypatch.setattr(models, "build", smooth)
-    given = (*FEW, "epochs=2", "lr=0.3", "devices.tiers=[{gflops=1.0}]", *words)
-    plain, same, longer = (
-        run(small(*mine, *given))
-        for mine in ((), *(("method.name=finetune", f"method.epochs={n}") for n in (2, 9)))
-    )
-    timed = {"seconds", "server_seconds"}
-    judged = timed | {"personal", "personal_mean"}
-    # As many passes make the same model, but its local statistics have gone on from the client's.
-    as_many = judged if "statistics=local" in words else timed
-    for found, moving in ((same, as_many), (longer, judged)):
-        assert found.sha256 == plain.sha256
-        for name in ("rounds", "clients"):
-            for column in set(plain.tables[name].dtype.names) - moving:
-                np.testing.assert_array_equal(
-                    found.tables[name][column], plain.tables[name][column], err_msg=column
-                )
-        ours, theirs = (one.engine.trainer.statistics for one in (found, plain))
-        assert list(ours) == list(theirs)
-        assert all(torch.equal(ours[client], theirs[client]) for client in theirs)
-    apart = longer.tables["clients"]["personal"] - plain.tables["clients"]["personal"]
-    assert np.nanmax(np.abs(apart)) > 0
-
-
-@pytest.mark.parametrize(("rows", "chunks"), [(1, 5), (3, 2)])
-def test_chunks_are_fine_tuned_once_when_accuracies_are_due(
-    rows: int, chunks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = Engine(small("method.name=finetune", "evaluate=3", "rounds=5", f"rows={rows}"))
-    tune, calls = engine.trainer.tune, []
-
-    def watch(t: int, clients: tuple[int, ...], *rest: Any) -> Tensor:
-        calls.append((t, clients))
-        before = engine.trainer.losses.copy(), engine.trainer.seconds.copy()
-        found = tune(t, clients, *rest)
-        assert (engine.trainer.losses, engine.trainer.seconds) == before
-        return found
-
-    monkeypatch.setattr(engine.trainer, "tune", watch)
-    list(play(engine))
-    assert len(calls) == 2 * chunks
-    asked = sorted((t, client) for t, clients in calls for client in clients)
-    assert asked == [(t, client) for t in (2, 4) for client in range(5)]
+def test_fine_tuning_is_fedavg_and_a_last_measurement() -> None:
+    words = (*FEW, "evaluate.final_epochs=2")
+    found = run(small("method.name=finetune", *words))
+    wanted = run(small(*words, "evaluate.final=tune"))
+    assert found.sha256 == wanted.sha256 == run(small(*FEW)).sha256
+    np.testing.assert_array_equal(found.tables["final"], wanted.tables["final"])
+    assert small("method.name=finetune").evaluate.final_epochs == 5
