@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from fedmpi import config, loading
+from fedmpi.__main__ import tree_of
 from fedmpi.config import AXES, ConfigError
-from fedmpi.methods import topk
+from fedmpi.methods import fedprox, topk
 
 CHOICES = [(table, name) for table in AXES for name in config.names(table)]
 """Every name of every table."""
@@ -385,3 +386,63 @@ def test_methods_hooks_name_settings_that_there_are(name: str) -> None:
     for word in ("", "devices.tiers=[{keep=0.5}]"):
         settings = loading.load(overridden(*filter(None, [f"method.name={name}", word])))
         assert settings.method.idle(settings).keys() <= type(settings.method).model_fields.keys()
+
+
+@pytest.fixture
+def papers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Top-k with values of a paper, and a name that stands for settings."""
+    paper = {"lr": 0.03, "momentum": 0.5, "local_steps": 3, "clients": 100}
+    paper |= {"method.sparsity": 0.999, "partition.name": "dirichlet", "partition.alpha": 0.7}
+    monkeypatch.setattr(topk.Config, "paper", paper)
+    monkeypatch.setattr(fedprox.Config, "implies", {"aggregation.clip": 2.0, "lr": 0.5})
+
+
+@pytest.mark.usefixtures("papers")
+def test_a_name_stands_for_settings() -> None:
+    """Where nothing is written, and before the defaults."""
+    loaded = loading.load({"method": {"name": "fedprox"}})
+    assert (loaded.aggregation.clip, loaded.lr) == (2.0, 0.5)
+    written = loading.load(overridden("method.name=fedprox", "aggregation.clip=0.0", "lr=0.1"))
+    assert (written.aggregation.clip, written.lr) == (0.0, 0.1)
+    assert loading.load({}).aggregation.clip == 0
+
+
+@pytest.mark.usefixtures("papers")
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ("", "method.name=topk method.sparsity=0.999 lr=0.03 momentum=0.5 local_steps=3"),
+        ("lr=0.2", "lr=0.2 momentum=0.5 clients=100"),
+        ("clients=10 method.sparsity=0.5", "clients=10 method.sparsity=0.5 local_steps=3"),
+        # What a paper says of one module is not said of another.
+        ("method.name=dgc", "method.name=dgc lr=0.03 clients=100 partition.alpha=0.7"),
+        ("method.name=topk", "method.sparsity=0.999"),
+        ("partition.name=iid", "method.sparsity=0.999 partition.name=iid"),
+        ("partition.minimum=3", "partition.name=dirichlet partition.alpha=0.7"),
+        # Nor are values taken that would mean nothing, or undo what is written.
+        ("optimizer=adam", "momentum=0.0 lr=0.03"),
+        ("epochs=4", "epochs=4 lr=0.03"),
+        # A paper comes before what a name implies.
+        ("method.name=fedprox", "lr=0.03 aggregation.clip=2.0"),
+    ],
+)
+def test_a_papers_values_are_taken_where_nothing_is_written(words: str, values: str) -> None:
+    found = []
+    for order in (["paper:topk", *words.split()], [*words.split(), "paper:topk"]):
+        found.append(loading.load(overridden(*order)))
+    assert found[0].tree() == found[1].tree()
+    for word in values.split():
+        path, _, value = word.partition("=")
+        assert config.written(loading.at(found[0].tree(), path, None)) == value
+    assert (found[0].local_steps is None) == ("epochs=" in words)
+    assert loading.load(tree_of(("paper:topk", *words.split()))).tree() == found[0].tree()
+
+
+@pytest.mark.usefixtures("papers")
+def test_papers_without_values_are_refused() -> None:
+    others = {name for name in config.names("method") if config.schema("method", name).paper}
+    possible = ", ".join(sorted(others | {"topk"}))
+    start = "paper:topkk: no values of such a paper (did you mean 'topk'?); there are: "
+    assert problem({"paper": "topkk"}) == start + possible
+    assert problem({"paper": "fedbn"}).endswith(f"there are: {possible}")
+    assert len(problems({"paper": ["topk"], "lr": -1.0})) == 2

@@ -299,6 +299,16 @@ def test_a_file_of_another_run_is_left_alone(here: Path) -> None:
     assert Path("a.h5").read_bytes() == before
 
 
+def test_a_result_leaves_nothing_open_to_a_paper() -> None:
+    assert fedmpi("run", *QUICK, "--out", "a.h5").exit_code == 0
+    found = fedmpi("run", "a.h5", "paper:topk")
+    assert found.exit_code == 2
+    assert found.stderr == (
+        "paper:topk: wanted settings that leave something open, found a result, a.h5, which has a "
+        "value for each\n"
+    )
+
+
 def test_a_file_that_is_no_result_is_left_alone() -> None:
     Path("a.h5").write_text("my thesis")
     found = fedmpi("run", *QUICK, "--out", "a.h5")
