@@ -6,8 +6,9 @@ C) of the C channels of each hidden layer, starting at channel t mod C and wrapp
 whose outputs are added have the same channels. All clients may be narrower than the model.
 
 Differs from the paper: clients are weighted by their samples.
-Differs from the code: as HeteroFL does; the sub-model's channels are in the same order as in the
-whole model.
+Differs from the code: as HeteroFL does; the window rolls forward, as the paper has it (in the code
+it starts at channel -t mod C); the sub-model's channels are in the same order as in the whole
+model.
 """
 
 from fedmpi.config import Settings

@@ -1,6 +1,7 @@
 """What all references share: a perceptron with its gradients, local training, and comparison."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy import ndarray
@@ -71,7 +72,7 @@ class Reference:
     def parts(self, w: ndarray) -> Parts:
         """The network in a model [n]: views of it."""
         found, place = [], 0
-        for inputs, outputs in zip(self.widths, self.widths[1:], strict=False):
+        for inputs, outputs in pairwise(self.widths):
             for shape in ((outputs, inputs), (outputs,)):
                 size = int(np.prod(shape))
                 found.append(w[place : place + size].reshape(shape))
@@ -123,33 +124,57 @@ class Reference:
         """Positions of the samples of each of the client's steps in round t."""
         return [pick.positions.numpy() for pick in self.engine.trainer.feed.picks(t, client)]
 
+    def rates(self, t: int, client: int) -> list[float]:
+        """The learning rate of each of those steps."""
+        settings, count = self.settings, len(self.batches(t, client))
+        if settings.schedule in ("decay", "steps"):
+            passed = t if settings.schedule == "decay" else sum(t >= r for r in settings.lr_steps)
+            return [settings.lr * settings.lr_decay**passed] * count
+        each = -(-self.sizes[client] // settings.batch)
+        way = [t / settings.rounds] * count
+        if settings.schedule == "restarts":
+            way = [step // each / -(-count // each) for step in range(count)]
+        low, high = settings.lr_min, settings.lr
+        return [low + (high - low) / 2 * (1 + np.cos(np.pi * share)) for share in way]
+
     def train(
         self,
         w: ndarray,
         t: int,
         client: int,
         change: Change = lambda g, w: g,
-        after: Callable[[ndarray], ndarray] = lambda w: w,
+        after: Callable[[ndarray, float], ndarray] = lambda w, rate: w,
     ) -> ndarray:
-        """A client's model after its local steps in round t, by SGD with heavy-ball momentum.
+        """A client's model after its local steps in round t, as the settings have them.
 
         Args:
             w: the model at which it starts, [n].
             t: the round.
             client: who trains.
-            change: makes the gradient that is followed.
-            after: changes the model after each step.
+            change: makes the gradient that is followed; clip and decay come afterwards.
+            after: changes the model after each step of that rate.
         """
-        velocity = np.zeros_like(w)
-        for some in self.batches(t, client):
-            velocity = self.settings.momentum * velocity + change(self.gradient(w, some), w)
-            w = after(w - self.settings.lr * velocity)
+        settings = self.settings
+        velocity, square = np.zeros_like(w), np.zeros_like(w)
+        beta1, beta2 = settings.beta1, settings.beta2
+        steps = zip(self.batches(t, client), self.rates(t, client), strict=True)
+        for step, (some, rate) in enumerate(steps, 1):
+            g = change(self.gradient(w, some), w)
+            if settings.clip:
+                g = g * min(1.0, settings.clip / np.linalg.norm(g))
+            g = g + settings.weight_decay * w
+            if settings.optimizer == "adam":
+                velocity = beta1 * velocity + (1 - beta1) * g
+                square = beta2 * square + (1 - beta2) * g**2
+                size = np.sqrt(square / (1 - beta2**step)) + settings.epsilon
+                way = velocity / (1 - beta1**step) / size
+            else:
+                way = velocity = settings.momentum * velocity + g
+            w = after(w - rate * way, rate)
         return w
 
-    def rounds(
-        self, turn: Callable[[ndarray, int, dict[int, float]], ndarray]
-    ) -> list[ndarray]:
-        """The server's models, if each round is `turn(w, t, {client: its share of the samples})`."""
+    def rounds(self, turn: Callable[[ndarray, int, dict[int, float]], ndarray]) -> list[ndarray]:
+        """The server's models, if each round is `turn(w, t, {client: share of the samples})`."""
         w, found = self.start, []
         for t in range(self.settings.rounds):
             clients = self.population.sample(t)

@@ -163,3 +163,23 @@ def test_qsgd(bits: int, bucket: int) -> None:
         return w + total
 
     agree(found, reference.rounds(turn), reference.start)
+
+
+def test_server_optimizer_proximal_term_and_compressor_together() -> None:
+    """FedAdam of what top-k sends of FedProx's updates."""
+    words = ("method.name=topk", "method.sparsity=0.9", "proximal=0.2", "aggregation.server=adam")
+    engine, found = trajectory(*BASE, *words, "aggregation.server_lr=0.03", "lr=0.05")
+    reference = Reference(engine)
+    memories = [Memory(lambda v: top(v, 0.1)) for _ in reference.sizes]
+    first, second = np.zeros_like(reference.start), np.full_like(reference.start, 1e-6)
+
+    def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:
+        nonlocal first, second
+        delta = np.zeros_like(w)
+        for client, share in shares.items():
+            local = reference.train(w, t, client, lambda g, v: g + 0.2 * (v - w))
+            delta += share * memories[client](local - w)
+        first, second = 0.9 * first + 0.1 * delta, 0.99 * second + 0.01 * delta**2
+        return w + 0.03 * first / (np.sqrt(second) + 1e-3)
+
+    agree(found, reference.rounds(turn), reference.start, within=1e-4)

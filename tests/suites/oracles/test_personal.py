@@ -31,13 +31,13 @@ def test_ditto(momentum: float) -> None:
 def test_fedper_and_fedrep(head: float | None, momentum: float) -> None:
     """The last layer stays: trained with the others, or first, and then the others alone.
 
-    The part that a step does not train rests: it does not go on with the velocity that it has.
+    The part that a step does not train rests: it follows no momentum, either.
     """
     words = ("method.name=fedper",)
     if head is not None:
         words = ("method.name=fedrep", f"method.head={head}")
     engine, found = trajectory(*DEEP, *words, f"momentum={momentum}", "lr=0.05")
-    reference, settings = Reference(engine), engine.settings
+    reference, rate = Reference(engine), engine.settings.lr
     private = np.zeros(len(reference.start), bool)
     private[reference.weights()[-1].start :] = True
     own: dict[int, ndarray] = {}
@@ -53,7 +53,7 @@ def test_fedper_and_fedrep(head: float | None, momentum: float) -> None:
                     moving = private if step < round(head * len(batches)) else ~private
                 g = reference.gradient(local, some)
                 velocity = np.where(moving, momentum * velocity + g, velocity)
-                local = np.where(moving, local - settings.lr * velocity, local)
+                local = np.where(moving, local - rate * velocity, local)
             own[client] = local
             total += share * local
         return np.where(private, w, total)

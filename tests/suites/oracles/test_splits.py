@@ -22,7 +22,7 @@ def test_splitfed_v1(momentum: float) -> None:
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_splitfed_v2(momentum: float) -> None:
     """One back learns from one client's batch after the other, in an order that is drawn."""
-    words = ("method.name=splitfed", "method.version=v2", f"momentum={momentum}", "lr=0.05")
+    words = ("method.name=splitfed", "method.version=v2", f"momentum={momentum}", "lr=0.01")
     engine, found = trajectory(*DEEP, *words)
     reference, rate = Reference(engine), engine.settings.lr
     front = np.zeros(len(reference.start), bool)

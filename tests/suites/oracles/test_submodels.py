@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from numpy import ndarray
 
-from tests.suites.oracles.reference import DEEP, Parts, Reference, agree, joined, trajectory
+from tests.suites.oracles.reference import DEEP, Parts, Reference, agree, trajectory
 
 Choose = Callable[[int, int, int], ndarray]
 """Of so many units those that a client has, if it has so many, in a round."""
@@ -40,7 +41,7 @@ def rounds(
                 kept.append(choose(units, math.ceil(round(rates[client] * units, 9)), t))
             kept.append(np.arange(widths[-1]))
             index = []
-            for inputs, outputs in zip(kept, kept[1:], strict=False):
+            for inputs, outputs in pairwise(kept):
                 index += [np.ix_(outputs, inputs), (outputs,)]
             shard = reference.population.shards[client]
             classes = np.unique(reference.y[shard]) if is_masked else None
