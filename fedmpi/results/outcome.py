@@ -15,6 +15,7 @@ from fedmpi.clients.devices import Fleet
 from fedmpi.clients.placement import Wave
 from fedmpi.clients.population import Population
 from fedmpi.config import Settings
+from fedmpi.messages import select
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.ledger import Ledger
 from fedmpi.messages.wire import ROOT, Wire
@@ -70,6 +71,7 @@ class Observer:
         self.fleet, self.meter, self.evaluation, self.ledger = fleet, meter, evaluation, ledger
         self.last_personal = np.full(settings.clients, np.nan)
         self.total = [0, 0]
+        self.prunable = select.positions(trainer.flat.prunable()).to(trainer.device)
 
     def outcome(
         self,
@@ -108,6 +110,8 @@ class Observer:
             clients[name] = [found.get(client, np.nan) for client in clients["client"].tolist()]
             clients[name][clients["lost"]] = np.nan  # the server knows an earlier round's, if any
         rounds = self._round_row(t, seconds, clients, verdict)
+        if method.is_global and len(self.prunable):
+            rounds["density"] = int(w[self.prunable].count_nonzero()) / len(self.prunable)
         rounds["flops"] = clients["flops"].sum()
         rounds["server_flops"] = report["server_flops"].sum()
         rounds["server_seconds"] = spent[ROOT][Phase.SERVE]
