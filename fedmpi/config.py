@@ -113,6 +113,9 @@ class Method(Table):
         turns: exchanges of a client with the server per local step, if the method converses.
         in_halves: whether the server can serve one half of the clients while the other computes.
         in_turn: whether clients work one after the other, each starting where the last one ended.
+        optimizes: whether the server moves its model by the mean of updates, and by nothing else,
+            so that a server optimizer (`aggregation.server`) can take the step instead.
+        controls: whether control variates can correct its clients' gradients (`control`).
         implies: settings of the run that the method's name stands for, by their paths: defaults of
             their own, for where nothing is written. So a name can stand for settings alone.
         paper: the values of the method's paper, by the settings' paths, those of the training
@@ -128,6 +131,7 @@ class Method(Table):
     in_halves: ClassVar[bool] = True
     in_turn: ClassVar[bool] = False
     converses: ClassVar[bool] = False
+    controls: ClassVar[bool] = False
 
     @property
     def sends(self) -> bool:
@@ -135,6 +139,10 @@ class Method(Table):
 
     @property
     def pools(self) -> bool:
+        return True
+
+    @property
+    def optimizes(self) -> bool:
         return True
 
     @property
@@ -208,7 +216,8 @@ class Aggregation(Table):
     """How the server combines the updates of a round.
 
     With any rule but the mean, or with a clip, all clients have equal weight, and the server holds
-    all updates at once.
+    all updates at once. Running statistics are averaged under every rule: they are not clipped,
+    sorted or blurred.
     """
 
     rule: Literal["mean", "median", "trimmed"] = "mean"
@@ -225,6 +234,39 @@ class Aggregation(Table):
     noise: float = Field(0.0, ge=0, le=LARGEST)
     """Standard deviation of the Gaussian noise added to the aggregate, in units of clip / number of
     updates. 0 adds none."""
+    server: Literal["none", "momentum", "adam", "yogi", "adagrad", "fedexp"] = "none"
+    """Optimizer of the server, which takes the aggregate as its gradient. none: the model moves by
+    the aggregate times server_lr. momentum: heavy-ball momentum (FedAvgM). adam, yogi, adagrad:
+    adaptive rates (FedOpt). fedexp: a rate of at least 1, the larger the more updates disagree
+    (FedExP)."""
+    server_lr: float | None = Field(None, gt=0, le=LARGEST)
+    """Learning rate of the server. If absent, it is 1 with none and momentum, and 0.1 with adam,
+    yogi and adagrad. fedexp chooses its own."""
+    beta1: float | None = Field(None, ge=0, lt=1)
+    """Momentum of the server, or decay rate of its mean update. If absent, it is 0.9, and 0 with
+    adagrad."""
+    beta2: float = Field(0.99, ge=0, lt=1)
+    """Decay rate of the server's mean squared update, in adam and yogi."""
+    tau: float = Field(1e-3, gt=0, le=1)
+    """Adaptivity of adam, yogi and adagrad: added to the root of the mean squared update, which
+    starts at tau^2. In fedexp it is added to the squared length of the mean update."""
+
+    @property
+    def rate(self) -> float:
+        """The server's learning rate."""
+        if self.server_lr is None:
+            return 0.1 if self.server in ("adam", "yogi", "adagrad") else 1.0
+        return self.server_lr
+
+    @property
+    def momentum(self) -> float:
+        """The server's momentum, or the decay rate of its mean update."""
+        return (0.0 if self.server == "adagrad" else 0.9) if self.beta1 is None else self.beta1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the server moves its model by the aggregate itself."""
+        return self.server == "none" and self.rate == 1
 
     @property
     def is_mean(self) -> bool:
@@ -396,6 +438,14 @@ class Settings(Table):
     clip: float = Field(0.0, ge=0, le=LARGEST)
     """Largest Euclidean norm of a client's gradient; longer ones are scaled down. 0 disables
     clipping."""
+    proximal: float = Field(0.0, ge=0, le=LARGEST)
+    """Weight mu of a proximal term in local training: mu / 2 * ||w - w_t||^2 is added to the loss,
+    where w_t is the model that the client received (FedProx). 0 adds none."""
+    control: Literal["none", "mean", "niid"] = "none"
+    """Control variates, which correct the drift of clients' gradients by c - c_k (SCAFFOLD). They
+    travel beside model and update. mean: c_k is the mean of the client's gradients in its last
+    round; right for every optimizer. niid: as in the code of NIID-Bench, the correction is a step
+    of its own behind the optimizer's, and c_k follows from the update."""
     statistics: Literal["averaged", "local"] = "averaged"
     """BatchNorm's running statistics. averaged: sent and averaged like parameters. local: each
     client keeps its own and never sends them; the global model is then evaluated with the

@@ -20,6 +20,7 @@ from fedmpi.clients.devices import Fleet
 from fedmpi.clients.placement import Placement, Wave
 from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError, Settings
+from fedmpi.messages import sparse
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import EVERYONE, Message
 from fedmpi.messages.ledger import Ledger
@@ -123,7 +124,8 @@ class Engine:
         self.exchange = exchange.Exchange(wire, clock, self.ledger)
         method, is_apart = self.method, self.settings.server == "dedicated" and wire.size > 1
         hosts = range(1 if is_apart else 0, wire.size)
-        is_settled = method.keeps_state or self.trainer.keeps_statistics
+        has_variates = self.settings.control != "none"
+        is_settled = method.keeps_state or has_variates or self.trainer.keeps_statistics
         about = self.width, is_settled, method.converses
         self.placement = Placement(self.population, hosts, *about)
         first = self.population.first_round if first is None else first
@@ -154,19 +156,28 @@ class Engine:
 
     def tell(self, t: int, waves: list[Wave]) -> bool:
         """Server -> all active clients; False if there is no message, which ends the run."""
-        messages = []
+        messages, active = [], [client for wave in waves for client in wave.clients]
         with self.clock(Phase.SERVE):
             if self.server is not None and self.goes_on:
-                blocks = self.server.broadcast(t) if self.method.broadcasts else []
-                messages = [Message(EVERYONE, blocks)]
-        word = self.exchange.broadcast(
-            messages, [client for wave in waves for client in wave.clients]
-        )
+                messages = [Message(EVERYONE, self.server.tell(t)), *self.losses(active)]
+        word = self.exchange.broadcast(messages, active)
         mine = [client for wave in waves for client in wave.on(self.wire.rank)]
         with self.clock(Phase.PACK):
-            for message in word:
-                self.clients.receive(t, mine, message.blocks)
+            for message in word[1:]:
+                for client in set(mine).intersection(sparse.indices(message.blocks[0]).tolist()):
+                    self.trainer.lose(client)
+            for message in word[:1]:
+                self.clients.hear(t, mine, message.blocks)
         return bool(word)
+
+    def losses(self, active: list[int]) -> list[Message]:
+        """Tells clients that their last upload was lost, if their state depends on it."""
+        assert self.server is not None
+        told = [client for client in active if self.server.unheard[client]]
+        self.server.unheard[told] = False
+        if not (told and self.trainer.pending):
+            return []
+        return [Message(EVERYONE, [sparse.places(torch.tensor(told), self.settings.clients)])]
 
     def send(self, t: int, wave: Wave) -> None:
         """Server -> each client, if the method sends something to single clients."""
@@ -190,7 +201,7 @@ class Engine:
             for clients in self.trainer.chunks(mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
                     began = perf_counter()
-                    blocks = self.clients.upload(t, client, w)
+                    blocks = self.clients.report(t, client, w)
                     self.trainer.spend((client,), began)
                     messages.append(Message(client, blocks, self.population.weight(t, client)))
                     if self.evaluation.is_due(t) and not self.population.is_agreement(t):
@@ -246,6 +257,7 @@ class Engine:
             for message in uploads:
                 assert self.server is not None
                 if self.fleet.is_lost(t, message.client):
+                    self.server.unheard[message.client] = True
                     continue
                 self.is_void = False
                 taking = nullcontext(message) if agrees else self.server.sum.taking(message)
@@ -281,12 +293,12 @@ class Engine:
         All ranks call it; the outcome is on the root, and None elsewhere.
         """
         seconds, both = self.clock.elapsed(), (self.wire, self.clock)
-        w, noted = None, dict[str, dict[int, float]]()
+        w, noted, figures = None, dict[str, dict[int, float]](), dict[str, float]()
         if self.server is not None:
-            w, noted = self.server.w, self.server.noted
+            w, noted, figures = self.server.w, self.server.noted, self.server.figures
         verdict = self.evaluation.after(t, w, self.clients.deployed, self.placement, *both)
         burdens = self.clients.burden
-        return self.observer.outcome(t, waves, burdens, verdict, w, noted, seconds, *both)
+        return self.observer.outcome(t, waves, burdens, verdict, w, noted, figures, seconds, *both)
 
     def model_sha256(self) -> str:
         """Returns the hash of the global model, on the root.

@@ -231,6 +231,17 @@ def _contradictions(settings: Settings) -> list[str]:
             f"aggregation.trim = {pooled.trim}: wanted a share above 0 beside aggregation.rule = "
             f"'trimmed', and 0 beside others; found '{pooled.rule}'"
         )
+    found += _server_optimizer(settings)
+    if settings.proximal and (settings.method.converses or not settings.method.is_global):
+        found.append(
+            f"proximal = {settings.proximal}: wanted a method whose clients train the global model "
+            f"alone, found method.name = '{settings.method.name}'"
+        )
+    if settings.control != "none" and not settings.method.controls:
+        found.append(
+            f"control = '{settings.control}': wanted a method whose clients train the server's "
+            f"model and upload updates of it, found method.name = '{settings.method.name}'"
+        )
     if pooled.weights == "equal" and (pooled.rule != "mean" or pooled.clip):
         found.append(
             "aggregation.weights = 'equal': wanted aggregation.rule = 'mean' and no clip, beside "
@@ -261,6 +272,36 @@ def _contradictions(settings: Settings) -> list[str]:
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
     return [*found, *_impossible(settings.devices), *_idle(settings)]
+
+
+def _server_optimizer(settings: Settings) -> list[str]:
+    """Names settings of the server's optimizer that have no effect or cannot be combined."""
+    pooled, found = settings.aggregation, []
+    belongs = {
+        "server_lr": ("none", "momentum", "adam", "yogi", "adagrad"),
+        "beta1": ("momentum", "adam", "yogi", "adagrad"),
+        "beta2": ("adam", "yogi"),
+        "tau": ("adam", "yogi", "adagrad", "fedexp"),
+    }
+    for name, rules in belongs.items():
+        value = getattr(pooled, name)
+        if value != type(pooled).model_fields[name].default and pooled.server not in rules:
+            found.append(
+                f"aggregation.{name} = {_said(value)}: wanted aggregation.server = "
+                f"{' or '.join(map(repr, rules))}, found '{pooled.server}'"
+            )
+    said = f"aggregation.server = '{pooled.server}', server_lr = {pooled.rate}"
+    if not (pooled.is_plain or settings.method.optimizes):
+        found.append(
+            f"{said}: wanted a method whose server moves its model by the mean of updates alone, "
+            f"found method.name = '{settings.method.name}'; possible are 'none' and 1"
+        )
+    if pooled.server == "fedexp" and not pooled.is_mean:
+        found.append(
+            f"{said}: wanted aggregation.rule = 'mean' and no clip, found '{pooled.rule}' and "
+            f"{pooled.clip}"
+        )
+    return found
 
 
 def _said(value: Any) -> str:

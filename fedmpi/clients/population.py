@@ -205,6 +205,17 @@ class Population:
             return 1.0
         return float(self.sizes[client])
 
+    def share(self, client: int) -> float:
+        """Returns the client's share in the objective.
+
+        The shares of all clients that can take part sum to 1. A share is in
+        proportion to training samples, or equal where all uploads have equal weight.
+        """
+        count, pooled = self.settings.clients - len(self.excluded), self.settings.aggregation
+        if pooled.weights == "equal" or not pooled.is_mean:
+            return 1 / count
+        return float(self.sizes[client] / np.delete(self.sizes, list(self.excluded)).sum())
+
     def steps(self, client: int, passes: int | None = None) -> int:
         """Local steps that the client makes in a round, or in so many passes over its samples."""
         if passes is None and self.settings.local_steps is not None:

@@ -30,6 +30,7 @@ from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):
+    optimizes: ClassVar[bool] = False
     broadcasts = False
     sends: ClassVar[bool] = True
 
@@ -93,7 +94,7 @@ class Clients(fedavg.Clients):
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Trains each client from its own pruned model."""
         starts = torch.stack([self.begin(client) for client in clients])
-        return self.trainer.train(t, clients, starts, self.adjust)
+        return self.trainer.train(t, clients, starts, self.hooks)
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Masks each client's gradient, so that pruned weights stay zero."""

@@ -31,6 +31,7 @@ __all__ = ["Clients", "Config", "Server"]
 
 class Config(config.Method):
     keeps_state: ClassVar[bool] = True
+    controls: ClassVar[bool] = True
 
     sparsity: float = Field(0.99, ge=0, lt=1)
     """Share of the values that are not sent, after the warm-up."""
@@ -62,8 +63,10 @@ class Clients(fedavg.Clients):
         self.feedback.add(client, waiting)
         positions = select.top(waiting, keep_round(self.flat.count, 1 - self.sparsity(t)))
         block = sparse.block(Kind.GRADIENT, waiting[positions], self.flat.size, positions)
+        velocity.mul_(self.method.momentum)
+        wholes = self.velocities.kept(velocity), self.feedback.kept(waiting)
         velocity[positions] = 0
         waiting[positions] = 0
-        self.velocities.remember(client, velocity.mul_(self.method.momentum))
-        self.feedback.remember(client, waiting)
+        self.velocities.remember(client, velocity, wholes[0])
+        self.feedback.remember(client, waiting, wholes[1])
         return [block, *statistics]

@@ -47,6 +47,7 @@ class Config(config.Method):
     broadcasts = is_global = False
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
 
     sparsity: float = Field(0.5, ge=0, lt=1)
@@ -166,7 +167,7 @@ class Clients(fedavg.Clients):
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Trains each client on its mask from its average, and then changes its mask."""
         starts = torch.stack([self.starts.pop(client) for client in clients])
-        found = self.trainer.train(t, clients, starts, self.adjust).clone()
+        found = self.trainer.train(t, clients, starts, self.hooks).clone()
         for w, client in zip(found, clients, strict=True):
             self.models[client] = w, self.mask(client)
             self.next[client] = self.regrown(t, client, w)

@@ -40,6 +40,7 @@ from fedmpi.training.train import Trainer
 class Config(staticmask.Masked):
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
 
     sparsity: float = Field(0.8, ge=0, lt=1)

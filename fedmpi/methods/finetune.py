@@ -18,6 +18,7 @@ the rate of that round, so that no additional model is sent. The last average is
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -32,6 +33,8 @@ __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(config.Method):
+    controls: ClassVar[bool] = True
+
     epochs: int = Field(5, ge=1, le=config.MOST)
     """Epochs of a client's fine-tuning. The default is that of the authors' code."""
 

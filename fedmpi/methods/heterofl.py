@@ -46,6 +46,7 @@ class Config(config.Method):
     broadcasts = False
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
 
     rates: tuple[Rate, ...] = Field((1.0, 0.5, 0.25, 0.125, 0.0625), min_length=1, strict=False)
     """Shares of the channels that clients train. Clients are spread evenly over them. Used if no
@@ -175,7 +176,7 @@ class Clients(fedavg.Clients):
         inside = [self.inside(client) for client in clients]
         starts = [self.starts[client] * mask for client, mask in zip(clients, inside, strict=True)]
         masks = inside if self.method.masked else None
-        return self.trainer.train_apart(t, clients, starts, parts, masks)
+        return self.trainer.train_apart(t, clients, starts, parts, masks, self.settings.proximal)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update of the sub-model w and, if classes are masked, the client's classes."""

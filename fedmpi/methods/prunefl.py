@@ -37,6 +37,7 @@ from fedmpi.training.train import Trainer
 class Config(staticmask.Masked):
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
 
     start: float = Field(0.0, ge=0, lt=1)
@@ -129,7 +130,7 @@ class Clients(feddst.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.movable = self.flat.movable.to(trainer.device)
-        self.squares = trainer.store("squares", self.flat.size)
+        self.squares = trainer.provisional("squares", self.flat.size)
         self.sums: dict[int, Tensor] = {}
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
@@ -140,7 +141,7 @@ class Clients(feddst.Clients):
             square = total.square_()
             if client in self.squares:
                 square += self.squares[client].to(square.device)
-            self.squares[client] = square
+            self.squares.put(client, square, square)
         return found
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
@@ -160,5 +161,5 @@ class Clients(feddst.Clients):
         if not self.method.changes_at(t):
             return blocks
         squares = self.squares[client].to(w.device, copy=True)
-        self.squares[client] = torch.zeros_like(squares)
+        self.squares.put(client, torch.zeros_like(squares), squares)
         return [*blocks, sparse.block(Kind.GRADIENT, squares[self.movable], self.flat.size)]

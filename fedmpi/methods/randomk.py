@@ -42,16 +42,23 @@ def drawn(settings: Settings, flat: Flat, t: int, client: int) -> Tensor:
     return flat.movable[chosen]
 
 
-class Server(fedavg.Server):
+class Positions(fedavg.Half):
+    """Both sides draw the positions."""
+
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
+        """Returns the positions of the client's values, int64 [k]."""
+        return drawn(self.settings, self.flat, t, client).to(self.trainer.device)
+
+
+class Server(Positions, fedavg.Server):
     method: Config
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Adds a client's values at the positions that the server draws, too."""
-        where = drawn(self.settings, self.flat, t, client).to(self.w.device)
-        self.sum.add(blocks[0], weight, where)
+        self.sum.add(blocks[0], weight, self.sent_positions(t, client, blocks))
 
 
-class Clients(topk.Compressing):
+class Clients(Positions, topk.Compressing):
     method: Config
 
     def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor]:

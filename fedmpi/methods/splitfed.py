@@ -52,6 +52,11 @@ class Config(Cut):
         """Whether uploads are whole updates, which any rule can average; not so in v2."""
         return not self.is_one
 
+    @property
+    def optimizes(self) -> bool:
+        """Whether front and back move by mean updates; the back of v2 does not."""
+        return not self.is_one
+
     def width(self, capacity: int, clients: int) -> int:
         """Returns the clients in a wave; with one back all clients of a round are in one wave."""
         return clients if self.is_one else capacity

@@ -34,6 +34,7 @@ class Config(Cut):
     in_turn = True
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
 
     def width(self, capacity: int, clients: int) -> int:
         """Returns 1 client a wave, because each client starts where the previous one ended."""

@@ -81,6 +81,7 @@ class Server(fedavg.Server):
         self.mask = mask.to(self.w.device)
         self.active = self.mask.nonzero().squeeze(1)
         self.w[~self.mask] = 0
+        self.optimizer.forget(~self.mask)
 
     def state(self) -> dict[str, Tensor]:
         """The model, and its mask."""

@@ -33,6 +33,7 @@ from fedmpi.training.train import Trainer
 
 class Config(config.Method):
     broadcasts = False
+    optimizes: ClassVar[bool] = False
     sends: ClassVar[bool] = True
     keeps_state: ClassVar[bool] = True
 
@@ -157,5 +158,6 @@ class Clients(fedavg.Clients):
         statistics = self.take_statistics(update)
         self.feedback.add(client, update)
         block = ternary(update, self.flat, self.method.sparsity)
-        self.feedback.remember(client, update - sparse.vector(block, self.flat.size, update.device))
+        sent = sparse.vector(block, self.flat.size, update.device)
+        self.feedback.remember(client, update - sent, update)
         return [block, *statistics]

@@ -47,9 +47,10 @@ class Compressing(fedavg.Clients, ABC):
         update = w - self.start
         statistics = self.take_statistics(update)
         self.feedback.add(client, update)
+        whole = self.feedback.kept(update)
         block, rest = self.encode(t, client, update)
         if rest is not None:
-            self.feedback.remember(client, rest)
+            self.feedback.remember(client, rest, whole)
         return [block, *statistics]
 
     @abstractmethod

@@ -81,6 +81,7 @@ class Observer:
         verdict: Verdict | None,
         w: Tensor | None,
         noted: Mapping[str, Mapping[int, float]],
+        figures: Mapping[str, float],
         seconds: float,
         wire: Wire,
         clock: Clock,
@@ -94,6 +95,7 @@ class Observer:
             verdict: accuracies after the round, on the root, if it was evaluated.
             w: the server's model [n], on the root.
             noted: numbers that the server found out about clients (see `Server.noted`).
+            figures: numbers about its model (see `Server.figures`).
             seconds: seconds of the round, on the clock.
             wire: connection to the other ranks.
             clock: clock of this rank.
@@ -112,6 +114,8 @@ class Observer:
         rounds = self._round_row(t, seconds, clients, verdict)
         if method.is_global and len(self.prunable):
             rounds["density"] = int(w[self.prunable].count_nonzero()) / len(self.prunable)
+        for name, figure in figures.items():
+            rounds[name] = figure
         rounds["flops"] = clients["flops"].sum()
         rounds["server_flops"] = report["server_flops"].sum()
         rounds["server_seconds"] = spent[ROOT][Phase.SERVE]

@@ -43,6 +43,11 @@ ROUNDS: Columns = {
     "down": ("i8", "bytes to the clients, summed over them"),
     "seconds": ("f8", "wall time of the round, without evaluation and recording"),
     "lost": ("i4", "clients whose upload was lost: the server never learnt of it"),
+    "covered": (
+        "f8",
+        "share of the channels that some client has sent so far; NaN unless the method selects "
+        "channels",
+    ),
     "flops": ("f8", f"of the clients' training, summed over them; {COUNTED}"),
     "server_flops": ("f8", "of the server's training of what lies behind a cut"),
     "server_seconds": ("f8", "in which the server worked: rank 0's phase `serve`"),

@@ -5,6 +5,7 @@ its memory holds. The settings `device` and `rows` decide, and nothing outside o
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,10 +21,36 @@ from fedmpi.training.feed import Feed
 from fedmpi.training.rates import Rates
 from fedmpi.training.rows import Each, OneByOne, Rows
 from fedmpi.training.stacked import Stacked
-from fedmpi.training.store import Store, Stores
+from fedmpi.training.store import Provisional, Store, Stores
 
 Adjust = Callable[[Sequence[int], Tensor, Tensor], None]
 """Changes gradients in place before a step: clients of the rows, w [k, n], g [k, n]."""
+Follow = Callable[[Sequence[int], Tensor, float | Tensor], None]
+"""Changes models in place after a step: clients of the rows, w [k, n], their rate."""
+Rests = Callable[[Sequence[int], int], Tensor]
+"""What rests in a step: clients of the rows, number of the step -> bool [k, n]."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a method changes in its clients' local steps.
+
+    Attributes:
+        adjust: called with the gradients of each step, before the optimizer.
+        follow: called after the optimizer's step.
+        rests: called before the optimizer's step; returns which positions do not move in it. They
+            follow no gradient, decay or momentum, and their running statistics stay as they are.
+        proximal: mu; each step's gradient has the term mu * (w - start) besides.
+    """
+
+    adjust: Adjust | None = None
+    follow: Follow | None = None
+    rests: Rests | None = None
+    proximal: float = 0.0
+
+
+PLAIN = Hooks()
+"""Local steps as the settings have them."""
 
 
 class Part(Protocol):
@@ -68,6 +95,7 @@ class Trainer:
         at: steps that those at work have behind them, for methods whose steps differ.
         tuned: local statistics of the models that clients have tuned this round.
         stores: by name, everything that this rank keeps for its clients from round to round.
+        pending: those of them that depend on whether uploads arrive.
         statistics: the clients' local statistics: one of the stores, if statistics are local.
     """
 
@@ -90,6 +118,7 @@ class Trainer:
         self.descent = self.descent_of(flat, 1)
         self.others: dict[Flat | Composite, Descent] = {}
         self.stores = Stores(settings.state)
+        self.pending: list[Provisional] = []
         self.statistics: dict[int, Tensor] | Store = {}
         if self.keeps_statistics:
             self.statistics = self.store("statistics", len(flat.local_stats))
@@ -98,6 +127,18 @@ class Trainer:
     def store(self, name: str, size: int, dtype: torch.dtype = torch.float32) -> Store:
         """Makes a store under a name of its own; see `Stores.add`."""
         return self.stores.add(name, size, dtype)
+
+    def provisional(self, name: str, size: int) -> Provisional:
+        """Makes a store of float32 vectors [size] that depend on whether uploads arrive."""
+        can_lose = self.settings.devices.dropouts > 0
+        lost = self.store(f"{name} if lost", size) if can_lose else None
+        self.pending.append(Provisional(self.store(name, size), lost))
+        return self.pending[-1]
+
+    def lose(self, client: int) -> None:
+        """A client of this rank hears that its last upload was lost: its state follows."""
+        for store in self.pending:
+            store.lose(client)
 
     @property
     def rows(self) -> Rows[Any]:
@@ -195,7 +236,7 @@ class Trainer:
         t: int,
         clients: Sequence[int],
         start: Tensor,
-        adjust: Adjust | None,
+        hooks: Hooks = PLAIN,
         part: Part | None = None,
     ) -> Tensor:
         """Round t's local steps of a chunk of clients, from `start` [n] or [C, n].
@@ -204,14 +245,14 @@ class Trainer:
             t: the round.
             clients: those with most steps first.
             start: their models.
-            adjust: changes gradients.
+            hooks: what the method changes in their steps.
             part: the network that trains, if it is not the whole one; n is its size then.
 
         Returns:
             Their models, [C, n], until the next call for the same network.
         """
         began = perf_counter()
-        rows = self._descend(t, clients, start, adjust, part)
+        rows = self._descend(t, clients, start, hooks, part)
         self._remember(clients, rows, None if part is None else part.local_stats)
         self.spend(clients, began)
         return rows.head(len(clients))[0]
@@ -226,7 +267,7 @@ class Trainer:
         Returns:
             The models, [C, n], until the next call for the same network.
         """
-        rows = self._descend(t, clients, start, None, None, passes)
+        rows = self._descend(t, clients, start, PLAIN, None, passes)
         for row, client in enumerate(clients if self.keeps_statistics else ()):
             self.tuned[client] = rows.local_stats[row].clone()
         return rows.head(len(clients))[0]
@@ -236,7 +277,7 @@ class Trainer:
         t: int,
         clients: Sequence[int],
         start: Tensor,
-        adjust: Adjust | None,
+        hooks: Hooks,
         part: Part | None,
         passes: int | None = None,
     ) -> Rows[Any]:
@@ -256,9 +297,16 @@ class Trainer:
                 some = [next(lesson) for lesson in lessons[:count]]
                 losses.append(rows.backprop(self.feed, some))
                 self.at = step
-                if adjust is not None:
-                    adjust(busy, *rows.head(count))
-                descent.step(count, self.rates.of_step(t, busy, step, passes))
+                rate = self.rates.of_step(t, busy, step, passes)
+                if hooks.adjust is not None:
+                    hooks.adjust(busy, *rows.head(count))
+                if hooks.proximal:
+                    near = start if start.dim() == 1 else start[:count]
+                    descent.pull(count, near, hooks.proximal)
+                rests = None if hooks.rests is None else hooks.rests(busy, step)
+                descent.step(count, rate, rests)
+                if hooks.follow is not None:
+                    hooks.follow(busy, rows.head(count)[0], rate)
             if losses and passes is None:
                 self.note(busy, torch.stack(losses).sum(0), len(losses))
             done = steps[count - 1]
@@ -273,6 +321,7 @@ class Trainer:
         starts: Sequence[Tensor],
         parts: Sequence[Part | None],
         masks: Sequence[Tensor] | None = None,
+        proximal: float = 0.0,
     ) -> list[Tensor]:
         """Local steps of a chunk of clients whose networks may differ; those alike train together.
 
@@ -282,6 +331,7 @@ class Trainer:
             starts: their models, each of its network's size.
             parts: their networks; None for the whole one.
             masks: what gradients are multiplied by, each of its network's size.
+            proximal: see `Hooks`.
 
         Returns:
             Their models, until the next call.
@@ -295,7 +345,7 @@ class Trainer:
                 adjust = _masking(torch.stack([masks[place] for place in some]))
             start = torch.stack([starts[place] for place in some])
             theirs = [clients[place] for place in some]
-            rows = self.train(t, theirs, start, adjust, parts[some[0]])
+            rows = self.train(t, theirs, start, Hooks(adjust, proximal=proximal), parts[some[0]])
             found |= zip(some, rows, strict=True)
         return [found[place] for place in range(len(clients))]
 

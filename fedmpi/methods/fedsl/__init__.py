@@ -51,6 +51,7 @@ from fedmpi.training.train import Trainer
 
 class Config(Leaky):
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
 
     interval: int = Field(1, ge=1, le=config.MOST)

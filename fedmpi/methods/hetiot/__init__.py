@@ -45,6 +45,7 @@ class Config(config.Method):
     broadcasts = False
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
 
     compressor: Literal["prune", "width", "quant", "lowrank"] = "prune"
     """How the server compresses the model for devices. prune: largest weights. width: first
@@ -146,7 +147,9 @@ class Clients(fedavg.Clients):
         some = [self.locals[client] for client in clients]
         masks = [one.mask for one in some if one.mask is not None]  # all of them have one, or none
         starts, parts = [one.start for one in some], [one.part for one in some]
-        return self.trainer.train_apart(t, clients, starts, parts, masks or None)
+        return self.trainer.train_apart(
+            t, clients, starts, parts, masks or None, self.settings.proximal
+        )
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update of the compressed model."""

@@ -167,5 +167,5 @@ class Clients(Coding, splitfed.Clients):
         self.feedback.add(client, update)
         blocks = self.strongest(update, spans, Purpose.QUANTIZE, t, client)
         if self.method.error_feedback:
-            self.feedback.remember(client, update - self.restored(blocks, spans))
+            self.feedback.remember(client, update - self.restored(blocks, spans), update)
         return [*blocks, *statistics]
