@@ -1,8 +1,8 @@
 """Result files as tidy data frames, with the settings in which the runs differ in every row.
 
-`runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks` and `final` are the tables
-of the same names in the files, concatenated. All take files and folders, alone or in a list. The
-columns of `runs` have three origins, which their names tell:
+`runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks`, `variants` and `final` are
+the tables of the same names in the files, concatenated. All take files and folders, alone or in a
+list. The columns of `runs` have three origins, which their names tell:
 
 * `RESULTS`: computed here from a file's tables, or identifying the run;
 * settings, by their dotted paths (`lr`, `method.name`, and for named tables in a list
@@ -133,6 +133,14 @@ def ranks(paths: Paths) -> pd.DataFrame:
     return _joined(paths, "ranks")
 
 
+def variants(paths: Paths) -> pd.DataFrame:
+    """Returns a row for each share of the model in each evaluated round; columns as in `rounds`.
+
+    Methods in which every device holds the whole model have no rows.
+    """
+    return _joined(paths, "variants")
+
+
 def final(paths: Paths) -> pd.DataFrame:
     """Returns a row for each client after the last round; other columns as in `rounds`."""
     return _joined(paths, "final")
@@ -191,7 +199,10 @@ def _read(path: Path, table: str) -> Result:
             raise ValueError("HDF5, but not a result: it holds no settings")
         attributes = {name: _plain(value) for name, value in file.attrs.items()}
         attributes["settings"] = json.loads(attributes["settings"])
-        rounds, rows = (_frame(file[name][:]) for name in ("rounds", table))
+        rounds = _frame(file["rounds"][:])
+        # Results of earlier versions lack it.
+        is_lacking = table == "variants" and table not in file
+        rows = rounds[:0][["round"]] if is_lacking else _frame(file[table][:])
     if "round" in rows:
         # `rounds` is written last: a round that is missing there may be incomplete elsewhere.
         rows = rows[rows["round"].isin(rounds["round"])]

@@ -300,10 +300,13 @@ class Engine:
         All ranks call it; the outcome is on the root, and None elsewhere.
         """
         seconds, both = self.clock.elapsed(), (self.wire, self.clock)
-        w, noted, figures = None, dict[str, dict[int, float]](), dict[str, float]()
+        w, noted, figures, variants = None, dict[str, dict[int, float]](), dict[str, float](), None
         if self.server is not None:
             w, noted, figures = self.server.w, self.server.noted, self.server.figures
-        verdict = self.evaluation.after(t, w, self.clients.deployed, self.placement, *both)
+            variants = self.server.variants
+        verdict = self.evaluation.after(
+            t, w, variants, self.clients.deployed, self.placement, *both
+        )
         burdens = self.clients.burden
         return self.observer.outcome(t, waves, burdens, verdict, w, noted, figures, seconds, *both)
 

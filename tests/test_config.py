@@ -84,6 +84,7 @@ def test_identity_depends_on_every_setting() -> None:
         *("aggregation.rule=median", "aggregation.clip=9.0"),
         "aggregation.rule=trimmed aggregation.trim=0.1",
         "aggregation.clip=9.0 aggregation.noise=9.0",
+        *("aggregation.server=adam", "aggregation.server_lr=0.9", "proximal=0.9", "control=mean"),
     ]
     said = {one.partition("=")[0].partition(".")[0] for word in words for one in word.split(" ")}
     assert said == set(Settings.model_fields), "a new setting needs a word here"

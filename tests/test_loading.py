@@ -88,8 +88,8 @@ def test_every_error_at_once() -> None:
         ({"round": 1}, "no setting 'round' (did you mean 'rounds'?); there are: seed, rounds,"),
         ({"xyzzy": 1}, "no setting 'xyzzy'; there are: seed,"),
         (
-            {"method": {"name": "fedprox", "muu": 1}},
-            "no setting 'muu' in [method] (did you mean 'mu'?); there are: name, mu",
+            {"method": {"name": "ditto", "pul": 1}},
+            "no setting 'pul' in [method] (did you mean 'pull'?); there are: name, pull",
         ),
         ({"method": {"mu": 1}}, "no setting 'mu' in [method]; there are: name"),
         ({"exchange": {"windw": 3}}, "no setting 'windw' in [exchange] (did you mean 'window'?)"),
@@ -257,7 +257,7 @@ def test_wrong_types_are_not_converted(words: str, path: str) -> None:
         *("sampling=all", "trace_sha256=abc"),
         *("state.memory=-1", "state.memory=0.5", "state.folder=3"),
         *("method={name='topk', sparsity=1.0}", "method={name='ssfl', sparsity=-0.1}"),
-        *("method={name='fedprox', mu=-1.0}", "method={name='splitfed', version='v3'}"),
+        *("method={name='ditto', pull=-1.0}", "method={name='splitfed', version='v3'}"),
     ],
 )
 def test_out_of_range(word: str) -> None:

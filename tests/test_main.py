@@ -154,7 +154,7 @@ SETTINGS = {
         "the model has no split point: it is a single stage",
     ),
     "classes": (
-        ["partition.name=shards", "partition.classes_per_client=11"],
+        ["partition.name=classes", "partition.classes_per_client=11"],
         "classes_per_client = 11: the training set has 10 classes; possible are 1 to 10",
     ),
     "more clients than samples": (

@@ -77,8 +77,8 @@ class Population:
         owners = None if data.train_owners is None else data.train_owners[ours]
         shards, self.test_shards = divide(
             settings.partition,
-            Samples(data.train_y[ours], data.classes, owners),
-            Samples(data.test_y, data.classes, data.test_owners),
+            Samples(data.train_y[ours], data.classes, owners, data.groups),
+            Samples(data.test_y, data.classes, data.test_owners, data.groups),
             settings.clients,
             stream(settings.seed, Purpose.PARTITION),
         )

@@ -19,6 +19,7 @@ from fedmpi.messages import sparse, sums
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.split.lockstep import Talk
 from fedmpi.training import probe
+from fedmpi.training.probe import Variant
 from fedmpi.training.server_optimizer import ServerOptimizer
 from fedmpi.training.store import Stores
 from fedmpi.training.train import PLAIN, Adjust, Hooks, Rests, Trainer
@@ -186,6 +187,14 @@ class Server(Half):
     def agreement(self) -> list[Block]:
         """Returns the result of an agreement for every client; called instead of `step`."""
         raise NotImplementedError
+
+    def variants(self, t: int) -> Sequence[Variant]:
+        """Returns what devices hold of the model after round t, one for each share, largest first.
+
+        It is asked in rounds that are evaluated. It has nothing if every device holds the whole
+        model.
+        """
+        return ()
 
     def personal(self, client: int) -> Tensor | None:
         """Returns a client's local model [n] if only the server has all its parts, else None."""

@@ -15,6 +15,7 @@ from fedmpi.clients.devices import Fleet
 from fedmpi.clients.placement import Wave
 from fedmpi.clients.population import Population
 from fedmpi.config import Settings
+from fedmpi.messages import codec, select
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.ledger import Ledger
 from fedmpi.messages.wire import ROOT, Wire
@@ -69,6 +70,7 @@ class Observer:
         self.settings, self.population, self.trainer = settings, population, trainer
         self.fleet, self.meter, self.evaluation, self.ledger = fleet, meter, evaluation, ledger
         self.total = [0, 0]
+        self.prunable = select.positions(trainer.flat.prunable()).to(trainer.device)
 
     def outcome(
         self,
@@ -109,6 +111,8 @@ class Observer:
             clients[name] = [found.get(client, np.nan) for client in clients["client"].tolist()]
             clients[name][clients["lost"]] = np.nan  # the server knows an earlier round's, if any
         rounds = self._round_row(t, seconds, clients, verdict)
+        if method.is_global and len(self.prunable):
+            rounds["density"] = int(w[self.prunable].count_nonzero()) / len(self.prunable)
         for name, figure in figures.items():
             rounds[name] = figure
         rounds["flops"] = clients["flops"].sum()
@@ -121,6 +125,7 @@ class Observer:
             "clients": clients,
             "phases": _phase_rows(t, spent),
             "ranks": _rank_rows(t, moved),
+            "variants": self._variant_rows(t, verdict),
         }
         for way, name in enumerate(tables.DIRECTIONS):
             self.total[way] += int(rounds[name][0])
@@ -196,6 +201,17 @@ class Observer:
             row["shard_mean"], row["shard_std"] = shards.mean(), shards.std()
             row["shard_min"] = shards.min()
         return row
+
+    def _variant_rows(self, t: int, verdict: Verdict | None) -> np.ndarray:
+        found = () if verdict is None else verdict.variants
+        rows = tables.empty(tables.VARIANTS, len(found))
+        for row, (variant, accuracy) in zip(rows, found, strict=True):
+            sent = codec.pack([codec.Message(codec.EVERYONE, variant.blocks)]).bytes.sum()
+            costs = self.meter.flops(variant.burden), self.meter.memory(variant.burden)
+            row["round"], row["share"], row["clients"] = t, variant.share, variant.clients
+            row["accuracy"], row["bytes"] = accuracy, sent
+            row["flops"], row["memory"] = costs
+        return rows
 
     def final(self, report: np.ndarray) -> np.ndarray:
         """Returns `evaluate.FINAL` of all clients, ascending, as rows of the table `final`."""

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from fedmpi.errors import BadInput
+from fedmpi.results import tables
 
 FORMAT = 1
 """Version of the file's layout, that is of the names of attributes and tables."""
@@ -115,6 +116,17 @@ def open_result(path: Path) -> h5py.File:
         file.close()
         raise RecordError(f"{path}: HDF5, but not a result: it holds no settings")
     return file
+
+
+def rows(file: h5py.File, table: str) -> np.ndarray:
+    """Returns a table of a result; it is empty if the result is older than the table.
+
+    Raises:
+        KeyError: if the file lacks a table that every result has.
+    """
+    if table in tables.LATER and table not in file:
+        return tables.empty(tables.TABLES[table], 0)
+    return file[table][:]
 
 
 def file_of(out: Path, method: str, identity: str) -> Path:

@@ -25,7 +25,7 @@ from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.split.cuts import Crossing, Cut
 from fedmpi.split.lockstep import Lockstep, Talk, WaveParts
 from fedmpi.training.feed import Batch
-from fedmpi.training.probe import Chain
+from fedmpi.training.probe import Chain, sections
 from fedmpi.training.train import Adjust, Trainer
 
 Said = Mapping[int, Sequence[Block]]
@@ -191,7 +191,7 @@ class ClientSide(Side):
     def chain(self) -> Chain:
         """Returns front, back and tail, with what happens to activations at the cuts."""
         parts = [part for part in self.method.parts(self.trainer.flat) if part.size]
-        return Chain(parts, self.carried)
+        return Chain(sections(parts), self.carried)
 
     def begin(
         self, t: int, parties: Sequence[Sequence[int]], front: Tensor, tail: Tensor

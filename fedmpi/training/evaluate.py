@@ -1,5 +1,8 @@
 """Accuracies of the global model, of local models, and of what clients have after a round.
 
+Where devices hold different shares of the global model, each of these variants is measured. The
+global model then is judged by the variant of the largest share, because no device has another.
+
 All of it is off the clock. Who measures may look at models of server and clients alike: that these
 meet only in messages binds methods.
 """
@@ -18,7 +21,8 @@ from fedmpi.data import Dataset
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.wire import Wire
 from fedmpi.training import probe
-from fedmpi.training.train import Trainer
+from fedmpi.training.probe import Variant
+from fedmpi.training.train import Part, Trainer
 
 FINAL = np.dtype([("client", "i8"), ("accuracy", "f8"), ("tuned", "f8")])
 """What a rank finds out about each client that it hosts after the last round."""
@@ -33,6 +37,10 @@ Tune = Callable[[int, Sequence[int], Tensor], Tensor]
 """Round, clients, their models [C, n] -> the models after more training: `Clients.tune`."""
 
 
+Variants = Callable[[int], Sequence[Variant]]
+"""The variants after a round, the largest share first: `Server.variants`."""
+
+
 @dataclass
 class Verdict:
     """Accuracies after a round.
@@ -42,11 +50,14 @@ class Verdict:
         validation: likewise, on the held-out samples.
         shards: on each client's test shard, [clients]: of the global model, or of what the client
             has of its own and of the server's.
+        variants: each variant of the global model with its accuracy on the test set; the accuracies
+            above are those of the first one.
     """
 
     accuracy: float
     validation: float
     shards: np.ndarray
+    variants: Sequence[tuple[Variant, float]] = ()
 
 
 class Evaluation:
@@ -97,6 +108,7 @@ class Evaluation:
         self,
         t: int,
         w: Tensor | None,
+        variants: Variants | None,
         deployed: Deployed | None,
         placement: Placement,
         wire: Wire,
@@ -107,6 +119,7 @@ class Evaluation:
         Args:
             t: the round.
             w: the server's model [n], on the root.
+            variants: gives the variants of it that devices hold; None off the root.
             deployed: where no model is global, makes what a client has of the server's.
             placement: of the clients on the ranks.
             wire: to the other ranks.
@@ -117,7 +130,7 @@ class Evaluation:
             verdict = self.evaluate_deployed(w, deployed, placement, wire, clock)
         elif self.is_due(t) and w is not None:
             with clock(Phase.EVALUATE):
-                verdict = self.evaluate(w)
+                verdict = self.evaluate(w, () if variants is None else variants(t))
         wire.settle()
         return verdict
 
@@ -241,16 +254,29 @@ class Evaluation:
         end = self.ends[client]
         return self.seen[end - self.counts[client] : end], self.test_y[positions]
 
-    def evaluate(self, w: Tensor) -> Verdict:
-        """Accuracies of the global model w [n]."""
-        (right,) = self._correct([w], [self.test_x], [self.test_y])
-        theirs = right[self.owned]
+    def evaluate(self, w: Tensor, variants: Sequence[Variant] = ()) -> Verdict:
+        """Accuracies of the global model w [n].
+
+        Args:
+            w: the model.
+            variants: those of it that devices hold, the largest share first.
+        """
+        models = [(one.w, one.part) for one in variants] or [(w, None)]
+        right = [self._right(self.test_x, self.test_y, *model) for model in models]
+        theirs = right[0][self.owned]
         if self.seen is not None:
-            (theirs,) = self._correct([w], [self.seen], [self.test_y[self.owned]])
+            theirs = self._right(self.seen, self.test_y[self.owned], *models[0])
         hits = np.bincount(self.owners, theirs, minlength=self.settings.clients)
         shards = hits / np.where(self.counts, self.counts, np.nan)
-        (known,) = self._correct([w], [self.held_x], [self.held_y])
-        return Verdict(mean(right), mean(known), shards)
+        known = self._right(self.held_x, self.held_y, *models[0])
+        judged = [(one, mean(hits)) for one, hits in zip(variants, right, strict=False)]
+        return Verdict(mean(right[0]), mean(known), shards, judged)
+
+    def _right(self, x: Tensor, y: Tensor, w: Tensor, part: Part | None) -> np.ndarray:
+        """Which samples a model classifies correctly, bool [N]."""
+        chain = self.chain if part is None else probe.Chain([part])
+        (found,) = probe.correct(self.trainer, [w], [x], [y], chain=chain)
+        return found
 
 
 def mean(values: np.ndarray) -> float:

@@ -11,13 +11,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmpi.clients.burden import Burden
+from fedmpi.messages.codec import Block
 from fedmpi.networks.flat import Flat
 from fedmpi.training.rows import Rows
-from fedmpi.training.train import Trainer
+from fedmpi.training.train import Part, Trainer
 
 BATCH = 256
 """Samples in a batch. It is the same for one row and for many, because some networks normalize a
 batch by its own statistics."""
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """The global model as devices with some share of it hold it.
+
+    Attributes:
+        share: of the model, as the method counts it.
+        clients: how many clients have that share.
+        w: the values, [m].
+        part: the network of these values; None for the whole one.
+        blocks: what one client is sent.
+        burden: training on one sample, and with a batch of the settings' size.
+    """
+
+    share: float
+    clients: int
+    w: Tensor
+    part: Part | None
+    blocks: Sequence[Block]
+    burden: Burden
 
 
 @dataclass(frozen=True)
@@ -33,22 +56,28 @@ class Section:
     local_stats: Tensor
 
 
+def sections(flats: Sequence[Flat]) -> list[Section]:
+    """Returns the parts of a network that follow each other in its vector."""
+    found, first = [], 0
+    for flat in flats:
+        end = first + len(flat.local_stats)
+        found.append(Section(flat, torch.arange(first, end)))
+        first = end
+    return found
+
+
 class Chain:
     """A network in parts, with what happens to values on their way between two of them.
 
     Args:
-        flats: the parts, which follow each other in the model's vector.
+        parts: the parts, which follow each other in the models that are measured.
         carried: cut between parts, from 0, and values [B, *shape] -> what arrives, [B, *shape].
     """
 
     def __init__(
-        self, flats: Sequence[Flat], carried: Callable[[int, Tensor], Tensor] = lambda _, x: x
+        self, parts: Sequence[Part], carried: Callable[[int, Tensor], Tensor] = lambda _, x: x
     ) -> None:
-        self.sections, self.carried, first = list[Section](), carried, 0
-        for flat in flats:
-            end = first + len(flat.local_stats)
-            self.sections.append(Section(flat, torch.arange(first, end)))
-            first = end
+        self.parts, self.carried = parts, carried
 
     def forward(self, rows: Sequence[Rows[Any]], xs: Sequence[Tensor]) -> list[Tensor]:
         """Runs the first k rows of each part, one part after the other, on a batch of each."""
@@ -76,7 +105,8 @@ def correct(
         ys: their labels.
         owners: the clients whose models these are. Models without owners, and models of clients
             that have not trained yet, have no local statistics.
-        chain: the network in parts, if something happens between them.
+        chain: the network of these models in parts, if it is not the whole one, or if something
+            happens between them.
 
     Returns:
         For each model bool [N_i].
@@ -84,7 +114,7 @@ def correct(
     hits: list[list[np.ndarray]] = [[np.zeros(0, bool)] for _ in models]
     known = {i for i, client in enumerate(owners) if client in trainer.statistics}
     order = sorted((i for i, x in enumerate(xs) if len(x)), key=lambda i: -len(xs[i]))
-    width, chain = trainer.row_limit or 1, chain or Chain([trainer.flat])
+    width, chain = trainer.row_limit or 1, chain or Chain(sections([trainer.flat]))
     # Models with local statistics and models without are normalized differently.
     groups = [[i for i in order if (i in known) == is_known] for is_known in (True, False)]
     for group in groups:
@@ -93,14 +123,13 @@ def correct(
             by_batch = trainer.keeps_statistics and chunk[0] not in known
             clients = [owners[i] for i in chunk] if owners else []
             theirs = torch.stack([models[i] for i in chunk])
-            sizes = [section.flat.size for section in chain.sections]
-            parts = []
-            for section, w in zip(chain.sections, theirs.split(sizes, 1), strict=True):
-                rows = trainer.rows_for(len(chunk), section).rows
-                trainer.recall(clients, rows, section.local_stats)
+            sizes, parts = [part.flat.size for part in chain.parts], []
+            for part, w in zip(chain.parts, theirs.split(sizes, 1), strict=True):
+                rows = trainer.rows_for(len(chunk), part).rows
+                trainer.recall(clients, rows, part.local_stats)
                 for row, client in enumerate(clients):
                     if client in trainer.tuned:
-                        rows.local_stats[row] = trainer.tuned[client][section.local_stats]
+                        rows.local_stats[row] = trainer.tuned[client][part.local_stats]
                 rows.train_mode(False, batch_statistics=by_batch)
                 rows.w[: len(chunk)].copy_(w)
                 parts.append(rows)

@@ -123,12 +123,12 @@ def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPat
 
 def test_the_eager_reference_is_the_same_training() -> None:
     engine = train.engine_for("logistic", 10, 3, "cpu")
-    start, adjust = engine.server.w.clone(), engine.clients.adjust
-    together = engine.trainer.train(0, (0, 1, 2), start, adjust).clone()
+    start = engine.server.w.clone()
+    together = engine.trainer.train(0, (0, 1, 2), start).clone()
     single = train.one_by_one(engine)
     assert (type(engine.trainer.rows), type(single.rows)) == (Stacked, OneByOne)
     for row in range(3):
-        alone = single.train(0, (row,), start, adjust)[0]
+        alone = single.train(0, (row,), start)[0]
         np.testing.assert_allclose(together[row], alone, rtol=1e-4, atol=1e-6)
 
 

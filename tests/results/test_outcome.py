@@ -139,7 +139,7 @@ def test_tables_are_as_described() -> None:
     for name, rows in outcome.tables.items():
         wanted = np.dtype([(column, form) for column, (form, _) in tables.TABLES[name].items()])
         assert rows.dtype == wanted
-    assert [len(rows) for rows in outcome.tables.values()] == [1, 5, len(Phase), 1]
+    assert [len(rows) for rows in outcome.tables.values()] == [1, 5, len(Phase), 1, 0]
 
 
 def test_rows_of_clients() -> None:
@@ -286,10 +286,10 @@ def test_evaluation_is_off_the_clock(name: str, monkeypatch: pytest.MonkeyPatch)
     engine = Engine(small("rounds=2", "evaluate.every=2", f"method.name={name}"))
     correct, upload, now = probe.correct, engine.clients.upload, 0.0
 
-    def judging(*args: Any) -> list[np.ndarray]:
+    def judging(*args: Any, **named: Any) -> list[np.ndarray]:
         nonlocal now
         now += 100
-        return correct(*args)
+        return correct(*args, **named)
 
     def uploading(*args: Any) -> list[Block]:
         nonlocal now

@@ -23,7 +23,7 @@ from tests import PATIENCE, until
 ROOM = Path(__file__).parent.parent.parent
 IDENTITY = "0123456789abcdef"
 SETTINGS = {"rounds": 3, "method": {"name": "topk", "sparsity": 0.9}, "root": None}
-COUNTS = {"rounds": 1, "clients": 4, "phases": 7, "ranks": 2}
+COUNTS = {"rounds": 1, "clients": 4, "phases": 7, "ranks": 2, "variants": 3}
 """Rows of a round in each table."""
 
 

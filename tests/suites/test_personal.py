@@ -4,14 +4,25 @@ import numpy as np
 import pytest
 import torch
 from mpi4py import MPI
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
 
 from fedmpi import models
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Message, pack
 from fedmpi.results.outcome import Outcome
-from tests.plain import METHODS, Change, accuracy, average, network, play, train
+from tests.plain import (
+    METHODS,
+    accuracy,
+    average,
+    network,
+    optimiser,
+    play,
+    positions,
+    train,
+    vector,
+)
 from tests.small import run, small, smooth
 
 FEW = ("participation=0.6", "rounds=4", "momentum=0.5")
@@ -221,33 +232,69 @@ def test_personal_accuracy_is_of_both_parts_together() -> None:
 # ---- FedRep
 
 
-def rests(engine: Engine, client: int, share: float) -> Change:
-    """First the front's gradient is zero, then the head's."""
-    stays, steps = private(engine), engine.population.steps(client)
-    done = iter(range(steps))
+LOCAL = {
+    "sgd": (),
+    "momentum": ("momentum=0.9", "weight_decay=0.1", "lr=0.03"),
+    "adam": ("optimizer=adam", "lr=0.003", "weight_decay=0.1", "clip=0.5"),
+}
 
-    def change(g: Tensor) -> Tensor:
-        is_head = next(done) < round(share * steps)
-        return g * (stays if is_head else ~stays)
 
-    return change
+def frozen(engine: Engine, client: int, share: float) -> Tensor:
+    """A client's model after round 0 of FedRep, by torch: frozen parameters get no gradient.
+
+    Torch's optimizers skip them. Only those that train count for the clip.
+    """
+    module = network(engine, engine.flat.initial)
+    steps, feed = engine.population.steps(client), engine.trainer.feed
+    head, body = (list(part.parameters()) for part in (module[-1], module[:-1]))
+    optimizers = [optimiser(engine, nn.ParameterList(part), 0) for part in (head, body)]
+    for step, some in enumerate(positions(engine, 0, client)):
+        is_head = step < round(share * steps)
+        for parameter in head:
+            parameter.requires_grad_(is_head)
+        for parameter in body:
+            parameter.requires_grad_(not is_head)
+        optimizer, part = optimizers[0 if is_head else 1], head if is_head else body
+        optimizer.zero_grad()
+        cross_entropy(module(feed.x[some]), feed.y[some]).backward()
+        if engine.settings.clip:
+            clip_grad_norm_(part, engine.settings.clip)
+        optimizer.step()
+    return vector(module)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_fedrep_trains_the_head_first(share: float) -> None:
+@pytest.mark.parametrize("way", LOCAL)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_fedrep_trains_the_head_first_and_what_rests_rests(
+    rows: int, way: str, share: float
+) -> None:
+    """No decay and no momentum moves the other part; Adam knows nothing of its rest."""
     words = ("method.name=fedrep", f"method.head={share}", "epochs=3", "rounds=1")
-    engine = Engine(small(*words))
+    engine = Engine(small(*words, *LOCAL[way], f"rows={rows}"))
     list(play(engine))
     stays, start = private(engine), engine.flat.initial
     total, samples = torch.zeros_like(start), 0
     for client in range(5):
-        local, _ = train(engine, 0, client, start, change=rests(engine, client, share))
+        local = frozen(engine, client, share)
         near(engine.clients.own[client], local[stays])
         size = len(engine.population.shards[client])
         total, samples = total + size * local, samples + size
     near(engine.server.w[~stays], (total / samples)[~stays])
-    moved = float((engine.server.w - start)[~stays].norm())
-    assert (moved > 0) == (share < 1)
+    assert torch.equal(engine.server.w[~stays], start[~stays]) == (share == 1)
+    moved = [not torch.equal(engine.clients.own[client], start[stays]) for client in range(5)]
+    assert all(moved) if share else not any(moved)
+
+
+def test_statistics_of_what_rests_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    engine = Engine(small("method.name=fedrep", "method.head=1.0", "method.cut=conv", "rounds=2"))
+    list(play(engine))
+    shared = ~private(engine)
+    assert engine.flat.stat_positions.max() > int(shared.sum())
+    assert torch.equal(engine.server.w[shared], engine.flat.initial[shared])
+    own = engine.clients.own[0]
+    assert (own != engine.flat.initial[~shared]).float().mean() > 0.9
 
 
 # ---- FedBN

@@ -63,6 +63,10 @@ def write(
         phases["round"], phases["rank"] = t, np.repeat(range(ranks), len(Phase))
         phases["phase"] = [phase.name.lower() for phase in Phase] * ranks
         phases["seconds"] = 99 if t <= 0 else 0.001 * t
+        variants = found["variants"] = tables.empty(tables.VARIANTS, 2)
+        variants["round"], variants["share"], variants["clients"] = t, [1, 0.25], [2, 3]
+        variants["accuracy"], variants["bytes"] = [0.5, 0.375], [123456, 4000 + t]
+        variants["flops"], variants["memory"] = [3e9, 5e5], [12, 0.125]
         file.append(found)
     if status == record.RUNNING:
         file.file.close()
@@ -83,6 +87,21 @@ def test_results_fit_and_are_plain(
         assert max(map(len, found.splitlines())) <= columns
         assert "\x1b" not in found and "…" not in found and "nan" not in found
         assert f"\nstatus      {status}  " in found
+
+
+def test_shares_of_the_model_in_the_last_round(said: Any) -> None:
+    path = write(Path("a.h5"), 3)
+    title = "the model by the share that devices hold"
+    assert table(said(show_result, path), title) == [
+        ["share", "clients", "test set", "bytes", "MFLOP", "MiB"],
+        ["1", "2", "0.500", "123,456", "3e+03", "12"],
+        ["0.25", "3", "0.375", "4,002", "0.5", "0.125"],
+        ["round 3; bytes as sent to a client, MFLOP of training on one sample"],
+    ]
+    with h5py.File(path, "r+") as file:  # a result of an earlier version
+        del file["variants"]
+    found = said(show_result, path)
+    assert title not in found and "a client's bytes" in found
 
 
 def test_where_a_result_comes_from(said: Any) -> None:
