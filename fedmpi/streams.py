@@ -86,6 +86,9 @@ class Purpose(IntEnum):
     CHOICE = 38
     """Choice of a batch's values that are sent over a cut; ids as for `LINK`."""
 
+    HEAD = 41
+    """Initial parameters of an auxiliary head."""
+
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:
     """Returns a new generator; `ids` may be -1, the round before the first, but not less."""
