@@ -185,7 +185,7 @@ class Clients(fedavg.Clients):
         counts = pruning.erk(self.flat, self.method.sparsity)
         return pruning.regrown(self.flat, w, growth, self.mask(client), counts, share)
 
-    def owned(self, client: int, w: Tensor) -> Tensor:
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
         """Returns the client's last sparse model, or its initial one."""
         return self.models[client][0].to(w.device)
 

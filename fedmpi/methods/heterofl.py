@@ -208,6 +208,11 @@ class Clients(fedavg.Clients):
         rate = self.widths.rate(t, client)
         return replace(super().burden(t, client), flat=self.widths.prefix(rate).flat)
 
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
+        """Returns the client's sub-model of w in a whole model that is zero elsewhere."""
+        positions = self.widths.of(t, client).positions.to(w.device)
+        return torch.zeros_like(w).index_copy_(0, positions, w[positions])
+
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """Returns the sub-model in a whole model that is zero elsewhere."""
         whole = torch.zeros(self.flat.size, device=w.device)

@@ -177,6 +177,12 @@ class Clients(fedavg.Clients):
         flat = self.flat if local.part is None else local.part.flat
         return replace(super().burden(t, client), flat=flat, kept=local.mask)
 
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
+        """Returns w as it is compressed for the client's device, as a whole model."""
+        keep = self.shares[client]
+        local = self.compressor.local(self.compressor.blocks(w, keep), keep)
+        return local.whole(local.start, self.flat.size)
+
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """Returns the compressed model as a whole model."""
         return self.locals[client].whole(w, self.flat.size)
