@@ -153,18 +153,15 @@ class ByAgent:
             self.agents[client] = mind.vector()
         else:
             keep = agent.choose(mind, game)
-        return self.chosen(self.channels.norms(w), keep)
-
-    def chosen(self, norms: Tensor, keep: agent.Keep) -> Tensor:
-        """Returns the channels of the largest norms, as many of each layer as `keep` says."""
-        return self.channels.largest(norms, self.scene.counts(keep))
+        return game.chosen(keep).to(w.device)
 
     def game(self, w: Tensor, positions: np.ndarray, client: int) -> agent.Game:
         """Returns the agent's environment for a model w [n], evaluated on training samples."""
-        norms = self.channels.norms(w)
 
         def accuracy_of(keep: agent.Keep) -> float:
-            masked = self.channels.masked(w, self.chosen(norms, keep))
+            masked = self.channels.masked(w, game.chosen(keep))
             return self.judge.accuracy(masked, positions, client)
 
-        return agent.Game(self.scene, self.scene.norms(w), accuracy_of, self.method.saved)
+        scores = self.channels.norms(w)
+        game = agent.Game(self.scene, scores, accuracy_of, self.method.saved)
+        return game
