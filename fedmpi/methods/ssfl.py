@@ -10,13 +10,14 @@ It keeps the floor((1 - sparsity) * d) best of the d weights of convolutions and
 globally, ties included. All other parameters stay dense. Afterwards only values on the mask are
 trained and sent, and no positions. The baselines of the paper are `staticmask` and `clientmask`.
 
-Differs from the code: gradient clipping uses the norm of the masked gradient, not of the dense one;
-after a warm-up the agreement is a round of its own.
+As in the official code, the masked gradient is clipped.
+Differs from the code: after a warm-up the agreement is a round of its own.
 Reconstruction: finding the mask again. A weight that is zero would have a score of zero. Therefore
 pruned weights get their initial values back first, in the dense model that all clients are sent.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ class Clients(staticmask.Clients):
     def _saliency(self, t: int, client: int) -> Tensor:
         shard, batch = self.trainer.population.shards[client], self.settings.batch
         random = stream(self.settings.seed, Purpose.SALIENCY, client, *([t] if t >= 0 else []))
-        count = min(self.method.batches * batch, len(shard))
+        count = self._scored(client)
         some = random.choice(shard, count, replace=False)
         parts = np.split(some, range(batch, count, batch))
         scores = torch.zeros_like(self.start)
@@ -143,10 +144,15 @@ class Clients(staticmask.Clients):
         return super().upload(t, client, w)
 
     def burden(self, t: int, client: int) -> Burden:
-        """Returns the cost of the whole model in an agreement, else of the weights on the mask."""
+        """Returns the cost: in an agreement that of all minibatches on the whole model."""
         if t not in self.agreements:
             return super().burden(t, client)
-        return fedavg.Clients.burden(self, t, client)
+        return replace(fedavg.Clients.burden(self, t, client), samples=self._scored(client))
+
+    def _scored(self, client: int) -> int:
+        """Returns the number of samples by which the client scores parameters."""
+        size = int(self.trainer.population.sizes[client])
+        return min(self.method.batches * self.settings.batch, size)
 
     def agree(self, blocks: Sequence[Block]) -> None:
         """Changes to the mask that the server chose."""

@@ -25,12 +25,14 @@ clients.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message
@@ -161,6 +163,13 @@ class Clients(fedper.Clients):
             if self.is_new(client):
                 found[row, self.shared] = self.start[self.shared]
         return found
+
+    def burden(self, t: int, client: int) -> Burden:
+        """Returns the cost of training, and of the models that the client's agent tries out."""
+        once = super().burden(t, client)
+        if not isinstance(self.select, ByAgent):
+            return once
+        return replace(once, forwards=self.select.forwards(t, client))
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update and the change of c_k at the selected channels, and their numbers.

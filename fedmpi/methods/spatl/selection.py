@@ -126,6 +126,8 @@ class ByAgent:
 
     Attributes:
         agents: parameters of each client's agent, from the time when it receives one.
+        judged: each client's last round in which it selected, and how many samples went through
+            the network as its agent tried models out, those of which channels are masked in part.
 
     Raises:
         ConfigError: if the encoder has no channels.
@@ -141,9 +143,12 @@ class ByAgent:
         self.agents = trainer.store("agent", agent.SIZE)
         self.scene = agent.Scene(trainer.flat, channels, tuple(trainer.feed.x.shape[1:]))
         self.judge = Judge(trainer)
+        self.judged: dict[int, tuple[int, float]] = {}
+        self.spent = 0.0
 
     def __call__(self, t: int, client: int, w: Tensor) -> Tensor:
         """Selects a client's channels in round t; in the first rounds its agent learns before."""
+        self.spent = 0.0
         game = self.game(w, self.trainer.population.reserved[client], client)
         mind = agent.born(0)
         mind.load(self.agents[client])
@@ -153,13 +158,21 @@ class ByAgent:
             self.agents[client] = mind.vector()
         else:
             keep = agent.choose(mind, game)
+        self.judged[client] = t, self.spent
         return game.chosen(keep).to(w.device)
+
+    def forwards(self, t: int, client: int) -> float:
+        """Returns the samples that the client's agent had go through the network in round t."""
+        last, spent = self.judged.get(client, (t, 0.0))
+        return spent if last == t else 0.0
 
     def game(self, w: Tensor, positions: np.ndarray, client: int) -> agent.Game:
         """Returns the agent's environment for a model w [n], evaluated on training samples."""
 
         def accuracy_of(keep: agent.Keep) -> float:
-            masked = self.channels.masked(w, game.chosen(keep))
+            chosen = game.chosen(keep)
+            masked = self.channels.masked(w, chosen)
+            self.spent += len(positions) * (1 - self.scene.saved(chosen))
             return self.judge.accuracy(masked, positions, client)
 
         scores = self.channels.norms(w)
