@@ -25,6 +25,7 @@ from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.split.cuts import Crossing, Cut
 from fedmpi.split.lockstep import Lockstep, Talk, WaveParts
 from fedmpi.training.feed import Batch
+from fedmpi.training.probe import Chain, sections
 from fedmpi.training.train import Adjust, Trainer
 
 Said = Mapping[int, Sequence[Block]]
@@ -49,6 +50,20 @@ class Side:
     def decode(self, crossing: Crossing, blocks: Sequence[Block]) -> Tensor:
         """Decodes the values of a batch, in any shape; by default as they are."""
         return sparse.values(blocks[0], self.trainer.device)
+
+    def judged(self, cut: int, x: Tensor) -> Tensor:
+        """Returns what arrives of activations x [B, D] when accuracies are measured, [B, D].
+
+        Nothing is random then, and no state changes. By default they arrive as they are; it is
+        called only if the method `has_link`.
+        """
+        return x
+
+    def carried(self, cut: int, values: Tensor) -> Tensor:
+        """Returns what arrives of activations [N, ...], in batches of the local steps' size."""
+        batches = values.flatten(1).split(self.trainer.settings.batch)
+        found = torch.cat([self.judged(cut, x).view(len(x), -1) for x in batches])
+        return found.view_as(values)
 
     def say(
         self, kind: Kind, cut: int, part: Lockstep, clients: Iterable[int], values: list[Tensor]
@@ -152,7 +167,7 @@ class ServerSide(Side):
 
 
 class ClientSide(Side):
-    """The clients' side.
+    """The clients' side, by which activations are judged, too.
 
     Attributes:
         fronts: the fronts of this rank's clients.
@@ -163,6 +178,11 @@ class ClientSide(Side):
     fronts: WaveParts
     tails: WaveParts
     adjust: Adjust | None
+
+    def chain(self) -> Chain:
+        """Returns front, back and tail, with what happens to activations at the cuts."""
+        parts = [part for part in self.method.parts(self.trainer.flat) if part.size]
+        return Chain(sections(parts), self.carried)
 
     def begin(
         self, t: int, parties: Sequence[Sequence[int]], front: Tensor, tail: Tensor

@@ -412,6 +412,22 @@ def test_results_of_earlier_versions_know_no_devices(simulations: Path) -> None:
     assert rows.empty
 
 
+def test_results_of_earlier_versions_have_no_variants(tmp_path: Path) -> None:
+    new, old = (write(tmp_path / f"{n}.h5", settings(), rounds([0.5, 0.6])) for n in ("new", "old"))
+    with h5py.File(new, "r+") as file:
+        row = tables.empty(tables.VARIANTS, 1)
+        row["round"], row["share"], row["accuracy"] = 1, 0.25, 0.75
+        del file["variants"]
+        file["variants"] = row
+    with h5py.File(old, "r+") as file:
+        del file["variants"]
+    found = frames.variants(tmp_path)
+    assert found[["path", "round", "share", "accuracy"]].values.tolist() == [
+        [str(new), 1, 0.25, 0.75]
+    ]
+    assert len(frames.variants(old)) == 0 and len(frames.runs(tmp_path)) == 2
+
+
 def test_devices_are_settings_and_part_of_the_problem(tmp_path: Path) -> None:
     """A list of tables: each goes by its name."""
     for number, up in enumerate((1.0, 2.0)):

@@ -240,18 +240,6 @@ def test_where_all_are_lost_the_model_stays(case: tuple[str, ...]) -> None:
     assert torch.equal(models[0], models[-1])
 
 
-def test_what_was_lost_is_no_residual() -> None:
-    """A client whose upload was lost does not know: its residual is what it did not send."""
-    words = ("method.name=topk", "method.sparsity=0.9", "rounds=1")
-    lost, heard = Engine(small(*words, "devices.dropouts=1.0")), Engine(small(*words))
-    for engine in (lost, heard):
-        list(play(engine))
-    for client in range(5):
-        assert torch.equal(
-            lost.clients.feedback.residuals[client], heard.clients.feedback.residuals[client]
-        )
-
-
 @pytest.mark.parallel([1, 3])
 @families
 def test_ranks_do_not_matter(family: str) -> None:

@@ -36,6 +36,7 @@ from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.sums import Held
 from fedmpi.methods import fedavg
 from fedmpi.methods.hetiot.compress import Compressor, Local, LowRank, Prune, Quant, Width
+from fedmpi.training.probe import Variant
 from fedmpi.training.train import Trainer
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -116,6 +117,17 @@ class Server(fedavg.Server):
             self.w.add_(self.sum.mean())
             self.sum.clear()
         self.made = {}
+
+    def variants(self, t: int) -> list[Variant]:
+        """Returns the model compressed for each share, with the network that a device then has."""
+        found, batch = [], self.settings.batch
+        for keep, owners in devices.holders(self.shares, self.trainer.population.excluded):
+            blocks = self.compressor.blocks(self.w, keep)
+            local = self.compressor.local(blocks, keep)
+            flat = self.flat if local.part is None else local.part.flat
+            burden = Burden(flat, 1, batch, kept=local.mask)
+            found.append(Variant(keep, len(owners), local.start, local.part, blocks, burden))
+        return found
 
 
 class Clients(fedavg.Clients):
