@@ -88,7 +88,7 @@ class Placement:
         population = self.population
         random = stream(population.settings.seed, Purpose.ORDER, t)
         draw = random.permutation(population.settings.clients)
-        ranked = sorted(clients, key=lambda client: (-population.steps(client), draw[client]))
+        ranked = sorted(clients, key=lambda client: (-population.steps(t, client), draw[client]))
         halves: tuple[list[int], list[int]] = [], []
         for start in range(0, len(ranked), 2):
             pair = sorted(ranked[start : start + 2], key=draw.__getitem__)
@@ -109,7 +109,7 @@ class Placement:
         """
         host = {}
         for half in self.halves(t, clients):
-            for client in sorted(half, key=lambda client: -self.population.steps(client)):
+            for client in sorted(half, key=lambda client: -self.population.steps(t, client)):
                 host[client], turn = self.ranks[turn % len(self.ranks)], turn + 1
         return [host[client] for client in clients]
 

@@ -12,7 +12,7 @@ from tests.small import refusal, run, small
 
 DIGITS = (
     *("data.name=digits", "partition.name=dirichlet", "partition.alpha=1.0", "rounds=12"),
-    *("clients=3", "local_steps=10", "evaluate=12", "model.hidden=[32]", "lr=0.2"),
+    *("clients=3", "local_steps=10", "evaluate.every=12", "model.hidden=[32]", "lr=0.2"),
 )
 """Twelve rounds of a few steps: what learns at all is far above chance."""
 CHANCE = 0.1
@@ -34,7 +34,7 @@ TOGETHER = [name for name in SETTINGS if name != "optimizer"]
 EASIER = {
     "clientmask": ("method.sparsity=0.2",),
     "dgc": ("method.sparsity=0.9", "method.warmup=0"),
-    "sparsyfed": ("method.sparsity=0.2",),
+    "sparsyfed": ("method.sparsity=0.2", "local_steps=20"),
 }
 """More words, for methods whose defaults learn too little in so few rounds, whatever the others."""
 
