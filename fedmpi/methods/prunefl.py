@@ -85,7 +85,7 @@ def worth(squares: Tensor, candidates: Tensor, gain: float, time: float) -> Tens
     Returns:
         Positions of the chosen candidates, int64, in descending order of their gain.
     """
-    order = candidates[pruning.best(squares[candidates], len(candidates))]
+    order = candidates[squares[candidates].sort(descending=True, stable=True).indices]
     each = squares[order].double()
     before = gain + each.cumsum(0) - each
     rises = each * (time + torch.arange(len(each), device=each.device)) > before

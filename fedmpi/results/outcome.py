@@ -15,7 +15,7 @@ from fedmpi.clients.devices import Fleet
 from fedmpi.clients.placement import Wave
 from fedmpi.clients.population import Population
 from fedmpi.config import Settings
-from fedmpi.messages import codec
+from fedmpi.messages import codec, select
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.ledger import Ledger
 from fedmpi.messages.wire import ROOT, Wire
@@ -70,6 +70,7 @@ class Observer:
         self.settings, self.population, self.trainer = settings, population, trainer
         self.fleet, self.meter, self.evaluation, self.ledger = fleet, meter, evaluation, ledger
         self.total = [0, 0]
+        self.prunable = select.positions(trainer.flat.prunable()).to(trainer.device)
 
     def outcome(
         self,
@@ -110,6 +111,8 @@ class Observer:
             clients[name] = [found.get(client, np.nan) for client in clients["client"].tolist()]
             clients[name][clients["lost"]] = np.nan  # the server knows an earlier round's, if any
         rounds = self._round_row(t, seconds, clients, verdict)
+        if method.is_global and len(self.prunable):
+            rounds["density"] = int(w[self.prunable].count_nonzero()) / len(self.prunable)
         for name, figure in figures.items():
             rounds[name] = figure
         rounds["flops"] = clients["flops"].sum()

@@ -36,6 +36,11 @@ ROUNDS: Columns = {
         "f8",
         "mean over the round's clients of the accuracy of their local models on their test shards",
     ),
+    "density": (
+        "f8",
+        "share of the weights of convolutions and linear layers that are not zero in the global "
+        "model, if there is one",
+    ),
     "up": ("i8", "bytes from the clients, summed over them"),
     "down": ("i8", "bytes to the clients, summed over them"),
     "seconds": ("f8", "wall time of the round, without evaluation and recording"),

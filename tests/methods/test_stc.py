@@ -57,6 +57,44 @@ def test_rounds_against_algorithm_2(down: float) -> None:
     assert len(kept) > 4
 
 
+def compressed(update: np.ndarray, sparsity: float) -> np.ndarray:
+    """Algorithm 1 in float64: of equal values those at the lowest positions are sent."""
+    count = max(1, round(len(update) * (1 - sparsity)))
+    kept = np.argsort(-np.abs(update), kind="stable")[:count]
+    sent = np.zeros_like(update)
+    sent[kept] = np.sign(update[kept]) * np.abs(update[kept]).mean()
+    return sent
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_server_chooses_among_equals_by_position(seed: int) -> None:
+    """Clients' values are +mu or -mu each, so that most of the mean's tie; two rounds, with what
+    the first one left out. Weights and magnitudes are powers of two: equal means are equal bits.
+    """
+    engine = Engine(small(*STC, "method.sparsity_down=0.93"))
+    server, size = engine.server, engine.flat.size
+    source = np.random.default_rng(seed)
+    w, rest = server.w.double().numpy(), np.zeros(size)
+    for t in range(2):
+        total = np.zeros(size)
+        for client in range(3):
+            where = np.sort(source.permutation(size)[: size // 10])
+            values = np.where(source.random(len(where)) < 0.5, -1.0, 1.0) * 2.0**-client
+            total[where] += values
+            given = torch.from_numpy(values).float(), size, torch.from_numpy(where)
+            server.absorb(t, Message(client, [sparse.signs(Kind.GRADIENT, *given)], 1.0))
+        server.sum.weight = 4.0
+        server.step(t)
+        given = total / 4 + rest
+        sent = compressed(given, 0.93)
+        least = np.abs(given[sent != 0]).min()
+        assert (np.abs(given) == least).sum() > (np.abs(given[sent != 0]) == least).sum(), "ties"
+        w, rest = w + sent, given - sent
+        np.testing.assert_allclose(server.w.numpy(), w, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(server.rest.numpy(), rest, rtol=0, atol=1e-6)
+        rest = server.rest.double().numpy()
+
+
 def test_a_client_trains_on_the_very_model_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, however many rounds it has missed."""
     engine = Engine(small(*STC, "method.sparsity=0.95"))

@@ -88,8 +88,8 @@ class Channels(Pruner):
         worth.index_add_(0, self.owners % (self.count + 1), change.double().square())
         found, first = [], 0
         for width, own in zip(self.widths, worth[:-1].split(self.widths), strict=True):
-            best = own.topk(keep_ceil(width, 1 - rate), sorted=False).indices
-            found.append(first + best.sort().values)
+            best = select.largest(own, keep_ceil(width, 1 - rate))
+            found.append(first + select.positions(best))
             first += width
         return torch.cat(found)
 
