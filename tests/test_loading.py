@@ -415,7 +415,7 @@ def test_a_name_stands_for_settings() -> None:
         ("lr=0.2", "lr=0.2 momentum=0.5 clients=100"),
         ("clients=10 method.sparsity=0.5", "clients=10 method.sparsity=0.5 local_steps=3"),
         # What a paper says of one module is not said of another.
-        ("method.name=dgc", "method.name=dgc lr=0.03 clients=100 partition.alpha=0.7"),
+        ("method.name=stc", "method.name=stc lr=0.03 clients=100 partition.alpha=0.7"),
         ("method.name=topk", "method.sparsity=0.999"),
         ("partition.name=iid", "method.sparsity=0.999 partition.name=iid"),
         ("partition.minimum=3", "partition.name=dirichlet partition.alpha=0.7"),

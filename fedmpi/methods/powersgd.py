@@ -114,7 +114,7 @@ class Clients(topk.Compressing):
         drawn = random.standard_normal(self.shapes.columns, dtype="f4")
         return torch.from_numpy(drawn).to(self.start.device)
 
-    def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor]:
+    def encode(self, t: int, client: int, update: Tensor) -> tuple[list[Block], Tensor]:
         """Sends the factors and all other parameters; the error is what the factors miss."""
         values = torch.zeros(self.shapes.length, device=update.device)
         bases = self.base(client).split(
@@ -128,4 +128,4 @@ class Clients(topk.Compressing):
         factors = self.shapes.factors(values)
         self.bases[client] = torch.cat([values[:0], *(q.reshape(-1) for _, _, q in factors)])
         update -= self.shapes.product(values, self.flat.size)
-        return sparse.block(Kind.GRADIENT, values), update
+        return [sparse.block(Kind.GRADIENT, values)], update

@@ -25,9 +25,9 @@ from fedmpi.streams import Purpose, stream
 class Config(config.Method):
     controls: ClassVar[bool] = True
 
-    bits: int = Field(8, ge=2, le=16)
+    bits: int = Field(4, ge=2, le=16)
     """Bits per value: a sign and one of 2^(bits - 1) - 1 levels."""
-    bucket: int = Field(128, ge=1, le=config.MOST)
+    bucket: int = Field(512, ge=1, le=config.MOST)
     """Number of values that share one norm."""
 
 
