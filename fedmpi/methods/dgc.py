@@ -9,9 +9,12 @@ round, then a quarter of the density in each further one.
 Differs from the paper: the update of a whole round of local training is sparsified; the choice is
 exact and needs no threshold from a sample; gradients are clipped by the setting `clip`. Running
 statistics are all sent.
+Values of the paper: sections 3 and 4, for data-parallel training, a gradient of one step a round;
+one choice a tensor, as in the released code (synxlin/deep-gradient-compression).
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -32,6 +35,14 @@ __all__ = ["Clients", "Config", "Server"]
 class Config(spans.Tensorwise):
     keeps_state: ClassVar[bool] = True
     controls: ClassVar[bool] = True
+    paper: ClassVar[Mapping[str, Any]] = {
+        "method.sparsity": 0.999,
+        "method.momentum": 0.9,
+        "method.warmup": 4,
+        "method.spans": "tensor",
+        "momentum": 0.0,
+        "local_steps": 1,
+    }
 
     sparsity: float = Field(0.999, ge=0, lt=1)
     """Share of the values that are not sent, after the warm-up."""

@@ -6,9 +6,11 @@ sent as ||p||_1 / n * sign(p). By default, as in the released code, p is a tenso
 
 Differs from the paper: the update of a whole round of local training is compressed. Running
 statistics are sent exactly.
+Values of the paper: algorithm 1, for a gradient of one step a round, and the released code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -22,6 +24,12 @@ from fedmpi.training.train import Trainer
 
 class Config(feedback.Config, spans.Tensorwise):
     """Whether clients use error feedback, and how many scales they send."""
+
+    paper: ClassVar[Mapping[str, Any]] = {
+        "method.error_feedback": True,
+        "method.spans": "tensor",
+        "local_steps": 1,
+    }
 
 
 class Server(fedavg.Server):

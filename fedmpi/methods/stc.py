@@ -11,10 +11,12 @@ model if that is shorter. The paper sends the sum of the updates (section V-C), 
 than one update after the other.
 Differs from the paper: updates are averaged by samples. Running statistics are sent exactly. The
 released code compresses each tensor by itself, which is `spans` = tensor.
+Values of the paper: its sparsity of 1 / 400 in both directions; a local step a round, as in the
+released code (felisat/federated-learning).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -35,6 +37,11 @@ class Config(spans.Config):
     optimizes: ClassVar[bool] = False
     sends: ClassVar[bool] = True
     keeps_state: ClassVar[bool] = True
+    paper: ClassVar[Mapping[str, Any]] = {
+        "method.sparsity": 0.9975,
+        "method.sparsity_down": 0.9975,
+        "local_steps": 1,
+    }
 
     sparsity: float = Field(0.9975, ge=0, lt=1)
     """Share of an upload's values that are not sent."""
