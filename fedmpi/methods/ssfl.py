@@ -13,12 +13,14 @@ leaves. The baselines of the paper are `staticmask` and `clientmask`.
 
 Differs from the code, which keeps all scores that equal the last one: where many units are dead,
 more than was asked for. After a warm-up the agreement is a round of its own.
+Values of the paper: those of its comparison on CIFAR-10, and of the released code (riohib/SSFL).
 Reconstruction: finding the mask again. A weight that is zero would have a score of zero. Therefore
 pruned weights get their initial values back first, in the dense model that all clients are sent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +41,12 @@ from fedmpi.training.train import Trainer
 
 
 class Config(staticmask.Masked):
+    paper: ClassVar[Mapping[str, Any]] = {
+        **staticmask.PAPER,
+        "method.batches": 1,
+        "method.warmup": 0,
+    }
+
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the prunable weights that are zero for the whole run. 0 is FedAvg."""
     batches: int = Field(1, ge=1, le=config.MOST)

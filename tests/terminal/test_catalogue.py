@@ -48,10 +48,18 @@ def test_one_entry(
     assert module.__doc__ is not None
     for paragraph in module.__doc__.split("\n\n"):
         assert squeezed(paragraph) in squeezed(found)
+    paper = config.paper_of(name) if what == "methods" else {}
     for key, kind, default, _ in describe(config.schema(FOLDERS[what], name))[1:]:
-        assert re.search(
-            rf"^{FOLDERS[what]}\.{key}  +{re.escape(kind)}  +{re.escape(default)}$", found, re.M
-        )
+        path = f"{FOLDERS[what]}.{key}"
+        said = re.escape(config.written(paper.get(path)))
+        own = rf"(?:  +|\n    paper: ){said}" if path in paper else ""
+        row = rf"^{re.escape(path)}  +{re.escape(kind)}  +{re.escape(default)}{own}$"
+        assert re.search(row, found, re.M)
+    if paper:
+        assert f"paper:{name}" in words(found)
+    for path, value in paper.items():
+        if not path.startswith("method."):
+            assert squeezed(f"{path}={config.written(value)}") in squeezed(found)
 
 
 @pytest.mark.parametrize("what", FOLDERS)
