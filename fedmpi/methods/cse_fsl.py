@@ -176,6 +176,6 @@ class Clients(splitfed.Clients):
         """Returns the cost of training front and head; the server trains on what it is sent."""
         population, batch = self.trainer.population, self.settings.batch
         size, every = int(population.sizes[client]), self.method.every
-        starts = [step % -(-size // batch) for step in range(0, population.steps(client), every)]
+        starts = [step % -(-size // batch) for step in range(0, population.steps(t, client), every)]
         served = sum(min(batch, size - start * batch) for start in starts)
         return replace(super().burden(t, client), front=self.front, served=served)

@@ -163,8 +163,7 @@ def test_c_is_the_mean_of_all_c_k(weights: str, control: str, words: tuple[str, 
 
 
 def test_new_clients_have_no_weight_in_c() -> None:
-    new = ("newcomers=2", "evaluate.final=evaluate")
-    engine = engine_of(*FEW, *new, "participation=1.0")
+    engine = engine_of(*FEW, "newcomers=2", "evaluate.final=evaluate", "participation=1.0")
     for _ in play(engine):
         own = torch.stack([engine.clients.variates.of(client) for client in range(3)]).double()
         sizes = engine.population.sizes[:3]

@@ -11,7 +11,7 @@ from fedmpi import config
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Block, Message, pack, unpack
 from fedmpi.training.store import Store
-from tests.plain import CHOICES, CNN, EVERYTHING, FILES, METHODS, named, play
+from tests.plain import CHOICES, CNN, EVERYTHING, FILES, METHODS, allowed, named, play
 from tests.small import Run, refusal, run, small
 
 CASES = [(name,) for name in METHODS]
@@ -31,7 +31,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=" ".join)
 
 def words(case: tuple[str, ...], *more: str) -> config.Settings:
     """The small run with a method, its own words and some more."""
-    return small(f"method.name={case[0]}", *case[1:], *more)
+    return small(*allowed(f"method.name={case[0]}", *case[1:], *more))
 
 
 def sound(found: Run) -> None:
