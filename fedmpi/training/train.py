@@ -273,6 +273,7 @@ class Trainer:
         starts: Sequence[Tensor],
         parts: Sequence[Part | None],
         masks: Sequence[Tensor] | None = None,
+        adjust: Adjust | None = None,
     ) -> list[Tensor]:
         """Local steps of a chunk of clients whose networks may differ; those alike train together.
 
@@ -282,6 +283,7 @@ class Trainer:
             starts: their models, each of its network's size.
             parts: their networks; None for the whole one.
             masks: what gradients are multiplied by, each of its network's size.
+            adjust: changes gradients in place of masks; it is called for those alike.
 
         Returns:
             Their models, until the next call.
@@ -290,12 +292,12 @@ class Trainer:
         flats = [self.flat if part is None else part.flat for part in parts]
         for flat in dict.fromkeys(flats):
             some = [place for place, other in enumerate(flats) if other is flat]
-            adjust = None
+            change = adjust
             if masks is not None:
-                adjust = _masking(torch.stack([masks[place] for place in some]))
+                change = _masking(torch.stack([masks[place] for place in some]))
             start = torch.stack([starts[place] for place in some])
             theirs = [clients[place] for place in some]
-            rows = self.train(t, theirs, start, adjust, parts[some[0]])
+            rows = self.train(t, theirs, start, change, parts[some[0]])
             found |= zip(some, rows, strict=True)
         return [found[place] for place in range(len(clients))]
 
