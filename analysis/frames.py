@@ -69,8 +69,8 @@ RESULTS = {
 """Columns of `runs` that are computed from a file, and their meanings."""
 ABOUT = "about."
 CONTENTS = "sha256."
-"""Beginning of the names of columns with the hashes of the files that a run read: `sha256.data`, and
-`sha256.trace` for a file that the setting `trace` names."""
+"""Beginning of the names of columns with the hashes of the files that a run read: `sha256.data`, or
+`sha256.trace` for the file that the setting `trace` names."""
 SHARE = re.compile(r"devices\.tiers\[.+\]\.share")
 """The share of clients with a kind of devices; it is 0 in a run that has only other kinds."""
 
