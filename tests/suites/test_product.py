@@ -20,7 +20,7 @@ SETTINGS = {
     "momentum": ("momentum=0.9", "lr=0.05"),
     "optimizer": ("optimizer=adam", "lr=0.01"),
     "clip": ("clip=1.0",),
-    "aggregation.clip": ("aggregation.clip=2.0",),
+    "aggregation.clip": ("aggregation.clip=5.0",),
     "model.norm": (
         *("model.name=cnn", "model.channels=[4,8]", "model.kernel=3", "model.hidden=16"),
         "model.norm=batch",
@@ -34,7 +34,8 @@ TOGETHER = [name for name in SETTINGS if name != "optimizer"]
 EASIER = {
     "clientmask": ("method.sparsity=0.2",),
     "dgc": ("method.sparsity=0.9", "method.warmup=0"),
-    "sparsyfed": ("method.sparsity=0.2", "local_steps=20"),
+    "randomk": ("method.sparsity=0.5",),
+    "sparsyfed": ("method.sparsity=0.2",),
 }
 """More words, for methods whose defaults learn too little in so few rounds, whatever the others."""
 
