@@ -123,7 +123,8 @@ class Method(Table):
         implies: settings of the run that the method's name stands for, by their paths: defaults of
             their own, for where nothing is written. So a name can stand for settings alone.
         paper: the values of the method's paper, by the settings' paths, those of the training
-            included; `paper:NAME` takes them. The module's docstring names the source.
+            included; `paper:NAME` takes them. The module's docstring names the source. Methods that
+            are built on this one have papers of their own (see `paper_of`).
     """
 
     name: str = ""
@@ -585,6 +586,11 @@ def names(table: str) -> list[str]:
 def module(table: str, name: str) -> Any:
     """The module behind `[table] name = ...`."""
     return imported(AXES[table][0], name)
+
+
+def paper_of(method: str) -> Mapping[str, Any]:
+    """The values of a method's own paper, by the settings' paths; none if there are none."""
+    return vars(module("method", method).Config).get("paper", {})
 
 
 def imported(folder: str, name: str) -> Any:

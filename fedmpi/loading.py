@@ -109,7 +109,7 @@ def complete(tree: Tree) -> None:
 
 def _paper(name: Any) -> Mapping[str, Any]:
     """The values of a method's paper."""
-    papers = {one: config.module("method", one).Config.paper for one in config.names("method")}
+    papers = {one: config.paper_of(one) for one in config.names("method")}
     possible = [one for one, values in papers.items() if values]
     if name not in possible:
         close = difflib.get_close_matches(str(name), possible, 1)

@@ -415,7 +415,7 @@ def test_a_name_stands_for_settings() -> None:
         ("lr=0.2", "lr=0.2 momentum=0.5 clients=100"),
         ("clients=10 method.sparsity=0.5", "clients=10 method.sparsity=0.5 local_steps=3"),
         # What a paper says of one module is not said of another.
-        ("method.name=dgc", "method.name=dgc lr=0.03 clients=100 partition.alpha=0.7"),
+        ("method.name=stc", "method.name=stc lr=0.03 clients=100 partition.alpha=0.7"),
         ("method.name=topk", "method.sparsity=0.999"),
         ("partition.name=iid", "method.sparsity=0.999 partition.name=iid"),
         ("partition.minimum=3", "partition.name=dirichlet partition.alpha=0.7"),
@@ -440,9 +440,27 @@ def test_a_papers_values_are_taken_where_nothing_is_written(words: str, values: 
 
 @pytest.mark.usefixtures("papers")
 def test_papers_without_values_are_refused() -> None:
-    others = {name for name in config.names("method") if config.schema("method", name).paper}
-    possible = ", ".join(sorted(others | {"topk"}))
+    possible = ", ".join(name for name in config.names("method") if config.paper_of(name))
     start = "paper:topkk: no values of such a paper (did you mean 'topk'?); there are: "
     assert problem({"paper": "topkk"}) == start + possible
-    assert problem({"paper": "fedbn"}).endswith(f"there are: {possible}")
+    assert problem({"paper": "fedrolex"}).endswith(f"there are: {possible}")
     assert len(problems({"paper": ["topk"], "lr": -1.0})) == 2
+
+
+@pytest.mark.parametrize("name", [n for n in config.names("method") if config.paper_of(n)])
+def test_papers_can_be_run(name: str) -> None:
+    """Every value is that of a setting there is, and all go together."""
+    paper = config.paper_of(name)
+    loaded = loading.load({"paper": name})
+    assert loaded.method.name == name
+    for path, value in paper.items():
+        assert config.written(loading.at(loaded.tree(), path, None)) == config.written(value)
+
+
+def test_papers_are_worth_a_word() -> None:
+    """Something differs from the defaults, and papers on which others are built are not theirs."""
+    for name in config.names("method"):
+        if config.paper_of(name):
+            plain = loading.load({"method": {"name": name}})
+            assert loading.load({"paper": name}).identity() != plain.identity()
+    assert not config.paper_of("federated-dropout")

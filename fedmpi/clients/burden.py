@@ -3,7 +3,8 @@
 Conventions. FLOPs of a sample's way forward are counted as in `networks.flops`. A step of training
 has three times as many for each sample as its way forward. Of a masked weight nothing counts, on
 the way forward or back, whether or not there is hardware that profits: SSFL and DisPFL count so.
-Nor does what a method looks at beside its steps, such as a batch by which its mask changes. Memory
+Nor does what a method looks at beside its steps, such as a batch by which its mask changes; but the
+models that SPATL's agents try out count (`forwards`). Memory
 is that of float32 weights, their gradients, the optimiser's state, and all that autograd keeps of a
 batch; a mask costs a bit a position besides. What a method keeps beside these (the round's model, a
 residual) is not in it, nor are libraries.
@@ -44,6 +45,8 @@ class Burden:
         end: where samples come back from the server, the network up to there, and the rest of it,
             which the client trains, too.
         front: what the server's part follows upon, where `flat` is a narrower one in its place.
+        forwards: how many samples go forward alone through `flat`, besides; not whole where a
+            sample goes through a part of the network.
     """
 
     flat: Flat
@@ -53,6 +56,7 @@ class Burden:
     shared: tuple[tuple[Flat, int], ...] = ()
     end: tuple[Flat, Flat] | None = None
     front: Flat | None = None
+    forwards: float = 0.0
 
 
 Burdens = Callable[[int, int], Burden]
@@ -68,18 +72,18 @@ class Meter:
         self.activations: dict[tuple[Flat, int], int] = {}
 
     def flops(self, burden: Burden) -> float:
-        """Returns the FLOPs of a client's training in a round: three forward passes per sample."""
+        """Returns the FLOPs of a client's round: in training three forward passes per sample."""
         if burden.shared:
             return float(sum(TRAINING * n * self._forward(flat).all for flat, n in burden.shared))
         forward = self._forward(burden.flat)
-        flops = float(forward.all)
+        flops, judged = float(forward.all), burden.forwards * forward.all
         if burden.kept is not None:
             for piece, own in forward.layers:
                 kept = int(piece.of(burden.kept).count_nonzero()) / piece.shape.numel()
                 flops -= own * (1 - kept)
         if burden.end is not None:
             flops += self._forward(self.whole).all - self._forward(burden.end[0]).all
-        return TRAINING * burden.samples * flops
+        return TRAINING * burden.samples * flops + judged
 
     def behind(self, burden: Burden) -> float:
         """FLOPs of training the rest of the network on what comes out of a client's front."""

@@ -51,7 +51,7 @@ class Clients(local.Owners):
         once = super().burden(t, client)
         return replace(once, samples=2 * once.samples)
 
-    def owned(self, client: int, w: Tensor) -> Tensor:
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
         """Returns the client's personal model, or the global one if it has none."""
         return self.models.get(client, w).to(w.device)
 

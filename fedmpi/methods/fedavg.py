@@ -346,8 +346,8 @@ class Clients(Half):
         samples = batch if population.is_agreement(t) else population.seen(t, client)
         return Burden(self.held, samples, batch)
 
-    def owned(self, client: int, w: Tensor) -> Tensor:
-        """Returns the model [n] that a client has after the last round, where w is the server's.
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
+        """Returns the model [n] that a client has after the last round t; w is the server's.
 
         It may be called for any client of the rank, even for one that never took part.
         """

@@ -12,12 +12,13 @@ starts at zero. Masks are sent as in `feddst`.
 Differs from the paper: there is no initial pruning at one client with data of its own; training
 starts with the dense model, or with the largest weights of each layer (`start`). A weight's time is
 the same in all layers: it is that of its transfer, and not measured on a device.
+Values of the paper: those of VGG-11 on CIFAR-10 in the released code (jiangyuang/PruneFL).
 Differs from the code: its prototype uploads squares of pruned weights alone and derives the others
 from updates, which works for plain SGD only; here the squares of all parameters are uploaded.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -39,6 +40,18 @@ class Config(staticmask.Masked):
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
+    paper: ClassVar[Mapping[str, Any]] = {
+        "data.name": "cifar10",
+        "model.name": "vgg",
+        "model.depth": 11,
+        "clients": 10,
+        "rounds": 10001,
+        "local_steps": 5,
+        "batch": 20,
+        "lr": 0.1,
+        "method.every": 50,
+        "method.decrease": 0.3,
+    }
 
     start: float = Field(0.0, ge=0, lt=1)
     """Share of each layer's weights that are zero at the start."""

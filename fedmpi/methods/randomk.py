@@ -32,6 +32,11 @@ class Config(feedback.Config):
     """Add what was not sent to the client's next update. Otherwise sent values are scaled up, so
     that updates are unbiased."""
 
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Adds error feedback, where nothing is left out."""
+        wanted = {} if self.sparsity else {"error_feedback": topk.NONE_LEFT_OUT}
+        return super().idle(settings) | wanted
+
 
 def drawn(settings: Settings, flat: Flat, t: int, client: int) -> Tensor:
     """Draws the positions of the client's values in round t, ascending: int64 [k]."""
@@ -61,10 +66,10 @@ class Server(Positions, fedavg.Server):
 class Clients(Positions, topk.Compressing):
     method: Config
 
-    def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor]:
+    def encode(self, t: int, client: int, update: Tensor) -> tuple[list[Block], Tensor]:
         """Sends the values at the drawn positions; the others are the error."""
         where = drawn(self.settings, self.flat, t, client).to(update.device)
         scale = 1.0 if self.method.error_feedback else self.flat.count / len(where)
         block = sparse.block(Kind.GRADIENT, scale * update[where], self.flat.size)
         update[where] = 0
-        return block, update
+        return [block], update

@@ -25,7 +25,7 @@ from fedmpi.messages.counts import keep_round
 from fedmpi.methods import splitfed
 from fedmpi.split import links
 from fedmpi.split.cuts import Crossing
-from fedmpi.streams import Purpose, stream
+from fedmpi.streams import Purpose
 
 
 class Config(splitfed.Config):
@@ -69,10 +69,7 @@ class Link(links.Link[tuple[int, Tensor | None]]):
     def judged(self, cut: int, x: Tensor) -> Tensor:
         """Returns the k largest activations of each sample, with zeros for the others."""
         count = keep_round(x.shape[1], 1 - self.method.sparsity)
-        where = select.random_tops(x, count, 0.0, stream(0, Purpose.CHOICE))
-        found = torch.zeros_like(x).view(-1)
-        found[where] = x.reshape(-1)[where]
-        return found.view_as(x)
+        return torch.where(select.largest(x.abs(), count), x, 0)
 
     def arrived(
         self, crossing: Crossing, blocks: Sequence[Block]

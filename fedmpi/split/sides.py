@@ -133,16 +133,25 @@ class ServerSide(Side):
         answers: list[Message] = []
         while True:
             heard = yield answers
-            there = {message.client for message in heard}
-            alone = [[client] for client in backs.clients if client in there]
-            answers = []
-            for clients in alone if self.method.is_one else [backs.busy()]:
+            there, answers = {message.client for message in heard}, list[Message]()
+            for clients in self.groups(backs, there):
                 if self.method.tail is None:
                     answers += self.step_last(backs, said(heard, clients))
                 else:
                     heard = yield self.forward(backs, said(heard, clients))
                     answers += self.backward(backs, said(heard, clients))
             backs.done += 1
+
+    def groups(self, backs: Lockstep, there: set[int]) -> Iterator[list[int]]:
+        """Yields the clients with which the server takes each of its steps in a turn.
+
+        By default these are all clients, each with a back of its own. If they share one, these are
+        single clients, one after the other in the order of the party.
+        """
+        if self.method.is_one:
+            yield from ([client] for client in backs.clients if client in there)
+        else:
+            yield backs.busy()
 
     def step_last(self, backs: Lockstep, told: Said) -> list[Message]:
         """Takes a step of backs without a tail: activations and labels in, gradients out."""

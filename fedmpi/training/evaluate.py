@@ -32,7 +32,9 @@ SHARD = np.dtype([("client", "i8"), ("accuracy", "f8")])
 Personal = Callable[[int], Tensor | None]
 """A client's whole local model [n], where the server alone has it: `Server.personal`."""
 Deployed = Callable[[int, Tensor], Tensor]
-"""What a client has once it knows the server's w [n]: `Clients.deployed`, `Clients.owned`."""
+"""What a client has once it knows the server's w [n]: `Clients.deployed`."""
+Owned = Callable[[int, int, Tensor], Tensor]
+"""Round, client, the server's w [n] -> what the client then has: `Clients.owned`."""
 Tune = Callable[[int, Sequence[int], Tensor], Tensor]
 """Round, clients, their models [C, n] -> the models after more training: `Clients.tune`."""
 
@@ -192,7 +194,7 @@ class Evaluation:
         self,
         t: int,
         w: Tensor | None,
-        owned: Deployed,
+        owned: Owned,
         tune: Tune,
         placement: Placement,
         wire: Wire,
@@ -213,7 +215,7 @@ class Evaluation:
         w, rows = self._published(w, wire), list[tuple[int, float, float]]()
         passes = self.settings.evaluate.final_epochs
         for clients in self.trainer.chunks(t, placement.hosted(wire.rank), passes):
-            models = torch.stack([owned(client, w) for client in clients])
+            models = torch.stack([owned(t, client, w) for client in clients])
             found = self._on_shards(list(zip(clients, models, strict=True)))
             tuned = dict.fromkeys(clients, np.nan)
             if self.settings.evaluate.final == "tune":

@@ -179,7 +179,7 @@ def test_the_mean_is_over_those_who_report(name: str) -> None:
     """By plain torch: who is lost has trained, but counts neither in the sum nor in the weight."""
     words = (f"method.name={name}", "devices.dropouts=0.4", "rounds=6", "lr=0.3")
     engine = Engine(small(*words))
-    mu = getattr(engine.settings.method, "mu", 0.0)
+    mu = engine.settings.proximal
     w, seen = engine.server.w.clone(), []
     for t, outcome in enumerate(play(engine)):
         total, samples = torch.zeros_like(w), 0

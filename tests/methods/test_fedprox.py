@@ -72,7 +72,7 @@ WITH = ("topk", "stc", "qsgd", "scaffold", "ssfl", "fedopt", "heterofl")
 @pytest.mark.parametrize("name", WITH)
 def test_the_term_beside_other_methods(name: str) -> None:
     """Nothing changes in the first step; a stronger term makes later ways shorter."""
-    words = (f"method.name={name}", "rounds=1", "evaluate=1", "lr=0.05")
+    words = (f"method.name={name}", "rounds=1", "lr=0.05")
     one = [run(small(*words, "local_steps=1", f"proximal={mu}")).sha256 for mu in (0.0, 4.0)]
     assert one[0] == one[1]
     engines = [Engine(small(*words, "local_steps=60", f"proximal={mu}")) for mu in (0.0, 1.0, 4.0)]

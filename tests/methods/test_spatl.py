@@ -163,7 +163,7 @@ def test_c_is_the_mean_of_all_c_k(weights: str, control: str, words: tuple[str, 
 
 
 def test_new_clients_have_no_weight_in_c() -> None:
-    engine = engine_of(*FEW, "method.newcomers=2", "participation=1.0")
+    engine = engine_of(*FEW, "newcomers=2", "evaluate.final=evaluate", "participation=1.0")
     for _ in play(engine):
         own = torch.stack([engine.clients.variates.of(client) for client in range(3)]).double()
         sizes = engine.population.sizes[:3]
@@ -326,7 +326,7 @@ def test_a_new_clients_predictor_is_trained_on_the_encoder_as_it_is() -> None:
         steps.step()
     wanted = vector(module)
     clients = engine.clients
-    (found,) = clients.tune(1, (4,), clients.owned(4, engine.server.w).view(1, -1))
+    (found,) = clients.tune(1, (4,), clients.owned(1, 4, engine.server.w).view(1, -1))
     assert torch.equal(found[shared], start[shared])
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
     assert sorted(clients.variates.own) == [0, 1, 2, 3]
@@ -340,7 +340,7 @@ def test_running_statistics_of_the_encoder_rest_for_new_clients(
     list(play(engine))
     clients, shared = engine.clients, encoder(engine)
     for client in range(5):
-        model = clients.owned(client, engine.server.w)
+        model = clients.owned(1, client, engine.server.w)
         (found,) = clients.tune(1, (client,), model.view(1, -1).clone())
         assert torch.equal(found[shared], model[shared]) == (client >= 3)
         assert not torch.equal(found[~shared], model[~shared])

@@ -105,7 +105,7 @@ def test_a_network_in_parts_is_the_whole_one(
     list(play(engine))
     w, some = engine.server.w, engine.evaluation
     chain = engine.clients.chain()
-    assert len(chain.sections) == 3
+    assert len(chain.parts) == 3
     for owners in ((), (1,)):
         if owners:
             engine.trainer.statistics[1] = engine.flat.local_stats + 0.5

@@ -27,7 +27,7 @@ from fedmpi.split.sides import Side
 from fedmpi.training.descent import descent
 from fedmpi.training.rows import OneByOne, Rows
 from fedmpi.training.stacked import GRAPHS, Stacked, graph_size, loaded
-from tests.plain import CHOICES, CNN, EVERYTHING, METHODS, RNN, families, member, play
+from tests.plain import CHOICES, CNN, EVERYTHING, METHODS, RNN, allowed, families, member, play
 from tests.small import Run, refusal, run, small, smooth, sorts, text
 
 CPU = torch.device("cpu")
@@ -278,7 +278,7 @@ def compare(settings: Sequence[str], rows: int) -> None:
     """A run with stacked rows against the run one by one."""
     seen: dict[Crossing, Tensor] = {}
     single, stacked = (
-        run(small(*settings, *more), prepare=lambda engine: same_codes(engine, seen))
+        run(small(*allowed(*settings, *more)), prepare=lambda engine: same_codes(engine, seen))
         for more in ((), (f"rows={rows}",))
     )
     sizes = single.engine.population.sizes

@@ -24,7 +24,7 @@ def remembering(name: str, *words: str, is_on: bool = True) -> Engine | None:
     fields = config.module("method", name).Config.model_fields
     wanted = {"error_feedback": str(is_on).lower(), "momentum": "0.0", "sparsity": "0.8"}
     own = [f"method.{key}={value}" for key, value in wanted.items() if key in fields]
-    engine = Engine(small(f"method.name={name}", *own, *words))
+    engine = Engine(small(f"method.name={name}", *own, *words, "rounds=10"))
     has = isinstance(getattr(engine.clients, "feedback", None), Feedback)
     assert has or "error_feedback" not in fields
     return engine if has else None
