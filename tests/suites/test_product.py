@@ -33,8 +33,9 @@ TOGETHER = [name for name in SETTINGS if name != "optimizer"]
 """Settings that can all stand beside each other: momentum is SGD's."""
 EASIER = {
     "clientmask": ("method.sparsity=0.2",),
-    "dgc": ("method.sparsity=0.9", "method.warmup=0"),
+    "dgc": ("method.sparsity=0.5", "method.warmup=0"),
     "randomk": ("method.sparsity=0.5",),
+    "stc": ("method.sparsity=0.9",),
     "sparsyfed": ("method.sparsity=0.2",),
 }
 """More words, for methods whose defaults learn too little in so few rounds, whatever the others."""
