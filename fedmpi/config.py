@@ -113,6 +113,10 @@ class Method(Table):
         turns: exchanges of a client with the server per local step, if the method converses.
         in_halves: whether the server can serve one half of the clients while the other computes.
         in_turn: whether clients work one after the other, each starting where the last one ended.
+        average_every: rounds between two averages. Between them clients go on from what they have,
+            so that the same clients take part, and no budget ends the run.
+        has_link: whether what happens to activations at a cut can be judged: whether it is other
+            than nothing without randomness, too.
         optimizes: whether the server moves its model by the mean of updates, and by nothing else,
             so that a server optimizer (`aggregation.server`) can take the step instead.
         controls: whether control variates can correct its clients' gradients (`control`).
@@ -153,6 +157,14 @@ class Method(Table):
     @property
     def turns(self) -> int:
         return 1
+
+    @property
+    def average_every(self) -> int:
+        return 1
+
+    @property
+    def has_link(self) -> bool:
+        return False
 
     def width(self, capacity: int, clients: int) -> int:
         """Number of clients that work and upload in one wave.
@@ -275,6 +287,25 @@ class Aggregation(Table):
         return self.rule == "mean" and not self.clip
 
 
+class Evaluate(Table):
+    """When accuracies are measured, and of which models. All of it is off the books: it adds no
+    bytes, seconds or FLOPs.
+    """
+
+    every: int = Field(1, ge=1, le=MOST)
+    """Rounds between two evaluations. The last of all rounds is always evaluated."""
+    link: Literal["network", "link"] = "network"
+    """What happens to activations at a cut when accuracies are measured. network: nothing. link:
+    what the method does to them without randomness: quantization and top-k, but no dropout. It sees
+    them in batches of the local steps' size."""
+    final: Literal["none", "evaluate", "tune"] = "none"
+    """A last measurement of every client on its test shard, after all rounds. evaluate: of the
+    model that it has. tune: also of the same after final_epochs of local training from it, in which
+    pruned weights stay zero."""
+    final_epochs: int = Field(5, ge=1, le=MOST)
+    """Epochs of that training, with final = tune. Its learning rate is that of the last round."""
+
+
 class State(Table):
     """Where clients' state lies between rounds, in methods whose clients keep any."""
 
@@ -383,13 +414,19 @@ class Settings(Table):
     rounds: int = Field(20, ge=1, le=MOST)
     """Number of communication rounds. A budget can end the run earlier."""
     budget: str | None = Field(None, pattern=BUDGET)
-    """Communication budget of all clients together. No further round begins once it is reached.
-    Written as up_bytes:50MB, or with down_bytes or total_bytes, in B, kB, MB, GB or TB. Messages
-    before the first round count, too."""
+    """Communication budget of all clients together. No further round begins once it is reached; a
+    method that averages every several rounds finishes these first. Written as up_bytes:50MB, or
+    with down_bytes or total_bytes, in B, kB, MB, GB or TB. Messages before the first round count,
+    too."""
     clients: int = Field(10, ge=1, le=MOST)
     """Number of logical clients. One rank hosts many of them."""
+    newcomers: int = Field(0, ge=0, le=MOST)
+    """Number of clients, the last ones, that never take part. They are measured after the last
+    round, with evaluate.final. Where a part of the model stays with the clients, theirs is the
+    initial one, and with final = tune they train that part alone."""
     participation: float = Field(1.0, gt=0, le=1)
-    """Share of the clients that take part in a round; at least one client does."""
+    """Share of the clients, without newcomers, that take part in a round; at least one does. A
+    method that averages every several rounds has the same clients in all of these."""
     sampling: Literal["uniform", "samples", "trace"] = "uniform"
     """How a round's clients are drawn, without replacement. uniform: equal probability. samples:
     probability proportional to sample count; all uploads then have equal weight, as in FedProx,
@@ -453,8 +490,6 @@ class Settings(Table):
     statistics of each batch. In split methods clients' own models are evaluated that way, too."""
     validation: float = Field(0.1, ge=0, lt=1)
     """Share of the training samples that is held out from all clients, to choose the best round."""
-    evaluate: int = Field(1, ge=1, le=MOST)
-    """Rounds between two evaluations. The last round is always evaluated."""
     server: Literal["dedicated", "shared"] = "dedicated"
     """Role of rank 0. dedicated: it serves only. shared: it hosts clients, too. A single rank
     always does both."""
@@ -482,6 +517,7 @@ class Settings(Table):
     method: Method
     exchange: Exchange
     aggregation: Aggregation = Aggregation()
+    evaluate: Evaluate = Evaluate()
     state: State = State()
     devices: Devices = Devices()
 
@@ -504,6 +540,10 @@ class Settings(Table):
         Every round before round 0 is one.
         """
         return t < 0 or t in self.method.agreements(self.rounds)
+
+    def is_average(self, t: int) -> bool:
+        """Returns whether the method averages what clients have at the end of round t."""
+        return (t + 1) % self.method.average_every == 0 or t + 1 == self.rounds
 
     def identity(self) -> str:
         """Sixteen hex digits that two runs share exactly if all of their settings are equal."""

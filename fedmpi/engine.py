@@ -12,13 +12,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
 import torch
 
 from fedmpi import config, models
 from fedmpi.clients import burden
 from fedmpi.clients.devices import Fleet
 from fedmpi.clients.placement import Placement, Wave
-from fedmpi.clients.population import Population
+from fedmpi.clients.population import EVERYONE_ROUND, Population
 from fedmpi.config import ConfigError, Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.clock import Clock, Phase
@@ -95,6 +96,8 @@ class Engine:
         if place.is_root:
             self.server = module.Server(settings, self.trainer)
         self.clients: Clients = module.Clients(settings, self.trainer)
+        if settings.evaluate.link == "link":
+            self.evaluation.chain = self.clients.chain()
         first = self.population.first_round
         self.population.exclude(burden.unfit(self.fleet, self.meter, self.clients.burden, first))
 
@@ -120,6 +123,7 @@ class Engine:
                 f"engine was built, found that of rank {wire.rank} of {wire.size}"
             )
         self.wire, self.clock, self.goes_on = wire, clock, True
+        self.last = EVERYONE_ROUND
         exchange = config.module("exchange", self.settings.exchange.name)
         self.exchange = exchange.Exchange(wire, clock, self.ledger)
         method, is_apart = self.method, self.settings.server == "dedicated" and wire.size > 1
@@ -134,6 +138,7 @@ class Engine:
             self.begin()
             if not self.tell(t, waves):
                 return
+            self.last = t
             for wave in waves:
                 self.send(t, wave)
                 if method.converses:
@@ -141,7 +146,9 @@ class Engine:
                 self.collect(t, wave, self.work(t, wave))
             self.step(t)
             outcome = self.outcome(t, waves)
-            self.goes_on = outcome is None or (outcome.finite and not outcome.is_spent)
+            if outcome is not None:
+                may_end = outcome.is_spent and self.settings.is_average(t)
+                self.goes_on = outcome.finite and not may_end
             yield outcome
 
     def begin(self) -> None:
@@ -293,12 +300,32 @@ class Engine:
         All ranks call it; the outcome is on the root, and None elsewhere.
         """
         seconds, both = self.clock.elapsed(), (self.wire, self.clock)
-        w, noted, figures = None, dict[str, dict[int, float]](), dict[str, float]()
+        w, noted, figures, variants = None, dict[str, dict[int, float]](), dict[str, float](), None
         if self.server is not None:
             w, noted, figures = self.server.w, self.server.noted, self.server.figures
-        verdict = self.evaluation.after(t, w, self.clients.deployed, self.placement, *both)
+            variants = self.server.variants
+        verdict = self.evaluation.after(
+            t, w, variants, self.clients.deployed, self.placement, *both
+        )
         burdens = self.clients.burden
         return self.observer.outcome(t, waves, burdens, verdict, w, noted, figures, seconds, *both)
+
+    def final(self) -> np.ndarray | None:
+        """Measures every client once after all rounds, if the settings say so; off the books.
+
+        All ranks call it.
+
+        Returns:
+            Rows of the table `final`, on the root; None elsewhere, or if nothing is measured.
+        """
+        if self.settings.evaluate.final == "none":
+            return None
+        self.begin()
+        w = None if self.server is None else self.server.w
+        clients, about = self.clients, (self.placement, self.wire)
+        with self.clock(Phase.EVALUATE):
+            report = self.evaluation.final(self.last, w, clients.owned, clients.tune, *about)
+        return None if report is None else self.observer.final(report)
 
     def model_sha256(self) -> str:
         """Returns the hash of the global model, on the root.

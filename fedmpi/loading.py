@@ -269,6 +269,26 @@ def _contradictions(settings: Settings) -> list[str]:
             f"skew.labels_to = {settings.skew.labels_to}: wanted at least skew.labels = "
             f"{settings.skew.labels}"
         )
+    judged = settings.evaluate
+    if judged.final != "tune" and judged.final_epochs != config.Evaluate().final_epochs:
+        found.append(
+            f"evaluate.final_epochs = {judged.final_epochs}: wanted evaluate.final = 'tune', found "
+            f"'{judged.final}'"
+        )
+    if judged.link == "link" and not settings.method.has_link:
+        found.append(
+            "evaluate.link = 'link': wanted a method that changes activations at a cut, without "
+            f"randomness, too, found method.name = '{settings.method.name}' with its settings"
+        )
+    if settings.newcomers >= settings.clients:
+        found.append(
+            f"newcomers = {settings.newcomers}: wanted less than clients = {settings.clients}"
+        )
+    if settings.newcomers and judged.final == "none":
+        found.append(
+            f"newcomers = {settings.newcomers}: wanted evaluate.final = 'evaluate' or 'tune', "
+            "found 'none', which never measures them"
+        )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
     return [*found, *_impossible(settings.devices), *_idle(settings)]

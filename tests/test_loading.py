@@ -88,8 +88,8 @@ def test_every_error_at_once() -> None:
         ({"round": 1}, "no setting 'round' (did you mean 'rounds'?); there are: seed, rounds,"),
         ({"xyzzy": 1}, "no setting 'xyzzy'; there are: seed,"),
         (
-            {"method": {"name": "fedprox", "muu": 1}},
-            "no setting 'muu' in [method] (did you mean 'mu'?); there are: name, mu",
+            {"method": {"name": "ditto", "pul": 1}},
+            "no setting 'pul' in [method] (did you mean 'pull'?); there are: name, pull",
         ),
         ({"method": {"mu": 1}}, "no setting 'mu' in [method]; there are: name"),
         ({"exchange": {"windw": 3}}, "no setting 'windw' in [exchange] (did you mean 'window'?)"),
@@ -249,7 +249,7 @@ def test_wrong_types_are_not_converted(words: str, path: str) -> None:
         *("seed=-1", "rounds=0", "clients=0", "participation=0.0", "participation=1.01"),
         *("batch=0", "epochs=0", "local_steps=0", "lr=0.0", "lr=-0.1", "lr=nan", "lr=inf"),
         *("lr_decay=0.0", "lr_decay=1.1", "momentum=1.0", "momentum=-0.1", "weight_decay=-1.0"),
-        *("weight_decay=inf", "clip=-1.0", "validation=1.0", "validation=-0.1", "evaluate=0"),
+        *("weight_decay=inf", "clip=-1.0", "validation=1.0", "validation=-0.1", "evaluate.every=0"),
         *("server=both", "device=gpu", "device=cuda:", "device=xcpu", "threads=0"),
         *("exchange.window=0", "exchange.name=ring", "model.hidden=[0]"),
         *("skew.rotations=[45]", "skew.rotations=90", "skew.colour=1.0", "skew.noise=-0.1"),
@@ -257,7 +257,7 @@ def test_wrong_types_are_not_converted(words: str, path: str) -> None:
         *("sampling=all", "trace_sha256=abc"),
         *("state.memory=-1", "state.memory=0.5", "state.folder=3"),
         *("method={name='topk', sparsity=1.0}", "method={name='ssfl', sparsity=-0.1}"),
-        *("method={name='fedprox', mu=-1.0}", "method={name='splitfed', version='v3'}"),
+        *("method={name='ditto', pull=-1.0}", "method={name='splitfed', version='v3'}"),
     ],
 )
 def test_out_of_range(word: str) -> None:
@@ -267,7 +267,7 @@ def test_out_of_range(word: str) -> None:
 BORDERS = [
     *("device=cuda", "device=cuda:3", "lr=1", "lr=1e-9", "seed=0", "rounds=1", "clients=1"),
     *("participation=1.0", "batch=1", "epochs=1", "local_steps=1", "lr_decay=1.0", "momentum=0.0"),
-    *("momentum=0.999", "weight_decay=0.0", "clip=0.0", "validation=0.0", "evaluate=1"),
+    *("momentum=0.999", "weight_decay=0.0", "clip=0.0", "validation=0.0", "evaluate.every=1"),
     *("threads=1", "exchange.window=1", "model.hidden=[1]"),
     *("state.memory=0", "state.folder=/x", "skew.labels=1.0", "skew.labels_to=0.0"),
     *("skew.rotations=[0]", "skew.rotations=[0, 90, 90]", "skew.colour=0.99", "skew.noise=1e9"),

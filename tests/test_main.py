@@ -132,7 +132,7 @@ SETTINGS = {
     ),
     "model": (["model.name=cnm"], "no such model (did you mean 'cnn'?); there are: cnn, cnn1d"),
     "data": (["data.name=cifar"], "no such data (did you mean 'cifar10'?); there are: cifar10,"),
-    "partition": (["partition.name=x"], "partition.name = 'x': no such partition; there are: diri"),
+    "partition": (["partition.name=x"], "partition.name = 'x': no such partition; there are: classes, diri"),
     "exchange": (["exchange.name=tree"], "exchange.name = 'tree': no such exchange; there are"),
     "state": (["state.memory=-1"], "state.memory = -1: input should be greater than or equal to 0"),
     "no folder for state": (
@@ -154,7 +154,7 @@ SETTINGS = {
         "the model has no split point: it is a single stage",
     ),
     "classes": (
-        ["partition.name=shards", "partition.classes_per_client=11"],
+        ["partition.name=classes", "partition.classes_per_client=11"],
         "classes_per_client = 11: the training set has 10 classes; possible are 1 to 10",
     ),
     "more clients than samples": (

@@ -11,7 +11,7 @@ server's training; if clients train one after the other, it takes the sum of all
 share their channels, and receiving costs no energy.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -146,6 +146,20 @@ def shares(settings: Settings, name: str) -> list[float]:
     counts = shared_out(settings.clients, [1 / len(own)] * len(own))
     random = stream(settings.seed, Purpose.KEEP)
     return random.permutation(np.repeat(own, counts)).tolist()
+
+
+def holders(shares: Sequence[float], excluded: Collection[int]) -> list[tuple[float, list[int]]]:
+    """Returns each share with the clients that have it, the largest share first.
+
+    Args:
+        shares: each client's share.
+        excluded: clients that never take part.
+    """
+    found: dict[float, list[int]] = {}
+    for client, share in enumerate(shares):
+        if client not in excluded:
+            found.setdefault(share, []).append(client)
+    return sorted(found.items(), reverse=True)
 
 
 def keeps(settings: Settings) -> list[float] | None:

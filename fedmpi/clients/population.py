@@ -30,7 +30,8 @@ class Population:
         sizes: int64 [clients], number of training samples.
         trace: who is available when; None if everyone always is.
         agreements: the rounds in which all clients agree on something, and none trains.
-        excluded: clients that never take part; none, unless `rest` says so.
+        newcomers: clients that are new after the last round: the last ones.
+        excluded: clients that never take part: newcomers, and others if `rest` says so.
 
     Raises:
         ConfigError: if the samples cannot be divided so, or are divided wrongly, or the trace is
@@ -50,7 +51,9 @@ class Population:
         self._check()
         self.reserved = [self._reserve(client) for client in range(settings.clients)]
         self.sizes = np.array([len(shard) for shard in self.shards])
-        self.excluded: frozenset[int] = frozenset()
+        count = settings.clients
+        self.newcomers = frozenset(range(count - settings.newcomers, count))
+        self.excluded = self.newcomers
 
     def _trace(self) -> Trace | None:
         """The trace that the settings name, if it is the one that they mean."""
@@ -74,8 +77,8 @@ class Population:
         owners = None if data.train_owners is None else data.train_owners[ours]
         shards, self.test_shards = divide(
             settings.partition,
-            Samples(data.train_y[ours], data.classes, owners),
-            Samples(data.test_y, data.classes, data.test_owners),
+            Samples(data.train_y[ours], data.classes, owners, data.groups),
+            Samples(data.test_y, data.classes, data.test_owners, data.groups),
             settings.clients,
             stream(settings.seed, Purpose.PARTITION),
         )
@@ -148,7 +151,7 @@ class Population:
         Raises:
             ConfigError: if a round has nobody else.
         """
-        self.excluded = frozenset(clients)
+        self.excluded = self.newcomers | frozenset(clients)
         last = self.settings.rounds if self.trace is not None and self.excluded else 1
         empty = next((t for t in range(last) if not len(self._able(t))), None)
         if empty is not None:
@@ -174,7 +177,13 @@ class Population:
         return everyone[~np.isin(everyone, list(self.excluded))]
 
     def sample(self, t: int) -> tuple[int, ...]:
-        """The clients of round `t`, ascending: all that can in an agreement."""
+        """The clients of round `t`, ascending: all that can in an agreement.
+
+        If the method averages every several rounds, these have the clients of their first one. Who
+        came later would start from nothing, or from what it had an average ago.
+        """
+        if not self.is_agreement(t):
+            t -= t % self.settings.method.average_every
         some = self._able(t)
         if self.drawn < len(some) and not self.is_agreement(t):
             # With p, numpy draws one after the other, in proportion among those that are left.
@@ -187,7 +196,12 @@ class Population:
     @property
     def drawn(self) -> int:
         """Clients that are drawn in a round, if so many are there."""
-        return max(1, round(self.settings.participation * self.settings.clients))
+        return max(1, round(self.settings.participation * self.experienced))
+
+    @property
+    def experienced(self) -> int:
+        """Clients that are no newcomers."""
+        return self.settings.clients - len(self.newcomers)
 
     def weight(self, t: int, client: int) -> float:
         """Returns the client's weight in averages of round `t`: its training samples, or 1.
@@ -199,7 +213,7 @@ class Population:
         in proportion, and this mean is biased towards small ones: hardly where few of many take
         part. Nobody is drawn in an agreement, nor if everyone takes part.
         """
-        is_drawn = not self.is_agreement(t) and self.drawn < self.settings.clients
+        is_drawn = not self.is_agreement(t) and self.drawn < self.experienced
         is_equal = self.settings.aggregation.weights == "equal"
         if is_equal or (is_drawn and self.settings.sampling == "samples"):
             return 1.0

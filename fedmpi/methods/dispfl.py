@@ -205,6 +205,10 @@ class Clients(fedavg.Clients):
         counts = pruning.erk(self.flat, self.method.sparsity)
         return pruning.regrown(self.flat, w, growth, self.mask(client), counts, share)
 
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
+        """Returns the client's last sparse model, or its initial one."""
+        return self.models[client][0].to(w.device)
+
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Masks each client's gradient, so that pruned weights stay zero."""
         for row, client in enumerate(clients):

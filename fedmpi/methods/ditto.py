@@ -51,6 +51,10 @@ class Clients(local.Owners):
         once = super().burden(t, client)
         return replace(once, samples=2 * once.samples)
 
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
+        """Returns the client's personal model, or the global one if it has none."""
+        return self.models.get(client, w).to(w.device)
+
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """Returns the client's personal model."""
         return self.models[client].to(w.device)

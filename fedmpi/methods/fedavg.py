@@ -18,9 +18,11 @@ from fedmpi.config import Settings
 from fedmpi.messages import sparse, sums
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.split.lockstep import Talk
+from fedmpi.training import probe
+from fedmpi.training.probe import Variant
 from fedmpi.training.server_optimizer import ServerOptimizer
 from fedmpi.training.store import Stores
-from fedmpi.training.train import Adjust, Hooks, Rests, Trainer
+from fedmpi.training.train import PLAIN, Adjust, Hooks, Rests, Trainer
 from fedmpi.training.variates import Variates
 
 
@@ -186,6 +188,14 @@ class Server(Half):
         """Returns the result of an agreement for every client; called instead of `step`."""
         raise NotImplementedError
 
+    def variants(self, t: int) -> Sequence[Variant]:
+        """Returns what devices hold of the model after round t, one for each share, largest first.
+
+        It is asked in rounds that are evaluated. It has nothing if every device holds the whole
+        model.
+        """
+        return ()
+
     def personal(self, client: int) -> Tensor | None:
         """Returns a client's local model [n] if only the server has all its parts, else None."""
         return None
@@ -206,11 +216,14 @@ class Clients(Half):
             the model [n] that the client has after it knows the server's w [n] and before it
             trains. Its accuracy is measured. The hook may be called for any client of the rank,
             even for one that never took part.
+        private: positions of the part of the model that stays with each client, bool [n]; None if
+            the clients have all of the server's model, or whole ones of their own.
     """
 
     adjust: Adjust | None = None
     rests: Rests | None = None
     deployed: Callable[[int, Tensor], Tensor] | None = None
+    private: Tensor | None = None
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -332,6 +345,41 @@ class Clients(Half):
         batch = min(batch, int(population.sizes[client]))
         samples = batch if population.is_agreement(t) else population.seen(client)
         return Burden(self.held, samples, batch)
+
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
+        """Returns the model [n] that a client has after the last round t; w is the server's.
+
+        It may be called for any client of the rank, even for one that never took part.
+        """
+        return w if self.deployed is None else self.deployed(client, w)
+
+    def tune(self, t: int, clients: Sequence[int], models: Tensor) -> Tensor:
+        """Trains the models that clients have after the last round further, off the books.
+
+        Pruned weights, that is weights of exactly zero, stay zero. Newcomers train only what would
+        stay with them, if a part of the model would.
+
+        Args:
+            t: the last round, whose learning rate is used.
+            clients: a chunk of them.
+            models: theirs, [C, n].
+
+        Returns:
+            [C, n], until the next call.
+        """
+        rests = (models == 0) & self.flat.prunable().to(models.device)
+        private, newcomers = self.private, self.trainer.population.newcomers
+        if private is not None:
+            rests[[client in newcomers for client in clients]] |= ~private
+        hooks = Hooks(rests=lambda busy, step: rests[: len(busy)]) if rests.any() else PLAIN
+        return self.trainer.tune(t, clients, models, self.settings.evaluate.final_epochs, hooks)
+
+    def chain(self) -> probe.Chain:
+        """Returns the network in parts, with what happens between them when it is judged.
+
+        It is called only if the method `has_link`.
+        """
+        raise NotImplementedError
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """Returns the client's whole local model [n], to be evaluated, or None if it has none."""

@@ -9,7 +9,7 @@ sent.
 Reconstruction: each value is averaged over the clients that trained it, as in HeteroFL, of which
 this is a variant. The paper also compresses what is sent; other methods here do that. Layers whose
 outputs are added (shortcuts) keep the same channels. The channels of a recurrent layer are its
-cells.
+cells. A share is judged by the round's draw of the first client that has it.
 """
 
 from typing import Annotated

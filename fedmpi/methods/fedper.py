@@ -86,6 +86,8 @@ class Clients(Half, fedavg.Clients):
         own: each client's personal part.
     """
 
+    private: Tensor
+
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.initial = self.flat.initial.to(trainer.device)[self.private]

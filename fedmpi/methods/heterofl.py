@@ -9,7 +9,8 @@ samples of are zero (masked cross-entropy). For the latter the rows of the outpu
 these logits are set to zero, are not trained and are not sent. The paper's norm is `model.norm =
 static`.
 
-The sub-model is a smaller network and really costs less. `personal` is the accuracy of the
+The sub-model is a smaller network and really costs less. A share is judged by its sub-model of the
+server's model, as a network of its own. `personal` is the accuracy of the
 sub-model embedded in a whole model of zeros. Both compute the same, except if a group of GroupNorm
 is cut through, or if the channels are not the first ones and shortcuts have no parameters.
 Differs from the paper: clients are weighted by their samples, so that with all rates 1 it is
@@ -38,6 +39,7 @@ from fedmpi.methods import fedavg
 from fedmpi.networks import narrow
 from fedmpi.networks.narrow import Choose, Narrow, SubModels
 from fedmpi.streams import Purpose, stream
+from fedmpi.training.probe import Variant
 from fedmpi.training.train import Trainer
 
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -112,7 +114,10 @@ class Widths:
 
     def of(self, t: int, client: int) -> Narrow:
         """Returns the client's sub-model in round t."""
-        rate = self.rate(t, client)
+        return self.choice(t, client, self.rate(t, client))
+
+    def choice(self, t: int, client: int, rate: float) -> Narrow:
+        """Returns the sub-model that the client has in round t if that is its rate."""
         return self._narrow(rate, self.method.choose(self.settings, t, client, rate))
 
     def prefix(self, rate: float) -> Narrow:
@@ -153,6 +158,17 @@ class Server(fedavg.Server):
         """Moves each value by the mean over the clients that have it."""
         self.w.add_(self.sum.mean())
         self.sum.clear()
+
+    def variants(self, t: int) -> list[Variant]:
+        """Returns the sub-model of each share, as a network of its own."""
+        found, batch = [], self.settings.batch
+        for rate, owners in devices.holders(self.widths.rates, self.trainer.population.excluded):
+            part = self.widths.choice(t, owners[0], rate)
+            w = self.w[part.positions.to(self.w.device)]
+            blocks = [sparse.block(Kind.MODEL, w, self.flat.size)]
+            burden = Burden(self.widths.prefix(rate).flat, 1, batch)
+            found.append(Variant(rate, len(owners), w, part, blocks, burden))
+        return found
 
 
 class Clients(fedavg.Clients):
@@ -214,6 +230,11 @@ class Clients(fedavg.Clients):
         """Returns the cost of training the narrower network."""
         rate = self.widths.rate(t, client)
         return replace(super().burden(t, client), flat=self.widths.prefix(rate).flat)
+
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
+        """Returns the client's sub-model of w in a whole model that is zero elsewhere."""
+        positions = self.widths.of(t, client).positions.to(w.device)
+        return torch.zeros_like(w).index_copy_(0, positions, w[positions])
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """Returns the sub-model in a whole model that is zero elsewhere."""

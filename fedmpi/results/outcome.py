@@ -15,7 +15,7 @@ from fedmpi.clients.devices import Fleet
 from fedmpi.clients.placement import Wave
 from fedmpi.clients.population import Population
 from fedmpi.config import Settings
-from fedmpi.messages import select
+from fedmpi.messages import codec, select
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.ledger import Ledger
 from fedmpi.messages.wire import ROOT, Wire
@@ -69,7 +69,6 @@ class Observer:
     ) -> None:
         self.settings, self.population, self.trainer = settings, population, trainer
         self.fleet, self.meter, self.evaluation, self.ledger = fleet, meter, evaluation, ledger
-        self.last_personal = np.full(settings.clients, np.nan)
         self.total = [0, 0]
         self.prunable = select.positions(trainer.flat.prunable()).to(trainer.device)
 
@@ -126,6 +125,7 @@ class Observer:
             "clients": clients,
             "phases": _phase_rows(t, spent),
             "ranks": _rank_rows(t, moved),
+            "variants": self._variant_rows(t, verdict),
         }
         for way, name in enumerate(tables.DIRECTIONS):
             self.total[way] += int(rounds[name][0])
@@ -182,8 +182,6 @@ class Observer:
         for column, name in enumerate(tables.BYTES):
             rows[name] = bytes_of[clients, column]
         rows["lost"] = [self.fleet.is_lost(t, client) for client in clients.tolist()]
-        fresh = np.isfinite(rows["personal"])
-        self.last_personal[clients[fresh]] = rows["personal"][fresh]
         return rows
 
     def _round_row(
@@ -194,14 +192,35 @@ class Observer:
         row["loss"], row["seconds"] = clients["loss"].mean(), seconds
         row["up"], row["down"] = self.ledger.bytes.sum((0, 2))
         if self.evaluation.is_due(t):
-            row["personal_mean"] = mean(self.last_personal[np.isfinite(self.last_personal)])
+            row["personal_mean"] = mean(clients["personal"][np.isfinite(clients["personal"])])
         row["lost"] = clients["lost"].sum()
         if verdict is not None:
-            shards = verdict.shards[np.isfinite(verdict.shards)]
+            shards = np.delete(verdict.shards, list(self.population.newcomers))
+            shards = shards[np.isfinite(shards)]
             row["accuracy"], row["validation"] = verdict.accuracy, verdict.validation
             row["shard_mean"], row["shard_std"] = shards.mean(), shards.std()
             row["shard_min"] = shards.min()
         return row
+
+    def _variant_rows(self, t: int, verdict: Verdict | None) -> np.ndarray:
+        found = () if verdict is None else verdict.variants
+        rows = tables.empty(tables.VARIANTS, len(found))
+        for row, (variant, accuracy) in zip(rows, found, strict=True):
+            sent = codec.pack([codec.Message(codec.EVERYONE, variant.blocks)]).bytes.sum()
+            costs = self.meter.flops(variant.burden), self.meter.memory(variant.burden)
+            row["round"], row["share"], row["clients"] = t, variant.share, variant.clients
+            row["accuracy"], row["bytes"] = accuracy, sent
+            row["flops"], row["memory"] = costs
+        return rows
+
+    def final(self, report: np.ndarray) -> np.ndarray:
+        """Returns `evaluate.FINAL` of all clients, ascending, as rows of the table `final`."""
+        rows, population = tables.empty(tables.FINAL, len(report)), self.population
+        for name in report.dtype.names or ():
+            rows[name] = report[name]
+        rows["newcomer"] = np.isin(rows["client"], list(population.newcomers))
+        rows["samples"] = population.sizes
+        return rows
 
     def _simulate(self, t: int, rows: np.ndarray, row: np.ndarray, in_turn: bool) -> None:
         """Fills in the simulated costs of the round, in the clients' rows and the round's."""

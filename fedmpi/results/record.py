@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from fedmpi.errors import BadInput
+from fedmpi.results import tables
 
 FORMAT = 1
 """Version of the file's layout, that is of the names of attributes and tables."""
@@ -68,7 +69,11 @@ class Record:
         part.replace(path)  # whole from its first moment
 
     def append(self, tables: Mapping[str, np.ndarray]) -> None:
-        """Appends a round's rows, and updates the round of the best validation accuracy."""
+        """Appends rows to some tables.
+
+        Those of a round include its row of the table `rounds`, by which the round of the best
+        validation accuracy is updated.
+        """
         # `rounds` last: a round that is listed there is complete in every other table.
         for name in sorted(tables, key=lambda name: name == "rounds"):
             if name == "rounds":
@@ -76,10 +81,10 @@ class Record:
             data, rows = self.file[name], tables[name]
             data.resize(len(data) + len(rows), axis=0)
             data[len(data) - len(rows) :] = rows
-        row = tables["rounds"][0]
-        if row["validation"] > self.best:
-            self.best = row["validation"]
-            self.file.attrs["best_round"] = int(row["round"])
+        for row in tables.get("rounds", ()):
+            if row["validation"] > self.best:
+                self.best = row["validation"]
+                self.file.attrs["best_round"] = int(row["round"])
         self.file.flush()
 
     def close(self, status: str, about: Mapping[str, Any] | None = None) -> None:
@@ -111,6 +116,17 @@ def open_result(path: Path) -> h5py.File:
         file.close()
         raise RecordError(f"{path}: HDF5, but not a result: it holds no settings")
     return file
+
+
+def rows(file: h5py.File, table: str) -> np.ndarray:
+    """Returns a table of a result; it is empty if the result is older than the table.
+
+    Raises:
+        KeyError: if the file lacks a table that every result has.
+    """
+    if table in tables.LATER and table not in file:
+        return tables.empty(tables.TABLES[table], 0)
+    return file[table][:]
 
 
 def file_of(out: Path, method: str, identity: str) -> Path:

@@ -20,19 +20,21 @@ ROUNDS: Columns = {
     "loss": ("f8", "mean over those clients of their mean loss in local training"),
     "accuracy": (
         "f8",
-        "of the global model, if there is one, on the test set without skew",
+        "of the global model, if there is one, on the test set without skew; where devices hold "
+        "shares of it, of the largest share that one holds (see the table variants)",
     ),
     "validation": ("f8", "its accuracy on the held-out training samples, likewise"),
     "shard_mean": (
         "f8",
-        "mean over all clients of the accuracy on their test shard, as they see it, of the model "
-        "that they have after the round: the global one, or the server's part with their own",
+        "mean over all clients but newcomers of the accuracy on their test shard, as they see it, "
+        "of the model that they have after the round: the global one, as for accuracy, or the "
+        "server's part with their own",
     ),
     "shard_std": ("f8", "standard deviation of the same (population)"),
     "shard_min": ("f8", "minimum of the same"),
     "personal_mean": (
         "f8",
-        "mean accuracy of the clients' local models, as last evaluated, on their test shards",
+        "mean over the round's clients of the accuracy of their local models on their test shards",
     ),
     "density": (
         "f8",
@@ -104,7 +106,44 @@ RANKS: Columns = {
     "up": ("i8", "bytes of the buffers that it handed to MPI for the server"),
     "down": ("i8", "bytes of the buffers that MPI handed it from the server"),
 }
-TABLES = {"rounds": ROUNDS, "clients": CLIENTS, "phases": PHASES, "ranks": RANKS}
+VARIANTS: Columns = {
+    "round": ("i4", "communication round that was evaluated"),
+    "share": ("f8", "share of the model that a device holds, as the method counts it"),
+    "clients": ("i4", "clients with that share; on average, if clients draw it each round"),
+    "accuracy": (
+        "f8",
+        "of the global model as such a device holds it, on the test set without skew",
+    ),
+    "bytes": ("i8", "of that model as it is sent to one client, positions and headers included"),
+    "flops": ("f8", "of training it on one sample, forward and back"),
+    "memory": (
+        "f8",
+        "MiB that training it takes, as in the table clients, a batch of `batch`",
+    ),
+}
+FINAL: Columns = {
+    "client": ("i4", "logical client"),
+    "newcomer": ("?", "whether it is one of those that never took part"),
+    "samples": ("i4", "training samples"),
+    "accuracy": (
+        "f8",
+        "of the model that it has after the last round, on its test shard, as it sees it: the "
+        "global one, or its own, or the server's part with its own",
+    ),
+    "tuned": ("f8", "of the same after evaluate.final_epochs of more training; NaN without"),
+}
+"""Measured once, after all rounds; without rows unless `evaluate.final` says so."""
+OF_ROUNDS = {
+    "rounds": ROUNDS,
+    "clients": CLIENTS,
+    "phases": PHASES,
+    "ranks": RANKS,
+    "variants": VARIANTS,
+}
+"""Tables that rounds add rows to. `variants` has rows if devices hold different shares."""
+TABLES = OF_ROUNDS | {"final": FINAL}
+LATER = ("variants", "final")
+"""Tables that results of earlier versions lack; a reader takes them as empty."""
 
 
 def empty(columns: Columns, rows: int) -> np.ndarray:

@@ -1,5 +1,8 @@
 """Accuracies of the global model, of local models, and of what clients have after a round.
 
+Where devices hold different shares of the global model, each of these variants is measured. The
+global model then is judged by the variant of the largest share, because no device has another.
+
 All of it is off the clock. Who measures may look at models of server and clients alike: that these
 meet only in messages binds methods.
 """
@@ -18,8 +21,11 @@ from fedmpi.data import Dataset
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.wire import Wire
 from fedmpi.training import probe
-from fedmpi.training.train import Trainer
+from fedmpi.training.probe import Variant
+from fedmpi.training.train import Part, Trainer
 
+FINAL = np.dtype([("client", "i8"), ("accuracy", "f8"), ("tuned", "f8")])
+"""What a rank finds out about each client that it hosts after the last round."""
 SHARD = np.dtype([("client", "i8"), ("accuracy", "f8")])
 """What a rank knows of each client that it hosts, whether or not it took part."""
 
@@ -27,6 +33,14 @@ Personal = Callable[[int], Tensor | None]
 """A client's whole local model [n], where the server alone has it: `Server.personal`."""
 Deployed = Callable[[int, Tensor], Tensor]
 """What a client has once it knows the server's w [n]: `Clients.deployed`."""
+Owned = Callable[[int, int, Tensor], Tensor]
+"""Round, client, the server's w [n] -> what the client then has: `Clients.owned`."""
+Tune = Callable[[int, Sequence[int], Tensor], Tensor]
+"""Round, clients, their models [C, n] -> the models after more training: `Clients.tune`."""
+
+
+Variants = Callable[[int], Sequence[Variant]]
+"""The variants after a round, the largest share first: `Server.variants`."""
 
 
 @dataclass
@@ -38,11 +52,14 @@ class Verdict:
         validation: likewise, on the held-out samples.
         shards: on each client's test shard, [clients]: of the global model, or of what the client
             has of its own and of the server's.
+        variants: each variant of the global model with its accuracy on the test set; the accuracies
+            above are those of the first one.
     """
 
     accuracy: float
     validation: float
     shards: np.ndarray
+    variants: Sequence[tuple[Variant, float]] = ()
 
 
 class Evaluation:
@@ -54,6 +71,7 @@ class Evaluation:
         held_x: samples that no client has, for validation.
         held_y: their labels.
         personal: accuracies of clients' local models in this round, by client.
+        chain: the network in parts, if activations at a cut are judged as the method changes them.
     """
 
     def __init__(
@@ -70,6 +88,7 @@ class Evaluation:
         seen = trainer.feed.traits.test(data, population)
         self.seen = None if seen is None else torch.from_numpy(seen).to(trainer.device)
         self.ends = np.cumsum(self.counts)
+        self.chain: probe.Chain | None = None
         self.begin()
 
     def begin(self) -> None:
@@ -80,7 +99,7 @@ class Evaluation:
     def is_due(self, t: int) -> bool:
         """Whether accuracies are measured in round t."""
         last = t == self.settings.rounds - 1
-        return t > EVERYONE_ROUND and (last or (t + 1) % self.settings.evaluate == 0)
+        return t > EVERYONE_ROUND and (last or (t + 1) % self.settings.evaluate.every == 0)
 
     def set_aside(self, client: int, w: Tensor | None) -> None:
         """Sets a trained local model [n], if there is one, aside until all have sent theirs."""
@@ -91,6 +110,7 @@ class Evaluation:
         self,
         t: int,
         w: Tensor | None,
+        variants: Variants | None,
         deployed: Deployed | None,
         placement: Placement,
         wire: Wire,
@@ -101,6 +121,7 @@ class Evaluation:
         Args:
             t: the round.
             w: the server's model [n], on the root.
+            variants: gives the variants of it that devices hold; None off the root.
             deployed: where no model is global, makes what a client has of the server's.
             placement: of the clients on the ranks.
             wire: to the other ranks.
@@ -111,7 +132,7 @@ class Evaluation:
             verdict = self.evaluate_deployed(w, deployed, placement, wire, clock)
         elif self.is_due(t) and w is not None:
             with clock(Phase.EVALUATE):
-                verdict = self.evaluate(w)
+                verdict = self.evaluate(w, () if variants is None else variants(t))
         wire.settle()
         return verdict
 
@@ -155,9 +176,7 @@ class Evaluation:
         """
         if deployed is None:
             return None
-        size, device = self.trainer.flat.size, self.trainer.device
-        published = np.empty(size, "f4") if w is None else w.cpu().numpy()
-        w = torch.from_numpy(wire.publish(published)).to(device)
+        w = self._published(w, wire)
         rows: list[tuple[int, float]] = []
         with clock(Phase.EVALUATE):
             # Not all at once: that would be a whole model for each client of the rank.
@@ -171,12 +190,62 @@ class Evaluation:
         report = np.sort(np.concatenate(reports), order="client")
         return Verdict(np.nan, np.nan, report["accuracy"])
 
+    def final(
+        self,
+        t: int,
+        w: Tensor | None,
+        owned: Owned,
+        tune: Tune,
+        placement: Placement,
+        wire: Wire,
+    ) -> np.ndarray | None:
+        """Accuracies of what every client has after the last round, on the root; None elsewhere.
+
+        Args:
+            t: the last round.
+            w: the server's model [n], on the root.
+            owned: makes a client's model of it.
+            tune: trains clients' models further; called only if the settings say so.
+            placement: of the clients on the ranks.
+            wire: to the other ranks.
+
+        Returns:
+            `FINAL`, by client.
+        """
+        w, rows = self._published(w, wire), list[tuple[int, float, float]]()
+        for clients in self.trainer.chunks(placement.hosted(wire.rank)):
+            models = torch.stack([owned(t, client, w) for client in clients])
+            found = self._on_shards(list(zip(clients, models, strict=True)))
+            tuned = dict.fromkeys(clients, np.nan)
+            if self.settings.evaluate.final == "tune":
+                models = tune(t, clients, models).clone()
+                tuned = self._on_shards(list(zip(clients, models, strict=True)))
+            rows += [(client, found[client], tuned[client]) for client in clients]
+        reports = wire.report(np.array(rows, FINAL))
+        return np.sort(np.concatenate(reports), order="client") if wire.is_root else None
+
+    def _published(self, w: Tensor | None, wire: Wire) -> Tensor:
+        """The root's model [n], on every rank."""
+        size, device = self.trainer.flat.size, self.trainer.device
+        published = np.empty(size, "f4") if w is None else w.cpu().numpy()
+        return torch.from_numpy(wire.publish(published)).to(device)
+
+    def _correct(
+        self,
+        models: Sequence[Tensor],
+        xs: Sequence[Tensor],
+        ys: Sequence[Tensor],
+        owners: Sequence[int] = (),
+    ) -> list[np.ndarray]:
+        """See `probe.correct`."""
+        return probe.correct(self.trainer, models, xs, ys, owners, self.chain)
+
     def _on_shards(self, models: Sequence[tuple[int, Tensor]]) -> dict[int, float]:
         """Accuracies of clients' models [n] on their test shards."""
         clients = [client for client, _ in models]
         shards = [self.shard(client) for client in clients]
         xs, ys = ([shard[part] for shard in shards] for part in range(2))
-        right = probe.correct(self.trainer, [w for _, w in models], xs, ys, clients)
+        right = self._correct([w for _, w in models], xs, ys, clients)
         return {client: mean(theirs) for client, theirs in zip(clients, right, strict=True)}
 
     def shard(self, client: int) -> tuple[Tensor, Tensor]:
@@ -187,16 +256,29 @@ class Evaluation:
         end = self.ends[client]
         return self.seen[end - self.counts[client] : end], self.test_y[positions]
 
-    def evaluate(self, w: Tensor) -> Verdict:
-        """Accuracies of the global model w [n]."""
-        (right,) = probe.correct(self.trainer, [w], [self.test_x], [self.test_y])
-        theirs = right[self.owned]
+    def evaluate(self, w: Tensor, variants: Sequence[Variant] = ()) -> Verdict:
+        """Accuracies of the global model w [n].
+
+        Args:
+            w: the model.
+            variants: those of it that devices hold, the largest share first.
+        """
+        models = [(one.w, one.part) for one in variants] or [(w, None)]
+        right = [self._right(self.test_x, self.test_y, *model) for model in models]
+        theirs = right[0][self.owned]
         if self.seen is not None:
-            (theirs,) = probe.correct(self.trainer, [w], [self.seen], [self.test_y[self.owned]])
+            theirs = self._right(self.seen, self.test_y[self.owned], *models[0])
         hits = np.bincount(self.owners, theirs, minlength=self.settings.clients)
         shards = hits / np.where(self.counts, self.counts, np.nan)
-        (known,) = probe.correct(self.trainer, [w], [self.held_x], [self.held_y])
-        return Verdict(mean(right), mean(known), shards)
+        known = self._right(self.held_x, self.held_y, *models[0])
+        judged = [(one, mean(hits)) for one, hits in zip(variants, right, strict=False)]
+        return Verdict(mean(right[0]), mean(known), shards, judged)
+
+    def _right(self, x: Tensor, y: Tensor, w: Tensor, part: Part | None) -> np.ndarray:
+        """Which samples a model classifies correctly, bool [N]."""
+        chain = self.chain if part is None else probe.Chain([part])
+        (found,) = probe.correct(self.trainer, [w], [x], [y], chain=chain)
+        return found
 
 
 def mean(values: np.ndarray) -> float:

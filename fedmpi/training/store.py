@@ -176,10 +176,15 @@ class Provisional(Mapping[int, Tensor]):
         return self.lost is None
 
     def put(self, client: int, arrived: Tensor, lost: Tensor) -> None:
-        """Keeps a client's vectors [size] for both outcomes of its upload."""
-        self.arrived[client] = arrived
+        """Keeps a client's vectors [size] for both outcomes of its upload.
+
+        Either may be the vector that is kept now.
+        """
         if self.lost is not None:
-            self.lost[client] = lost
+            self.lost[client] = (
+                lost  # first, because it may be a view of what the next line changes
+            )
+        self.arrived[client] = arrived
 
     def lose(self, client: int) -> None:
         """The client hears that its last upload was lost."""

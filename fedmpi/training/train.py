@@ -257,7 +257,14 @@ class Trainer:
         self.spend(clients, began)
         return rows.head(len(clients))[0]
 
-    def tune(self, t: int, clients: Sequence[int], start: Tensor, passes: int) -> Tensor:
+    def tune(
+        self,
+        t: int,
+        clients: Sequence[int],
+        start: Tensor,
+        passes: int,
+        hooks: Hooks = PLAIN,
+    ) -> Tensor:
         """Models of their own for clients that have trained: so many passes from `start`.
 
         Steps are as in `train`, but nothing of them remains beyond the models: no loss, no second.
@@ -267,7 +274,7 @@ class Trainer:
         Returns:
             The models, [C, n], until the next call for the same network.
         """
-        rows = self._descend(t, clients, start, PLAIN, None, passes)
+        rows = self._descend(t, clients, start, hooks, None, passes)
         for row, client in enumerate(clients if self.keeps_statistics else ()):
             self.tuned[client] = rows.local_stats[row].clone()
         return rows.head(len(clients))[0]

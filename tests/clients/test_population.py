@@ -119,13 +119,14 @@ EVERY = {
     "dirichlet": ("partition.alpha=0.5", "partition.minimum=5"),
     "dirichlet-balanced": ("partition.alpha=0.3",),
     "quantity": ("partition.alpha=0.3",),
+    "classes": (),
     "shards": (),
 }
-"""Partitions that need no file."""
+"""Partitions that need no file, and no more of the data than labels and owners."""
 
 
 def test_every_partition_is_among_them() -> None:
-    assert {*EVERY, "frozen"} == set(config.names("partition"))
+    assert {*EVERY, "frozen", "pachinko"} == set(config.names("partition"))
 
 
 @pytest.mark.parallel([1, 2, 3])

@@ -137,7 +137,7 @@ def test_what_was_cut_out_is_remembered_by_its_last_gradient(kind: str) -> None:
     """A channel has none while it is not there; a weight has one all the time."""
     flat = front_of("mlp")
     pruner = Weights(flat, CPU) if kind == "weights" else Channels(flat, CPU, SHAPE)
-    memory = Memory(pruner, flat.size, flat.initial, Stores(State()))
+    memory = Memory(pruner, flat.size, flat.size, Stores(State()))
     gradients = [random(flat.size, seed) for seed in range(2)]
     for g in gradients:
         memory.release()

@@ -633,6 +633,7 @@ CASES = [
     case(splitfed, "splitfed"),
     case(tailed, "splitfed", "method.tail=head"),
     case(relayed, "splitlearning"),
+    case(splitfed, "epsl"),
     case(fedsl, "fedsl"),
     case(fedsl, "fedsl", "method.interval=2", "method.pruning=0.9", "method.prune_every=2"),
     case(fedsl, "fedsl", "method.interval=4", "method.pruning=0.0", "method.dropout=0.0"),

@@ -90,8 +90,8 @@ INVARIANTS = {
         codec::test_golombs_code_is_as_long_as_its_formula_says
         codec::test_no_other_number_of_lower_bits_is_shorter""",
     "SCAFFOLD's c is the mean of all c_k, under full and partial participation": """
-        scaffold::test_c_is_the_mean_of_all_c_k_under_partial_and_full_participation
-        scaffold::test_c_k_is_the_mean_gradient_of_the_last_pass_and_corrects_the_next""",
+        scaffold::test_c_is_the_mean_of_all_c_k_in_the_weights_of_the_objective
+        scaffold::test_c_k_is_the_mean_raw_gradient_under_every_optimizer""",
     "FedNova divides updates by how far their steps could go": """
         fednova::test_reach_in_closed_form
         fednova::test_a_round_against_its_formula""",

@@ -128,7 +128,7 @@ def test_every_method_with_all_that_training_can_do_and_few_clients_a_round(
 ) -> None:
     """The server shares its rank; convolutions, and layers that look beyond a sample."""
     monkeypatch.setattr(models, "build", smooth)
-    words = (*EVERYTHING, "participation=0.4", "evaluate=2", "rounds=3", "server=shared")
+    words = (*EVERYTHING, "participation=0.4", "evaluate.every=2", "rounds=3", "server=shared")
     words = allowed(f"method.name={name}", *words, "augment=['crop', 'flip']")
     found = compare(small(*words))
     stays(found)
@@ -153,7 +153,7 @@ def test_both_places_of_the_server(family: str, server: str) -> None:
 @on_ranks
 @families
 def test_all_of_sgd_and_few_clients_a_round(family: str) -> None:
-    words = (*EVERYTHING, "participation=0.4", "evaluate=2", "rounds=3")
+    words = (*EVERYTHING, "participation=0.4", "evaluate.every=2", "rounds=3")
     stays(compare(of(family, *words)))
 
 

@@ -394,7 +394,8 @@ def test_adjusting_rows_together_is_adjusting_each(name: str) -> None:
     """A method's hook gets [C, n]: it must be elementwise or row-wise."""
     engine = Engine(small(f"method.name={name}"))
     clients, n = engine.clients, engine.flat.size
-    if clients.adjust is None:
+    adjust = clients.hooks.adjust
+    if adjust is None:
         return
     list(play(engine))  # so that whoever keeps something has it
     size = len(clients.start) if not engine.method.converses else clients.held.size
@@ -403,10 +404,10 @@ def test_adjusting_rows_together_is_adjusting_each(name: str) -> None:
     w, g = (torch.randn(3, size, generator=random) for _ in range(2))
     assert size <= n
     together = g.clone()
-    clients.adjust((4, 0, 2), w.clone(), together)
+    adjust((4, 0, 2), w.clone(), together)
     for row, client in enumerate((4, 0, 2)):
         part = g[row : row + 1].clone()
-        clients.adjust((client,), w[row : row + 1].clone(), part)
+        adjust((client,), w[row : row + 1].clone(), part)
         assert torch.equal(part[0], together[row])
 
 

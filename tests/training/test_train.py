@@ -11,12 +11,9 @@ from torch.nn.functional import cross_entropy
 from fedmpi.engine import Engine
 from fedmpi.networks.flat import Flat
 from fedmpi.training.descent import Descent
+from fedmpi.training.train import Hooks
 from tests import plain
 from tests.small import run, small
-
-
-def nothing(clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-    """Leaves gradients alone."""
 
 
 @pytest.mark.parametrize("words", [(), plain.CNN], ids=["mlp", "cnn"])
@@ -24,7 +21,7 @@ def test_training_is_plain_training(words: tuple[str, ...]) -> None:
     engine = Engine(small(*words, *plain.EVERYTHING))
     start = engine.flat.initial
     for t, client in ((0, 0), (3, 4)):
-        (w,) = engine.trainer.train(t, (client,), start, nothing)
+        (w,) = engine.trainer.train(t, (client,), start)
         wanted, loss = plain.train(engine, t, client, start)
         np.testing.assert_allclose(w, wanted, rtol=1e-4, atol=1e-5)
         assert engine.trainer.loss(client) == pytest.approx(loss, rel=1e-5)
@@ -43,7 +40,7 @@ def test_adjusting_comes_before_each_step() -> None:
         seen.append((tuple(clients), w.shape, g.shape))
         g.fill_(1)
 
-    (w,) = engine.trainer.train(0, (3,), torch.zeros(engine.flat.size), ones)
+    (w,) = engine.trainer.train(0, (3,), torch.zeros(engine.flat.size), Hooks(ones))
     assert (w == -2).all()
     assert seen == [((3,), (1, engine.flat.size), (1, engine.flat.size))] * 4
 
@@ -106,7 +103,7 @@ def test_a_chunk_in_another_order_is_refused() -> None:
     engine = Engine(small("rows=5"))
     first, *_, last = engine.trainer.ordered(range(5))
     with pytest.raises(AssertionError, match="most steps first"):
-        engine.trainer.train(0, (last, first), engine.flat.initial, nothing)
+        engine.trainer.train(0, (last, first), engine.flat.initial)
 
 
 def test_momentum_starts_afresh_each_round() -> None:

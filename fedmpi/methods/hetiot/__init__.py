@@ -36,6 +36,7 @@ from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.sums import Held
 from fedmpi.methods import fedavg
 from fedmpi.methods.hetiot.compress import Compressor, Local, LowRank, Prune, Quant, Width
+from fedmpi.training.probe import Variant
 from fedmpi.training.train import Trainer
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -117,6 +118,17 @@ class Server(fedavg.Server):
             self.sum.clear()
         self.made = {}
 
+    def variants(self, t: int) -> list[Variant]:
+        """Returns the model compressed for each share, with the network that a device then has."""
+        found, batch = [], self.settings.batch
+        for keep, owners in devices.holders(self.shares, self.trainer.population.excluded):
+            blocks = self.compressor.blocks(self.w, keep)
+            local = self.compressor.local(blocks, keep)
+            flat = self.flat if local.part is None else local.part.flat
+            burden = Burden(flat, 1, batch, kept=local.mask)
+            found.append(Variant(keep, len(owners), local.start, local.part, blocks, burden))
+        return found
+
 
 class Clients(fedavg.Clients):
     """Clients that train compressed models.
@@ -164,6 +176,12 @@ class Clients(fedavg.Clients):
             local = self.compressor.local(self.compressor.blocks(w, keep), keep)
         flat = self.flat if local.part is None else local.part.flat
         return replace(super().burden(t, client), flat=flat, kept=local.mask)
+
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
+        """Returns w as it is compressed for the client's device, as a whole model."""
+        keep = self.shares[client]
+        local = self.compressor.local(self.compressor.blocks(w, keep), keep)
+        return local.whole(local.start, self.flat.size)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """Returns the compressed model as a whole model."""

@@ -15,8 +15,8 @@ be trained beforehand. Norms of weights hardly change in training, so that many 
 sent by any client; therefore the rules rank channels by the norms of the update (`salience`).
 A client's c_k moves only where its change is sent, so that c is the mean of all c_k. There is no
 global model; accuracies are measured as in FedPer.
-Differs from the paper: clients are averaged by samples. New clients are the last ones; they train
-their predictor, and send nothing. Their encoder rests.
+New clients, who train a predictor on the encoder as it is, are the setting `newcomers`.
+Differs from the paper: clients are averaged by samples.
 Differs from the code: the authors' code fills values that were not sent with zeros before it
 averages models (`aggregation = zero-average`), and divides the changes of c by the number of active
 clients, not of all clients. It corrects weights after each step (`control = niid`) by a hundredth
@@ -25,23 +25,21 @@ Reconstruction: the server's update by index, and c_k by index.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
-from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.sums import Held
 from fedmpi.methods import fedper
 from fedmpi.methods.spatl import selection
 from fedmpi.methods.spatl.selection import ByAgent, Select, by_rule
 from fedmpi.networks.slicing import Channels
 from fedmpi.networks.topology import Topology
-from fedmpi.training.train import Hooks, Trainer
+from fedmpi.training.train import Trainer
 
 
 class Config(fedper.Config, selection.Config):
@@ -52,22 +50,11 @@ class Config(fedper.Config, selection.Config):
     aggregation: Literal["index", "zero-average"] = "index"
     """index: each value is averaged over the clients that sent it (the paper). zero-average: models
     are averaged with zeros where nothing was sent (the authors' code)."""
-    newcomers: int = Field(0, ge=0)
-    """Number of new clients: the last ones. They fit their own predictor to the current encoder and
-    send nothing. Their accuracies are reported with those of the others."""
 
     @property
     def sends(self) -> bool:
         """Whether the server sends an agent to each client, once."""
         return self.selection == "agent"
-
-    def problems(self, settings: Settings) -> list[str]:
-        """Names what cannot be run."""
-        found = super().problems(settings)
-        if self.newcomers >= settings.clients:
-            wanted = f"wanted less than clients = {settings.clients}"
-            found.append(f"method.newcomers = {self.newcomers}: {wanted}")
-        return found
 
 
 class Half(fedper.Half):
@@ -117,21 +104,10 @@ class Server(Half, fedper.Server):
         self.told[client] = True
         return [sparse.block(Kind.MODEL, self.agent)]
 
-    def absorb(self, t: int, message: Message) -> None:
-        """Adds a client's upload; new clients upload nothing."""
-        if message.blocks:
-            super().absorb(t, message)
-
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Adds a client's update at the channels that it lists."""
         self.sum.add(blocks[0], weight, self.sent_positions(t, client, blocks))
         self.covered[sparse.indices(blocks[1])] = True
-
-    def share(self, client: int) -> float:
-        """Returns the client's weight in the mean of all c_k; new clients have none."""
-        share, learners = super().share, self.settings.clients - self.method.newcomers
-        excluded = self.trainer.population.excluded
-        return share(client) / sum(share(one) for one in range(learners) if one not in excluded)
 
     def step(self, t: int) -> None:
         """Moves each value by the mean over those who sent it, or averages models with zeros."""
@@ -155,24 +131,6 @@ class Clients(Half, fedper.Clients):
         """Receives the client's agent, the first time."""
         if blocks and isinstance(self.select, ByAgent):
             self.select.agents[client] = sparse.values(blocks[0])
-
-    def is_new(self, client: int) -> bool:
-        """Whether the client is a new one, which does not train the encoder."""
-        return client >= self.settings.clients - self.method.newcomers
-
-    @property
-    def hooks(self) -> Hooks:
-        """The local steps of SCAFFOLD and FedPer; new clients' encoders rest."""
-        return replace(super().hooks, rests=self.resting if self.method.newcomers else None)
-
-    def resting(self, clients: Sequence[int], step: int) -> Tensor:
-        """Returns the encoder of new clients: bool [k, n]."""
-        nothing = torch.zeros_like(self.private)
-        return torch.stack([~self.private if self.is_new(one) else nothing for one in clients])
-
-    def report(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Returns all blocks of a client's upload; new clients send nothing."""
-        return [] if self.is_new(client) else super().report(t, client, w)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update at the selected channels, and their numbers."""
