@@ -376,6 +376,9 @@ class Tier(Table):
     has, the method's own shares are used."""
     power: float = Field(5.0, ge=0, le=LARGEST)
     """Power of the device while it computes, in watts."""
+    epochs: int | None = Field(None, ge=1, le=MOST)
+    """Local epochs per round of clients with this kind of device. If absent, the settings epochs
+    and epochs_to say it."""
     link: Fixed | Wireless = Field(Fixed(kind="fixed"), discriminator="kind")
     """Link between the device and the server; its kind is fixed or wireless."""
 
@@ -393,12 +396,22 @@ class Devices(Table):
     """Share of the clients that compute slowly in a round, drawn at random."""
     slowdown: float = Field(5.0, ge=1, le=LARGEST)
     """Factor by which a straggler's computation takes longer."""
+    deadline: float | None = Field(None, gt=0, le=LARGEST)
+    """Simulated seconds of a round after which the server waits for no upload. A client takes only
+    the local steps that fit in. Its messages are predicted to take as long as its uncompressed
+    model both ways, twice with control variates. A client without time for a step takes one, and
+    its upload is lost, because it comes too late. If absent, there is no deadline."""
     dropouts: float = Field(0.0, ge=0, le=1)
     """Share of the uploads that are lost, drawn at random. Their bytes, time and energy still
     count."""
     unfit: Literal["error", "rest"] = "error"
     """What happens with devices whose memory is too small for training. error: the run is refused.
     rest: they never take part, but their test shards count."""
+
+    @property
+    def can_lose(self) -> bool:
+        """Whether uploads can be lost, or come too late."""
+        return self.dropouts > 0 or self.deadline is not None
 
     @property
     def decide(self) -> bool:
@@ -443,6 +456,9 @@ class Settings(Table):
     """Batch size of the local steps. The last batch of an epoch may be smaller."""
     epochs: int = Field(2, ge=1, le=MOST)
     """Local epochs per round."""
+    epochs_to: int | None = Field(None, ge=1, le=MOST)
+    """If given, each client draws its number of local epochs in every round, uniformly from epochs
+    to this number, both included."""
     local_steps: int | None = Field(None, ge=1, le=MOST)
     """Local steps per round, the same for every client. If given, it replaces epochs."""
     augment: tuple[Literal["crop", "flip"], ...] = Field((), strict=False)

@@ -17,7 +17,6 @@ import torch
 
 from fedmpi import config, models
 from fedmpi.clients import burden
-from fedmpi.clients.devices import Fleet
 from fedmpi.clients.placement import Placement, Wave
 from fedmpi.clients.population import EVERYONE_ROUND, Population
 from fedmpi.config import ConfigError, Settings
@@ -82,7 +81,7 @@ class Engine:
             )
         self.threads, pool = hardware.pool(settings, place)
         self.trainer = Trainer(settings, self.flat, data, self.population, device, pool)
-        self.fleet = Fleet(settings)
+        self.fleet = self.population.fleet
         self.meter = burden.Meter(settings, data.shape, self.flat)
         self.evaluation = Evaluation(settings, data, self.population, self.trainer)
         self.ledger = Ledger(settings.clients)
@@ -100,6 +99,9 @@ class Engine:
             self.evaluation.chain = self.clients.chain()
         first = self.population.first_round
         self.population.exclude(burden.unfit(self.fleet, self.meter, self.clients.burden, first))
+        if settings.devices.deadline is not None:
+            about_work = self.population, self.meter, self.clients.burden
+            self.population.fitting = burden.deadline(settings, *about_work)
 
     def rounds(
         self, wire: Wire, clock: Clock, first: int | None = None
@@ -205,7 +207,7 @@ class Engine:
         with self.clock(Phase.TRAIN):
             if not (self.population.is_agreement(t) or self.method.converses):
                 self.trainer.feed.draw(t, mine)
-            for clients in self.trainer.chunks(mine):
+            for clients in self.trainer.chunks(t, mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
                     began = perf_counter()
                     blocks = self.clients.report(t, client, w)
@@ -252,7 +254,7 @@ class Engine:
         waves = [wave.only(half) for half in halves]
         with self.clock(Phase.TRAIN):
             talks = self.clients.open(t, [half.on(self.wire.rank) for half in waves])
-        steps = [max(self.population.steps(client) for client in half) for half in halves]
+        steps = [max(self.population.steps(t, client) for client in half) for half in halves]
         turns = [self.method.turns * count for count in steps]
         lines = self.wire.lines(len(waves))
         return [Party(*each) for each in zip(waves, lines, turns, talks, strict=True)]
@@ -263,7 +265,7 @@ class Engine:
         with self.clock(Phase.SERVE):
             for message in uploads:
                 assert self.server is not None
-                if self.fleet.is_lost(t, message.client):
+                if self.population.is_lost(t, message.client):
                     self.server.unheard[message.client] = True
                     continue
                 self.is_void = False

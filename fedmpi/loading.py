@@ -291,7 +291,33 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
-    return [*found, *_impossible(settings.devices), *_idle(settings)]
+    return [*found, *_work(settings), *_impossible(settings.devices), *_idle(settings)]
+
+
+def _work(settings: Settings) -> list[str]:
+    """Names settings of clients' numbers of local steps that have no effect or cannot be."""
+    found, tiers = [], settings.devices.tiers
+    own = {f"devices.tiers.{place}.epochs": tier.epochs for place, tier in enumerate(tiers)}
+    given = {"epochs_to": settings.epochs_to, **own}
+    for name, value in given.items():
+        if value is not None and settings.local_steps is not None:
+            found.append(f"{name} = {value}: wanted no local_steps, found {settings.local_steps}")
+    if settings.epochs_to is not None and settings.epochs_to < settings.epochs:
+        found.append(
+            f"epochs_to = {settings.epochs_to}: wanted at least epochs = {settings.epochs}"
+        )
+    if settings.epochs_to is not None and tiers and None not in own.values():
+        found.append(
+            f"epochs_to = {settings.epochs_to}: wanted a kind of devices without epochs of its "
+            "own, found none"
+        )
+    if settings.devices.deadline is not None and settings.method.converses:
+        found.append(
+            f"devices.deadline = {settings.devices.deadline}: wanted a method whose clients train "
+            f"alone, found method.name = '{settings.method.name}', whose clients and server take "
+            "each step together"
+        )
+    return found
 
 
 def _server_optimizer(settings: Settings) -> list[str]:
@@ -352,7 +378,7 @@ def _impossible(devices: Devices) -> list[str]:
         if isinstance(tier.link, Wireless) and tier.link.distance[0] > tier.link.distance[1]:
             path, value = f"devices.tiers.{place}.link.distance", config.written(tier.link.distance)
             found.append(f"{path} = {value}: wanted the nearest, then the farthest")
-    for name in ("stragglers", "server_gflops"):
+    for name in ("stragglers", "server_gflops", "deadline"):
         value = getattr(devices, name)
         if value and not names:
             found.append(f"devices.{name} = {value}: wanted devices.tiers, found none")

@@ -132,7 +132,10 @@ SETTINGS = {
     ),
     "model": (["model.name=cnm"], "no such model (did you mean 'cnn'?); there are: cnn, cnn1d"),
     "data": (["data.name=cifar"], "no such data (did you mean 'cifar10'?); there are: cifar10,"),
-    "partition": (["partition.name=x"], "partition.name = 'x': no such partition; there are: classes, diri"),
+    "partition": (
+        ["partition.name=x"],
+        "partition.name = 'x': no such partition; there are: classes",
+    ),
     "exchange": (["exchange.name=tree"], "exchange.name = 'tree': no such exchange; there are"),
     "state": (["state.memory=-1"], "state.memory = -1: input should be greater than or equal to 0"),
     "no folder for state": (

@@ -74,7 +74,7 @@ def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Res
     trainer, textbook, feed = engine.trainer, Textbook(engine), engine.trainer.feed
     start = engine.flat.initial.to(trainer.device)
     everyone = range(engine.settings.clients)
-    chunks = list(trainer.chunks(everyone))
+    chunks = list(trainer.chunks(0, everyone))
     for chunk in chunks:
         for client, ours in zip(chunk, trainer.train(0, chunk, start), strict=True):
             state = textbook.train(0, client)
@@ -82,7 +82,7 @@ def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Res
             if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5):
                 raise AssertionError(f"{model}: our weights are not those of the textbook's loop")
 
-    steps = sum(engine.population.steps(client) for chunk in chunks for client in chunk)
+    steps = sum(engine.population.steps(0, client) for chunk in chunks for client in chunk)
     rounds = max(1, STEPS // steps)
     x, y = feed.x[:batch], feed.y[:batch]
     network = engine.flat.network(start.clone())

@@ -3,7 +3,8 @@
 Conventions. FLOPs of a sample's way forward are counted as in `networks.flops`. A step of training
 has three times as many for each sample as its way forward. Of a masked weight nothing counts, on
 the way forward or back, whether or not there is hardware that profits: SSFL and DisPFL count so.
-Nor does what a method looks at beside its steps, such as a batch by which its mask changes. Memory
+Nor does what a method looks at beside its steps, such as a batch by which its mask changes; but the
+models that SPATL's agents try out count (`forwards`). Memory
 is that of float32 weights, their gradients, the optimiser's state, and all that autograd keeps of a
 batch; a mask costs a bit a position besides. What a method keeps beside these (the round's model, a
 residual) is not in it, nor are libraries.
@@ -12,11 +13,13 @@ residual) is not in it, nor are libraries.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from fedmpi.clients.devices import Fleet
+from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError, Settings
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.flops import Forward, forward
@@ -42,6 +45,8 @@ class Burden:
         end: where samples come back from the server, the network up to there, and the rest of it,
             which the client trains, too.
         front: what the server's part follows upon, where `flat` is a narrower one in its place.
+        forwards: how many samples go forward alone through `flat`, besides; not whole where a
+            sample goes through a part of the network.
     """
 
     flat: Flat
@@ -51,6 +56,7 @@ class Burden:
     shared: tuple[tuple[Flat, int], ...] = ()
     end: tuple[Flat, Flat] | None = None
     front: Flat | None = None
+    forwards: float = 0.0
 
 
 Burdens = Callable[[int, int], Burden]
@@ -66,18 +72,18 @@ class Meter:
         self.activations: dict[tuple[Flat, int], int] = {}
 
     def flops(self, burden: Burden) -> float:
-        """Returns the FLOPs of a client's training in a round: three forward passes per sample."""
+        """Returns the FLOPs of a client's round: in training three forward passes per sample."""
         if burden.shared:
             return float(sum(TRAINING * n * self._forward(flat).all for flat, n in burden.shared))
         forward = self._forward(burden.flat)
-        flops = float(forward.all)
+        flops, judged = float(forward.all), burden.forwards * forward.all
         if burden.kept is not None:
             for piece, own in forward.layers:
                 kept = int(piece.of(burden.kept).count_nonzero()) / piece.shape.numel()
                 flops -= own * (1 - kept)
         if burden.end is not None:
             flops += self._forward(self.whole).all - self._forward(burden.end[0]).all
-        return TRAINING * burden.samples * flops
+        return TRAINING * burden.samples * flops + judged
 
     def behind(self, burden: Burden) -> float:
         """FLOPs of training the rest of the network on what comes out of a client's front."""
@@ -137,6 +143,31 @@ def activations(flat: Flat, x: Tensor) -> int:
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         network(x)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def deadline(
+    settings: Settings, population: Population, meter: Meter, burdens: Burdens
+) -> Callable[[int, int], int]:
+    """Returns how many steps of a client fit before the deadline of a round, by round and client.
+
+    Every rank has to know that beforehand. So a step's FLOPs are those of the network that the
+    client trains in its first round, without what training prunes later. The length of a message is
+    predicted as that of this network's values, twice with control variates.
+
+    Args:
+        settings: of the run; they have a deadline.
+        population: the clients and their devices.
+        meter: counts.
+        burdens: what clients train.
+    """
+    first = next(t for t in range(settings.rounds) if not population.is_agreement(t))
+    flops, lengths = np.empty(settings.clients), np.empty(settings.clients)
+    for client, size in enumerate(population.sizes.tolist()):
+        burden = burdens(first, client)
+        work = meter.flops(burden) / population.seen(first, client)
+        flops[client] = work * min(settings.batch, size)
+        lengths[client] = 4 * burden.flat.size * (1 if settings.control == "none" else 2)
+    return lambda t, client: population.fleet.fitting(t, client, flops[client], lengths[client])
 
 
 def unfit(fleet: Fleet, meter: Meter, burdens: Burdens, first: int) -> list[int]:

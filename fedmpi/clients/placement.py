@@ -89,7 +89,7 @@ class Placement:
         client is the only half. The order of the clients in a half is drawn, too.
         """
         population, draw = self.population, self._drawn(t)
-        ranked = sorted(clients, key=lambda client: (-population.steps(client), draw[client]))
+        ranked = sorted(clients, key=lambda client: (-population.steps(t, client), draw[client]))
         halves: tuple[list[int], list[int]] = [], []
         for start in range(0, len(ranked), 2):
             pair = sorted(ranked[start : start + 2], key=draw.__getitem__)
@@ -115,7 +115,7 @@ class Placement:
         """
         host = {}
         for half in self.halves(t, clients):
-            for client in sorted(half, key=lambda client: -self.population.steps(client)):
+            for client in sorted(half, key=lambda client: -self.population.steps(t, client)):
                 host[client], turn = self.ranks[turn % len(self.ranks)], turn + 1
         return [host[client] for client in clients]
 

@@ -1,6 +1,6 @@
 """The clients: who holds which samples, who takes part in a round, and with which weight."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedmpi import config, partitions
+from fedmpi.clients.devices import Fleet
 from fedmpi.clients.trace import Trace
 from fedmpi.config import ConfigError, Settings
 from fedmpi.data import Dataset
@@ -28,6 +29,9 @@ class Population:
         reserved: training samples that a client has, but that are not in its shard: the method
             wants to know how its model does on them.
         sizes: int64 [clients], number of training samples.
+        fleet: the clients' devices.
+        fitting: by round and client, the number of local steps that fit before the deadline; None
+            without a deadline.
         trace: who is available when; None if everyone always is.
         agreements: the rounds in which all clients agree on something, and none trains.
         newcomers: clients that are new after the last round: the last ones.
@@ -39,7 +43,9 @@ class Population:
     """
 
     def __init__(self, settings: Settings, data: Dataset) -> None:
-        self.settings = settings
+        self.settings, self.fleet = settings, Fleet(settings)
+        self.fitting: Callable[[int, int], int] | None = None
+        self._epochs: dict[tuple[int, int], int] = {}
         self.agreements = settings.method.agreements(settings.rounds)
         self.trace = self._trace()
         self.labels, self.classes = data.train_y, data.classes
@@ -230,15 +236,47 @@ class Population:
             return 1 / count
         return float(self.sizes[client] / np.delete(self.sizes, list(self.excluded)).sum())
 
-    def steps(self, client: int, passes: int | None = None) -> int:
-        """Local steps that the client makes in a round, or in so many passes over its samples."""
-        if passes is None and self.settings.local_steps is not None:
-            return self.settings.local_steps
-        passes = passes or self.settings.epochs
-        return passes * -(-int(self.sizes[client]) // self.settings.batch)
+    def epochs(self, t: int, client: int) -> int:
+        """Local passes of the client over its samples that the settings want in round t."""
+        settings = self.settings
+        own = self.fleet.tier(client).epochs if self.fleet.tiers else None
+        if own is not None or settings.epochs_to is None or t < 0:
+            return settings.epochs if own is None else own
+        if (t, client) not in self._epochs:
+            if len(self._epochs) >= settings.clients:
+                self._epochs.clear()
+            random = stream(settings.seed, Purpose.EPOCHS, t, client)
+            drawn = random.integers(settings.epochs, settings.epochs_to, endpoint=True)
+            self._epochs[t, client] = int(drawn)
+        return self._epochs[t, client]
 
-    def seen(self, client: int) -> int:
-        """Samples that those steps learn from, again and again counted again."""
+    def steps(self, t: int, client: int, passes: int | None = None) -> int:
+        """Local steps that the client makes in round t, or in so many passes over its samples.
+
+        With a deadline the steps of a round are those that fit before it, and 1 at least.
+        """
+        if passes is None and self.settings.local_steps is not None:
+            found = self.settings.local_steps
+        else:
+            each = -(-int(self.sizes[client]) // self.settings.batch)
+            found = (passes or self.epochs(t, client)) * each
+        if passes is not None or self.fitting is None:
+            return found
+        return max(1, min(found, self.fitting(t, client)))
+
+    def seen(self, t: int, client: int) -> int:
+        """Samples that the steps of round t learn from, again and again counted again."""
         size = int(self.sizes[client])
-        passes, steps = divmod(self.steps(client), -(-size // self.settings.batch))
+        passes, steps = divmod(self.steps(t, client), -(-size // self.settings.batch))
         return passes * size + steps * self.settings.batch
+
+    def is_late(self, t: int, client: int) -> bool:
+        """Whether not even one step of the client fits before the deadline; never in an agreement.
+
+        The server does not wait for its upload.
+        """
+        return self.fitting is not None and not self.is_agreement(t) and self.fitting(t, client) < 1
+
+    def is_lost(self, t: int, client: int) -> bool:
+        """Whether the server never gets the client's upload of round t, or gets it too late."""
+        return self.fleet.is_lost(t, client) or self.is_late(t, client)

@@ -343,7 +343,7 @@ class Clients(Half):
         """
         population, batch = self.trainer.population, self.settings.batch
         batch = min(batch, int(population.sizes[client]))
-        samples = batch if population.is_agreement(t) else population.seen(client)
+        samples = batch if population.is_agreement(t) else population.seen(t, client)
         return Burden(self.held, samples, batch)
 
     def owned(self, t: int, client: int, w: Tensor) -> Tensor:

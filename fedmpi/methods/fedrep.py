@@ -33,6 +33,6 @@ class Clients(fedper.Clients):
 
     def rests(self, clients: Sequence[int], step: int) -> Tensor:
         """Returns the part that is not trained in this step: bool [k, n]."""
-        steps, share = self.trainer.population.steps, self.method.head
-        heads = [step < round(share * steps(client)) for client in clients]
+        steps, share = self.trainer.planned, self.method.head
+        heads = [step < round(share * steps[client]) for client in clients]
         return torch.stack([~self.private if head else self.private for head in heads])

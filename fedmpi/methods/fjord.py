@@ -145,7 +145,7 @@ class Clients(heterofl.Clients):
         sizes = cycle(min(batch, size - first) for first in range(0, size, batch))
         levels = self.smaller(self.widths.rate(t, client))
         seen = dict.fromkeys(levels, 0)
-        steps = self.trainer.population.steps(client)
+        steps = self.trainer.population.steps(t, client)
         for which, samples in islice(zip(self.draw(t, client), sizes, strict=False), steps):
             seen[levels[which]] += samples
         shared = tuple((self.widths.prefix(level).flat, n) for level, n in seen.items())

@@ -88,6 +88,16 @@ class Config(config.Method):
         """Names the settings that have no effect, and what would give them one."""
         return super().idle(settings) | devices.instead(settings, "rates")
 
+    def problems(self, settings: Settings) -> list[str]:
+        """Names what cannot be run."""
+        found, deadline = super().problems(settings), settings.devices.deadline
+        if deadline is not None and self.assignment == "dynamic":
+            found.append(
+                f"devices.deadline = {deadline}: wanted method.assignment = 'fix', found "
+                "'dynamic'; how many steps fit is predicted from a client's first round"
+            )
+        return found
+
     def choose(self, settings: Settings, t: int, client: int, rate: float) -> Choose:
         """Returns how to choose the client's channels in round t: the first ones of each layer."""
         return narrow.prefix(rate)

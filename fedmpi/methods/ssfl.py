@@ -19,6 +19,7 @@ pruned weights get their initial values back first, in the dense model that all 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -134,7 +135,7 @@ class Clients(staticmask.Clients):
     def _saliency(self, t: int, client: int) -> Tensor:
         shard, batch = self.trainer.population.shards[client], self.settings.batch
         random = stream(self.settings.seed, Purpose.SALIENCY, client, *([t] if t >= 0 else []))
-        count = min(self.method.batches * batch, len(shard))
+        count = self._scored(client)
         some = random.choice(shard, count, replace=False)
         parts = np.split(some, range(batch, count, batch))
         scores = torch.zeros_like(self.start)
@@ -149,10 +150,15 @@ class Clients(staticmask.Clients):
         return super().upload(t, client, w)
 
     def burden(self, t: int, client: int) -> Burden:
-        """Returns the cost of the whole model in an agreement, else of the weights on the mask."""
+        """Returns the cost: in an agreement that of all minibatches on the whole model."""
         if t not in self.agreements:
             return super().burden(t, client)
-        return fedavg.Clients.burden(self, t, client)
+        return replace(fedavg.Clients.burden(self, t, client), samples=self._scored(client))
+
+    def _scored(self, client: int) -> int:
+        """Returns the number of samples by which the client scores parameters."""
+        size = int(self.trainer.population.sizes[client])
+        return min(self.method.batches * self.settings.batch, size)
 
     def agree(self, blocks: Sequence[Block]) -> None:
         """Changes to the mask that the server chose."""

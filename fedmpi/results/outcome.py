@@ -168,7 +168,7 @@ class Observer:
         rows["rank"] = [host for wave in waves for host in wave.hosts]
         rows["samples"] = self.population.sizes[clients]
         if not self.population.is_agreement(t):
-            rows["steps"] = [self.population.steps(client) for client in clients.tolist()]
+            rows["steps"] = [self.population.steps(t, client) for client in clients.tolist()]
         # If the server computes a loss or evaluates a local model, only its rank knows the value.
         losses = [self.trainer.loss(client) for client in clients.tolist()]
         personal = [self.evaluation.personal.get(client, np.nan) for client in clients.tolist()]
@@ -181,7 +181,7 @@ class Observer:
         bytes_of = self.ledger.bytes.reshape(len(self.ledger.bytes), -1)
         for column, name in enumerate(tables.BYTES):
             rows[name] = bytes_of[clients, column]
-        rows["lost"] = [self.fleet.is_lost(t, client) for client in clients.tolist()]
+        rows["lost"] = [self.population.is_lost(t, client) for client in clients.tolist()]
         return rows
 
     def _round_row(
@@ -230,7 +230,10 @@ class Observer:
         for name, column in self.fleet.cost(t, clients, moved, messages, flops).items():
             rows[name] = column
         served = self.fleet.serve(float(row["server_flops"][0]))
-        spent = rows["sim_seconds"].sum() if in_turn else rows["sim_seconds"].max()
+        waits = rows["sim_seconds"].copy()
+        late = [self.population.is_late(t, client) for client in clients]
+        waits[late] = self.fleet.devices.deadline
+        spent = waits.sum() if in_turn else waits.max()
         row["sim_seconds"] = spent + served
         row["sim_joules"] = (rows["sim_compute_joules"] + rows["sim_transmit_joules"]).sum()
 

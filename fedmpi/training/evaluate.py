@@ -180,7 +180,7 @@ class Evaluation:
         rows: list[tuple[int, float]] = []
         with clock(Phase.EVALUATE):
             # Not all at once: that would be a whole model for each client of the rank.
-            for clients in self.trainer.chunks(placement.hosted(wire.rank)):
+            for clients in self.trainer.chunks(0, placement.hosted(wire.rank), 1):
                 models = [(client, deployed(client, w)) for client in clients]
                 rows += self._on_shards(models).items()
         wire.settle()
@@ -213,7 +213,8 @@ class Evaluation:
             `FINAL`, by client.
         """
         w, rows = self._published(w, wire), list[tuple[int, float, float]]()
-        for clients in self.trainer.chunks(placement.hosted(wire.rank)):
+        passes = self.settings.evaluate.final_epochs
+        for clients in self.trainer.chunks(t, placement.hosted(wire.rank), passes):
             models = torch.stack([owned(t, client, w) for client in clients])
             found = self._on_shards(list(zip(clients, models, strict=True)))
             tuned = dict.fromkeys(clients, np.nan)

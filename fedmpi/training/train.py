@@ -93,6 +93,7 @@ class Trainer:
         losses: each client's losses in local training, this round: their sum and their number.
         seconds: each client's time in local training, and in preparing its upload, this round.
         at: steps that those at work have behind them, for methods whose steps differ.
+        planned: steps of each of them in all.
         tuned: local statistics of the models that clients have tuned this round.
         stores: by name, everything that this rank keeps for its clients from round to round.
         pending: those of them that depend on whether uploads arrive.
@@ -130,7 +131,7 @@ class Trainer:
 
     def provisional(self, name: str, size: int) -> Provisional:
         """Makes a store of float32 vectors [size] that depend on whether uploads arrive."""
-        can_lose = self.settings.devices.dropouts > 0
+        can_lose = self.settings.devices.can_lose
         lost = self.store(f"{name} if lost", size) if can_lose else None
         self.pending.append(Provisional(self.store(name, size), lost))
         return self.pending[-1]
@@ -147,7 +148,7 @@ class Trainer:
 
     def begin(self) -> None:
         """A round begins."""
-        self.at = 0
+        self.at, self.planned = 0, dict[int, int]()
         self.losses: dict[int, tuple[Tensor, int]] = {}
         self.seconds: dict[int, float] = {}
         self.tuned: dict[int, Tensor] = {}
@@ -174,22 +175,34 @@ class Trainer:
         for client in clients:
             self.seconds[client] = self.seconds.get(client, 0.0) + share
 
-    def chunks(self, clients: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """The groups in which clients train together, in each those with most steps first."""
+    def chunks(
+        self, t: int, clients: Sequence[int], passes: int | None = None
+    ) -> Iterator[tuple[int, ...]]:
+        """The groups in which clients train together, in each those with most steps first.
+
+        Args:
+            t: the round.
+            clients: the clients.
+            passes: local passes, if they are not those of the round's local training.
+        """
         if not self.is_stacked:
             yield from ((client,) for client in clients)
             return
         if self.row_limit is None and clients:
             self.row_limit = self._fitting()
-        order = self.ordered(clients)
+        order = self.ordered(t, clients, passes)
         count = -(-len(order) // (self.row_limit or 1))
         for number in range(count):
             yield tuple(order[number * len(order) // count : (number + 1) * len(order) // count])
 
-    def ordered(self, clients: Sequence[int]) -> list[int]:
+    def ordered(self, t: int, clients: Sequence[int], passes: int | None = None) -> list[int]:
         """The clients with most steps first, as rows want them, and then by samples."""
-        steps, sizes = self.population.steps, self.population.sizes
-        return sorted(clients, key=lambda client: (-steps(client), -sizes[client], client))
+        sizes = self.population.sizes
+
+        def key(client: int) -> tuple[int, int, int]:
+            return -self.population.steps(t, client, passes), -int(sizes[client]), client
+
+        return sorted(clients, key=key)
 
     def _fitting(self) -> int:
         """How many rows the device's free memory holds, by what two need beyond one."""
@@ -289,11 +302,12 @@ class Trainer:
         passes: int | None = None,
     ) -> Rows[Any]:
         """Rows of which the first have made the clients' steps in round t; see `train`, `tune`."""
-        steps = [self.population.steps(client, passes) for client in clients]
+        steps = [self.population.steps(t, client, passes) for client in clients]
         assert steps == sorted(steps, reverse=True), "a chunk has those with most steps first"
         descent = self.rows_for(len(clients), part)
         rows = descent.rows
         lessons = [rows.lessons(self.feed, t, client, passes) for client in clients]
+        self.planned = dict(zip(clients, steps, strict=True))
         descent.reset(start)
         self.recall(clients, rows, None if part is None else part.local_stats)
         rows.train_mode(True)

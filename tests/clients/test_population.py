@@ -182,8 +182,8 @@ def test_the_fingerprint_tells_whose_a_sample_is() -> None:
 def test_steps(words: tuple[str, ...], wanted: object) -> None:
     drawn = population(*words)
     for client, size in enumerate(drawn.sizes.tolist()):
-        assert drawn.steps(client) == wanted(size)
-        assert drawn.steps(client, 4) == 4 * -(-size // drawn.settings.batch)
+        assert drawn.steps(0, client) == wanted(size)
+        assert drawn.steps(0, client, 4) == 4 * -(-size // drawn.settings.batch)
 
 
 UNEQUAL = ("clients=5", "partition.name=quantity", "partition.alpha=0.7", "seed=3")

@@ -42,7 +42,7 @@ def chain() -> tuple[Flat, Channels]:
 def game(judge: object, target: float = 0.5) -> Game:
     flat, channels = chain()
     scene = Scene(flat, channels, (20,))
-    return Game(scene, scene.norms(flat.initial), judge, target)  # type: ignore[arg-type]
+    return Game(scene, channels.norms(flat.initial), judge, target)  # type: ignore[arg-type]
 
 
 def resnet() -> tuple[Flat, Channels]:
@@ -104,7 +104,7 @@ def test_links_are_those_of_a_graph_convolution() -> None:
 def test_descriptors_tell_layers_apart_and_are_of_the_order_of_one() -> None:
     flat, channels = resnet()
     scene = Scene(flat, channels, (3, 16, 16))
-    one = Game(scene, scene.norms(flat.initial), lambda _: 0.0, 0.2)
+    one = Game(scene, channels.norms(flat.initial), lambda _: 0.0, 0.2)
     seen = one.look(one.begin())
     assert seen.shape == (19, agent.FEATURES)
     assert len(seen.unique(dim=0)) == 19
@@ -112,27 +112,37 @@ def test_descriptors_tell_layers_apart_and_are_of_the_order_of_one() -> None:
     assert float(seen.abs().max()) < 3
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5])
-def test_saved_flops_are_those_of_the_sliced_network(share: float) -> None:
-    """Exactly for a chain: there the layer in front is all that feeds a layer."""
+NETS = {
+    "chain": None,
+    "resnet": ({"name": "resnet"}, (3, 16, 16), None),
+    "resnet, groups": ({"name": "resnet", "norm": "group", "groups": 4}, (3, 16, 16), None),
+    "vgg": ({"name": "vgg", "depth": 11}, (3, 32, 32), "conv8"),
+    "cnn": ({"name": "cnn", "channels": [8, 16], "hidden": 24}, (1, 16, 16), None),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_saved_flops_are_those_of_the_sliced_network(name: str) -> None:
+    """Also where branches meet: there an input stays if any branch has it."""
     flat, channels = chain()
-    scene = Scene(flat, channels, (20,))
-    keep = torch.tensor([share, 0.5, 1.0])
-    chosen = channels.largest(channels.norms(flat.initial), scene.counts(keep))
-    small = sliced(flat, flat.initial, channels, chosen, (20,))
-    ours = forward(Flat(nn.Sequential(small)), (20,)).all
-    assert scene.saved(keep) == pytest.approx(1 - ours / forward(flat, (20,)).all)
-    assert scene.saved(torch.ones(3)) == pytest.approx(0, abs=1e-6)
-
-
-def test_flops_of_a_residual_network_fall_with_what_is_kept() -> None:
-    flat, channels = resnet()
-    scene = Scene(flat, channels, (3, 16, 16))
-    saved = [scene.saved(torch.full((19,), keep)) for keep in (1.0, 0.9, 0.5, 0.1)]
-    assert saved == sorted(saved)
-    assert saved[0] == pytest.approx(0, abs=1e-6)
-    # All layers but the first and the last lose at both ends.
-    assert saved[2] == pytest.approx(0.75, abs=0.02)
+    shape: tuple[int, ...] = (20,)
+    if (given := NETS[name]) is not None:
+        words, shape, cut = given
+        flat = Flat(models.build(loading.load({"model": words}).model, shape, 10, 1))
+        front = flat.split(cut or flat.cuts()[-1])[0]
+        channels = Channels(Topology(front, shape), CPU)
+    scene, random = Scene(flat, channels, shape), np.random.default_rng(1)
+    whole = forward(flat, shape).all
+    for keep in (0.9, 0.5, None):
+        w = flat.initial + 0.1 * torch.from_numpy(random.normal(size=flat.size)).float()
+        shares = torch.full((len(channels.layers),), keep or 0.0)
+        if keep is None:
+            shares = torch.from_numpy(random.uniform(0.1, 1, len(shares))).float()
+        one = Game(scene, channels.norms(w), lambda _: 0.0, 0.2)
+        small = sliced(flat, w, channels, one.chosen(shares), shape)
+        ours = forward(Flat(nn.Sequential(small)), shape).all
+        assert one.saved(shares) == pytest.approx(1 - ours / whole, abs=1e-6)
+    assert one.saved(one.begin()) == pytest.approx(0, abs=1e-6)
 
 
 # ---- What it does
@@ -207,7 +217,7 @@ def test_densities_are_the_normal_distributions() -> None:
 def test_what_is_chosen_saves_what_it_should(target: float) -> None:
     play = game(lambda _: 0.0, target)
     keep = agent.choose(agent.born(1), play)
-    assert play.scene.saved(keep) >= target
+    assert play.saved(keep) >= target
     assert torch.equal(keep, agent.choose(agent.born(1), play)), "no chance in it"
 
 

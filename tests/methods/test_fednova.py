@@ -16,7 +16,7 @@ def test_reach_in_closed_form(momentum: float) -> None:
     engine = Engine(small(NOVA, f"momentum={momentum}", "epochs=3", "lr_decay=0.5"))
     found = set()
     for client in range(5):
-        tau = engine.population.steps(client)
+        tau = engine.population.steps(0, client)
         closed = (tau - momentum * (1 - momentum**tau) / (1 - momentum)) / (1 - momentum)
         assert engine.trainer.rates.effective_steps(3, client) == pytest.approx(closed, rel=1e-12)
         found.add(round(closed, 6))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
+from fedmpi.streams import Purpose, stream
 from tests.plain import CNN, EVERYTHING, play, train
 from tests.small import run, small
 
@@ -72,22 +73,51 @@ def test_pruned_rounds_are_masked_training(aggregation: str) -> None:
     assert any(not torch.equal(one, other) for one, other in pairwise(masks))
 
 
-def test_quantized_rounds_are_training_from_the_grid() -> None:
+def codes(x: np.ndarray, draws: np.ndarray | float) -> np.ndarray:
+    """Eight bits a value between the least and the greatest one, as their values, in float64."""
+    low, high = x.min(), x.max()
+    step = np.float32((high - low) / np.float32(255))
+    return low + step * np.floor((x.astype("f8") - low) / step + draws).clip(0, 255)
+
+
+def test_running_statistics_travel_exactly_beside_codes() -> None:
+    words = ("model.name=cnn", "model.channels=[3,4]", "model.kernel=3", "model.norm=batch")
+    engine = Engine(small(NAME, "method.compressor=quant", *words))
+    quant, flat = engine.server.compressor, engine.flat
+    w = torch.from_numpy(np.random.default_rng(1).normal(size=flat.size).astype("f4"))
+    random = np.random.default_rng(2)
+    for blocks in (
+        quant.blocks(w, 0.25),
+        quant.local(quant.blocks(w, 0.25), 0.25).upload(w, random),
+    ):
+        found = quant.decode(blocks)
+        places = flat.stat_positions
+        assert len(places) and torch.equal(found[places], w[places])
+        for piece in flat.parameters:
+            part = w[piece.start : piece.stop]
+            step = (part.max() - part.min()) / 255
+            assert (found[piece.start : piece.stop] - part).abs().max() <= 1.001 * step
+
+
+def test_quantized_rounds_train_from_the_grid_and_send_updates_in_as_many_bits() -> None:
+    """The model is rounded to the nearest, an update up or down by the client's draws."""
     engine = Engine(small(NAME, "method.compressor=quant", "method.keeps=[0.25]", "rounds=3"))
+    pieces = [slice(piece.start, piece.stop) for piece in engine.flat.parameters]
     w = engine.server.w.clone()
     for t, _ in enumerate(play(engine)):
-        start = w.clone()
-        for piece in engine.flat.parameters:
-            part = start[piece.start : piece.stop]
-            low, high = part.min(), part.max()
-            step = (high - low) / 255
-            start[piece.start : piece.stop] = ((part - low) / step).round() * step + low
-        total, samples = torch.zeros_like(w), 0
+        start = np.concatenate([codes(w[some].numpy(), 0.5) for some in pieces])
+        start = torch.from_numpy(start.astype("f4"))
+        total, samples = np.zeros(len(w)), 0
         for client in engine.population.sample(t):
             size = len(engine.population.shards[client])
-            total += size * (train(engine, t, client, start)[0] - start)
+            update = (train(engine, t, client, start)[0] - start).numpy()
+            draws = stream(engine.settings.seed, Purpose.QUANTIZE, t, client).random(len(w))
+            for some in pieces:
+                total[some] += size * codes(update[some], draws[some])
             samples += size
-        near(engine.server.w, w + total / samples)
+        # Where training differs by a rounding, a code may be the next one.
+        apart = np.abs(engine.server.w.numpy() - w.numpy() - total / samples)
+        assert np.quantile(apart, 0.98) < 1e-5 and apart.max() < 0.02
         w = engine.server.w.clone()
 
 
@@ -119,7 +149,7 @@ def test_bytes_of_narrow_quantized_and_factored_models() -> None:
             elif found is quant:
                 bits = min(16, round(32 * keep))
                 pieces = [p.stop - p.start for p in found.engine.flat.parameters]
-                wanted = [sum(ceil(bits * n / 8) for n in pieces), 4 * (ALL + BIASES)]
+                wanted = [ceil(bits * sum(pieces) / 8) + 8 * len(pieces)] * 2
             else:
                 values = 0
                 for a, b in pairwise(WIDE):

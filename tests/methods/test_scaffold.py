@@ -101,7 +101,8 @@ def test_c_is_the_mean_of_all_c_k_in_the_weights_of_the_objective(
 @pytest.mark.parametrize("weights", ["samples", "equal"])
 def test_it_ends_where_the_objective_of_its_weights_is_least(weights: str) -> None:
     """The gradient of the weighted mean loss vanishes there, and that of the other one does not."""
-    words = ("model.hidden=[]", "batch=1000", "epochs=5", "lr=0.5", "rounds=400", "evaluate.every=400")
+    words = ("model.hidden=[]", "batch=1000", "epochs=5", "lr=0.5", "rounds=400")
+    words += ("evaluate.every=400",)
     penalty = ("weight_decay=0.05", f"aggregation.weights={weights}")
     engine = Engine(small("method.name=scaffold", *words, *penalty, "partition.alpha=0.2"))
     list(play(engine))

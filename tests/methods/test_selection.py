@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mpi4py import MPI
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmpi import models
 from fedmpi.config import ConfigError
@@ -14,6 +14,9 @@ from fedmpi.datasets import synthetic
 from fedmpi.engine import Engine
 from fedmpi.methods.spatl import agent
 from fedmpi.methods.spatl.pretrain import pretrain
+from fedmpi.networks.flat import Flat
+from fedmpi.networks.flops import forward
+from fedmpi.networks.slicing import sliced
 from tests.plain import RNN, accuracy, network, play
 from tests.small import SMALL, run, small, smooth, text
 
@@ -57,12 +60,34 @@ def test_enough_is_saved(words: tuple[str, ...]) -> None:
         engine.clients.select.agents[1] = agent.born(5).vector()
         chosen = select(t, 1, engine.flat.initial, engine.flat.initial)
         assert (chosen[1:] > chosen[:-1]).all()
-        keep = [
-            float(((chosen >= one.first) & (chosen < one.first + one.count)).sum()) / one.count
-            for one in engine.clients.channels.layers
-        ]
-        # To a channel a layer: shares are rounded to whole ones.
-        assert scene.saved(torch.tensor(keep)) > 0.5 - 0.1
+        assert scene.saved(chosen) >= 0.5
+
+
+def test_models_that_agents_try_out_cost_flops_and_time(words: tuple[str, ...]) -> None:
+    """Each by what is left of the network; later, when agents only decide, there are none."""
+    tiers = "devices.tiers=[{gflops=0.001}]"
+    engine = Engine(small(*words, tiers))
+    judge, tried = engine.clients.select.judge, dict.fromkeys(range(5), 0.0)
+    accuracy_of, channels = judge.accuracy, engine.clients.channels
+    shape = tuple(engine.trainer.feed.x.shape[1:])
+
+    def watch(w: Tensor, positions: np.ndarray, client: int) -> float:
+        kept = (channels.norms(w) > 0).nonzero().flatten()
+        small_one = nn.Sequential(sliced(engine.flat, w, channels, kept, shape))
+        tried[client] += len(positions) * forward(Flat(small_one), shape).all
+        return accuracy_of(w, positions, client)
+
+    judge.accuracy = watch
+    each = 3 * 2 * forward(engine.flat, shape).all
+    for t, outcome in enumerate(play(engine)):
+        rows = outcome.tables["clients"]
+        found = dict(zip(rows["client"].tolist(), rows["flops"].tolist(), strict=True))
+        for row in rows:
+            wanted = each * row["samples"] + tried[int(row["client"])]
+            assert found[int(row["client"])] == pytest.approx(wanted)
+            assert row["sim_compute"] == pytest.approx(wanted / 1e6)
+        assert (sum(tried.values()) > 0) == (t < 1)
+        tried = dict.fromkeys(range(5), 0.0)
 
 
 def test_rewards_are_by_samples_that_nobody_trains_on(words: tuple[str, ...]) -> None:
@@ -90,7 +115,7 @@ def test_a_judge_is_plain_torch(words: tuple[str, ...]) -> None:
     assert select.judge.accuracy(w, positions[:0], 2) == 0
     game = select.game(w, positions, 2)
     keep = torch.tensor([0.5, 0.5, 0.25])
-    chosen = select.chosen(engine.clients.channels.norms(w), keep)
+    chosen = game.chosen(keep)
     masked = network(engine, engine.clients.channels.masked(w, chosen))
     wanted = accuracy(masked, feed.x[positions], feed.y[positions])
     assert game.accuracy_of(keep) == pytest.approx(100 * wanted)

@@ -313,6 +313,19 @@ def test_agreements_that_never_come_are_refused(words: tuple[str, ...], match: s
         ssfl(*words)
 
 
+@pytest.mark.parametrize("batches", [1, 2, 100])
+def test_an_agreement_costs_all_of_its_minibatches(batches: int) -> None:
+    """Forward and back on the dense model, for as many samples as a client has at most."""
+    tiers = "devices.tiers=[{gflops=0.001}]"
+    settings = small("method.name=ssfl", f"method.batches={batches}", tiers, "rounds=1")
+    rows = run(settings).tables["clients"]
+    rows = rows[rows["round"] == -1]
+    each = 3 * 2 * (64 * 12 + 12 * 8 + 8 * 10)
+    wanted = [each * min(16 * batches, int(samples)) for samples in rows["samples"]]
+    assert rows["flops"].tolist() == wanted
+    assert rows["sim_compute"].tolist() == pytest.approx([flops / 1e6 for flops in wanted])
+
+
 @pytest.mark.parallel([1, 2, 3])
 @pytest.mark.parametrize("statistics", ["averaged", "local"])
 def test_late_agreements_do_not_depend_on_ranks(

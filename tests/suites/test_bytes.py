@@ -715,7 +715,7 @@ def test_ranks_bytes_are_their_clients_and_headers(
             halves = found.engine.placement.halves(t, everyone)
             if comm.size == 1:
                 halves = [everyone]
-            turns = sum(max(map(steps, half)) for half in halves)
+            turns = sum(max(steps(t, client) for client in half) for half in halves)
         (to_all,) = {amount(parts[client], "down") - own[client] for client in everyone}
         hosted = active["client"][mine].tolist()
         said = sum(amount(parts[client], "up") for client in hosted)

@@ -245,7 +245,7 @@ def frozen(engine: Engine, client: int, share: float) -> Tensor:
     Torch's optimizers skip them. Only those that train count for the clip.
     """
     module = network(engine, engine.flat.initial)
-    steps, feed = engine.population.steps(client), engine.trainer.feed
+    steps, feed = engine.population.steps(0, client), engine.trainer.feed
     head, body = (list(part.parameters()) for part in (module[-1], module[:-1]))
     optimizers = [optimiser(engine, nn.ParameterList(part), 0) for part in (head, body)]
     for step, some in enumerate(positions(engine, 0, client)):

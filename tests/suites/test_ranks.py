@@ -251,7 +251,7 @@ def test_who_works_while_another_is_served_does_not_matter(case: str, server: st
     found = compare(small(*words, *given))
     plainly = run(small(*words, *given, "exchange.pipeline=false"), WORLD)
     if WORLD.rank == 0:
-        steps = {found.engine.population.steps(client) for client in range(7)}
+        steps = {found.engine.population.steps(0, client) for client in range(7)}
         assert len(steps) > 2, "some are done before others"
         equal(arrays(found), arrays(plainly))
 

@@ -346,7 +346,7 @@ def test_a_chunk_is_its_clients_one_by_one_bit_for_bit(words: tuple[str, ...]) -
     engine = Engine(small(*words, *EVERYTHING))
     trainer, clients = engine.trainer, engine.clients
     clients.start = engine.flat.initial
-    order = trainer.ordered(range(5))
+    order = trainer.ordered(0, range(5))
     alone = [clients.work(1, (client,))[0].clone() for client in order]
     losses = [trainer.loss(client) for client in order]
     trainer.begin()

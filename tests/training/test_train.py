@@ -47,7 +47,7 @@ def test_adjusting_comes_before_each_step() -> None:
 
 def test_training_takes_one_client_at_a_time_here() -> None:
     engine = Engine(small())
-    assert list(engine.trainer.chunks([4, 0, 2])) == [(4,), (0,), (2,)]
+    assert list(engine.trainer.chunks(0, [4, 0, 2])) == [(4,), (0,), (2,)]
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 5, 9])
@@ -55,12 +55,12 @@ def test_chunks_are_of_like_clients_and_about_equally_many(rows: int) -> None:
     trainer = Engine(small(f"rows={rows}", "clients=9", "partition.minimum=2")).trainer
     steps = trainer.population.steps
     for clients in ([], [3], [7, 1], list(range(9))):
-        chunks = list(trainer.chunks(clients))
+        chunks = list(trainer.chunks(0, clients))
         assert sorted(client for chunk in chunks for client in chunk) == sorted(clients)
         assert len(chunks) == -(-len(clients) // rows)
         lengths = [len(chunk) for chunk in chunks]
         assert max(lengths, default=0) - min(lengths, default=0) <= 1
-        counts = [steps(client) for chunk in chunks for client in chunk]
+        counts = [steps(0, client) for chunk in chunks for client in chunk]
         assert counts == sorted(counts, reverse=True)
 
 
@@ -93,7 +93,7 @@ def test_free_memory_says_how_many_rows(
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     trainer.row_limit = None
-    chunks = list(trainer.chunks(range(13)))
+    chunks = list(trainer.chunks(0, range(13)))
     assert rows == [1, 2]
     assert trainer.row_limit == wanted
     assert len(chunks) == -(-13 // wanted)
@@ -101,7 +101,7 @@ def test_free_memory_says_how_many_rows(
 
 def test_a_chunk_in_another_order_is_refused() -> None:
     engine = Engine(small("rows=5"))
-    first, *_, last = engine.trainer.ordered(range(5))
+    first, *_, last = engine.trainer.ordered(0, range(5))
     with pytest.raises(AssertionError, match="most steps first"):
         engine.trainer.train(0, (last, first), engine.flat.initial)
 

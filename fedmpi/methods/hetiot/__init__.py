@@ -9,15 +9,15 @@ In each round the server compresses its model for each class, by one of
  * `prune`: the weights of largest magnitude, globally or in each layer; positions are sent only to
    the client;
  * `width`: the first channels of each hidden layer, as a network of its own (`networks.narrow`);
- * `quant`: weights in few bits; their gradients are taken for those of the dense weights
-   (straight-through), so that weights leave the grid after the first local step;
+ * `quant`: weights in few bits, and updates in as many bits, rounded without bias. Devices train in
+   float32 (straight-through: weights leave the grid after the first local step), so that bits save
+   bytes, but neither FLOPs nor memory;
  * `lowrank`: factors of the weights, as a network of its own; the change of their product is added
    to the global weights.
 
 Updates of local training take the place of gradients; with one local step they are the same up to
 the rate. `mean` counts a value that a device does not have as unchanged; `coverage` leaves the
-device out of this value's mean. With a share of 1 for all clients it is FedAvg. FLOPs and memory of
-`quant` are those of float32.
+device out of this value's mean. With a share of 1 for all clients it is FedAvg.
 """
 
 from collections.abc import Sequence
@@ -31,11 +31,11 @@ from fedmpi import config
 from fedmpi.clients import devices
 from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
-from fedmpi.messages import sparse
-from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.codec import Block
 from fedmpi.messages.sums import Held
 from fedmpi.methods import fedavg
 from fedmpi.methods.hetiot.compress import Compressor, Local, LowRank, Prune, Quant, Width
+from fedmpi.streams import Purpose, stream
 from fedmpi.training.probe import Variant
 from fedmpi.training.train import Trainer
 
@@ -50,7 +50,7 @@ class Config(config.Method):
 
     compressor: Literal["prune", "width", "quant", "lowrank"] = "prune"
     """How the server compresses the model for devices. prune: largest weights. width: first
-    channels of each layer. quant: fewer bits. lowrank: low-rank factors."""
+    channels of each layer. quant: fewer bits for all that is sent. lowrank: low-rank factors."""
     keeps: tuple[Share, ...] = Field((1.0, 0.5, 0.1), min_length=1, strict=False)
     """Shares of the model that clients hold: of weights, of channels (width) or of 32 bits (quant).
     Clients are spread evenly over them. Used if no device has a keep."""
@@ -86,6 +86,7 @@ class Server(fedavg.Server):
     """
 
     method: Config
+    blocks_per_upload = 3
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -105,7 +106,7 @@ class Server(fedavg.Server):
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Adds the update of the compressed model, mapped to the whole model."""
         local = self.made[self.shares[client]][1]
-        sent = sparse.values(blocks[0], self.w.device)
+        sent = local.sent(blocks, self.w.device)
         self.sum.total.add_(local.lifted(sent, self.flat.size), alpha=weight)
         self.sum.cover(weight, local.places)
 
@@ -166,7 +167,8 @@ class Clients(fedavg.Clients):
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update of the compressed model."""
         local = self.locals[client]
-        return [sparse.block(Kind.GRADIENT, local.sent(w - local.start))]
+        random = stream(self.settings.seed, Purpose.QUANTIZE, t, client)
+        return local.upload(w - local.start, random)
 
     def burden(self, t: int, client: int) -> Burden:
         """Returns the cost of the smaller network, or the whole one without pruned weights."""

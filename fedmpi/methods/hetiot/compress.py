@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedmpi.messages import select, sparse
-from fedmpi.messages.codec import Block, Coding, Kind
+from fedmpi.messages import quantized, select, sparse
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.counts import keep_round
 from fedmpi.networks import narrow, pruning
 from fedmpi.networks.flat import PRUNABLE, Flat, Piece
@@ -49,9 +50,13 @@ class Local:
     ) -> None:
         self.start, self.part, self.mask, self.places = start, part, mask, places
 
-    def sent(self, update: Tensor) -> Tensor:
-        """Returns those values of an update [m] that are sent."""
-        return update if self.mask is None else update[self.places]
+    def upload(self, update: Tensor, random: np.random.Generator) -> list[Block]:
+        """Encodes those values of an update [m] that are sent; `random` rounds codes."""
+        return [sparse.block(Kind.GRADIENT, update if self.mask is None else update[self.places])]
+
+    def sent(self, blocks: Sequence[Block], device: torch.device) -> Tensor:
+        """Decodes what `upload` encoded."""
+        return sparse.values(blocks[0], device)
 
     def whole(self, values: Tensor, size: int) -> Tensor:
         """Returns the whole model [size] for some values [m]."""
@@ -147,35 +152,69 @@ class Width(Compressor):
 
 
 class Quant(Compressor):
-    """Quantizes each tensor uniformly between its least and its greatest value.
+    """Quantizes each tensor uniformly between its least and its greatest value, in both directions.
 
-    Running statistics are sent exactly. A share below 1 is one of 32 bits, limited to 1 and 16 bits
-    a value.
+    A share below 1 is one of 32 bits, limited to 1 and 16 bits a value. The model is rounded to the
+    nearest; updates are rounded at random, so that they are right on average. Running statistics
+    are sent exactly. The device trains in float32.
     """
 
-    def blocks(self, w: Tensor, keep: float) -> list[Block]:
-        """Encodes each tensor as a block of codes."""
-        if keep == 1:
-            return [sparse.block(Kind.MODEL, w)]
-        bits = min(16, keep_round(32, keep))
-        found = [
-            sparse.block(Kind.MODEL, w[p.start : p.stop], coding=Coding.CODES, bits=bits)
-            for p in self.flat.parameters
-        ]
-        if len(self.flat.stat_positions):
-            found.append(sparse.block(Kind.MODEL, w[self.flat.stat_positions.to(w.device)]))
+    def __init__(self, flat: Flat, device: torch.device) -> None:
+        super().__init__(flat, device)
+        self.lengths = [piece.stop - piece.start for piece in flat.parameters]
+        spans = [torch.arange(piece.start, piece.stop) for piece in flat.parameters]
+        self.parameters = torch.cat(spans).to(device)
+        self.statistics = flat.stat_positions.to(device)
+
+    def encode(
+        self, kind: Kind, values: Tensor, bits: int, random: np.random.Generator | None
+    ) -> list[Block]:
+        """Encodes a model or an update [n] as codes, ranges, and statistics if there are any."""
+        found = quantized.ranges(kind, values[self.parameters], self.lengths, bits, random)
+        if len(self.statistics):
+            found.append(sparse.block(kind, values[self.statistics]))
         return found
 
+    def decode(self, blocks: Sequence[Block]) -> Tensor:
+        """Returns what `encode` encoded, [n]."""
+        found = torch.empty(self.flat.size, device=self.device)
+        found[self.parameters] = quantized.ranged(blocks[:2], self.lengths, self.device)
+        if len(self.statistics):
+            found[self.statistics] = sparse.values(blocks[2], self.device)
+        return found
+
+    def blocks(self, w: Tensor, keep: float) -> list[Block]:
+        """Encodes the model by its share of bits."""
+        if keep == 1:
+            return [sparse.block(Kind.MODEL, w)]
+        return self.encode(Kind.MODEL, w, bits_of(keep), None)
+
     def local(self, blocks: Sequence[Block], keep: float) -> Local:
-        """Decodes the codes; the device trains the values in float32."""
+        """Decodes the model."""
         if keep == 1:
             return Local(sparse.values(blocks[0], self.device))
-        start = torch.empty(self.flat.size, device=self.device)
-        for piece, block in zip(self.flat.parameters, blocks, strict=False):
-            start[piece.start : piece.stop] = sparse.values(block, self.device)
-        if len(self.flat.stat_positions):
-            start[self.flat.stat_positions.to(self.device)] = sparse.values(blocks[-1], self.device)
-        return Local(start)
+        return Quantized(self.decode(blocks), self, bits_of(keep))
+
+
+def bits_of(keep: float) -> int:
+    """Returns the bits of a value for a share below 1 of 32 bits: 1 to 16."""
+    return min(16, keep_round(32, keep))
+
+
+class Quantized(Local):
+    """A model that travels in few bits, and whose update does."""
+
+    def __init__(self, start: Tensor, quant: Quant, bits: int) -> None:
+        super().__init__(start)
+        self.quant, self.bits = quant, bits
+
+    def upload(self, update: Tensor, random: np.random.Generator) -> list[Block]:
+        """Encodes the update, rounded at random."""
+        return self.quant.encode(Kind.GRADIENT, update, self.bits, random)
+
+    def sent(self, blocks: Sequence[Block], device: torch.device) -> Tensor:
+        """Decodes the update."""
+        return self.quant.decode(blocks)
 
 
 class LowRank(Compressor):

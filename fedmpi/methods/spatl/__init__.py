@@ -25,11 +25,13 @@ Reconstruction: the server's update by index, and c_k by index.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
@@ -131,6 +133,13 @@ class Clients(Half, fedper.Clients):
         """Receives the client's agent, the first time."""
         if blocks and isinstance(self.select, ByAgent):
             self.select.agents[client] = sparse.values(blocks[0])
+
+    def burden(self, t: int, client: int) -> Burden:
+        """Returns the cost of training, and of the models that the client's agent tries out."""
+        once = super().burden(t, client)
+        if not isinstance(self.select, ByAgent):
+            return once
+        return replace(once, forwards=self.select.forwards(t, client))
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update at the selected channels, and their numbers."""

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils import parameters_to_vector
 
 from fedmpi.config import ConfigError
@@ -145,6 +146,10 @@ class Scene:
     Attributes:
         links: symmetrically normalized adjacency of the channels' layers with self-loops, for graph
             convolutions: [layers, layers].
+        sources: which channels reach each input of all layers, int64 [most that do, inputs]; see
+            `_sources`.
+        owner: the layer of each channel, int64 [channels].
+        reader: the layer of each input, int64 [inputs].
     """
 
     def __init__(self, flat: Flat, channels: Channels, shape: tuple[int, ...]) -> None:
@@ -155,19 +160,41 @@ class Scene:
         names += [name for name in spent if name not in names]
         place = {name: number for number, name in enumerate(names)}
         self.flops = torch.tensor([float(spent.get(name, 0)) for name in names]) / whole.all
-        self.inputs = torch.zeros(len(names), len(names))
+        count = len(channels.layers)
+        linked = torch.eye(len(names))
         for name, others in topology.feeders(names).items():
             for other in others:
-                self.inputs[place[name], place[other]] = 1 / len(others)
-        self.is_first = self.inputs.sum(1) == 0
-        count = len(channels.layers)
-        linked = (self.inputs[:count, :count] > 0).float()
-        linked = ((linked + linked.T + torch.eye(count)) > 0).float()
+                linked[place[name], place[other]] = linked[place[other], place[name]] = 1
+        linked = linked[:count, :count]
+        sources = [self._sources(topology, name) for name in names]
+        owners = [torch.full((layer.count,), n) for n, layer in enumerate(channels.layers)]
+        readers = [torch.full((one.shape[1],), number) for number, one in enumerate(sources)]
+        nowhere, rows = channels.count + 1, max(map(len, sources), default=0)
+        filled = [pad(one, (0, 0, 0, rows - len(one)), value=nowhere) for one in sources]
+        empty = torch.empty(0, dtype=torch.int64)
+        self.sources = torch.cat([empty.expand(rows, 0), *filled], 1)
+        self.owner, self.reader = torch.cat([empty, *owners]), torch.cat([empty, *readers])
         degree = linked.sum(1).rsqrt()
         self.links = degree[:, None] * linked * degree
         modules, shapes = topology.modules, topology.traced.shapes
         fixed = [self._describe(n, modules[m], shapes[m]) for n, m in enumerate(names[:count])]
         self.fixed = torch.tensor(fixed).view(count, FEATURES - 3)
+
+    def _sources(self, topology: Topology, name: str) -> Tensor:
+        """Returns which channels reach each input of a layer, int64 [layers that do, inputs].
+
+        A channel that always stays has the number `channels.count`, also that of the network's own
+        input, and one that is not there the number behind it.
+        """
+        present, channel, _ = topology.traced.inputs[name]
+        always, nowhere = self.channels.count, self.channels.count + 1
+        first = {layer.name: layer.first for layer in self.channels.layers}
+        rows = [torch.where(present.any(0), nowhere, always)]
+        for maker in present.any(1).nonzero().flatten().tolist():
+            own = topology.makers[maker]
+            numbers = first[own] + channel[maker] if own in first else always
+            rows.append(torch.where(present[maker], numbers, nowhere))
+        return torch.stack(rows)
 
     def _describe(self, number: int, layer: nn.Module, shape: tuple[int, ...]) -> list[float]:
         """Returns the fixed part of a layer's descriptor.
@@ -188,19 +215,25 @@ class Scene:
             float(self.flops[number]),
         ]
 
-    def saved(self, keep: Keep) -> float:
-        """Returns the saved share of the network's FLOPs.
+    def saved(self, chosen: Tensor) -> float:
+        """Returns the share of the network's FLOPs that the chosen channels [k] alone save.
 
-        A layer's FLOPs fall with its own channels and with those of the layers that feed it.
+        A layer's FLOPs fall with its own channels and with its inputs. Where branches meet, an
+        input stays if any of them has a chosen channel there; so `slicing.sliced` cuts.
         """
-        every = torch.ones(len(self.flops))
-        every[: len(keep)] = keep
-        given = torch.where(self.is_first, 1.0, self.inputs @ every)
-        return 1 - float((self.flops * every * given).sum() + (1 - self.flops.sum()))
+        stays = torch.zeros(self.channels.count + 2, dtype=torch.bool)
+        stays[chosen], stays[self.channels.count] = True, True
+        own = _shares(stays[: self.channels.count], self.owner, len(self.flops))
+        given = _shares(stays[self.sources].any(0), self.reader, len(self.flops))
+        return float((self.flops * (1 - own * given)).sum())
 
-    def norms(self, w: Tensor) -> Tensor:
-        """Returns mean and deviation of each layer's filter norms, over the mean of all norms."""
-        norms = self.channels.norms(w).cpu()
+    def norms(self, scores: Tensor) -> Tensor:
+        """Returns mean and deviation of each layer's filter norms, over the mean of all norms.
+
+        Args:
+            scores: each channel's norm, [channels].
+        """
+        norms = scores.cpu()
         layers = [norms[one.first : one.first + one.count] for one in self.channels.layers]
         pairs = [torch.stack([own.mean(), own.std(correction=0)]) for own in layers]
         return torch.stack(pairs) / norms.mean().clamp(min=1e-12)
@@ -211,21 +244,40 @@ class Scene:
         return [keep_round(layer.count, share) for layer, share in layers]
 
 
+def _shares(stays: Tensor, layer: Tensor, layers: int) -> Tensor:
+    """Returns the share that stays of what belongs to each layer; 1 of nothing."""
+    all_of, ours = torch.bincount(layer, minlength=layers), torch.bincount(layer[stays])
+    ours = pad(ours, (0, layers - len(ours)))
+    return torch.where(all_of > 0, ours / all_of.clamp(min=1), 1.0)
+
+
 @dataclass
 class Game:
     """The environment of an agent: one model, and the share of FLOPs to save.
 
     Attributes:
         scene: the network.
-        norms: the model's filter norms (see `Scene.norms`).
+        scores: the norm of each of the model's channels, float32 [channels].
         accuracy_of: returns the model's accuracy in percent if these shares of channels are kept.
         target: share of the FLOPs to save.
     """
 
     scene: Scene
-    norms: Tensor
+    scores: Tensor
     accuracy_of: Callable[[Keep], float]
     target: float
+
+    def __post_init__(self) -> None:
+        self.scores = self.scores.cpu()
+        self.norms = self.scene.norms(self.scores)
+
+    def chosen(self, keep: Keep) -> Tensor:
+        """Returns the channels of the largest norms, as many of each layer as `keep` says."""
+        return self.scene.channels.largest(self.scores, self.scene.counts(keep))
+
+    def saved(self, keep: Keep) -> float:
+        """Returns the share of the FLOPs that these channels alone save."""
+        return self.scene.saved(self.chosen(keep))
 
     def begin(self) -> Keep:
         """Returns the initial state: all channels are kept."""
@@ -241,7 +293,7 @@ class Game:
 
     def is_met(self, keep: Keep) -> bool:
         """Whether enough FLOPs are saved."""
-        return self.scene.saved(keep) >= self.target
+        return self.saved(keep) >= self.target
 
     def reward(self, keep: Keep) -> float:
         """Returns the reward at the end of an episode."""

@@ -73,6 +73,6 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
     shares = ", ".join(f"{share:.2f}" for share in np.round(keep.numpy(), 2))
     return (
         f"{out}: {4 * agent.SIZE} bytes; keeps {shares} of the layers' channels, which saves "
-        f"{chooser.scene.saved(keep):.1%} of the FLOPs; {game.accuracy_of(keep):.1f} % of the held "
+        f"{game.saved(keep):.1%} of the FLOPs; {game.accuracy_of(keep):.1f} % of the held "
         f"out samples are right, {before:.1f} % with all channels"
     )

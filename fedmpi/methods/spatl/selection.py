@@ -133,6 +133,8 @@ class ByAgent:
 
     Attributes:
         agents: parameters of each client's agent, from the time when it receives one.
+        judged: each client's last round in which it selected, and how many samples went through
+            the network as its agent tried models out, those of which channels are masked in part.
 
     Raises:
         ConfigError: if the encoder has no channels.
@@ -148,9 +150,12 @@ class ByAgent:
         self.agents = trainer.store("agent", agent.SIZE)
         self.scene = agent.Scene(trainer.flat, channels, tuple(trainer.feed.x.shape[1:]))
         self.judge = Judge(trainer)
+        self.judged: dict[int, tuple[int, float]] = {}
+        self.spent = 0.0
 
     def __call__(self, t: int, client: int, w: Tensor, update: Tensor) -> Tensor:
         """Selects a client's channels in round t; in the first rounds its agent learns before."""
+        self.spent = 0.0
         game = self.game(w, self.trainer.population.reserved[client], client)
         mind = agent.born(0)
         mind.load(self.agents[client])
@@ -160,18 +165,23 @@ class ByAgent:
             self.agents[client] = mind.vector()
         else:
             keep = agent.choose(mind, game)
-        return self.chosen(self.channels.norms(w), keep)
+        self.judged[client] = t, self.spent
+        return game.chosen(keep).to(w.device)
 
-    def chosen(self, norms: Tensor, keep: agent.Keep) -> Tensor:
-        """Returns the channels of the largest norms, as many of each layer as `keep` says."""
-        return self.channels.largest(norms, self.scene.counts(keep))
+    def forwards(self, t: int, client: int) -> float:
+        """Returns the samples that the client's agent had go through the network in round t."""
+        last, spent = self.judged.get(client, (t, 0.0))
+        return spent if last == t else 0.0
 
     def game(self, w: Tensor, positions: np.ndarray, client: int) -> agent.Game:
         """Returns the agent's environment for a model w [n], evaluated on training samples."""
-        norms = self.channels.norms(w)
 
         def accuracy_of(keep: agent.Keep) -> float:
-            masked = self.channels.masked(w, self.chosen(norms, keep))
+            chosen = game.chosen(keep)
+            masked = self.channels.masked(w, chosen)
+            self.spent += len(positions) * (1 - self.scene.saved(chosen))
             return self.judge.accuracy(masked, positions, client)
 
-        return agent.Game(self.scene, self.scene.norms(w), accuracy_of, self.method.saved)
+        scores = self.channels.norms(w)
+        game = agent.Game(self.scene, scores, accuracy_of, self.method.saved)
+        return game

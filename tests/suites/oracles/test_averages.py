@@ -18,6 +18,7 @@ LOCAL = {
     "steps": ("schedule=steps", "lr_steps=[2,4]", "lr_decay=0.3"),
     "cosine": ("schedule=cosine", "lr_min=0.01"),
     "restarts": ("schedule=restarts", "lr_min=0.01", "momentum=0.5"),
+    "unequal": ("epochs_to=5", "momentum=0.5"),
     "all": ("clip=0.5", "momentum=0.9", "weight_decay=0.01", "schedule=restarts", "lr=0.02"),
 }
 """Settings of local steps."""
@@ -58,19 +59,28 @@ def test_fedavg_with_equal_weights() -> None:
 
 
 @pytest.mark.parametrize("name", ["method.name=fedprox", "method.name=fedavg"])
+@pytest.mark.parametrize("work", [(), ("epochs_to=8",)], ids=["equal", "unequal"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_fedprox(name: str, momentum: float) -> None:
-    """As in NIID-Bench: the term is in the loss, and so passes through the momentum."""
-    engine, found = trajectory(*BASE, name, "proximal=0.5", f"momentum={momentum}", "lr=0.05")
+def test_fedprox(name: str, momentum: float, work: tuple[str, ...]) -> None:
+    """As in NIID-Bench: the term is in the loss, and so passes through the momentum.
+
+    The paper's own setting is that of clients with unequal numbers of epochs.
+    """
+    words = (name, "proximal=0.5", f"momentum={momentum}", "lr=0.05", *work)
+    engine, found = trajectory(*BASE, *words)
     reference = Reference(engine)
     wanted = reference.rounds(lambda w, t, shares: mean(reference, w, t, shares, 0.5))
     agree(found, wanted, reference.start)
 
 
+@pytest.mark.parametrize("work", [(), ("epochs_to=8",)], ids=["equal", "unequal"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_fednova(momentum: float) -> None:
-    """As in JYWa/FedNova: a counter of the velocity's length is added up, step by step."""
-    words = ("method.name=fednova", f"momentum={momentum}", "lr=0.02")
+def test_fednova(momentum: float, work: tuple[str, ...]) -> None:
+    """As in JYWa/FedNova: a counter of the velocity's length is added up, step by step.
+
+    The paper's own setting is that of clients whose numbers of epochs are drawn.
+    """
+    words = (*work, "method.name=fednova", f"momentum={momentum}", "lr=0.02")
     engine, found = trajectory(*BASE, *words)
     reference = Reference(engine)
 
@@ -86,6 +96,8 @@ def test_fednova(momentum: float) -> None:
         return w - effective * direction
 
     agree(found, reference.rounds(turn), reference.start)
+    fedavg = reference.rounds(lambda w, t, shares: mean(reference, w, t, shares))
+    assert np.abs(found[-1] - fedavg[-1]).max() > 0.01
 
 
 @pytest.mark.parametrize("rule", ["adam", "yogi", "adagrad", "momentum"])
