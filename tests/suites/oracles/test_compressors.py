@@ -1,6 +1,8 @@
 """Methods whose clients compress their updates, and remember what they left out."""
 
 from collections.abc import Callable
+from functools import partial
+from math import ceil
 
 import numpy as np
 import pytest
@@ -42,15 +44,31 @@ def with_feedback(
     return reference.rounds(turn)
 
 
-def top(vector: ndarray, share: float) -> ndarray:
+def up(count: float) -> int:
+    """The next whole number, but for the last digits of a float."""
+    return ceil(round(count, 6))
+
+
+def top(vector: ndarray, share: float, rounded: Callable[[float], int] = round) -> ndarray:
     """The largest values, and zeros."""
-    return vector * largest(np.abs(vector), round(len(vector) * share))
+    return vector * largest(np.abs(vector), rounded(len(vector) * share))
 
 
-def ternary(vector: ndarray, share: float) -> ndarray:
+def ternary(vector: ndarray, share: float, rounded: Callable[[float], int] = round) -> ndarray:
     """The signs of the largest values times the mean of their sizes, and zeros."""
-    mask = largest(np.abs(vector), round(len(vector) * share))
+    mask = largest(np.abs(vector), rounded(len(vector) * share))
     return np.abs(vector[mask]).mean() * np.sign(vector) * mask
+
+
+def signs(vector: ndarray) -> ndarray:
+    """The signs, times the mean size."""
+    return np.abs(vector).mean() * np.where(vector >= 0, 1, -1)
+
+
+def by_tensor(reference: Reference, compress: Compress) -> Compress:
+    """The same for the weight by itself, and for the bias by itself."""
+    inputs, classes = reference.widths
+    return lambda v: np.concatenate([compress(part) for part in np.split(v, [inputs * classes])])
 
 
 @pytest.mark.parametrize(("momentum", "rate"), [(0.0, 0.1), (0.9, 0.05)])
@@ -73,32 +91,50 @@ def test_topk_without_error_feedback() -> None:
     agree(found, reference.rounds(turn), reference.start)
 
 
-def test_stc() -> None:
+def test_topk_of_each_tensor() -> None:
+    words = ("method.name=topk", "method.sparsity=0.9", "method.spans=tensor")
+    engine, found = trajectory(*BASE, *words)
+    reference = Reference(engine)
+    compress = by_tensor(reference, lambda v: top(v, 0.1, up))
+    agree(found, with_feedback(reference, compress), reference.start)
+
+
+@pytest.mark.parametrize("spans", ["whole", "tensor"])
+def test_stc(spans: str) -> None:
     """F. Sattler et al., algorithm 2: the server compresses the mean update, too."""
-    engine, found = trajectory(*BASE, "method.name=stc", "method.sparsity=0.9")
+    words = ("method.name=stc", "method.sparsity=0.9", f"method.spans={spans}")
+    engine, found = trajectory(*BASE, *words)
     reference = Reference(engine)
-    server = Memory(lambda v: ternary(v, 0.1))
-    wanted = with_feedback(reference, lambda v: ternary(v, 0.1), server)
-    agree(found, wanted, reference.start)
+    compress = by_tensor(reference, lambda v: ternary(v, 0.1, up))
+    if spans == "whole":
+        compress = partial(ternary, share=0.1)
+    agree(found, with_feedback(reference, compress, Memory(compress)), reference.start)
 
 
-def test_signsgd() -> None:
-    """S. P. Karimireddy et al., algorithm 1, with one scale for all parameters."""
-    engine, found = trajectory(*BASE, "method.name=signsgd")
+@pytest.mark.parametrize("spans", ["whole", "tensor"])
+def test_signsgd(spans: str) -> None:
+    """S. P. Karimireddy et al., algorithm 1; their code has one scale a tensor."""
+    engine, found = trajectory(*BASE, "method.name=signsgd", f"method.spans={spans}")
     reference = Reference(engine)
-    wanted = with_feedback(reference, lambda v: np.abs(v).mean() * np.where(v >= 0, 1, -1))
-    agree(found, wanted, reference.start)
+    compress = by_tensor(reference, signs) if spans == "tensor" else signs
+    agree(found, with_feedback(reference, compress), reference.start)
 
 
+@pytest.mark.parametrize("spans", ["whole", "tensor"])
 @pytest.mark.parametrize("warmup", [0, 4])
-def test_dgc(warmup: int) -> None:
+def test_dgc(warmup: int, spans: str) -> None:
     """As synxlin's memory: momentum correction, and both vectors are cleared where one is sent."""
     factor, sparsity = 0.9, 0.99
     words = (f"method.momentum={factor}", f"method.sparsity={sparsity}", f"method.warmup={warmup}")
-    engine, found = trajectory(*BASE, "method.name=dgc", *words)
+    engine, found = trajectory(*BASE, "method.name=dgc", *words, f"method.spans={spans}")
     reference = Reference(engine)
     momentum = [np.zeros_like(reference.start) for _ in reference.sizes]
     velocity = [np.zeros_like(reference.start) for _ in reference.sizes]
+
+    def chosen(vector: ndarray, share: float) -> ndarray:
+        if spans == "tensor":
+            return by_tensor(reference, lambda v: top(v, share, up))(vector) != 0
+        return top(vector, share) != 0
 
     def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:
         zeros = min(sparsity, 1 - 0.25 ** (t + 1)) if t < warmup else sparsity
@@ -106,7 +142,7 @@ def test_dgc(warmup: int) -> None:
         for client, share in shares.items():
             momentum[client] = factor * momentum[client] + reference.train(w, t, client) - w
             velocity[client] = velocity[client] + momentum[client]
-            mask = largest(np.abs(velocity[client]), round(len(w) * (1 - zeros)))
+            mask = chosen(velocity[client], 1 - zeros)
             update += share * velocity[client] * mask
             momentum[client] = momentum[client] * ~mask
             velocity[client] = velocity[client] * ~mask
