@@ -44,6 +44,7 @@ IDS = {
     Purpose.ROUNDING: 3,
     Purpose.LINK: 4,
     Purpose.CHOICE: 4,
+    Purpose.EPOCHS: 2,
     Purpose.HEAD: 0,
 }
 """How many ids the streams of each purpose have."""
@@ -142,6 +143,7 @@ def test_purposes_are_never_renumbered() -> None:
         "ROUNDING": 35,
         "LINK": 37,
         "CHOICE": 38,
+        "EPOCHS": 40,
         "HEAD": 41,
     }
 
