@@ -33,7 +33,7 @@ from analysis.groups import DONE, INDIFFERENT, Row, is_unset, label, row_name, s
 METHOD = "method.name"
 """The only setting that is never an axis: it distinguishes lines."""
 LEVEL = (0, (3, 3))
-"""Dash pattern of a level."""
+"""Dash pattern of a level whose line would be solid."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,8 @@ def picture(
     """
     rows = rows[rows["role"] != ""]
     groups = [(str(title), some) for title, some in rows.groupby("group", sort=False)]
-    looks = panels.looks([str(one) for one in dict.fromkeys(rows["variant"])])
-    dashes = panels.dashes(rows)
-    figure, shown = panels.figure([title for title, _ in groups], len(dashes))
+    looks = panels.looks(rows)
+    figure, shown = panels.figure([title for title, _ in groups], len(looks))
     handles: dict[str, Any] = {}
     places, texts = ticks(rows[rows["role"] == "point"])
     numbers = are_numbers(list(rows["value"].dropna()))
@@ -189,18 +188,18 @@ def picture(
     for panel, (_, some) in zip(shown, groups, strict=True):
         for _, line in some.groupby(["variant", "sparsity"], sort=False, dropna=False):
             one = line.to_dict("records")[0]
-            colour, marker = looks[one["variant"]]
+            look = looks[row_name(one)]
             for role, part in line.sort_values("place").groupby("role", sort=False):
                 mean = 100 * part[f"{measure}_{at}_mean"].to_numpy(float)
                 spread = 100 * part[f"{measure}_{at}_std"].fillna(0).to_numpy(float)
                 if role == "level":
                     called = row_name(one) + (" (unset)" if len(part) < len(line) else "")
-                    handles[called] = _level(panel, mean[0], spread[0], colour)
+                    handles[called] = _level(panel, mean[0], spread[0], look)
                 else:
                     handles[row_name(one)] = panel.errorbar(
-                        part["place"], mean, spread, color=colour, marker=marker, markersize=5.5,
-                        markeredgecolor="white", markeredgewidth=0.6, linewidth=1.4, elinewidth=0.8,
-                        linestyle=dashes[row_name(one)], capsize=2,
+                        part["place"], mean, spread, color=look.colour, marker=look.marker,
+                        markersize=5.5, markeredgecolor="white", markeredgewidth=0.6, linewidth=1.4,
+                        elinewidth=0.8, linestyle=look.dash, capsize=2,
                     )  # fmt: skip
     figure.supxlabel(setting)
     figure.supylabel(panels.measure_label(measure, at))
@@ -209,10 +208,15 @@ def picture(
     return figure
 
 
-def _level(panel: Axes, mean: float, spread: float, colour: str) -> Artist:
+def _level(panel: Axes, mean: float, spread: float, look: panels.Look) -> Artist:
+    """Draws a line across, with hollow markers at both ends."""
     if spread:
-        panel.axhspan(mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
-    return panel.axhline(mean, color=colour, linestyle=LEVEL, linewidth=1.2, zorder=1.5)
+        panel.axhspan(mean - spread, mean + spread, color=look.colour, alpha=0.12, linewidth=0)
+    dash = LEVEL if look.dash == "-" else look.dash
+    return panel.axhline(
+        mean, color=look.colour, linestyle=dash, linewidth=1.2, zorder=1.5,
+        marker=look.marker, markersize=5.5, markerfacecolor="white", clip_on=False,
+    )  # fmt: skip
 
 
 def _tick(

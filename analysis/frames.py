@@ -1,8 +1,8 @@
 """Result files as tidy data frames, with the settings in which the runs differ in every row.
 
-`runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks` and `variants` are the
-tables of the same names in the files, concatenated. All take files and folders, alone or in a list.
-The columns of `runs` have four origins, which their names tell:
+`runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks`, `variants` and `final` are
+the tables of the same names in the files, concatenated. All take files and folders, alone or in a
+list. The columns of `runs` have four origins, which their names tell:
 
 * `RESULTS`: computed here from a file's tables, or identifying the run;
 * the content of files that a run read, by hash (`CONTENTS`), in which runs differ as by settings;
@@ -34,7 +34,7 @@ ACCURACIES = {
     "or of the server's part with their own",
     "shard_std": "standard deviation of the same",
     "shard_min": "minimum of the same",
-    "personal_mean": "mean accuracy of the clients' last local models on their test shards",
+    "personal_mean": "mean accuracy of local models of the round's clients on their test shards",
 }
 """Columns of the table `rounds` that are accuracies: shares, 0 to 1."""
 RESULTS = {
@@ -145,6 +145,11 @@ def variants(paths: Paths) -> pd.DataFrame:
     return _joined(paths, "variants")
 
 
+def final(paths: Paths) -> pd.DataFrame:
+    """Returns a row for each client after the last round; other columns as in `rounds`."""
+    return _joined(paths, "final")
+
+
 def settings(runs: pd.DataFrame) -> list[str]:
     """Returns the columns of `runs` that are settings."""
     return [name for name in runs.columns if name not in RESULTS and not name.startswith(ABOUT)]
@@ -207,8 +212,9 @@ def _read(path: Path, table: str) -> Result:
         # Results of earlier versions lack it.
         is_lacking = table == "variants" and table not in file
         rows = rounds[:0][["round"]] if is_lacking else _frame(file[table][:])
-    # `rounds` is written last: a round that is missing there may be incomplete elsewhere.
-    rows = rows[rows["round"].isin(rounds["round"])]
+    if "round" in rows:
+        # `rounds` is written last: a round that is missing there may be incomplete elsewhere.
+        rows = rows[rows["round"].isin(rounds["round"])]
     return Result(path, attributes, rounds, rows)
 
 

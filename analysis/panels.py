@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import pandas as pd
@@ -18,7 +18,11 @@ from analysis.groups import row_name
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours for all kinds of colour vision: M. Okabe, K. Ito, *Color Universal Design*, 2008."""
 MARKERS = "osD^vPXph<>"
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+"""Markers; their number and that of the colours are coprime, so that 77 pairs differ."""
+DASHES = (
+    "-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (2.5, 1.2)),
+    (0, (10, 2)), (0, (6, 1.2, 1, 1.2, 1, 1.2)), (0, (10, 1.5, 3, 1.5)),
+)  # fmt: skip
 """Line styles of a method's sparsities, in ascending order."""
 MEASURES = {
     "accuracy": "accuracy on the test set (%)",
@@ -41,21 +45,52 @@ STYLED = rc_context(STYLE)
 """Context in which pictures are drawn."""
 
 
-def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Returns a colour and a marker for each name.
+class Look(NamedTuple):
+    """How a line is drawn."""
 
-    Their numbers are coprime, so that names with the same colour have different markers.
+    colour: str
+    marker: str
+    dash: Any
+
+
+def variants(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Returns a colour and a marker for each variant; no two have both in common.
+
+    Raises:
+        click.UsageError: if there are more variants than pairs.
     """
-    return {name: (COLOURS[i % 7], MARKERS[i % 11]) for i, name in enumerate(names)}
+    most = len(COLOURS) * len(MARKERS)
+    if len(names) > most:
+        raise click.UsageError(
+            f"{len(names)} methods or variants in one picture: wanted at most {most}, so that all "
+            "lines differ; fewer files make fewer; python -m analysis.compare lists them all"
+        )
+    pairs = ((COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(most))
+    return dict(zip(names, pairs, strict=False))
 
 
-def dashes(rows: pd.DataFrame) -> dict[str, Any]:
-    """Returns a line style by `groups.row_name`, which distinguishes a variant's sparsities."""
-    found: dict[str, Any] = {}
-    for _, some in rows.groupby("variant", sort=False):
+def looks(rows: pd.DataFrame) -> dict[str, Look]:
+    """Returns how each row is drawn, by `groups.row_name`; no two rows look alike.
+
+    A variant has a colour and a marker, and each of its sparsities a line style.
+
+    Raises:
+        click.UsageError: if there are more variants than pairs of colour and marker, or more
+            sparsities of a variant than line styles.
+    """
+    pairs = variants([str(one) for one in dict.fromkeys(rows["variant"])])
+    found: dict[str, Look] = {}
+    for variant, some in rows.groupby("variant", sort=False):
         ordered = some.sort_values("sparsity", na_position="first").to_dict("records")
         names = dict.fromkeys(row_name(row) for row in ordered)
-        found |= {one: DASHES[place % len(DASHES)] for place, one in enumerate(names)}
+        if len(names) > len(DASHES):
+            raise click.UsageError(
+                f"{len(names)} sparsities of {variant} in one picture: wanted at most "
+                f"{len(DASHES)}, so that all lines differ; fewer files make fewer; "
+                "python -m analysis.tradeoff draws each method as one line"
+            )
+        styles = zip(names, DASHES, strict=False)
+        found |= {name: Look(*pairs[str(variant)], dash) for name, dash in styles}
     return found
 
 

@@ -43,7 +43,7 @@ def picture(
     """
     groups = [(str(name), some) for name, some in rows.groupby("group", sort=False)]
     names = [str(name) for name in dict.fromkeys(rows["variant"])]
-    looks = panels.looks(names)
+    looks = panels.variants(names)
     figure, shown = panels.figure([name for name, _ in groups], len(names))
     lines: dict[str, ErrorbarContainer] = {}
     for panel, (_, some) in zip(shown, groups, strict=True):

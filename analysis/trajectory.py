@@ -30,6 +30,11 @@ WAYS: dict[str, tuple[tuple[str, ...], str, panels.Units]] = {
 }
 """Horizontal axes: columns of the table `rounds` to add up, title, units."""
 
+SPACE = 0.2
+"""Distance of a line's markers, in diagonals of a panel."""
+GOLDEN = 0.618
+"""Shift of the first marker from line to line, in distances; near the golden ratio, it hardly ever
+comes near to a former one."""
 Curve = tuple[np.ndarray, np.ndarray]
 """Costs of a run's rounds, ascending, [r], and the accuracy after each of them, [r]."""
 
@@ -93,22 +98,32 @@ def picture(
     """
     _, label, units = WAYS[way]
     groups = [(str(title), some) for title, some in rows.groupby("group", sort=False)]
-    looks = panels.looks([str(one) for one in dict.fromkeys(rows["variant"])])
-    dashes = panels.dashes(rows)
+    looks = panels.looks(rows)
     figure, shown = panels.figure([title for title, _ in groups], len(rows))
     lines: dict[str, Line2D] = {}
     for panel, (_, some) in zip(shown, groups, strict=True):
         for row in some.to_dict("records"):
             x, y, spread = (np.asarray(one) for one in mean(row["curves"]))
-            colour = looks[row["variant"]][0]
+            name = row_name(row)
+            look = looks[name]
             y, spread = 100 * y, 100 * spread
             # Steps, because nothing is known between two rounds.
-            (lines[row_name(row)],) = panel.step(
-                x, y, where="post", color=colour, linestyle=dashes[row_name(row)], linewidth=1.4
-            )
+            # Markers are spaced along the line, and begin elsewhere on each.
+            begin = SPACE * (list(looks).index(name) * GOLDEN % 1)
+            (lines[name],) = panel.step(
+                x, y, where="post", color=look.colour, linestyle=look.dash, linewidth=1.4,
+                marker=look.marker, markevery=(begin, SPACE), markersize=5,
+                markeredgecolor="white", markeredgewidth=0.6,
+            )  # fmt: skip
             if spread.any():
                 panel.fill_between(
-                    x, y - spread, y + spread, step="post", color=colour, alpha=0.15, linewidth=0
+                    x,
+                    y - spread,
+                    y + spread,
+                    step="post",
+                    color=look.colour,
+                    alpha=0.15,
+                    linewidth=0,
                 )
         if target is not None:
             panel.axhline(100 * target, color="0.5", linewidth=0.8, linestyle=":", zorder=1)

@@ -94,7 +94,8 @@ that says which others it may import, and checks it.
     descent        optimizers of rows              inner          networks inside rows
     evaluate       accuracies                      hardware       devices and threads of a rank
     store          clients' state between rounds   feedback       residuals of compression
-    variates       control variates of clients
+    variates       control variates of clients     spans          values that compete to be sent
+    server_optimizer   moves the global model by the mean update
  split/
     cuts           where networks are cut          sides          both sides of a cut, by step
     lockstep       parts that step together        links          compressed messages at a cut

@@ -37,14 +37,21 @@ def mends(command: Callable[..., None]) -> Callable[..., None]:
 
 def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
     """The settings that `[FILE] [KEY=VALUE]...` gives."""
-    from fedmpi import loading
+    from fedmpi import config, loading
     from fedmpi.results import record
 
     tree = {}
-    if words and "=" not in words[0]:
+    if words and not loading.is_word(words[0]):
         file, words = Path(words[0]), words[1:]
         tree = record.settings_of(file) if file.suffix == ".h5" else loading.read(file)
-    loading.override(tree, words)
+        loading.override(tree, words)
+        if file.suffix == ".h5" and loading.PAPER in tree:
+            raise config.ConfigError(
+                f"{loading.PAPER}:{tree[loading.PAPER]}: wanted settings that leave something "
+                f"open, found a result, {file}, which has a value for each"
+            )
+    else:
+        loading.override(tree, words)
     return tree
 
 
@@ -73,7 +80,8 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     """Run one experiment and record its result.
 
     FILE is a settings file (TOML), or a result (.h5) to be repeated. KEY=VALUE changes a setting,
-    such as method.name=topk or lr=0.05. fedmpi list settings shows all settings.
+    such as method.name=topk or lr=0.05. fedmpi list settings shows all settings. paper:NAME takes
+    that method with the values of its paper; KEY=VALUE and FILE win over it.
 
     Under mpirun or srun this process is one rank of the job. Otherwise --ranks N starts N ranks;
     the default is a single one. A finished run is skipped.

@@ -117,15 +117,30 @@ class Method(Table):
         turns: exchanges of a client with the server per local step, if the method converses.
         in_halves: whether the server can serve one half of the clients while the other computes.
         in_turn: whether clients work one after the other, each starting where the last one ended.
+        average_every: rounds between two averages. Between them clients go on from what they have,
+            so that the same clients take part, and no budget ends the run.
+        has_link: whether what happens to activations at a cut can be judged: whether it is other
+            than nothing without randomness, too.
+        optimizes: whether the server moves its model by the mean of updates, and by nothing else,
+            so that a server optimizer (`aggregation.server`) can take the step instead.
+        controls: whether control variates can correct its clients' gradients (`control`).
+        implies: settings of the run that the method's name stands for, by their paths: defaults of
+            their own, for where nothing is written. So a name can stand for settings alone.
+        paper: the values of the method's paper, by the settings' paths, those of the training
+            included; `paper:NAME` takes them. The module's docstring names the source. Methods that
+            are built on this one have papers of their own (see `paper_of`).
     """
 
     name: str = ""
 
+    implies: ClassVar[Mapping[str, Any]] = {}
+    paper: ClassVar[Mapping[str, Any]] = {}
     broadcasts: ClassVar[bool] = True
     is_global: ClassVar[bool] = True
     in_halves: ClassVar[bool] = True
     in_turn: ClassVar[bool] = False
     converses: ClassVar[bool] = False
+    controls: ClassVar[bool] = False
 
     @property
     def sends(self) -> bool:
@@ -136,12 +151,24 @@ class Method(Table):
         return True
 
     @property
+    def optimizes(self) -> bool:
+        return True
+
+    @property
     def keeps_state(self) -> bool:
         return False
 
     @property
     def turns(self) -> int:
         return 1
+
+    @property
+    def average_every(self) -> int:
+        return 1
+
+    @property
+    def has_link(self) -> bool:
+        return False
 
     def width(self, capacity: int, clients: int) -> int:
         """Number of clients that work and upload in one wave.
@@ -206,7 +233,8 @@ class Aggregation(Table):
     """How the server combines the updates of a round.
 
     With any rule but the mean, or with a clip, all clients have equal weight, and the server holds
-    all updates at once.
+    all updates at once. Running statistics are averaged under every rule: they are not clipped,
+    sorted or blurred.
     """
 
     rule: Literal["mean", "median", "trimmed"] = "mean"
@@ -223,11 +251,63 @@ class Aggregation(Table):
     noise: float = Field(0.0, ge=0, le=LARGEST)
     """Standard deviation of the Gaussian noise added to the aggregate, in units of clip / number of
     updates. 0 adds none."""
+    server: Literal["none", "momentum", "adam", "yogi", "adagrad", "fedexp"] = "none"
+    """Optimizer of the server, which takes the aggregate as its gradient. none: the model moves by
+    the aggregate times server_lr. momentum: heavy-ball momentum (FedAvgM). adam, yogi, adagrad:
+    adaptive rates (FedOpt). fedexp: a rate of at least 1, the larger the more updates disagree
+    (FedExP)."""
+    server_lr: float | None = Field(None, gt=0, le=LARGEST)
+    """Learning rate of the server. If absent, it is 1 with none and momentum, and 0.1 with adam,
+    yogi and adagrad. fedexp chooses its own."""
+    beta1: float | None = Field(None, ge=0, lt=1)
+    """Momentum of the server, or decay rate of its mean update. If absent, it is 0.9, and 0 with
+    adagrad."""
+    beta2: float = Field(0.99, ge=0, lt=1)
+    """Decay rate of the server's mean squared update, in adam and yogi."""
+    tau: float = Field(1e-3, gt=0, le=1)
+    """Adaptivity of adam, yogi and adagrad: added to the root of the mean squared update, which
+    starts at tau^2. In fedexp it is added to the squared length of the mean update."""
+
+    @property
+    def rate(self) -> float:
+        """The server's learning rate."""
+        if self.server_lr is None:
+            return 0.1 if self.server in ("adam", "yogi", "adagrad") else 1.0
+        return self.server_lr
+
+    @property
+    def momentum(self) -> float:
+        """The server's momentum, or the decay rate of its mean update."""
+        return (0.0 if self.server == "adagrad" else 0.9) if self.beta1 is None else self.beta1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the server moves its model by the aggregate itself."""
+        return self.server == "none" and self.rate == 1
 
     @property
     def is_mean(self) -> bool:
         """Whether it is the weighted mean of the updates as they are."""
         return self.rule == "mean" and not self.clip
+
+
+class Evaluate(Table):
+    """When accuracies are measured, and of which models. All of it is off the books: it adds no
+    bytes, seconds or FLOPs.
+    """
+
+    every: int = Field(1, ge=1, le=MOST)
+    """Rounds between two evaluations. The last of all rounds is always evaluated."""
+    link: Literal["network", "link"] = "network"
+    """What happens to activations at a cut when accuracies are measured. network: nothing. link:
+    what the method does to them without randomness: quantization and top-k, but no dropout. It sees
+    them in batches of the local steps' size."""
+    final: Literal["none", "evaluate", "tune"] = "none"
+    """A last measurement of every client on its test shard, after all rounds. evaluate: of the
+    model that it has. tune: also of the same after final_epochs of local training from it, in which
+    pruned weights stay zero."""
+    final_epochs: int = Field(5, ge=1, le=MOST)
+    """Epochs of that training, with final = tune. Its learning rate is that of the last round."""
 
 
 class State(Table):
@@ -300,6 +380,9 @@ class Tier(Table):
     has, the method's own shares are used."""
     power: float = Field(5.0, ge=0, le=LARGEST)
     """Power of the device while it computes, in watts."""
+    epochs: int | None = Field(None, ge=1, le=MOST)
+    """Local epochs per round of clients with this kind of device. If absent, the settings epochs
+    and epochs_to say it."""
     link: Fixed | Wireless = Field(Fixed(kind="fixed"), discriminator="kind")
     """Link between the device and the server; its kind is fixed or wireless."""
 
@@ -317,12 +400,22 @@ class Devices(Table):
     """Share of the clients that compute slowly in a round, drawn at random."""
     slowdown: float = Field(5.0, ge=1, le=LARGEST)
     """Factor by which a straggler's computation takes longer."""
+    deadline: float | None = Field(None, gt=0, le=LARGEST)
+    """Simulated seconds of a round after which the server waits for no upload. A client takes only
+    the local steps that fit in. Its messages are predicted to take as long as its uncompressed
+    model both ways, twice with control variates. A client without time for a step takes one, and
+    its upload is lost, because it comes too late. If absent, there is no deadline."""
     dropouts: float = Field(0.0, ge=0, le=1)
     """Share of the uploads that are lost, drawn at random. Their bytes, time and energy still
     count."""
     unfit: Literal["error", "rest"] = "error"
     """What happens with devices whose memory is too small for training. error: the run is refused.
     rest: they never take part, but their test shards count."""
+
+    @property
+    def can_lose(self) -> bool:
+        """Whether uploads can be lost, or come too late."""
+        return self.dropouts > 0 or self.deadline is not None
 
     @property
     def decide(self) -> bool:
@@ -338,13 +431,19 @@ class Settings(Table):
     rounds: int = Field(20, ge=1, le=MOST)
     """Number of communication rounds. A budget can end the run earlier."""
     budget: str | None = Field(None, pattern=BUDGET)
-    """Communication budget of all clients together. No further round begins once it is reached.
-    Written as up_bytes:50MB, or with down_bytes or total_bytes, in B, kB, MB, GB or TB. Messages
-    before the first round count, too."""
+    """Communication budget of all clients together. No further round begins once it is reached; a
+    method that averages every several rounds finishes these first. Written as up_bytes:50MB, or
+    with down_bytes or total_bytes, in B, kB, MB, GB or TB. Messages before the first round count,
+    too."""
     clients: int = Field(10, ge=1, le=MOST)
     """Number of logical clients. One rank hosts many of them."""
+    newcomers: int = Field(0, ge=0, le=MOST)
+    """Number of clients, the last ones, that never take part. They are measured after the last
+    round, with evaluate.final. Where a part of the model stays with the clients, theirs is the
+    initial one, and with final = tune they train that part alone."""
     participation: float = Field(1.0, gt=0, le=1)
-    """Share of the clients that take part in a round; at least one client does."""
+    """Share of the clients, without newcomers, that take part in a round; at least one does. A
+    method that averages every several rounds has the same clients in all of these."""
     sampling: Literal["uniform", "samples", "trace"] = "uniform"
     """How a round's clients are drawn, without replacement. uniform: equal probability. samples:
     probability proportional to sample count; all uploads then have equal weight, as in FedProx,
@@ -361,6 +460,9 @@ class Settings(Table):
     """Batch size of the local steps. The last batch of an epoch may be smaller."""
     epochs: int = Field(2, ge=1, le=MOST)
     """Local epochs per round."""
+    epochs_to: int | None = Field(None, ge=1, le=MOST)
+    """If given, each client draws its number of local epochs in every round, uniformly from epochs
+    to this number, both included."""
     local_steps: int | None = Field(None, ge=1, le=MOST)
     """Local steps per round, the same for every client. If given, it replaces epochs."""
     augment: tuple[Literal["crop", "flip"], ...] = Field((), strict=False)
@@ -394,14 +496,20 @@ class Settings(Table):
     clip: float = Field(0.0, ge=0, le=LARGEST)
     """Largest Euclidean norm of a client's gradient; longer ones are scaled down. 0 disables
     clipping."""
+    proximal: float = Field(0.0, ge=0, le=LARGEST)
+    """Weight mu of a proximal term in local training: mu / 2 * ||w - w_t||^2 is added to the loss,
+    where w_t is the model that the client received (FedProx). 0 adds none."""
+    control: Literal["none", "mean", "niid"] = "none"
+    """Control variates, which correct the drift of clients' gradients by c - c_k (SCAFFOLD). They
+    travel beside model and update. mean: c_k is the mean of the client's gradients in its last
+    round; right for every optimizer. niid: as in the code of NIID-Bench, the correction is a step
+    of its own behind the optimizer's, and c_k follows from the update."""
     statistics: Literal["averaged", "local"] = "averaged"
     """BatchNorm's running statistics. averaged: sent and averaged like parameters. local: each
     client keeps its own and never sends them; the global model is then evaluated with the
     statistics of each batch. In split methods clients' own models are evaluated that way, too."""
     validation: float = Field(0.1, ge=0, lt=1)
     """Share of the training samples that is held out from all clients, to choose the best round."""
-    evaluate: int = Field(1, ge=1, le=MOST)
-    """Rounds between two evaluations. The last round is always evaluated."""
     server: Literal["dedicated", "shared"] = "dedicated"
     """Role of rank 0. dedicated: it serves only. shared: it hosts clients, too. A single rank
     always does both."""
@@ -429,6 +537,7 @@ class Settings(Table):
     method: Method
     exchange: Exchange
     aggregation: Aggregation = Aggregation()
+    evaluate: Evaluate = Evaluate()
     state: State = State()
     devices: Devices = Devices()
 
@@ -451,6 +560,10 @@ class Settings(Table):
         Every round before round 0 is one.
         """
         return t < 0 or t in self.method.agreements(self.rounds)
+
+    def is_average(self, t: int) -> bool:
+        """Returns whether the method averages what clients have at the end of round t."""
+        return (t + 1) % self.method.average_every == 0 or t + 1 == self.rounds
 
     def contents(self) -> dict[str, str]:
         """The SHA-256 of each file that a setting names, by the setting's path.
@@ -493,6 +606,11 @@ def names(table: str) -> list[str]:
 def module(table: str, name: str) -> Any:
     """The module behind `[table] name = ...`."""
     return imported(AXES[table][0], name)
+
+
+def paper_of(method: str) -> Mapping[str, Any]:
+    """The values of a method's own paper, by the settings' paths; none if there are none."""
+    return vars(module("method", method).Config).get("paper", {})
 
 
 def imported(folder: str, name: str) -> Any:

@@ -12,14 +12,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
 import torch
 
 from fedmpi import config, models
 from fedmpi.clients import burden
-from fedmpi.clients.devices import Fleet
 from fedmpi.clients.placement import Placement, Wave
-from fedmpi.clients.population import Population
+from fedmpi.clients.population import EVERYONE_ROUND, Population
 from fedmpi.config import ConfigError, Settings
+from fedmpi.messages import sparse
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import EVERYONE, Message
 from fedmpi.messages.ledger import Ledger
@@ -80,7 +81,7 @@ class Engine:
             )
         self.threads, pool = hardware.pool(settings, place)
         self.trainer = Trainer(settings, self.flat, data, self.population, device, pool)
-        self.fleet = Fleet(settings)
+        self.fleet = self.population.fleet
         self.meter = burden.Meter(settings, data.shape, self.flat)
         self.evaluation = Evaluation(settings, data, self.population, self.trainer)
         self.ledger = Ledger(settings.clients)
@@ -94,8 +95,13 @@ class Engine:
         if place.is_root:
             self.server = module.Server(settings, self.trainer)
         self.clients: Clients = module.Clients(settings, self.trainer)
+        if settings.evaluate.link == "link":
+            self.evaluation.chain = self.clients.chain()
         first = self.population.first_round
         self.population.exclude(burden.unfit(self.fleet, self.meter, self.clients.burden, first))
+        if settings.devices.deadline is not None:
+            about_work = self.population, self.meter, self.clients.burden
+            self.population.fitting = burden.deadline(settings, *about_work)
 
     def rounds(
         self, wire: Wire, clock: Clock, first: int | None = None
@@ -119,11 +125,13 @@ class Engine:
                 f"engine was built, found that of rank {wire.rank} of {wire.size}"
             )
         self.wire, self.clock, self.goes_on = wire, clock, True
+        self.last = EVERYONE_ROUND
         exchange = config.module("exchange", self.settings.exchange.name)
         self.exchange = exchange.Exchange(wire, clock, self.ledger)
         method, is_apart = self.method, self.settings.server == "dedicated" and wire.size > 1
         hosts = range(1 if is_apart else 0, wire.size)
-        is_settled = method.keeps_state or self.trainer.keeps_statistics
+        has_variates = self.settings.control != "none"
+        is_settled = method.keeps_state or has_variates or self.trainer.keeps_statistics
         about = self.width, is_settled, method.converses
         self.placement = Placement(self.population, hosts, *about)
         first = self.population.first_round if first is None else first
@@ -132,6 +140,7 @@ class Engine:
             self.begin()
             if not self.tell(t, waves):
                 return
+            self.last = t
             for wave in waves:
                 self.send(t, wave)
                 if method.converses:
@@ -139,7 +148,9 @@ class Engine:
                 self.collect(t, wave, self.work(t, wave))
             self.step(t)
             outcome = self.outcome(t, waves)
-            self.goes_on = outcome is None or (outcome.finite and not outcome.is_spent)
+            if outcome is not None:
+                may_end = outcome.is_spent and self.settings.is_average(t)
+                self.goes_on = outcome.finite and not may_end
             yield outcome
 
     def begin(self) -> None:
@@ -154,19 +165,28 @@ class Engine:
 
     def tell(self, t: int, waves: list[Wave]) -> bool:
         """Server -> all active clients; False if there is no message, which ends the run."""
-        messages = []
+        messages, active = [], [client for wave in waves for client in wave.clients]
         with self.clock(Phase.SERVE):
             if self.server is not None and self.goes_on:
-                blocks = self.server.broadcast(t) if self.method.broadcasts else []
-                messages = [Message(EVERYONE, blocks)]
-        word = self.exchange.broadcast(
-            messages, [client for wave in waves for client in wave.clients]
-        )
+                messages = [Message(EVERYONE, self.server.tell(t)), *self.losses(active)]
+        word = self.exchange.broadcast(messages, active)
         mine = [client for wave in waves for client in wave.on(self.wire.rank)]
         with self.clock(Phase.PACK):
-            for message in word:
-                self.clients.receive(t, mine, message.blocks)
+            for message in word[1:]:
+                for client in set(mine).intersection(sparse.indices(message.blocks[0]).tolist()):
+                    self.trainer.lose(client)
+            for message in word[:1]:
+                self.clients.hear(t, mine, message.blocks)
         return bool(word)
+
+    def losses(self, active: list[int]) -> list[Message]:
+        """Tells clients that their last upload was lost, if their state depends on it."""
+        assert self.server is not None
+        told = [client for client in active if self.server.unheard[client]]
+        self.server.unheard[told] = False
+        if not (told and self.trainer.pending):
+            return []
+        return [Message(EVERYONE, [sparse.places(torch.tensor(told), self.settings.clients)])]
 
     def send(self, t: int, wave: Wave) -> None:
         """Server -> each client, if the method sends something to single clients."""
@@ -187,10 +207,10 @@ class Engine:
         with self.clock(Phase.TRAIN):
             if not (self.population.is_agreement(t) or self.method.converses):
                 self.trainer.feed.draw(t, mine)
-            for clients in self.trainer.chunks(mine):
+            for clients in self.trainer.chunks(t, mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
                     began = perf_counter()
-                    blocks = self.clients.upload(t, client, w)
+                    blocks = self.clients.report(t, client, w)
                     self.trainer.spend((client,), began)
                     messages.append(Message(client, blocks, self.population.weight(t, client)))
                     if self.evaluation.is_due(t) and not self.population.is_agreement(t):
@@ -234,7 +254,7 @@ class Engine:
         waves = [wave.only(half) for half in halves]
         with self.clock(Phase.TRAIN):
             talks = self.clients.open(t, [half.on(self.wire.rank) for half in waves])
-        steps = [max(self.population.steps(client) for client in half) for half in halves]
+        steps = [max(self.population.steps(t, client) for client in half) for half in halves]
         turns = [self.method.turns * count for count in steps]
         lines = self.wire.lines(len(waves))
         return [Party(*each) for each in zip(waves, lines, turns, talks, strict=True)]
@@ -245,7 +265,8 @@ class Engine:
         with self.clock(Phase.SERVE):
             for message in uploads:
                 assert self.server is not None
-                if self.fleet.is_lost(t, message.client):
+                if self.population.is_lost(t, message.client):
+                    self.server.unheard[message.client] = True
                     continue
                 self.is_void = False
                 taking = nullcontext(message) if agrees else self.server.sum.taking(message)
@@ -281,14 +302,32 @@ class Engine:
         All ranks call it; the outcome is on the root, and None elsewhere.
         """
         seconds, both = self.clock.elapsed(), (self.wire, self.clock)
-        w, noted, variants = None, dict[str, dict[int, float]](), None
+        w, noted, figures, variants = None, dict[str, dict[int, float]](), dict[str, float](), None
         if self.server is not None:
-            w, noted, variants = self.server.w, self.server.noted, self.server.variants
+            w, noted, figures = self.server.w, self.server.noted, self.server.figures
+            variants = self.server.variants
         verdict = self.evaluation.after(
             t, w, variants, self.clients.deployed, self.placement, *both
         )
         burdens = self.clients.burden
-        return self.observer.outcome(t, waves, burdens, verdict, w, noted, seconds, *both)
+        return self.observer.outcome(t, waves, burdens, verdict, w, noted, figures, seconds, *both)
+
+    def final(self) -> np.ndarray | None:
+        """Measures every client once after all rounds, if the settings say so; off the books.
+
+        All ranks call it.
+
+        Returns:
+            Rows of the table `final`, on the root; None elsewhere, or if nothing is measured.
+        """
+        if self.settings.evaluate.final == "none":
+            return None
+        self.begin()
+        w = None if self.server is None else self.server.w
+        clients, about = self.clients, (self.placement, self.wire)
+        with self.clock(Phase.EVALUATE):
+            report = self.evaluation.final(self.last, w, clients.owned, clients.tune, *about)
+        return None if report is None else self.observer.final(report)
 
     def model_sha256(self) -> str:
         """Returns the hash of the global model, on the root.

@@ -58,13 +58,27 @@ def _item(items: list[Any], path: str, step: str) -> Any:
     return items[int(step)]
 
 
+PAPER = "paper"
+"""What names, in a tree, the method whose paper's values it wants."""
+
+
+def is_word(text: str) -> bool:
+    """Whether it is one for `override`, and not a file."""
+    return "=" in text or text.startswith(f"{PAPER}:")
+
+
 def override(tree: Tree, words: tuple[str, ...]) -> None:
     """Applies `key=value` words to a tree; values are read as TOML, or else as plain text.
+
+    The word `paper:NAME` asks for the values of that method's paper (see `complete`).
 
     Raises:
         ConfigError: if a word has no `=` or no key.
     """
     for word in words:
+        if word.startswith(f"{PAPER}:"):
+            tree[PAPER] = word.removeprefix(f"{PAPER}:")
+            continue
         path, equals, text = word.partition("=")
         if not equals or not path:
             raise ConfigError(f"'{word}' is not a setting; wanted key=value, such as lr=0.1")
@@ -75,14 +89,92 @@ def override(tree: Tree, words: tuple[str, ...]) -> None:
         assign(tree, path, value)
 
 
+def complete(tree: Tree) -> None:
+    """Adds to a tree what a paper says, and what the name of its method stands for, in place.
+
+    What is written in the tree stays. A paper's values come before those that the method's name
+    implies, and both before the defaults (`config.Method.paper` and `implies`). A paper's values
+    include the name of its method. If the tree names another method, the paper's other settings
+    are taken alone, for a comparison.
+
+    Raises:
+        ConfigError: if there is no such method, or no values of its paper.
+    """
+    if (name := tree.pop(PAPER, None)) is not None:
+        fill(tree, {"method.name": name, **_paper(name)})
+    name = at(tree, "method.name", config.AXES["method"][1])
+    if name in config.names("method"):
+        fill(tree, {"method.name": name, **config.module("method", name).Config.implies})
+
+
+def _paper(name: Any) -> Mapping[str, Any]:
+    """The values of a method's paper."""
+    papers = {one: config.paper_of(one) for one in config.names("method")}
+    possible = [one for one, values in papers.items() if values]
+    if name not in possible:
+        close = difflib.get_close_matches(str(name), possible, 1)
+        guess = f" (did you mean '{close[0]}'?)" if close else ""
+        raise ConfigError(
+            f"{PAPER}:{name}: no values of such a paper{guess}; there are: {', '.join(possible)}"
+        )
+    return papers[name]
+
+
+def fill(tree: Tree, values: Mapping[str, Any]) -> None:
+    """Sets what a tree lacks, in place.
+
+    What is written wins, and so does what it means: a value is left out if it belongs to another
+    module than the tree's, or if it means nothing beside the tree's choices (`BELONGS`,
+    `REPLACES`).
+
+    Args:
+        tree: of settings.
+        values: by their paths.
+    """
+    written, absent = copy.deepcopy(tree), object()
+
+    def meant(path: str, default: Any) -> Any:
+        return at(written, path, values.get(path, default))
+
+    for path, value in values.items():
+        table, _, leaf = path.partition(".")
+        if table in config.AXES and leaf != "name":
+            name, default = f"{table}.name", config.AXES[table][1]
+            if meant(name, default) != values.get(name, default):
+                continue
+        if path in BELONGS:
+            other, possible = BELONGS[path]
+            if meant(other, Settings.model_fields[other].default) not in possible:
+                continue
+        is_replaced = path in REPLACES and REPLACES[path] in written
+        if not is_replaced and at(written, path, absent) is absent:
+            assign(tree, path, copy.deepcopy(value))
+
+
+def at(tree: Any, path: str, absent: Any) -> Any:
+    """What a tree has at a path, or on the way there if that is no table; else `absent`."""
+    for step in path.split("."):
+        if not isinstance(tree, Mapping):
+            break
+        if step not in tree:
+            return absent
+        tree = tree[step]
+    return tree
+
+
 def load(tree: Tree) -> Settings:
-    """Checks a tree of settings and fills in the defaults.
+    """Checks a tree of settings and fills in what is implied, and the defaults.
 
     Raises:
         ConfigError: with every problem at once, each with its path, what was found and what is
             possible.
     """
-    tree, problems = copy.deepcopy(dict(tree)), []
+    tree = copy.deepcopy(dict(tree))
+    problems: list[str] = []
+    try:
+        complete(tree)
+    except ConfigError as error:
+        problems += error.problems
     chosen = []
     for table, (_, default) in config.AXES.items():
         given = tree.get(table, {})
@@ -119,6 +211,8 @@ BELONGS = {
     "epsilon": ("optimizer", ("adam",)),
 }
 """Settings that mean something only beside certain values of another one."""
+REPLACES = {"local_steps": "epochs"}
+"""Settings beside which another one means nothing."""
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -136,6 +230,17 @@ def _contradictions(settings: Settings) -> list[str]:
         found.append(
             f"aggregation.trim = {pooled.trim}: wanted a share above 0 beside aggregation.rule = "
             f"'trimmed', and 0 beside others; found '{pooled.rule}'"
+        )
+    found += _server_optimizer(settings)
+    if settings.proximal and (settings.method.converses or not settings.method.is_global):
+        found.append(
+            f"proximal = {settings.proximal}: wanted a method whose clients train the global model "
+            f"alone, found method.name = '{settings.method.name}'"
+        )
+    if settings.control != "none" and not settings.method.controls:
+        found.append(
+            f"control = '{settings.control}': wanted a method whose clients train the server's "
+            f"model and upload updates of it, found method.name = '{settings.method.name}'"
         )
     if pooled.weights == "equal" and (pooled.rule != "mean" or pooled.clip):
         found.append(
@@ -164,9 +269,85 @@ def _contradictions(settings: Settings) -> list[str]:
             f"skew.labels_to = {settings.skew.labels_to}: wanted at least skew.labels = "
             f"{settings.skew.labels}"
         )
+    judged = settings.evaluate
+    if judged.final != "tune" and judged.final_epochs != config.Evaluate().final_epochs:
+        found.append(
+            f"evaluate.final_epochs = {judged.final_epochs}: wanted evaluate.final = 'tune', found "
+            f"'{judged.final}'"
+        )
+    if judged.link == "link" and not settings.method.has_link:
+        found.append(
+            "evaluate.link = 'link': wanted a method that changes activations at a cut, without "
+            f"randomness, too, found method.name = '{settings.method.name}' with its settings"
+        )
+    if settings.newcomers >= settings.clients:
+        found.append(
+            f"newcomers = {settings.newcomers}: wanted less than clients = {settings.clients}"
+        )
+    if settings.newcomers and judged.final == "none":
+        found.append(
+            f"newcomers = {settings.newcomers}: wanted evaluate.final = 'evaluate' or 'tune', "
+            "found 'none', which never measures them"
+        )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
-    return [*found, *_impossible(settings.devices), *_idle(settings)]
+    return [*found, *_work(settings), *_impossible(settings.devices), *_idle(settings)]
+
+
+def _work(settings: Settings) -> list[str]:
+    """Names settings of clients' numbers of local steps that have no effect or cannot be."""
+    found, tiers = [], settings.devices.tiers
+    own = {f"devices.tiers.{place}.epochs": tier.epochs for place, tier in enumerate(tiers)}
+    given = {"epochs_to": settings.epochs_to, **own}
+    for name, value in given.items():
+        if value is not None and settings.local_steps is not None:
+            found.append(f"{name} = {value}: wanted no local_steps, found {settings.local_steps}")
+    if settings.epochs_to is not None and settings.epochs_to < settings.epochs:
+        found.append(
+            f"epochs_to = {settings.epochs_to}: wanted at least epochs = {settings.epochs}"
+        )
+    if settings.epochs_to is not None and tiers and None not in own.values():
+        found.append(
+            f"epochs_to = {settings.epochs_to}: wanted a kind of devices without epochs of its "
+            "own, found none"
+        )
+    if settings.devices.deadline is not None and settings.method.converses:
+        found.append(
+            f"devices.deadline = {settings.devices.deadline}: wanted a method whose clients train "
+            f"alone, found method.name = '{settings.method.name}', whose clients and server take "
+            "each step together"
+        )
+    return found
+
+
+def _server_optimizer(settings: Settings) -> list[str]:
+    """Names settings of the server's optimizer that have no effect or cannot be combined."""
+    pooled, found = settings.aggregation, []
+    belongs = {
+        "server_lr": ("none", "momentum", "adam", "yogi", "adagrad"),
+        "beta1": ("momentum", "adam", "yogi", "adagrad"),
+        "beta2": ("adam", "yogi"),
+        "tau": ("adam", "yogi", "adagrad", "fedexp"),
+    }
+    for name, rules in belongs.items():
+        value = getattr(pooled, name)
+        if value != type(pooled).model_fields[name].default and pooled.server not in rules:
+            found.append(
+                f"aggregation.{name} = {_said(value)}: wanted aggregation.server = "
+                f"{' or '.join(map(repr, rules))}, found '{pooled.server}'"
+            )
+    said = f"aggregation.server = '{pooled.server}', server_lr = {pooled.rate}"
+    if not (pooled.is_plain or settings.method.optimizes):
+        found.append(
+            f"{said}: wanted a method whose server moves its model by the mean of updates alone, "
+            f"found method.name = '{settings.method.name}'; possible are 'none' and 1"
+        )
+    if pooled.server == "fedexp" and not pooled.is_mean:
+        found.append(
+            f"{said}: wanted aggregation.rule = 'mean' and no clip, found '{pooled.rule}' and "
+            f"{pooled.clip}"
+        )
+    return found
 
 
 def _said(value: Any) -> str:
@@ -197,7 +378,7 @@ def _impossible(devices: Devices) -> list[str]:
         if isinstance(tier.link, Wireless) and tier.link.distance[0] > tier.link.distance[1]:
             path, value = f"devices.tiers.{place}.link.distance", config.written(tier.link.distance)
             found.append(f"{path} = {value}: wanted the nearest, then the farthest")
-    for name in ("stragglers", "server_gflops"):
+    for name in ("stragglers", "server_gflops", "deadline"):
         value = getattr(devices, name)
         if value and not names:
             found.append(f"devices.{name} = {value}: wanted devices.tiers, found none")

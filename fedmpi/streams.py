@@ -85,6 +85,8 @@ class Purpose(IntEnum):
     1 for gradients, 2 and 3 at a second cut."""
     CHOICE = 38
     """Choice of a batch's values that are sent over a cut; ids as for `LINK`."""
+    EPOCHS = 40
+    """A client's number of local epochs in a round; ids: round, client."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

@@ -79,6 +79,13 @@ EVERYTHING = ("momentum=0.9", "weight_decay=0.01", "clip=1.0", "lr_decay=0.9", "
 """All that local training can do."""
 
 
+def allowed(*words: str) -> tuple[str, ...]:
+    """Words without what their method refuses: DGC's momentum takes the place of a local one."""
+    if "method.name=dgc" not in words:
+        return words
+    return tuple(word for word in words if not word.startswith("momentum="))
+
+
 def place(comm: MPI.Intracomm) -> Place:
     """Where this rank is among those of a communicator; all of them ask together."""
     return Wire(Clock(), comm).place

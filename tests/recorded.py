@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 
 from fedmpi.results import tables
 from fedmpi.results.record import DONE, Record
@@ -82,3 +83,17 @@ def fleet(**shares: float) -> dict[str, Any]:
 def run(command: Any, *words: object) -> Any:
     """A command's result: `exit_code`, `output`."""
     return CliRunner().invoke(command, [str(word) for word in words])
+
+
+def appearances(figure: Figure) -> list[tuple[object, ...]]:
+    """What can be seen of each line in the first panel: colour, marker, dashes, a hollow marker."""
+    return [
+        (
+            line.get_color(),
+            line.get_marker(),
+            str(line._unscaled_dash_pattern),
+            line.get_markerfacecolor() == "white",
+        )
+        for line in figure.axes[0].get_lines()
+        if line.get_marker() not in ("_", "|", "None")
+    ]

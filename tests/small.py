@@ -124,4 +124,6 @@ def run(
     prepare(engine)
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
     names = outcomes[0].tables if outcomes else {}
-    return Run(engine, {n: np.concatenate([o.tables[n] for o in outcomes]) for n in names})
+    found = {n: np.concatenate([o.tables[n] for o in outcomes]) for n in names}
+    final = engine.final()
+    return Run(engine, found if final is None else found | {"final": final})

@@ -71,7 +71,9 @@ def test_identity_depends_on_every_setting() -> None:
         *("optimizer=adam beta1=0.8", "optimizer=adam beta2=0.8", "optimizer=adam epsilon=0.1"),
         *("seed=9", "rounds=9", "clients=9", "participation=0.9", "batch=9", "epochs=9"),
         *("local_steps=9", "lr=0.9", "lr_decay=0.9", "momentum=0.9", "weight_decay=0.9"),
-        *("clip=0.9", "validation=0.9", "evaluate=9", "server=shared", "device=cuda"),
+        *("clip=0.9", "validation=0.9", "evaluate.every=9", "server=shared", "device=cuda"),
+        *("evaluate.final=tune", "evaluate.final=tune evaluate.final_epochs=9"),
+        *("method.name=fedlite evaluate.link=link", "newcomers=9 evaluate.final=evaluate"),
         *("server_threads=9", "server_device=cuda", "exchange.pipeline=false"),
         *("threads=9", "data.root=/x", "model.hidden=[9]", "method.name=topk"),
         *("partition.name=shards", "exchange.window=9", "data.name=synthetic", "model.name=cnn"),
@@ -82,6 +84,7 @@ def test_identity_depends_on_every_setting() -> None:
         *("aggregation.rule=median", "aggregation.clip=9.0"),
         "aggregation.rule=trimmed aggregation.trim=0.1",
         "aggregation.clip=9.0 aggregation.noise=9.0",
+        *("aggregation.server=adam", "aggregation.server_lr=0.9", "proximal=0.9", "control=mean"),
     ]
     said = {one.partition("=")[0].partition(".")[0] for word in words for one in word.split(" ")}
     assert said == set(Settings.model_fields), "a new setting needs a word here"

@@ -176,7 +176,7 @@ def test_an_agreement_is_everyones(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("evaluate", "due"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3, 4]), (9, [4])])
 def test_accuracies_are_measured_when_they_are_due(evaluate: int, due: list[int]) -> None:
-    found = run(small("rounds=5", f"evaluate={evaluate}", "lr=0.5"))
+    found = run(small("rounds=5", f"evaluate.every={evaluate}", "lr=0.5"))
     always = run(small("rounds=5", "lr=0.5"))
     assert found.sha256 == always.sha256, "looking does not change what is looked at"
     rounds, clients = found.tables["rounds"], found.tables["clients"]

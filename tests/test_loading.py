@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from fedmpi import config, loading
+from fedmpi.__main__ import tree_of
 from fedmpi.config import AXES, ConfigError
-from fedmpi.methods import topk
+from fedmpi.methods import fedprox, topk
 
 CHOICES = [(table, name) for table in AXES for name in config.names(table)]
 """Every name of every table."""
@@ -87,8 +88,8 @@ def test_every_error_at_once() -> None:
         ({"round": 1}, "no setting 'round' (did you mean 'rounds'?); there are: seed, rounds,"),
         ({"xyzzy": 1}, "no setting 'xyzzy'; there are: seed,"),
         (
-            {"method": {"name": "fedprox", "muu": 1}},
-            "no setting 'muu' in [method] (did you mean 'mu'?); there are: name, mu",
+            {"method": {"name": "ditto", "pul": 1}},
+            "no setting 'pul' in [method] (did you mean 'pull'?); there are: name, pull",
         ),
         ({"method": {"mu": 1}}, "no setting 'mu' in [method]; there are: name"),
         ({"exchange": {"windw": 3}}, "no setting 'windw' in [exchange] (did you mean 'window'?)"),
@@ -248,7 +249,7 @@ def test_wrong_types_are_not_converted(words: str, path: str) -> None:
         *("seed=-1", "rounds=0", "clients=0", "participation=0.0", "participation=1.01"),
         *("batch=0", "epochs=0", "local_steps=0", "lr=0.0", "lr=-0.1", "lr=nan", "lr=inf"),
         *("lr_decay=0.0", "lr_decay=1.1", "momentum=1.0", "momentum=-0.1", "weight_decay=-1.0"),
-        *("weight_decay=inf", "clip=-1.0", "validation=1.0", "validation=-0.1", "evaluate=0"),
+        *("weight_decay=inf", "clip=-1.0", "validation=1.0", "validation=-0.1", "evaluate.every=0"),
         *("server=both", "device=gpu", "device=cuda:", "device=xcpu", "threads=0"),
         *("exchange.window=0", "exchange.name=ring", "model.hidden=[0]"),
         *("skew.rotations=[45]", "skew.rotations=90", "skew.colour=1.0", "skew.noise=-0.1"),
@@ -256,7 +257,7 @@ def test_wrong_types_are_not_converted(words: str, path: str) -> None:
         *("sampling=all", "trace_sha256=abc"),
         *("state.memory=-1", "state.memory=0.5", "state.folder=3"),
         *("method={name='topk', sparsity=1.0}", "method={name='ssfl', sparsity=-0.1}"),
-        *("method={name='fedprox', mu=-1.0}", "method={name='splitfed', version='v3'}"),
+        *("method={name='ditto', pull=-1.0}", "method={name='splitfed', version='v3'}"),
     ],
 )
 def test_out_of_range(word: str) -> None:
@@ -266,7 +267,7 @@ def test_out_of_range(word: str) -> None:
 BORDERS = [
     *("device=cuda", "device=cuda:3", "lr=1", "lr=1e-9", "seed=0", "rounds=1", "clients=1"),
     *("participation=1.0", "batch=1", "epochs=1", "local_steps=1", "lr_decay=1.0", "momentum=0.0"),
-    *("momentum=0.999", "weight_decay=0.0", "clip=0.0", "validation=0.0", "evaluate=1"),
+    *("momentum=0.999", "weight_decay=0.0", "clip=0.0", "validation=0.0", "evaluate.every=1"),
     *("threads=1", "exchange.window=1", "model.hidden=[1]"),
     *("state.memory=0", "state.folder=/x", "skew.labels=1.0", "skew.labels_to=0.0"),
     *("skew.rotations=[0]", "skew.rotations=[0, 90, 90]", "skew.colour=0.99", "skew.noise=1e9"),
@@ -385,3 +386,81 @@ def test_methods_hooks_name_settings_that_there_are(name: str) -> None:
     for word in ("", "devices.tiers=[{keep=0.5}]"):
         settings = loading.load(overridden(*filter(None, [f"method.name={name}", word])))
         assert settings.method.idle(settings).keys() <= type(settings.method).model_fields.keys()
+
+
+@pytest.fixture
+def papers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Top-k with values of a paper, and a name that stands for settings."""
+    paper = {"lr": 0.03, "momentum": 0.5, "local_steps": 3, "clients": 100}
+    paper |= {"method.sparsity": 0.999, "partition.name": "dirichlet", "partition.alpha": 0.7}
+    monkeypatch.setattr(topk.Config, "paper", paper)
+    monkeypatch.setattr(fedprox.Config, "implies", {"aggregation.clip": 2.0, "lr": 0.5})
+
+
+@pytest.mark.usefixtures("papers")
+def test_a_name_stands_for_settings() -> None:
+    """Where nothing is written, and before the defaults."""
+    loaded = loading.load({"method": {"name": "fedprox"}})
+    assert (loaded.aggregation.clip, loaded.lr) == (2.0, 0.5)
+    written = loading.load(overridden("method.name=fedprox", "aggregation.clip=0.0", "lr=0.1"))
+    assert (written.aggregation.clip, written.lr) == (0.0, 0.1)
+    assert loading.load({}).aggregation.clip == 0
+
+
+@pytest.mark.usefixtures("papers")
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ("", "method.name=topk method.sparsity=0.999 lr=0.03 momentum=0.5 local_steps=3"),
+        ("lr=0.2", "lr=0.2 momentum=0.5 clients=100"),
+        ("clients=10 method.sparsity=0.5", "clients=10 method.sparsity=0.5 local_steps=3"),
+        # What a paper says of one module is not said of another.
+        ("method.name=stc", "method.name=stc lr=0.03 clients=100 partition.alpha=0.7"),
+        ("method.name=topk", "method.sparsity=0.999"),
+        ("partition.name=iid", "method.sparsity=0.999 partition.name=iid"),
+        ("partition.minimum=3", "partition.name=dirichlet partition.alpha=0.7"),
+        # Nor are values taken that would mean nothing, or undo what is written.
+        ("optimizer=adam", "momentum=0.0 lr=0.03"),
+        ("epochs=4", "epochs=4 lr=0.03"),
+        # A paper comes before what a name implies.
+        ("method.name=fedprox", "lr=0.03 aggregation.clip=2.0"),
+    ],
+)
+def test_a_papers_values_are_taken_where_nothing_is_written(words: str, values: str) -> None:
+    found = []
+    for order in (["paper:topk", *words.split()], [*words.split(), "paper:topk"]):
+        found.append(loading.load(overridden(*order)))
+    assert found[0].tree() == found[1].tree()
+    for word in values.split():
+        path, _, value = word.partition("=")
+        assert config.written(loading.at(found[0].tree(), path, None)) == value
+    assert (found[0].local_steps is None) == ("epochs=" in words)
+    assert loading.load(tree_of(("paper:topk", *words.split()))).tree() == found[0].tree()
+
+
+@pytest.mark.usefixtures("papers")
+def test_papers_without_values_are_refused() -> None:
+    possible = ", ".join(name for name in config.names("method") if config.paper_of(name))
+    start = "paper:topkk: no values of such a paper (did you mean 'topk'?); there are: "
+    assert problem({"paper": "topkk"}) == start + possible
+    assert problem({"paper": "fedrolex"}).endswith(f"there are: {possible}")
+    assert len(problems({"paper": ["topk"], "lr": -1.0})) == 2
+
+
+@pytest.mark.parametrize("name", [n for n in config.names("method") if config.paper_of(n)])
+def test_papers_can_be_run(name: str) -> None:
+    """Every value is that of a setting there is, and all go together."""
+    paper = config.paper_of(name)
+    loaded = loading.load({"paper": name})
+    assert loaded.method.name == name
+    for path, value in paper.items():
+        assert config.written(loading.at(loaded.tree(), path, None)) == config.written(value)
+
+
+def test_papers_are_worth_a_word() -> None:
+    """Something differs from the defaults, and papers on which others are built are not theirs."""
+    for name in config.names("method"):
+        if config.paper_of(name):
+            plain = loading.load({"method": {"name": name}})
+            assert loading.load({"paper": name}).identity() != plain.identity()
+    assert not config.paper_of("federated-dropout")

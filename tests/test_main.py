@@ -132,7 +132,10 @@ SETTINGS = {
     ),
     "model": (["model.name=cnm"], "no such model (did you mean 'cnn'?); there are: cnn, cnn1d"),
     "data": (["data.name=cifar"], "no such data (did you mean 'cifar10'?); there are: cifar10,"),
-    "partition": (["partition.name=x"], "partition.name = 'x': no such partition; there are: diri"),
+    "partition": (
+        ["partition.name=x"],
+        "partition.name = 'x': no such partition; there are: classes",
+    ),
     "exchange": (["exchange.name=tree"], "exchange.name = 'tree': no such exchange; there are"),
     "state": (["state.memory=-1"], "state.memory = -1: input should be greater than or equal to 0"),
     "no folder for state": (
@@ -154,7 +157,7 @@ SETTINGS = {
         "the model has no split point: it is a single stage",
     ),
     "classes": (
-        ["partition.name=shards", "partition.classes_per_client=11"],
+        ["partition.name=classes", "partition.classes_per_client=11"],
         "classes_per_client = 11: the training set has 10 classes; possible are 1 to 10",
     ),
     "more clients than samples": (
@@ -297,6 +300,16 @@ def test_a_file_of_another_run_is_left_alone(here: Path) -> None:
     assert found.exit_code == 2
     assert "a.h5: holds the run " in found.stderr
     assert Path("a.h5").read_bytes() == before
+
+
+def test_a_result_leaves_nothing_open_to_a_paper() -> None:
+    assert fedmpi("run", *QUICK, "--out", "a.h5").exit_code == 0
+    found = fedmpi("run", "a.h5", "paper:topk")
+    assert found.exit_code == 2
+    assert found.stderr == (
+        "paper:topk: wanted settings that leave something open, found a result, a.h5, which has a "
+        "value for each\n"
+    )
 
 
 def test_a_file_that_is_no_result_is_left_alone() -> None:

@@ -112,7 +112,8 @@ class Lone:
     def __init__(self, hidden: Sequence[int], clients: int) -> None:
         data = {"name": "synthetic", "shape": [1, 28, 28], "test_samples": 10}
         tree: Tree = {"clients": clients, "batch": BATCH, "local_steps": STEPS, "lr": 0.01}
-        tree |= {"validation": 0.0, "rounds": MOST, "evaluate": MOST, "model": {"hidden": hidden}}
+        tree |= {"validation": 0.0, "rounds": MOST, "evaluate": {"every": MOST}}
+        tree["model"] = {"hidden": hidden}
         tree["data"] = data | {"samples": STEPS * BATCH * clients}
         tree["exchange"] = {"window": WINDOW}
         self.engine, self.wire = Engine(loading.load(tree)), Loop()

@@ -51,7 +51,7 @@ def tree_of(workload: str, pipeline: bool) -> Tree:
     parts = {name: tree.pop(name) for name in ("cut", "tail") if name in tree}
     samples = tree["clients"] * tree["local_steps"] * BATCH
     data = {"name": "synthetic", "shape": [3, 32, 32], "samples": samples, "test_samples": 10}
-    common: Tree = {"batch": BATCH, "rounds": ROUNDS, "evaluate": ROUNDS, "lr": 0.01}
+    common: Tree = {"batch": BATCH, "rounds": ROUNDS, "evaluate": {"every": ROUNDS}, "lr": 0.01}
     common |= {"validation": 0.0, "data": data, "method": {"name": "splitfed"} | parts}
     common |= {"server_threads": 1}  # a core for each side, whatever there is
     return common | tree | {"exchange": {"pipeline": pipeline}}

@@ -58,7 +58,8 @@ def tree_of(workload: str) -> Tree:
     tree, samples = WORKLOADS[workload]
     data = {"name": "synthetic", "shape": [1, 28, 28], "test_samples": 10}
     data["samples"] = samples * tree["clients"]
-    common = {"lr": 0.01, "epochs": 1, "validation": 0.0, "evaluate": tree["rounds"], "data": data}
+    common = {"lr": 0.01, "epochs": 1, "validation": 0.0, "data": data}
+    common |= {"evaluate": {"every": tree["rounds"]}}
     return common | tree
 
 

@@ -54,7 +54,7 @@ def tree_of(clients: int, words: Sequence[str] = ()) -> Tree:
         "lr": 0.01,
         "validation": 0.0,
         "rounds": rounds,
-        "evaluate": rounds,
+        "evaluate": {"every": rounds},
         "model": {"hidden": []},
         "data": data | {"samples": SAMPLES * clients},
     }

@@ -72,17 +72,17 @@ def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Res
     memory.keep_freed_memory()
     engine = engine_for(model, batch, rows, device)
     trainer, textbook, feed = engine.trainer, Textbook(engine), engine.trainer.feed
-    start, adjust = engine.flat.initial.to(trainer.device), engine.clients.adjust
+    start = engine.flat.initial.to(trainer.device)
     everyone = range(engine.settings.clients)
-    chunks = list(trainer.chunks(everyone))
+    chunks = list(trainer.chunks(0, everyone))
     for chunk in chunks:
-        for client, ours in zip(chunk, trainer.train(0, chunk, start, adjust), strict=True):
+        for client, ours in zip(chunk, trainer.train(0, chunk, start), strict=True):
             state = textbook.train(0, client)
             theirs = torch.cat([value.reshape(-1) for value in state.values()])
             if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5):
                 raise AssertionError(f"{model}: our weights are not those of the textbook's loop")
 
-    steps = sum(engine.population.steps(client) for chunk in chunks for client in chunk)
+    steps = sum(engine.population.steps(0, client) for chunk in chunks for client in chunk)
     rounds = max(1, STEPS // steps)
     x, y = feed.x[:batch], feed.y[:batch]
     network = engine.flat.network(start.clone())
@@ -91,7 +91,7 @@ def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Res
     def ours_once() -> None:
         feed.draw(0, everyone)
         for chunk in chunks:
-            trainer.train(0, chunk, start, adjust)
+            trainer.train(0, chunk, start)
 
     def textbook_once() -> None:
         for client in everyone:
@@ -109,7 +109,7 @@ def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Res
     if trainer.is_stacked:
         single = one_by_one(engine)
         turns["eager"] = lambda: [
-            single.train(0, (client,), start, adjust) for chunk in chunks for client in chunk
+            single.train(0, (client,), start) for chunk in chunks for client in chunk
         ]
     case = {"model": model, "parameters": engine.flat.count, "batch": batch, "rows": rows}
     timed = {name: partial(timing, once, rounds, trainer.device) for name, once in turns.items()}

@@ -13,11 +13,13 @@ residual) is not in it, nor are libraries.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from fedmpi.clients.devices import Fleet
+from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError, Settings
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.flops import Forward, forward
@@ -141,6 +143,31 @@ def activations(flat: Flat, x: Tensor) -> int:
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         network(x)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def deadline(
+    settings: Settings, population: Population, meter: Meter, burdens: Burdens
+) -> Callable[[int, int], int]:
+    """Returns how many steps of a client fit before the deadline of a round, by round and client.
+
+    Every rank has to know that beforehand. So a step's FLOPs are those of the network that the
+    client trains in its first round, without what training prunes later. The length of a message is
+    predicted as that of this network's values, twice with control variates.
+
+    Args:
+        settings: of the run; they have a deadline.
+        population: the clients and their devices.
+        meter: counts.
+        burdens: what clients train.
+    """
+    first = next(t for t in range(settings.rounds) if not population.is_agreement(t))
+    flops, lengths = np.empty(settings.clients), np.empty(settings.clients)
+    for client, size in enumerate(population.sizes.tolist()):
+        burden = burdens(first, client)
+        work = meter.flops(burden) / population.seen(first, client)
+        flops[client] = work * min(settings.batch, size)
+        lengths[client] = 4 * burden.flat.size * (1 if settings.control == "none" else 2)
+    return lambda t, client: population.fleet.fitting(t, client, flops[client], lengths[client])
 
 
 def unfit(fleet: Fleet, meter: Meter, burdens: Burdens, first: int) -> list[int]:

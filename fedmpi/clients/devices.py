@@ -7,8 +7,9 @@ round and the client alone.
 
 A client computes, receives and sends one after the other, and waits for no other client, not even
 in the steps of a split method. A round takes as long as its slowest client, lost or not, plus the
-server's training; if clients train one after the other, it takes the sum of all. Devices do not
-share their channels, and receiving costs no energy.
+server's training; if clients train one after the other, it takes the sum of all. For a client that
+is too late for the deadline the server waits until the deadline. Devices do not share their
+channels, and receiving costs no energy.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -116,6 +117,26 @@ class Fleet:
             ends = compute, up + waits[0], down + waits[1]
             rows.append((*ends, sum(ends), tier.power * compute, tier.link.power * up))
         return dict(zip(COLUMNS, np.array(rows).reshape(-1, len(COLUMNS)).T, strict=True))
+
+    def fitting(self, t: int, client: int, flops: float, length: float) -> int:
+        """Returns the number of steps that fit between download and upload before the deadline.
+
+        It depends on the seed, the round and the client alone, like rates and stragglers.
+
+        Args:
+            t: the round.
+            client: the client.
+            flops: FLOPs of a step.
+            length: bytes of the download, and of the upload.
+        """
+        assert self.devices.deadline is not None
+        tier, moved = self.tier(client), int(length)
+        apart = sum(seconds(moved, rate) + tier.link.latency for rate in self.rates(t, client))
+        step = flops / (GIGA * tier.gflops)
+        if self.is_slow(t, client):
+            step *= self.devices.slowdown
+        left = self.devices.deadline - apart
+        return max(0, int(min(left / step + 1e-9, 2.0**31))) if left > 0 else 0
 
     def serve(self, flops: float) -> float:
         """Returns the seconds of the server's own training."""

@@ -63,10 +63,13 @@ class Placement:
     def waves(self, t: int) -> list[Wave]:
         """The clients of round t in waves, each of them spread over the ranks.
 
-        Waves are ascending and do not depend on the ranks, so that the server absorbs uploads in
-        the order of the clients, whoever hosts them.
+        Waves are ascending, or in drawn order if clients work one after the other. They do not
+        depend on the ranks, so that the server absorbs uploads in the same order, whoever hosts
+        the clients.
         """
         clients, waves = self.population.sample(t), []
+        if self.population.settings.method.in_turn:
+            clients = tuple(sorted(clients, key=self._drawn(t).__getitem__))
         for start in range(0, len(clients), self.width):
             members = clients[start : start + self.width]
             if self.is_settled:
@@ -85,16 +88,19 @@ class Placement:
         either half. So the halves stay even when some clients are done before the others. A single
         client is the only half. The order of the clients in a half is drawn, too.
         """
-        population = self.population
-        random = stream(population.settings.seed, Purpose.ORDER, t)
-        draw = random.permutation(population.settings.clients)
-        ranked = sorted(clients, key=lambda client: (-population.steps(client), draw[client]))
+        population, draw = self.population, self._drawn(t)
+        ranked = sorted(clients, key=lambda client: (-population.steps(t, client), draw[client]))
         halves: tuple[list[int], list[int]] = [], []
         for start in range(0, len(ranked), 2):
             pair = sorted(ranked[start : start + 2], key=draw.__getitem__)
             for half, client in zip(halves, pair, strict=False):
                 half.append(client)
         return [tuple(sorted(half, key=draw.__getitem__)) for half in halves if half]
+
+    def _drawn(self, t: int) -> np.ndarray:
+        """The place of each client in an order that is drawn for round t: int64 [clients]."""
+        settings = self.population.settings
+        return stream(settings.seed, Purpose.ORDER, t).permutation(settings.clients)
 
     def _deal(self, t: int, clients: Sequence[int], turn: int) -> list[int]:
         """Deals clients out to the ranks in turns, half by half, those with most steps first.
@@ -109,7 +115,7 @@ class Placement:
         """
         host = {}
         for half in self.halves(t, clients):
-            for client in sorted(half, key=lambda client: -self.population.steps(client)):
+            for client in sorted(half, key=lambda client: -self.population.steps(t, client)):
                 host[client], turn = self.ranks[turn % len(self.ranks)], turn + 1
         return [host[client] for client in clients]
 

@@ -1,6 +1,6 @@
 """The clients: who holds which samples, who takes part in a round, and with which weight."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedmpi import config, partitions
+from fedmpi.clients.devices import Fleet
 from fedmpi.clients.trace import Trace
 from fedmpi.config import ConfigError, Settings
 from fedmpi.data import Dataset
@@ -28,9 +29,13 @@ class Population:
         reserved: training samples that a client has, but that are not in its shard: the method
             wants to know how its model does on them.
         sizes: int64 [clients], number of training samples.
+        fleet: the clients' devices.
+        fitting: by round and client, the number of local steps that fit before the deadline; None
+            without a deadline.
         trace: who is available when; None if everyone always is.
         agreements: the rounds in which all clients agree on something, and none trains.
-        excluded: clients that never take part; none, unless `rest` says so.
+        newcomers: clients that are new after the last round: the last ones.
+        excluded: clients that never take part: newcomers, and others if `rest` says so.
 
     Raises:
         ConfigError: if the samples cannot be divided so, or are divided wrongly, or the trace is
@@ -38,7 +43,9 @@ class Population:
     """
 
     def __init__(self, settings: Settings, data: Dataset) -> None:
-        self.settings = settings
+        self.settings, self.fleet = settings, Fleet(settings)
+        self.fitting: Callable[[int, int], int] | None = None
+        self._epochs: dict[tuple[int, int], int] = {}
         self.agreements = settings.method.agreements(settings.rounds)
         self.trace = self._trace()
         self.labels, self.classes = data.train_y, data.classes
@@ -50,7 +57,9 @@ class Population:
         self._check()
         self.reserved = [self._reserve(client) for client in range(settings.clients)]
         self.sizes = np.array([len(shard) for shard in self.shards])
-        self.excluded: frozenset[int] = frozenset()
+        count = settings.clients
+        self.newcomers = frozenset(range(count - settings.newcomers, count))
+        self.excluded = self.newcomers
 
     def _trace(self) -> Trace | None:
         """The trace that the settings name, if it is the one that they mean."""
@@ -74,8 +83,8 @@ class Population:
         owners = None if data.train_owners is None else data.train_owners[ours]
         shards, self.test_shards = divide(
             settings.partition,
-            Samples(data.train_y[ours], data.classes, owners),
-            Samples(data.test_y, data.classes, data.test_owners),
+            Samples(data.train_y[ours], data.classes, owners, data.groups),
+            Samples(data.test_y, data.classes, data.test_owners, data.groups),
             settings.clients,
             stream(settings.seed, Purpose.PARTITION),
         )
@@ -148,7 +157,7 @@ class Population:
         Raises:
             ConfigError: if a round has nobody else.
         """
-        self.excluded = frozenset(clients)
+        self.excluded = self.newcomers | frozenset(clients)
         last = self.settings.rounds if self.trace is not None and self.excluded else 1
         empty = next((t for t in range(last) if not len(self._able(t))), None)
         if empty is not None:
@@ -174,7 +183,13 @@ class Population:
         return everyone[~np.isin(everyone, list(self.excluded))]
 
     def sample(self, t: int) -> tuple[int, ...]:
-        """The clients of round `t`, ascending: all that can in an agreement."""
+        """The clients of round `t`, ascending: all that can in an agreement.
+
+        If the method averages every several rounds, these have the clients of their first one. Who
+        came later would start from nothing, or from what it had an average ago.
+        """
+        if not self.is_agreement(t):
+            t -= t % self.settings.method.average_every
         some = self._able(t)
         if self.drawn < len(some) and not self.is_agreement(t):
             # With p, numpy draws one after the other, in proportion among those that are left.
@@ -187,7 +202,12 @@ class Population:
     @property
     def drawn(self) -> int:
         """Clients that are drawn in a round, if so many are there."""
-        return max(1, round(self.settings.participation * self.settings.clients))
+        return max(1, round(self.settings.participation * self.experienced))
+
+    @property
+    def experienced(self) -> int:
+        """Clients that are no newcomers."""
+        return self.settings.clients - len(self.newcomers)
 
     def weight(self, t: int, client: int) -> float:
         """Returns the client's weight in averages of round `t`: its training samples, or 1.
@@ -199,21 +219,64 @@ class Population:
         in proportion, and this mean is biased towards small ones: hardly where few of many take
         part. Nobody is drawn in an agreement, nor if everyone takes part.
         """
-        is_drawn = not self.is_agreement(t) and self.drawn < self.settings.clients
+        is_drawn = not self.is_agreement(t) and self.drawn < self.experienced
         is_equal = self.settings.aggregation.weights == "equal"
         if is_equal or (is_drawn and self.settings.sampling == "samples"):
             return 1.0
         return float(self.sizes[client])
 
-    def steps(self, client: int, passes: int | None = None) -> int:
-        """Local steps that the client makes in a round, or in so many passes over its samples."""
-        if passes is None and self.settings.local_steps is not None:
-            return self.settings.local_steps
-        passes = passes or self.settings.epochs
-        return passes * -(-int(self.sizes[client]) // self.settings.batch)
+    def share(self, client: int) -> float:
+        """Returns the client's share in the objective.
 
-    def seen(self, client: int) -> int:
-        """Samples that those steps learn from, again and again counted again."""
+        The shares of all clients that can take part sum to 1. A share is in
+        proportion to training samples, or equal where all uploads have equal weight.
+        """
+        count, pooled = self.settings.clients - len(self.excluded), self.settings.aggregation
+        if pooled.weights == "equal" or not pooled.is_mean:
+            return 1 / count
+        return float(self.sizes[client] / np.delete(self.sizes, list(self.excluded)).sum())
+
+    def epochs(self, t: int, client: int) -> int:
+        """Local passes of the client over its samples that the settings want in round t."""
+        settings = self.settings
+        own = self.fleet.tier(client).epochs if self.fleet.tiers else None
+        if own is not None or settings.epochs_to is None or t < 0:
+            return settings.epochs if own is None else own
+        if (t, client) not in self._epochs:
+            if len(self._epochs) >= settings.clients:
+                self._epochs.clear()
+            random = stream(settings.seed, Purpose.EPOCHS, t, client)
+            drawn = random.integers(settings.epochs, settings.epochs_to, endpoint=True)
+            self._epochs[t, client] = int(drawn)
+        return self._epochs[t, client]
+
+    def steps(self, t: int, client: int, passes: int | None = None) -> int:
+        """Local steps that the client makes in round t, or in so many passes over its samples.
+
+        With a deadline the steps of a round are those that fit before it, and 1 at least.
+        """
+        if passes is None and self.settings.local_steps is not None:
+            found = self.settings.local_steps
+        else:
+            each = -(-int(self.sizes[client]) // self.settings.batch)
+            found = (passes or self.epochs(t, client)) * each
+        if passes is not None or self.fitting is None:
+            return found
+        return max(1, min(found, self.fitting(t, client)))
+
+    def seen(self, t: int, client: int) -> int:
+        """Samples that the steps of round t learn from, again and again counted again."""
         size = int(self.sizes[client])
-        passes, steps = divmod(self.steps(client), -(-size // self.settings.batch))
+        passes, steps = divmod(self.steps(t, client), -(-size // self.settings.batch))
         return passes * size + steps * self.settings.batch
+
+    def is_late(self, t: int, client: int) -> bool:
+        """Whether not even one step of the client fits before the deadline; never in an agreement.
+
+        The server does not wait for its upload.
+        """
+        return self.fitting is not None and not self.is_agreement(t) and self.fitting(t, client) < 1
+
+    def is_lost(self, t: int, client: int) -> bool:
+        """Whether the server never gets the client's upload of round t, or gets it too late."""
+        return self.fleet.is_lost(t, client) or self.is_late(t, client)

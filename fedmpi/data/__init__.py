@@ -28,6 +28,7 @@ class Dataset:
         train_owners: who made each sample, a writer, a subject, a role: int64 [N]; None if unknown.
             A number is the same person in both sets.
         test_owners: who made each test sample, int64 [M]; None if unknown.
+        groups: the group that each class belongs to, int64 [classes]; None if there are none.
         origin: whether the files are the official ones (see `files.origin`); "" without files.
         repeated: number of test samples that are also training samples; None if not compared.
         sha256: hash of all arrays, as `content` makes it, in hex; "" without files.
@@ -40,6 +41,7 @@ class Dataset:
     classes: int
     train_owners: np.ndarray | None = None
     test_owners: np.ndarray | None = None
+    groups: np.ndarray | None = None
     origin: str = ""
     repeated: int | None = None
     sha256: str = ""

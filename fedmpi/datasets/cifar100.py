@@ -7,6 +7,7 @@ bytes) and `cifar-100-python` (pickles of Python 2). A file may hold any number 
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -87,8 +88,17 @@ def where(config: Config) -> Path:
 def load(config: Config, seed: int) -> Dataset:
     """Returns the set, samples of shape (3, 32, 32); `seed` has no effect.
 
+    The groups of the fine classes are their superclasses.
+
     Raises:
         DataError: if it is missing, or a file is missing, damaged, or another pickle.
     """
     paths, key = cifar.paths(where(config), FILES), f"{config.labels}_labels"
-    return cache.decoded(config, paths, MD5, lambda: cifar.dataset(paths, key, LABELS, MEAN, STD))
+
+    def decode() -> Dataset:
+        found = cifar.dataset(paths, key, LABELS, MEAN, STD)
+        if config.labels == "coarse":
+            return found
+        return replace(found, groups=cifar.groups(paths, key, "coarse_labels", LABELS))
+
+    return cache.decoded(config, paths, MD5, decode)

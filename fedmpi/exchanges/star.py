@@ -43,7 +43,7 @@ class Exchange:
         word = None
         if self.wire.is_root:
             word, account = self._pack("wire", messages)
-            self.ledger.charge(DOWN, clients, account)
+            self.ledger.charge(DOWN, clients, account.sum(0))
         return self._open(self.wire.bcast(word))
 
     def gather(self, messages: list[Message]) -> list[Message]:

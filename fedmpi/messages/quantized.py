@@ -1,6 +1,6 @@
 """Tensor <-> blocks of quantized values, with their scales in a second block.
 
-If all codes have one scale, a single block is enough: `sparse.block`, `sparse.signs`. Encoding
+If all codes have one scale, a single block is enough, as of `sparse.block`. Encoding
 takes a few passes over the values on the host, never a loop over samples. The decoded values are
 bit-identical on both sides. With `bits = sparse.EXACT` values are sent unquantized, in one block.
 """
@@ -147,6 +147,52 @@ def restored(
         for span, part in zip(spans, parts, strict=True):
             dense[:, span.start : span.stop] = part
     return dense
+
+
+def signs(
+    kind: Kind,
+    values: Tensor,
+    lengths: Sequence[int],
+    size: int,
+    indices: Tensor | None = None,
+) -> list[Block]:
+    """One bit a value: its sign, times the mean absolute value of its part.
+
+    Bytes: ceil(count / 8), and 4 a part in a second block. The scale of a single part is in the
+    header of the first block, and there is no other.
+
+    Args:
+        kind: what the values are.
+        values: [count], part by part; zero counts as positive.
+        lengths: of the parts, which the receiver knows or can tell from the positions.
+        size: length of the whole vector.
+        indices: positions, ascending, which travel in Golomb's code; None where both sides know
+            them.
+    """
+    means = torch.stack([v.abs().mean() if len(v) else v.sum() for v in values.split(lengths)])
+    codes = (values >= 0).to("cpu", torch.uint8).numpy()
+    where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
+    mean = float(means[0]) if len(lengths) == 1 else 1.0
+    first = Block(kind, size, Coding.CODES, codes, where, 1, Scale(-mean, 2 * mean), True)
+    return [first] if len(lengths) == 1 else [first, sparse.block(kind, means)]
+
+
+def signed(blocks: Sequence[Block], lengths: Sequence[int]) -> Block:
+    """The blocks of `signs` as a single one, of float32 values.
+
+    Raises:
+        WireError: if the blocks do not fit parts of these lengths.
+    """
+    first, *others = blocks
+    if first.count != sum(lengths) or len(others) != (len(lengths) > 1):
+        raise WireError(f"{first.count} signs, wanted {sum(lengths)} of {len(lengths)} parts")
+    found = sparse.values(first)
+    if others:
+        means = sparse.values(others[0])
+        if len(means) != len(lengths):
+            raise WireError(f"{len(means)} scales, wanted {len(lengths)}")
+        found *= means.repeat_interleave(torch.as_tensor(lengths))
+    return Block(first.kind, first.size, Coding.F4, found.numpy(), first.indices)
 
 
 def unbiased(g: Tensor, bits: int, draws: Tensor) -> Tensor:

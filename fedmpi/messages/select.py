@@ -1,7 +1,8 @@
 """Choice of positions: which values of a vector are sent.
 
 The largest values, the largest of each part, values drawn at random, or whole features of a batch.
-How many values these are is in `counts`.
+How many values these are is in `counts`. Every choice by size, also of what a sparse network keeps,
+is made by `largest`.
 """
 
 from collections.abc import Sequence
@@ -19,25 +20,60 @@ EVEN = 0.1
 """Share of the mean deviation that is added to the deviation of each feature."""
 
 
-def top(vector: Tensor, count: int) -> Tensor:
-    """Positions of the `count` largest absolute values, ascending: int64 [count].
+def largest(x: Tensor, count: int) -> Tensor:
+    """Marks the `count` largest values of each row of x [..., n]: bool [..., n].
 
-    The result is exact. For a long vector, a regular sample gives a threshold, and only the few
-    values above it are compared. If these are fewer than `count`, all values are compared.
+    This is the one rule for every choice by size: of equal values those at the lowest positions are
+    chosen, whatever the device. A value that is no number is larger than any other.
     """
-    magnitude = vector.abs()
+    x, size = x.detach(), x.shape[-1]
+    if not 0 < count < size:
+        return torch.full(x.shape, count > 0, dtype=torch.bool, device=x.device)
+    least = _ranked(x, count)
+    chosen, equal = ~(x < least), least.isnan()
+    if equal.any():
+        chosen = torch.where(equal, x.isnan(), chosen)
+    if int(chosen.count_nonzero()) > count * (x.numel() // size):
+        # More are equal to the least of them than there is room for: the last ones have to go.
+        equal = torch.where(equal, chosen, x == least)
+        room = count - (chosen & ~equal).count_nonzero(-1).unsqueeze(-1)
+        chosen &= ~equal | (equal.cumsum(-1, dtype=torch.int32) <= room)
+    return chosen
+
+
+def _ranked(x: Tensor, count: int) -> Tensor:
+    """The last of each row's `count` largest values, [..., 1], for 0 < count < n."""
+    if x.is_cuda:
+        return x.topk(count).values[..., -1:]
+    place = x.shape[-1] - count
+    # NumPy does this several times faster than torch.
+    return torch.from_numpy(np.partition(x.numpy(), place)[..., place : place + 1])
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Positions in a mask, as one vector, that are true, ascending: int64."""
+    if mask.is_cuda:
+        return mask.view(-1).nonzero().squeeze(1)
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # faster than torch, too
+
+
+def top(vector: Tensor, count: int) -> Tensor:
+    """Positions of the `count` largest absolute values [n], ascending: int64 [count].
+
+    For a long vector, a regular sample gives a threshold, and only the few values above it are
+    compared. If these are fewer than `count`, all values are compared.
+    """
+    magnitude = vector.detach().abs()
     stride = len(vector) // SAMPLE
     if stride > 1 and 0 < count <= len(vector) // 4:
         sample = magnitude[::stride]
         rank = count / stride
-        likely = sample.topk(min(len(sample), int(rank + 4 * rank**0.5) + 1)).values[-1]
+        likely = _ranked(sample, min(len(sample) - 1, int(rank + 4 * rank**0.5) + 1))
         # Not below, rather than above: so that a value that is no number is found, too.
-        beyond = (~(magnitude < likely)).nonzero().squeeze(1)
+        beyond = positions(~(magnitude < likely))
         if len(beyond) >= count:
-            _, found = torch.topk(magnitude[beyond], count, sorted=False)
-            return beyond[found].sort().values
-    _, found = torch.topk(magnitude, count, sorted=False)
-    return found.sort().values
+            return beyond[positions(largest(magnitude[beyond], count))]
+    return positions(largest(magnitude, count))
 
 
 class Span(Protocol):
@@ -60,8 +96,6 @@ def counts(spans: Sequence[Span], sparsity: float) -> list[int]:
 def tops(x: Tensor, spans: Sequence[Span], sparsity: float) -> Tensor:
     """Positions of the largest absolute values of each row's parts, ascending: int64 [kept].
 
-    The choice among equal values depends only on their part of their row.
-
     Args:
         x: [rows, n]; positions are those in it as one vector [rows * n].
         spans: the parts, ascending and apart.
@@ -70,11 +104,8 @@ def tops(x: Tensor, spans: Sequence[Span], sparsity: float) -> Tensor:
     chosen = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
     for span, count in zip(spans, counts(spans, sparsity), strict=True):
         part, mine = (each[:, span.start : span.stop] for each in (x, chosen))
-        if count < part.shape[1]:
-            mine.scatter_(1, _tops(part, count), True)
-        else:  # nothing to select
-            mine.fill_(True)
-    return chosen.view(-1).nonzero().squeeze(1)
+        mine.copy_(_tops(part, count))
+    return positions(chosen)
 
 
 def random_tops(x: Tensor, count: int, alpha: float, random: np.random.Generator) -> Tensor:
@@ -93,24 +124,25 @@ def random_tops(x: Tensor, count: int, alpha: float, random: np.random.Generator
         random: the source of randomness.
     """
     rows, size = x.shape
-    weights = np.full((rows, size), alpha / max(1, size - count), np.float32)
-    largest = _tops(x, count).cpu().numpy()
-    np.put_along_axis(weights, largest, np.float32((1 - alpha) / max(1, count)), 1)
+    is_large = _tops(x, count).cpu().numpy()
+    within, beyond = (1 - alpha) / max(1, count), alpha / max(1, size - count)
+    weights = np.where(is_large, np.float32(within), np.float32(beyond))
     # Of exponential times with these rates, the first ones are such a draw (B. Efraimidis, P.
     # Spirakis, *Weighted Random Sampling with a Reservoir*, 2006); a rate of zero never comes.
     times = random.standard_exponential((rows, size), np.float32)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        times /= weights
-    earliest = torch.from_numpy(times).topk(count, largest=False, sorted=False).indices
-    chosen = torch.zeros(x.shape, dtype=torch.bool).scatter_(1, earliest, True)
-    return chosen.view(-1).nonzero().squeeze(1).to(x.device)
+    times = np.divide(times, weights, out=np.full_like(times, np.inf), where=weights > 0)
+    earliest = largest(-torch.from_numpy(times), count)
+    return positions(earliest).to(x.device)
 
 
 def _tops(x: Tensor, count: int) -> Tensor:
-    """Positions of each row's `count` largest absolute values, in any order: [rows, count]."""
-    if x.shape[1] >= 2 * SAMPLE:  # `top` is faster there
-        return torch.stack([top(row, count) for row in x])
-    return x.abs().topk(count, sorted=False).indices
+    """Marks each row's `count` largest absolute values: bool [rows, n]."""
+    if x.shape[1] < 2 * SAMPLE:
+        return largest(x.abs(), count)
+    marks = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
+    for mark, row in zip(marks, x, strict=True):  # `top` is faster there
+        mark[top(row, count)] = True
+    return marks
 
 
 def survivors(size: int, share: float, random: np.random.Generator) -> Tensor:

@@ -136,21 +136,6 @@ def quantize_parts(
     return exact.astype(code_dtype(bits)).reshape(-1), low, step
 
 
-def signs(kind: Kind, values: Tensor, size: int, indices: Tensor | None = None) -> Block:
-    """One bit a value: its sign, times the mean absolute value of all.
-
-    Args:
-        kind: what the values are.
-        values: [count]; zero counts as positive.
-        size: length of the whole vector.
-        indices: their positions, which travel in Golomb's code; None where both sides know them.
-    """
-    mean = float(values.abs().mean()) if len(values) else 0.0
-    codes = (values >= 0).to("cpu", torch.uint8).numpy()
-    where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
-    return Block(kind, size, Coding.CODES, codes, where, 1, Scale(-mean, 2 * mean), True)
-
-
 def values(block: Block, device: torch.device | None = None) -> Tensor:
     """The values of a block as float32 (labels as int64), dequantized: a tensor of its own.
 

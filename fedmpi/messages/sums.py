@@ -1,7 +1,8 @@
 """Weighted sums of uploads, and robust or private alternatives to their mean.
 
-`Sum` is a weighted sum. `Held` is a sum whose mean at each position is over the clients that have a
-value there. `Kept` keeps all updates of a round, for a median, a trimmed mean, clipping or noise.
+`Sum` is a weighted sum. `Measured` also sums up the squared lengths of the updates. `Held` is a sum
+whose mean at each position is over the clients that have a value there. `Kept` keeps all updates of
+a round, for a median, a trimmed mean, clipping or noise.
 `vectors` returns the parts that can be added up elementwise on the way to the server.
 
 Coordinate-wise median and trimmed mean: D. Yin, Y. Chen, K. Ramchandran, P. Bartlett,
@@ -10,6 +11,8 @@ Coordinate-wise median and trimmed mean: D. Yin, Y. Chen, K. Ramchandran, P. Bar
 D. Ramage, K. Talwar, L. Zhang, *Learning Differentially Private Recurrent Language Models*, ICLR
 2018, arXiv 1710.06963, algorithm 1 with a fixed clip.
 
+Running statistics are no gradients: whatever the rule, they are averaged, and neither clipped nor
+blurred.
 Reconstruction: noise is added only where some client's update is not zero, so that a sparse model
 stays sparse. A guarantee of privacy would need noise everywhere.
 """
@@ -78,6 +81,34 @@ class Sum:
         self.weight = 0.0
 
 
+class Measured(Sum):
+    """A sum that also knows how long the updates are.
+
+    Attributes:
+        stat_positions: positions of running statistics, int64; they count for no length.
+        squares: the sum of weight * ||update||^2.
+    """
+
+    def __init__(self, size: int, device: torch.device, stat_positions: Tensor) -> None:
+        super().__init__(size, device)
+        self.stat_positions, self.squares = stat_positions, 0.0
+
+    @contextmanager
+    def taking(self, message: Message) -> Iterator[Message]:
+        """Adds the upload to a vector of its own first, to measure it."""
+        before, self.total = self.total, torch.zeros_like(self.total)
+        yield message
+        before += self.total
+        self.total[self.stat_positions] = 0
+        self.squares += float(self.total.square().sum(dtype=torch.float64)) / message.weight
+        self.total = before
+
+    def clear(self) -> None:
+        """Sets the sums to zero."""
+        super().clear()
+        self.squares = 0.0
+
+
 class Held(Sum):
     """A sum of partial vectors, whose mean at each position is over the clients that have it.
 
@@ -117,11 +148,17 @@ class Kept(Sum):
 
     All clients have equal weights. While an upload is added, `total` is that update alone. After
     `close` it is the aggregate times the number of updates.
+
+    Attributes:
+        stat_positions: positions of running statistics, int64; there the aggregate is the mean.
     """
 
-    def __init__(self, size: int, device: torch.device, settings: Settings) -> None:
+    def __init__(
+        self, size: int, device: torch.device, settings: Settings, stat_positions: Tensor
+    ) -> None:
         super().__init__(size, device)
         self.settings, self.chosen = settings, settings.aggregation
+        self.stat_positions = stat_positions
         self.updates: list[Tensor] = []
 
     def vectors(self) -> list[Tensor]:
@@ -137,12 +174,15 @@ class Kept(Sum):
 
     @contextmanager
     def taking(self, message: Message) -> Iterator[Message]:
-        """Adds the upload, with weight 1, to a vector of its own, and clips it."""
+        """Adds the upload, with weight 1, to a vector of its own, and clips its parameters."""
         self.total = torch.zeros_like(self.total)
         yield replace(message, weight=1.0)
         if self.chosen.clip:
+            statistics = self.total[self.stat_positions]
+            self.total[self.stat_positions] = 0
             norm = torch.linalg.vector_norm(self.total)
             self.total.mul_((self.chosen.clip / (norm + 1e-12)).clamp(max=1))
+            self.total[self.stat_positions] = statistics
         self.updates.append(self.total)
 
     def close(self, t: int) -> None:
@@ -154,14 +194,24 @@ class Kept(Sum):
             noise = torch.randn(len(result), generator=random).to(result.device)
             deviation = self.chosen.noise * self.chosen.clip / len(rows)
             result = result + deviation * noise * (rows != 0).any(0)
+        result[self.stat_positions] = rows[:, self.stat_positions].mean(0)
         self.total = result * len(rows)
 
 
-def chosen(settings: Settings, size: int, device: torch.device) -> Sum:
-    """Returns an empty sum of updates [size] for the settings `[aggregation]`."""
+def chosen(settings: Settings, size: int, device: torch.device, stat_positions: Tensor) -> Sum:
+    """Returns an empty sum of updates for the settings `[aggregation]`.
+
+    Args:
+        settings: settings of the run.
+        size: length of an update.
+        device: where the sum is.
+        stat_positions: positions of running statistics in an update, int64; may be empty.
+    """
+    if settings.aggregation.server == "fedexp":
+        return Measured(size, device, stat_positions)
     if settings.aggregation.is_mean:
         return Sum(size, device)
-    return Kept(size, device, settings)
+    return Kept(size, device, settings, stat_positions)
 
 
 def aggregate(updates: Tensor, rule: str, trim: float) -> Tensor:

@@ -6,12 +6,13 @@ of weights in each layer, follows from the seed and the client, and never change
 released code, the server averages the pruned models, zeros included: a weight that half of a
 round's clients keep shrinks by half, and one that no client keeps is zero afterwards.
 
+Values of the paper: those of its comparison on CIFAR-10, as in the released code of SSFL.
 Reconstruction: both sides know the masks, so that a client is sent only the values on its mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -30,6 +31,8 @@ from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):
+    paper: ClassVar[Mapping[str, Any]] = staticmask.PAPER
+    optimizes: ClassVar[bool] = False
     broadcasts = False
     sends: ClassVar[bool] = True
 
@@ -93,7 +96,7 @@ class Clients(fedavg.Clients):
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Trains each client from its own pruned model."""
         starts = torch.stack([self.begin(client) for client in clients])
-        return self.trainer.train(t, clients, starts, self.adjust)
+        return self.trainer.train(t, clients, starts, self.hooks)
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Masks each client's gradient, so that pruned weights stay zero."""

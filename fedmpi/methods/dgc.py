@@ -6,38 +6,76 @@ correction and factor masking: u = m u + update and v = v + u; the largest value
 u and v are set to zero at these positions. Sparsity warms up as in the paper: 75 % in the first
 round, then a quarter of the density in each further one.
 
-Differs from the paper: the update of a whole round of local training is sparsified; values are
-chosen over all parameters together; the choice is exact and needs no threshold from a sample;
-gradients are clipped by the setting `clip`. Running statistics are all sent.
+Differs from the paper: the update of a whole round of local training is sparsified; the choice is
+exact and needs no threshold from a sample; gradients are clipped by the setting `clip`. Running
+statistics are all sent.
+Values of the paper: sections 3 and 4, for data-parallel training, a gradient of one step a round;
+one choice a tensor, as in the released code (synxlin/deep-gradient-compression).
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.messages import select, sparse
+from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
-from fedmpi.messages.counts import keep_round
-from fedmpi.methods import fedavg
+from fedmpi.methods import fedavg, topk
 from fedmpi.methods.fedavg import Server
+from fedmpi.training import spans
 from fedmpi.training.feedback import Feedback
 from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 
 
-class Config(config.Method):
+class Config(spans.Tensorwise):
     keeps_state: ClassVar[bool] = True
+    controls: ClassVar[bool] = True
+    paper: ClassVar[Mapping[str, Any]] = {
+        "method.sparsity": 0.999,
+        "method.momentum": 0.9,
+        "method.warmup": 4,
+        "method.spans": "tensor",
+        "momentum": 0.0,
+        "local_steps": 1,
+    }
 
-    sparsity: float = Field(0.99, ge=0, lt=1)
+    sparsity: float = Field(0.999, ge=0, lt=1)
     """Share of the values that are not sent, after the warm-up."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum of a client's updates. 0 without warm-up is top-k with error feedback."""
+    """Momentum of a client's updates, in place of a momentum of the local steps. 0 without warm-up
+    is top-k with error feedback."""
     warmup: int = Field(4, ge=0, le=config.MOST)
     """Number of warm-up rounds. In round t sparsity is then at most 1 - 0.25^(t + 1)."""
+
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Adds what says how values are left out, where none is."""
+        wanted = {}
+        if not self.sparsity:
+            wanted["spans"] = topk.NONE_LEFT_OUT
+        if self.momentum and not self.sparsity:
+            wanted["momentum"] = topk.NONE_LEFT_OUT
+        if self.warmup and self.sparsity <= FIRST:
+            wanted["warmup"] = f"method.sparsity above {FIRST}, found {self.sparsity}"
+        return super().idle(settings) | wanted
+
+    def problems(self, settings: Settings) -> list[str]:
+        """Adds a second momentum."""
+        found = super().problems(settings)
+        if settings.momentum and self.momentum:
+            found.append(
+                f"momentum = {settings.momentum}: wanted 0 beside method.momentum = "
+                f"{self.momentum}, which takes its place"
+            )
+        return found
+
+
+FIRST = 0.75
+"""Sparsity of the first round of a warm-up."""
 
 
 class Clients(fedavg.Clients):
@@ -51,7 +89,7 @@ class Clients(fedavg.Clients):
     def sparsity(self, t: int) -> float:
         """Returns the sparsity of round t, counted from 0, which rises during the warm-up."""
         wanted = self.method.sparsity
-        return min(wanted, 1 - 0.25 ** (t + 1)) if t < self.method.warmup else wanted
+        return min(wanted, 1 - (1 - FIRST) ** (t + 1)) if t < self.method.warmup else wanted
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the largest values of v, and keeps the rest of u and v."""
@@ -60,10 +98,12 @@ class Clients(fedavg.Clients):
         self.velocities.add(client, velocity)
         waiting = velocity.clone()
         self.feedback.add(client, waiting)
-        positions = select.top(waiting, keep_round(self.flat.count, 1 - self.sparsity(t)))
+        positions = self.method.largest(waiting, self.flat, self.sparsity(t))
         block = sparse.block(Kind.GRADIENT, waiting[positions], self.flat.size, positions)
+        velocity.mul_(self.method.momentum)
+        wholes = self.velocities.kept(velocity), self.feedback.kept(waiting)
         velocity[positions] = 0
         waiting[positions] = 0
-        self.velocities.remember(client, velocity.mul_(self.method.momentum))
-        self.feedback.remember(client, waiting)
+        self.velocities.remember(client, velocity, wholes[0])
+        self.feedback.remember(client, waiting, wholes[1])
         return [block, *statistics]

@@ -20,12 +20,14 @@ from fedmpi import config
 from fedmpi.clients.burden import Burden
 from fedmpi.methods import local
 from fedmpi.methods.fedavg import Server
+from fedmpi.training.train import Hooks
 
 __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(config.Method):
     keeps_state: ClassVar[bool] = True
+    controls: ClassVar[bool] = True
 
     pull: float = Field(0.1, ge=0, le=config.LARGEST)
     """Lambda: strength of the pull of personal models towards the global model. 0 is local
@@ -37,7 +39,7 @@ class Clients(local.Owners):
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Trains the personal models, and then the global one as FedAvg does."""
-        self.go_on(t, clients, self.draw)
+        self.go_on(t, clients, Hooks(self.draw))
         return super().work(t, clients)
 
     def draw(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
@@ -48,6 +50,10 @@ class Clients(local.Owners):
         """Returns the cost of training two models, one after the other."""
         once = super().burden(t, client)
         return replace(once, samples=2 * once.samples)
+
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
+        """Returns the client's personal model, or the global one if it has none."""
+        return self.models.get(client, w).to(w.device)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """Returns the client's personal model."""

@@ -7,6 +7,7 @@ Differs from the paper: clients upload their update w_k - w instead of w_k. The 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,16 +18,61 @@ from fedmpi.config import Settings
 from fedmpi.messages import sparse, sums
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.split.lockstep import Talk
+from fedmpi.training import probe
 from fedmpi.training.probe import Variant
+from fedmpi.training.server_optimizer import ServerOptimizer
 from fedmpi.training.store import Stores
-from fedmpi.training.train import Adjust, Trainer
+from fedmpi.training.train import PLAIN, Adjust, Hooks, Rests, Trainer
+from fedmpi.training.variates import Variates
 
 
 class Config(config.Method):
     """FedAvg has no settings of its own."""
 
+    controls: ClassVar[bool] = True
 
-class Server:
+
+class Half:
+    """What both halves of a method know.
+
+    Attributes:
+        method: the settings in `[method]`; a method narrows their type to its own.
+        stat_positions: positions of running statistics in the model, int64; may be empty.
+    """
+
+    blocks_per_change = 1
+    method: config.Method
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        self.settings, self.method = settings, settings.method
+        self.trainer, self.flat = trainer, trainer.flat
+        self.stat_positions = self.flat.stat_positions.to(trainer.device)
+
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor | None:
+        """Returns the positions of the parameters that a client's upload gives values for.
+
+        The change of the client's control variate is sent at the same positions.
+
+        Returns:
+            int64, ascending; None for all of the model.
+        """
+        where = blocks[0].indices
+        return None if where is None else sparse.indices(blocks[0], self.trainer.device)
+
+    def encode_change(self, t: int, client: int, values: Tensor) -> list[Block]:
+        """Encodes the change of a client's control variate: the values [k] that are sent of it.
+
+        Returns:
+            Blocks, `blocks_per_change` of them.
+        """
+        return [sparse.block(Kind.GRADIENT, values)]
+
+    def decode_change(self, blocks: Sequence[Block]) -> Tensor:
+        """Restores those values from their blocks, [k]."""
+        return sparse.values(blocks[0], self.trainer.device)
+
+
+class Server(Half):
     """The server's half of a method; it exists on the root rank alone.
 
     Attributes:
@@ -34,23 +80,26 @@ class Server:
             running statistics.
         noted: numbers that the server found out about clients in a round, as `{column: {client:
             value}}`; columns are those of `tables.CLIENTS`.
-        method: the settings in `[method]`; a method narrows their type to its own.
+        figures: numbers about its model after a round, by column of `tables.ROUNDS`.
         w: the global model, [n].
         sum: weighted sum of the round's uploads.
-        stat_positions: positions of running statistics in the model, int64; may be empty.
+        optimizer: moves the model by the mean of the sum.
+        control: the control variate c, [n]; None without control variates.
+        unheard: which clients' last upload was lost, and do not know it yet, bool [clients].
         stores: per-client state of the server between rounds, by name.
     """
 
     blocks_per_upload = 1
-    method: config.Method
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        self.settings, self.method = settings, settings.method
-        self.trainer, self.flat = trainer, trainer.flat
+        super().__init__(settings, trainer)
         self.w = self.flat.initial.to(trainer.device, copy=True)
-        self.stat_positions = self.flat.stat_positions.to(trainer.device)
-        self.sum = sums.chosen(settings, len(self.w), trainer.device)
+        about = len(self.w), trainer.device, self.stat_positions
+        self.sum, self.optimizer = sums.chosen(settings, *about), ServerOptimizer(settings, *about)
+        self.control = torch.zeros_like(self.w) if settings.control != "none" else None
+        self.unheard = torch.zeros(settings.clients, dtype=torch.bool)
         self.noted: dict[str, dict[int, float]] = {}
+        self.figures: dict[str, float] = {}
         self.stores = Stores(settings.state)
 
     def state(self) -> dict[str, Tensor]:
@@ -58,16 +107,26 @@ class Server:
 
         The tensors are the server's own, unless they were made for this.
         """
-        return {"w": self.w}
+        control = {} if self.control is None else {"control": self.control}
+        return {"w": self.w, "unheard": self.unheard} | control | self.optimizer.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes the state of another server that has the same settings."""
         for name, own in self.state().items():
             own.copy_(state[name])
 
+    def tell(self, t: int) -> list[Block]:
+        """Returns all blocks for round t's clients: the broadcast, and the control variate."""
+        blocks = self.broadcast(t) if self.method.broadcasts else []
+        return blocks if self.control is None else [*blocks, self.control_block(self.control)]
+
     def broadcast(self, t: int) -> list[Block]:
         """Returns the blocks for all of round t's clients; called if the method `broadcasts`."""
         return [sparse.block(Kind.MODEL, self.w)]
+
+    def control_block(self, control: Tensor) -> Block:
+        """Encodes the control variate c [n] for all clients."""
+        return sparse.block(Kind.GRADIENT, control)
 
     def send(self, t: int, client: int) -> list[Block]:
         """Returns additional blocks for one client; called only if the method `sends`."""
@@ -83,6 +142,10 @@ class Server:
         The engine passes uploads in client order and does not keep them.
         """
         blocks = list(message.blocks)
+        if self.control is not None:
+            at = len(blocks) - self.blocks_per_change
+            blocks, changes = blocks[:at], blocks[at:]
+            self.take_change(t, message.client, blocks, changes)
         if len(blocks) > self.blocks_per_upload:  # see `take_statistics`
             self.sum.add(blocks.pop(), message.weight, self.stat_positions)
         self.add(t, message.client, blocks, message.weight)
@@ -92,9 +155,34 @@ class Server:
         """Decodes a client's update from its blocks and adds weight * update to `sum`."""
         self.sum.add(blocks[0], weight)
 
+    def take_change(
+        self, t: int, client: int, blocks: Sequence[Block], changes: Sequence[Block]
+    ) -> None:
+        """Moves c by the client's share of the change of its c_k.
+
+        So c stays the mean of all c_k, with the weights of the objective.
+
+        Args:
+            t: the round.
+            client: the client.
+            blocks: its upload without the change.
+            changes: the blocks of the change.
+        """
+        assert self.control is not None
+        where, values = self.sent_positions(t, client, blocks), self.decode_change(changes)
+        values = values.to(self.control.device) * self.share(client)
+        if where is None:
+            self.control += values
+        else:
+            self.control.index_add_(0, where, values)
+
+    def share(self, client: int) -> float:
+        """Returns the client's weight in the mean of all c_k."""
+        return self.trainer.population.share(client)
+
     def step(self, t: int) -> None:
         """Moves the model by the weighted mean of the round's uploads, and clears the sum."""
-        self.sum.move(self.w)
+        self.optimizer.step(self.w, self.sum)
 
     def agreement(self) -> list[Block]:
         """Returns the result of an agreement for every client; called instead of `step`."""
@@ -113,32 +201,41 @@ class Server:
         return None
 
 
-class Clients:
+class Clients(Half):
     """The clients' half of a method: all logical clients of one rank.
 
     Attributes:
-        method: the settings in `[method]`; a method narrows their type to its own.
         start: the model at which local training starts, [n].
-        stat_positions: positions of running statistics in the model, int64; may be empty.
         held: the network that a client trains, which may be a part of the whole one.
+        variates: control variates; None without.
         adjust: optional hook `adjust(clients, w, g)` that changes gradients; it is called before
             each local step and changes g [k, n], of the models w [k, n], in place.
+        rests: optional hook that says which parts of their models rest in a step (see
+            `train.Hooks`).
         deployed: optional hook for methods without a global model; `deployed(client, w)` returns
             the model [n] that the client has after it knows the server's w [n] and before it
             trains. Its accuracy is measured. The hook may be called for any client of the rank,
             even for one that never took part.
+        private: positions of the part of the model that stays with each client, bool [n]; None if
+            the clients have all of the server's model, or whole ones of their own.
     """
 
     adjust: Adjust | None = None
+    rests: Rests | None = None
     deployed: Callable[[int, Tensor], Tensor] | None = None
-    method: config.Method
+    private: Tensor | None = None
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        self.settings, self.method = settings, settings.method
-        self.trainer, self.flat = trainer, trainer.flat
+        super().__init__(settings, trainer)
         self.start = torch.zeros(self.flat.size, device=trainer.device)
-        self.stat_positions = self.flat.stat_positions.to(trainer.device)
         self.held = self.flat
+        self.variates: Variates | None = None
+        if settings.control != "none":
+            self.variates = Variates(trainer, self.free())
+
+    def free(self) -> Tensor:
+        """Returns the positions of the model that have no control variate: int64."""
+        return self.stat_positions
 
     def state(self) -> dict[str, Tensor]:
         """Returns what the rank keeps for all of its clients together between rounds, by name.
@@ -151,6 +248,33 @@ class Clients:
         """Takes the state of other clients of the same settings."""
         for name, own in self.state().items():
             own.copy_(state[name])
+
+    @property
+    def hooks(self) -> Hooks:
+        """What the method and the settings change in the local steps of the global model."""
+        follow = None
+        if self.variates is not None and not self.variates.is_mean:
+            follow = self.variates.follow
+        adjust = self.adjust if self.variates is None else self._corrected
+        return Hooks(adjust, follow, self.rests, self.settings.proximal)
+
+    def _corrected(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
+        """Corrects gradients by control variates, and then as the method does."""
+        if self.variates is not None and self.variates.is_mean:
+            self.variates.correct(clients, g)
+        if self.adjust is not None:
+            self.adjust(clients, w, g)
+
+    def hear(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
+        """Receives all that the server tells everyone: the control variate, and its broadcast."""
+        if self.variates is not None:
+            *blocks, control = blocks
+            self.variates.begin(t, self.control_of(control))
+        self.receive(t, clients, blocks)
+
+    def control_of(self, block: Block) -> Tensor:
+        """Restores the control variate c [n] from its block."""
+        return sparse.vector(block, self.flat.size, self.trainer.device)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives the server's broadcast on behalf of this rank's active clients.
@@ -172,7 +296,24 @@ class Clients:
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Trains a chunk of clients locally and returns their models, [C, n]."""
-        return self.trainer.train(t, clients, self.start, self.adjust)
+        return self.trainer.train(t, clients, self.start, self.hooks)
+
+    def report(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """Returns all blocks of a client's upload: the update, and the control variate's change.
+
+        c_k moves by what is sent of its change, so that the server's c stays the mean of all c_k.
+        """
+        if self.variates is None:
+            return self.upload(t, client, w)
+        change = self.variates.change(client, w - self.start)
+        blocks = self.upload(t, client, w)
+        where = self.sent_positions(t, client, blocks)
+        changes = self.encode_change(t, client, change if where is None else change[where])
+        heard = self.decode_change(changes)
+        if where is not None:
+            heard = torch.zeros_like(change).index_add_(0, where, heard)
+        self.variates.move(client, heard)
+        return [*blocks, *changes]
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Returns the blocks that a client with the local model w [n] sends to the server."""
@@ -202,8 +343,43 @@ class Clients:
         """
         population, batch = self.trainer.population, self.settings.batch
         batch = min(batch, int(population.sizes[client]))
-        samples = batch if population.is_agreement(t) else population.seen(client)
+        samples = batch if population.is_agreement(t) else population.seen(t, client)
         return Burden(self.held, samples, batch)
+
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
+        """Returns the model [n] that a client has after the last round t; w is the server's.
+
+        It may be called for any client of the rank, even for one that never took part.
+        """
+        return w if self.deployed is None else self.deployed(client, w)
+
+    def tune(self, t: int, clients: Sequence[int], models: Tensor) -> Tensor:
+        """Trains the models that clients have after the last round further, off the books.
+
+        Pruned weights, that is weights of exactly zero, stay zero. Newcomers train only what would
+        stay with them, if a part of the model would.
+
+        Args:
+            t: the last round, whose learning rate is used.
+            clients: a chunk of them.
+            models: theirs, [C, n].
+
+        Returns:
+            [C, n], until the next call.
+        """
+        rests = (models == 0) & self.flat.prunable().to(models.device)
+        private, newcomers = self.private, self.trainer.population.newcomers
+        if private is not None:
+            rests[[client in newcomers for client in clients]] |= ~private
+        hooks = Hooks(rests=lambda busy, step: rests[: len(busy)]) if rests.any() else PLAIN
+        return self.trainer.tune(t, clients, models, self.settings.evaluate.final_epochs, hooks)
+
+    def chain(self) -> probe.Chain:
+        """Returns the network in parts, with what happens between them when it is judged.
+
+        It is called only if the method `has_link`.
+        """
+        raise NotImplementedError
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """Returns the client's whole local model [n], to be evaluated, or None if it has none."""

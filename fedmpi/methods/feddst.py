@@ -14,12 +14,14 @@ Differs from the paper: clients readjust after their last local step, as the rel
 its defaults; the gradient is that of the last batch, with the network in evaluation mode.
 Differs from the code: only weights that are zero grow; the share of the first round is `share`, and
 not its square; the Erdos-Renyi-Kernel rule is that of RigL, whose densities never exceed 1.
+Values of the paper: those of CIFAR-10 in the released code (bibikar/feddst), whose masks change
+every 10 to 15 rounds.
 Reconstruction: weights that grew are zero when they are averaged, so that they tie in the server's
 pruning; ties are broken by the number of samples of the clients that have a weight.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -40,7 +42,25 @@ from fedmpi.training.train import Trainer
 class Config(staticmask.Masked):
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
+    paper: ClassVar[Mapping[str, Any]] = {
+        "data.name": "cifar10",
+        "partition.name": "dirichlet",
+        "partition.alpha": 0.1,
+        "clients": 400,
+        "participation": 0.05,
+        "rounds": 400,
+        "epochs": 10,
+        "batch": 32,
+        "lr": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 0.001,
+        "method.sparsity": 0.8,
+        "method.share": 0.01,
+        "method.every": 10,
+        "method.end": 0.5,
+    }
 
     sparsity: float = Field(0.8, ge=0, lt=1)
     """Share of the prunable weights that are zero."""

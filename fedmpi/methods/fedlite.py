@@ -23,11 +23,11 @@ from torch import Tensor
 from fedmpi import config
 from fedmpi.config import ConfigError, Settings
 from fedmpi.messages import quantized
-from fedmpi.messages.codec import Block
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import splitfed
 from fedmpi.split import links
 from fedmpi.split.cuts import Crossing, shape_behind
-from fedmpi.streams import Purpose
+from fedmpi.streams import Purpose, stream
 from fedmpi.training.train import Trainer
 
 
@@ -44,6 +44,11 @@ class Config(splitfed.Config):
     """Iterations of k-means (Lloyd's algorithm) in each step."""
     correction: float = Field(1e-4, ge=0, le=config.LARGEST)
     """Lambda: weight of the gradient correction. 0 disables it."""
+
+    @property
+    def has_link(self) -> bool:
+        """Whether activations are quantized: always."""
+        return True
 
     def divided(self, trainer: Trainer) -> list[int]:
         """Returns the number of vectors that a sample is divided into, for each cut.
@@ -94,6 +99,14 @@ class Link(links.Link[Tensor | None]):
             return blocks, None
         there = quantized.clustered(blocks, (len(x), x.shape[1]), *split, x.device)
         return blocks, method.correction * (x - there)
+
+    def judged(self, cut: int, x: Tensor) -> Tensor:
+        """Returns activations by the batch's codebooks; its first centroids are always the same."""
+        method, split = self.method, (self.vectors[cut], self.method.groups)
+        random = stream(self.trainer.settings.seed, Purpose.LINK, cut)
+        given = (x, *split, method.centroids, random, method.iterations)
+        blocks = quantized.clusters(Kind.ACTIVATION, *given)
+        return quantized.clustered(blocks, (len(x), x.shape[1]), *split, x.device)
 
     def arrived(self, crossing: Crossing, blocks: Sequence[Block]) -> tuple[Tensor, None]:
         """Restores activations from the centroids."""

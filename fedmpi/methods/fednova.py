@@ -15,6 +15,7 @@ Reconstruction: Adam's steps count like those of plain SGD.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
@@ -31,6 +32,8 @@ __all__ = ["Clients", "Config", "Server"]
 
 class Config(config.Method):
     """FedNova has no settings of its own."""
+
+    controls: ClassVar[bool] = True
 
 
 class Server(fedavg.Server):

@@ -26,6 +26,7 @@ from fedmpi.training.train import Trainer
 class Config(config.Method):
     is_global = False
     keeps_state: ClassVar[bool] = True
+    controls: ClassVar[bool] = True
 
     cut: str | None = None
     """Last stage of the shared part of the network. If absent, only the last stage is personal."""
@@ -42,40 +43,65 @@ class Config(config.Method):
         return found
 
 
-class Server(fedavg.Server):
+class Half(fedavg.Half):
+    """What both sides know.
+
+    Attributes:
+        private: positions of the personal part, bool [n].
+        shared: positions of the shared part, int64.
+    """
+
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        self.private = self.method.private(self.flat).to(trainer.device)
+        method = settings.method
+        assert isinstance(method, Config)
+        self.private = method.private(trainer.flat).to(trainer.device)
         self.shared = (~self.private).nonzero().squeeze(1)
+        super().__init__(settings, trainer)
 
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
+        """Returns the positions of the shared part."""
+        return self.shared
+
+
+class Server(Half, fedavg.Server):
     def broadcast(self, t: int) -> list[Block]:
         """Sends the shared part of the model."""
         return [sparse.block(Kind.MODEL, self.w[self.shared], self.flat.size)]
+
+    def control_block(self, control: Tensor) -> Block:
+        """Encodes the shared part of the control variate."""
+        return sparse.block(Kind.GRADIENT, control[self.shared], self.flat.size)
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Adds an update of the shared part."""
         self.sum.add(blocks[0], weight, self.shared)
 
 
-class Clients(fedavg.Clients):
+class Clients(Half, fedavg.Clients):
     """Clients that keep a personal part of the model.
 
     Attributes:
-        private: positions of the personal part, bool [n].
-        shared: positions of the shared part, int64.
         own: each client's personal part.
     """
 
-    method: Config
+    private: Tensor
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.private = self.method.private(self.flat).to(trainer.device)
-        self.shared = (~self.private).nonzero().squeeze(1)
         self.initial = self.flat.initial.to(trainer.device)[self.private]
         self.own = trainer.store("own", len(self.initial))
+
+    def free(self) -> Tensor:
+        """Returns the positions of the personal part and of running statistics."""
+        free = self.private.clone()
+        free[self.stat_positions] = True
+        return free.nonzero().squeeze(1)
+
+    def control_of(self, block: Block) -> Tensor:
+        """Restores the control variate, which is zero in the personal part."""
+        return sparse.vector(block, self.flat.size, self.trainer.device, self.shared)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives the shared part."""
@@ -87,7 +113,7 @@ class Clients(fedavg.Clients):
         starts = self.start.new_empty(len(clients), self.flat.size)
         for row, client in enumerate(clients):
             starts[row] = self.deployed(client, self.start)
-        found = self.trainer.train(t, clients, starts, self.adjust)
+        found = self.trainer.train(t, clients, starts, self.hooks)
         for row, client in enumerate(clients):
             self.own[client] = found[row, self.private]
         return found

@@ -4,12 +4,14 @@ L. Collins, H. Hassani, A. Mokhtari, S. Shakkottai, *Exploiting Shared Represent
 Personalized Federated Learning*, ICML 2021, arXiv 2102.07078, algorithm 1.
 
 Differs from the paper: clients are averaged by samples; the steps of head and body are shares of
-the local steps that the settings name. With momentum, the part whose gradient is zero keeps moving
-by its momentum.
+the local steps that the settings name. The part that is not trained rests: it follows no gradient,
+decay or momentum, and the optimizer begins anew with the body.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -20,6 +22,8 @@ __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(fedper.Config):
+    controls: ClassVar[bool] = False
+
     head: float = Field(0.5, ge=0, le=1)
     """Share of a client's local steps that train the head. The other steps train the body."""
 
@@ -27,8 +31,8 @@ class Config(fedper.Config):
 class Clients(fedper.Clients):
     method: Config
 
-    def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-        """Sets the gradient of the part to zero that is not trained in this step."""
-        for row, client in enumerate(clients):
-            heads = round(self.method.head * self.trainer.population.steps(client))
-            g[row].mul_(self.private if self.trainer.at < heads else ~self.private)
+    def rests(self, clients: Sequence[int], step: int) -> Tensor:
+        """Returns the part that is not trained in this step: bool [k, n]."""
+        steps, share = self.trainer.planned, self.method.head
+        heads = [step < round(share * steps[client]) for client in clients]
+        return torch.stack([~self.private if head else self.private for head in heads])

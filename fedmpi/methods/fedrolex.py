@@ -7,8 +7,9 @@ whose outputs are added have the same channels. All clients may be narrower than
 is judged by the round's window.
 
 Differs from the paper: clients are weighted by their samples.
-Differs from the code: as HeteroFL does; the sub-model's channels are in the same order as in the
-whole model.
+Differs from the code: as HeteroFL does; the window rolls forward, as the paper has it (in the code
+it starts at channel -t mod C); the sub-model's channels are in the same order as in the whole
+model.
 """
 
 from fedmpi.config import Settings

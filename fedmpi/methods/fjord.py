@@ -7,14 +7,15 @@ steps draws a rate p <= p_max, with equal probability, and trains only the first
 p. Each value is averaged, by samples, over the clients that have it.
 
 Differs from the paper: no knowledge is distilled from the width p_max to the width p.
+Values of the paper: those of Flower's baseline.
 Differs from the code: Flower's baseline has separate norms for each p; here they are shared, and
 GroupNorm's groups keep their size. As there, momentum goes on outside of a step's channels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -34,6 +35,16 @@ __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(heterofl.Config):
+    paper: ClassVar[Mapping[str, Any]] = {
+        "clients": 100,
+        "participation": 0.1,
+        "epochs": 1,
+        "batch": 32,
+        "lr": 0.1,
+        "weight_decay": 0.0001,
+        "method.rates": [0.2, 0.4, 0.6, 0.8, 1.0],
+    }
+
     rates: tuple[Rate, ...] = Field((0.2, 0.4, 0.6, 0.8, 1.0), min_length=1, strict=False)
     """Shares of the channels from which local steps draw, up to the client's own share. Clients are
     spread evenly over them. If devices have a keep, steps draw from those values instead."""
@@ -134,7 +145,7 @@ class Clients(heterofl.Clients):
         sizes = cycle(min(batch, size - first) for first in range(0, size, batch))
         levels = self.smaller(self.widths.rate(t, client))
         seen = dict.fromkeys(levels, 0)
-        steps = self.trainer.population.steps(client)
+        steps = self.trainer.population.steps(t, client)
         for which, samples in islice(zip(self.draw(t, client), sizes, strict=False), steps):
             seen[levels[which]] += samples
         shared = tuple((self.widths.prefix(level).flat, n) for level, n in seen.items())

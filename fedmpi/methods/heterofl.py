@@ -15,13 +15,14 @@ sub-model embedded in a whole model of zeros. Both compute the same, except if a
 is cut through, or if the channels are not the first ones and shortcuts have no parameters.
 Differs from the paper: clients are weighted by their samples, so that with all rates 1 it is
 FedAvg.
+Values of the paper: those of CIFAR-10 with equal clients in the released code (diaoenmao/HeteroFL).
 Differs from the code: GroupNorm's groups keep their size and not their number; recurrent layers and
 embeddings are narrowed, too; BatchNorm's statistics are not collected after training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -48,6 +49,29 @@ class Config(config.Method):
     broadcasts = False
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
+
+    paper: ClassVar[Mapping[str, Any]] = {
+        "data.name": "cifar10",
+        "partition.name": "iid",
+        "model.name": "resnet",
+        "model.depth": 18,
+        "model.norm": "static",
+        "clients": 100,
+        "participation": 0.1,
+        "rounds": 400,
+        "epochs": 5,
+        "batch": 10,
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "schedule": "steps",
+        "lr_steps": [150, 250],
+        "lr_decay": 0.1,
+        "clip": 1.0,
+        "method.rates": [1.0, 0.5, 0.25, 0.125, 0.0625],
+        "method.masked": True,
+    }
 
     rates: tuple[Rate, ...] = Field((1.0, 0.5, 0.25, 0.125, 0.0625), min_length=1, strict=False)
     """Shares of the channels that clients train. Clients are spread evenly over them. Used if no
@@ -63,6 +87,16 @@ class Config(config.Method):
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""
         return super().idle(settings) | devices.instead(settings, "rates")
+
+    def problems(self, settings: Settings) -> list[str]:
+        """Names what cannot be run."""
+        found, deadline = super().problems(settings), settings.devices.deadline
+        if deadline is not None and self.assignment == "dynamic":
+            found.append(
+                f"devices.deadline = {deadline}: wanted method.assignment = 'fix', found "
+                "'dynamic'; how many steps fit is predicted from a client's first round"
+            )
+        return found
 
     def choose(self, settings: Settings, t: int, client: int, rate: float) -> Choose:
         """Returns how to choose the client's channels in round t: the first ones of each layer."""
@@ -191,7 +225,7 @@ class Clients(fedavg.Clients):
         inside = [self.inside(client) for client in clients]
         starts = [self.starts[client] * mask for client, mask in zip(clients, inside, strict=True)]
         masks = inside if self.method.masked else None
-        return self.trainer.train_apart(t, clients, starts, parts, masks)
+        return self.trainer.train_apart(t, clients, starts, parts, masks, self.settings.proximal)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update of the sub-model w and, if classes are masked, the client's classes."""
@@ -206,6 +240,11 @@ class Clients(fedavg.Clients):
         """Returns the cost of training the narrower network."""
         rate = self.widths.rate(t, client)
         return replace(super().burden(t, client), flat=self.widths.prefix(rate).flat)
+
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
+        """Returns the client's sub-model of w in a whole model that is zero elsewhere."""
+        positions = self.widths.of(t, client).positions.to(w.device)
+        return torch.zeros_like(w).index_copy_(0, positions, w[positions])
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """Returns the sub-model in a whole model that is zero elsewhere."""

@@ -18,13 +18,14 @@ from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages.codec import Block
 from fedmpi.methods import fedavg
-from fedmpi.training.train import Adjust, Trainer
+from fedmpi.training.train import PLAIN, Hooks, Trainer
 
 
 class Config(config.Method):
     """Local training has no settings of its own."""
 
     broadcasts = is_global = False
+    optimizes: ClassVar[bool] = False
     pools: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
 
@@ -44,12 +45,12 @@ class Owners(fedavg.Clients):
         self.initial = self.flat.initial.to(trainer.device)
         self.models = trainer.store("model", self.flat.size)
 
-    def go_on(self, t: int, clients: Sequence[int], adjust: Adjust | None) -> Tensor:
+    def go_on(self, t: int, clients: Sequence[int], hooks: Hooks = PLAIN) -> Tensor:
         """Trains the clients' own models from where their last round ended: [C, n]."""
         starts = self.initial.repeat(len(clients), 1)
         for row, client in enumerate(clients):
             starts[row] = self.models.get(client, self.initial)
-        found = self.trainer.train(t, clients, starts, adjust)
+        found = self.trainer.train(t, clients, starts, hooks)
         for row, client in enumerate(clients):
             self.models[client] = found[row]
         return found
@@ -61,7 +62,7 @@ class Clients(Owners):
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Trains the clients' own models."""
-        return self.go_on(t, clients, None)
+        return self.go_on(t, clients)
 
     def deployed(self, client: int, w: Tensor) -> Tensor:
         """Returns the client's own model, or the initial one if it never trained."""

@@ -8,11 +8,15 @@ layer is a matrix with a row for each output. Biases and norms are sent exactly.
 Reconstruction: clients are many and only some take part in a round, so that each has factors of its
 own (the paper's workers share Q, by two reductions a step), and the server adds the products. A
 client's first Q is drawn at random. The update of a whole round of local training is compressed.
-Running statistics are sent exactly.
+Running statistics are sent exactly. Momentum comes after decompression: it is the server's
+(`aggregation.server` = momentum), which moves the model by m = 0.9 m + update; the paper moves it
+by update + m. A momentum of the local steps is another one, and may be used beside it.
+Values of the paper: the settings of the released code (epfml/powersgd) for CIFAR-10, for a gradient
+of one step a round.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -31,6 +35,14 @@ from fedmpi.training.train import Trainer
 
 class Config(feedback.Config):
     keeps_state: ClassVar[bool] = True
+    paper: ClassVar[Mapping[str, Any]] = {
+        "method.error_feedback": True,
+        "aggregation.server": "momentum",
+        "aggregation.beta1": 0.9,
+        "local_steps": 1,
+        "batch": 128,
+        "lr": 0.1,
+    }
 
     rank: int = Field(2, ge=1, le=config.MOST)
     """Rank of the factors. A matrix that would not become smaller is sent unchanged."""
@@ -114,7 +126,7 @@ class Clients(topk.Compressing):
         drawn = random.standard_normal(self.shapes.columns, dtype="f4")
         return torch.from_numpy(drawn).to(self.start.device)
 
-    def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor]:
+    def encode(self, t: int, client: int, update: Tensor) -> tuple[list[Block], Tensor]:
         """Sends the factors and all other parameters; the error is what the factors miss."""
         values = torch.zeros(self.shapes.length, device=update.device)
         bases = self.base(client).split(
@@ -128,4 +140,4 @@ class Clients(topk.Compressing):
         factors = self.shapes.factors(values)
         self.bases[client] = torch.cat([values[:0], *(q.reshape(-1) for _, _, q in factors)])
         update -= self.shapes.product(values, self.flat.size)
-        return sparse.block(Kind.GRADIENT, values), update
+        return [sparse.block(Kind.GRADIENT, values)], update

@@ -12,12 +12,13 @@ starts at zero. Masks are sent as in `feddst`.
 Differs from the paper: there is no initial pruning at one client with data of its own; training
 starts with the dense model, or with the largest weights of each layer (`start`). A weight's time is
 the same in all layers: it is that of its transfer, and not measured on a device.
+Values of the paper: those of VGG-11 on CIFAR-10 in the released code (jiangyuang/PruneFL).
 Differs from the code: its prototype uploads squares of pruned weights alone and derives the others
 from updates, which works for plain SGD only; here the squares of all parameters are uploaded.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -37,7 +38,20 @@ from fedmpi.training.train import Trainer
 class Config(staticmask.Masked):
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
+    paper: ClassVar[Mapping[str, Any]] = {
+        "data.name": "cifar10",
+        "model.name": "vgg",
+        "model.depth": 11,
+        "clients": 10,
+        "rounds": 10001,
+        "local_steps": 5,
+        "batch": 20,
+        "lr": 0.1,
+        "method.every": 50,
+        "method.decrease": 0.3,
+    }
 
     start: float = Field(0.0, ge=0, lt=1)
     """Share of each layer's weights that are zero at the start."""
@@ -84,7 +98,7 @@ def worth(squares: Tensor, candidates: Tensor, gain: float, time: float) -> Tens
     Returns:
         Positions of the chosen candidates, int64, in descending order of their gain.
     """
-    order = candidates[pruning.best(squares[candidates], len(candidates))]
+    order = candidates[squares[candidates].sort(descending=True, stable=True).indices]
     each = squares[order].double()
     before = gain + each.cumsum(0) - each
     rises = each * (time + torch.arange(len(each), device=each.device)) > before
@@ -139,7 +153,7 @@ class Clients(feddst.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.movable = self.flat.movable.to(trainer.device)
-        self.squares = trainer.store("squares", self.flat.size)
+        self.squares = trainer.provisional("squares", self.flat.size)
         self.sums: dict[int, Tensor] = {}
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
@@ -150,7 +164,7 @@ class Clients(feddst.Clients):
             square = total.square_()
             if client in self.squares:
                 square += self.squares[client].to(square.device)
-            self.squares[client] = square
+            self.squares.put(client, square, square)
         return found
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
@@ -170,5 +184,5 @@ class Clients(feddst.Clients):
         if not self.method.changes_at(t):
             return blocks
         squares = self.squares[client].to(w.device, copy=True)
-        self.squares[client] = torch.zeros_like(squares)
+        self.squares.put(client, torch.zeros_like(squares), squares)
         return [*blocks, sparse.block(Kind.GRADIENT, squares[self.movable], self.flat.size)]

@@ -32,6 +32,11 @@ class Config(feedback.Config):
     """Add what was not sent to the client's next update. Otherwise sent values are scaled up, so
     that updates are unbiased."""
 
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Adds error feedback, where nothing is left out."""
+        wanted = {} if self.sparsity else {"error_feedback": topk.NONE_LEFT_OUT}
+        return super().idle(settings) | wanted
+
 
 def drawn(settings: Settings, flat: Flat, t: int, client: int) -> Tensor:
     """Draws the positions of the client's values in round t, ascending: int64 [k]."""
@@ -42,22 +47,29 @@ def drawn(settings: Settings, flat: Flat, t: int, client: int) -> Tensor:
     return flat.movable[chosen]
 
 
-class Server(fedavg.Server):
+class Positions(fedavg.Half):
+    """Both sides draw the positions."""
+
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
+        """Returns the positions of the client's values, int64 [k]."""
+        return drawn(self.settings, self.flat, t, client).to(self.trainer.device)
+
+
+class Server(Positions, fedavg.Server):
     method: Config
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Adds a client's values at the positions that the server draws, too."""
-        where = drawn(self.settings, self.flat, t, client).to(self.w.device)
-        self.sum.add(blocks[0], weight, where)
+        self.sum.add(blocks[0], weight, self.sent_positions(t, client, blocks))
 
 
-class Clients(topk.Compressing):
+class Clients(Positions, topk.Compressing):
     method: Config
 
-    def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor]:
+    def encode(self, t: int, client: int, update: Tensor) -> tuple[list[Block], Tensor]:
         """Sends the values at the drawn positions; the others are the error."""
         where = drawn(self.settings, self.flat, t, client).to(update.device)
         scale = 1.0 if self.method.error_feedback else self.flat.count / len(where)
         block = sparse.block(Kind.GRADIENT, scale * update[where], self.flat.size)
         update[where] = 0
-        return block, update
+        return [block], update

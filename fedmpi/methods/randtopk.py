@@ -7,12 +7,14 @@ Gradients are sent back for the activations that were sent, so that their positi
 
 Differs from the paper: there are many clients, as in SplitFed; positions are sent as a list or a
 bitmap, whichever is shorter.
-Differs from the code: accuracy is measured on the whole network, without sparsification at the cut,
-as for all methods here; the code evaluates with the k largest activations.
+
+With `evaluate.link = link` accuracy is measured with the k largest activations of a sample, as in
+the authors' code; by default it is measured on the whole network, as for all methods here.
 """
 
 from collections.abc import Sequence
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -41,6 +43,11 @@ class Config(splitfed.Config):
             found["alpha"] = "method.sparsity above 0, found 0, beside which all values go"
         return found
 
+    @property
+    def has_link(self) -> bool:
+        """Whether activations are left out."""
+        return self.sparsity > 0
+
 
 class Link(links.Link[tuple[int, Tensor | None]]):
     """The link on both sides; its memory is the batch's number of values and the positions sent.
@@ -58,6 +65,11 @@ class Link(links.Link[tuple[int, Tensor | None]]):
             where = select.random_tops(x, count, self.method.alpha, random)
         values = x.reshape(-1) if where is None else x.reshape(-1)[where]
         return [sparse.block(crossing.kind, values, x.numel(), where)], (x.numel(), where)
+
+    def judged(self, cut: int, x: Tensor) -> Tensor:
+        """Returns the k largest activations of each sample, with zeros for the others."""
+        count = keep_round(x.shape[1], 1 - self.method.sparsity)
+        return torch.where(select.largest(x.abs(), count), x, 0)
 
     def arrived(
         self, crossing: Crossing, blocks: Sequence[Block]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedmpi import config
 from fedmpi.messages import quantized, select, sparse
-from fedmpi.messages.codec import Block
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.quantized import Bits
 from fedmpi.methods import splitfed
 from fedmpi.split import links
@@ -35,6 +35,11 @@ class Config(splitfed.Config):
     """Bits per activation. 32 sends floats."""
     gradient_bits: Bits = 8
     """Bits per gradient at the cut. 32 sends floats."""
+
+    @property
+    def has_link(self) -> bool:
+        """Whether activations are quantized; dropping features is for training alone."""
+        return self.bits != sparse.EXACT
 
 
 Went = tuple[tuple[int, int], Tensor, Tensor | None]
@@ -56,6 +61,12 @@ class Link(links.Link[Went]):
             x, places = x[:, kept] / share, [sparse.places(kept, size)]
         blocks = quantized.columns(crossing.kind, x, size, self.method.bits)
         return [*blocks, *places], ((len(x), size), kept, share)
+
+    def judged(self, cut: int, x: Tensor) -> Tensor:
+        """Returns all features, quantized. None is dropped, as with dropout."""
+        everything = torch.arange(x.shape[1], device=x.device)
+        blocks = quantized.columns(Kind.ACTIVATION, x, x.shape[1], self.method.bits)
+        return quantized.columned(blocks, everything, (len(x), x.shape[1]), x.device)
 
     def arrived(self, crossing: Crossing, blocks: Sequence[Block]) -> tuple[Tensor, Went]:
         """Restores the columns, with zeros for those that were dropped."""

@@ -13,15 +13,16 @@ Differs from the paper: all clients take each step together, so that v2 processe
 client in turn, not all batches of one client. Fronts and copies are averaged by samples (equally
 with `aggregation.weights = equal`). Gradient clipping uses the norm of each part's gradient, not of
 all parts together.
+Values of the paper: those of HAM10000 in the released code (chandra2thapa/SplitFed).
 Differs from the code: an optimizer's state is kept across the batches of a round.
 
 This is the base of methods that change what crosses the cut, or when. The hooks for that, and the
 local step, are in `split.sides`; this module has what happens before and after the local steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +39,19 @@ from fedmpi.training.train import Trainer
 
 
 class Config(Cut):
+    paper: ClassVar[Mapping[str, Any]] = {
+        "clients": 5,
+        "participation": 1.0,
+        "rounds": 200,
+        "epochs": 1,
+        "batch": 256,
+        "optimizer": "adam",
+        "lr": 0.0001,
+        "aggregation.weights": "equal",
+        "model.name": "resnet",
+        "model.depth": 18,
+    }
+
     version: Literal["v1", "v2"] = "v1"
     """v1: the server has one back per client and averages them. v2: the server has a single back,
     trained by all clients in turn; it does not allow a tail."""
@@ -50,6 +64,11 @@ class Config(Cut):
     @property
     def pools(self) -> bool:
         """Whether uploads are whole updates, which any rule can average; not so in v2."""
+        return not self.is_one
+
+    @property
+    def optimizes(self) -> bool:
+        """Whether front and back move by mean updates; the back of v2 does not."""
         return not self.is_one
 
     def width(self, capacity: int, clients: int) -> int:

@@ -5,8 +5,8 @@ Network and Computer Applications 2018, arXiv 1810.06060. A `tail` is passed on 
 labels then stay with their client: P. Vepakomma, O. Gupta, T. Swedish, R. Raskar, *Split Learning
 for Health*, 2018, arXiv 1812.00564.
 
-In a round the active clients train one after the other, in the order of their numbers, and the back
-on the server learns from all of them. If a client's upload is lost, the next client starts from the
+In a round the active clients train one after the other, in an order drawn for it, and the back on
+the server learns from all of them. If a client's upload is lost, the next client starts from the
 same front as that one. The back keeps what it learned, unless all uploads of the round are lost.
 Differs from the paper: fronts are passed on by way of the server, not directly from client to
 client.
@@ -34,6 +34,7 @@ class Config(Cut):
     in_turn = True
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
 
     def width(self, capacity: int, clients: int) -> int:
         """Returns 1 client a wave, because each client starts where the previous one ended."""

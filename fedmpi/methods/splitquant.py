@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedmpi.config import Settings
 from fedmpi.messages import quantized
-from fedmpi.messages.codec import Block
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.quantized import Bits
 from fedmpi.messages.sparse import EXACT
 from fedmpi.methods import splitfed
@@ -44,6 +44,11 @@ class Config(splitfed.Config):
             found |= dict.fromkeys(("ranges", "rounding"), both)
         return found
 
+    @property
+    def has_link(self) -> bool:
+        """Whether activations are quantized."""
+        return self.bits != EXACT
+
 
 class Link(links.Link[int]):
     """The link on both sides; its memory is the number of values of a sample."""
@@ -55,6 +60,12 @@ class Link(links.Link[int]):
         is_random = self.method.rounding == "random" and bits != EXACT
         random = self.random(Purpose.LINK, crossing) if is_random else None
         return quantized.ranges(crossing.kind, x, self.lengths(*x.shape), bits, random)
+
+    def judged(self, cut: int, x: Tensor) -> Tensor:
+        """Returns activations quantized to the nearest level."""
+        lengths = self.lengths(*x.shape)
+        blocks = quantized.ranges(Kind.ACTIVATION, x, lengths, self.method.bits, None)
+        return self.decoded(blocks, x.shape[1])
 
     def lengths(self, batch: int, size: int) -> np.ndarray:
         """Returns the numbers of consecutive values that share a range."""

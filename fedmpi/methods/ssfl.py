@@ -7,17 +7,20 @@ Unified Subnetworks at Initialization for Efficient Federated Learning*, TMLR 20
 In an agreement every client scores the parameters on some minibatches by s_j = |dL/dw_j * w_j|
 (SNIP's saliency), with the network in evaluation mode. The server averages the scores by samples.
 It keeps the floor((1 - sparsity) * d) best of the d weights of convolutions and linear layers,
-globally, ties included. All other parameters stay dense. Afterwards only values on the mask are
-trained and sent, and no positions. The baselines of the paper are `staticmask` and `clientmask`.
+globally; of equal scores the first ones. All other parameters stay dense. Afterwards only values on
+the mask are trained and sent, and no positions. Gradients are clipped by the norm of what the mask
+leaves. The baselines of the paper are `staticmask` and `clientmask`.
 
-As in the official code, the masked gradient is clipped.
-Differs from the code: after a warm-up the agreement is a round of its own.
+Differs from the code, which keeps all scores that equal the last one: where many units are dead,
+more than was asked for. After a warm-up the agreement is a round of its own.
+Values of the paper: those of its comparison on CIFAR-10, and of the released code (riohib/SSFL).
 Reconstruction: finding the mask again. A weight that is zero would have a score of zero. Therefore
 pruned weights get their initial values back first, in the dense model that all clients are sent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,7 +30,7 @@ from torch import Tensor
 from fedmpi import config
 from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings, Width
-from fedmpi.messages import sparse
+from fedmpi.messages import select, sparse
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.messages.counts import keep_floor
 from fedmpi.messages.sums import Sum
@@ -38,6 +41,12 @@ from fedmpi.training.train import Trainer
 
 
 class Config(staticmask.Masked):
+    paper: ClassVar[Mapping[str, Any]] = {
+        **staticmask.PAPER,
+        "method.batches": 1,
+        "method.warmup": 0,
+    }
+
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the prunable weights that are zero for the whole run. 0 is FedAvg."""
     batches: int = Field(1, ge=1, le=config.MOST)
@@ -97,12 +106,9 @@ class Server(staticmask.Server):
     def agreement(self) -> list[Block]:
         """Chooses the mask, prunes the model, and sends the mask over the prunable weights."""
         scores = self.scores.total
-        count = keep_floor(len(scores), 1 - self.method.sparsity)
-        salient = torch.zeros_like(scores, dtype=torch.bool)
-        if count:
-            salient = scores >= scores.topk(count).values[-1]
         mask = ~self.prunable
-        mask[self.prunable] = salient
+        count = keep_floor(len(scores), 1 - self.method.sparsity)
+        mask[self.prunable] = select.largest(scores, count)
         self.adopt(mask)
         return [staticmask.encode_mask(mask, self.prunable)]
 

@@ -6,12 +6,13 @@ The baselines of R. Ohib, B. Thapaliya, G. K. Dziugaite, J. Liu, V. Calhoun, S. 
 so that only the values on the mask are sent. Also the base of methods that find masks in other
 ways.
 
+Values of the paper: those of its comparison on CIFAR-10, as in the released code of SSFL.
 Reconstruction: `magnitude`, which keeps the largest initial weights of all layers together.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,6 +30,29 @@ from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, stream
 from fedmpi.training.train import Trainer
 
+PAPER: Mapping[str, Any] = {
+    "data.name": "cifar10",
+    "partition.name": "dirichlet-balanced",
+    "partition.alpha": 0.3,
+    "model.name": "resnet",
+    "model.depth": 18,
+    "model.norm": "group",
+    "model.groups": 32,
+    "clients": 100,
+    "participation": 0.1,
+    "rounds": 999,
+    "epochs": 5,
+    "batch": 16,
+    "augment": ["crop", "flip"],
+    "lr": 0.1,
+    "lr_decay": 0.998,
+    "momentum": 0.0,
+    "weight_decay": 5e-4,
+    "clip": 10.0,
+    "method.sparsity": 0.5,
+}
+"""Settings of the paper's comparison on CIFAR-10, by path."""
+
 
 class Masked(config.Method):
     """Settings of a method whose model is sparse, with one mask for all clients."""
@@ -39,6 +63,8 @@ class Masked(config.Method):
 
 
 class Config(Masked):
+    paper: ClassVar[Mapping[str, Any]] = PAPER
+
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the prunable weights that are zero for the whole run. 0 is FedAvg."""
     mask: Literal["random", "layerwise", "magnitude"] = "random"
@@ -81,6 +107,7 @@ class Server(fedavg.Server):
         self.mask = mask.to(self.w.device)
         self.active = self.mask.nonzero().squeeze(1)
         self.w[~self.mask] = 0
+        self.optimizer.forget(~self.mask)
 
     def state(self) -> dict[str, Tensor]:
         """The model, and its mask."""

@@ -9,47 +9,62 @@ way, with a residual of its own, so that all sides hold the same, compressed mod
 A client that was not sampled for some rounds receives all updates that it missed, or the whole
 model if that is shorter. The paper sends the sum of the updates (section V-C), which may be shorter
 than one update after the other.
-Differs from the paper: updates are averaged by samples; values are chosen over all parameters
-together. Running statistics are sent exactly.
+Differs from the paper: updates are averaged by samples. Running statistics are sent exactly. The
+released code compresses each tensor by itself, which is `spans` = tensor.
+Values of the paper: its sparsity of 1 / 400 in both directions; a local step a round, as in the
+released code (felisat/federated-learning).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.messages import select, sparse
+from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Kind, Message, pack, unpack
-from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg
 from fedmpi.networks.flat import Flat
+from fedmpi.training import spans
 from fedmpi.training.feedback import Feedback
 from fedmpi.training.train import Trainer
 
 
-class Config(config.Method):
+class Config(spans.Config):
     broadcasts = False
+    optimizes: ClassVar[bool] = False
     sends: ClassVar[bool] = True
     keeps_state: ClassVar[bool] = True
+    paper: ClassVar[Mapping[str, Any]] = {
+        "method.sparsity": 0.9975,
+        "method.sparsity_down": 0.9975,
+        "local_steps": 1,
+    }
 
-    sparsity: float = Field(0.9, ge=0, lt=1)
+    sparsity: float = Field(0.9975, ge=0, lt=1)
     """Share of an upload's values that are not sent."""
     sparsity_down: float | None = Field(None, ge=0, lt=1)
     """Share of a download's values that are not sent. If absent, it equals sparsity."""
 
+    def ternary(self, update: Tensor, flat: Flat, sparsity: float) -> list[Block]:
+        """Encodes the largest values of an update [n] by their signs and a magnitude a span.
 
-def ternary(update: Tensor, flat: Flat, sparsity: float) -> Block:
-    """Encodes the largest values of an update [n] by their signs and one magnitude.
+        The update must be zero at running statistics. Zeros are never sent: they have no sign.
+        """
+        positions = self.largest(update, flat, sparsity)
+        positions = positions[update[positions] != 0]
+        lengths = self.lengths(flat, positions)
+        return quantized.signs(Kind.GRADIENT, update[positions], lengths, flat.size, positions)
 
-    The update must be zero at running statistics. Zeros are never sent, because they have no sign.
-    """
-    positions = select.top(update, keep_round(flat.count, 1 - sparsity))
-    positions = positions[update[positions] != 0]
-    return sparse.signs(Kind.GRADIENT, update[positions], flat.size, positions)
+    def values(self, blocks: Sequence[Block], flat: Flat) -> Block:
+        """Decodes such an update: its values, and their positions."""
+        return quantized.signed(blocks, self.lengths(flat, sparse.indices(blocks[0])))
+
+    def parts(self, flat: Flat) -> int:
+        """Number of blocks that encode an update."""
+        return min(2, len(self.lengths(flat, flat.movable)))
 
 
 class Server(fedavg.Server):
@@ -75,6 +90,7 @@ class Server(fedavg.Server):
         self.lengths: dict[int, int] = {}
         self.forgotten = torch.zeros((), dtype=torch.int64)
         self.knows = torch.full((settings.clients,), -1)
+        self.blocks_per_upload = self.method.parts(self.flat)
 
     def state(self) -> dict[str, Tensor]:
         """The model, the residual, the last updates as one buffer, and what each client knows."""
@@ -98,6 +114,10 @@ class Server(fedavg.Server):
             block for round, blocks in self.history.items() if round >= first for block in blocks
         ]
 
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """Adds a client's ternary update."""
+        self.sum.add(self.method.values(blocks, self.flat), weight)
+
     def step(self, t: int) -> None:
         """Moves the model by the compressed mean update; the error becomes the next residual."""
         update = self.sum.mean()
@@ -106,11 +126,12 @@ class Server(fedavg.Server):
             statistics = [sparse.block(Kind.GRADIENT, update[self.stat_positions], self.flat.size)]
             update[self.stat_positions] = 0
         update += self.rest
-        block = ternary(update, self.flat, self.sparsity)
-        self.rest = update - sparse.vector(block, self.flat.size, self.w.device)
-        self.history[t] = [block, *statistics]
+        blocks = self.method.ternary(update, self.flat, self.sparsity)
+        sent = self.method.values(blocks, self.flat)
+        self.rest = update - sparse.vector(sent, self.flat.size, self.w.device)
+        self.history[t] = [*blocks, *statistics]
         self.lengths[t] = length(self.history[t])
-        follow(self.w, self.history[t], self.stat_positions)
+        follow(self.w, self.history[t], self.method, self.flat)
         self.sum.clear()
         # A client that missed more bytes than a model has is sent the model.
         while sum(self.lengths.values()) >= 4 * self.flat.size:
@@ -124,10 +145,15 @@ def length(blocks: Sequence[Block]) -> int:
     return len(pack([Message(0, blocks)]).data)
 
 
-def follow(w: Tensor, blocks: Sequence[Block], stat_positions: Tensor) -> None:
+def follow(w: Tensor, blocks: Sequence[Block], method: Config, flat: Flat) -> None:
     """Moves a model [n] by compressed updates, in place, in the same way on both sides."""
-    for block in blocks:
-        sparse.add(w, block, agreed=None if block.indices is not None else stat_positions)
+    parts = method.parts(flat)
+    each = parts + bool(len(flat.stat_positions))
+    for first in range(0, len(blocks), each):
+        update = blocks[first : first + each]
+        sparse.add(w, method.values(update[:parts], flat))
+        for block in update[parts:]:
+            sparse.add(w, block, agreed=flat.stat_positions.to(w.device))
 
 
 class Clients(fedavg.Clients):
@@ -148,7 +174,7 @@ class Clients(fedavg.Clients):
             model = sparse.vector(blocks[0], self.flat.size, device)
         else:
             model = self.models[client].to(device, copy=True)
-            follow(model, blocks, self.stat_positions)
+            follow(model, blocks, self.method, self.flat)
         self.models[client] = self.start = model
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
@@ -156,6 +182,7 @@ class Clients(fedavg.Clients):
         update = w - self.start
         statistics = self.take_statistics(update)
         self.feedback.add(client, update)
-        block = ternary(update, self.flat, self.method.sparsity)
-        self.feedback.remember(client, update - sparse.vector(block, self.flat.size, update.device))
-        return [block, *statistics]
+        blocks = self.method.ternary(update, self.flat, self.method.sparsity)
+        sent = sparse.vector(self.method.values(blocks, self.flat), self.flat.size, update.device)
+        self.feedback.remember(client, update - sent, update)
+        return [*blocks, *statistics]

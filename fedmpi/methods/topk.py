@@ -5,9 +5,8 @@ S. U. Stich, J.-B. Cordonnier, M. Jaggi, *Sparsified SGD with Memory*, NeurIPS 2
 Descent*, EMNLP 2017, arXiv 1704.05021. Also the base of other compression methods.
 
 Differs from the paper: the update of a whole round of local training is sparsified, not one
-gradient; the values are chosen over all parameters together, not layer by layer. Running statistics
-are no gradients and are all sent: a part of a variance that is added in a later round could make it
-negative.
+gradient. Running statistics are no gradients and are all sent: a part of a variance that is added
+in a later round could make it negative.
 """
 
 from abc import ABC, abstractmethod
@@ -16,21 +15,28 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi.config import Settings
-from fedmpi.messages import select, sparse
+from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
-from fedmpi.messages.counts import keep_round
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
-from fedmpi.training import feedback
+from fedmpi.training import feedback, spans
 from fedmpi.training.feedback import Feedback
 from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 
 
-class Config(feedback.Config):
+class Config(feedback.Config, spans.Config):
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of an update's values that are not sent. 0 is FedAvg."""
+
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Adds what says how values are left out, where none is."""
+        return super().idle(settings) | ({} if self.sparsity else {"spans": NONE_LEFT_OUT})
+
+
+NONE_LEFT_OUT = "method.sparsity above 0, found 0"
+"""What settings want that say how values are left out."""
 
 
 class Compressing(fedavg.Clients, ABC):
@@ -47,29 +53,29 @@ class Compressing(fedavg.Clients, ABC):
         update = w - self.start
         statistics = self.take_statistics(update)
         self.feedback.add(client, update)
-        block, rest = self.encode(t, client, update)
+        whole = self.feedback.kept(update)
+        blocks, rest = self.encode(t, client, update)
         if rest is not None:
-            self.feedback.remember(client, rest)
-        return [block, *statistics]
+            self.feedback.remember(client, rest, whole)
+        return [*blocks, *statistics]
 
     @abstractmethod
-    def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor | None]:
+    def encode(self, t: int, client: int, update: Tensor) -> tuple[list[Block], Tensor | None]:
         """Compresses an update [n], which may be changed in place.
 
         Returns:
-            The block to send, and the compression error [n], or None if there is no error.
+            The blocks to send, and the compression error [n], or None if there is no error.
         """
 
 
 class Clients(Compressing):
     method: Config
 
-    def encode(self, t: int, client: int, update: Tensor) -> tuple[Block, Tensor | None]:
+    def encode(self, t: int, client: int, update: Tensor) -> tuple[list[Block], Tensor | None]:
         """Keeps the largest values; the others are the error."""
-        count = keep_round(self.flat.count, 1 - self.method.sparsity)
-        if count == self.flat.count:
-            return sparse.block(Kind.GRADIENT, update), None
-        positions = select.top(update, count)
+        positions = self.method.largest(update, self.flat, self.method.sparsity)
+        if len(positions) == self.flat.count:
+            return [sparse.block(Kind.GRADIENT, update)], None
         block = sparse.block(Kind.GRADIENT, update[positions], self.flat.size, positions)
         update[positions] = 0
-        return block, update
+        return [block], update

@@ -2,8 +2,7 @@
 them. A mask is bool [n] over the model's vector; what cannot be pruned is always in it.
 
 Only weights of convolutions and linear layers can be pruned (`flat.PRUNABLE`); biases, norms and
-statistics never are. Where values tie, the first in the vector are taken, so that masks do not
-depend on the device.
+statistics never are. Where values tie, the first in the vector are taken (`select.largest`).
 """
 
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmpi.messages import select
 from fedmpi.messages.counts import keep_floor, part_floor
 from fedmpi.networks.flat import Flat, Piece
 
@@ -63,7 +63,7 @@ def best(scores: Tensor, count: int, votes: Tensor | None = None) -> Tensor:
     Of those that tie the ones with most votes [m], if there are votes, and then the first.
     """
     if votes is None:
-        return scores.sort(descending=True, stable=True).indices[:count]
+        return select.positions(select.largest(scores, count))
     order = votes.sort(descending=True, stable=True).indices
     return order[best(scores[order], count)]
 

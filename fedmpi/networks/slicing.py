@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import relu
 
+from fedmpi.messages import select
 from fedmpi.messages.counts import keep_round
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import BatchNorm, Dropout, OptionA
@@ -74,12 +75,12 @@ class Channels:
     def largest(self, scores: Tensor, counts: Sequence[int]) -> Tensor:
         """In each layer as many channels as `counts` says, of the largest scores [count].
 
-        They are ascending. Among equals torch decides, the same wherever it is asked.
+        They are ascending; of equal scores the first ones are taken.
         """
         found = [torch.empty(0, dtype=torch.int64, device=scores.device)]
         for layer, count in zip(self.layers, counts, strict=True):
             own = scores[layer.first : layer.first + layer.count]
-            found.append(layer.first + own.topk(count, sorted=False).indices.sort().values)
+            found.append(layer.first + select.positions(select.largest(own, count)))
         return torch.cat(found)
 
     def evenly(self, scores: Tensor, sparsity: float) -> Tensor:
@@ -94,7 +95,9 @@ class Channels:
             return self.largest(scores, [])
         best = self.largest(scores, [1] * len(self.layers))
         count = max(len(best), keep_round(self.count, 1 - sparsity))
-        return scores.index_fill(0, best, torch.inf).topk(count, sorted=False).indices.sort().values
+        others = torch.ones_like(scores, dtype=torch.bool).index_fill(0, best, False)
+        found = select.largest(scores[others], count - len(best))
+        return torch.cat([best, select.positions(others)[found]]).sort().values
 
 
 class Spread(nn.Module):

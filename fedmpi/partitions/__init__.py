@@ -24,7 +24,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
+from pydantic import Field
 
+from fedmpi import config
 from fedmpi.config import ConfigError
 
 Shards = list[ndarray]
@@ -38,11 +40,13 @@ class Samples:
         labels: int64 [N], 0 .. classes - 1.
         classes: number of labels.
         owners: the person or device that made each sample, int64 [N]; None if unknown.
+        groups: the group that each class belongs to, int64 [classes]; None if there are none.
     """
 
     labels: ndarray
     classes: int
     owners: ndarray | None = None
+    groups: ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,6 +55,47 @@ class Samples:
     def totals(self) -> ndarray:
         """Number of samples of each class, int64 [classes]."""
         return np.bincount(self.labels, minlength=self.classes)
+
+
+class Sized(config.Partition):
+    """Settings of a partition that can give clients any sizes."""
+
+    sigma: float = Field(0.0, ge=0, le=100)
+    """Standard deviation of the logarithm of clients' sizes, which are then lognormal. 0 gives all
+    clients the same size."""
+
+    def sizes(self, samples: int, clients: int, rng: np.random.Generator) -> ndarray:
+        """Returns each client's number of samples, int64 [clients]: 1 at least, `samples` in all.
+
+        Without `sigma` nothing is drawn, and the first ones are larger by one if need be.
+        """
+        if not self.sigma:
+            return samples // clients + (np.arange(clients) < samples % clients)
+        return lognormal(self.sigma, 1, samples, clients, rng)
+
+
+def lognormal(
+    sigma: float, minimum: int, samples: int, clients: int, rng: np.random.Generator
+) -> ndarray:
+    """Returns lognormal sizes, int64 [clients]: each client has `minimum`, and a share of the rest.
+
+    The shares are in proportion to exp(sigma z), where z is standard normal. Fractions are rounded
+    down, and what is missing goes to clients in random order.
+
+    Args:
+        sigma: standard deviation of the logarithm.
+        minimum: samples of each client beforehand.
+        samples: number of samples.
+        clients: number of clients; clients * minimum is at most `samples`.
+        rng: draws the sizes.
+    """
+    # The largest weight is 1, so that none is infinite.
+    logs = sigma * rng.standard_normal(clients)
+    weights = np.exp(logs - logs.max())
+    free = samples - clients * minimum
+    sizes = minimum + np.floor(weights / weights.sum() * free).astype(np.int64)
+    sizes[rng.permutation(clients)[: samples - int(sizes.sum())]] += 1
+    return sizes
 
 
 def check(samples: int, clients: int) -> None:

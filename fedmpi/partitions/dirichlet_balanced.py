@@ -1,10 +1,12 @@
-"""Label skew and equal sizes: each client has its own Dirichlet mixture of the classes.
+"""Label skew and chosen sizes: each client has its own Dirichlet mixture of the classes.
 
 The partition of Ohib et al., "SSFL: Discovering Unified Sparse Subnetworks at Initialization for
 Efficient Federated Learning", TMLR 2026, arXiv 2405.09037, as in its code. Each client draws class
-priors from Dir(alpha, ..., alpha). Sizes differ by one sample at most. In random order clients take
-one sample at a time without replacement, and draw its class from their prior. The prior of a class
-that is used up goes to the other classes in proportion.
+priors from Dir(alpha, ..., alpha). Sizes differ by one sample at most, or they are lognormal
+(`sigma`), as in the code of Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR
+2021, arXiv 2111.04263. In random order clients take one sample at a time without replacement, and
+draw its class from their prior. The prior of a class that is used up goes to the other classes in
+proportion.
 
 Differs from the code: a client without any prior on the classes that are left draws in proportion
 to what is left (the code divides by zero). Samples of a test class that remain after rounding go to
@@ -15,15 +17,14 @@ import numpy as np
 from numpy import ndarray
 from pydantic import Field
 
-from fedmpi import config
-from fedmpi.partitions import Samples, Shards, by_counts, check
+from fedmpi.partitions import Samples, Shards, Sized, by_counts, check
 
 CELLS = 1 << 22
 """Numbers that are compared at a time while classes are drawn: 32 MiB."""
 
 
-class Config(config.Partition):
-    """Heterogeneity of the clients."""
+class Config(Sized):
+    """Heterogeneity of the clients, and their sizes."""
 
     alpha: float = Field(0.5, gt=0, allow_inf_nan=False)
     """Concentration of the Dirichlet distribution of classes. 0.1 gives a client few classes; 100
@@ -40,12 +41,18 @@ def divide(
     """
     check(len(train), clients)
     priors = rng.dirichlet(np.full(train.classes, config.alpha), size=clients)
-    counts = draw(priors, train.totals, rng)
+    counts = draw(priors, train.totals, config.sizes(len(train), clients, rng), rng)
     return by_counts(train, test, counts, rng)
 
 
-def draw(priors: ndarray, totals: ndarray, rng: np.random.Generator) -> ndarray:
-    """Draws counts, int64 [classes, clients], from priors [clients, classes] and samples a class.
+def draw(priors: ndarray, totals: ndarray, sizes: ndarray, rng: np.random.Generator) -> ndarray:
+    """Draws counts, int64 [classes, clients].
+
+    Args:
+        priors: of each client, [clients, classes].
+        totals: samples of each class, int [classes].
+        sizes: samples of each client, int [clients]; they add up to those of all classes.
+        rng: draws.
 
     The samples are taken in one long sequence of turns. A class is drawn for every turn in advance.
     When a class is used up, the later turns that had drawn it draw again among the others. This is
@@ -53,7 +60,9 @@ def draw(priors: ndarray, totals: ndarray, rng: np.random.Generator) -> ndarray:
     sample.
     """
     clients, classes = priors.shape
-    turns = rng.permutation(int(totals.sum())) % clients
+    owners = np.repeat(np.arange(clients), sizes)
+    laps = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    turns = rng.permutation(owners[np.argsort(laps, kind="stable")])
     left = totals.copy()
     drawn = pick(priors, left, turns, rng)
     taken = 0

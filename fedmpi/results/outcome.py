@@ -15,7 +15,7 @@ from fedmpi.clients.devices import Fleet
 from fedmpi.clients.placement import Wave
 from fedmpi.clients.population import Population
 from fedmpi.config import Settings
-from fedmpi.messages import codec
+from fedmpi.messages import codec, select
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.ledger import Ledger
 from fedmpi.messages.wire import ROOT, Wire
@@ -69,8 +69,8 @@ class Observer:
     ) -> None:
         self.settings, self.population, self.trainer = settings, population, trainer
         self.fleet, self.meter, self.evaluation, self.ledger = fleet, meter, evaluation, ledger
-        self.last_personal = np.full(settings.clients, np.nan)
         self.total = [0, 0]
+        self.prunable = select.positions(trainer.flat.prunable()).to(trainer.device)
 
     def outcome(
         self,
@@ -80,6 +80,7 @@ class Observer:
         verdict: Verdict | None,
         w: Tensor | None,
         noted: Mapping[str, Mapping[int, float]],
+        figures: Mapping[str, float],
         seconds: float,
         wire: Wire,
         clock: Clock,
@@ -93,6 +94,7 @@ class Observer:
             verdict: accuracies after the round, on the root, if it was evaluated.
             w: the server's model [n], on the root.
             noted: numbers that the server found out about clients (see `Server.noted`).
+            figures: numbers about its model (see `Server.figures`).
             seconds: seconds of the round, on the clock.
             wire: connection to the other ranks.
             clock: clock of this rank.
@@ -109,6 +111,10 @@ class Observer:
             clients[name] = [found.get(client, np.nan) for client in clients["client"].tolist()]
             clients[name][clients["lost"]] = np.nan  # the server knows an earlier round's, if any
         rounds = self._round_row(t, seconds, clients, verdict)
+        if method.is_global and len(self.prunable):
+            rounds["density"] = int(w[self.prunable].count_nonzero()) / len(self.prunable)
+        for name, figure in figures.items():
+            rounds[name] = figure
         rounds["flops"] = clients["flops"].sum()
         rounds["server_flops"] = report["server_flops"].sum()
         rounds["server_seconds"] = spent[ROOT][Phase.SERVE]
@@ -162,7 +168,7 @@ class Observer:
         rows["rank"] = [host for wave in waves for host in wave.hosts]
         rows["samples"] = self.population.sizes[clients]
         if not self.population.is_agreement(t):
-            rows["steps"] = [self.population.steps(client) for client in clients.tolist()]
+            rows["steps"] = [self.population.steps(t, client) for client in clients.tolist()]
         # If the server computes a loss or evaluates a local model, only its rank knows the value.
         losses = [self.trainer.loss(client) for client in clients.tolist()]
         personal = [self.evaluation.personal.get(client, np.nan) for client in clients.tolist()]
@@ -175,9 +181,7 @@ class Observer:
         bytes_of = self.ledger.bytes.reshape(len(self.ledger.bytes), -1)
         for column, name in enumerate(tables.BYTES):
             rows[name] = bytes_of[clients, column]
-        rows["lost"] = [self.fleet.is_lost(t, client) for client in clients.tolist()]
-        fresh = np.isfinite(rows["personal"])
-        self.last_personal[clients[fresh]] = rows["personal"][fresh]
+        rows["lost"] = [self.population.is_lost(t, client) for client in clients.tolist()]
         return rows
 
     def _round_row(
@@ -188,10 +192,11 @@ class Observer:
         row["loss"], row["seconds"] = clients["loss"].mean(), seconds
         row["up"], row["down"] = self.ledger.bytes.sum((0, 2))
         if self.evaluation.is_due(t):
-            row["personal_mean"] = mean(self.last_personal[np.isfinite(self.last_personal)])
+            row["personal_mean"] = mean(clients["personal"][np.isfinite(clients["personal"])])
         row["lost"] = clients["lost"].sum()
         if verdict is not None:
-            shards = verdict.shards[np.isfinite(verdict.shards)]
+            shards = np.delete(verdict.shards, list(self.population.newcomers))
+            shards = shards[np.isfinite(shards)]
             row["accuracy"], row["validation"] = verdict.accuracy, verdict.validation
             row["shard_mean"], row["shard_std"] = shards.mean(), shards.std()
             row["shard_min"] = shards.min()
@@ -208,6 +213,15 @@ class Observer:
             row["flops"], row["memory"] = costs
         return rows
 
+    def final(self, report: np.ndarray) -> np.ndarray:
+        """Returns `evaluate.FINAL` of all clients, ascending, as rows of the table `final`."""
+        rows, population = tables.empty(tables.FINAL, len(report)), self.population
+        for name in report.dtype.names or ():
+            rows[name] = report[name]
+        rows["newcomer"] = np.isin(rows["client"], list(population.newcomers))
+        rows["samples"] = population.sizes
+        return rows
+
     def _simulate(self, t: int, rows: np.ndarray, row: np.ndarray, in_turn: bool) -> None:
         """Fills in the simulated costs of the round, in the clients' rows and the round's."""
         clients, flops = rows["client"].tolist(), rows["flops"]
@@ -216,7 +230,10 @@ class Observer:
         for name, column in self.fleet.cost(t, clients, moved, messages, flops).items():
             rows[name] = column
         served = self.fleet.serve(float(row["server_flops"][0]))
-        spent = rows["sim_seconds"].sum() if in_turn else rows["sim_seconds"].max()
+        waits = rows["sim_seconds"].copy()
+        late = [self.population.is_late(t, client) for client in clients]
+        waits[late] = self.fleet.devices.deadline
+        spent = waits.sum() if in_turn else waits.max()
         row["sim_seconds"] = spent + served
         row["sim_joules"] = (rows["sim_compute_joules"] + rows["sim_transmit_joules"]).sum()
 

@@ -69,7 +69,11 @@ class Record:
         part.replace(path)  # whole from its first moment
 
     def append(self, tables: Mapping[str, np.ndarray]) -> None:
-        """Appends a round's rows, and updates the round of the best validation accuracy."""
+        """Appends rows to some tables.
+
+        Those of a round include its row of the table `rounds`, by which the round of the best
+        validation accuracy is updated.
+        """
         # `rounds` last: a round that is listed there is complete in every other table.
         for name in sorted(tables, key=lambda name: name == "rounds"):
             if name == "rounds":
@@ -77,10 +81,10 @@ class Record:
             data, rows = self.file[name], tables[name]
             data.resize(len(data) + len(rows), axis=0)
             data[len(data) - len(rows) :] = rows
-        row = tables["rounds"][0]
-        if row["validation"] > self.best:
-            self.best = row["validation"]
-            self.file.attrs["best_round"] = int(row["round"])
+        for row in tables.get("rounds", ()):
+            if row["validation"] > self.best:
+                self.best = row["validation"]
+                self.file.attrs["best_round"] = int(row["round"])
         self.file.flush()
 
     def close(self, status: str, about: Mapping[str, Any] | None = None) -> None:

@@ -26,20 +26,30 @@ ROUNDS: Columns = {
     "validation": ("f8", "its accuracy on the held-out training samples, likewise"),
     "shard_mean": (
         "f8",
-        "mean over all clients of the accuracy on their test shard, as they see it, of the model "
-        "that they have after the round: the global one, as for accuracy, or the server's part "
-        "with their own",
+        "mean over all clients but newcomers of the accuracy on their test shard, as they see it, "
+        "of the model that they have after the round: the global one, as for accuracy, or the "
+        "server's part with their own",
     ),
     "shard_std": ("f8", "standard deviation of the same (population)"),
     "shard_min": ("f8", "minimum of the same"),
     "personal_mean": (
         "f8",
-        "mean accuracy of the clients' local models, as last evaluated, on their test shards",
+        "mean over the round's clients of the accuracy of their local models on their test shards",
+    ),
+    "density": (
+        "f8",
+        "share of the weights of convolutions and linear layers that are not zero in the global "
+        "model, if there is one",
     ),
     "up": ("i8", "bytes from the clients, summed over them"),
     "down": ("i8", "bytes to the clients, summed over them"),
     "seconds": ("f8", "wall time of the round, without evaluation and recording"),
     "lost": ("i4", "clients whose upload was lost: the server never learnt of it"),
+    "covered": (
+        "f8",
+        "share of the channels that some client has sent so far; NaN unless the method selects "
+        "channels",
+    ),
     "flops": ("f8", f"of the clients' training, summed over them; {COUNTED}"),
     "server_flops": ("f8", "of the server's training of what lies behind a cut"),
     "server_seconds": ("f8", "in which the server worked: rank 0's phase `serve`"),
@@ -111,15 +121,28 @@ VARIANTS: Columns = {
         "MiB that training it takes, as in the table clients, a batch of `batch`",
     ),
 }
-TABLES = {
+FINAL: Columns = {
+    "client": ("i4", "logical client"),
+    "newcomer": ("?", "whether it is one of those that never took part"),
+    "samples": ("i4", "training samples"),
+    "accuracy": (
+        "f8",
+        "of the model that it has after the last round, on its test shard, as it sees it: the "
+        "global one, or its own, or the server's part with its own",
+    ),
+    "tuned": ("f8", "of the same after evaluate.final_epochs of more training; NaN without"),
+}
+"""Measured once, after all rounds; without rows unless `evaluate.final` says so."""
+OF_ROUNDS = {
     "rounds": ROUNDS,
     "clients": CLIENTS,
     "phases": PHASES,
     "ranks": RANKS,
     "variants": VARIANTS,
 }
-"""The tables of a result. `variants` has rows if devices hold different shares of the model."""
-LATER = ("variants",)
+"""Tables that rounds add rows to. `variants` has rows if devices hold different shares."""
+TABLES = OF_ROUNDS | {"final": FINAL}
+LATER = ("variants", "final")
 """Tables that results of earlier versions lack; a reader takes them as empty."""
 
 

@@ -132,6 +132,9 @@ class Job:
                 show(outcome.tables["rounds"][0])
                 if not outcome.finite:
                     status = record.DIVERGED
+            final = engine.final()
+            if file is not None and final is not None:
+                file.append({"final": final})
         if file is not None:
             file.close(status, {"model_sha256": engine.model_sha256()})
 

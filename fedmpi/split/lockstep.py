@@ -30,11 +30,11 @@ class Lockstep:
     def __init__(self, trainer: Trainer, t: int, clients: Sequence[int], descent: Descent) -> None:
         self.trainer, self.t, self.clients, self.descent = trainer, t, clients, descent
         self.rows: Rows[Any] = descent.rows
-        self.order, self.done = trainer.ordered(clients), 0
+        self.order, self.done = trainer.ordered(t, clients), 0
 
     def busy(self) -> list[int]:
         """Returns the clients that have a step left; theirs are the first rows."""
-        return [c for c in self.order if self.trainer.population.steps(c) > self.done]
+        return [c for c in self.order if self.trainer.population.steps(self.t, c) > self.done]
 
     def step(self, clients: Sequence[int]) -> None:
         """Moves the rows of these clients, which are the first ones, along their gradients."""

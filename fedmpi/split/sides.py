@@ -25,6 +25,7 @@ from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.split.cuts import Crossing, Cut
 from fedmpi.split.lockstep import Lockstep, Talk, WaveParts
 from fedmpi.training.feed import Batch
+from fedmpi.training.probe import Chain, sections
 from fedmpi.training.train import Adjust, Trainer
 
 Said = Mapping[int, Sequence[Block]]
@@ -49,6 +50,20 @@ class Side:
     def decode(self, crossing: Crossing, blocks: Sequence[Block]) -> Tensor:
         """Decodes the values of a batch, in any shape; by default as they are."""
         return sparse.values(blocks[0], self.trainer.device)
+
+    def judged(self, cut: int, x: Tensor) -> Tensor:
+        """Returns what arrives of activations x [B, D] when accuracies are measured, [B, D].
+
+        Nothing is random then, and no state changes. By default they arrive as they are; it is
+        called only if the method `has_link`.
+        """
+        return x
+
+    def carried(self, cut: int, values: Tensor) -> Tensor:
+        """Returns what arrives of activations [N, ...], in batches of the local steps' size."""
+        batches = values.flatten(1).split(self.trainer.settings.batch)
+        found = torch.cat([self.judged(cut, x).view(len(x), -1) for x in batches])
+        return found.view_as(values)
 
     def say(
         self, kind: Kind, cut: int, part: Lockstep, clients: Iterable[int], values: list[Tensor]
@@ -118,16 +133,25 @@ class ServerSide(Side):
         answers: list[Message] = []
         while True:
             heard = yield answers
-            there = {message.client for message in heard}
-            alone = [[client] for client in backs.clients if client in there]
-            answers = []
-            for clients in alone if self.method.is_one else [backs.busy()]:
+            there, answers = {message.client for message in heard}, list[Message]()
+            for clients in self.groups(backs, there):
                 if self.method.tail is None:
                     answers += self.step_last(backs, said(heard, clients))
                 else:
                     heard = yield self.forward(backs, said(heard, clients))
                     answers += self.backward(backs, said(heard, clients))
             backs.done += 1
+
+    def groups(self, backs: Lockstep, there: set[int]) -> Iterator[list[int]]:
+        """Yields the clients with which the server takes each of its steps in a turn.
+
+        By default these are all clients, each with a back of its own. If they share one, these are
+        single clients, one after the other in the order of the party.
+        """
+        if self.method.is_one:
+            yield from ([client] for client in backs.clients if client in there)
+        else:
+            yield backs.busy()
 
     def step_last(self, backs: Lockstep, told: Said) -> list[Message]:
         """Takes a step of backs without a tail: activations and labels in, gradients out."""
@@ -152,7 +176,7 @@ class ServerSide(Side):
 
 
 class ClientSide(Side):
-    """The clients' side.
+    """The clients' side, by which activations are judged, too.
 
     Attributes:
         fronts: the fronts of this rank's clients.
@@ -163,6 +187,11 @@ class ClientSide(Side):
     fronts: WaveParts
     tails: WaveParts
     adjust: Adjust | None
+
+    def chain(self) -> Chain:
+        """Returns front, back and tail, with what happens to activations at the cuts."""
+        parts = [part for part in self.method.parts(self.trainer.flat) if part.size]
+        return Chain(sections(parts), self.carried)
 
     def begin(
         self, t: int, parties: Sequence[Sequence[int]], front: Tensor, tail: Tensor

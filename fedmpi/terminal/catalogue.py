@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from inspect import cleandoc
 from types import ModuleType, UnionType
@@ -89,10 +89,23 @@ def _show_one(out: Console, table: str, name: str) -> None:
     if table == "model":
         out.print(*_cuts(name), "", sep="\n")
     rows = list(_own(table, name, common=True))
+    paper = config.paper_of(name) if table == "method" else {}
     if rows:
-        out.print(Text("settings", "bold"), *_settings(rows, out), sep="\n")
+        said = {path: config.written(value) for path, value in paper.items()}
+        out.print(Text("settings", "bold"), *_settings(rows, out, said), sep="\n")
     else:
         out.print("It has no settings.")
+    if table == "method":
+        _values(out, "The name stands for", config.module(table, name).Config.implies)
+        others = {path: v for path, v in paper.items() if not path.startswith("method.")}
+        _values(out, f"paper:{name} takes the values of the paper, and of its runs", others)
+
+
+def _values(out: Console, title: str, values: Mapping[str, Any]) -> None:
+    """Words that a method's name, or its paper, stands for, below a title."""
+    if values:
+        given = "  ".join(f"{path}={config.written(value)}" for path, value in values.items())
+        out.print("", prose(f"{title}: {given}"), sep="\n")
 
 
 def _is_default(table: str, name: str) -> str:
@@ -216,23 +229,42 @@ def _is_table(field: Any) -> bool:
     return config.is_table(getattr(field, "annotation", None))
 
 
-def _settings(rows: Iterable[Setting], out: Console) -> Iterator[Text]:
-    """Each setting on a line, and what it does below; in columns unless a line is too long."""
-    rows = list(rows)
+def _settings(
+    rows: Iterable[Setting], out: Console, paper: Mapping[str, str] | None = None
+) -> Iterator[Text]:
+    """Each setting on a line, and what it does below; in columns unless a line is too long.
+
+    Args:
+        rows: the settings.
+        out: says how wide a line may be.
+        paper: the values of a paper, by path; they have a column of their own.
+    """
+    rows, paper = list(rows), {} if paper is None else dict(paper)
     heads = Setting("setting", "type", "default", "")
-    short = [row for row in (heads, *rows) if len(row.kind) <= KIND]
-    places = max(len(row.path) for row in (heads, *rows)), max(len(row.kind) for row in short)
-    for row in (heads, *rows):
-        words = [word.ljust(place) for word, place in zip(row, places, strict=False)]
-        if len("  ".join([*words, row.default])) > out.width:
-            words = [*row[:2]]
-        line = Text("  ").join(
-            (Text(words[0], "cyan"), Text(words[1], ""), Text(row.default, "green"))
-        )
+    if any(row.path in paper for row in rows):
+        paper[heads.path] = "paper"
+    every = [heads, *rows]
+    places = [
+        max(len(row.path) for row in every),
+        max(len(row.kind) for row in every if len(row.kind) <= KIND),
+        max(len(row.default) for row in every),
+    ]
+    for row in every:
+        words, own = [*row[:3], paper.get(row.path, "")], ""
+        padded = [word.ljust(place) for word, place in zip(words, places, strict=False)]
+        if len("  ".join([*padded, words[3]]).rstrip()) <= out.width:
+            words = [*padded, words[3]]
+        elif len("  ".join(words)) > out.width:
+            words[3], own = "", words[3]
+        colours = zip(words, ("cyan", "", "green", "green"), strict=True)
+        line = Text("  ").join(Text(*both) for both in colours)
+        line.rstrip()
         if row is heads:
             yield Text(line.plain, "dim")
             continue
         yield line
+        if own:
+            yield Text.assemble(INDENT, "paper: ", (own, "green"))
         for part in prose(row.text).wrap(out, out.width - len(INDENT)):
             part.rstrip()
             yield Text(INDENT) + part
@@ -249,7 +281,9 @@ def _known(what: str, name: str, names: Sequence[str]) -> None:
 def paragraphs(module: ModuleType) -> list[str]:
     """The paragraphs of a module's docstring, each on one line but for its remarks."""
     texts = cleandoc(module.__doc__ or "").split("\n\n")
-    return [re.sub(r"\n(?!Differs from|Reconstruction|[ -])", " ", text) for text in texts]
+    return [
+        re.sub(r"\n(?!Differs from|Reconstruction|Values of|[ -])", " ", text) for text in texts
+    ]
 
 
 def describe(kind: type[Table], prefix: str = "") -> list[Setting]:

@@ -34,7 +34,8 @@ def show_result(path: Path) -> None:
     with record.open_result(path) as file:
         about: dict[str, Any] = dict(file.attrs)
         try:
-            found = {name: record.rows(file, name) for name in tables.TABLES}
+            found = {name: record.rows(file, name) for name in tables.OF_ROUNDS}
+            final = record.rows(file, "final")
         except (KeyError, OSError) as error:
             raise record.RecordError(f"{path}: a damaged result: {error}") from None
     # A run that was cut short may have begun to write another round.
@@ -50,6 +51,7 @@ def show_result(path: Path) -> None:
     for title, part in (
         ("accuracy", _accuracies(rounds, about.get("best_round"))),
         ("the model by the share that devices hold", _variants(found)),
+        ("every client after the last round, on its test shard", _final(final)),
         ("a client's bytes, mean over those that took part", _bytes(found)),
         ("bytes of a rank's buffers, mean over the rounds", _buffers(found)),
         (f"{unit} by phase, {_span(rounds)}", seconds),
@@ -216,6 +218,25 @@ def _variants(found: Mapping[str, np.ndarray]) -> RenderableType | None:
         table.add_row(f"{row['share']:g}", str(row["clients"]), number(row["accuracy"]), *sizes)
     remark = f"round {last + 1}; bytes as sent to a client, MFLOP of training on one sample"
     return Group(table, Text(remark, "dim"))
+
+
+def _final(rows: np.ndarray) -> RenderableType | None:
+    """Accuracies of what clients have after the last round, apart for newcomers."""
+    if not len(rows):
+        return None
+    table = grid("", "mean", "worst", "mean, tuned", "worst, tuned")
+    for text, some in (
+        ("clients", rows[~rows["newcomer"]]),
+        ("newcomers", rows[rows["newcomer"]]),
+    ):
+        cells = []
+        for name in ("accuracy", "tuned"):
+            known = some[name][np.isfinite(some[name])]
+            spread = f"{number(known.mean())} ± {number(known.std())}" if len(known) else "-"
+            cells += [spread, number(known.min()) if len(known) else "-"]
+        if len(some):
+            table.add_row(text, *cells)
+    return table
 
 
 def _bytes(found: Mapping[str, np.ndarray]) -> RenderableType:

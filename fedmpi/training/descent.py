@@ -13,20 +13,65 @@ from fedmpi.training.rows import Rows
 class Descent(ABC):
     """Moves rows along their gradients: clipping, weight decay, and an optimizer's step.
 
-    Running statistics are never moved, whatever a method wrote into their gradient.
+    Running statistics are never moved, whatever a method wrote into their gradient. What rests in
+    a step follows no gradient, decay or momentum, and its running statistics stay as they were
+    before the step. When other positions rest than in the step before, the optimizer of that row
+    begins anew.
+
+    Attributes:
+        rested: what rested in the last step, bool [k, n]; None if nothing did.
+        settled: running statistics after the last step, [rows, statistics].
     """
 
     def __init__(self, settings: Settings, rows: Rows[Any]) -> None:
         self.settings, self.rows = settings, rows
         moving = rows.flat.moving
         self.moving = None if moving is None else moving.to(rows.device)
+        self.stat_positions = rows.flat.stat_positions.to(rows.device)
+        self.rested: Tensor | None = None
+        self.settled = rows.w[:, self.stat_positions]
 
     def reset(self, start: Tensor) -> None:
         """Sets all rows to `start` [n], or the first k to [k, n], and resets the optimizer."""
         (self.rows.w if start.dim() == 1 else self.rows.w[: len(start)]).copy_(start)
+        self.rested, self.settled = None, self.rows.w[:, self.stat_positions]
 
-    def step(self, count: int, rate: float | Tensor) -> None:
-        """Takes a step of the first rows; their rate is one number, or [count, 1]."""
+    def pull(self, count: int, near: Tensor, strength: float) -> None:
+        """Adds strength * (w - near) to the gradients of the first rows; near is [n] or [k, n]."""
+        w, g = self.rows.head(count)
+        g.add_(w - near, alpha=strength)
+
+    def step(self, count: int, rate: float | Tensor, rests: Tensor | None = None) -> None:
+        """Takes a step of the first rows.
+
+        Args:
+            count: number of rows.
+            rate: their learning rate, one number or [count, 1].
+            rests: the positions that do not move, bool [count, n]; None if all do.
+        """
+        if rests is None:
+            self.move(count, rate)
+            return
+        w, g = self.rows.head(count)
+        if self.rested is not None:
+            changed = (rests != self.rested[:count]).any(1)
+            self.renew(changed.nonzero().squeeze(1))
+        self.rested = rests
+        w[:, self.stat_positions] = torch.where(
+            rests[:, self.stat_positions], self.settled[:count], w[:, self.stat_positions]
+        )
+        before = w[rests]
+        g.masked_fill_(rests, 0)
+        self.move(count, rate)
+        w[rests] = before
+        self.settled[:count] = w[:, self.stat_positions]
+
+    @abstractmethod
+    def renew(self, rows: Tensor) -> None:
+        """Resets the optimizer's state of some rows, int64."""
+
+    def move(self, count: int, rate: float | Tensor) -> None:
+        """Moves the first rows; their rate is one number, or [count, 1]."""
         settings, (w, g) = self.settings, self.rows.head(count)
         if self.moving is not None:
             g.mul_(self.moving)
@@ -55,12 +100,17 @@ class Sgd(Descent):
         changes = settings.momentum or settings.clip or settings.weight_decay
         self.is_plain = not changes and self.moving is None
 
-    def step(self, count: int, rate: float | Tensor) -> None:
-        """Takes a step of the first rows; plain SGD is done in one operation."""
+    def move(self, count: int, rate: float | Tensor) -> None:
+        """Moves the first rows; plain SGD is done in one operation."""
         if self.is_plain and isinstance(rate, float):
             self.rows.move(count, rate)
         else:
-            super().step(count, rate)
+            super().move(count, rate)
+
+    def renew(self, rows: Tensor) -> None:
+        """Sets the velocity of some rows to zero."""
+        if self.velocity is not None:
+            self.velocity[rows] = 0
 
     def reset(self, start: Tensor) -> None:
         """Sets rows to `start`, and the velocity to zero."""
@@ -89,6 +139,11 @@ class Adam(Descent):
         super().reset(start)
         for state in (self.mean, self.square, self.steps):
             state.zero_()
+
+    def renew(self, rows: Tensor) -> None:
+        """Sets both means and the step count of some rows to zero."""
+        for state in (self.mean, self.square, self.steps):
+            state[rows] = 0
 
     def direction(self, g: Tensor) -> Tensor:
         """Returns the mean gradient over the root of the mean square, both bias-corrected."""

@@ -24,6 +24,8 @@ from fedmpi.training import probe
 from fedmpi.training.probe import Variant
 from fedmpi.training.train import Part, Trainer
 
+FINAL = np.dtype([("client", "i8"), ("accuracy", "f8"), ("tuned", "f8")])
+"""What a rank finds out about each client that it hosts after the last round."""
 SHARD = np.dtype([("client", "i8"), ("accuracy", "f8")])
 """What a rank knows of each client that it hosts, whether or not it took part."""
 
@@ -31,6 +33,10 @@ Personal = Callable[[int], Tensor | None]
 """A client's whole local model [n], where the server alone has it: `Server.personal`."""
 Deployed = Callable[[int, Tensor], Tensor]
 """What a client has once it knows the server's w [n]: `Clients.deployed`."""
+Owned = Callable[[int, int, Tensor], Tensor]
+"""Round, client, the server's w [n] -> what the client then has: `Clients.owned`."""
+Tune = Callable[[int, Sequence[int], Tensor], Tensor]
+"""Round, clients, their models [C, n] -> the models after more training: `Clients.tune`."""
 
 
 Variants = Callable[[int], Sequence[Variant]]
@@ -65,6 +71,7 @@ class Evaluation:
         held_x: samples that no client has, for validation.
         held_y: their labels.
         personal: accuracies of clients' local models in this round, by client.
+        chain: the network in parts, if activations at a cut are judged as the method changes them.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class Evaluation:
         seen = trainer.feed.traits.test(data, population)
         self.seen = None if seen is None else torch.from_numpy(seen).to(trainer.device)
         self.ends = np.cumsum(self.counts)
+        self.chain: probe.Chain | None = None
         self.begin()
 
     def begin(self) -> None:
@@ -91,7 +99,7 @@ class Evaluation:
     def is_due(self, t: int) -> bool:
         """Whether accuracies are measured in round t."""
         last = t == self.settings.rounds - 1
-        return t > EVERYONE_ROUND and (last or (t + 1) % self.settings.evaluate == 0)
+        return t > EVERYONE_ROUND and (last or (t + 1) % self.settings.evaluate.every == 0)
 
     def set_aside(self, client: int, w: Tensor | None) -> None:
         """Sets a trained local model [n], if there is one, aside until all have sent theirs."""
@@ -168,13 +176,11 @@ class Evaluation:
         """
         if deployed is None:
             return None
-        size, device = self.trainer.flat.size, self.trainer.device
-        published = np.empty(size, "f4") if w is None else w.cpu().numpy()
-        w = torch.from_numpy(wire.publish(published)).to(device)
+        w = self._published(w, wire)
         rows: list[tuple[int, float]] = []
         with clock(Phase.EVALUATE):
             # Not all at once: that would be a whole model for each client of the rank.
-            for clients in self.trainer.chunks(placement.hosted(wire.rank)):
+            for clients in self.trainer.chunks(0, placement.hosted(wire.rank), 1):
                 models = [(client, deployed(client, w)) for client in clients]
                 rows += self._on_shards(models).items()
         wire.settle()
@@ -184,12 +190,63 @@ class Evaluation:
         report = np.sort(np.concatenate(reports), order="client")
         return Verdict(np.nan, np.nan, report["accuracy"])
 
+    def final(
+        self,
+        t: int,
+        w: Tensor | None,
+        owned: Owned,
+        tune: Tune,
+        placement: Placement,
+        wire: Wire,
+    ) -> np.ndarray | None:
+        """Accuracies of what every client has after the last round, on the root; None elsewhere.
+
+        Args:
+            t: the last round.
+            w: the server's model [n], on the root.
+            owned: makes a client's model of it.
+            tune: trains clients' models further; called only if the settings say so.
+            placement: of the clients on the ranks.
+            wire: to the other ranks.
+
+        Returns:
+            `FINAL`, by client.
+        """
+        w, rows = self._published(w, wire), list[tuple[int, float, float]]()
+        passes = self.settings.evaluate.final_epochs
+        for clients in self.trainer.chunks(t, placement.hosted(wire.rank), passes):
+            models = torch.stack([owned(t, client, w) for client in clients])
+            found = self._on_shards(list(zip(clients, models, strict=True)))
+            tuned = dict.fromkeys(clients, np.nan)
+            if self.settings.evaluate.final == "tune":
+                models = tune(t, clients, models).clone()
+                tuned = self._on_shards(list(zip(clients, models, strict=True)))
+            rows += [(client, found[client], tuned[client]) for client in clients]
+        reports = wire.report(np.array(rows, FINAL))
+        return np.sort(np.concatenate(reports), order="client") if wire.is_root else None
+
+    def _published(self, w: Tensor | None, wire: Wire) -> Tensor:
+        """The root's model [n], on every rank."""
+        size, device = self.trainer.flat.size, self.trainer.device
+        published = np.empty(size, "f4") if w is None else w.cpu().numpy()
+        return torch.from_numpy(wire.publish(published)).to(device)
+
+    def _correct(
+        self,
+        models: Sequence[Tensor],
+        xs: Sequence[Tensor],
+        ys: Sequence[Tensor],
+        owners: Sequence[int] = (),
+    ) -> list[np.ndarray]:
+        """See `probe.correct`."""
+        return probe.correct(self.trainer, models, xs, ys, owners, self.chain)
+
     def _on_shards(self, models: Sequence[tuple[int, Tensor]]) -> dict[int, float]:
         """Accuracies of clients' models [n] on their test shards."""
         clients = [client for client, _ in models]
         shards = [self.shard(client) for client in clients]
         xs, ys = ([shard[part] for shard in shards] for part in range(2))
-        right = probe.correct(self.trainer, [w for _, w in models], xs, ys, clients)
+        right = self._correct([w for _, w in models], xs, ys, clients)
         return {client: mean(theirs) for client, theirs in zip(clients, right, strict=True)}
 
     def shard(self, client: int) -> tuple[Tensor, Tensor]:
@@ -220,7 +277,8 @@ class Evaluation:
 
     def _right(self, x: Tensor, y: Tensor, w: Tensor, part: Part | None) -> np.ndarray:
         """Which samples a model classifies correctly, bool [N]."""
-        (found,) = probe.correct(self.trainer, [w], [x], [y], part=part)
+        chain = self.chain if part is None else probe.Chain([part])
+        (found,) = probe.correct(self.trainer, [w], [x], [y], chain=chain)
         return found
 
 

@@ -98,7 +98,7 @@ class Feed:
             client: the client.
             passes: passes over the samples; None for those of the round's local training.
         """
-        keys, left = self.keys(t, client), self.population.steps(client, passes)
+        keys, left = self.keys(t, client), self.population.steps(t, client, passes)
         batch = self.settings.batch
         for order, shifts in self._passes(t, client):
             for first in range(0, len(order), batch)[:left]:
@@ -113,7 +113,7 @@ class Feed:
 
         Arguments are those of `picks`.
         """
-        keys, left = self.keys(t, client), self.population.steps(client, passes)
+        keys, left = self.keys(t, client), self.population.steps(t, client, passes)
         batch = self.settings.batch
         for order, shifts in self._passes(t, client):
             for first in range(0, len(order), self.slab * batch):

@@ -4,17 +4,24 @@ F. Seide, H. Fu, J. Droppo, G. Li, D. Yu, *1-Bit Stochastic Gradient Descent and
 Data-Parallel Distributed Training of Speech DNNs*, Interspeech 2014; S. P. Karimireddy, Q. Rebjock,
 S. U. Stich, M. Jaggi, *Error Feedback Fixes SignSGD and other Gradient Compression Schemes*, ICML
 2019, arXiv 1901.09847.
+
+If the upload was lost, all of it was left out. The client learns of that with the next word from
+the server.
 """
+
+from typing import ClassVar
 
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.training.store import Store
+from fedmpi.training.store import Provisional
 from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):
     """Settings of a method that can do with error feedback, and without."""
+
+    controls: ClassVar[bool] = True
 
     error_feedback: bool = True
     """Add what was not sent to the client's next update."""
@@ -39,14 +46,30 @@ class Feedback:
         self, trainer: Trainer, size: int, is_on: bool = True, name: str = "residual"
     ) -> None:
         self.is_on = is_on
-        self.residuals: Store | dict[int, Tensor] = trainer.store(name, size) if is_on else {}
+        self.residuals: Provisional | dict[int, Tensor] = {}
+        if is_on:
+            self.residuals = trainer.provisional(name, size)
 
     def add(self, client: int, update: Tensor) -> None:
         """Adds the client's residual, if it has one, to an update [size] in place."""
         if client in self.residuals:
             update += self.residuals[client].to(update.device)
 
-    def remember(self, client: int, rest: Tensor) -> None:
-        """Takes what was left out of the update [size]."""
-        if self.is_on:
-            self.residuals[client] = rest
+    def kept(self, update: Tensor) -> Tensor:
+        """Returns what the residual is if the upload is lost: the update [size] as it is now.
+
+        It is a copy if the update may still be needed after its compression.
+        """
+        is_needed = isinstance(self.residuals, Provisional) and not self.residuals.is_sure
+        return update.clone() if is_needed else update
+
+    def remember(self, client: int, rest: Tensor, whole: Tensor) -> None:
+        """Takes what is left out of an update.
+
+        Args:
+            client: the client.
+            rest: what was not sent, [size].
+            whole: the update that was to be sent, with the old residual, [size] (see `kept`).
+        """
+        if isinstance(self.residuals, Provisional):
+            self.residuals.put(client, rest, whole)

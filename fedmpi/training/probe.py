@@ -3,8 +3,9 @@
 Networks are in evaluation mode. Nothing is random, and no statistics move.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from fedmpi.clients.burden import Burden
 from fedmpi.messages.codec import Block
+from fedmpi.networks.flat import Flat
+from fedmpi.training.rows import Rows
 from fedmpi.training.train import Part, Trainer
 
 BATCH = 256
@@ -40,6 +43,50 @@ class Variant:
     burden: Burden
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of a network that follows upon another (see `train.Part`).
+
+    Attributes:
+        flat: the part.
+        local_stats: where its local statistics lie in the whole network's, int64.
+    """
+
+    flat: Flat
+    local_stats: Tensor
+
+
+def sections(flats: Sequence[Flat]) -> list[Section]:
+    """Returns the parts of a network that follow each other in its vector."""
+    found, first = [], 0
+    for flat in flats:
+        end = first + len(flat.local_stats)
+        found.append(Section(flat, torch.arange(first, end)))
+        first = end
+    return found
+
+
+class Chain:
+    """A network in parts, with what happens to values on their way between two of them.
+
+    Args:
+        parts: the parts, which follow each other in the models that are measured.
+        carried: cut between parts, from 0, and values [B, *shape] -> what arrives, [B, *shape].
+    """
+
+    def __init__(
+        self, parts: Sequence[Part], carried: Callable[[int, Tensor], Tensor] = lambda _, x: x
+    ) -> None:
+        self.parts, self.carried = parts, carried
+
+    def forward(self, rows: Sequence[Rows[Any]], xs: Sequence[Tensor]) -> list[Tensor]:
+        """Runs the first k rows of each part, one part after the other, on a batch of each."""
+        xs = list(xs)
+        for cut, part in enumerate(rows):
+            xs = part.forward([self.carried(cut - 1, x) for x in xs] if cut else xs)
+        return xs
+
+
 @torch.no_grad()
 def correct(
     trainer: Trainer,
@@ -47,7 +94,7 @@ def correct(
     xs: Sequence[Tensor],
     ys: Sequence[Tensor],
     owners: Sequence[int] = (),
-    part: Part | None = None,
+    chain: Chain | None = None,
 ) -> list[np.ndarray]:
     """Tells for each model which of its samples it classifies correctly.
 
@@ -58,7 +105,8 @@ def correct(
         ys: their labels.
         owners: the clients whose models these are. Models without owners, and models of clients
             that have not trained yet, have no local statistics.
-        part: the network of all of these models, if it is not the whole one; n is its size then.
+        chain: the network of these models in parts, if it is not the whole one, or if something
+            happens between them.
 
     Returns:
         For each model bool [N_i].
@@ -66,24 +114,28 @@ def correct(
     hits: list[list[np.ndarray]] = [[np.zeros(0, bool)] for _ in models]
     known = {i for i, client in enumerate(owners) if client in trainer.statistics}
     order = sorted((i for i, x in enumerate(xs) if len(x)), key=lambda i: -len(xs[i]))
-    width = trainer.row_limit or 1
+    width, chain = trainer.row_limit or 1, chain or Chain(sections([trainer.flat]))
     # Models with local statistics and models without are normalized differently.
     groups = [[i for i in order if (i in known) == is_known] for is_known in (True, False)]
     for group in groups:
         for start in range(0, len(group), width):
             chunk = group[start : start + width]
-            rows = trainer.rows_for(len(chunk), part).rows
-            clients = [owners[i] for i in chunk] if owners else []
-            trainer.recall(clients, rows)
-            for row, client in enumerate(clients):
-                if client in trainer.tuned:
-                    rows.local_stats[row] = trainer.tuned[client]
             by_batch = trainer.keeps_statistics and chunk[0] not in known
-            rows.train_mode(False, batch_statistics=by_batch)
-            torch.stack([models[i] for i in chunk], out=rows.w[: len(chunk)])
+            clients = [owners[i] for i in chunk] if owners else []
+            theirs = torch.stack([models[i] for i in chunk])
+            sizes, parts = [part.flat.size for part in chain.parts], []
+            for part, w in zip(chain.parts, theirs.split(sizes, 1), strict=True):
+                rows = trainer.rows_for(len(chunk), part).rows
+                trainer.recall(clients, rows, part.local_stats)
+                for row, client in enumerate(clients):
+                    if client in trainer.tuned:
+                        rows.local_stats[row] = trainer.tuned[client][part.local_stats]
+                rows.train_mode(False, batch_statistics=by_batch)
+                rows.w[: len(chunk)].copy_(w)
+                parts.append(rows)
             for at in range(0, len(xs[chunk[0]]), BATCH):
                 busy = [i for i in chunk if len(xs[i]) > at]
-                outputs = rows.forward([xs[i][at : at + BATCH] for i in busy])
+                outputs = chain.forward(parts, [xs[i][at : at + BATCH] for i in busy])
                 for i, output in zip(busy, outputs, strict=True):
                     labels = ys[i][at : at + BATCH]
                     hits[i].append((output.argmax(1) == labels).cpu().numpy())

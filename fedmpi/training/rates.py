@@ -55,13 +55,13 @@ class Rates:
         found = []
         for client in clients:
             each = -(-int(self.population.sizes[client]) // self.settings.batch)
-            whole = -(-self.population.steps(client, passes) // each)
+            whole = -(-self.population.steps(t, client, passes) // each)
             found.append(rate(self.settings, t, (step // each) / whole))
         return torch.tensor(found, device=self.device).unsqueeze(1)
 
     def of_round(self, t: int, client: int) -> list[float]:
         """The learning rate of each of the client's steps in round t."""
-        steps = range(self.population.steps(client))
+        steps = range(self.population.steps(t, client))
         return [float(self.of_step(t, [client], step)) for step in steps]
 
     def total(self, t: int, client: int) -> float:

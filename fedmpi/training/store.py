@@ -147,6 +147,52 @@ class Store(Mapping[int, Tensor]):
         )
 
 
+class Provisional(Mapping[int, Tensor]):
+    """State that depends on whether a client's upload arrives, which the client learns later.
+
+    A client keeps two vectors until it hears from the server again: what it has if the upload
+    arrived, and what it has if it was lost. Where no upload can be lost, it keeps the first one.
+
+    Args:
+        arrived: the vectors of clients whose uploads arrived.
+        lost: those that count if the last upload was lost; None if none can be.
+    """
+
+    def __init__(self, arrived: Store, lost: Store | None) -> None:
+        self.arrived, self.lost = arrived, lost
+
+    def __getitem__(self, client: int) -> Tensor:
+        return self.arrived[client]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.arrived)
+
+    def __len__(self) -> int:
+        return len(self.arrived)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether every upload arrives, so that vectors for lost ones are not needed."""
+        return self.lost is None
+
+    def put(self, client: int, arrived: Tensor, lost: Tensor) -> None:
+        """Keeps a client's vectors [size] for both outcomes of its upload.
+
+        Either may be the vector that is kept now.
+        """
+        if self.lost is not None:
+            self.lost[client] = (
+                lost  # first, because it may be a view of what the next line changes
+            )
+        self.arrived[client] = arrived
+
+    def lose(self, client: int) -> None:
+        """The client hears that its last upload was lost."""
+        assert self.lost is not None
+        if client in self.lost:
+            self.arrived[client] = self.lost[client]
+
+
 class Stores(Mapping[str, Store]):
     """Stores by name: everything that its owner keeps for clients from round to round.
 

@@ -5,6 +5,7 @@ its memory holds. The settings `device` and `rows` decide, and nothing outside o
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,10 +21,36 @@ from fedmpi.training.feed import Feed
 from fedmpi.training.rates import Rates
 from fedmpi.training.rows import Each, OneByOne, Rows
 from fedmpi.training.stacked import Stacked
-from fedmpi.training.store import Store, Stores
+from fedmpi.training.store import Provisional, Store, Stores
 
 Adjust = Callable[[Sequence[int], Tensor, Tensor], None]
 """Changes gradients in place before a step: clients of the rows, w [k, n], g [k, n]."""
+Follow = Callable[[Sequence[int], Tensor, float | Tensor], None]
+"""Changes models in place after a step: clients of the rows, w [k, n], their rate."""
+Rests = Callable[[Sequence[int], int], Tensor]
+"""What rests in a step: clients of the rows, number of the step -> bool [k, n]."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a method changes in its clients' local steps.
+
+    Attributes:
+        adjust: called with the gradients of each step, before the optimizer.
+        follow: called after the optimizer's step.
+        rests: called before the optimizer's step; returns which positions do not move in it. They
+            follow no gradient, decay or momentum, and their running statistics stay as they are.
+        proximal: mu; each step's gradient has the term mu * (w - start) besides.
+    """
+
+    adjust: Adjust | None = None
+    follow: Follow | None = None
+    rests: Rests | None = None
+    proximal: float = 0.0
+
+
+PLAIN = Hooks()
+"""Local steps as the settings have them."""
 
 
 class Part(Protocol):
@@ -66,8 +93,10 @@ class Trainer:
         losses: each client's losses in local training, this round: their sum and their number.
         seconds: each client's time in local training, and in preparing its upload, this round.
         at: steps that those at work have behind them, for methods whose steps differ.
+        planned: steps of each of them in all.
         tuned: local statistics of the models that clients have tuned this round.
         stores: by name, everything that this rank keeps for its clients from round to round.
+        pending: those of them that depend on whether uploads arrive.
         statistics: the clients' local statistics: one of the stores, if statistics are local.
     """
 
@@ -90,6 +119,7 @@ class Trainer:
         self.descent = self.descent_of(flat, 1)
         self.others: dict[Flat | Composite, Descent] = {}
         self.stores = Stores(settings.state)
+        self.pending: list[Provisional] = []
         self.statistics: dict[int, Tensor] | Store = {}
         if self.keeps_statistics:
             self.statistics = self.store("statistics", len(flat.local_stats))
@@ -99,6 +129,18 @@ class Trainer:
         """Makes a store under a name of its own; see `Stores.add`."""
         return self.stores.add(name, size, dtype)
 
+    def provisional(self, name: str, size: int) -> Provisional:
+        """Makes a store of float32 vectors [size] that depend on whether uploads arrive."""
+        can_lose = self.settings.devices.can_lose
+        lost = self.store(f"{name} if lost", size) if can_lose else None
+        self.pending.append(Provisional(self.store(name, size), lost))
+        return self.pending[-1]
+
+    def lose(self, client: int) -> None:
+        """A client of this rank hears that its last upload was lost: its state follows."""
+        for store in self.pending:
+            store.lose(client)
+
     @property
     def rows(self) -> Rows[Any]:
         """The whole networks that train here."""
@@ -106,7 +148,7 @@ class Trainer:
 
     def begin(self) -> None:
         """A round begins."""
-        self.at = 0
+        self.at, self.planned = 0, dict[int, int]()
         self.losses: dict[int, tuple[Tensor, int]] = {}
         self.seconds: dict[int, float] = {}
         self.tuned: dict[int, Tensor] = {}
@@ -133,22 +175,34 @@ class Trainer:
         for client in clients:
             self.seconds[client] = self.seconds.get(client, 0.0) + share
 
-    def chunks(self, clients: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """The groups in which clients train together, in each those with most steps first."""
+    def chunks(
+        self, t: int, clients: Sequence[int], passes: int | None = None
+    ) -> Iterator[tuple[int, ...]]:
+        """The groups in which clients train together, in each those with most steps first.
+
+        Args:
+            t: the round.
+            clients: the clients.
+            passes: local passes, if they are not those of the round's local training.
+        """
         if not self.is_stacked:
             yield from ((client,) for client in clients)
             return
         if self.row_limit is None and clients:
             self.row_limit = self._fitting()
-        order = self.ordered(clients)
+        order = self.ordered(t, clients, passes)
         count = -(-len(order) // (self.row_limit or 1))
         for number in range(count):
             yield tuple(order[number * len(order) // count : (number + 1) * len(order) // count])
 
-    def ordered(self, clients: Sequence[int]) -> list[int]:
+    def ordered(self, t: int, clients: Sequence[int], passes: int | None = None) -> list[int]:
         """The clients with most steps first, as rows want them, and then by samples."""
-        steps, sizes = self.population.steps, self.population.sizes
-        return sorted(clients, key=lambda client: (-steps(client), -sizes[client], client))
+        sizes = self.population.sizes
+
+        def key(client: int) -> tuple[int, int, int]:
+            return -self.population.steps(t, client, passes), -int(sizes[client]), client
+
+        return sorted(clients, key=key)
 
     def _fitting(self) -> int:
         """How many rows the device's free memory holds, by what two need beyond one."""
@@ -195,7 +249,7 @@ class Trainer:
         t: int,
         clients: Sequence[int],
         start: Tensor,
-        adjust: Adjust | None,
+        hooks: Hooks = PLAIN,
         part: Part | None = None,
     ) -> Tensor:
         """Round t's local steps of a chunk of clients, from `start` [n] or [C, n].
@@ -204,19 +258,26 @@ class Trainer:
             t: the round.
             clients: those with most steps first.
             start: their models.
-            adjust: changes gradients.
+            hooks: what the method changes in their steps.
             part: the network that trains, if it is not the whole one; n is its size then.
 
         Returns:
             Their models, [C, n], until the next call for the same network.
         """
         began = perf_counter()
-        rows = self._descend(t, clients, start, adjust, part)
+        rows = self._descend(t, clients, start, hooks, part)
         self._remember(clients, rows, None if part is None else part.local_stats)
         self.spend(clients, began)
         return rows.head(len(clients))[0]
 
-    def tune(self, t: int, clients: Sequence[int], start: Tensor, passes: int) -> Tensor:
+    def tune(
+        self,
+        t: int,
+        clients: Sequence[int],
+        start: Tensor,
+        passes: int,
+        hooks: Hooks = PLAIN,
+    ) -> Tensor:
         """Models of their own for clients that have trained: so many passes from `start`.
 
         Steps are as in `train`, but nothing of them remains beyond the models: no loss, no second.
@@ -226,7 +287,7 @@ class Trainer:
         Returns:
             The models, [C, n], until the next call for the same network.
         """
-        rows = self._descend(t, clients, start, None, None, passes)
+        rows = self._descend(t, clients, start, hooks, None, passes)
         for row, client in enumerate(clients if self.keeps_statistics else ()):
             self.tuned[client] = rows.local_stats[row].clone()
         return rows.head(len(clients))[0]
@@ -236,16 +297,17 @@ class Trainer:
         t: int,
         clients: Sequence[int],
         start: Tensor,
-        adjust: Adjust | None,
+        hooks: Hooks,
         part: Part | None,
         passes: int | None = None,
     ) -> Rows[Any]:
         """Rows of which the first have made the clients' steps in round t; see `train`, `tune`."""
-        steps = [self.population.steps(client, passes) for client in clients]
+        steps = [self.population.steps(t, client, passes) for client in clients]
         assert steps == sorted(steps, reverse=True), "a chunk has those with most steps first"
         descent = self.rows_for(len(clients), part)
         rows = descent.rows
         lessons = [rows.lessons(self.feed, t, client, passes) for client in clients]
+        self.planned = dict(zip(clients, steps, strict=True))
         descent.reset(start)
         self.recall(clients, rows, None if part is None else part.local_stats)
         rows.train_mode(True)
@@ -256,9 +318,16 @@ class Trainer:
                 some = [next(lesson) for lesson in lessons[:count]]
                 losses.append(rows.backprop(self.feed, some))
                 self.at = step
-                if adjust is not None:
-                    adjust(busy, *rows.head(count))
-                descent.step(count, self.rates.of_step(t, busy, step, passes))
+                rate = self.rates.of_step(t, busy, step, passes)
+                if hooks.adjust is not None:
+                    hooks.adjust(busy, *rows.head(count))
+                if hooks.proximal:
+                    near = start if start.dim() == 1 else start[:count]
+                    descent.pull(count, near, hooks.proximal)
+                rests = None if hooks.rests is None else hooks.rests(busy, step)
+                descent.step(count, rate, rests)
+                if hooks.follow is not None:
+                    hooks.follow(busy, rows.head(count)[0], rate)
             if losses and passes is None:
                 self.note(busy, torch.stack(losses).sum(0), len(losses))
             done = steps[count - 1]
@@ -273,6 +342,7 @@ class Trainer:
         starts: Sequence[Tensor],
         parts: Sequence[Part | None],
         masks: Sequence[Tensor] | None = None,
+        proximal: float = 0.0,
         adjust: Adjust | None = None,
     ) -> list[Tensor]:
         """Local steps of a chunk of clients whose networks may differ; those alike train together.
@@ -283,6 +353,7 @@ class Trainer:
             starts: their models, each of its network's size.
             parts: their networks; None for the whole one.
             masks: what gradients are multiplied by, each of its network's size.
+            proximal: see `Hooks`.
             adjust: changes gradients in place of masks; it is called for those alike.
 
         Returns:
@@ -297,7 +368,8 @@ class Trainer:
                 change = _masking(torch.stack([masks[place] for place in some]))
             start = torch.stack([starts[place] for place in some])
             theirs = [clients[place] for place in some]
-            rows = self.train(t, theirs, start, change, parts[some[0]])
+            hooks = Hooks(change, proximal=proximal)
+            rows = self.train(t, theirs, start, hooks, parts[some[0]])
             found |= zip(some, rows, strict=True)
         return [found[place] for place in range(len(clients))]
 

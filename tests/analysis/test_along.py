@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 
 from analysis import along, frames
-from tests.recorded import fleet, rounds, run, settings, write
+from tests.recorded import appearances, fleet, rounds, run, settings, write
 
 WEAK = "devices.tiers[weak].share"
 
@@ -169,6 +169,19 @@ def test_a_level_is_a_line_across(fleets: Path) -> None:
     words = ["--setting", WEAK, "--level", "fedavg", "--out", fleets / "t.png"]
     rows = [line.split() for line in run(along.main, fleets, *words).output.splitlines()]
     assert rows.count(["fedavg", "1", "70.0", "–", "–"]) == 2
+
+
+def test_no_two_lines_look_alike(tmp_path: Path) -> None:
+    """Methods with two sparsities, as lines and as levels."""
+    for number in range(12):
+        for sparsity in (0.5, 0.9):
+            for rate in (0.1, 0.2, None):
+                path = tmp_path / f"{number} {sparsity} {rate}.h5"
+                write(path, settings(f"m{number}", sparsity=sparsity, rate=rate), rounds([0.5]))
+    figure = drawn(tmp_path, "method.rate", *(f"m{number}" for number in range(12)))
+    found = appearances(figure)
+    assert len(set(found)) == len(found) == 12 * 2 * 2
+    assert sum(is_hollow for *_, is_hollow in found) == 24
 
 
 def test_what_is_not_set_is_left_out_or_a_level(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import h5py
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from matplotlib.container import ErrorbarContainer
 
 from analysis import along, compare, frames, groups, panels, targets, terminal, tradeoff, trajectory
 from fedmpi.results import tables
-from tests.recorded import fleet, rounds, run, settings, simulated, write
+from tests.recorded import appearances, fleet, rounds, run, settings, simulated, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -509,6 +510,46 @@ def test_the_trajectory(simulations: Path) -> None:
     (legend,) = panel.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["fedavg", "ssfl 0.5"]
     assert trajectory.picture(rows, "rounds").axes[0].get_xscale() == "linear"
+
+
+def crowd(variants: int, sparsities: int) -> pd.DataFrame:
+    """Curves of so many methods and sparsities, two of which are equal but for their look."""
+    shares = [None, *np.linspace(0.1, 0.9, sparsities - 1)]
+    rows = [
+        {"group": "iid", "variant": f"m{number}", "sparsity": share, "curves": [(x, y)] * 2}
+        for number in range(variants)
+        for share in shares
+        for x, y in [(np.arange(1.0, 9.0), np.linspace(0.1, 0.9 - number / 100, 8))]
+    ]
+    return pd.DataFrame(rows).astype({"sparsity": "Float64"})
+
+
+@pytest.mark.parametrize(("variants", "sparsities"), [(45, 8), (77, 1)])
+def test_no_two_lines_of_a_trajectory_look_alike(variants: int, sparsities: int) -> None:
+    rows = crowd(variants, sparsities)
+    assert len(set(panels.looks(rows).values())) == len(rows)
+    found = appearances(trajectory.picture(rows, "rounds"))
+    assert len(set(found)) == len(found) == len(rows)
+
+
+def test_no_two_methods_of_a_tradeoff_look_alike(folder: Path) -> None:
+    rows = groups.summary(frames.runs(folder))
+    one = rows[rows["group"] == rows["group"].iloc[0]].iloc[:1]
+    rows = pd.concat([one.assign(variant=f"m{number}") for number in range(77)])
+    found = appearances(tradeoff.picture(rows))
+    assert len(set(found)) == len(found) == 77
+
+
+@pytest.mark.parametrize(
+    ("variants", "sparsities", "match"),
+    [
+        (78, 1, "78 methods or variants in one picture: wanted at most 77"),
+        (1, 9, "9 sparsities of m0 in one picture: wanted at most 8"),
+    ],
+)
+def test_more_lines_than_can_be_told_apart(variants: int, sparsities: int, match: str) -> None:
+    with pytest.raises(click.UsageError, match=match):
+        trajectory.picture(crowd(variants, sparsities), "rounds")
 
 
 def test_without_devices_there_is_no_time(folder: Path) -> None:

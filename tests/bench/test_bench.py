@@ -19,7 +19,7 @@ from fedmpi.bench import client, converse, scale, train
 from fedmpi.bench import round as rounds
 from fedmpi.bench import slice as slices
 from fedmpi.bench.textbook import Textbook
-from fedmpi.config import ConfigError
+from fedmpi.config import ConfigError, Evaluate
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Block, Message
 from fedmpi.methods import fedavg
@@ -99,7 +99,7 @@ def test_a_wrong_training_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_textbooks_rounds_are_fedavg() -> None:
-    tree = rounds.tree_of("many") | {"rounds": 3, "clients": 6, "evaluate": 3}
+    tree = rounds.tree_of("many") | {"rounds": 3, "clients": 6, "evaluate": {"every": 3}}
     tree["data"] = tree["data"] | {"samples": 6 * 32}
     settings = loading.load(tree)
     textbook = Textbook(Engine(settings))
@@ -123,12 +123,12 @@ def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPat
 
 def test_the_eager_reference_is_the_same_training() -> None:
     engine = train.engine_for("logistic", 10, 3, "cpu")
-    start, adjust = engine.server.w.clone(), engine.clients.adjust
-    together = engine.trainer.train(0, (0, 1, 2), start, adjust).clone()
+    start = engine.server.w.clone()
+    together = engine.trainer.train(0, (0, 1, 2), start).clone()
     single = train.one_by_one(engine)
     assert (type(engine.trainer.rows), type(single.rows)) == (Stacked, OneByOne)
     for row in range(3):
-        alone = single.train(0, (row,), start, adjust)[0]
+        alone = single.train(0, (row,), start)[0]
         np.testing.assert_allclose(together[row], alone, rtol=1e-4, atol=1e-6)
 
 
@@ -297,7 +297,8 @@ def test_a_rank_that_is_alone_computes_what_any_rank_does() -> None:
     lone = client.Lone([12], 3)
     for _ in range(4):
         lone.round()
-    settings = lone.engine.settings.model_copy(update={"rounds": 4, "evaluate": 4})
+    update = {"rounds": 4, "evaluate": Evaluate(every=4)}
+    settings = lone.engine.settings.model_copy(update=update)
     assert run(settings).sha256 == lone.engine.model_sha256()
 
 

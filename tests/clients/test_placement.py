@@ -120,14 +120,14 @@ def test_a_wave_knows_who_is_on_a_rank() -> None:
 def test_halves_are_even_at_every_step(count: int) -> None:
     drawn = population(*UNEVEN)
     placement = Placement(drawn, [0], 9)
-    assert len({drawn.steps(client) for client in range(9)}) > 4
+    assert len({drawn.steps(0, client) for client in range(9)}) > 4
     for t in range(6):
         clients = range(1, 1 + count)
         halves = placement.halves(t, clients)
         assert len(halves) == min(2, count)
         assert sorted(client for half in halves for client in half) == list(clients)
-        for step in range(max(drawn.steps(client) for client in clients)):
-            busy = [sum(drawn.steps(client) > step for client in half) for half in halves]
+        for step in range(max(drawn.steps(0, client) for client in clients)):
+            busy = [sum(drawn.steps(0, client) > step for client in half) for half in halves]
             assert max(busy) - min(busy) <= 1 or count == 1
         assert halves == placement.halves(t, tuple(reversed(clients))), "the same for all who ask"
 
@@ -157,8 +157,8 @@ def test_in_step_each_rank_has_as_many_busy_clients(ranks: list[int]) -> None:
     for t in range(6):
         (wave,) = placement.waves(t)
         for half in placement.halves(t, wave.clients):
-            for step in range(max(drawn.steps(client) for client in half)):
-                busy = [c for c in half if drawn.steps(c) > step]
+            for step in range(max(drawn.steps(0, client) for client in half)):
+                busy = [c for c in half if drawn.steps(0, c) > step]
                 counts = [len(set(busy) & set(wave.on(rank))) for rank in ranks]
                 assert max(counts) - min(counts) <= 1
                 counts = [len(set(busy) & set(by_samples.on(rank))) for rank in ranks]

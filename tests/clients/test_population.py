@@ -119,13 +119,14 @@ EVERY = {
     "dirichlet": ("partition.alpha=0.5", "partition.minimum=5"),
     "dirichlet-balanced": ("partition.alpha=0.3",),
     "quantity": ("partition.alpha=0.3",),
+    "classes": (),
     "shards": (),
 }
-"""Partitions that need no file."""
+"""Partitions that need no file, and no more of the data than labels and owners."""
 
 
 def test_every_partition_is_among_them() -> None:
-    assert {*EVERY, "frozen"} == set(config.names("partition"))
+    assert {*EVERY, "frozen", "pachinko"} == set(config.names("partition"))
 
 
 @pytest.mark.parallel([1, 2, 3])
@@ -181,8 +182,8 @@ def test_the_fingerprint_tells_whose_a_sample_is() -> None:
 def test_steps(words: tuple[str, ...], wanted: object) -> None:
     drawn = population(*words)
     for client, size in enumerate(drawn.sizes.tolist()):
-        assert drawn.steps(client) == wanted(size)
-        assert drawn.steps(client, 4) == 4 * -(-size // drawn.settings.batch)
+        assert drawn.steps(0, client) == wanted(size)
+        assert drawn.steps(0, client, 4) == 4 * -(-size // drawn.settings.batch)
 
 
 UNEQUAL = ("clients=5", "partition.name=quantity", "partition.alpha=0.7", "seed=3")

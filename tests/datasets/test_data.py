@@ -301,6 +301,18 @@ def test_cifar100(root: Path, pack: Callable[..., bytes], layout: str, suffix: s
     assert (fine.classes, coarse.classes) == (100, 20)
     assert fine.train_y.tolist() == [99, 0, 50] and fine.test_y.tolist() == [5]
     assert coarse.train_y.tolist() == [19, 3, 7] and coarse.test_y.tolist() == [2]
+    assert fine.groups[[99, 0, 50, 5]].tolist() == [19, 3, 7, 2] and coarse.groups is None
+
+
+def test_a_class_of_cifar100_in_two_groups(root: Path) -> None:
+    for labels in ([1, 2], [1, 1]):
+        for name, kinds in (("train.bin", labels), ("test.bin", [2])):
+            content = binary(
+                pictures(len(kinds)), coarse_labels=kinds, fine_labels=[7] * len(kinds)
+            )
+            write(root / "cifar-100-binary" / name, content)
+        with pytest.raises(DataError, match="wanted one group for each class, found more of 7"):
+            read(cifar100, root)
 
 
 def test_cifar100_is_nothing_else(root: Path) -> None:

@@ -510,7 +510,7 @@ class TestSlurm:
 
     def test_cancelled(self, slurm: Slurm) -> None:
         out = slurm.folder / "run.h5"
-        words = ("rounds=500", *SMALL[1:], "evaluate=1000", "--out", str(out))
+        words = ("rounds=500", *SMALL[1:], "evaluate.every=1000", "--out", str(out))
         job = slurm.submit("fedmpi.sbatch", *words)
 
         def is_far() -> bool:

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmpi import config
+from fedmpi import config, models
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.messages import sparse
-from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.messages.sums import Held, Sum, aggregate, chosen
 from tests.plain import METHODS, families, member, play, train
-from tests.small import refusal, run, small
+from tests.small import refusal, run, small, smooth
 
 ROWS = torch.tensor([[1.0, 5.0, 0.0], [2.0, -9.0, 0.0], [9.0, 0.0, 0.0], [3.0, 1.0, 7.0]])
 
@@ -161,4 +161,38 @@ def test_vectors_of_two_sums_add_up_to_those_of_all(kind: type[Sum]) -> None:
 def test_a_median_leaves_nothing_to_add_up_on_the_way() -> None:
     settings = small("aggregation.rule=median")
     with pytest.raises(ValueError, match=r"'median', clip = 0\.0: the server needs each client's"):
-        chosen(settings, 4, torch.device("cpu")).vectors()
+        chosen(settings, 4, torch.device("cpu"), torch.empty(0, dtype=torch.int64)).vectors()
+
+
+RULES = {
+    "median": ("aggregation.rule=median",),
+    "trimmed": ("aggregation.rule=trimmed", "aggregation.trim=0.3"),
+    "private": ("aggregation.clip=0.01", "aggregation.noise=5.0"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["fedavg", "topk", "qsgd", "signsgd", "scaffold", "splitfed"])
+def test_statistics_are_averaged_under_every_rule(
+    name: str, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not sorted, clipped or blurred: a variance could become negative."""
+    monkeypatch.setattr(models, "build", smooth)
+    words = (f"method.name={name}", "rounds=1", "aggregation.weights=equal")
+    found = run(small(*words[:2], *RULES[rule]))
+    plain, where = run(small(*words)).model, found.engine.flat.stat_positions
+    np.testing.assert_allclose(found.model[where], plain[where], rtol=1e-5, atol=1e-6)
+    assert np.abs(found.model - plain).max() > 1e-3
+
+
+def test_the_clip_measures_parameters_alone() -> None:
+    settings = small("aggregation.clip=1.0")
+    total = chosen(settings, 4, torch.device("cpu"), torch.tensor([1]))
+    for values in ([0.3, 50.0, 0.4, 0.0], [3.0, 70.0, 4.0, 0.0]):
+        message = Message(0, [sparse.block(Kind.GRADIENT, torch.tensor(values))], 1.0)
+        with total.taking(message) as taken:
+            total.add(taken.blocks[0], taken.weight)
+            total.weight += taken.weight
+    total.close(0)
+    wanted = [(0.3 + 0.6) / 2, 60.0, (0.4 + 0.8) / 2, 0.0]
+    np.testing.assert_allclose(total.mean(), wanted, rtol=1e-5)

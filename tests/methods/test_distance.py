@@ -77,7 +77,7 @@ def test_what_waits_is_added_up_when_all_is_there(rule: str) -> None:
         updates = torch.randn(len(clients), 50, generator=random)
         total = torch.ones(50)
         for client, update in zip(clients, updates, strict=True):
-            waiting.add(client, float(client), update)
+            waiting.add(client, float(client), 1, update)
         noted = waiting.close(total.split([20, 25, 5]))
         far = np.linalg.norm(updates.double().numpy(), axis=1)
         weights = method.weigh(np.array(clients, float), far)
@@ -90,4 +90,5 @@ def test_what_waits_is_added_up_when_all_is_there(rule: str) -> None:
 def test_settings_of_other_rules_are_idle() -> None:
     assert set(config("inv_dist").idle(small())) == {"temperature"}
     assert set(config("exp_dist").idle(small())) == {"epsilon"}
-    assert set(config("fedavg").idle(small())) == {"temperature", "epsilon"}
+    assert set(config("fedavg").idle(small())) == {"temperature", "epsilon", "per_step"}
+    assert "per_step" in config("inv_dist").idle(small("local_steps=2"))

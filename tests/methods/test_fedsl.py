@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -88,7 +90,7 @@ def rounds(found: Engine) -> Iterator[Tensor]:
     settings, method = found.settings, found.settings.method
     stages = 2 if method.cut == "hidden2" else 1
     size = len(vector(network(found, found.flat.initial)[:stages]))
-    w, first = found.flat.initial.clone(), found.flat.initial[:size]
+    w = found.flat.initial.clone()
     own: dict[int, Tensor] = {}
     last: dict[int, Tensor] = {}
     masks: dict[int, Tensor] = {}
@@ -97,7 +99,7 @@ def rounds(found: Engine) -> Iterator[Tensor]:
         sizes = torch.tensor([float(len(found.population.shards[c])) for c in clients])
         backs = []
         for client in clients:
-            front = w[:size].clone() if t % method.interval == 0 else own.get(client, first).clone()
+            front = w[:size].clone() if t % method.interval == 0 else own[client].clone()
             back = w[size:].clone()
             if t % method.prune_every == 0 and client in last:
                 masks[client] = masked(found, front, last[client])
@@ -311,6 +313,43 @@ def test_between_two_means_only_the_back_moves() -> None:
         assert not torch.equal(w[size:], before[size:])
         assert np.isnan(outcome.tables["clients"]["personal"]).all() != ends
         before = w.clone()
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "samples", "trace"])
+@pytest.mark.parametrize("interval", [1, 3])
+def test_who_goes_on_was_there_at_the_last_mean(
+    interval: int, sampling: str, tmp_path: Path
+) -> None:
+    """Of five clients two take part: the same two from one mean to the next, and then others."""
+    words = [f"method.interval={interval}", f"sampling={sampling}"]
+    if sampling == "trace":
+        spans = "0,0,3\n1,0,2\n2,1,4\n3,2,6\n4,5,6\n"
+        (tmp_path / "trace.csv").write_text(f"client,first,last\n{spans}")
+        words.append(f"trace={tmp_path / 'trace.csv'}")
+    found = engine(*words, "participation=0.4", "rounds=12")
+    drawn = [found.population.sample(t) for t in range(12)]
+    for t in range(12):
+        assert drawn[t] == drawn[t - t % interval]
+    assert len(set(drawn)) > 1
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("interval", [1, 3])
+def test_a_budget_ends_a_run_at_a_mean(interval: int) -> None:
+    """A run that reaches its budget in round 1 is the run of 2, or with an interval of 3 rounds."""
+    words = (NAME, f"method.interval={interval}", "participation=0.4")
+    world = MPI.COMM_WORLD
+    free, budget = run(small(*words, "rounds=9"), world), None
+    if world.rank == 0:
+        budget = f"up_bytes:{int(free.tables['rounds']['up'][:2].sum())}B"
+    budget = world.bcast(budget)
+    short = run(small(*words, "rounds=9", f"budget={budget}"), world)
+    wanted = run(small(*words, f"rounds={3 if interval == 3 else 2}"), world)
+    if world.rank == 0:
+        assert short.sha256 == wanted.sha256
+        for column in ("round", "up", "down", "loss", "accuracy"):
+            found, other = (each.tables["rounds"][column] for each in (short, wanted))
+            np.testing.assert_array_equal(found, other)
 
 
 # ---- refusals

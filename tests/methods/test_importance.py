@@ -137,7 +137,7 @@ def test_what_was_cut_out_is_remembered_by_its_last_gradient(kind: str) -> None:
     """A channel has none while it is not there; a weight has one all the time."""
     flat = front_of("mlp")
     pruner = Weights(flat, CPU) if kind == "weights" else Channels(flat, CPU, SHAPE)
-    memory = Memory(pruner, flat.size, flat.initial, Stores(State()))
+    memory = Memory(pruner, flat.size, flat.size, Stores(State()))
     gradients = [random(flat.size, seed) for seed in range(2)]
     for g in gradients:
         memory.release()
@@ -149,3 +149,9 @@ def test_what_was_cut_out_is_remembered_by_its_last_gradient(kind: str) -> None:
     old = (mask == 0) & (torch.tensor(kind == "channels"))
     assert torch.equal(memory.gradients[7], torch.where(old, *gradients))
     assert torch.equal(memory.own[7], flat.initial)
+
+
+def test_of_equal_channels_the_first_are_kept() -> None:
+    found = Channels(front_of("flattened"), CPU, SHAPE)
+    kept = found.choose(torch.zeros(front_of("flattened").size), 0.5)
+    assert kept.tolist() == [0, 1, 3, 4]

@@ -58,7 +58,7 @@ def test_enough_is_saved(words: tuple[str, ...]) -> None:
     select, scene = engine.clients.select, engine.clients.select.scene
     for t in (0, 2):
         engine.clients.select.agents[1] = agent.born(5).vector()
-        chosen = select(t, 1, engine.flat.initial)
+        chosen = select(t, 1, engine.flat.initial, engine.flat.initial)
         assert (chosen[1:] > chosen[:-1]).all()
         assert scene.saved(chosen) >= 0.5
 

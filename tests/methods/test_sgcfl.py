@@ -144,6 +144,7 @@ def shares(rule: str, samples: Sequence[int], distances: Sequence[float]) -> np.
     "own",
     [
         *((f"method.weight_rule={rule}",) for rule in RULES),
+        *((f"method.weight_rule={rule}", "method.per_step=true") for rule in RULES[:3]),
         ("method.cut_gradient=false",),
         ("method.model_gradient=false",),
         ("method.sparsity=0.5",),
@@ -161,7 +162,9 @@ def test_rounds_equal_plain_training(
         clients = engine.population.sample(t)
         locals_ = [learned(engine, t, client, w) for client in clients]
         distances = [float(np.linalg.norm(local.change.astype("f8"))) for local in locals_]
-        weights = shares(rule, [local.samples for local in locals_], distances)
+        steps = [2 * ceil(local.samples / 16) for local in locals_]
+        each = np.divide(distances, steps if engine.settings.method.per_step else 1).tolist()
+        weights = shares(rule, [local.samples for local in locals_], each)
         wanted = w.numpy() + sum(
             a * local.change for a, local in zip(weights, locals_, strict=True)
         )

@@ -153,3 +153,10 @@ def test_it_does_not_depend_on_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(settings, MPI.COMM_WORLD)
     if MPI.COMM_WORLD.rank == 0:
         assert found.sha256 == run(settings).sha256
+
+
+def test_of_equal_inputs_as_many_are_kept_as_asked() -> None:
+    """The first ones, in each sample by itself; also where all are zero but one."""
+    x = torch.tensor([[1.0, -1, 1, 1, -1, 1], [0, 2, 2, 0, 3, -2], [0, 0, 0, 0, 0, 5]])
+    found = powered.largest(x, torch.tensor([1.0, 0, 4, 0]))
+    assert found.tolist() == [[1, -1, 1, 0, 0, 0], [0, 2, 2, 0, 3, 0], [0, 0, 0, 0, 0, 5]]

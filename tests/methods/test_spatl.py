@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedmpi import models
-from fedmpi.config import ConfigError
 from fedmpi.datasets import synthetic
 from fedmpi.engine import Engine
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Message
+from fedmpi.methods.spatl.selection import Select
 from tests.plain import CNN, RNN, network, play, train, vector
 from tests.small import run, small, smooth, text
 
@@ -37,23 +37,30 @@ def listen(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[T
 
     def hear(t: int, message: Message) -> None:
         if message.blocks:
-            _, change, chosen = message.blocks
+            _, chosen, change = message.blocks
             sent = engine.server.channels.positions(sparse.indices(chosen))
             where = torch.zeros(size, dtype=torch.bool)
             where[sent] = True
-            heard[message.client] = where, sparse.vector(change, size, sent.device, sent)
+            values = torch.zeros(size)
+            values[sent] = sparse.values(change)
+            heard[message.client] = where, values
         absorb(t, message)
 
     monkeypatch.setattr(engine.server, "absorb", hear)
     return heard
 
 
-def chosen_by_hand(engine: Engine, w: Tensor, sparsity: float) -> Tensor:
+def chosen_by_hand(engine: Engine, ranked: Tensor, sparsity: float) -> Tensor:
     """Positions of the filters of largest norm in each layer of the encoder: bool [n].
 
     By marking whole filters in a module, and reading it out as a vector.
+
+    Args:
+        engine: has the model.
+        ranked: the values whose norms count, [n].
+        sparsity: share of the filters that are left out.
     """
-    module, mark = network(engine, w), network(engine, torch.zeros(engine.flat.size))
+    module, mark = network(engine, ranked), network(engine, torch.zeros(engine.flat.size))
     stages = list(zip(module.children(), mark.children(), strict=True))[:-1]
     with torch.no_grad():
         for stage, marks in stages:
@@ -66,18 +73,28 @@ def chosen_by_hand(engine: Engine, w: Tensor, sparsity: float) -> Tensor:
     return vector(mark) > 0
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8])
-@pytest.mark.parametrize("aggregation", ["index", "zero-average"])
+@pytest.mark.parametrize(
+    ("sparsity", "aggregation", "salience"),
+    [
+        (0.0, "index", "update"),
+        (0.5, "index", "update"),
+        (0.8, "index", "weight"),
+        (0.5, "zero-average", "weight"),
+        (0.8, "zero-average", "update"),
+    ],
+)
 @pytest.mark.parametrize("words", [(), NET], ids=["mlp", "cnn"])
 def test_rounds_are_those_of_plain_torch(
-    words: tuple[str, ...], aggregation: str, sparsity: float
+    words: tuple[str, ...], aggregation: str, sparsity: float, salience: str
 ) -> None:
     """Encoders follow g + c - c_k, predictors g; each value is averaged over those who send it."""
     given = (f"method.sparsity={sparsity}", f"method.aggregation={aggregation}")
+    given += (f"method.salience={salience}",)
     engine = engine_of(*words, *given, *FEW)
     shared, size = encoder(engine), engine.flat.size
     w, c = engine.server.w.clone(), torch.zeros(size)
     c_k, own = torch.zeros(5, size), engine.flat.initial.repeat(5, 1)
+    share = torch.from_numpy(engine.population.sizes / engine.population.sizes.sum()).float()
     for t, _ in enumerate(play(engine)):
         before, weight = c.clone(), torch.zeros(size)
         total, samples = torch.zeros(size), 0
@@ -91,12 +108,13 @@ def test_rounds_are_those_of_plain_torch(
 
             start = torch.where(shared, w, own[client])
             local, _ = train(engine, t, client, start, change=change)
-            sent = chosen_by_hand(engine, local, sparsity)
-            mean = torch.stack(seen).mean(0) * shared
-            c += sent * (mean - c_k[client]) / 5
+            ranked = local - start if salience == "update" else local
+            sent = chosen_by_hand(engine, ranked, sparsity)
+            mean = torch.stack(seen).mean(0)
+            c += sent * (mean - c_k[client]) * share[client]
             n = len(engine.population.shards[client])
             total, samples, weight = total + n * sent * local, samples + n, weight + n * sent
-            c_k[client], own[client] = mean, local
+            c_k[client], own[client] = torch.where(sent, mean, c_k[client]), local
         np.testing.assert_array_equal(engine.server.sum.weights, 0)
         if aggregation == "index":
             w = torch.where(weight > 0, total / weight, w)
@@ -129,28 +147,62 @@ def test_what_nobody_sends_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(w[~shared], engine.flat.initial[~shared])
 
 
-@pytest.mark.parametrize("participation", [0.6, 1.0])
-def test_c_is_the_mean_of_all_c_k_but_for_what_was_not_sent(
-    participation: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where all changes of all clients were sent, it is the mean itself, as SCAFFOLD's."""
-    engine = engine_of(*FEW, "rounds=6", f"participation={participation}")
-    heard, size = listen(engine, monkeypatch), engine.flat.size
-    before, unsent = torch.zeros(5, size), torch.zeros(5, size)
-    always = encoder(engine)
+@pytest.mark.parametrize("words", [(), ("momentum=0.9", "lr=0.02")], ids=["sgd", "momentum"])
+@pytest.mark.parametrize("control", ["mean", "niid"])
+@pytest.mark.parametrize("weights", ["samples", "equal"])
+def test_c_is_the_mean_of_all_c_k(weights: str, control: str, words: tuple[str, ...]) -> None:
+    """Whatever was sent of their changes, because they move only where it was."""
+    given = (f"aggregation.weights={weights}", f"control={control}", "method.sparsity=0.8")
+    engine = engine_of(*FEW, "rounds=6", *given, *words)
+    sizes = engine.population.sizes if weights == "samples" else np.ones(5)
     for _ in play(engine):
-        own = torch.stack([engine.clients.variates.of(client) for client in range(5)])
-        for client, (where, _) in heard.items():
-            unsent[client] += torch.where(where, 0, own[client] - before[client])
-            always &= where
-        heard.clear()
-        before = own
-        wanted = (own - unsent).mean(0)
-        np.testing.assert_allclose(engine.server.control, wanted, atol=1e-5)
-    mean = own.mean(0)
-    np.testing.assert_allclose(engine.server.control[always], mean[always], atol=1e-6)
-    assert float(unsent.abs().max()) > 1e-2
-    assert int(always.sum()) > 0
+        own = torch.stack([engine.clients.variates.of(client) for client in range(5)]).double()
+        mean = sizes @ own.numpy() / sizes.sum()
+        np.testing.assert_allclose(engine.server.control, mean, atol=1e-6)
+    assert float(own.abs().max()) > 1e-2
+
+
+def test_new_clients_have_no_weight_in_c() -> None:
+    engine = engine_of(*FEW, "newcomers=2", "evaluate.final=evaluate", "participation=1.0")
+    for _ in play(engine):
+        own = torch.stack([engine.clients.variates.of(client) for client in range(3)]).double()
+        sizes = engine.population.sizes[:3]
+        mean = sizes @ own.numpy() / sizes.sum()
+        np.testing.assert_allclose(engine.server.control, mean, atol=1e-6)
+
+
+def test_it_is_known_which_channels_were_ever_sent() -> None:
+    """By norms of updates more of them are than by norms of weights, which hardly change."""
+    words = (*NET, "method.sparsity=0.8", "rounds=8", "participation=0.6")
+    covered = {}
+    for salience in ("update", "weight"):
+        engine = engine_of(*words, f"method.salience={salience}")
+        sent = torch.zeros(36, dtype=torch.bool)
+        select = engine.clients.select
+
+        def watch(*given: object, select: Select = select, sent: Tensor = sent) -> Tensor:
+            chosen = select(*given)
+            sent[chosen] = True
+            return chosen
+
+        engine.clients.select = watch
+        for outcome in play(engine):
+            (share,) = outcome.tables["rounds"]["covered"]
+            assert share == pytest.approx(float(sent.float().mean()))
+        covered[salience] = share
+    assert covered["update"] > covered["weight"] + 0.1
+    assert np.isnan(run(small("rounds=1")).tables["rounds"]["covered"]).all()
+
+
+def test_without_gradient_control_it_is_sparse_fedper() -> None:
+    """No c is sent, and what is sent are updates alone."""
+    found, both = (
+        run(small("method.name=spatl", *NET, *words)).tables["clients"]
+        for words in (("control=none",), ())
+    )
+    assert (2 * found["up_gradient"] == both["up_gradient"]).all()
+    assert not found["down_gradient"].any()
+    assert (found["down_model"] == both["down_model"]).all()
 
 
 def test_all_channels_in_the_first_round_are_fedpers() -> None:
@@ -205,22 +257,22 @@ def test_l2_ranks_the_channels_of_all_layers_together() -> None:
     engine = engine_of(*NET, "method.selection=l2", "method.sparsity=0.5")
     w, channels = engine.flat.initial.clone(), engine.clients.channels
     channels.layers[1].weight.of(w).mul_(100)
-    chosen = engine.clients.select(0, 0, w)
+    chosen = engine.clients.select(0, 0, w, w)
     assert counts(engine, chosen)[1] == 12
     assert len(chosen) == 18
     assert (chosen[1:] > chosen[:-1]).all()
     channels.layers[0].weight.of(w).zero_()
-    assert counts(engine, engine.clients.select(0, 0, w)) == [1, 12, 5], "one of each at least"
+    assert counts(engine, engine.clients.select(0, 0, w, w)) == [1, 12, 5], "one of each at least"
 
 
 def test_chance_takes_the_same_share_of_each_layer_and_other_channels() -> None:
     engine = engine_of(*NET, "method.selection=random", "method.sparsity=0.75")
     w, select = engine.flat.initial, engine.clients.select
-    draws = [select(t, client, w) for t in range(3) for client in range(3)]
+    draws = [select(t, client, w, w) for t in range(3) for client in range(3)]
     assert all(counts(engine, chosen) == [2, 3, 4] for chosen in draws)
     assert len({tuple(chosen.tolist()) for chosen in draws}) == 9
-    assert torch.equal(select(1, 2, w + 1), draws[5]), "whatever the model is"
-    union = torch.cat([select(t, 0, w) for t in range(40)]).unique()
+    assert torch.equal(select(1, 2, w + 1, w), draws[5]), "whatever the model is"
+    union = torch.cat([select(t, 0, w, w) for t in range(40)]).unique()
     assert len(union) == 36
 
 
@@ -258,68 +310,37 @@ def test_without_channels_all_of_the_encoder_travels(monkeypatch: pytest.MonkeyP
 # ---- New clients
 
 
-HARD = ("momentum=0.9", "weight_decay=0.1", "epochs=2", "rounds=3")
-
-
-@pytest.mark.parametrize("aggregation", ["index", "zero-average"])
-def test_new_clients_adapt_their_predictor_alone(
-    aggregation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(models, "build", smooth)
-    words = ("method.newcomers=2", f"method.aggregation={aggregation}")
-    engine = engine_of(*words, *HARD)
-    shared, start = encoder(engine), engine.server.w.clone()
-    personal = engine.clients.personal
-    judged: dict[int, Tensor] = {}
-
-    def watch(client: int, w: Tensor) -> Tensor | None:
-        judged[client] = w.clone()
-        return personal(client, w)
-
-    monkeypatch.setattr(engine.clients, "personal", watch)
-    for outcome in play(engine):
-        rows = outcome.tables["clients"]
-        for client in range(5):
-            moved = not torch.equal(judged[client][shared], start[shared])
-            assert moved == (client < 3)
-            assert not torch.equal(judged[client][~shared], engine.flat.initial[~shared])
-        assert (rows["up_gradient"] > 0).tolist() == [True] * 3 + [False] * 2
-        assert np.isfinite(rows["personal"][3:]).sum() == (rows["samples"][3:] > 0).sum()
-        start = engine.server.w.clone()
-    assert sorted(engine.clients.variates.own) == [0, 1, 2]
-    assert not torch.equal(start[shared], engine.flat.initial[shared])
-
-
 def test_a_new_clients_predictor_is_trained_on_the_encoder_as_it_is() -> None:
     """Plain torch that is told of the predictor alone, weight decay and momentum included."""
-    engine = engine_of("method.newcomers=1", *HARD, "weight_decay=0.5", "rounds=1")
-    start, shared = engine.server.w.clone(), encoder(engine)
+    words = ("newcomers=1", "evaluate.final=tune", "evaluate.final_epochs=2", "rounds=2")
+    engine = engine_of(*words, "momentum=0.9", "weight_decay=0.5")
     list(play(engine))
+    start, shared = engine.server.w.clone(), encoder(engine)
+    start[~shared] = engine.flat.initial[~shared]
     module = network(engine, start)
     steps = torch.optim.SGD(module.head.parameters(), lr=0.1, momentum=0.9, weight_decay=0.5)
     feed = engine.trainer.feed
-    for pick in feed.picks(0, 4):
+    for pick in feed.picks(1, 4, 2):
         steps.zero_grad()
         cross_entropy(module(feed.x[pick.positions]), feed.y[pick.positions]).backward()
         steps.step()
     wanted = vector(module)
-    assert torch.equal(wanted[shared], start[shared])
-    np.testing.assert_allclose(engine.clients.own[4], wanted[~shared], rtol=1e-4, atol=1e-6)
+    clients = engine.clients
+    (found,) = clients.tune(1, (4,), clients.owned(1, 4, engine.server.w).view(1, -1))
+    assert torch.equal(found[shared], start[shared])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    assert sorted(clients.variates.own) == [0, 1, 2, 3]
 
 
-def test_a_round_of_new_clients_leaves_the_encoder() -> None:
-    for aggregation in ("index", "zero-average"):
-        words = ("method.newcomers=4", f"method.aggregation={aggregation}", "participation=0.2")
-        engine = engine_of(*words, "rounds=8")
-        w, alone = engine.server.w.clone(), 0
-        for t, _ in enumerate(play(engine)):
-            is_old = engine.population.sample(t) == (0,)
-            alone += not is_old
-            assert torch.equal(engine.server.w, w) == (not is_old)
-            w = engine.server.w.clone()
-        assert 0 < alone < 8
-
-
-def test_not_all_clients_are_new() -> None:
-    with pytest.raises(ConfigError, match=r"method\.newcomers = 5: wanted less than clients = 5"):
-        engine_of("method.newcomers=5")
+def test_running_statistics_of_the_encoder_rest_for_new_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    engine = engine_of("newcomers=2", "evaluate.final=tune", "momentum=0.9", "rounds=2")
+    list(play(engine))
+    clients, shared = engine.clients, encoder(engine)
+    for client in range(5):
+        model = clients.owned(1, client, engine.server.w)
+        (found,) = clients.tune(1, (client,), model.view(1, -1).clone())
+        assert torch.equal(found[shared], model[shared]) == (client >= 3)
+        assert not torch.equal(found[~shared], model[~shared])

@@ -13,6 +13,7 @@ from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.split.lockstep import Lockstep
 from fedmpi.split.sides import Said
+from fedmpi.streams import Purpose, stream
 from tests import plain
 from tests.plain import CNN, network, optimiser, play, vector
 from tests.small import run, small
@@ -25,6 +26,12 @@ tails = pytest.mark.parametrize("tail", [(), ("method.tail=head",)], ids=["", "t
 def relay(*words: str) -> Engine:
     """An engine that has not begun."""
     return Engine(small("method.name=splitlearning", *words))
+
+
+def turns(engine: Engine, t: int) -> list[int]:
+    """The clients of round t in the order of their turns."""
+    draw = stream(engine.settings.seed, Purpose.ORDER, t).permutation(engine.settings.clients)
+    return sorted(engine.population.sample(t), key=lambda client: draw[client])
 
 
 def learn(engine: Engine, t: int, client: int, whole: nn.Module, sgds: Sequence) -> None:
@@ -47,7 +54,7 @@ def plain_round(engine: Engine, t: int, w: Tensor) -> dict[int, Tensor]:
     back = whole[1:-1] if engine.settings.method.tail else whole[1:]
     theirs = nn.ModuleList([whole[:1], *([whole[-1:]] if engine.settings.method.tail else [])])
     of_back = optimiser(engine, back, t)
-    for client in engine.population.sample(t):
+    for client in turns(engine, t):
         learn(engine, t, client, whole, [of_back, optimiser(engine, theirs, t)])
         after[client] = vector(whole)
     return after
@@ -90,7 +97,7 @@ def test_without_momentum_many_clients_are_one_after_the_other() -> None:
     list(play(engine))
     whole = network(engine, engine.flat.initial)
     for t in range(2):
-        for client in range(5):
+        for client in turns(engine, t):
             learn(engine, t, client, whole, [optimiser(engine, whole, t)])
     np.testing.assert_allclose(engine.server.w, vector(whole), rtol=1e-4, atol=2e-5)
 
@@ -112,7 +119,7 @@ def test_the_back_keeps_its_optimisers_state_from_client_to_client() -> None:
 
 @tails
 def test_what_a_client_leaves_behind_is_what_the_next_one_gets(tail: tuple[str, ...]) -> None:
-    """In the order of their numbers, bit for bit; the first gets what the last round ended with."""
+    """In the order that is drawn, bit for bit; the first gets what the last round ended with."""
     engine, said = relay("rounds=2", "participation=0.8", *tail), []
     send, upload = engine.server.send, engine.clients.upload
 
@@ -126,7 +133,8 @@ def test_what_a_client_leaves_behind_is_what_the_next_one_gets(tail: tuple[str, 
 
     engine.server.send, engine.clients.upload = sent, uploaded
     list(play(engine))
-    order = [client for t in range(2) for client in engine.population.sample(t)]
+    order = [client for t in range(2) for client in turns(engine, t)]
+    assert order != sorted(order[: len(order) // 2]) + sorted(order[len(order) // 2 :])
     assert [(way, c) for way, c, _ in said] == [(w, c) for c in order for w in ("down", "up")]
     for (_, _, one), (_, _, other) in zip(said[1:-1:2], said[2::2], strict=True):
         assert np.array_equal(one, other)

@@ -67,8 +67,18 @@ def test_the_mask_is_the_global_top_of_the_scores(words: tuple[str, ...], sparsi
     assert near.sum() < 4 or threshold == 0
     kept = mask[prunable]
     assert torch.equal(kept[~near], (values > threshold)[~near])
-    assert count <= int(kept.sum()) <= count + int(near.sum())
+    assert int(kept.sum()) == count
     assert mask[~prunable].all(), "biases stay"
+
+
+def test_the_density_is_recorded() -> None:
+    """Of the whole model before the mask, and of what the mask keeps afterwards."""
+    found = run(small("method.name=ssfl", "method.sparsity=0.7", "method.warmup=1", "rounds=4"))
+    size = int(found.engine.flat.prunable().sum())
+    wanted = [1, *[int(0.3 * size + 1e-6) / size] * 3]
+    assert found.tables["rounds"]["density"].tolist() == wanted
+    local = run(small("method.name=local"))
+    assert np.isnan(local.tables["rounds"]["density"]).all()
 
 
 def test_scores_are_weighted_by_samples() -> None:
@@ -89,14 +99,22 @@ def test_only_weights_of_convolutions_and_linear_layers_are_prunable() -> None:
     assert found.tolist() == wanted
 
 
-def test_all_that_ties_with_the_last_is_kept() -> None:
+def test_of_equal_scores_as_many_are_kept_as_asked() -> None:
+    """The first ones; also where all others are zero, as beside units that are dead."""
     engine = ssfl(sparsity=0.9)
     server = engine.server
     size = len(server.scores.total)
     server.scores.total[:] = torch.arange(size) % 4
     (block,) = server.agreement()
     # A tenth of them is asked for, but a quarter has the best score.
-    assert sparse.indices(block).tolist() == list(range(3, size, 4))
+    assert sparse.indices(block).tolist() == list(range(3, size, 4))[: size // 10]
+    server.scores.total[:] = torch.arange(size) == 5
+    (block,) = server.agreement()
+    assert sparse.indices(block).tolist() == [*range(size // 10)]
+    server.prunable[:] = False  # as in a network of which nothing can be pruned
+    server.scores.total = torch.empty(0)
+    (block,) = server.agreement()
+    assert not block.count
     assert block.coding == Coding.NONE
     assert block.kind == Kind.MASK
 

@@ -7,14 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fedmpi import models
 from fedmpi.engine import Engine
-from fedmpi.messages import sparse
+from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Kind, Message, pack, rice, unpack
 from fedmpi.messages.counts import keep_round
-from fedmpi.methods.stc import ternary
+from fedmpi.methods.stc import Config
 from fedmpi.networks.flat import Flat
 from tests.plain import play, train
-from tests.small import run, small
+from tests.small import run, small, smooth
 
 STC = ("method.name=stc", "method.sparsity=0.9", "rounds=8", "participation=0.4", "clients=10")
 
@@ -57,9 +58,53 @@ def test_rounds_against_algorithm_2(down: float) -> None:
     assert len(kept) > 4
 
 
-def test_a_client_trains_on_the_very_model_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def compressed(update: np.ndarray, sparsity: float) -> np.ndarray:
+    """Algorithm 1 in float64: of equal values those at the lowest positions are sent."""
+    count = max(1, round(len(update) * (1 - sparsity)))
+    kept = np.argsort(-np.abs(update), kind="stable")[:count]
+    sent = np.zeros_like(update)
+    sent[kept] = np.sign(update[kept]) * np.abs(update[kept]).mean()
+    return sent
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_server_chooses_among_equals_by_position(seed: int) -> None:
+    """Clients' values are +mu or -mu each, so that most of the mean's tie; two rounds, with what
+    the first one left out. Weights and magnitudes are powers of two: equal means are equal bits.
+    """
+    engine = Engine(small(*STC, "method.sparsity_down=0.93"))
+    server, size = engine.server, engine.flat.size
+    source = np.random.default_rng(seed)
+    w, rest = server.w.double().numpy(), np.zeros(size)
+    for t in range(2):
+        total = np.zeros(size)
+        for client in range(3):
+            where = np.sort(source.permutation(size)[: size // 10])
+            values = np.where(source.random(len(where)) < 0.5, -1.0, 1.0) * 2.0**-client
+            total[where] += values
+            signs = torch.from_numpy(values).float(), [len(values)], size, torch.from_numpy(where)
+            server.absorb(t, Message(client, quantized.signs(Kind.GRADIENT, *signs), 1.0))
+        server.sum.weight = 4.0
+        server.step(t)
+        given = total / 4 + rest
+        sent = compressed(given, 0.93)
+        least = np.abs(given[sent != 0]).min()
+        assert (np.abs(given) == least).sum() > (np.abs(given[sent != 0]) == least).sum(), "ties"
+        w, rest = w + sent, given - sent
+        np.testing.assert_allclose(server.w.numpy(), w, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(server.rest.numpy(), rest, rtol=0, atol=1e-6)
+        rest = server.rest.double().numpy()
+
+
+@pytest.mark.parametrize("has_statistics", [False, True])
+@pytest.mark.parametrize("spans", ["whole", "tensor"])
+def test_a_client_trains_on_the_very_model_of_the_server(
+    spans: str, has_statistics: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bit for bit, however many rounds it has missed."""
-    engine = Engine(small(*STC, "method.sparsity=0.95"))
+    if has_statistics:
+        monkeypatch.setattr(models, "build", smooth)
+    engine = Engine(small(*STC, "method.sparsity=0.95", f"method.spans={spans}"))
     clients, gaps, last = engine.clients, set(), {}
     work = clients.work
 
@@ -103,7 +148,7 @@ def test_what_is_decoded_is_what_was_encoded(vector: list[float], sparsity: floa
     ||v - T(v)||^2 = ||v||^2 - k mu^2.
     """
     values = torch.tensor(vector)
-    block = ternary(values, TWELVE, sparsity)
+    (block,) = Config().ternary(values, TWELVE, sparsity)
     (message,), _ = unpack(pack([Message(0, [block])]).data)
     found, said = (sparse.vector(b, 12, torch.device("cpu")) for b in (message.blocks[0], block))
     assert torch.equal(found, said)
@@ -130,6 +175,17 @@ def test_who_has_missed_too_much_gets_the_model() -> None:
     assert server.send(40, 3) == [], "it knows the latest now"
 
 
+def test_bytes_of_tensors() -> None:
+    """Below a bit a value there is a scale for each tensor, whether or not anything is sent."""
+    found = run(small(*STC, "participation=1.0", "method.spans=tensor"))
+    pieces = [piece.stop - piece.start for piece in found.engine.flat.parameters]
+    count = sum(int(np.ceil(round(0.1 * size, 6))) for size in pieces)
+    assert set(found.tables["clients"]["up_gradient"].tolist()) == {
+        -(-count // 8) + 4 * len(pieces)
+    }
+
+
 def test_signs_of_ternary_values() -> None:
-    block = sparse.signs(Kind.GRADIENT, torch.tensor([2.0, -4.0]), 10, torch.tensor([3, 9]))
+    given = torch.tensor([2.0, -4.0]), [2], 10, torch.tensor([3, 9])
+    (block,) = quantized.signs(Kind.GRADIENT, *given)
     assert sparse.vector(block, 10, torch.device("cpu")).tolist() == [0, 0, 0, 3, 0, 0, 0, 0, 0, -3]

@@ -220,3 +220,27 @@ def test_a_graph_says_what_its_network_says() -> None:
     network = sorts(3).train(False)
     x = torch.randn(5, 2, 8, 8)
     torch.testing.assert_close(trace(network, torch.zeros(1, 2, 8, 8))(x), network(x))
+
+
+@pytest.mark.parametrize("name", ["cnn", "vgg group"])
+def test_of_equal_channels_the_first_are_chosen(name: str) -> None:
+    channels = channels_of(*flat_of(name))
+    scores = torch.ones(channels.count)
+    counts = [1 + layer.count // 3 for layer in channels.layers]
+    pairs = zip(channels.layers, counts, strict=True)
+    wanted = [layer.first + place for layer, count in pairs for place in range(count)]
+    assert channels.largest(scores, counts).tolist() == wanted
+    # One of each layer, and the first of all others.
+    firsts = [layer.first for layer in channels.layers]
+    others = [place for place in range(channels.count) if place not in firsts]
+    few = channels.overall(scores, 0.5)
+    wanted = sorted(firsts + others[: len(few) - len(firsts)])
+    assert few.tolist() == wanted
+    assert len(few) == round(channels.count / 2)
+
+
+def test_each_layer_keeps_a_channel_whatever_the_scores() -> None:
+    channels = channels_of(*flat_of("cnn"))
+    scores = torch.zeros(channels.count)
+    scores[:7] = torch.inf
+    assert {layer.first for layer in channels.layers} <= set(channels.overall(scores, 0.7).tolist())

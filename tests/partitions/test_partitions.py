@@ -12,14 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmpi import partitions
+from fedmpi.clients.heterogeneity import gini
 from fedmpi.config import ConfigError
 from fedmpi.partitions import (
     Samples,
     Shards,
+    classes,
     dirichlet,
     dirichlet_balanced,
     iid,
+    lognormal,
     natural,
+    pachinko,
     quantity,
     shards,
 )
@@ -33,6 +37,11 @@ def labels(totals: list[int], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(totals)), totals))
 
 
+def some(found: np.ndarray, classes: int) -> Samples:
+    """Samples with these labels; every third class belongs to the same group."""
+    return Samples(found, classes, groups=np.arange(classes) % 3)
+
+
 def divide(
     module: ModuleType,
     train: list[int],
@@ -44,9 +53,8 @@ def divide(
     """The counts [classes, clients] in both sets, after a check that the shards tile them."""
     y, z = labels(train), labels(test, 1)
     rng = np.random.default_rng(seed)
-    parts = module.divide(
-        module.Config(**given), Samples(y, len(train)), Samples(z, len(train)), clients, rng
-    )
+    both = some(y, len(train)), some(z, len(train))
+    parts = module.divide(module.Config(**given), *both, clients, rng)
     for part, found in zip(parts, (y, z), strict=True):
         tiles(part, len(found), clients)
     assert all(len(shard) > 0 for shard in parts[0])
@@ -116,10 +124,10 @@ def test_quantity_keeps_the_minimum(problem: Problem, alpha: float, minimum: int
 
 @given(problems, st.data())
 @few
-def test_shards_hold_as_many_classes_as_asked(problem: Problem, data: st.DataObject) -> None:
-    classes, clients = len(problem[0]), problem[2]
-    wanted = data.draw(st.integers(-(-classes // clients), classes))
-    train, test = divide(shards, *problem, classes_per_client=wanted)
+def test_clients_hold_as_many_classes_as_asked(problem: Problem, data: st.DataObject) -> None:
+    kinds, clients = len(problem[0]), problem[2]
+    wanted = data.draw(st.integers(-(-kinds // clients), kinds))
+    train, test = divide(classes, *problem, classes_per_client=wanted)
     held = train > 0
     assert np.all(held.sum(axis=0) == wanted)
     assert np.all(held.any(axis=1)) and np.ptp(held.sum(axis=1)) <= 1
@@ -127,12 +135,48 @@ def test_shards_hold_as_many_classes_as_asked(problem: Problem, data: st.DataObj
     follows(train, test)
 
 
+@given(problems, st.integers(1, 4))
+@few
+def test_shards_are_pieces_of_the_sorted_samples(problem: Problem, each: int) -> None:
+    """Dealt as the stream says: its first permutation."""
+    train, test = divide(shards, *problem, shards_per_client=each)
+    totals, _, clients, seed = problem
+    pieces = np.array_split(np.repeat(np.arange(len(totals)), totals), clients * each)
+    dealt = np.random.default_rng(seed).permutation(clients * each)
+    for client, hand in enumerate(np.split(dealt, clients)):
+        found = np.bincount(np.concatenate([pieces[one] for one in hand]), minlength=len(totals))
+        np.testing.assert_array_equal(train[:, client], found)
+    follows(train, test)
+
+
+def test_mcmahans_shards() -> None:
+    """200 shards of 300 samples, two for each of 100 clients."""
+    train, _ = divide(shards, [6000] * 10, [0] * 10, 100)
+    assert set(train.ravel()) == {0, 300, 600}
+    held = (train > 0).sum(0)
+    assert set(held) == {1, 2}, "some have the same class twice"
+    with pytest.raises(ConfigError, match=r"= 3: 10 clients want 30 .* found 29; .* 1 to 2"):
+        divide(shards, [29], [0], 10, shards_per_client=3)
+
+
+@given(problems, st.sampled_from([1e-3, 0.1, 10.0]), st.sampled_from([0.0, 1.0]))
+@few
+def test_pachinko_fills_sizes(problem: Problem, alpha: float, sigma: float) -> None:
+    train, test = divide(pachinko, *problem, alpha=alpha, beta=0.5, sigma=sigma)
+    assert sigma or np.ptp(train.sum(axis=0)) <= 1
+    follows(train, test)
+
+
 CASES = [
     (iid, {}),
     (dirichlet, {"alpha": 0.3}),
     (dirichlet_balanced, {"alpha": 0.3}),
+    (dirichlet_balanced, {"alpha": 0.3, "sigma": 1.0}),
     (quantity, {"alpha": 0.3, "minimum": 1}),
+    (quantity, {"sigma": 1.0, "minimum": 1}),
+    (classes, {}),
     (shards, {}),
+    (pachinko, {}),
 ]
 
 
@@ -142,8 +186,8 @@ def test_the_stream_alone_decides(module: ModuleType, given: dict[str, Any]) -> 
     first, again, other = (
         module.divide(
             module.Config(**given),
-            Samples(y, 10),
-            Samples(y[:300], 10),
+            some(y, 10),
+            some(y[:300], 10),
             5,
             np.random.default_rng(seed),
         )
@@ -161,6 +205,8 @@ def test_the_stream_alone_decides(module: ModuleType, given: dict[str, Any]) -> 
         (dirichlet, {"alpha": 50.0, "minimum": 1}),
         (dirichlet_balanced, {}),
         (quantity, {"minimum": 5}),
+        (classes, {}),
+        (classes, {"dealing": "drawn"}),
         (shards, {}),
     ],
 )
@@ -169,7 +215,7 @@ def test_many_clients(module: ModuleType, given: dict[str, Any]) -> None:
     y, z = np.arange(60_000) % 10, np.arange(10_000) % 10
     calls: Counter[int] = Counter()
     for clients in (1000, 10_000):
-        rng, problem = np.random.default_rng(1), (Samples(y, 10), Samples(z, 10), clients)
+        rng, problem = np.random.default_rng(1), (some(y, 10), some(z, 10), clients)
         sys.setprofile(lambda *_, clients=clients: calls.update([clients]))
         try:
             parts = module.divide(module.Config(**given), *problem, rng)
@@ -314,7 +360,7 @@ def test_dirichlet_balanced_is_the_process_sample_by_sample() -> None:
     priors, totals = np.array([[0.7, 0.2, 0.1], [0.15, 0.15, 0.7]]), [8, 2, 2]
     rng, times = np.random.default_rng(3), 3000
     fast = Counter(
-        tuple(map(tuple, dirichlet_balanced.draw(priors, np.array(totals), rng).tolist()))
+        tuple(map(tuple, dirichlet_balanced.draw(priors, np.array(totals), [6, 6], rng).tolist()))
         for _ in range(times)
     )
     slow = Counter(one_by_one(priors, totals, rng) for _ in range(times))
@@ -327,12 +373,13 @@ def test_dirichlet_balanced_is_the_process_sample_by_sample() -> None:
 def test_dirichlet_balanced_moments() -> None:
     """Where classes do not run out early, a client's shares vary as its prior does."""
     rng = np.random.default_rng(0)
-    classes, clients, alpha = 4, 400, 1.0
-    priors = rng.dirichlet(np.full(classes, alpha), size=clients)
-    shares = dirichlet_balanced.draw(priors, np.full(classes, 20_000), rng) / 200
-    mean = 1 / classes
+    kinds, clients, alpha = 4, 400, 1.0
+    priors = rng.dirichlet(np.full(kinds, alpha), size=clients)
+    totals = np.full(kinds, 20_000)
+    shares = dirichlet_balanced.draw(priors, totals, np.full(clients, 200), rng) / 200
+    mean = 1 / kinds
     np.testing.assert_allclose(shares.mean(axis=1), mean)
-    variance = mean * (1 - mean) / (classes * alpha + 1)
+    variance = mean * (1 - mean) / (kinds * alpha + 1)
     np.testing.assert_allclose(shares.var(axis=1), variance, rtol=0.25)
     assert np.corrcoef(shares.ravel(), priors.T.ravel())[0, 1] > 0.95
 
@@ -378,20 +425,138 @@ def test_more_concentration_is_less_difference_of_sizes() -> None:
         ([9, 3], 8, 1, "up to 4 of 8 clients, .* has 3 samples; possible are up to 6 clients"),
     ],
 )
-def test_shards_that_cannot_be(train: list[int], clients: int, wanted: int, match: str) -> None:
+def test_classes_that_cannot_be(train: list[int], clients: int, wanted: int, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
-        divide(shards, train, [1] * len(train), clients, classes_per_client=wanted)
+        divide(classes, train, [1] * len(train), clients, classes_per_client=wanted)
 
 
-def test_shards_at_the_limit() -> None:
-    train, _ = divide(shards, [9, 3], [1, 1], 6, classes_per_client=1)
+def test_classes_at_the_limit() -> None:
+    train, _ = divide(classes, [9, 3], [1, 1], 6, classes_per_client=1)
     assert sorted(train[1]) == [0, 0, 0, 1, 1, 1]
 
 
 def test_any_two_classes_may_meet() -> None:
-    train, _ = divide(shards, [2000] * 5, [0] * 5, 500, classes_per_client=2)
-    pairs = {tuple(np.flatnonzero(column)) for column in train.T}
-    assert pairs == set(itertools.combinations(range(5), 2))
+    for dealing in ("even", "drawn"):
+        given = {"classes_per_client": 2, "dealing": dealing}
+        train, _ = divide(classes, [2000] * 5, [0] * 5, 500, **given)
+        pairs = {tuple(np.flatnonzero(column)) for column in train.T}
+        assert pairs == set(itertools.combinations(range(5), 2))
+
+
+@pytest.mark.parametrize(("clients", "wanted"), [(10, 0.16), (50, 0.08)])
+def test_drawn_classes_make_unequal_sizes(clients: int, wanted: float) -> None:
+    """As in NIID-Bench's code: class k modulo 10, then others at random; classes split evenly."""
+    coefficients, firsts = [], np.arange(clients) % 10
+    for seed in range(200):
+        train, test = divide(
+            classes, [500] * 10, [100] * 10, clients, seed, classes_per_client=2, dealing="drawn"
+        )
+        held = train > 0
+        assert np.all(held.sum(0) == 2) and held[firsts, np.arange(clients)].all()
+        shares = 500 / held.sum(1, keepdims=True)
+        assert np.all(np.abs(train - shares * held) < 1)
+        follows(train, test)
+        coefficients.append(gini(train.sum(0)))
+    assert np.mean(coefficients) == pytest.approx(wanted, abs=0.015)
+
+
+def test_drawn_classes_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match=r"class \d was drawn by 0 clients.*1 to 20"):
+        divide(classes, [20] * 9, [0] * 9, 5, classes_per_client=2, dealing="drawn")
+    with pytest.raises(ConfigError, match=r"class 0 was drawn by 40 clients, and has 20 samples"):
+        divide(classes, [20, 60], [0, 0], 40, classes_per_client=2, dealing="drawn")
+
+
+def pachinko_one_by_one(
+    groups: list[int],
+    totals: list[int],
+    sizes: list[int],
+    concentrations: tuple[float, float],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The paper's algorithm as it is written, sample by sample: counts [classes, clients]."""
+    alpha, beta = concentrations
+    left, counts = list(totals), np.zeros((len(totals), len(sizes)), int)
+    for client, size in enumerate(sizes):
+        root = dict(zip(set(groups), rng.dirichlet([alpha] * len(set(groups))), strict=True))
+        twigs = {}
+        for group in root:
+            members = [label for label, own in enumerate(groups) if own == group]
+            chances = rng.dirichlet([beta] * len(members))
+            twigs[group] = {
+                label: p for label, p in zip(members, chances, strict=True) if left[label]
+            }
+        root = {group: p for group, p in root.items() if twigs[group]}
+        for _ in range(size):
+            where = list(root)
+            group = where[rng.choice(len(where), p=np.array([*root.values()]) / sum(root.values()))]
+            twig = twigs[group]
+            chances = np.array([*twig.values()]) / sum(twig.values())
+            label = list(twig)[rng.choice(len(twig), p=chances)]
+            left[label] -= 1
+            counts[label, client] += 1
+            if not left[label]:
+                del twig[label]
+                if not twig:
+                    del root[group]
+    return counts
+
+
+def test_pachinko_is_the_process_sample_by_sample() -> None:
+    """Moments of all counts, where classes run out and groups, too."""
+    groups, totals, sizes, times = [0, 1, 0, 1, 2], [4, 8, 6, 2, 5], [9, 6, 10], 1000
+    rng = np.random.default_rng(5)
+    given = np.array(groups), np.array(totals), np.array(sizes)
+    fast = np.array([pachinko.draw(*given, 0.7, 1.5, rng) for _ in range(times)], float)
+    slow = np.array(
+        [pachinko_one_by_one(groups, totals, sizes, (0.7, 1.5), rng) for _ in range(times)], float
+    )
+    np.testing.assert_array_equal(fast.sum(1), slow.sum(1))
+    for moment in (lambda x: x, np.square, lambda x: x * np.roll(x, 1, 1), lambda x: x == 0):
+        one, other = moment(fast), moment(slow)
+        error = np.sqrt((one.var(0) + other.var(0)) / times) + 1e-9
+        assert np.abs((one.mean(0) - other.mean(0)) / error).max() < 4.5
+
+
+def test_pachinko_wants_groups() -> None:
+    one = Samples(np.zeros(9, np.int64), 1)
+    with pytest.raises(ConfigError, match=r"whose classes have groups.*cifar100"):
+        pachinko.divide(pachinko.Config(), one, one, 3, np.random.default_rng(0))
+
+
+def test_a_small_alpha_gives_a_client_few_groups() -> None:
+    groups = np.arange(10) % 3
+    train, _ = divide(pachinko, [300] * 10, [0] * 10, 30, alpha=0.01, beta=100.0)
+    of_group = np.stack([train[groups == group].sum(0) for group in range(3)])
+    assert np.median(of_group.max(0) / of_group.sum(0)) > 0.95
+    held = (train[:, :10] > 0).sum(0)
+    assert held.min() >= 3, "all classes of a group"
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.0])
+@pytest.mark.parametrize("minimum", [1, 10])
+def test_lognormal_sizes(sigma: float, minimum: int) -> None:
+    """Logarithms of sizes beyond the minimum, apart from their mean, are N(0, sigma^2)."""
+    logs = []
+    for seed in range(50):
+        sizes = lognormal(sigma, minimum, 10**7, 200, np.random.default_rng(seed))
+        assert sizes.sum() == 10**7 and sizes.min() >= minimum
+        found = np.log(sizes - minimum + 0.5)
+        logs.append(found - found.mean())
+    whole = np.concatenate(logs)
+    assert whole.std() == pytest.approx(sigma, rel=0.03)
+    assert abs((whole**3).mean()) < 0.1 * sigma**3
+    assert (whole**4).mean() == pytest.approx(3 * sigma**4, rel=0.15)
+
+
+@pytest.mark.parametrize("module", [dirichlet_balanced, quantity, pachinko])
+def test_partitions_with_lognormal_sizes(module: ModuleType) -> None:
+    train, _ = divide(module, [4000] * 6, [0] * 6, 100, sigma=0.5)
+    found = np.log(train.sum(0))
+    assert found.std() == pytest.approx(0.5, rel=0.25)
+    if module is quantity:
+        with pytest.raises(ConfigError, match=r"alpha = 0.3: wanted no partition.sigma, found 0.5"):
+            divide(module, [40], [0], 2, alpha=0.3, sigma=0.5)
 
 
 @pytest.mark.parametrize(
@@ -404,7 +569,12 @@ def test_any_two_classes_may_meet() -> None:
         (quantity, {"alpha": 0.0}),
         (quantity, {"alpha": 1e308}),
         (quantity, {"minimum": 0}),
-        (shards, {"classes_per_client": 0}),
+        (quantity, {"sigma": 0.0}),
+        (classes, {"classes_per_client": 0}),
+        (classes, {"dealing": "odd"}),
+        (shards, {"shards_per_client": 0}),
+        (pachinko, {"beta": 0.0}),
+        (dirichlet_balanced, {"sigma": -1.0}),
         (iid, {"alpha": 1.0}),
     ],
 )

@@ -30,7 +30,7 @@ COUNTS = {"rounds": 1, "clients": 4, "phases": 7, "ranks": 2, "variants": 3}
 def rows(t: int, validation: float = np.nan, counts: dict[str, int] = COUNTS) -> dict[str, Any]:
     """A round's tables; every value is a number of its own that follows from its place."""
     found = {}
-    for name, columns in tables.TABLES.items():
+    for name, columns in tables.OF_ROUNDS.items():
         table = tables.empty(columns, counts[name])
         for place, column in enumerate(table.dtype.names):
             if table.dtype[column].kind in "if":
@@ -66,7 +66,7 @@ def test_what_is_appended_can_be_read(path: Path) -> None:
     file.close(DONE)
     with record.open_result(path) as found:
         assert set(found) == set(tables.TABLES)
-        for name in tables.TABLES:
+        for name in tables.OF_ROUNDS:
             wanted = np.concatenate([rows(t, 0.5)[name] for t in range(3)])
             assert found[name].dtype == wanted.dtype
             assert found[name][:].tobytes() == wanted.tobytes()
@@ -282,7 +282,7 @@ def check_whole(path: Path, everything: dict[str, np.ndarray]) -> None:
     state = record.state_of(path, IDENTITY)
     assert state == DONE if "done" in said else state == RUNNING or done == LENGTH
     with record.open_result(path) as found:
-        held = {name: found[name][:] for name in tables.TABLES}
+        held = {name: found[name][:] for name in tables.OF_ROUNDS}
         best = found.attrs.get("best_round", -1)
     listed = len(held["rounds"])
     assert listed - done in (0, 1)

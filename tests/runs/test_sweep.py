@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from fedmpi.__main__ import main
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
+from fedmpi.methods import topk
 from fedmpi.results import record, tables
 from fedmpi.runs import launch
 from fedmpi.runs.sweep import Sweep, members
@@ -102,6 +103,16 @@ def test_points_win_over_the_base_and_tables_are_replaced() -> None:
     assert second.settings.tree()["partition"] == {"name": "dirichlet", "alpha": 0.3, "minimum": 10}
     assert str(first) == "rounds=9  partition=iid"
     assert str(second) == "rounds=9  partition=dirichlet(alpha=0.3)"
+
+
+def test_a_grid_may_name_papers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topk.Config, "paper", {"method.sparsity": 0.75, "clients": 100, "lr": 0.5})
+    (one,) = members(write('paper = ["topk"]'))
+    assert str(one) == "paper=topk"
+    assert (one.settings.method.name, one.settings.lr) == ("topk", 0.5)
+    assert one.settings.clients == 4  # as [base] says
+    path = write('"method.sparsity" = [0.1, 0.2]')
+    assert [one.settings.lr for one in members(path, ("paper:topk", "lr=0.3"))] == [0.3, 0.3]
 
 
 def test_a_grid_may_be_nested() -> None:

@@ -21,7 +21,7 @@ def test_each_client_has_a_row_of_its_party(engine: Engine) -> None:
     assert [party.clients for party in found] == [(5, 1, 3), (0, 2)]
     assert [len(party.rows) for party in found] == [3, 2]
     for party in found:
-        assert party.order == engine.trainer.ordered(party.clients)
+        assert party.order == engine.trainer.ordered(0, party.clients)
         for row, client in enumerate(party.order):
             party.rows.w[row] = client
     assert all((parts.of(client) == client).all() for client in (5, 1, 3, 0, 2))
@@ -34,7 +34,7 @@ def test_rows_wait_for_the_next_wave_if_they_are_enough(engine: Engine) -> None:
     assert second[0].rows is first[0].rows
     assert second[1].rows is not first[1].rows
     assert len(second[1].rows) == 3
-    assert [party.order for party in parts.parties] == [[5], engine.trainer.ordered((0, 1, 2))]
+    assert [party.order for party in parts.parties] == [[5], engine.trainer.ordered(0, (0, 1, 2))]
 
 
 def test_a_wave_begins_at_rest(engine: Engine) -> None:
@@ -71,8 +71,8 @@ def test_the_busy_are_the_first_rows(engine: Engine) -> None:
     seen = []
     while busy := party.busy():
         assert busy == party.order[: len(busy)]
-        assert set(busy) == {client for client in range(6) if steps(client) > party.done}
+        assert set(busy) == {client for client in range(6) if steps(0, client) > party.done}
         seen.append(len(busy))
         party.done += 1
-    assert len(seen) == max(steps(client) for client in range(6))
+    assert len(seen) == max(steps(0, client) for client in range(6))
     assert len(set(seen)) > 2

@@ -216,6 +216,7 @@ LAYERS = (64, 7, 5, 10)
 """Widths whose parameters need padding: of 8x8 images, two hidden layers and ten classes."""
 SHAPES = [(inputs * outputs, outputs) for inputs, outputs in pairwise(LAYERS)]
 N = sum(sum(shape) for shape in SHAPES)
+TENSORS = [size for shape in SHAPES for size in shape]
 WEIGHTS = sum(weights for weights, _ in SHAPES)
 WORDS = ("model.hidden=[7,5]", "participation=0.6", "rounds=3")
 
@@ -290,8 +291,8 @@ def top(found: Run, t: int, client: int) -> Bytes:
 
 
 def dgc(found: Run, t: int, client: int) -> Bytes:
-    """The warm-up keeps a quarter, and a quarter of it each round."""
-    k = round(N * 0.25 ** (t + 1))
+    """The warm-up keeps a quarter of each tensor, and a quarter of it each round."""
+    k = sum(ceil(n * 0.25 ** (t + 1)) for n in TENSORS)
     return total(down(MODEL), up(("gradient", 4 * k, shorter(k, N))))
 
 
@@ -306,6 +307,13 @@ def qsgd(found: Run, t: int, client: int) -> Bytes:
 
 
 def signsgd(found: Run, t: int, client: int) -> Bytes:
+    """And a scale for each tensor."""
+    scales = ("gradient", 4 * len(TENSORS), 0)
+    return total(down(MODEL), up(("gradient", ceil(N / 8), 0), scales))
+
+
+def scaled(found: Run, t: int, client: int) -> Bytes:
+    """The scale of all of them is in the header."""
     return total(down(MODEL), up(("gradient", ceil(N / 8), 0)))
 
 
@@ -607,6 +615,7 @@ CASES = [
     case(randomk, "randomk"),
     case(qsgd, "qsgd", "method.bits=5", "method.bucket=64"),
     case(signsgd, "signsgd"),
+    case(scaled, "signsgd", "method.spans=whole"),
     case(stc, "stc", "method.sparsity=0.9965"),
     case(powersgd, "powersgd", "method.rank=1"),
     case(local, "local"),
@@ -624,6 +633,7 @@ CASES = [
     case(splitfed, "splitfed"),
     case(tailed, "splitfed", "method.tail=head"),
     case(relayed, "splitlearning"),
+    case(splitfed, "epsl"),
     case(fedsl, "fedsl"),
     case(fedsl, "fedsl", "method.interval=2", "method.pruning=0.9", "method.prune_every=2"),
     case(fedsl, "fedsl", "method.interval=4", "method.pruning=0.0", "method.dropout=0.0"),
@@ -705,7 +715,7 @@ def test_ranks_bytes_are_their_clients_and_headers(
             halves = found.engine.placement.halves(t, everyone)
             if comm.size == 1:
                 halves = [everyone]
-            turns = sum(max(map(steps, half)) for half in halves)
+            turns = sum(max(steps(t, client) for client in half) for half in halves)
         (to_all,) = {amount(parts[client], "down") - own[client] for client in everyone}
         hosted = active["client"][mine].tolist()
         said = sum(amount(parts[client], "up") for client in hosted)

@@ -14,11 +14,11 @@ from torch import Tensor
 from fedmpi import models
 from fedmpi.engine import Engine
 from fedmpi.messages import quantized, select, sparse
-from fedmpi.messages.codec import Block, Kind, pack
+from fedmpi.messages.codec import Block, Kind, Message, WireError, pack
 from fedmpi.methods import powersgd, randomk
 from tests.methods.test_fedavg import TINY
 from tests.plain import EVERYTHING, play
-from tests.small import run, small, smooth
+from tests.small import refusal, run, small, smooth
 
 BYTES = 24 + 16 + 32
 """Headers of a buffer with one message of one block."""
@@ -58,6 +58,86 @@ def test_without_feedback_it_is_right_on_average(name: str) -> None:
     assert off.max() <= 5 * every.std(0).max() / draws**0.5
     assert off.mean() < 1.2 * (every.std(0) / draws**0.5).mean()
     assert (every.std(0) > 1e-3).float().mean() > 0.9, "it is random"
+
+
+# ---- what values share a choice or a scale
+
+
+def strongest(part: np.ndarray, count: int) -> np.ndarray:
+    """Marks the largest values: of equal ones the first."""
+    marks = np.zeros(len(part), bool)
+    marks[np.argsort(-np.abs(part), kind="stable")[:count]] = True
+    return marks
+
+
+@pytest.mark.parametrize("spans", ["whole", "tensor"])
+@pytest.mark.parametrize("name", ["topk", "dgc", "stc", "signsgd"])
+def test_spans_against_the_papers(name: str, spans: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What arrives and what is kept, by the formulas in float64: of all parameters as one vector,
+    or of each tensor. Beside them are running statistics; some of the first values tie.
+    """
+    monkeypatch.setattr(models, "build", smooth)
+    words = () if name == "signsgd" else ("method.sparsity=0.8",)
+    found = engine(f"method.name={name}", f"method.spans={spans}", *words)
+    server, clients, flat = found.server, found.clients, found.flat
+    pieces = [np.arange(piece.start, piece.stop) for piece in flat.parameters]
+    parts = pieces if spans == "tensor" else [np.concatenate(pieces)]
+    assert len(flat.stat_positions) and len(pieces) > 6
+    u, v = np.zeros(flat.size), np.zeros(flat.size)
+    for t in range(3):
+        update = (2 * noise(found)).round() if t == 0 else noise(found, t)
+        blocks = clients.upload(t, 0, clients.start + update)
+        server.sum.clear()
+        server.absorb(t, Message(0, blocks, 1.0))
+        arrived = server.sum.total.double().numpy()
+        given = update.double().numpy()
+        wanted = np.zeros(flat.size)
+        wanted[flat.stat_positions] = given[flat.stat_positions]
+        u = 0.9 * u + given if name == "dgc" else given
+        v += u
+        v[flat.stat_positions] = 0
+        for part in parts:
+            # The first round of a warm-up keeps a quarter.
+            exact = round((0.25 if name == "dgc" and t == 0 else 0.2) * len(part), 6)
+            kept = strongest(v[part], round(exact) if spans == "whole" else int(np.ceil(exact)))
+            values = v[part]
+            if name == "stc":
+                kept &= values != 0
+                values = np.sign(values) * np.abs(values[kept]).mean()
+            if name == "signsgd":
+                kept[:] = True
+                values = np.where(values >= 0, 1, -1) * np.abs(values).mean()
+            wanted[part[kept]] = values[kept]
+            u[part[kept]] = 0
+            v[part[kept]] -= values[kept]
+        np.testing.assert_allclose(arrived, wanted, rtol=1e-5, atol=1e-6)
+        rest = clients.feedback.residuals[0].numpy()
+        np.testing.assert_allclose(rest, v, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("topk method.sparsity=0.0 method.spans=tensor", "method.spans = 'tensor'"),
+        ("randomk method.sparsity=0.0 method.error_feedback=true", "method.error_feedback = true"),
+        ("dgc method.sparsity=0.0 method.spans=whole", "method.spans = 'whole'"),
+        ("dgc method.sparsity=0.0 method.momentum=0.5", "method.momentum = 0.5"),
+        ("dgc method.sparsity=0.75 method.warmup=9", "method.warmup = 9"),
+    ],
+)
+def test_without_sparsity_what_says_how_it_is_made_is_refused(words: str, said: str) -> None:
+    least = "0.75, found 0.75" if "0.75" in words else "0, found 0"
+    name, *others = words.split()
+    found = refusal(f"method.name={name}", *others)
+    assert found.split("\n") == [f"{said}: wanted method.sparsity above {least}"]
+
+
+def test_dgcs_momentum_takes_the_place_of_the_local_one() -> None:
+    assert refusal("method.name=dgc", "momentum=0.9") == (
+        "momentum = 0.9: wanted 0 beside method.momentum = 0.9, which takes its place"
+    )
+    assert not refusal("method.name=dgc", "momentum=0.9", "method.momentum=0.0")
+    assert not refusal("method.name=dgc", "method.momentum=0.5")
 
 
 # ---- top-k
@@ -130,9 +210,8 @@ def test_randomk_draws_from_all_parameters_and_from_nothing_else(
     assert torch.equal(torch.cat(seen).unique(), flat.movable)
 
 
-@pytest.mark.parametrize("feedback", ["true", "false"])
-def test_randomk_without_sparsity_is_fedavg(feedback: str) -> None:
-    words = ("method.name=randomk", "method.sparsity=0.0", f"method.error_feedback={feedback}")
+def test_randomk_without_sparsity_is_fedavg() -> None:
+    words = ("method.name=randomk", "method.sparsity=0.0")
     np.testing.assert_allclose(run(small(*words)).model, run(small()).model, rtol=1e-4, atol=2e-5)
 
 
@@ -248,21 +327,28 @@ def test_bytes_of_qsgd(bits: int) -> None:
 
 
 def test_signs() -> None:
-    block = sparse.signs(Kind.GRADIENT, torch.tensor([3.0, -1.0, 0.0, -4.0]), 4)
+    given = torch.tensor([3.0, -1.0, 0.0, -4.0])
+    (block,) = quantized.signs(Kind.GRADIENT, given, [4], 4)
     assert sparse.values(block).tolist() == [2.0, -2.0, 2.0, -2.0]
     assert len(pack_one(block)) == BYTES + 8
+    parts = quantized.signs(Kind.GRADIENT, given, [1, 0, 3], 4)
+    assert sparse.values(quantized.signed(parts, [1, 0, 3])).tolist() == pytest.approx(
+        [3.0, -5 / 3, 5 / 3, -5 / 3]
+    )
+    assert len(pack_one(*parts)) == BYTES + 8 + 32 + 16, "three scales, padded to eight bytes"
+    for wrong in ([2, 2], [4], [1, 0, 2], [1, 0, 3, 0]):
+        with pytest.raises(WireError, match="wanted"):
+            quantized.signed(parts, wrong)
 
 
 def pack_one(*blocks: Block) -> Any:
-    from fedmpi.messages.codec import Message
-
     return pack([Message(0, blocks)]).data
 
 
 def test_signs_contract_as_the_paper_says() -> None:
     """||v - C(v)||^2 = ||v||^2 - ||v||_1^2 / n: lemma 8 of Karimireddy et al."""
     v = torch.randn(500, generator=torch.Generator().manual_seed(3))
-    rest = v - sparse.values(sparse.signs(Kind.GRADIENT, v, 500))
+    rest = v - sparse.values(quantized.signs(Kind.GRADIENT, v, [500], 500)[0])
     wanted = v.square().sum() - v.abs().sum().square() / 500
     assert float(rest.square().sum()) == pytest.approx(float(wanted), rel=1e-4)
 
@@ -272,12 +358,15 @@ def test_signs_contract_as_the_paper_says() -> None:
 
 def test_dgc_without_momentum_and_warmup_is_topk() -> None:
     words = ("method.sparsity=0.9", "rounds=4", "participation=0.6")
-    dgc = run(small("method.name=dgc", "method.momentum=0.0", "method.warmup=0", *words))
-    assert dgc.sha256 == run(small("method.name=topk", *words)).sha256
+    for spans in ("method.spans=whole", "method.spans=tensor"):
+        same = (spans, *words)
+        dgc = run(small("method.name=dgc", "method.momentum=0.0", "method.warmup=0", *same))
+        assert dgc.sha256 == run(small("method.name=topk", *same)).sha256
 
 
 def test_dgc_against_algorithm_1() -> None:
-    found = engine("method.name=dgc", "method.sparsity=0.9", "method.warmup=2")
+    words = ("method.sparsity=0.9", "method.warmup=2", "method.spans=whole")
+    found = engine("method.name=dgc", *words)
     u, v = torch.zeros(found.flat.size), torch.zeros(found.flat.size)
     densities = []
     for t in range(5):
@@ -384,6 +473,8 @@ def test_bytes_of_powersgd(rank: int) -> None:
 
 @pytest.mark.parametrize("name", ["randomk", "qsgd", "signsgd", "dgc", "powersgd"])
 def test_compressors_learn(name: str) -> None:
-    found = small(f"method.name={name}", "rounds=12", "data.separation=8.0", "partition.name=iid")
+    few = ("method.sparsity=0.9",) if name == "dgc" else ()
+    words = ("rounds=12", "data.separation=8.0", "partition.name=iid", *few)
+    found = small(f"method.name={name}", *words)
     losses = [float(o.tables["rounds"]["loss"][0]) for o in play(Engine(found)) if o is not None]
     assert losses[-1] < 0.6 * losses[0]

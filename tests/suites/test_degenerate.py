@@ -29,7 +29,7 @@ def near(found: np.ndarray | torch.Tensor, wanted: np.ndarray | torch.Tensor) ->
 
 @worlds
 def test_fedprox_without_its_term_is_fedavg(words: tuple[str, ...]) -> None:
-    prox = run(small("method.name=fedprox", "method.mu=0.0", *words))
+    prox = run(small("method.name=fedprox", "proximal=0.0", *words))
     assert prox.sha256 == run(small(*words)).sha256
 
 
@@ -168,8 +168,7 @@ def test_full_batches_are_gradient_descent_on_the_union(partition: str) -> None:
 @pytest.mark.parametrize("mu", [0.0, 0.3])
 def test_rounds_are_averages_of_plain_training(mu: float) -> None:
     """FedAvg and FedProx as `torch.optim.SGD` makes them, the term a part of the loss."""
-    mine = (f"method.name={'fedprox' if mu else 'fedavg'}", *([f"method.mu={mu}"] if mu else []))
-    found = run(small(*mine, *EVERYTHING, "participation=0.6", "rounds=3"))
+    found = run(small(f"proximal={mu}", *EVERYTHING, "participation=0.6", "rounds=3"))
     w = found.engine.flat.initial
     for t in range(3):
         rows = found.tables["clients"][found.tables["clients"]["round"] == t]

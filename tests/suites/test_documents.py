@@ -36,7 +36,7 @@ command_not_found_handle() { record "$@"; [[ " $* " != *" --count "* ]] || echo 
 source() { record source "$@"; }
 """
 """For a shell whose PATH is empty: every program is one that it does not find."""
-SMALL = ("rounds=2", "local_steps=1", "evaluate=1")
+SMALL = ("rounds=2", "local_steps=1", "evaluate.every=1")
 """Settings that make a run small."""
 PICTURES = (
     *("data.name=synthetic", "data.shape=[3,16,16]", "data.samples=1500", "data.test_samples=20"),

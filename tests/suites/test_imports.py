@@ -37,7 +37,7 @@ LAW = {
     "models": (4, "pydantic torch"),
     "datasets": (4, "numpy pydantic sklearn"),
     "clients": (4, "numpy torch"),
-    "training": (5, "numpy torch"),
+    "training": (5, "numpy pydantic torch"),
     "split": (6, "numpy torch"),
     "results": (6, "h5py numpy torch"),
     "methods": (7, "numpy pydantic torch"),

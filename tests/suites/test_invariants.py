@@ -50,11 +50,11 @@ INVARIANTS = {
         statistics::test_averaged_statistics_are_averaged_state_dicts
         statistics::test_local_statistics_stay_with_their_clients
         statistics::test_what_is_local_does_not_travel""",
-    "SSFL's mask is the same on all ranks, and keeps floor(density * d) weights and what ties": """
+    "SSFL's mask is the same on all ranks, and keeps floor(density * d) weights": """
         ssfl::test_the_mask_is_the_same_on_all_ranks
         ssfl::test_the_mask_is_the_global_top_of_the_scores
         ssfl::test_the_count_is_the_floor_of_the_exact_product
-        ssfl::test_all_that_ties_with_the_last_is_kept""",
+        ssfl::test_of_equal_scores_as_many_are_kept_as_asked""",
     "Quantization at random is right on average: E Q(g) = g": """
         compressors::test_levels_are_right_on_average_over_all_outcomes
         compressors::test_levels_vary_no_more_and_are_as_few_as_the_paper_proves
@@ -90,8 +90,8 @@ INVARIANTS = {
         codec::test_golombs_code_is_as_long_as_its_formula_says
         codec::test_no_other_number_of_lower_bits_is_shorter""",
     "SCAFFOLD's c is the mean of all c_k, under full and partial participation": """
-        scaffold::test_c_is_the_mean_of_all_c_k_under_partial_and_full_participation
-        scaffold::test_c_k_is_the_mean_gradient_of_the_last_pass_and_corrects_the_next""",
+        scaffold::test_c_is_the_mean_of_all_c_k_in_the_weights_of_the_objective
+        scaffold::test_c_k_is_the_mean_raw_gradient_under_every_optimizer""",
     "FedNova divides updates by how far their steps could go": """
         fednova::test_reach_in_closed_form
         fednova::test_a_round_against_its_formula""",

@@ -1,20 +1,28 @@
 """Methods whose clients keep a part of the model, or all: what stays, what travels, and why."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from mpi4py import MPI
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
 
 from fedmpi import models
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Message, pack
 from fedmpi.results.outcome import Outcome
-from fedmpi.streams import Purpose, stream
-from tests.plain import METHODS, Change, accuracy, average, network, play, train, vector
+from tests.plain import (
+    METHODS,
+    accuracy,
+    average,
+    network,
+    optimiser,
+    play,
+    positions,
+    train,
+    vector,
+)
 from tests.small import run, small, smooth
 
 FEW = ("participation=0.6", "rounds=4", "momentum=0.5")
@@ -224,33 +232,69 @@ def test_personal_accuracy_is_of_both_parts_together() -> None:
 # ---- FedRep
 
 
-def rests(engine: Engine, client: int, share: float) -> Change:
-    """First the front's gradient is zero, then the head's."""
-    stays, steps = private(engine), engine.population.steps(client)
-    done = iter(range(steps))
+LOCAL = {
+    "sgd": (),
+    "momentum": ("momentum=0.9", "weight_decay=0.1", "lr=0.03"),
+    "adam": ("optimizer=adam", "lr=0.003", "weight_decay=0.1", "clip=0.5"),
+}
 
-    def change(g: Tensor) -> Tensor:
-        is_head = next(done) < round(share * steps)
-        return g * (stays if is_head else ~stays)
 
-    return change
+def frozen(engine: Engine, client: int, share: float) -> Tensor:
+    """A client's model after round 0 of FedRep, by torch: frozen parameters get no gradient.
+
+    Torch's optimizers skip them. Only those that train count for the clip.
+    """
+    module = network(engine, engine.flat.initial)
+    steps, feed = engine.population.steps(0, client), engine.trainer.feed
+    head, body = (list(part.parameters()) for part in (module[-1], module[:-1]))
+    optimizers = [optimiser(engine, nn.ParameterList(part), 0) for part in (head, body)]
+    for step, some in enumerate(positions(engine, 0, client)):
+        is_head = step < round(share * steps)
+        for parameter in head:
+            parameter.requires_grad_(is_head)
+        for parameter in body:
+            parameter.requires_grad_(not is_head)
+        optimizer, part = optimizers[0 if is_head else 1], head if is_head else body
+        optimizer.zero_grad()
+        cross_entropy(module(feed.x[some]), feed.y[some]).backward()
+        if engine.settings.clip:
+            clip_grad_norm_(part, engine.settings.clip)
+        optimizer.step()
+    return vector(module)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_fedrep_trains_the_head_first(share: float) -> None:
+@pytest.mark.parametrize("way", LOCAL)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_fedrep_trains_the_head_first_and_what_rests_rests(
+    rows: int, way: str, share: float
+) -> None:
+    """No decay and no momentum moves the other part; Adam knows nothing of its rest."""
     words = ("method.name=fedrep", f"method.head={share}", "epochs=3", "rounds=1")
-    engine = Engine(small(*words))
+    engine = Engine(small(*words, *LOCAL[way], f"rows={rows}"))
     list(play(engine))
     stays, start = private(engine), engine.flat.initial
     total, samples = torch.zeros_like(start), 0
     for client in range(5):
-        local, _ = train(engine, 0, client, start, change=rests(engine, client, share))
+        local = frozen(engine, client, share)
         near(engine.clients.own[client], local[stays])
         size = len(engine.population.shards[client])
         total, samples = total + size * local, samples + size
     near(engine.server.w[~stays], (total / samples)[~stays])
-    moved = float((engine.server.w - start)[~stays].norm())
-    assert (moved > 0) == (share < 1)
+    assert torch.equal(engine.server.w[~stays], start[~stays]) == (share == 1)
+    moved = [not torch.equal(engine.clients.own[client], start[stays]) for client in range(5)]
+    assert all(moved) if share else not any(moved)
+
+
+def test_statistics_of_what_rests_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    engine = Engine(small("method.name=fedrep", "method.head=1.0", "method.cut=conv", "rounds=2"))
+    list(play(engine))
+    shared = ~private(engine)
+    assert engine.flat.stat_positions.max() > int(shared.sum())
+    assert torch.equal(engine.server.w[shared], engine.flat.initial[shared])
+    own = engine.clients.own[0]
+    assert (own != engine.flat.initial[~shared]).float().mean() > 0.9
 
 
 # ---- FedBN
@@ -324,99 +368,10 @@ def alone(
 # ---- fine-tuning
 
 
-def tuned(engine: Engine, t: int, client: int, w: Tensor, passes: int) -> Tensor:
-    """Plain training from w by so many passes, whose rates are a round's."""
-    module, settings = network(engine, w), engine.settings
-    steps = torch.optim.SGD(module.parameters(), lr=1.0, momentum=settings.momentum)
-    random = stream(settings.seed, Purpose.BATCH, t, client)
-    shard = engine.population.shards[client]
-    for done in range(passes):
-        share = done / passes if settings.schedule == "restarts" else 0
-        steps.param_groups[0]["lr"] = settings.lr * (1 + np.cos(np.pi * share)) / 2
-        order = torch.from_numpy(shard[random.permutation(len(shard))])
-        for some in order.split(settings.batch):
-            steps.zero_grad()
-            x, y = engine.trainer.feed.x[some], engine.trainer.feed.y[some]
-            cross_entropy(module(x), y).backward()
-            steps.step()
-    return vector(module)
-
-
-@pytest.mark.parametrize("passes", [1, 3])
-@pytest.mark.parametrize("words", [(), ("local_steps=2",), ("schedule=restarts",)], ids=" ".join)
-def test_what_was_sent_is_fine_tuned(passes: int, words: tuple[str, ...]) -> None:
-    """And nothing of it reaches the server: its model is FedAvg's."""
-    engine = Engine(small("method.name=finetune", f"method.epochs={passes}", *FEW, *words))
-    kept, keep, w = {}, engine.evaluation.set_aside, engine.server.w.clone()
-
-    def watch(client: int, model: Tensor) -> None:
-        kept[client] = model.clone()
-        keep(client, model)
-
-    engine.evaluation.set_aside = watch
-    for t, outcome in enumerate(play(engine)):
-        clients = engine.population.sample(t)
-        assert tuple(kept) == clients
-        for client, row in zip(clients, outcome.tables["clients"], strict=True):
-            wanted = tuned(engine, t, client, w, passes)
-            near(kept[client], wanted)
-            assert float((wanted - w).norm()) > 100 * float((kept[client] - wanted).norm())
-            shard = engine.population.test_shards[client]
-            x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
-            found = accuracy(network(engine, kept[client]), x, y)
-            np.testing.assert_allclose(row["personal"], found, atol=1e-6)
-        w = engine.server.w.clone()
-        kept.clear()
-    assert engine.model_sha256() == run(small(*FEW, *words)).sha256
-
-
-@pytest.mark.parametrize(
-    "words", [(), ("rows=3",), ("statistics=local",), ("statistics=local", "rows=3")], ids=" ".join
-)
-def test_fine_tuning_changes_nothing_but_what_is_judged(
-    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither models nor losses, bytes, FLOPs, simulated seconds or clients' statistics."""
-    monkeypatch.setattr(models, "build", smooth)
-    given = (*FEW, "epochs=2", "lr=0.3", "devices.tiers=[{gflops=1.0}]", *words)
-    plain, same, longer = (
-        run(small(*mine, *given))
-        for mine in ((), *(("method.name=finetune", f"method.epochs={n}") for n in (2, 9)))
-    )
-    timed = {"seconds", "server_seconds"}
-    judged = timed | {"personal", "personal_mean"}
-    # As many passes make the same model, but its local statistics have gone on from the client's.
-    as_many = judged if "statistics=local" in words else timed
-    for found, moving in ((same, as_many), (longer, judged)):
-        assert found.sha256 == plain.sha256
-        for name in ("rounds", "clients"):
-            for column in set(plain.tables[name].dtype.names) - moving:
-                np.testing.assert_array_equal(
-                    found.tables[name][column], plain.tables[name][column], err_msg=column
-                )
-        ours, theirs = (one.engine.trainer.statistics for one in (found, plain))
-        assert list(ours) == list(theirs)
-        assert all(torch.equal(ours[client], theirs[client]) for client in theirs)
-    apart = longer.tables["clients"]["personal"] - plain.tables["clients"]["personal"]
-    assert np.nanmax(np.abs(apart)) > 0
-
-
-@pytest.mark.parametrize(("rows", "chunks"), [(1, 5), (3, 2)])
-def test_chunks_are_fine_tuned_once_when_accuracies_are_due(
-    rows: int, chunks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = Engine(small("method.name=finetune", "evaluate=3", "rounds=5", f"rows={rows}"))
-    tune, calls = engine.trainer.tune, []
-
-    def watch(t: int, clients: tuple[int, ...], *rest: Any) -> Tensor:
-        calls.append((t, clients))
-        before = engine.trainer.losses.copy(), engine.trainer.seconds.copy()
-        found = tune(t, clients, *rest)
-        assert (engine.trainer.losses, engine.trainer.seconds) == before
-        return found
-
-    monkeypatch.setattr(engine.trainer, "tune", watch)
-    list(play(engine))
-    assert len(calls) == 2 * chunks
-    asked = sorted((t, client) for t, clients in calls for client in clients)
-    assert asked == [(t, client) for t in (2, 4) for client in range(5)]
+def test_fine_tuning_is_fedavg_and_a_last_measurement() -> None:
+    words = (*FEW, "evaluate.final_epochs=2")
+    found = run(small("method.name=finetune", *words))
+    wanted = run(small(*words, "evaluate.final=tune"))
+    assert found.sha256 == wanted.sha256 == run(small(*FEW)).sha256
+    np.testing.assert_array_equal(found.tables["final"], wanted.tables["final"])
+    assert small("method.name=finetune").evaluate.final_epochs == 5

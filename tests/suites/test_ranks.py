@@ -26,6 +26,7 @@ from tests.plain import (
     FAMILIES,
     METHODS,
     RNN,
+    allowed,
     families,
     member,
     place,
@@ -127,8 +128,9 @@ def test_every_method_with_all_that_training_can_do_and_few_clients_a_round(
 ) -> None:
     """The server shares its rank; convolutions, and layers that look beyond a sample."""
     monkeypatch.setattr(models, "build", smooth)
-    words = (*EVERYTHING, "participation=0.4", "evaluate=2", "rounds=3", "server=shared")
-    found = compare(small(f"method.name={name}", *words, "augment=['crop', 'flip']"))
+    words = (*EVERYTHING, "participation=0.4", "evaluate.every=2", "rounds=3", "server=shared")
+    words = allowed(f"method.name={name}", *words, "augment=['crop', 'flip']")
+    found = compare(small(*words))
     stays(found)
 
 
@@ -151,7 +153,7 @@ def test_both_places_of_the_server(family: str, server: str) -> None:
 @on_ranks
 @families
 def test_all_of_sgd_and_few_clients_a_round(family: str) -> None:
-    words = (*EVERYTHING, "participation=0.4", "evaluate=2", "rounds=3")
+    words = (*EVERYTHING, "participation=0.4", "evaluate.every=2", "rounds=3")
     stays(compare(of(family, *words)))
 
 
@@ -249,7 +251,7 @@ def test_who_works_while_another_is_served_does_not_matter(case: str, server: st
     found = compare(small(*words, *given))
     plainly = run(small(*words, *given, "exchange.pipeline=false"), WORLD)
     if WORLD.rank == 0:
-        steps = {found.engine.population.steps(client) for client in range(7)}
+        steps = {found.engine.population.steps(0, client) for client in range(7)}
         assert len(steps) > 2, "some are done before others"
         equal(arrays(found), arrays(plainly))
 

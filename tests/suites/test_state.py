@@ -35,6 +35,7 @@ CASES = [
     ("method.name=ssfl", "method.rediscover=[2]"),
     ("method.name=ssfl", "method.rediscover=[3]"),
     ("method.name=stc", "method.sparsity=0.5"),
+    ("method.name=stc", "method.sparsity=0.9", "method.spans=tensor"),
     ("method.name=fedsl", "method.interval=2"),
     ("method.name=fedsl", "method.interval=3"),
     ("method.name=fedsl", "method.interval=3", "method.structured=channels"),

@@ -128,31 +128,38 @@ def test_local_statistics_stay_with_their_clients() -> None:
 
 
 @pytest.mark.parametrize("statistics", ["averaged", "local"])
-def test_a_fine_tuned_model_is_judged_with_its_own_statistics(statistics: str) -> None:
+def test_a_tuned_model_is_judged_with_its_own_statistics(statistics: str) -> None:
     """Local ones begin where the client's local training left them, and go nowhere."""
-    engine = engine_of("method.name=finetune", "method.epochs=3", f"statistics={statistics}")
-    is_local, own = statistics == "local", {}
+    tune = ("evaluate.final=tune", "evaluate.final_epochs=3")
+    engine = engine_of(f"statistics={statistics}", *tune)
+    is_local, own, last = statistics == "local", {}, 0
     shared = torchs(engine)
-    for t, outcome in enumerate(play(engine)):
-        clients = engine.population.sample(t)
-        for client, row in zip(clients, outcome.tables["clients"], strict=True):
+    for t, _ in enumerate(play(engine)):
+        for client in engine.population.sample(t):
             trained = copy.deepcopy(own.get(client, shared)) if is_local else copy.deepcopy(shared)
             trained.load_state_dict(dict(shared.named_parameters()), strict=False)
             train(engine, t, client, trained)
             own[client] = trained
-            module = copy.deepcopy(trained if is_local else shared)
-            module.load_state_dict(dict(shared.named_parameters()), strict=False)
-            train(engine, t, client, module, passes=3)
-            module.train(False)
-            shard = engine.population.test_shards[client]
-            x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
-            np.testing.assert_allclose(row["personal"], plain.accuracy(module, x, y), atol=1e-6)
-            if is_local:
-                found = engine.trainer.tuned[client], engine.trainer.statistics[client]
-                for some, wanted in zip(found, (module, trained), strict=True):
-                    np.testing.assert_allclose(some, local_stats(wanted), rtol=1e-3, atol=1e-4)
         state = engine.flat.network(engine.server.w.clone()).state_dict()
         shared.load_state_dict(state, strict=False)
+        last = t
+    rows = engine.final()
+    for client in own:
+        module = copy.deepcopy(own[client] if is_local else shared)
+        module.load_state_dict(dict(shared.named_parameters()), strict=False)
+        shard = engine.population.test_shards[client]
+        x, y = engine.evaluation.test_x[shard], engine.evaluation.test_y[shard]
+        for column, passes in (("accuracy", 0), ("tuned", 3)):
+            if passes:
+                module.train(True)
+                train(engine, last, client, module, passes=passes)
+            module.train(False)
+            found = rows[column][client]
+            np.testing.assert_allclose(found, plain.accuracy(module, x, y), atol=1e-6)
+        if is_local:
+            found = engine.trainer.tuned[client], engine.trainer.statistics[client]
+            for some, wanted in zip(found, (module, own[client]), strict=True):
+                np.testing.assert_allclose(some, local_stats(wanted), rtol=1e-3, atol=1e-4)
 
 
 def local_stats(module: nn.Sequential) -> torch.Tensor:

@@ -48,10 +48,18 @@ def test_one_entry(
     assert module.__doc__ is not None
     for paragraph in module.__doc__.split("\n\n"):
         assert squeezed(paragraph) in squeezed(found)
+    paper = config.paper_of(name) if what == "methods" else {}
     for key, kind, default, _ in describe(config.schema(FOLDERS[what], name))[1:]:
-        assert re.search(
-            rf"^{FOLDERS[what]}\.{key}  +{re.escape(kind)}  +{re.escape(default)}$", found, re.M
-        )
+        path = f"{FOLDERS[what]}.{key}"
+        said = re.escape(config.written(paper.get(path)))
+        own = rf"(?:  +|\n    paper: ){said}" if path in paper else ""
+        row = rf"^{re.escape(path)}  +{re.escape(kind)}  +{re.escape(default)}{own}$"
+        assert re.search(row, found, re.M)
+    if paper:
+        assert f"paper:{name}" in words(found)
+    for path, value in paper.items():
+        if not path.startswith("method."):
+            assert squeezed(f"{path}={config.written(value)}") in squeezed(found)
 
 
 @pytest.mark.parametrize("what", FOLDERS)
@@ -120,7 +128,7 @@ def test_data_sets_are_found_or_not(said: Any, here: Path) -> None:
 def test_settings_are_all_there(said: Any) -> None:
     found = said(show_list, "settings", None)
     for key, kind, default, _ in describe(config.Settings):
-        if key not in {*config.AXES, "skew", "exchange", "aggregation", "state", "devices"}:
+        if key not in {*config.AXES, "skew", "aggregation", "state", "devices", "evaluate"}:
             assert re.search(rf"^{key}  +{re.escape(kind)}  +{re.escape(default)}$", found, re.M)
     for axis in (*config.AXES, "exchange"):
         assert f"\n[{axis}]\n" in found
@@ -159,9 +167,9 @@ def test_some_settings(name: str, there: str, elsewhere: str, said: Any) -> None
         ),
         ("data", "x", "no data 'x'; there are: cifar10,"),
         ("models", "cnm", "no model 'cnm' (did you mean 'cnn'?); there are: cnn, cnn1d"),
-        ("partitions", "x", "no partition 'x'; there are: dirichlet,"),
+        ("partitions", "x", "no partition 'x'; there are: classes,"),
         ("settings", "round", "no setting 'round' (did you mean 'rounds'?); there are: seed,"),
-        ("settings", "method.m", "no setting 'method.m' (did you mean 'method.mu'?); there are: m"),
+        ("settings", "method.m", "no setting 'method.m' (did you mean 'method."),
         ("settings", "lr.x", "no setting 'lr.x'"),
     ],
 )
@@ -246,4 +254,5 @@ def test_every_setting_of_a_run_is_explained() -> None:
             "aggregation",
             "state",
             "devices",
+            "evaluate",
         ), setting

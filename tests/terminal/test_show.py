@@ -46,7 +46,7 @@ def write(
     settings = small("rounds=20", *setup)
     file = Record(path, settings.tree(), settings.identity(), ABOUT, tables.TABLES)
     for t in range(-1 if once else 0, rounds):
-        found = {name: tables.empty(columns, 1) for name, columns in tables.TABLES.items()}
+        found = {name: tables.empty(columns, 1) for name, columns in tables.OF_ROUNDS.items()}
         row = found["rounds"]
         row["round"], row["loss"], row["seconds"] = t, 10 - t, 0.001 * (t + 1)
         row["up"], row["down"] = 5 * 1000, 5 * 2000
@@ -297,6 +297,22 @@ def test_without_a_global_model(absent: tuple[str, ...], said: Any) -> None:
     assert head == ["round 4 (last)"]
     assert test[-1] == "-" and local[-1] == "0.750"
     assert shards[-1] == ("- ± -" if "shard_mean" in absent else "0.500 ± -")
+
+
+def test_a_last_measurement(said: Any) -> None:
+    path = write(Path("a.h5"), 2)
+    assert "every client after" not in words(said(show_result, path))
+    with h5py.File(path, "r+") as file:
+        rows = tables.empty(tables.FINAL, 4)
+        rows["client"], rows["newcomer"] = range(4), [False, False, False, True]
+        rows["accuracy"], rows["tuned"] = [0.5, 0.7, np.nan, 0.25], [0.875, 0.625, np.nan, 0.375]
+        file["final"].resize(4, axis=0)
+        file["final"][:] = rows
+    lines = said(show_result, path).splitlines()
+    (old,) = (line.split() for line in lines if line.split()[:1] == ["clients"])
+    (new,) = (line.split() for line in lines if line.split()[:1] == ["newcomers"])
+    assert old[1:] == ["0.600", "±", "0.100", "0.500", "0.750", "±", "0.125", "0.625"]
+    assert new[1:] == ["0.250", "±", "0.000", "0.250", "0.375", "±", "0.000", "0.375"]
 
 
 def test_a_result_of_another_version(said: Any) -> None:

@@ -27,7 +27,7 @@ def test_a_pass_covers_the_shard_exactly_once() -> None:
     engine = Engine(small("epochs=3", "batch=16"))
     for client, shard in enumerate(engine.population.shards):
         found, each = batches(engine, 0, client), -(-len(shard) // 16)
-        assert len(found) == 3 * each == engine.population.steps(client)
+        assert len(found) == 3 * each == engine.population.steps(0, client)
         passes = [found[at : at + each] for at in range(0, len(found), each)]
         for some in passes:
             assert sorted(flat(some)) == shard.tolist()
@@ -103,7 +103,7 @@ def test_batches_are_the_picks_with_their_samples() -> None:
             for client in range(5):
                 found = list(feed.batches(1, client, passes))
                 wanted = list(feed.picks(1, client, passes))
-                assert len(found) == len(wanted) == engine.population.steps(client, passes)
+                assert len(found) == len(wanted) == engine.population.steps(0, client, passes)
                 for batch, pick in zip(found, wanted, strict=True):
                     x, y = feed.take(pick.positions, pick.shifts)
                     assert torch.equal(batch.x, x)

@@ -10,8 +10,8 @@ from fedmpi import config, models
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Message, pack, unpack
 from fedmpi.training.feedback import Feedback
-from tests.plain import METHODS
-from tests.small import small, smooth
+from tests.plain import METHODS, play
+from tests.small import run, small, smooth
 
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -24,7 +24,7 @@ def remembering(name: str, *words: str, is_on: bool = True) -> Engine | None:
     fields = config.module("method", name).Config.model_fields
     wanted = {"error_feedback": str(is_on).lower(), "momentum": "0.0", "sparsity": "0.8"}
     own = [f"method.{key}={value}" for key, value in wanted.items() if key in fields]
-    engine = Engine(small(f"method.name={name}", *own, *words))
+    engine = Engine(small(f"method.name={name}", *own, *words, "rounds=10"))
     has = isinstance(getattr(engine.clients, "feedback", None), Feedback)
     assert has or "error_feedback" not in fields
     return engine if has else None
@@ -95,3 +95,56 @@ def test_compressors_contract_so_that_in_the_end_all_is_sent(name: str) -> None:
         rest = engine.clients.feedback.residuals[1].clone()
         assert float(rest.norm()) < wanted
     assert float((total / 300 - update).norm()) < 0.2 * float(update.norm())
+
+
+@every_method
+def test_a_lost_upload_waits_as_a_whole(name: str) -> None:
+    """Its client hears of it with the server's next word, and adds all of it to its next update."""
+    engine = remembering(name, "devices.dropouts=0.5")
+    if engine is None:
+        return
+    residuals = engine.clients.feedback.residuals
+    waiting = torch.zeros(len(engine.clients.start))
+    for t in range(6):
+        update = random(engine, t)
+        arrived, is_lost = sent(engine, t, 1, update), t % 3 != 0
+        if is_lost:
+            engine.trainer.lose(1)
+            arrived = torch.zeros_like(arrived)
+        rest = residuals[1].clone()
+        torch.testing.assert_close(arrived + rest, update + waiting, rtol=0, atol=5e-5)
+        waiting = rest
+
+
+def test_momentum_correction_of_a_lost_upload_goes_on() -> None:
+    """DGC sets u and v to zero where values were sent, but not if they were lost."""
+    engine = Engine(small("method.name=dgc", "method.momentum=0.5", "devices.dropouts=0.5"))
+    one, two = random(engine, 1), random(engine, 2)
+    for update in (one, two):
+        sent(engine, 9, 1, update)
+        engine.trainer.lose(1)
+    u = 0.5 * one + two
+    torch.testing.assert_close(engine.clients.velocities.residuals[1], 0.5 * u)
+    torch.testing.assert_close(engine.clients.feedback.residuals[1], one + u)
+
+
+def test_clients_are_told_of_losses_when_they_take_part_again() -> None:
+    """A message with their numbers, here as a bitmap, goes to all; none where nothing was lost."""
+    words = ("method.name=topk", "devices.dropouts=0.4", "rounds=6", "participation=0.6")
+    engine = Engine(small(*words))
+    lose, told = engine.trainer.lose, []
+    engine.trainer.lose = lambda client: (told.append(client), lose(client))
+    unheard, expected = set[int](), list[list[int]]()
+    for outcome in play(engine):
+        rows = outcome.tables["clients"]
+        here = set(rows["client"].tolist())
+        expected.append(sorted(unheard & here))
+        assert sorted(told) == expected[-1]
+        assert (rows["down_mask"] > 0).all() == bool(told)
+        assert not told or set(rows["down_mask"].tolist()) == {1}
+        assert not told or set(rows["down_header"].tolist()) == {48 + 48 + 7}
+        unheard = (unheard - here) | {int(one) for one in rows["client"][rows["lost"]]}
+        told.clear()
+    assert sum(map(len, expected)) > 1
+    plain = run(small(*words[1:])).tables["clients"]
+    assert not plain["down_mask"].any(), "FedAvg's clients keep nothing that depends on it"

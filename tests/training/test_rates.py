@@ -45,8 +45,8 @@ def test_restarts_are_torchs_cosine_in_each_round() -> None:
         wanted.append(torchs.get_last_lr()[0])
         optimiser.step()
         torchs.step()
-    clients = engine.trainer.ordered(range(5))
-    steps = [engine.population.steps(client) for client in clients]
+    clients = engine.trainer.ordered(0, range(5))
+    steps = [engine.population.steps(0, client) for client in clients]
     assert steps[0] > steps[-1]
     for t in (0, 3):
         for client, count in zip(clients, steps, strict=True):

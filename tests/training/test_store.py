@@ -190,7 +190,7 @@ def test_stores_have_names() -> None:
 
 def test_a_ranks_stores_are_the_trainers() -> None:
     engine = run(small("method.name=topk")).engine
-    assert dict(engine.trainer.stores) == {"residual": engine.clients.feedback.residuals}
+    assert dict(engine.trainer.stores) == {"residual": engine.clients.feedback.residuals.arrived}
     assert sorted(engine.trainer.stores["residual"]) == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="store 'residual'"):
         engine.trainer.store("residual", 1)

@@ -11,12 +11,9 @@ from torch.nn.functional import cross_entropy
 from fedmpi.engine import Engine
 from fedmpi.networks.flat import Flat
 from fedmpi.training.descent import Descent
+from fedmpi.training.train import Hooks
 from tests import plain
 from tests.small import run, small
-
-
-def nothing(clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-    """Leaves gradients alone."""
 
 
 @pytest.mark.parametrize("words", [(), plain.CNN], ids=["mlp", "cnn"])
@@ -24,7 +21,7 @@ def test_training_is_plain_training(words: tuple[str, ...]) -> None:
     engine = Engine(small(*words, *plain.EVERYTHING))
     start = engine.flat.initial
     for t, client in ((0, 0), (3, 4)):
-        (w,) = engine.trainer.train(t, (client,), start, nothing)
+        (w,) = engine.trainer.train(t, (client,), start)
         wanted, loss = plain.train(engine, t, client, start)
         np.testing.assert_allclose(w, wanted, rtol=1e-4, atol=1e-5)
         assert engine.trainer.loss(client) == pytest.approx(loss, rel=1e-5)
@@ -43,14 +40,14 @@ def test_adjusting_comes_before_each_step() -> None:
         seen.append((tuple(clients), w.shape, g.shape))
         g.fill_(1)
 
-    (w,) = engine.trainer.train(0, (3,), torch.zeros(engine.flat.size), ones)
+    (w,) = engine.trainer.train(0, (3,), torch.zeros(engine.flat.size), Hooks(ones))
     assert (w == -2).all()
     assert seen == [((3,), (1, engine.flat.size), (1, engine.flat.size))] * 4
 
 
 def test_training_takes_one_client_at_a_time_here() -> None:
     engine = Engine(small())
-    assert list(engine.trainer.chunks([4, 0, 2])) == [(4,), (0,), (2,)]
+    assert list(engine.trainer.chunks(0, [4, 0, 2])) == [(4,), (0,), (2,)]
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 5, 9])
@@ -58,12 +55,12 @@ def test_chunks_are_of_like_clients_and_about_equally_many(rows: int) -> None:
     trainer = Engine(small(f"rows={rows}", "clients=9", "partition.minimum=2")).trainer
     steps = trainer.population.steps
     for clients in ([], [3], [7, 1], list(range(9))):
-        chunks = list(trainer.chunks(clients))
+        chunks = list(trainer.chunks(0, clients))
         assert sorted(client for chunk in chunks for client in chunk) == sorted(clients)
         assert len(chunks) == -(-len(clients) // rows)
         lengths = [len(chunk) for chunk in chunks]
         assert max(lengths, default=0) - min(lengths, default=0) <= 1
-        counts = [steps(client) for chunk in chunks for client in chunk]
+        counts = [steps(0, client) for chunk in chunks for client in chunk]
         assert counts == sorted(counts, reverse=True)
 
 
@@ -96,7 +93,7 @@ def test_free_memory_says_how_many_rows(
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     trainer.row_limit = None
-    chunks = list(trainer.chunks(range(13)))
+    chunks = list(trainer.chunks(0, range(13)))
     assert rows == [1, 2]
     assert trainer.row_limit == wanted
     assert len(chunks) == -(-13 // wanted)
@@ -104,9 +101,9 @@ def test_free_memory_says_how_many_rows(
 
 def test_a_chunk_in_another_order_is_refused() -> None:
     engine = Engine(small("rows=5"))
-    first, *_, last = engine.trainer.ordered(range(5))
+    first, *_, last = engine.trainer.ordered(0, range(5))
     with pytest.raises(AssertionError, match="most steps first"):
-        engine.trainer.train(0, (last, first), engine.flat.initial, nothing)
+        engine.trainer.train(0, (last, first), engine.flat.initial)
 
 
 def test_momentum_starts_afresh_each_round() -> None:

@@ -178,7 +178,9 @@ def test_costs_by_hand() -> None:
 def test_only_evaluated_rounds_and_only_devices_that_take_part() -> None:
     tiers = "devices.tiers=[{name='a',share=0.4,keep=0.5},{name='b',share=0.6,memory=0.001}]"
     found = run(
-        small(*words("heterofl", "")[:1], tiers, "devices.unfit=rest", "rounds=4", "evaluate=3")
+        small(
+            *words("heterofl", "")[:1], tiers, "devices.unfit=rest", "rounds=4", "evaluate.every=3"
+        )
     )
     rows = found.tables["variants"]
     assert rows["round"].tolist() == [2, 3]
@@ -192,7 +194,7 @@ def test_methods_without_shares_have_no_variants() -> None:
 
 @pytest.mark.parallel([1, 3])
 def test_the_same_on_any_ranks() -> None:
-    settings = small(*words("prune", "[0.5,0.25]"), "rounds=2", "evaluate=2")
+    settings = small(*words("prune", "[0.5,0.25]"), "rounds=2", "evaluate.every=2")
     found = run(settings, MPI.COMM_WORLD)
     if MPI.COMM_WORLD.rank == 0:
         alone = run(settings)

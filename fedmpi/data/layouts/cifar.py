@@ -46,6 +46,32 @@ def dataset(
     return Dataset(train_x, train_y, test_x, test_y, labels[key])
 
 
+def groups(paths: Sequence[Path], inner: str, outer: str, labels: dict[str, int]) -> np.ndarray:
+    """Returns the group of each class, int64 [classes]; 0 for a class without a sample.
+
+    Args:
+        paths: the files.
+        inner: name of the labels that are classes.
+        outer: name of the labels that are groups.
+        labels: see `read`.
+
+    Raises:
+        DataError: if a class is in two groups, or a file is none.
+    """
+    found = np.full(labels[inner], -1)
+    for path in paths:
+        classes, kinds = (read(path, key, labels)[1] for key in (inner, outer))
+        seen = np.full((labels[inner], 2), (labels[outer], -1))
+        np.minimum.at(seen[:, 0], classes, kinds)
+        np.maximum.at(seen[:, 1], classes, kinds)
+        known = np.where(found < 0, seen[:, 1], found)
+        apart = np.flatnonzero((seen[:, 1] >= 0) & ((seen != known[:, np.newaxis]).any(1)))
+        if apart.size:
+            raise DataError(f"{path}: wanted one group for each class, found more of {apart[0]}")
+        found = known
+    return np.maximum(found, 0)
+
+
 def read(path: Path, key: str, labels: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """Reads a file in either format: pixels uint8 [N, 3, 32, 32] and labels int64 [N].
 

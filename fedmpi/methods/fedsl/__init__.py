@@ -16,8 +16,9 @@ Reconstruction: only abstract and summaries are known; all that follows and the 
  * Both sides draw alike which values survive at a cut, including that of a tail (`dropping`).
  * In every I-th round and in the last one, clients upload the values of front and tail that they
    keep. Pruned values count as zeros, or not at all. Clients of the next round start from the mean;
-   in all other rounds each continues with its own values, at first those of the seed. Between two
-   averages the evaluated model has the last mean's front, and clients' whole models are unknown.
+   in all other rounds each continues with its own values. The same clients take part until the next
+   mean, and a budget ends the run no earlier. Between two averages the evaluated model has the last
+   mean's front, and clients' whole models are unknown.
  * Clients' backs, one each, are averaged every round, as in SplitFed: the server has them all.
 """
 
@@ -51,10 +52,12 @@ from fedmpi.training.train import Trainer
 
 class Config(Leaky):
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
 
     interval: int = Field(1, ge=1, le=config.MOST)
-    """Rounds between two averages of the clients' parts."""
+    """Rounds between two averages of the clients' parts. The same clients take part in these
+    rounds."""
     pruning: float = Field(0.3, ge=0, lt=1)
     """Share of the front that a client prunes. Used if no device has a keep."""
     structured: Literal["weights", "channels"] = "weights"
@@ -72,6 +75,11 @@ class Config(Leaky):
     def is_one(self) -> bool:
         """Whether all clients share one back: no."""
         return False
+
+    @property
+    def average_every(self) -> int:
+        """Rounds between two averages."""
+        return self.interval
 
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""
@@ -161,8 +169,8 @@ class Clients(Half, splitfed.Clients):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        first, size = self.sections.held(self.flat.initial), self.sections.front
-        self.memory = importance.Memory(self.pruner, size, first, trainer.stores)
+        sizes = self.sections.front, self.sections.size
+        self.memory = importance.Memory(self.pruner, *sizes, trainer.stores)
         if any(self.rates) or self.method.bits != sparse.EXACT:
             self.adjust = self.lighten
         if isinstance(self.pruner, importance.Channels):
@@ -207,9 +215,8 @@ class Clients(Half, splitfed.Clients):
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the kept values of w and the mask, at the end of an interval and of the run."""
-        interval = self.method.interval
-        self.memory.end(client, w, interval > 1)
-        if (t + 1) % interval and t + 1 < self.settings.rounds:
+        self.memory.end(client, w, self.method.interval > 1)
+        if not self.settings.is_average(t):
             return []
         choice = self.memory.kept(client)
         blocks = [sparse.block(Kind.MODEL, w[self.memory.mask(client) > 0], len(w))]

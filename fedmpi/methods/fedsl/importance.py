@@ -88,8 +88,8 @@ class Channels(Pruner):
         worth.index_add_(0, self.owners % (self.count + 1), change.double().square())
         found, first = [], 0
         for width, own in zip(self.widths, worth[:-1].split(self.widths), strict=True):
-            best = own.topk(keep_ceil(width, 1 - rate), sorted=False).indices
-            found.append(first + best.sort().values)
+            best = select.largest(own, keep_ceil(width, 1 - rate))
+            found.append(first + select.positions(best))
             first += width
         return torch.cat(found)
 
@@ -145,7 +145,7 @@ class Memory:
     Args:
         pruner: pruner of fronts.
         front: size of a front.
-        first: initial values of a client that was never sent any, [size].
+        size: length of a front and the tail behind it.
         stores: the stores of the rank.
 
     Attributes:
@@ -157,8 +157,8 @@ class Memory:
         last: gradients of the active clients' last steps.
     """
 
-    def __init__(self, pruner: Pruner, front: int, first: Tensor, stores: Stores) -> None:
-        self.pruner, self.front, self.first, self.size = pruner, front, first, len(first)
+    def __init__(self, pruner: Pruner, front: int, size: int, stores: Stores) -> None:
+        self.pruner, self.front, self.size = pruner, front, size
         self.own, self.gradients = stores.add("own", self.size), stores.add("gradient", front)
         self.choices = stores.add("choice", pruner.count, torch.bool)
         self.release()
@@ -196,7 +196,7 @@ class Memory:
             told: values that the server sent, [size]; None if it continues with its own.
             rate: share of the front to prune by a new choice; 0 keeps the last choice.
         """
-        w = self.own.get(client, self.first).to(self.pruner.device) if told is None else told
+        w = self.own[client].to(self.pruner.device) if told is None else told
         self.choose(client, w, rate)
         self.starts[client] = w
         return w * self.mask(client)

@@ -46,6 +46,7 @@ class Config(config.Method):
     broadcasts = False
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
 
     compressor: Literal["prune", "width", "quant", "lowrank"] = "prune"
     """How the server compresses the model for devices. prune: largest weights. width: first
@@ -158,7 +159,8 @@ class Clients(fedavg.Clients):
         """Trains a chunk of clients, those with networks of one shape together."""
         some = [self.locals[client] for client in clients]
         starts, parts = [one.start for one in some], [one.part for one in some]
-        return self.trainer.train_apart(t, clients, starts, parts, adjust=self.adjust)
+        proximal = self.settings.proximal
+        return self.trainer.train_apart(t, clients, starts, parts, None, proximal, self.adjust)
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Masks gradients, or scales those of factors."""
@@ -179,6 +181,12 @@ class Clients(fedavg.Clients):
             local = self.compressor.local(self.compressor.blocks(w, keep), keep)
         flat = self.flat if local.part is None else local.part.flat
         return replace(super().burden(t, client), flat=flat, kept=local.mask)
+
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor:
+        """Returns w as it is compressed for the client's device, as a whole model."""
+        keep = self.shares[client]
+        local = self.compressor.local(self.compressor.blocks(w, keep), keep)
+        return local.whole(local.start, self.flat.size)
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """Returns the compressed model as a whole model."""

@@ -140,7 +140,7 @@ class Server(Coding, splitfed.Server):
         whole = self.sections.join(update, back)
         self.sum.total.index_add_(0, self.stat_positions, whole[self.stat_positions], alpha=weight)
         whole[self.stat_positions] = 0
-        self.waiting.add(client, weight, whole)
+        self.waiting.add(client, weight, self.trainer.population.steps(t, client), whole)
         self.sum.weight += weight
 
     def step(self, t: int) -> None:
@@ -167,5 +167,5 @@ class Clients(Coding, splitfed.Clients):
         self.feedback.add(client, update)
         blocks = self.strongest(update, spans, Purpose.QUANTIZE, t, client)
         if self.method.error_feedback:
-            self.feedback.remember(client, update - self.restored(blocks, spans))
+            self.feedback.remember(client, update - self.restored(blocks, spans), update)
         return [*blocks, *statistics]

@@ -16,7 +16,9 @@ class Config(config.Method):
     """Settings of a method that weights clients by distance.
 
     Reconstruction: a client's weight is its number of samples times 1 / (d + epsilon), exp(-d /
-    (temperature * mean of all d)), d, or 1, where d is its distance.
+    (temperature * mean of all d)), d, or 1, where d is its distance. A distance grows with the
+    number of local steps, so that d also tells large clients from small ones; `per_step` divides it
+    by that number.
     """
 
     weight_rule: Literal["inv_dist", "exp_dist", "prop_dist", "fedavg"] = "inv_dist"
@@ -29,14 +31,23 @@ class Config(config.Method):
     epsilon: float = Field(1e-8, gt=0, le=config.LARGEST)
     """Added to every distance in inv_dist."""
 
+    per_step: bool = False
+    """Divide distances by the client's number of local steps before they are weighed. Otherwise
+    clients with more samples are also farther away, because they make more steps."""
+
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""
         rules = {"temperature": "exp_dist", "epsilon": "inv_dist"}
-        return super().idle(settings) | {
+        found = super().idle(settings) | {
             name: f"method.weight_rule = '{rule}'"
             for name, rule in rules.items()
             if self.weight_rule != rule
         }
+        if self.weight_rule == "fedavg":
+            found["per_step"] = "another method.weight_rule, found 'fedavg'"
+        elif settings.local_steps is not None:
+            found["per_step"] = "clients that make unequal numbers of steps, found local_steps"
+        return found
 
     def weigh(self, weights: np.ndarray, distances: np.ndarray) -> np.ndarray:
         """Returns the weights by samples changed by distance, both [clients], with the same sum.
@@ -65,10 +76,12 @@ class Waiting:
         self.method = method
         self.updates: list[Tensor] = []
         self.weights: dict[int, float] = {}
+        self.steps: list[int] = []
 
-    def add(self, client: int, weight: float, update: Tensor) -> None:
-        """Stores a client's update [n] and its weight by samples."""
+    def add(self, client: int, weight: float, steps: int, update: Tensor) -> None:
+        """Stores a client's update [n], its weight by samples, and its number of local steps."""
         self.weights[client] = weight
+        self.steps.append(steps)
         self.updates.append(update)
 
     def close(self, totals: Sequence[Tensor]) -> dict[str, dict[int, float]]:
@@ -80,7 +93,8 @@ class Waiting:
         before, sizes = np.array(list(self.weights.values())), [len(part) for part in totals]
         norms = [torch.linalg.vector_norm(update, dtype=torch.float64) for update in self.updates]
         distances = np.array([float(norm) for norm in norms])
-        after = self.method.weigh(before, distances)
+        per = np.array(self.steps) if self.method.per_step else 1
+        after = self.method.weigh(before, distances / per)
         for update, weight in zip(self.updates, after.tolist(), strict=True):
             # Part by part, because a kernel may round a vector's last values differently.
             for total, part in zip(totals, update.split(sizes), strict=True):
@@ -89,5 +103,5 @@ class Waiting:
         noted = {
             n: dict(zip(self.weights, some.tolist(), strict=True)) for n, some in columns.items()
         }
-        self.updates, self.weights = [], {}
+        self.updates, self.weights, self.steps = [], {}, []
         return noted

@@ -18,7 +18,7 @@ an update would leave a dense model dense.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -36,6 +36,8 @@ from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):
+    optimizes: ClassVar[bool] = False
+
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of the prunable weights that a client does not send."""
     beta: float = Field(1.25, ge=1, le=10)

@@ -8,6 +8,7 @@ stay small, and zeros stay zero.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -74,16 +75,17 @@ def power(v: Tensor, beta: float) -> Tensor:
 def largest(x: Tensor, weight: Tensor) -> Tensor:
     """Keeps the largest values of each sample of x [B, ...], at least one; others become 0.
 
-    The share that is kept is that of the weights that are not zero. It is a tensor, because rows
-    that are computed at once have different weights.
+    Of equal values the first ones are kept, as by `select.largest`. The share that is kept is that
+    of the weights that are not zero. It is a tensor, because rows that are computed at once have
+    different weights.
     """
     size = x.abs().flatten(1)
     width = size.shape[1]
     share = (weight != 0).float().mean()
     count = (share * width).round().long().clamp(1, width)
-    order = size.sort(1, descending=True).values
-    least = order.take_along_dim((count - 1).expand(len(size), 1), 1)
-    return x * (size >= least).view_as(x)
+    order = size.sort(dim=1, descending=True, stable=True).indices
+    is_kept = (torch.arange(width, device=x.device) < count).expand(size.shape)
+    return x * torch.zeros_like(is_kept).scatter(1, order, is_kept).view_as(x)
 
 
 def rebuilt(network: nn.Sequential, beta: float) -> nn.Sequential:

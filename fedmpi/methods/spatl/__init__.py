@@ -11,31 +11,30 @@ value that nobody sent stays.
 
 In the paper an agent decides how many channels of each layer are sent (`agent`), and those of the
 largest norms are. Other rules are in `selection`; one of them is the default, because an agent must
-be trained beforehand.
-A client's c_k always moves as a whole. Therefore c is the mean of all c_k except for those parts of
-their changes that were not sent. There is no global model; accuracies are measured as in FedPer.
-Differs from the paper: clients are averaged by samples. New clients are the last ones; they train
-their predictor, and send nothing.
+be trained beforehand. Norms of weights hardly change in training, so that many channels are never
+sent by any client; therefore the rules rank channels by the norms of the update (`salience`).
+A client's c_k moves only where its change is sent, so that c is the mean of all c_k. There is no
+global model; accuracies are measured as in FedPer.
+New clients, who train a predictor on the encoder as it is, are the setting `newcomers`.
+Differs from the paper: clients are averaged by samples.
 Differs from the code: the authors' code fills values that were not sent with zeros before it
 averages models (`aggregation = zero-average`), and divides the changes of c by the number of active
-clients, not of all clients. It corrects by a hundredth of c - c_k, and neither shares nor resets a
-network's stem.
-Reconstruction: the server's update by index, with sums of changes divided by the number of all
-clients.
+clients, not of all clients. It corrects weights after each step (`control = niid`) by a hundredth
+of c - c_k, and neither shares nor resets a network's stem.
+Reconstruction: the server's update by index, and c_k by index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
-from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.sums import Held
 from fedmpi.methods import fedper
 from fedmpi.methods.spatl import selection
@@ -43,48 +42,62 @@ from fedmpi.methods.spatl.selection import ByAgent, Select, by_rule
 from fedmpi.networks.slicing import Channels
 from fedmpi.networks.topology import Topology
 from fedmpi.training.train import Trainer
-from fedmpi.training.variates import Variates
 
 
 class Config(fedper.Config, selection.Config):
+    implies: ClassVar[Mapping[str, Any]] = {"control": "mean"}
     pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
 
     aggregation: Literal["index", "zero-average"] = "index"
     """index: each value is averaged over the clients that sent it (the paper). zero-average: models
     are averaged with zeros where nothing was sent (the authors' code)."""
-    newcomers: int = Field(0, ge=0)
-    """Number of new clients: the last ones. They fit their own predictor to the current encoder and
-    send nothing. Their accuracies are reported with those of the others."""
 
     @property
     def sends(self) -> bool:
         """Whether the server sends an agent to each client, once."""
         return self.selection == "agent"
 
-    def problems(self, settings: Settings) -> list[str]:
-        """Names what cannot be run."""
-        found = super().problems(settings)
-        if self.newcomers >= settings.clients:
-            wanted = f"wanted less than clients = {settings.clients}"
-            found.append(f"method.newcomers = {self.newcomers}: {wanted}")
-        return found
 
+class Half(fedper.Half):
+    """What both sides know.
 
-class Server(fedper.Server):
+    Attributes:
+        channels: the channels of the encoder.
+    """
+
     method: Config
-    blocks_per_upload = 3
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.channels = channels(self.method, trainer)
-        self.control = torch.zeros_like(self.w)
+
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
+        """Returns the positions of the channels that an upload lists, and of nobody's values."""
+        return self.channels.positions(sparse.indices(blocks[-1], self.trainer.device))
+
+
+class Server(Half, fedper.Server):
+    """The server's half.
+
+    Attributes:
+        agent: what clients are sent when they take part for the first time, [agent.SIZE] or [0].
+        told: which clients have been sent it, bool [clients].
+        covered: which channels some client has sent so far, bool [channels].
+    """
+
+    blocks_per_upload = 2
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
         self.sum: Held = Held(len(self.w), trainer.device)
         self.agent = self.method.begin()
         self.told = torch.zeros(settings.clients, dtype=torch.bool)
+        self.covered = torch.zeros(self.channels.count, dtype=torch.bool)
 
     def state(self) -> dict[str, Tensor]:
-        """The model, c, and which clients have been told an agent."""
-        return super().state() | {"control": self.control, "told": self.told}
+        """The model, c, which clients have been told an agent, and which channels were sent."""
+        return super().state() | {"told": self.told, "covered": self.covered}
 
     def send(self, t: int, client: int) -> list[Block]:
         """Sends the agent when the client takes part for the first time."""
@@ -93,22 +106,10 @@ class Server(fedper.Server):
         self.told[client] = True
         return [sparse.block(Kind.MODEL, self.agent)]
 
-    def broadcast(self, t: int) -> list[Block]:
-        """Sends the encoder, and the encoder's part of c."""
-        control = sparse.block(Kind.GRADIENT, self.control[self.shared], self.flat.size)
-        return [*super().broadcast(t), control]
-
-    def absorb(self, t: int, message: Message) -> None:
-        """Adds a client's upload; new clients upload nothing."""
-        if message.blocks:
-            super().absorb(t, message)
-
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds a client's update, and the change of its c_k to c, at the channels that it lists."""
-        update, change, chosen = blocks
-        sent = self.channels.positions(sparse.indices(chosen, self.w.device))
-        self.sum.add(update, weight, sent)
-        sparse.add(self.control, change, 1 / self.settings.clients, sent)
+        """Adds a client's update at the channels that it lists."""
+        self.sum.add(blocks[0], weight, self.sent_positions(t, client, blocks))
+        self.covered[sparse.indices(blocks[1])] = True
 
     def step(self, t: int) -> None:
         """Moves each value by the mean over those who sent it, or averages models with zeros."""
@@ -118,15 +119,12 @@ class Server(fedper.Server):
             mean = (self.w * self.sum.weights + self.sum.total) / self.sum.weight
             self.w[self.shared] = mean[self.shared]
         self.sum.clear()
+        self.figures["covered"] = float(self.covered.float().mean())
 
 
-class Clients(fedper.Clients):
-    method: Config
-
+class Clients(Half, fedper.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.channels = channels(self.method, trainer)
-        self.variates = Variates(trainer)
         self.select: Select = by_rule(self.method, self.channels, settings.seed)
         if self.method.selection == "agent":
             self.select = ByAgent(self.method, trainer, self.channels)
@@ -136,34 +134,6 @@ class Clients(fedper.Clients):
         if blocks and isinstance(self.select, ByAgent):
             self.select.agents[client] = sparse.values(blocks[0])
 
-    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
-        """Receives the encoder, and the encoder's part of c."""
-        super().receive(t, clients, blocks[:1])
-        size, device = self.flat.size, self.trainer.device
-        self.variates.begin(sparse.vector(blocks[1], size, device, self.shared))
-
-    def is_new(self, client: int) -> bool:
-        """Whether the client is a new one, which does not train the encoder."""
-        return client >= self.settings.clients - self.method.newcomers
-
-    def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
-        """Corrects the encoders' gradients by c - c_k; new clients' encoders do not change."""
-        self.variates.correct(clients, g)
-        for row, client in enumerate(clients):
-            if self.is_new(client):
-                # Cancels weight decay; with a clip, which would count it, a step of decay remains.
-                stat_positions = self.start[self.shared]
-                decay = 0.0 if self.settings.clip else self.settings.weight_decay
-                w[row, self.shared], g[row, self.shared] = stat_positions, -decay * stat_positions
-
-    def work(self, t: int, clients: Sequence[int]) -> Tensor:
-        """Trains encoder and predictor; of a new client only the predictor."""
-        found = super().work(t, clients)
-        for row, client in enumerate(clients):
-            if self.is_new(client):
-                found[row, self.shared] = self.start[self.shared]
-        return found
-
     def burden(self, t: int, client: int) -> Burden:
         """Returns the cost of training, and of the models that the client's agent tries out."""
         once = super().burden(t, client)
@@ -172,22 +142,13 @@ class Clients(fedper.Clients):
         return replace(once, forwards=self.select.forwards(t, client))
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Sends the update and the change of c_k at the selected channels, and their numbers.
-
-        New clients send nothing.
-        """
-        if self.is_new(client):
-            return []
+        """Sends the update at the selected channels, and their numbers."""
         update = w - self.start
         update[self.private] = 0
-        change = self.variates.move(
-            client, update, self.trainer.rates.total(t, client), self.stat_positions
-        )
-        chosen = self.select(t, client, w)
-        sent, size = self.channels.positions(chosen), self.flat.size
+        chosen = self.select(t, client, w, update)
+        sent = self.channels.positions(chosen)
         return [
-            sparse.block(Kind.GRADIENT, update[sent], size),
-            sparse.block(Kind.GRADIENT, change[sent], size),
+            sparse.block(Kind.GRADIENT, update[sent], self.flat.size),
             sparse.places(chosen, self.channels.count),
         ]
 

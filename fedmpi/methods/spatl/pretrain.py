@@ -63,7 +63,7 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
     chooser = ByAgent(settings.method, trainer, channels)
     w = flat.initial.clone()
     for t in range(settings.rounds):
-        w = trainer.train(t, (0,), w, None)[0].clone()
+        w = trainer.train(t, (0,), w)[0].clone()
     mind = agent.born(torch_seed(settings.seed, Purpose.BIRTH))
     game = chooser.game(w, population.held_out, 0)
     before = chooser.judge.accuracy(w, population.held_out, 0)

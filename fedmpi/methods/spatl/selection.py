@@ -16,8 +16,8 @@ from fedmpi.networks.slicing import Channels
 from fedmpi.streams import Purpose, stream
 from fedmpi.training.train import Trainer
 
-Select = Callable[[int, int, Tensor], Tensor]
-"""Maps a round, a client and its model [n] to channels, ascending: int64 on the model's device."""
+Select = Callable[[int, int, Tensor, Tensor], Tensor]
+"""Maps a round, a client, its model and its update [n] to channels, ascending: int64."""
 
 BATCH = 256
 """Batch size in the evaluation of a masked model."""
@@ -30,6 +30,9 @@ class Config(config.Method):
     """How channels are selected. uniform: largest norms, the same share of each layer. l2: largest
     norms of all layers together. random: at random, the same share of each layer. agent: largest
     norms, as many per layer as an agent decides (the paper)."""
+    salience: Literal["update", "weight"] = "update"
+    """Whose norms rank channels with selection = uniform or l2. update: those of the client's
+    update. weight: those of its weights (the paper). An agent always ranks by weights."""
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the encoder's channels that are not sent. Not used with selection = agent."""
     agent: Annotated[str | None, config.READ] = None
@@ -52,7 +55,10 @@ class Config(config.Method):
         """Names the settings that have no effect, and what would give them one."""
         found = super().idle(settings)
         if self.selection == "agent":
-            return found | {"sparsity": "another method.selection than 'agent'"}
+            other = "another method.selection than 'agent'"
+            return found | {"sparsity": other, "salience": other}
+        if self.selection == "random":
+            found["salience"] = "method.selection = 'uniform' or 'l2', found 'random'"
         agents = ("agent", "saved", "episodes", "tuned")
         return found | dict.fromkeys(agents, "method.selection = 'agent'")
 
@@ -76,11 +82,12 @@ def by_rule(method: Config, channels: Channels, seed: int) -> Select:
     """Returns the selection by the largest norms, in each layer or overall, or at random."""
     sparsity = method.sparsity
 
-    def select(t: int, client: int, w: Tensor) -> Tensor:
+    def select(t: int, client: int, w: Tensor, update: Tensor) -> Tensor:
+        norms = channels.norms(update if method.salience == "update" else w)
         if method.selection == "l2":
-            return channels.overall(channels.norms(w), sparsity)
+            return channels.overall(norms, sparsity)
         if method.selection == "uniform":
-            return channels.evenly(channels.norms(w), sparsity)
+            return channels.evenly(norms, sparsity)
         random = stream(seed, Purpose.SALIENT, t, client).random(channels.count)
         return channels.evenly(torch.from_numpy(random).to(w.device), sparsity)
 
@@ -146,7 +153,7 @@ class ByAgent:
         self.judged: dict[int, tuple[int, float]] = {}
         self.spent = 0.0
 
-    def __call__(self, t: int, client: int, w: Tensor) -> Tensor:
+    def __call__(self, t: int, client: int, w: Tensor, update: Tensor) -> Tensor:
         """Selects a client's channels in round t; in the first rounds its agent learns before."""
         self.spent = 0.0
         game = self.game(w, self.trainer.population.reserved[client], client)

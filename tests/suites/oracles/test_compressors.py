@@ -1,0 +1,185 @@
+"""Methods whose clients compress their updates, and remember what they left out."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy import ndarray
+
+from fedmpi.streams import Purpose, stream
+from tests.suites.oracles.reference import BASE, Reference, agree, largest, trajectory
+
+Compress = Callable[[ndarray], ndarray]
+
+
+class Memory:
+    """What a compressor has left out so far, which comes with the next vector."""
+
+    def __init__(self, compress: Compress) -> None:
+        self.compress, self.rest = compress, 0.0
+
+    def __call__(self, vector: ndarray) -> ndarray:
+        vector = vector + self.rest
+        sent = self.compress(vector)
+        self.rest = vector - sent
+        return sent
+
+
+def with_feedback(
+    reference: Reference, compress: Compress, server: Compress = lambda update: update
+) -> list[ndarray]:
+    """Models where clients compress update + residual, and the server averages by samples."""
+    memories = [Memory(compress) for _ in reference.sizes]
+
+    def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:
+        return w + server(
+            sum(
+                share * memories[client](reference.train(w, t, client) - w)
+                for client, share in shares.items()
+            )
+        )
+
+    return reference.rounds(turn)
+
+
+def top(vector: ndarray, share: float) -> ndarray:
+    """The largest values, and zeros."""
+    return vector * largest(np.abs(vector), round(len(vector) * share))
+
+
+def ternary(vector: ndarray, share: float) -> ndarray:
+    """The signs of the largest values times the mean of their sizes, and zeros."""
+    mask = largest(np.abs(vector), round(len(vector) * share))
+    return np.abs(vector[mask]).mean() * np.sign(vector) * mask
+
+
+@pytest.mark.parametrize(("momentum", "rate"), [(0.0, 0.1), (0.9, 0.05)])
+def test_topk(momentum: float, rate: float) -> None:
+    words = ("method.name=topk", "method.sparsity=0.9", f"momentum={momentum}", f"lr={rate}")
+    engine, found = trajectory(*BASE, *words)
+    reference = Reference(engine)
+    agree(found, with_feedback(reference, lambda v: top(v, 0.1)), reference.start)
+
+
+def test_topk_without_error_feedback() -> None:
+    words = ("method.name=topk", "method.sparsity=0.9", "method.error_feedback=false")
+    engine, found = trajectory(*BASE, *words)
+    reference = Reference(engine)
+
+    def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:
+        trained = {client: reference.train(w, t, client) for client in shares}
+        return w + sum(share * top(trained[k] - w, 0.1) for k, share in shares.items())
+
+    agree(found, reference.rounds(turn), reference.start)
+
+
+def test_stc() -> None:
+    """F. Sattler et al., algorithm 2: the server compresses the mean update, too."""
+    engine, found = trajectory(*BASE, "method.name=stc", "method.sparsity=0.9")
+    reference = Reference(engine)
+    server = Memory(lambda v: ternary(v, 0.1))
+    wanted = with_feedback(reference, lambda v: ternary(v, 0.1), server)
+    agree(found, wanted, reference.start)
+
+
+def test_signsgd() -> None:
+    """S. P. Karimireddy et al., algorithm 1, with one scale for all parameters."""
+    engine, found = trajectory(*BASE, "method.name=signsgd")
+    reference = Reference(engine)
+    wanted = with_feedback(reference, lambda v: np.abs(v).mean() * np.where(v >= 0, 1, -1))
+    agree(found, wanted, reference.start)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_dgc(warmup: int) -> None:
+    """As synxlin's memory: momentum correction, and both vectors are cleared where one is sent."""
+    factor, sparsity = 0.9, 0.99
+    words = (f"method.momentum={factor}", f"method.sparsity={sparsity}", f"method.warmup={warmup}")
+    engine, found = trajectory(*BASE, "method.name=dgc", *words)
+    reference = Reference(engine)
+    momentum = [np.zeros_like(reference.start) for _ in reference.sizes]
+    velocity = [np.zeros_like(reference.start) for _ in reference.sizes]
+
+    def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:
+        zeros = min(sparsity, 1 - 0.25 ** (t + 1)) if t < warmup else sparsity
+        update = np.zeros_like(w)
+        for client, share in shares.items():
+            momentum[client] = factor * momentum[client] + reference.train(w, t, client) - w
+            velocity[client] = velocity[client] + momentum[client]
+            mask = largest(np.abs(velocity[client]), round(len(w) * (1 - zeros)))
+            update += share * velocity[client] * mask
+            momentum[client] = momentum[client] * ~mask
+            velocity[client] = velocity[client] * ~mask
+        return w + update
+
+    agree(found, reference.rounds(turn), reference.start)
+
+
+def test_powersgd() -> None:
+    """T. Vogels et al., algorithm 1, for each client by itself; the first factor is drawn."""
+    rank = 2
+    engine, found = trajectory(*BASE, "method.name=powersgd", f"method.rank={rank}")
+    reference = Reference(engine)
+    inputs, classes = reference.widths
+    factors: dict[int, ndarray] = {}
+    rest = [np.zeros_like(reference.start) for _ in reference.sizes]
+
+    def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:
+        total = np.zeros_like(w)
+        for client, share in shares.items():
+            update = rest[client] + reference.train(w, t, client) - w
+            matrix = update[: classes * inputs].reshape(classes, inputs)
+            if client not in factors:
+                random = stream(reference.settings.seed, Purpose.SKETCH, client)
+                factors[client] = random.standard_normal(rank * inputs, "f4").reshape(inputs, rank)
+            left, _ = np.linalg.qr(matrix @ factors[client].astype(float))
+            factors[client] = matrix.T @ left
+            sent = update.copy()
+            sent[: classes * inputs] = (left @ factors[client].T).ravel()
+            rest[client] = update - sent
+            total += share * sent
+        return w + total
+
+    agree(found, reference.rounds(turn), reference.start)
+
+
+@pytest.mark.parametrize(("bits", "bucket"), [(4, 128), (2, 50)])
+def test_qsgd(bits: int, bucket: int) -> None:
+    """D. Alistarh et al., section 3: levels of each bucket's norm, rounded by the same draws."""
+    words = ("method.name=qsgd", f"method.bits={bits}", f"method.bucket={bucket}")
+    engine, found = trajectory(*BASE, *words)
+    reference, levels = Reference(engine), 2 ** (bits - 1) - 1
+
+    def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:
+        total = np.zeros_like(w)
+        for client, share in shares.items():
+            update = reference.train(w, t, client) - w
+            padded = np.pad(update, (0, -len(update) % bucket)).reshape(-1, bucket)
+            norms = np.linalg.norm(padded, axis=1, keepdims=True)
+            drawn = stream(reference.settings.seed, Purpose.QUANTIZE, t, client)
+            heights = levels * np.abs(padded) / norms + drawn.random(padded.shape)
+            sent = np.sign(padded) * np.floor(heights) * norms / levels
+            total += share * sent.ravel()[: len(w)]
+        return w + total
+
+    agree(found, reference.rounds(turn), reference.start)
+
+
+def test_server_optimizer_proximal_term_and_compressor_together() -> None:
+    """FedAdam of what top-k sends of FedProx's updates."""
+    words = ("method.name=topk", "method.sparsity=0.9", "proximal=0.2", "aggregation.server=adam")
+    engine, found = trajectory(*BASE, *words, "aggregation.server_lr=0.03", "lr=0.05")
+    reference = Reference(engine)
+    memories = [Memory(lambda v: top(v, 0.1)) for _ in reference.sizes]
+    first, second = np.zeros_like(reference.start), np.full_like(reference.start, 1e-6)
+
+    def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:
+        nonlocal first, second
+        delta = np.zeros_like(w)
+        for client, share in shares.items():
+            local = reference.train(w, t, client, lambda g, v: g + 0.2 * (v - w))
+            delta += share * memories[client](local - w)
+        first, second = 0.9 * first + 0.1 * delta, 0.99 * second + 0.01 * delta**2
+        return w + 0.03 * first / (np.sqrt(second) + 1e-3)
+
+    agree(found, reference.rounds(turn), reference.start, within=1e-4)
