@@ -114,7 +114,6 @@ class Method(Table):
         pools: whether every client uploads a whole update, as a median or trimmed mean needs it.
         keeps_state: whether clients keep state between rounds; they then stay on their rank.
         converses: whether clients and server exchange messages in each local step (split methods).
-        turns: exchanges of a client with the server per local step, if the method converses.
         in_halves: whether the server can serve one half of the clients while the other computes.
         in_turn: whether clients work one after the other, each starting where the last one ended.
         average_every: rounds between two averages. Between them clients go on from what they have,
@@ -158,9 +157,9 @@ class Method(Table):
     def keeps_state(self) -> bool:
         return False
 
-    @property
-    def turns(self) -> int:
-        return 1
+    def turns(self, steps: int) -> int:
+        """Returns how often a client talks to the server in so many local steps, if it does."""
+        return steps
 
     @property
     def average_every(self) -> int:

@@ -30,17 +30,16 @@ def base(name: str) -> str:
 
 
 def differ(one: Run, other: Run) -> bool:
-    """Whether models, bytes, personal or final accuracies do; headers are no content."""
+    """Whether models, bytes, personal accuracies or tables do; headers are no content."""
     header = Kind.HEADER.name.lower()
     ours, theirs = (
         rows[rows["round"] >= 0] for rows in (one.tables["clients"], other.tables["clients"])
     )
+    if one.tables.keys() != other.tables.keys():
+        return True
     if any((ours[n] != theirs[n]).any() for n in tables.BYTES if not n.endswith(header)):
         return True
     if np.linalg.norm(one.model - other.model) > LEAST * np.linalg.norm(other.model):
-        return True
-    final = one.tables.get("final", ())
-    if len(final) and np.abs(final["tuned"] - final["accuracy"]).max() > LEAST:
         return True
     pairs = np.nan_to_num(ours["personal"]), np.nan_to_num(theirs["personal"])
     return bool(np.abs(pairs[0] - pairs[1]).max() > LEAST)

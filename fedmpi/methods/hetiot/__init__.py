@@ -159,8 +159,7 @@ class Clients(fedavg.Clients):
         """Trains a chunk of clients, those with networks of one shape together."""
         some = [self.locals[client] for client in clients]
         starts, parts = [one.start for one in some], [one.part for one in some]
-        proximal = self.settings.proximal
-        return self.trainer.train_apart(t, clients, starts, parts, None, proximal, self.adjust)
+        return self.trainer.train_apart(t, clients, starts, parts, self.hooks)
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Masks gradients, or scales those of factors."""
