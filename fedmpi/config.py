@@ -216,6 +216,10 @@ class Method(Table):
         return 0.0
 
 
+SPARSE = "method.sparsity above 0, found 0"
+"""What settings want that say how something becomes sparse (see `Method.idle`)."""
+
+
 class Exchange(Table):
     """How messages travel between ranks."""
 

@@ -86,7 +86,10 @@ class Config(config.Method):
 
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""
-        return super().idle(settings) | devices.instead(settings, "rates")
+        found = super().idle(settings) | devices.instead(settings, "rates")
+        if len(set(self.rates)) == 1 and not settings.devices.decide:
+            found["assignment"] = f"several method.rates, found {list(self.rates)}"
+        return found
 
     def problems(self, settings: Settings) -> list[str]:
         """Names what cannot be run."""
