@@ -190,7 +190,7 @@ def test_factors_are_trained_by_scaled_gradients() -> None:
 def test_factors_do_not_diverge_at_rates_of_fedavg(words: tuple[str, ...]) -> None:
     """Plain gradients of factors grow with the factors."""
     mine = ("method.compressor=lowrank", "method.keeps=[0.5]")
-    found = run(small(NAME, *mine, *words, "rounds=40", "evaluate=40"))
+    found = run(small(NAME, *mine, *words, "rounds=40", "evaluate.every=40"))
     losses = found.tables["rounds"]["loss"]
     assert len(losses) == 40 and losses[-5:].max() < 0.6
 

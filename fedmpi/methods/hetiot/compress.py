@@ -356,7 +356,7 @@ class Factors:
                 piece.of(g).copy_(found.reshape(piece.shape))
 
 
-DAMPING = 1.0
+DAMPING = 0.3
 """Of scaled gradients. With much less the noise of minibatches makes factors diverge."""
 
 

@@ -16,6 +16,7 @@ sent by any client; therefore the rules rank channels by the norms of the update
 A client's c_k moves only where its change is sent, so that c is the mean of all c_k. There is no
 global model; accuracies are measured as in FedPer.
 New clients, who train a predictor on the encoder as it is, are the setting `newcomers`.
+The paper cuts VGG-11 behind its last convolution: `method.cut = conv8`.
 Differs from the paper: clients are averaged by samples.
 Differs from the code: the authors' code fills values that were not sent with zeros before it
 averages models (`aggregation = zero-average`), and divides the changes of c by the number of active
