@@ -10,7 +10,8 @@ import hashlib
 import importlib
 import json
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -48,6 +49,9 @@ Width = Annotated[StrictInt, Field(ge=1, le=MOST)]
 """An item of a list of whole numbers, such as channels or units."""
 Metres = Annotated[float, Field(gt=0, le=LARGEST, strict=True)]
 
+
+READ = "read"
+"""In the metadata of a setting: it is the path of a file that the run reads."""
 
 BUDGET = r"^(up|down|total)_bytes:\d+(\.\d+)?(B|kB|MB|GB|TB)$"
 """What a budget looks like."""
@@ -210,6 +214,10 @@ class Method(Table):
     def reserve(self) -> float:
         """Share of its training samples that each client does not train on."""
         return 0.0
+
+
+SPARSE = "method.sparsity above 0, found 0"
+"""What settings want that say how something becomes sparse (see `Method.idle`)."""
 
 
 class Exchange(Table):
@@ -444,7 +452,7 @@ class Settings(Table):
     probability proportional to sample count; all uploads then have equal weight, as in FedProx,
     unless every client takes part. trace: uniform among available clients; all of them if there are
     too few."""
-    trace: str | None = None
+    trace: Annotated[str | None, READ] = None
     """CSV file that says which clients are available when, for sampling = trace. Its columns are
     client, first and last: round numbers from 0, both included. It is repeated after its last
     round. An agreement before the first round has every client."""
@@ -560,9 +568,25 @@ class Settings(Table):
         """Returns whether the method averages what clients have at the end of round t."""
         return (t + 1) % self.method.average_every == 0 or t + 1 == self.rounds
 
+    def contents(self) -> dict[str, str]:
+        """The SHA-256 of each file that a setting names, by the setting's path.
+
+        A file that cannot be read is left out; the run is refused where it is wanted.
+        """
+        found = {}
+        for path, file in _read(self):
+            with suppress(OSError):
+                found[path] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return found
+
     def identity(self) -> str:
-        """Sixteen hex digits that two runs share exactly if all of their settings are equal."""
-        text = json.dumps(self.tree(), sort_keys=True, separators=(",", ":"))
+        """Sixteen hex digits that two runs share exactly if they have equal settings and files.
+
+        Files are those that settings name. The data set is checked apart (see `runs.earlier`).
+        """
+        tree, contents = self.tree(), self.contents()
+        known = [tree, contents] if contents else tree
+        text = json.dumps(known, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -623,6 +647,16 @@ def kinds(annotation: Any) -> dict[str, type[Table]]:
 def is_table(kind: Any) -> bool:
     """Whether a type is a table of settings."""
     return isinstance(kind, type) and issubclass(kind, Table)
+
+
+def _read(table: Table, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The settings that name a file to be read, by their paths, and the files."""
+    for name, field in type(table).model_fields.items():
+        value = getattr(table, name)
+        if isinstance(value, Table):
+            yield from _read(value, f"{prefix}{name}.")
+        elif READ in field.metadata and value is not None:
+            yield f"{prefix}{name}", value
 
 
 def written(value: Any) -> str:

@@ -447,6 +447,39 @@ def test_papers_without_values_are_refused() -> None:
     assert len(problems({"paper": ["topk"], "lr": -1.0})) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "idle", "wanted"),
+    [
+        ("staticmask sparsity=0.0 mask='layerwise'", "mask = 'layerwise'", config.SPARSE),
+        ("ssfl sparsity=0.0 batches=3", "batches = 3", config.SPARSE),
+        ("dispfl sparsity=0.0 share=0.3", "share = 0.3", config.SPARSE),
+        ("dispfl sparsity=0.0 growth='random'", "growth = 'random'", config.SPARSE),
+        ("dispfl share=0.0 growth='random'", "growth = 'random'", "method.share above 0, found 0"),
+        (
+            "dispfl topology='ring' neighbours=4",
+            "neighbours = 4",
+            "method.topology = 'random', found 'ring'",
+        ),
+        ("feddst sparsity=0.0 share=0.3", "share = 0.3", config.SPARSE),
+        ("feddst sparsity=0.0 end=0.3", "end = 0.3", config.SPARSE),
+        ("feddst share=0.0 every=3", "every = 3", "method.share above 0, found 0"),
+        (
+            "federated-dropout assignment='dynamic'",
+            "assignment = 'dynamic'",
+            "several method.rates, found [0.75]",
+        ),
+    ],
+)
+def test_what_says_how_something_becomes_sparse_is_refused_if_nothing_does(
+    words: str, idle: str, wanted: str
+) -> None:
+    """What switches it off is not."""
+    name, *others = words.split()
+    given = [f"method.name={name}", *(f"method.{word}" for word in others)]
+    assert problem(overridden(*given)) == f"method.{idle}: wanted {wanted}"
+    loading.load(overridden(*given[:-1]))
+
+
 @pytest.mark.parametrize("name", [n for n in config.names("method") if config.paper_of(n)])
 def test_papers_can_be_run(name: str) -> None:
     """Every value is that of a setting there is, and all go together."""

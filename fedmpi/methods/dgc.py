@@ -23,7 +23,7 @@ from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
-from fedmpi.methods import fedavg, topk
+from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
 from fedmpi.training import spans
 from fedmpi.training.feedback import Feedback
@@ -56,9 +56,9 @@ class Config(spans.Tensorwise):
         """Adds what says how values are left out, where none is."""
         wanted = {}
         if not self.sparsity:
-            wanted["spans"] = topk.NONE_LEFT_OUT
+            wanted["spans"] = config.SPARSE
         if self.momentum and not self.sparsity:
-            wanted["momentum"] = topk.NONE_LEFT_OUT
+            wanted["momentum"] = config.SPARSE
         if self.warmup and self.sparsity <= FIRST:
             wanted["warmup"] = f"method.sparsity above {FIRST}, found {self.sparsity}"
         return super().idle(settings) | wanted

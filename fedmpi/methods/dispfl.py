@@ -83,6 +83,19 @@ class Config(config.Method):
     growth: Literal["gradient", "random"] = "gradient"
     """Which weights are regrown. gradient: those with the largest gradients. random: at random."""
 
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Adds how masks change, if they keep all or stay as they are."""
+        found = super().idle(settings)
+        if not self.share:
+            found["growth"] = "method.share above 0, found 0"
+        if not self.sparsity:
+            found["growth"] = config.SPARSE
+            if self.share:
+                found["share"] = config.SPARSE
+        if self.topology != "random":
+            found["neighbours"] = f"method.topology = 'random', found '{self.topology}'"
+        return found
+
     def neighbours_of(self, settings: Settings, t: int, client: int) -> list[int]:
         """Returns the clients whose models the client receives in round t, ascending."""
         everyone = settings.clients

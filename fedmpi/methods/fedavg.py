@@ -7,7 +7,7 @@ Differs from the paper: clients upload their update w_k - w instead of w_k. The 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,19 @@ from fedmpi.training.server_optimizer import ServerOptimizer
 from fedmpi.training.store import Stores
 from fedmpi.training.train import PLAIN, Adjust, Hooks, Rests, Trainer
 from fedmpi.training.variates import Variates
+
+NIID_BENCH: Mapping[str, Any] = {
+    "clients": 10,
+    "participation": 1.0,
+    "rounds": 50,
+    "epochs": 10,
+    "batch": 64,
+    "lr": 0.01,
+    "momentum": 0.9,
+    "weight_decay": 1e-5,
+}
+"""Settings, by path, by which Q. Li, Y. Diao, Q. Chen, B. He, *Federated Learning on Non-IID Data
+Silos*, ICDE 2022, arXiv 2102.02079, compare methods, with all clients in every round."""
 
 
 class Config(config.Method):

@@ -72,6 +72,15 @@ class Config(staticmask.Masked):
     end: float = Field(0.5, gt=0, le=1)
     """Share of the rounds after which masks stay fixed."""
 
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Adds how masks change, if they keep all or stay as they are."""
+        found, change = super().idle(settings), ("every", "end")
+        if not self.share:
+            found |= dict.fromkeys(change, "method.share above 0, found 0")
+        if not self.sparsity:
+            found |= dict.fromkeys(("share", *change) if self.share else change, config.SPARSE)
+        return found
+
     def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """Returns the mask of each layer's largest initial weights: bool [n]."""
         return pruning.largest(flat, flat.initial.abs(), self.counts(flat))

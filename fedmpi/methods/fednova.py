@@ -11,11 +11,12 @@ If all clients take the same number of steps, this is FedAvg.
 Differs from the code: a client's number of steps follows from the settings, so that the server
 knows a_k without communication, and clients upload the same as in FedAvg. Running statistics are
 averaged.
+Values of the paper: those of NIID-Bench (`fedavg.NIID_BENCH`).
 Reconstruction: Adam's steps count like those of plain SGD.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 
@@ -24,7 +25,7 @@ from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block
 from fedmpi.methods import fedavg
-from fedmpi.methods.fedavg import Clients
+from fedmpi.methods.fedavg import NIID_BENCH, Clients
 from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
@@ -33,6 +34,7 @@ __all__ = ["Clients", "Config", "Server"]
 class Config(config.Method):
     """FedNova has no settings of its own."""
 
+    paper: ClassVar[Mapping[str, Any]] = NIID_BENCH
     controls: ClassVar[bool] = True
 
 

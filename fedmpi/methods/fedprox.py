@@ -7,13 +7,15 @@ Heterogeneous Networks*, MLSys 2020, arXiv 1812.06127, algorithm 2. It is FedAvg
 Differs from the paper: clients are sampled uniformly and averaged by samples, as in NIID-Bench. The
 paper's unequal work of clients is not the method's own: see the settings `epochs_to` and
 `devices.deadline`.
+Values of the paper: those of NIID-Bench (`fedavg.NIID_BENCH`), which tries mu = 1, 0.1, 0.01 and
+0.001.
 """
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from fedmpi import config
-from fedmpi.methods.fedavg import Clients, Server
+from fedmpi.methods.fedavg import NIID_BENCH, Clients, Server
 
 __all__ = ["Clients", "Config", "Server"]
 
@@ -22,4 +24,5 @@ class Config(config.Method):
     """FedProx has no settings of its own."""
 
     implies: ClassVar[Mapping[str, Any]] = {"proximal": 0.01}
+    paper: ClassVar[Mapping[str, Any]] = {**NIID_BENCH, "proximal": 0.01}
     controls: ClassVar[bool] = True

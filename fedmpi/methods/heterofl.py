@@ -86,7 +86,10 @@ class Config(config.Method):
 
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""
-        return super().idle(settings) | devices.instead(settings, "rates")
+        found = super().idle(settings) | devices.instead(settings, "rates")
+        if len(set(self.rates)) == 1 and not settings.devices.decide:
+            found["assignment"] = f"several method.rates, found {list(self.rates)}"
+        return found
 
     def problems(self, settings: Settings) -> list[str]:
         """Names what cannot be run."""
@@ -225,7 +228,7 @@ class Clients(fedavg.Clients):
         inside = [self.inside(client) for client in clients]
         starts = [self.starts[client] * mask for client, mask in zip(clients, inside, strict=True)]
         masks = inside if self.method.masked else None
-        return self.trainer.train_apart(t, clients, starts, parts, masks, self.settings.proximal)
+        return self.trainer.train_apart(t, clients, starts, parts, self.hooks, masks)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update of the sub-model w and, if classes are masked, the client's classes."""

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
@@ -34,7 +35,7 @@ class Config(feedback.Config):
 
     def idle(self, settings: Settings) -> dict[str, str]:
         """Adds error feedback, where nothing is left out."""
-        wanted = {} if self.sparsity else {"error_feedback": topk.NONE_LEFT_OUT}
+        wanted = {} if self.sparsity else {"error_feedback": config.SPARSE}
         return super().idle(settings) | wanted
 
 

@@ -9,13 +9,15 @@ the same objective. The paper's uniform averages are those of `aggregation.weigh
 server's learning rate is `aggregation.server_lr`. Running statistics are averaged and have no
 control variate. If an upload is lost, c_k stays as it was, and so does c; the client hears of the
 loss with the server's next word.
+Values of the paper: those of NIID-Bench (`fedavg.NIID_BENCH`), which corrects the weights after
+each step.
 """
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from fedmpi import config
-from fedmpi.methods.fedavg import Clients, Server
+from fedmpi.methods.fedavg import NIID_BENCH, Clients, Server
 
 __all__ = ["Clients", "Config", "Server"]
 
@@ -24,4 +26,5 @@ class Config(config.Method):
     """SCAFFOLD has no settings of its own."""
 
     implies: ClassVar[Mapping[str, Any]] = {"control": "mean"}
+    paper: ClassVar[Mapping[str, Any]] = {**NIID_BENCH, "control": "niid"}
     controls: ClassVar[bool] = True

@@ -11,8 +11,8 @@ globally; of equal scores the first ones. All other parameters stay dense. After
 the mask are trained and sent, and no positions. Gradients are clipped by the norm of what the mask
 leaves. The baselines of the paper are `staticmask` and `clientmask`.
 
-Differs from the code, which keeps all scores that equal the last one: where many units are dead,
-more than was asked for. After a warm-up the agreement is a round of its own.
+Differs from the code: it keeps all scores that equal the last one, more than was asked for where
+units are dead; after a warm-up the agreement is a round of its own.
 Values of the paper: those of its comparison on CIFAR-10, and of the released code (riohib/SSFL).
 Reconstruction: finding the mask again. A weight that is zero would have a score of zero. Therefore
 pruned weights get their initial values back first, in the dense model that all clients are sent.
@@ -57,6 +57,10 @@ class Config(staticmask.Masked):
     rediscover: tuple[Width, ...] = Field((), strict=False)
     """Rounds in which the mask is found again, for instance after a shift of the data. Nobody
     trains in them."""
+
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Adds how scores are measured, if all weights are kept."""
+        return super().idle(settings) | ({} if self.sparsity else {"batches": config.SPARSE})
 
     def agreements(self, rounds: int) -> frozenset[int]:
         """Round -1, or that after the warm-up; and those in which the mask is found again."""

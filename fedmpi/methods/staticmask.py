@@ -71,6 +71,10 @@ class Config(Masked):
     """Which weights are kept. random: uniformly at random. layerwise: at random, the same share of
     each layer. magnitude: the largest initial weights."""
 
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Adds how the mask is drawn, if it keeps all."""
+        return super().idle(settings) | ({} if self.sparsity else {"mask": config.SPARSE})
+
     def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """Returns the mask of the whole run: bool [n]."""
         random = stream(seed, Purpose.MASK)

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from pydantic import Field
 from torch import Tensor
 
+from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
@@ -32,11 +33,7 @@ class Config(feedback.Config, spans.Config):
 
     def idle(self, settings: Settings) -> dict[str, str]:
         """Adds what says how values are left out, where none is."""
-        return super().idle(settings) | ({} if self.sparsity else {"spans": NONE_LEFT_OUT})
-
-
-NONE_LEFT_OUT = "method.sparsity above 0, found 0"
-"""What settings want that say how values are left out."""
+        return super().idle(settings) | ({} if self.sparsity else {"spans": config.SPARSE})
 
 
 class Compressing(fedavg.Clients, ABC):

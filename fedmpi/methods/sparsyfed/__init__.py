@@ -14,9 +14,10 @@ training starts at the weights that the model has without powers; recurrent laye
 unchanged.
 Reconstruction: as we understand the code, the model is pruned, and not the update. A few values of
 an update would leave a dense model dense.
+Values of the paper: those of its copy in the benchmark FedPruning.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -37,6 +38,7 @@ from fedmpi.training.train import Trainer
 
 class Config(config.Method):
     optimizes: ClassVar[bool] = False
+    paper: ClassVar[Mapping[str, Any]] = {"schedule": "cosine", "method.beta": 1.25}
 
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of the prunable weights that a client does not send."""

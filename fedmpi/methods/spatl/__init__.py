@@ -46,6 +46,21 @@ from fedmpi.training.train import Trainer
 
 class Config(fedper.Config, selection.Config):
     implies: ClassVar[Mapping[str, Any]] = {"control": "mean"}
+    paper: ClassVar[Mapping[str, Any]] = {
+        "data.name": "cifar10",
+        "partition.name": "dirichlet",
+        "partition.alpha": 0.1,
+        "model.name": "resnet",
+        "model.depth": 20,
+        "clients": 10,
+        "participation": 1.0,
+        "rounds": 200,
+        "epochs": 5,
+        "batch": 64,
+        "lr": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 1e-5,
+    }
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
 
