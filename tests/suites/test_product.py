@@ -35,6 +35,7 @@ EASIER = {
     "clientmask": ("method.sparsity=0.2",),
     "dgc": ("method.sparsity=0.9", "method.warmup=0"),
     "sparsyfed": ("method.sparsity=0.2", "local_steps=20"),
+    "stc": ("method.sparsity=0.9",),
 }
 """More words, for methods whose defaults learn too little in so few rounds, whatever the others."""
 
