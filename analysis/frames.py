@@ -2,9 +2,10 @@
 
 `runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks`, `variants` and `final` are
 the tables of the same names in the files, concatenated. All take files and folders, alone or in a
-list. The columns of `runs` have three origins, which their names tell:
+list. The columns of `runs` have four origins, which their names tell:
 
 * `RESULTS`: computed here from a file's tables, or identifying the run;
+* the content of files that a run read, by hash (`CONTENTS`), in which runs differ as by settings;
 * settings, by their dotted paths (`lr`, `method.name`, and for named tables in a list
   `devices.tiers[phone].share`). They are NA if a run has no such setting, or if it is not set; but
   the share of a kind of devices is 0 in runs with only other kinds;
@@ -67,6 +68,9 @@ RESULTS = {
 }
 """Columns of `runs` that are computed from a file, and their meanings."""
 ABOUT = "about."
+CONTENTS = "sha256."
+"""Beginning of the names of columns with the hashes of the files that a run read: `sha256.data`, or
+`sha256.trace` for the file that the setting `trace` names."""
 SHARE = re.compile(r"devices\.tiers\[.+\]\.share")
 """The share of clients with a kind of devices; it is 0 in a run that has only other kinds."""
 
@@ -163,6 +167,11 @@ def varying(runs: pd.DataFrame) -> list[str]:
 
 
 def _varies(runs: pd.DataFrame, name: str) -> bool:
+    if name.startswith(CONTENTS):
+        # Other names of data sets and files show already that their contents differ.
+        of = name.removeprefix(CONTENTS)
+        found = runs.groupby("data.name" if of == "data" else of)[name].nunique()
+        return bool((found > 1).any())
     if runs[name].nunique() > 1:
         return True
     table = name
@@ -234,13 +243,24 @@ def _runs(results: Sequence[Result]) -> pd.DataFrame:
     ]
     facts = pd.DataFrame([_facts(result) for result in results], columns=list(RESULTS))
     facts["best_round"] = facts["best_round"].astype("Int64")
-    given = [dict(_flat(result.attributes["settings"])) for result in results]
+    given = [
+        dict(_flat(result.attributes["settings"])) | _contents(result.attributes)
+        for result in results
+    ]
     shares = dict.fromkeys(name for one in given for name in one if SHARE.fullmatch(name))
     for one in given:
         if not shares.keys().isdisjoint(one):
             one.update({name: 0.0 for name in shares if name not in one})
     head = facts[["path", "identity", "status"]]
     return pd.concat([head, _columns(given), facts.drop(columns=head), _columns(about)], axis=1)
+
+
+def _contents(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the hashes of the files that a run read; results of earlier versions have none."""
+    found = json.loads(attributes.get("files_sha256", "{}"))
+    if "data_sha256" in attributes:
+        found["data"] = attributes["data_sha256"]
+    return {f"{CONTENTS}{name}": sha256 for name, sha256 in found.items()}
 
 
 def _facts(result: Result) -> dict[str, Any]:

@@ -20,10 +20,12 @@ Row = Mapping[Any, Any]
 DONE = "done"
 SPARSITY = "method.sparsity"
 PROBLEM = (
-    *("partition.", "skew.", "data.", "model."),
+    *("partition.", "skew.", "data.", "model.", frames.CONTENTS),
     *("clients", "participation", "sampling", "trace", "devices.", "budget"),
 )
 """Prefixes of the names of settings that define a group."""
+SHOWN = 8
+"""Digits of a hash in a label."""
 INDIFFERENT = ("seed", "data.root")
 """Settings in which the runs of one row may differ."""
 NUMBERS = [
@@ -123,7 +125,7 @@ def label(run: Row, names: Sequence[str]) -> str:
         value = run[name]
         if is_unset(value):
             continue
-        text = written(value)
+        text = written(value)[: SHOWN if name.startswith(frames.CONTENTS) else None]
         if name in ("partition.name", "method.name"):
             words.append(text)
         else:

@@ -105,6 +105,7 @@ that says which others it may import, and checks it.
  runs/
     job            runs the ranks, records         sweep          one file, many runs
     launch         finds and starts mpiexec        memory         memory of the process
+    earlier        whether a run is there already
  terminal/
     show           one result                      catalogue      lists of modules and settings
     style          tables and colours of both      survey         statistics of a partition

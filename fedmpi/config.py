@@ -10,7 +10,8 @@ import hashlib
 import importlib
 import json
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -48,6 +49,9 @@ Width = Annotated[StrictInt, Field(ge=1, le=MOST)]
 """An item of a list of whole numbers, such as channels or units."""
 Metres = Annotated[float, Field(gt=0, le=LARGEST, strict=True)]
 
+
+READ = "read"
+"""In the metadata of a setting: it is the path of a file that the run reads."""
 
 BUDGET = r"^(up|down|total)_bytes:\d+(\.\d+)?(B|kB|MB|GB|TB)$"
 """What a budget looks like."""
@@ -110,7 +114,6 @@ class Method(Table):
         pools: whether every client uploads a whole update, as a median or trimmed mean needs it.
         keeps_state: whether clients keep state between rounds; they then stay on their rank.
         converses: whether clients and server exchange messages in each local step (split methods).
-        turns: exchanges of a client with the server per local step, if the method converses.
         in_halves: whether the server can serve one half of the clients while the other computes.
         in_turn: whether clients work one after the other, each starting where the last one ended.
         average_every: rounds between two averages. Between them clients go on from what they have,
@@ -154,9 +157,9 @@ class Method(Table):
     def keeps_state(self) -> bool:
         return False
 
-    @property
-    def turns(self) -> int:
-        return 1
+    def turns(self, steps: int) -> int:
+        """Returns how often a client talks to the server in so many local steps, if it does."""
+        return steps
 
     @property
     def average_every(self) -> int:
@@ -449,7 +452,7 @@ class Settings(Table):
     probability proportional to sample count; all uploads then have equal weight, as in FedProx,
     unless every client takes part. trace: uniform among available clients; all of them if there are
     too few."""
-    trace: str | None = None
+    trace: Annotated[str | None, READ] = None
     """CSV file that says which clients are available when, for sampling = trace. Its columns are
     client, first and last: round numbers from 0, both included. It is repeated after its last
     round. An agreement before the first round has every client."""
@@ -565,9 +568,25 @@ class Settings(Table):
         """Returns whether the method averages what clients have at the end of round t."""
         return (t + 1) % self.method.average_every == 0 or t + 1 == self.rounds
 
+    def contents(self) -> dict[str, str]:
+        """The SHA-256 of each file that a setting names, by the setting's path.
+
+        A file that cannot be read is left out; the run is refused where it is wanted.
+        """
+        found = {}
+        for path, file in _read(self):
+            with suppress(OSError):
+                found[path] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return found
+
     def identity(self) -> str:
-        """Sixteen hex digits that two runs share exactly if all of their settings are equal."""
-        text = json.dumps(self.tree(), sort_keys=True, separators=(",", ":"))
+        """Sixteen hex digits that two runs share exactly if they have equal settings and files.
+
+        Files are those that settings name. The data set is checked apart (see `runs.earlier`).
+        """
+        tree, contents = self.tree(), self.contents()
+        known = [tree, contents] if contents else tree
+        text = json.dumps(known, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -628,6 +647,16 @@ def kinds(annotation: Any) -> dict[str, type[Table]]:
 def is_table(kind: Any) -> bool:
     """Whether a type is a table of settings."""
     return isinstance(kind, type) and issubclass(kind, Table)
+
+
+def _read(table: Table, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The settings that name a file to be read, by their paths, and the files."""
+    for name, field in type(table).model_fields.items():
+        value = getattr(table, name)
+        if isinstance(value, Table):
+            yield from _read(value, f"{prefix}{name}.")
+        elif READ in field.metadata and value is not None:
+            yield f"{prefix}{name}", value
 
 
 def written(value: Any) -> str:

@@ -255,7 +255,7 @@ class Engine:
         with self.clock(Phase.TRAIN):
             talks = self.clients.open(t, [half.on(self.wire.rank) for half in waves])
         steps = [max(self.population.steps(t, client) for client in half) for half in halves]
-        turns = [self.method.turns * count for count in steps]
+        turns = [self.method.turns(count) for count in steps]
         lines = self.wire.lines(len(waves))
         return [Party(*each) for each in zip(waves, lines, turns, talks, strict=True)]
 

@@ -88,6 +88,9 @@ class Purpose(IntEnum):
     EPOCHS = 40
     """A client's number of local epochs in a round; ids: round, client."""
 
+    HEAD = 41
+    """Initial parameters of an auxiliary head."""
+
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:
     """Returns a new generator; `ids` may be -1, the round before the first, but not less."""

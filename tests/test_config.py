@@ -70,6 +70,7 @@ def test_identity_depends_on_every_setting() -> None:
         ),
         *("optimizer=adam beta1=0.8", "optimizer=adam beta2=0.8", "optimizer=adam epsilon=0.1"),
         *("seed=9", "rounds=9", "clients=9", "participation=0.9", "batch=9", "epochs=9"),
+        *("epochs_to=9", "devices.tiers=[{epochs=9}]", "devices.tiers=[{}] devices.deadline=9.0"),
         *("local_steps=9", "lr=0.9", "lr_decay=0.9", "momentum=0.9", "weight_decay=0.9"),
         *("clip=0.9", "validation=0.9", "evaluate.every=9", "server=shared", "device=cuda"),
         *("evaluate.final=tune", "evaluate.final=tune evaluate.final_epochs=9"),

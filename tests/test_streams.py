@@ -44,6 +44,7 @@ IDS = {
     Purpose.ROUNDING: 3,
     Purpose.LINK: 4,
     Purpose.CHOICE: 4,
+    Purpose.HEAD: 0,
 }
 """How many ids the streams of each purpose have."""
 
@@ -141,6 +142,7 @@ def test_purposes_are_never_renumbered() -> None:
         "ROUNDING": 35,
         "LINK": 37,
         "CHOICE": 38,
+        "HEAD": 41,
     }
 
 

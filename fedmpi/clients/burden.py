@@ -44,7 +44,8 @@ class Burden:
             the samples go through it; memory is that of `flat`.
         end: where samples come back from the server, the network up to there, and the rest of it,
             which the client trains, too.
-        front: what the server's part follows upon, where `flat` is a narrower one in its place.
+        front: what the server's part follows upon, where `flat` is another one in its place.
+        served: how often a sample goes through the server's part; None for as often as here.
         forwards: how many samples go forward alone through `flat`, besides; not whole where a
             sample goes through a part of the network.
     """
@@ -56,6 +57,7 @@ class Burden:
     shared: tuple[tuple[Flat, int], ...] = ()
     end: tuple[Flat, Flat] | None = None
     front: Flat | None = None
+    served: int | None = None
     forwards: float = 0.0
 
 
@@ -89,7 +91,8 @@ class Meter:
         """FLOPs of training the rest of the network on what comes out of a client's front."""
         until = self.whole if burden.end is None else burden.end[0]
         rest = self._forward(until).all - self._forward(burden.front or burden.flat).all
-        return float(TRAINING * burden.samples * rest)
+        samples = burden.samples if burden.served is None else burden.served
+        return float(TRAINING * samples * rest)
 
     def memory(self, burden: Burden) -> float:
         """MiB that training takes at its peak."""

@@ -6,7 +6,7 @@ finds them by name, and `fetch` uses it.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ class Dataset:
         groups: the group that each class belongs to, int64 [classes]; None if there are none.
         origin: whether the files are the official ones (see `files.origin`); "" without files.
         repeated: number of test samples that are also training samples; None if not compared.
+        sha256: hash of all arrays, as `content` makes it, in hex; "" without files.
     """
 
     train_x: np.ndarray
@@ -43,6 +44,7 @@ class Dataset:
     groups: np.ndarray | None = None
     origin: str = ""
     repeated: int | None = None
+    sha256: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,8 +53,12 @@ class Dataset:
 
     @property
     def about(self) -> dict[str, str | int]:
-        """Attributes of a result: origin of the files, and number of samples in both sets."""
-        known = {"data_files": self.origin, "test_in_training": self.repeated}
+        """Attributes of a result: origin and hash of the files, and samples in both sets."""
+        known = {
+            "data_files": self.origin,
+            "data_sha256": self.sha256,
+            "test_in_training": self.repeated,
+        }
         return {name: value for name, value in known.items() if value not in ("", None)}  # type: ignore[misc]
 
     @property
@@ -84,6 +90,17 @@ def repeated(train: np.ndarray, test: np.ndarray) -> int:
 
     known = set(digests(train))
     return sum(digest in known for digest in digests(test))
+
+
+def content(found: Dataset) -> str:
+    """Returns the SHA-256 of a set's arrays: of each its name, type, shape and bytes, in hex."""
+    digest = hashlib.sha256()
+    for field in fields(found):
+        value = getattr(found, field.name)
+        if isinstance(value, np.ndarray):
+            digest.update(f"{field.name} {value.dtype.str} {value.shape}\n".encode())
+            digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()
 
 
 def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

@@ -23,7 +23,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from fedmpi import config
-from fedmpi.data import Dataset, files, layouts, repeated
+from fedmpi.data import Dataset, content, files, layouts, repeated
 from fedmpi.data.files import DataError
 
 ABOUT = "about.json"
@@ -78,6 +78,7 @@ def decoded(
             fresh,
             origin=files.origin(sources, known),
             repeated=repeated(fresh.train_x, fresh.test_x),
+            sha256=content(fresh),
         )
         if _key(settings, sources, decode) != key:
             raise DataError(f"{sources[0].parent}: files of {name} changed while they were read")

@@ -4,8 +4,9 @@ T. Li, A. K. Sahu, M. Zaheer, M. Sanjabi, A. Talwalkar, V. Smith, *Federated Opt
 Heterogeneous Networks*, MLSys 2020, arXiv 1812.06127, algorithm 2. It is FedAvg with the setting
 `proximal`.
 
-Differs from the paper: all clients make the same number of passes (no gamma-inexact solutions), are
-sampled uniformly and averaged by samples, as in NIID-Bench.
+Differs from the paper: clients are sampled uniformly and averaged by samples, as in NIID-Bench. The
+paper's unequal work of clients is not the method's own: see the settings `epochs_to` and
+`devices.deadline`.
 Values of the paper: those of NIID-Bench (`fedavg.NIID_BENCH`), which tries mu = 1, 0.1, 0.01 and
 0.001.
 """

@@ -228,7 +228,7 @@ class Clients(fedavg.Clients):
         inside = [self.inside(client) for client in clients]
         starts = [self.starts[client] * mask for client, mask in zip(clients, inside, strict=True)]
         masks = inside if self.method.masked else None
-        return self.trainer.train_apart(t, clients, starts, parts, masks, self.settings.proximal)
+        return self.trainer.train_apart(t, clients, starts, parts, self.hooks, masks)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update of the sub-model w and, if classes are masked, the client's classes."""

@@ -2,14 +2,16 @@
 
 The file holds the positions of all clients' samples and of the held-out ones, so that runs with
 other seeds, or of another version of this program, train on exactly the same shards. `seed` has no
-effect; `clients`, `validation` and the data set must be those of the file. Only the path is part of
-a run's settings. With `sha256` in the settings, too, a file with another partition is refused.
+effect; `clients`, `validation` and the data set must be those of the file. A run with another file
+at the same path is another run. With `sha256` in the settings, a file with another partition is
+refused.
 """
 
 import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy import ndarray
@@ -34,7 +36,7 @@ of both sets, `labels` is the hash of their labels.
 class Config(config.Partition):
     """File of the partition."""
 
-    file: str | None = None
+    file: Annotated[str | None, config.READ] = None
     """Partition file (.npz) written by fedmpi partition --freeze."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """SHA-256 of the partition, as fedmpi partition prints it. Another partition is refused. If

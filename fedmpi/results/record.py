@@ -140,6 +140,12 @@ def settings_of(path: Path) -> dict[str, Any]:
         return json.loads(file.attrs["settings"])
 
 
+def data_of(path: Path) -> str:
+    """Returns the hash of the data set of a recorded run; "" if it has none."""
+    with open_result(path) as file:
+        return str(file.attrs.get("data_sha256", ""))
+
+
 def state_of(path: Path, identity: str) -> str | None:
     """Returns the status of the run with that identity at `path`, or None if there is no file.
 

@@ -1,6 +1,7 @@
 """One job: the ranks check settings together, run them, and the root records what comes out."""
 
 import gc
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -21,8 +22,8 @@ from fedmpi.messages import wire
 from fedmpi.messages.clock import Clock
 from fedmpi.messages.wire import Wire
 from fedmpi.results import record, tables
-from fedmpi.results.record import Record, file_of, state_of
-from fedmpi.runs import memory
+from fedmpi.results.record import Record, file_of
+from fedmpi.runs import earlier, memory
 from fedmpi.runs.launch import PROGRESS
 from fedmpi.runs.sweep import Sweep
 from fedmpi.units import amount, duration
@@ -97,7 +98,7 @@ class Job:
     def _state(self, path: Path, settings: Settings) -> str | None:
         if not self.wire.is_root:
             return None
-        state = state_of(path, settings.identity())
+        state = earlier.state(path, settings)
         if state == record.RUNNING and record.is_open(path):
             raise record.RecordError(f"{path}: another job is writing it")
         return state
@@ -120,8 +121,8 @@ class Job:
                 "partition_sha256": engine.population.fingerprint,
                 **heterogeneity.measures(engine.population.counts),
             }
-            if engine.population.trace is not None:
-                about["trace_sha256"] = engine.population.trace.sha256
+            if contents := settings.contents():
+                about["files_sha256"] = json.dumps(contents)
             file = Record(path, settings.tree(), settings.identity(), about, tables.TABLES)
         with self._together(), progress(settings.rounds, self.wire.is_root) as show:
             for outcome in engine.rounds(self.wire, self.clock):

@@ -22,7 +22,7 @@ from typing import Any
 from fedmpi import loading
 from fedmpi.config import ConfigError, Settings, Tree
 from fedmpi.results import record
-from fedmpi.runs import launch
+from fedmpi.runs import earlier, launch
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Sweep:
 
     def state(self, number: int) -> str | None:
         """The status of a member's result; None if there is none."""
-        return record.state_of(self.path(number), self.members[number].settings.identity())
+        return earlier.state(self.path(number), self.members[number].settings)
 
     def supervise(self, ranks: int) -> int:
         """Runs what is to do in jobs of so many ranks; returns the exit code.

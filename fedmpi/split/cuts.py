@@ -60,10 +60,9 @@ class Cut(config.Method):
 
     converses = True
 
-    @property
-    def turns(self) -> int:
-        """The second is at the tail."""
-        return 1 if self.tail is None else 2
+    def turns(self, steps: int) -> int:
+        """Returns one exchange a step, or two if there is a tail."""
+        return steps if self.tail is None else 2 * steps
 
     @property
     def is_one(self) -> bool:

@@ -226,7 +226,13 @@ class ClientSide(Side):
     ) -> list[Message]:
         """Runs fronts forward: returns activations at the cut, and labels if there are no tails."""
         xs, ys, keys = zip(*batches, strict=True)
-        messages = self.say(Kind.ACTIVATION, 0, fronts, clients, fronts.rows.forward(xs, keys))
+        return self.tell(fronts, clients, fronts.rows.forward(xs, keys), ys)
+
+    def tell(
+        self, fronts: Lockstep, clients: Sequence[int], outputs: list[Tensor], ys: Sequence[Tensor]
+    ) -> list[Message]:
+        """Returns each client's activations [B, ...] at the cut, and labels if there is no tail."""
+        messages = self.say(Kind.ACTIVATION, 0, fronts, clients, outputs)
         if self.method.tail is not None:
             return messages
         labels = [sparse.labels(y, self.trainer.feed.classes) for y in ys]
@@ -242,8 +248,14 @@ class ClientSide(Side):
 
     def backward(self, fronts: Lockstep, told: Said) -> None:
         """Finishes the step: runs fronts backward from the gradients at the cut, and moves them."""
-        clients, rows = list(told), fronts.rows
-        rows.backward(self.take(Kind.GRADIENT, 0, fronts, told))
+        self.descend(fronts, list(told), self.take(Kind.GRADIENT, 0, fronts, told))
+
+    def descend(
+        self, fronts: Lockstep, clients: Sequence[int], gradients: Sequence[Tensor]
+    ) -> None:
+        """Runs fronts backward from gradients at the cut, and moves them."""
+        rows = fronts.rows
+        rows.backward(gradients)
         self.trainer.at = fronts.done
         if self.adjust is not None:
             self.adjust(clients, *rows.head(len(clients)))

@@ -86,15 +86,24 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "commit": commit.replace("+", ", with changes"),
         "identity": about.get("identity", ""),
         "data files": about.get("data_files", ""),
+        "data": about.get("data_sha256", ""),
         "in both sets": _both(about.get("test_in_training")),
         "partition": about.get("partition_sha256", ""),
-        "trace": about.get("trace_sha256", ""),
+        "files": _files(about),
         "model": about.get("model_sha256", "no hash before the end"),
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():
         if text:
             table.add_row(name, text)
     return table
+
+
+def _files(about: Mapping[str, Any]) -> str:
+    """The hashes of files that settings name; of results of earlier versions that of the trace."""
+    found = json.loads(about.get("files_sha256", "{}"))
+    if "trace_sha256" in about:
+        found["trace"] = about["trace_sha256"]
+    return "  ".join(f"{name} {sha256}" for name, sha256 in found.items())
 
 
 def _both(count: int | None) -> str:

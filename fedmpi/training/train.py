@@ -5,7 +5,7 @@ its memory holds. The settings `device` and `rows` decide, and nothing outside o
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
@@ -341,8 +341,8 @@ class Trainer:
         clients: Sequence[int],
         starts: Sequence[Tensor],
         parts: Sequence[Part | None],
+        hooks: Hooks = PLAIN,
         masks: Sequence[Tensor] | None = None,
-        proximal: float = 0.0,
     ) -> list[Tensor]:
         """Local steps of a chunk of clients whose networks may differ; those alike train together.
 
@@ -351,8 +351,9 @@ class Trainer:
             clients: those with most steps first.
             starts: their models, each of its network's size.
             parts: their networks; None for the whole one.
-            masks: what gradients are multiplied by, each of its network's size.
-            proximal: see `Hooks`.
+            hooks: what the method changes in their steps, of those alike together.
+            masks: what gradients are multiplied by, each of its network's size, in place of
+                `hooks.adjust`.
 
         Returns:
             Their models, until the next call.
@@ -361,12 +362,13 @@ class Trainer:
         flats = [self.flat if part is None else part.flat for part in parts]
         for flat in dict.fromkeys(flats):
             some = [place for place, other in enumerate(flats) if other is flat]
-            adjust = None
+            change = hooks.adjust
             if masks is not None:
-                adjust = _masking(torch.stack([masks[place] for place in some]))
+                change = _masking(torch.stack([masks[place] for place in some]))
             start = torch.stack([starts[place] for place in some])
             theirs = [clients[place] for place in some]
-            rows = self.train(t, theirs, start, Hooks(adjust, proximal=proximal), parts[some[0]])
+            hooked = replace(hooks, adjust=change)
+            rows = self.train(t, theirs, start, hooked, parts[some[0]])
             found |= zip(some, rows, strict=True)
         return [found[place] for place in range(len(clients))]
 

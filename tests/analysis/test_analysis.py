@@ -412,6 +412,26 @@ def test_results_of_earlier_versions_know_no_devices(simulations: Path) -> None:
     assert rows.empty
 
 
+def test_runs_on_other_data_are_not_averaged(tmp_path: Path) -> None:
+    """Nor on another trace at the same path: both differ as if by a setting."""
+    tree = settings() | {"trace": "a.csv"}
+    for number, (data, trace) in enumerate(
+        [("aa", "11"), ("bb", "11"), ("aa", "22"), ("aa", "11")]
+    ):
+        about = {"data_sha256": data * 32, "files_sha256": json.dumps({"trace": trace * 32})}
+        write(tmp_path / f"{number}.h5", tree | {"seed": number}, rounds([0.5]), **about)
+    runs = frames.runs(tmp_path)
+    assert {"sha256.data", "sha256.trace"} <= set(frames.varying(runs))
+    rows = groups.summary(runs)
+    assert sorted(rows["n"]) == [1, 1, 2]
+    assert any("sha256.data=bbbbbbbb" in group for group in rows["group"])
+    # Two data sets differ by their names alone.
+    tree["data"] = {"name": "another"}
+    about = {"data_sha256": "cc" * 32}
+    write(tmp_path / "1.h5", tree, rounds([0.5]), **about)
+    assert "sha256.data" not in frames.varying(frames.runs([tmp_path / "0.h5", tmp_path / "1.h5"]))
+
+
 def test_results_of_earlier_versions_have_no_variants(tmp_path: Path) -> None:
     new, old = (write(tmp_path / f"{n}.h5", settings(), rounds([0.5, 0.6])) for n in ("new", "old"))
     with h5py.File(new, "r+") as file:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
+from fedmpi.methods.hetiot.compress import DAMPING
 from fedmpi.streams import Purpose, stream
-from tests.plain import CNN, EVERYTHING, play, train
+from tests.plain import CNN, EVERYTHING, play, positions, train
 from tests.small import run, small
 
 NAME = "method.name=hetiot"
@@ -132,6 +133,72 @@ def test_bytes_of_pruned_models(scope: str) -> None:
         assert row["up_gradient"] == row["down_model"] == 4 * (kept + BIASES)
         assert row["down_mask"] == min(ceil(ALL / 8), 4 * kept)
         assert row["up_mask"] == 0
+
+
+class Softmax:
+    """Logistic regression with a weight B A, in float64: its gradient by hand, and one step.
+
+    Args:
+        w: the whole model: weight [10, 64] and bias [10].
+        rank: of the factors.
+    """
+
+    def __init__(self, w: np.ndarray, rank: int) -> None:
+        u, s, v = np.linalg.svd(w[:640].reshape(10, 64).astype("f8"), full_matrices=False)
+        root = np.sqrt(s[:rank])
+        self.a, self.b, self.bias = root[:, None] * v[:rank], u[:, :rank] * root, w[640:]
+
+    def product(self) -> np.ndarray:
+        return np.concatenate([(self.b @ self.a).ravel(), self.bias])
+
+    def step(self, x: np.ndarray, y: np.ndarray, lr: float) -> None:
+        logits = x @ self.a.T @ self.b.T + self.bias
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        error = (odds / odds.sum(1, keepdims=True) - np.eye(10)[y]) / len(y)
+        g = error.T @ x  # of the whole weight
+        grams = self.b.T @ self.b, self.a @ self.a.T
+        inside, outside = (
+            np.linalg.inv(c + DAMPING * c.trace() / len(c) * np.eye(len(c))) for c in grams
+        )
+        a, b = inside @ (self.b.T @ g), (g @ self.a.T) @ outside
+        self.a, self.b = self.a - lr * a, self.b - lr * b
+        self.bias = self.bias - lr * error.sum(0)
+
+
+def test_factors_are_trained_by_scaled_gradients() -> None:
+    words = ("model.hidden=[]", "method.keeps=[0.5]", "rounds=3", "lr=0.3")
+    engine = Engine(small(NAME, "method.compressor=lowrank", *words))
+    feed, w = engine.trainer.feed, engine.server.w.numpy().astype("f8")
+    rank = int(0.5 * 640 / 74)
+    for t, _ in enumerate(play(engine)):
+        total, samples = np.zeros_like(w), 0
+        for client in engine.population.sample(t):
+            model = Softmax(w, rank)
+            start = model.product()
+            for some in positions(engine, t, client):
+                x = feed.x[some].numpy().reshape(len(some), -1).astype("f8")
+                model.step(x, feed.y[some].numpy(), 0.3)
+            size = len(engine.population.shards[client])
+            total, samples = total + size * (model.product() - start), samples + size
+        w = w + total / samples
+        np.testing.assert_allclose(engine.server.w, w, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "words", [("lr=0.3", "momentum=0.5"), ("lr=0.5",)], ids=["momentum", "sgd"]
+)
+def test_factors_do_not_diverge_at_rates_of_fedavg(words: tuple[str, ...]) -> None:
+    """Plain gradients of factors grow with the factors."""
+    mine = ("method.compressor=lowrank", "method.keeps=[0.5]")
+    found = run(small(NAME, *mine, *words, "rounds=40", "evaluate=40"))
+    losses = found.tables["rounds"]["loss"]
+    assert len(losses) == 40 and losses[-5:].max() < 0.6
+
+
+def test_a_model_that_is_not_finite_ends_the_run_as_ever() -> None:
+    """It has no singular values, but no error hides that the run diverged."""
+    mine = ("method.compressor=lowrank", "method.keeps=[0.5]", "lr=1e30", "rounds=4")
+    assert len(run(small(NAME, *mine)).tables["rounds"]) < 4
 
 
 def test_bytes_of_narrow_quantized_and_factored_models() -> None:

@@ -1,7 +1,5 @@
 """Control variates: c_k is a mean of raw gradients, and c is the mean of all c_k."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ from torch import Tensor
 
 from fedmpi import models
 from fedmpi.engine import Engine
-from tests.plain import play, train
+from tests.plain import play
 from tests.small import refusal, run, small, smooth
 
 WORDS = ("method.name=scaffold", "epochs=3", "rounds=6")
@@ -119,37 +117,6 @@ def test_it_ends_where_the_objective_of_its_weights_is_least(weights: str) -> No
     mine, other = (by_samples, equal) if weights == "samples" else (equal, by_samples)
     assert mine < 1e-5
     assert other > 1e-2
-
-
-@pytest.mark.parametrize("more", FEW)
-def test_rounds_are_those_of_plain_training_along_g_plus_c_minus_c_k(more: tuple[str]) -> None:
-    engine = Engine(small(*WORDS, "lr_decay=0.9", *more))
-    w, c, own = engine.server.w.clone(), torch.zeros(engine.flat.size), controls(engine)
-    for t, _ in enumerate(play(engine)):
-        total, samples, before = torch.zeros_like(w), 0, c.clone()
-        for client in engine.population.sample(t):
-            seen: list[Tensor] = []
-            local, _ = train(engine, t, client, w, change=along(seen, before - own[client]))
-            size = len(engine.population.shards[client])
-            total, samples = total + size * (local - w), samples + size
-            mean = torch.stack(seen).mean(0)
-            c = c + (mean - own[client]) * float(shares(engine)[client])
-            own[client] = mean
-        free = w + total / samples
-        np.testing.assert_allclose(engine.server.w, free, rtol=1e-4, atol=2e-5)
-        np.testing.assert_allclose(controls(engine), own, rtol=1e-3, atol=2e-4)
-        np.testing.assert_allclose(engine.server.control, c, rtol=1e-3, atol=2e-4)
-        w = engine.server.w.clone()
-
-
-def along(seen: list[Tensor], drift: Tensor) -> Callable[[Tensor], Tensor]:
-    """Makes of a gradient the one that is followed, and remembers it."""
-
-    def change(g: Tensor) -> Tensor:
-        seen.append(g.clone())
-        return g + drift
-
-    return change
 
 
 def test_statistics_have_no_control_variates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 import gc
 import hashlib
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +18,12 @@ from fedmpi.engine import Engine
 from fedmpi.errors import BadInput
 from fedmpi.messages import wire
 from fedmpi.results import record, tables
-from fedmpi.runs import launch
+from fedmpi.runs import earlier, launch
 from fedmpi.runs.job import Job, line, progress
 from fedmpi.runs.sweep import Sweep
 from fedmpi.training.train import Trainer
 from tests import PATIENCE
+from tests.made import write_idx
 from tests.small import small
 
 on_ranks = pytest.mark.parallel([1, 2, 3])
@@ -94,6 +97,45 @@ def test_a_run_is_recorded_by_the_root(folder: Path) -> None:
         assert about["best_round"] == best
 
 
+def test_another_file_at_the_same_path_makes_another_run(folder: Path) -> None:
+    """Its content is part of the identity; the old result stays."""
+    file = folder / "a.csv"
+    settings = small("sampling=trace", f"trace={file}")
+    found = set()
+    for line_of_one in ("1,0,1", "2,0,1"):
+        file.write_text(f"client,first,last\n{line_of_one}\n")
+        found.add(path_of(settings, folder))
+        assert earlier.state(path_of(settings, folder), settings) is None
+        Job().run(settings, folder)
+        assert earlier.state(path_of(settings, folder), settings) == record.DONE
+    sampled = []
+    for path in found:
+        with h5py.File(path) as result:
+            sampled += result["clients"]["client"].tolist()
+    assert sorted(sampled) == [1, 1, 2, 2]
+
+
+def test_a_result_on_other_data_is_not_this_run(folder: Path) -> None:
+    """Neither a single run nor a sweep counts it as done; what is not here cannot be compared."""
+    pixels = folder / "pixels"
+    write_idx(pixels, [0, 1, 2, 3] * 10, [0, 1, 2, 3])
+    words = ("data.name=mnist", f"data.root={pixels}", f"data.cache={folder / 'cache'}")
+    words = (*words, "clients=2", "partition.name=iid", "rounds=1", "model.hidden=[4]")
+    settings = small(*words)
+    Job().run(settings, folder)
+    path = path_of(settings, folder)
+    assert earlier.state(path, settings) == record.DONE
+    Job().run(settings, folder)
+    with h5py.File(path) as result:
+        first = result.attrs["data_sha256"]
+    write_idx(pixels, [3, 2, 1, 0] * 10, [0, 1, 2, 3])
+    for again in (lambda: Job().run(settings, folder), lambda: earlier.state(path, settings)):
+        with pytest.raises(BadInput, match=f"holds the run on other data, of SHA-256 {first}"):
+            again()
+    shutil.rmtree(pixels)
+    assert earlier.state(path, settings) == record.DONE
+
+
 @on_ranks
 def test_a_result_says_which_trace_it_had(folder: Path) -> None:
     """By its content: the name is among the settings."""
@@ -106,7 +148,9 @@ def test_a_result_says_which_trace_it_had(folder: Path) -> None:
     if WORLD.rank:
         return
     with h5py.File(path_of(settings, folder)) as found:
-        assert found.attrs["trace_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert json.loads(found.attrs["files_sha256"]) == {
+            "trace": hashlib.sha256(file.read_bytes()).hexdigest()
+        }
         assert found["clients"]["client"].tolist() == [1, 3, 1]
         assert found["rounds"]["sampled"].tolist() == [2, 1]
 

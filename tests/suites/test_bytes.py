@@ -435,6 +435,14 @@ def relayed(found: Run, t: int, client: int) -> Bytes:
     )
 
 
+def headed(found: Run, t: int, client: int) -> Bytes:
+    """The activations of every h-th batch, and a head that travels with the front; no answers."""
+    held = sum(SHAPES[0]) + (LAYERS[1] + 1) * LAYERS[-1]
+    steps = list(batches(found, client))[:: found.engine.settings.method.every]
+    cut = 4 * LAYERS[1]
+    return total(both(held), *(up(("activation", b * cut, 0), ("label", b, 0)) for b in steps))
+
+
 def tailed(found: Run, t: int, client: int) -> Bytes:
     """SplitFed whose head is the client's: what crosses the second cut takes the labels' place."""
     held, steps = 4 * (sum(SHAPES[0]) + sum(SHAPES[-1])), list(batches(found, client))
@@ -634,6 +642,7 @@ CASES = [
     case(tailed, "splitfed", "method.tail=head"),
     case(relayed, "splitlearning"),
     case(splitfed, "epsl"),
+    case(headed, "cse-fsl", "method.every=2"),
     case(fedsl, "fedsl"),
     case(fedsl, "fedsl", "method.interval=2", "method.pruning=0.9", "method.prune_every=2"),
     case(fedsl, "fedsl", "method.interval=4", "method.pruning=0.0", "method.dropout=0.0"),

@@ -14,7 +14,7 @@ from fedmpi.results import tables
 from tests.plain import METHODS
 from tests.small import Run, run, small
 
-WORDS = (f"rounds={Settings.model_fields['rounds'].default}", "epochs=1", "evaluate=5")
+WORDS = (f"rounds={Settings.model_fields['rounds'].default}", "epochs=1", "evaluate.every=5")
 NORMS = ("model.name=cnn", "model.channels=[4,4]", "model.kernel=3", "model.hidden=8")
 NORMS = (*NORMS, "model.norm=batch", "data.samples=150")
 """A model with normalization, for methods that treat it in a way of their own."""
@@ -30,11 +30,13 @@ def base(name: str) -> str:
 
 
 def differ(one: Run, other: Run) -> bool:
-    """Whether models, bytes or personal accuracies do; headers are no content."""
+    """Whether models, bytes, personal accuracies or tables do; headers are no content."""
     header = Kind.HEADER.name.lower()
     ours, theirs = (
         rows[rows["round"] >= 0] for rows in (one.tables["clients"], other.tables["clients"])
     )
+    if one.tables.keys() != other.tables.keys():
+        return True
     if any((ours[n] != theirs[n]).any() for n in tables.BYTES if not n.endswith(header)):
         return True
     if np.linalg.norm(one.model - other.model) > LEAST * np.linalg.norm(other.model):

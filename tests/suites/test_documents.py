@@ -23,6 +23,7 @@ from click.testing import CliRunner
 
 from fedmpi import config
 from fedmpi.__main__ import main
+from tests.small import refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -302,8 +303,8 @@ def execute(block: Block) -> None:
         for line in lines(block.text):
             for words in commands(line):
                 perform(words)
-    elif language == "python" and block.text.startswith("class Config(config.Method):"):
-        assert block.text in inspect.getsource(config.module("method", "fedprox"))
+    elif language == "python" and block.text.startswith("class Config("):
+        assert block.text in inspect.getsource(config.module("method", "fedrep"))
     elif language == "python":
         exec(compile(block.text, "block", "exec"), {})
 
@@ -444,3 +445,28 @@ def test_the_citation_has_the_version_and_the_licence() -> None:
     text = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {setup['metadata']['version']}\n" in text
     assert f"\nlicense: {setup['metadata']['license']}\n" in text
+
+
+COMPOSED = {
+    "`aggregation.rule`, `clip`": ("aggregation.rule=median",),
+    "`aggregation.server`": ("aggregation.server=adam",),
+    "`proximal`": ("proximal=0.1",),
+    "`control`": ("control=mean",),
+    "`devices.deadline`": ("devices.deadline=9", "devices.tiers=[{gflops=1.0}]"),
+    "`evaluate.link`": ("evaluate.link=link",),
+}
+
+
+def test_the_table_of_compositions_is_what_is_refused() -> None:
+    """A letter for each setting says why not; every method has a line."""
+    text = (ROOT / "docs" / "methods.md").read_text()
+    start = text.index(f"| method | {' | '.join(COMPOSED)} |")
+    lines = text[start : text.index("\n\n", start)].splitlines()[2:]
+    rows = {cells[0].strip("`"): cells[1:] for cells in (line[2:-2].split(" | ") for line in lines)}
+    assert sorted(rows) == config.names("method")
+    for name, cells in rows.items():
+        refused = [refusal(f"method.name={name}", "rounds=12", *w) for w in COMPOSED.values()]
+        wanted = [
+            "yes" if not said else letter for said, letter in zip(refused, "abcdef", strict=True)
+        ]
+        assert cells == wanted, name

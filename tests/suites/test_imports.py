@@ -42,7 +42,7 @@ LAW = {
     "results": (6, "h5py numpy torch"),
     "methods": (7, "numpy pydantic torch"),
     "exchanges": (7, "numpy"),
-    "engine": (8, "torch"),
+    "engine": (8, "numpy torch"),
     "runs": (9, "numpy rich"),
     "terminal": (10, "h5py matplotlib numpy rich torch"),
     "bench": (10, "click numpy torch"),

@@ -150,8 +150,9 @@ TOGETHER = {
 
 
 def place(file: str) -> Path:
-    """Where tests of that name lie."""
-    (found,) = Path(__file__).parent.parent.rglob(f"test_{file}.py")
+    """Where tests of that name lie, beside those of the oracles."""
+    everywhere = Path(__file__).parent.parent.rglob(f"test_{file.replace('-', '_')}.py")
+    (found,) = (path for path in everywhere if path.parent.name != "oracles")
     return found
 
 

@@ -27,6 +27,8 @@ ABOUT = {
         "device": "cpu",
         "parameters": 1234,
         "data_files": "official",
+        "data_sha256": "da" * 32,
+        "files_sha256": json.dumps({"trace": "12" * 32, "method.agent": "34" * 32}),
         "partition_sha256": "ab" * 32,
     },
 }
@@ -120,7 +122,8 @@ def test_where_a_result_comes_from(said: Any) -> None:
         "python 3.11.7",
         "Open MPI 5",
         "command fedmpi run commit c0ffee, with changes",
-        f"identity {identity} data files official partition {'ab' * 32}",
+        f"identity {identity} data files official data {'da' * 32} partition {'ab' * 32}",
+        f"files trace {'12' * 32} method.agent {'34' * 32}",
         f"model {'cd' * 32} parameters 1,234",
     ):
         assert part in found

@@ -12,8 +12,8 @@ In each round the server compresses its model for each class, by one of
  * `quant`: weights in few bits, and updates in as many bits, rounded without bias. Devices train in
    float32 (straight-through: weights leave the grid after the first local step), so that bits save
    bytes, but neither FLOPs nor memory;
- * `lowrank`: factors of the weights, as a network of its own; the change of their product is added
-   to the global weights.
+ * `lowrank`: factors of the weights, as a network of its own, trained by scaled gradients; the
+   change of their product is added to the global weights.
 
 Updates of local training take the place of gradients; with one local step they are the same up to
 the rate. `mean` counts a value that a device does not have as unchanged; `coverage` leaves the
@@ -158,11 +158,13 @@ class Clients(fedavg.Clients):
     def work(self, t: int, clients: Sequence[int]) -> list[Tensor]:  # type: ignore[override]
         """Trains a chunk of clients, those with networks of one shape together."""
         some = [self.locals[client] for client in clients]
-        masks = [one.mask for one in some if one.mask is not None]  # all of them have one, or none
         starts, parts = [one.start for one in some], [one.part for one in some]
-        return self.trainer.train_apart(
-            t, clients, starts, parts, masks or None, self.settings.proximal
-        )
+        return self.trainer.train_apart(t, clients, starts, parts, self.hooks)
+
+    def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
+        """Masks gradients, or scales those of factors."""
+        for row, client in enumerate(clients):
+            self.locals[client].adjust(w[row], g[row])
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update of the compressed model."""

@@ -58,6 +58,11 @@ class Local:
         """Decodes what `upload` encoded."""
         return sparse.values(blocks[0], device)
 
+    def adjust(self, w: Tensor, g: Tensor) -> None:
+        """Changes the gradient g [m] of the model w [m] in place."""
+        if self.mask is not None:
+            g.mul_(self.mask)
+
     def whole(self, values: Tensor, size: int) -> Tensor:
         """Returns the whole model [size] for some values [m]."""
         if self.places is None or self.mask is not None:
@@ -245,7 +250,10 @@ class LowRank(Compressor):
 
 
 class Factored(Local):
-    """A model with factored layers, all of whose values are sent."""
+    """A model with factored layers, all of whose values are sent.
+
+    Its gradients are scaled (`Factors.scale`).
+    """
 
     def __init__(self, start: Tensor, factors: "Factors") -> None:
         super().__init__(start, Network(factors.flat, torch.arange(len(factors.flat.local_stats))))
@@ -262,6 +270,10 @@ class Factored(Local):
         model. The factors' gradient is D* G, and to first order a step maps to D D* G.
         """
         return self.factors.product(self.start + sent) - self.factors.product(self.start)
+
+    def adjust(self, w: Tensor, g: Tensor) -> None:
+        """Scales the gradient g [m] of the model w [m] in place."""
+        self.factors.scale(w, g)
 
 
 class Factors:
@@ -299,7 +311,12 @@ class Factors:
                 self.others.append((piece, pieces[there]))
 
     def split(self, w: Tensor) -> Tensor:
-        """Factors a whole model w [whole.size]; returns the nearest values [flat.size]."""
+        """Factors a whole model w [whole.size]; returns the nearest values [flat.size].
+
+        Those of a model that is not finite are NaN, because it has no nearest one.
+        """
+        if not torch.isfinite(w).all():
+            return torch.full((self.flat.size,), torch.nan, device=w.device)
         values = torch.empty(self.flat.size, device=w.device)
         for piece, inside, outside in self.pairs:
             rank = inside.shape[0]
@@ -320,6 +337,35 @@ class Factors:
         for piece, other in self.others:
             piece.of(w).copy_(other.of(values))
         return w
+
+    def scale(self, w: Tensor, g: Tensor) -> None:
+        """Scales the factors' gradients in g [flat.size], in place, by the model w [flat.size].
+
+        The weight is B A. The gradient of A is multiplied by (B^T B + d I)^-1, and that of B by (A
+        A^T + d I)^-1, so that a step's length in the weight does not depend on how large factors
+        are: T. Tong, C. Ma, Y. Chi, *Accelerating Ill-Conditioned Low-Rank Matrix Estimation via
+        Scaled Gradient Descent*, JMLR 2021. d is `DAMPING` times the mean of the diagonal, because
+        a factor may lack directions: X. Xu, Y. Shen, Y. Chi, C. Ma, *The Power of Preconditioning
+        in Overparameterized Low-Rank Matrix Sensing*, ICML 2023.
+        """
+        for _, inside, outside in self.pairs:
+            a, b = inside.of(w).flatten(1), outside.of(w).flatten(1)
+            of_a, of_b = inside.of(g).flatten(1), outside.of(g).flatten(1)
+            scaled = _solved(b.t() @ b, of_a), _solved(a @ a.t(), of_b.t()).t()
+            for piece, found in zip((inside, outside), scaled, strict=True):
+                piece.of(g).copy_(found.reshape(piece.shape))
+
+
+DAMPING = 1.0
+"""Of scaled gradients. With much less the noise of minibatches makes factors diverge."""
+
+
+def _solved(gram: Tensor, right: Tensor) -> Tensor:
+    """(gram + d I)^-1 right; NaN where something is not finite, so that it stays visible."""
+    damping = DAMPING * gram.diagonal().mean().clamp(min=1e-12)
+    return torch.linalg.solve_ex(gram + damping * torch.eye(len(gram), device=gram.device), right)[
+        0
+    ]
 
 
 def two(layer: Any, rank: int) -> nn.Sequential:

@@ -45,7 +45,7 @@ class Config(config.Method):
         }
         if self.weight_rule == "fedavg":
             found["per_step"] = "another method.weight_rule, found 'fedavg'"
-        elif settings.local_steps is not None:
+        elif settings.local_steps is not None and settings.devices.deadline is None:
             found["per_step"] = "clients that make unequal numbers of steps, found local_steps"
         return found
 

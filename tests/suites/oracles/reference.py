@@ -12,7 +12,7 @@ from tests.small import small
 
 BASE = (
     *("data.name=digits", "partition.name=dirichlet", "partition.alpha=0.3", "model.hidden=[]"),
-    *("rounds=6", "clients=5", "participation=0.6", "epochs=2", "evaluate.every=6"),
+    *("rounds=4", "clients=5", "participation=0.6", "epochs=2", "evaluate.every=4"),
 )
 """Softmax regression on digits; unequal shards, and three of five clients in a round."""
 DEEP = (*BASE, "model.hidden=[12,8]")

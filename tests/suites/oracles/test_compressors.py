@@ -1,8 +1,8 @@
 """Methods whose clients compress their updates, and remember what they left out."""
 
+import math
 from collections.abc import Callable
-from functools import partial
-from math import ceil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,6 +12,8 @@ from fedmpi.streams import Purpose, stream
 from tests.suites.oracles.reference import BASE, Reference, agree, largest, trajectory
 
 Compress = Callable[[ndarray], ndarray]
+SPANS = pytest.mark.parametrize("spans", ["whole", "tensor"])
+"""What a choice or a scale is for: all parameters, or a tensor by itself."""
 
 
 class Memory:
@@ -44,83 +46,91 @@ def with_feedback(
     return reference.rounds(turn)
 
 
-def up(count: float) -> int:
-    """The next whole number, but for the last digits of a float."""
-    return ceil(round(count, 6))
+def pieces(reference: Reference, spans: str) -> list[slice]:
+    """Where each span lies in a model."""
+    if spans == "whole":
+        return [slice(0, len(reference.start))]
+    ends = np.cumsum([0, *(part.size for part in reference.parts(reference.start))]).tolist()
+    return [slice(*both) for both in pairwise(ends)]
 
 
-def top(vector: ndarray, share: float, rounded: Callable[[float], int] = round) -> ndarray:
+def chosen(vector: ndarray, share: float, spans: list[slice]) -> ndarray:
+    """The mask of each span's largest values: rounded up in several, at least one in each."""
+    mask = np.zeros(len(vector), bool)
+    for part in spans:
+        exact = len(vector[part]) * share
+        count = round(exact) if len(spans) == 1 else math.ceil(round(exact, 6))
+        mask[part] = largest(np.abs(vector[part]), max(1, count))
+    return mask
+
+
+def top(vector: ndarray, share: float, spans: list[slice]) -> ndarray:
     """The largest values, and zeros."""
-    return vector * largest(np.abs(vector), rounded(len(vector) * share))
+    return vector * chosen(vector, share, spans)
 
 
-def ternary(vector: ndarray, share: float, rounded: Callable[[float], int] = round) -> ndarray:
-    """The signs of the largest values times the mean of their sizes, and zeros."""
-    mask = largest(np.abs(vector), rounded(len(vector) * share))
-    return np.abs(vector[mask]).mean() * np.sign(vector) * mask
+def ternary(vector: ndarray, share: float, spans: list[slice]) -> ndarray:
+    """The signs of the largest values times the mean of their sizes in their span, and zeros."""
+    found = np.sign(vector) * chosen(vector, share, spans)
+    for part in spans:
+        if found[part].any():
+            found[part] *= np.abs(vector[part][found[part] != 0]).mean()
+    return found
 
 
-def signs(vector: ndarray) -> ndarray:
-    """The signs, times the mean size."""
-    return np.abs(vector).mean() * np.where(vector >= 0, 1, -1)
+def signs(vector: ndarray, spans: list[slice]) -> ndarray:
+    """The signs of all values times the mean size in their span."""
+    found = np.where(vector >= 0, 1.0, -1.0)
+    for part in spans:
+        found[part] *= np.abs(vector[part]).mean()
+    return found
 
 
-def by_tensor(reference: Reference, compress: Compress) -> Compress:
-    """The same for the weight by itself, and for the bias by itself."""
-    inputs, classes = reference.widths
-    return lambda v: np.concatenate([compress(part) for part in np.split(v, [inputs * classes])])
-
-
+@SPANS
 @pytest.mark.parametrize(("momentum", "rate"), [(0.0, 0.1), (0.9, 0.05)])
-def test_topk(momentum: float, rate: float) -> None:
-    words = ("method.name=topk", "method.sparsity=0.9", f"momentum={momentum}", f"lr={rate}")
-    engine, found = trajectory(*BASE, *words)
+def test_topk(momentum: float, rate: float, spans: str) -> None:
+    words = ("method.name=topk", "method.sparsity=0.9", f"method.spans={spans}")
+    engine, found = trajectory(*BASE, *words, f"momentum={momentum}", f"lr={rate}")
     reference = Reference(engine)
-    agree(found, with_feedback(reference, lambda v: top(v, 0.1)), reference.start)
+    where = pieces(reference, spans)
+    agree(found, with_feedback(reference, lambda v: top(v, 0.1, where)), reference.start)
 
 
 def test_topk_without_error_feedback() -> None:
     words = ("method.name=topk", "method.sparsity=0.9", "method.error_feedback=false")
     engine, found = trajectory(*BASE, *words)
     reference = Reference(engine)
+    where = pieces(reference, "whole")
 
     def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:
-        trained = {client: reference.train(w, t, client) for client in shares}
-        return w + sum(share * top(trained[k] - w, 0.1) for k, share in shares.items())
+        updates = {client: reference.train(w, t, client) - w for client in shares}
+        return w + sum(share * top(updates[k], 0.1, where) for k, share in shares.items())
 
     agree(found, reference.rounds(turn), reference.start)
 
 
-def test_topk_of_each_tensor() -> None:
-    words = ("method.name=topk", "method.sparsity=0.9", "method.spans=tensor")
-    engine, found = trajectory(*BASE, *words)
-    reference = Reference(engine)
-    compress = by_tensor(reference, lambda v: top(v, 0.1, up))
-    agree(found, with_feedback(reference, compress), reference.start)
-
-
-@pytest.mark.parametrize("spans", ["whole", "tensor"])
+@SPANS
 def test_stc(spans: str) -> None:
     """F. Sattler et al., algorithm 2: the server compresses the mean update, too."""
-    words = ("method.name=stc", "method.sparsity=0.9", f"method.spans={spans}")
-    engine, found = trajectory(*BASE, *words)
+    words = ("method.name=stc", "method.sparsity=0.9", "method.sparsity_down=0.9")
+    engine, found = trajectory(*BASE, *words, f"method.spans={spans}")
     reference = Reference(engine)
-    compress = by_tensor(reference, lambda v: ternary(v, 0.1, up))
-    if spans == "whole":
-        compress = partial(ternary, share=0.1)
-    agree(found, with_feedback(reference, compress, Memory(compress)), reference.start)
+    where = pieces(reference, spans)
+    server = Memory(lambda v: ternary(v, 0.1, where))
+    wanted = with_feedback(reference, lambda v: ternary(v, 0.1, where), server)
+    agree(found, wanted, reference.start)
 
 
-@pytest.mark.parametrize("spans", ["whole", "tensor"])
+@SPANS
 def test_signsgd(spans: str) -> None:
-    """S. P. Karimireddy et al., algorithm 1; their code has one scale a tensor."""
+    """S. P. Karimireddy et al., algorithm 1; the authors' code has a scale for each tensor."""
     engine, found = trajectory(*BASE, "method.name=signsgd", f"method.spans={spans}")
     reference = Reference(engine)
-    compress = by_tensor(reference, signs) if spans == "tensor" else signs
-    agree(found, with_feedback(reference, compress), reference.start)
+    where = pieces(reference, spans)
+    agree(found, with_feedback(reference, lambda v: signs(v, where)), reference.start)
 
 
-@pytest.mark.parametrize("spans", ["whole", "tensor"])
+@SPANS
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_dgc(warmup: int, spans: str) -> None:
     """As synxlin's memory: momentum correction, and both vectors are cleared where one is sent."""
@@ -128,13 +138,9 @@ def test_dgc(warmup: int, spans: str) -> None:
     words = (f"method.momentum={factor}", f"method.sparsity={sparsity}", f"method.warmup={warmup}")
     engine, found = trajectory(*BASE, "method.name=dgc", *words, f"method.spans={spans}")
     reference = Reference(engine)
+    where = pieces(reference, spans)
     momentum = [np.zeros_like(reference.start) for _ in reference.sizes]
     velocity = [np.zeros_like(reference.start) for _ in reference.sizes]
-
-    def chosen(vector: ndarray, share: float) -> ndarray:
-        if spans == "tensor":
-            return by_tensor(reference, lambda v: top(v, share, up))(vector) != 0
-        return top(vector, share) != 0
 
     def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:
         zeros = min(sparsity, 1 - 0.25 ** (t + 1)) if t < warmup else sparsity
@@ -142,7 +148,7 @@ def test_dgc(warmup: int, spans: str) -> None:
         for client, share in shares.items():
             momentum[client] = factor * momentum[client] + reference.train(w, t, client) - w
             velocity[client] = velocity[client] + momentum[client]
-            mask = chosen(velocity[client], 1 - zeros)
+            mask = chosen(velocity[client], 1 - zeros, where)
             update += share * velocity[client] * mask
             momentum[client] = momentum[client] * ~mask
             velocity[client] = velocity[client] * ~mask
@@ -206,7 +212,8 @@ def test_server_optimizer_proximal_term_and_compressor_together() -> None:
     words = ("method.name=topk", "method.sparsity=0.9", "proximal=0.2", "aggregation.server=adam")
     engine, found = trajectory(*BASE, *words, "aggregation.server_lr=0.03", "lr=0.05")
     reference = Reference(engine)
-    memories = [Memory(lambda v: top(v, 0.1)) for _ in reference.sizes]
+    where = pieces(reference, "whole")
+    memories = [Memory(lambda v: top(v, 0.1, where)) for _ in reference.sizes]
     first, second = np.zeros_like(reference.start), np.full_like(reference.start, 1e-6)
 
     def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:

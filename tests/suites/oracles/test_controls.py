@@ -7,7 +7,7 @@ import pytest
 from numpy import ndarray
 
 from tests.suites.oracles.reference import BASE, DEEP, Reference, agree, largest, trajectory
-from tests.suites.oracles.test_averages import locally
+from tests.suites.oracles.test_averages import briefly, locally
 
 
 class Controls:
@@ -77,14 +77,23 @@ def scaffold(reference: Reference, controls: Controls, train: Callable) -> list[
     return reference.rounds(turn)
 
 
-@pytest.mark.parametrize("weights", ["samples", "equal"])
 @locally
-def test_scaffold(local: tuple[str, ...], weights: str) -> None:
+def test_scaffold(local: tuple[str, ...]) -> None:
     """c_k is the mean of the raw gradients, whatever the optimizer makes of them."""
-    words = ("method.name=scaffold", f"aggregation.weights={weights}", "lr=0.05")
+    engine, found = trajectory(*BASE, "method.name=scaffold", "lr=0.05", *local)
+    reference = Reference(engine)
+    controls = Controls(reference)
+    agree(found, scaffold(reference, controls, controls.train), reference.start, within=5e-5)
+    controls.check(engine)
+
+
+@briefly
+def test_scaffold_with_equal_weights(local: tuple[str, ...]) -> None:
+    """As in the paper: c moves by the sum of changes over the number of all clients."""
+    words = ("method.name=scaffold", "aggregation.weights=equal", "lr=0.05")
     engine, found = trajectory(*BASE, *words, *local)
     reference = Reference(engine)
-    controls = Controls(reference, weights == "equal")
+    controls = Controls(reference, is_equal=True)
     agree(found, scaffold(reference, controls, controls.train), reference.start, within=5e-5)
     controls.check(engine)
 
@@ -109,7 +118,7 @@ def test_scaffold_is_option_two_for_plain_sgd_and_not_with_momentum(momentum: fl
         agree(found, wanted, reference.start)
 
 
-@locally
+@briefly
 def test_scaffold_in_the_order_of_niid_bench(local: tuple[str, ...]) -> None:
     engine, found = trajectory(
         *BASE,

@@ -51,12 +51,14 @@ def test_splitfed_v2(momentum: float) -> None:
 
 
 def test_splitlearning() -> None:
-    """One client after the other goes on where the last one ended."""
+    """One client after the other goes on where the last one ended, in an order that is drawn."""
     engine, found = trajectory(*DEEP, "method.name=splitlearning", "lr=0.05")
     reference = Reference(engine)
 
     def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:
-        for client in shares:
+        order = [client for wave in engine.placement.waves(t) for client in wave.clients]
+        assert sorted(order) == list(shares)
+        for client in order:
             w = reference.train(w, t, client)
         return w
 
