@@ -24,6 +24,23 @@ PROBLEM = (
     *("clients", "participation", "sampling", "trace", "devices.", "budget"),
 )
 """Prefixes of the names of settings that define a group."""
+COMPOSED = {
+    "control": "none",
+    "proximal": 0.0,
+    "aggregation.server": "none",
+    "aggregation.server_lr": None,
+    "aggregation.beta1": None,
+    "aggregation.beta2": 0.99,
+    "aggregation.tau": 0.001,
+}
+"""Settings outside of the method's that are part of it all the same, and their values without."""
+STANDS_FOR = {
+    "scaffold": ("control",),
+    "spatl": ("control",),
+    "fedprox": ("proximal",),
+    "fedopt": ("aggregation.server",),
+}
+"""Those of them that a method's name stands for: its label has them only if they vary in it."""
 SHOWN = 8
 """Digits of a hash in a label."""
 INDIFFERENT = ("seed", "data.root")
@@ -60,14 +77,21 @@ def labelled(runs: pd.DataFrame, by: Sequence[str] = (), along: Sequence[str] = 
         for name in frames.settings(told)
         if name.startswith("partition.") or (name in varying and name.startswith(PROBLEM))
     ]
-    shared = [name for name in varying if not name.startswith((*PROBLEM, "method."))]
+    shared = [
+        name
+        for name in varying
+        if not name.startswith((*PROBLEM, "method.")) and name not in COMPOSED
+    ]
     own = {
-        method: [name for name in frames.varying(some) if name.startswith("method.")]
+        method: [name for name in frames.varying(some) if _is_own(name, some)]
         for method, some in told.groupby("method.name")
     }
     labels = []
     for run in records:
-        mine = [name for name in ("method.name", *own[run["method.name"]]) if name != SPARSITY]
+        method = run["method.name"]
+        added = [name for name in COMPOSED if name in varying and _is_added(name, run)]
+        mine = dict.fromkeys(("method.name", *own[method], *added))
+        mine.pop(SPARSITY, None)
         sparsity = None if SPARSITY in along else run.get(SPARSITY)
         names = problem, [*mine, *shared, *by], [*shared, *by]
         labels.append((*(label(run, some) for some in names), sparsity))
@@ -143,6 +167,17 @@ def row_name(row: Row) -> str:
     """Returns the name of a row in its group: its variant and its sparsity."""
     sparsity = "" if is_unset(row["sparsity"]) else f" {row['sparsity']:g}"
     return f"{row['variant']}{sparsity}"
+
+
+def _is_own(name: str, runs: pd.DataFrame) -> bool:
+    """Whether a setting that varies in a method's runs is the method's own."""
+    return name.startswith("method.") or name in STANDS_FOR.get(runs["method.name"].iloc[0], ())
+
+
+def _is_added(name: str, run: Row) -> bool:
+    """Whether a run adds something to its method by a setting of `COMPOSED`."""
+    is_named = name in STANDS_FOR.get(run["method.name"], ())
+    return not (is_named or is_unset(run[name]) or run[name] == COMPOSED[name])
 
 
 def _order(row: Row) -> tuple[Any, ...]:

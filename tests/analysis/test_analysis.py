@@ -595,3 +595,30 @@ def test_files_are_enough(folder: Path, module: str, words: list[str]) -> None:
     helped = subprocess.run([*command[:4], "--help"], cwd=ROOT, capture_output=True, text=True)
     assert helped.returncode == 0
     assert "Usage" in helped.stdout
+
+
+def test_a_methods_name_says_what_it_stands_for(tmp_path: Path) -> None:
+    """And what another method adds of it is said, so that methods are compared, not settings."""
+    given = [
+        ("fedavg", {}),
+        ("scaffold", {"control": "mean"}),
+        ("fedopt", {"aggregation": {"server": "adam"}}),
+        ("topk", {"aggregation": {"server": "adam"}}),
+        ("qsgd", {"control": "mean"}),
+        ("fedprox", {"proximal": 0.1}),
+        ("fedprox", {"proximal": 1.0}),
+    ]
+    for number, (method, more) in enumerate(given):
+        plain = {"control": "none", "proximal": 0.0, "aggregation": {"server": "none"}}
+        write(tmp_path / f"{number}.h5", settings(method) | plain | more, rounds([0.5]))
+    rows = groups.labelled(frames.runs(tmp_path))
+    assert sorted(rows["variant"]) == [
+        "fedavg",
+        "fedopt",
+        "fedprox proximal=0.1",
+        "fedprox proximal=1.0",
+        "qsgd control=mean",
+        "scaffold",
+        "topk aggregation.server=adam",
+    ]
+    assert set(rows["others"]) == {""}
