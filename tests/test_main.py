@@ -111,7 +111,7 @@ SETTINGS = {
     "unknown key of a table": (["method.moo=1"], "no setting 'moo' in [method]; there are: name"),
     "unknown key of a named table": (
         ["method.name=topk", "method.sparsty=0.5"],
-        "no setting 'sparsty' in [method] (did you mean 'sparsity'?); there are: name, error_feed",
+        "no setting 'sparsty' in [method] (did you mean 'sparsity'?); there are: name, spans,",
     ),
     "wrong type": (["lr=fast"], "lr = 'fast': input should be a valid number"),
     "a float for epochs": (["epochs=1.5"], "epochs = 1.5: input should be a valid integer"),
@@ -407,7 +407,12 @@ def test_words_change_a_file() -> None:
     (path,) = results(Path("results"))
     assert path.name.startswith("topk-")
     settings = record.settings_of(path)
-    assert settings["method"] == {"name": "topk", "sparsity": 0.75, "error_feedback": True}
+    assert settings["method"] == {
+        "name": "topk",
+        "sparsity": 0.75,
+        "error_feedback": True,
+        "spans": "whole",
+    }
     assert settings["rounds"] == 1
 
 

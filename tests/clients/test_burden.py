@@ -11,7 +11,7 @@ from fedmpi.clients.burden import MIB, Burden, Meter, activations
 from fedmpi.engine import Engine
 from fedmpi.networks import pruning
 from fedmpi.networks.flat import Flat
-from tests.plain import CNN, METHODS, families, member, play
+from tests.plain import CNN, METHODS, allowed, families, member, play
 from tests.small import small, sorts
 
 DEVICE = "devices.tiers=[{gflops=1.0}]"
@@ -155,7 +155,7 @@ def test_training_a_masked_convolutional_network_by_hand(mask: str) -> None:
 def test_what_counts_nothing_is_not_trained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No method says that it prunes what it trains, and none counts more than all of the model."""
     words = ("rounds=3", "participation=0.6", "momentum=0.9")
-    engine = Engine(small(f"method.name={name}", *words))
+    engine = Engine(small(*allowed(f"method.name={name}", *words)))
     clients, flops, work = engine.clients, engine.meter.flops, engine.clients.work
 
     def watch(t: int, some: tuple[int, ...]) -> Tensor:

@@ -615,7 +615,16 @@ CASES = [
     *FEW,
     *(
         case(dense, name)
-        for name in ("fedavg", "fedprox", "fednova", "fedopt", "ditto", "fedbn", "finetune")
+        for name in (
+            "fedavg",
+            "fedprox",
+            "fednova",
+            "feddyn",
+            "fedopt",
+            "ditto",
+            "fedbn",
+            "finetune",
+        )
     ),
     case(scaffold, "scaffold"),
     case(top, "topk", "method.sparsity=0.98"),

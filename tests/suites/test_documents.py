@@ -131,6 +131,8 @@ def smaller(words: Sequence[str], text: str = "") -> tuple[str, ...]:
         return PICTURES
     if any(word.startswith(("method.rediscover=", "method.warmup=")) for word in words):
         return SMALL[1:]  # they name rounds
+    if "epochs" in " ".join([*words, text]):
+        return *SMALL[::2], "epochs=1"  # each client has its own number of them
     if any(word.startswith("method.agent=") for word in words):
         return *SMALL, "method.tuned=0"
     return SMALL

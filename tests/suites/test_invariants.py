@@ -94,7 +94,7 @@ INVARIANTS = {
         scaffold::test_c_k_is_the_mean_raw_gradient_under_every_optimizer""",
     "FedNova divides updates by how far their steps could go": """
         fednova::test_reach_in_closed_form
-        fednova::test_a_round_against_its_formula""",
+        fednova::test_reach_is_how_far_a_constant_gradient_carries""",
     "SPATL's predictor costs no bytes, and indices that nobody chose stay": """
         personal::test_what_is_private_costs_no_bytes_and_never_travels
         spatl::test_what_nobody_sends_stays""",

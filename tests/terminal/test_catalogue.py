@@ -230,7 +230,7 @@ def test_describe_tables_inside_of_tables() -> None:
     for _, _, kind in found:
         for setting, form, default, text in describe(kind):
             assert form and text.endswith("."), setting
-            assert default != "absent" or setting in ("kind", "memory", "keep")
+            assert default != "absent" or setting in ("kind", "memory", "keep", "epochs")
 
 
 @every_choice

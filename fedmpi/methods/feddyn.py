@@ -1,0 +1,119 @@
+"""FedDyn: each client's loss is corrected so that its minimum is where the global loss has it.
+
+D. A. E. Acar, Y. Zhao, R. Matas Navarro, M. Mattina, P. N. Whatmough, V. Saligrama, *Federated
+Learning Based on Dynamic Regularization*, ICLR 2021, arXiv 2111.04263, algorithm 1. A client
+follows the gradient of F_k(w) - <h_k, w> + alpha_k / 2 * ||w - w_t||^2, where h_k moves by -alpha_k
+* (w_k - w_t) after its local steps. The server adds to the mean of the models the vector l, which
+moves by the sum of all w_k - w_t over the number of all clients. l is the mean of all -h_k /
+alpha_k.
+
+As in the released code, clients are averaged equally and have alpha_k = alpha / (N p_k), where p_k
+is the client's share of the samples of all N clients. At a fixed point the gradient of the loss
+that is weighted by samples vanishes. With `aggregation.weights = equal` all alpha_k are alpha, as
+in the paper.
+Running statistics are averaged, equally, and have no part in h_k and l. If an upload is lost, h_k
+stays as it was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi import config
+from fedmpi.config import Settings
+from fedmpi.messages.codec import Block, Message
+from fedmpi.methods import fedavg
+from fedmpi.training.train import Trainer
+
+
+class Config(config.Method):
+    pools: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = True
+
+    alpha: float = Field(0.1, gt=0, le=config.LARGEST)
+    """Strength of the regularization towards the global model, of a client with the mean number of
+    samples."""
+
+    def problems(self, settings: Settings) -> list[str]:
+        """Refuses a second proximal term."""
+        found = super().problems(settings)
+        if settings.proximal:
+            found.append(
+                f"proximal = {settings.proximal}: wanted 0 beside method.name = 'feddyn', whose "
+                "alpha is the weight of such a term"
+            )
+        return found
+
+
+class Server(fedavg.Server):
+    """The server's half.
+
+    Attributes:
+        moved: l, the mean over all clients of what h_k / -alpha_k has become, [n].
+    """
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.moved = torch.zeros_like(self.w)
+
+    def state(self) -> dict[str, Tensor]:
+        """The model, and l."""
+        return super().state() | {"moved": self.moved}
+
+    def absorb(self, t: int, message: Message) -> None:
+        """Adds one client's update, with weight 1."""
+        super().absorb(t, replace(message, weight=1.0))
+
+    def step(self, t: int) -> None:
+        """Moves the model to the mean of the clients' models, plus l."""
+        count = self.settings.clients - len(self.trainer.population.excluded)
+        change = self.sum.total / count
+        change[self.stat_positions] = 0
+        self.moved += change
+        # The model itself is a mean of models and the last l, which the mean update starts from.
+        super().step(t)
+        self.w += self.moved
+
+
+class Clients(fedavg.Clients):
+    """The clients' half.
+
+    Attributes:
+        pulls: each client's h_k, [n], if it has trained.
+    """
+
+    method: Config
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.pulls = trainer.provisional("pull", self.flat.size)
+
+    def strength(self, client: int) -> float:
+        """Returns the client's alpha_k."""
+        population = self.trainer.population
+        count = self.settings.clients - len(population.excluded)
+        return self.method.alpha / (count * population.share(client))
+
+    def pull(self, client: int) -> Tensor:
+        """Returns the client's h_k, [n]."""
+        if client in self.pulls:
+            return self.pulls[client].to(self.start.device)
+        return torch.zeros_like(self.start)
+
+    def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
+        """Adds the gradient of -<h_k, w> + alpha_k / 2 * ||w - w_t||^2."""
+        for row, client in enumerate(clients):
+            g[row].add_(w[row] - self.start, alpha=self.strength(client)).sub_(self.pull(client))
+
+    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+        """Sends the update, by which h_k moves."""
+        update = w - self.start
+        update[self.stat_positions] = 0
+        before = self.pull(client)
+        self.pulls.put(client, before - self.strength(client) * update, before)
+        return super().upload(t, client, w)
