@@ -2,8 +2,8 @@
 
 S. Yu, P. Nguyen, W. Abebe, W. Qian, A. Anwar, A. Jannesari, *SPATL: Salient Parameter Aggregation
 and Transfer Learning for Heterogeneous Federated Learning*, SC 2022, arXiv 2111.14345. The encoder
-is trained by SCAFFOLD (the setting `control`). The predictor behind the cut never leaves its client,
-as in FedPer. After its local steps a client selects channels, that is outputs of the encoder's
+is trained by SCAFFOLD (setting `control`). The predictor behind the cut never leaves its client, as
+in FedPer. After its local steps a client selects channels, that is outputs of the encoder's
 convolutions and linear layers. It sends the update and the change of c_k at these channels, with a
 list of them. Values that belong to no channel, such as running statistics, are always sent
 (`networks.topology`). The server moves each value by the mean over the clients that sent it; a
