@@ -4,10 +4,10 @@ Conventions. FLOPs of a sample's way forward are counted as in `networks.flops`.
 has three times as many for each sample as its way forward. Of a masked weight nothing counts, on
 the way forward or back, whether or not there is hardware that profits: SSFL and DisPFL count so.
 Nor does what a method looks at beside its steps, such as a batch by which its mask changes; but the
-models that SPATL's agents try out count (`forwards`). Memory
-is that of float32 weights, their gradients, the optimiser's state, and all that autograd keeps of a
-batch; a mask costs a bit a position besides. What a method keeps beside these (the round's model, a
-residual) is not in it, nor are libraries.
+models that SPATL's agents try out count (`forwards`). Memory is that of float32 weights, their
+gradients, the optimiser's state, and all that autograd keeps of a batch; a mask costs a bit a
+position besides. What a method keeps beside these (the round's model, a residual) is not in it, nor
+are libraries.
 """
 
 from collections.abc import Callable

@@ -228,8 +228,8 @@ class Population:
     def share(self, client: int) -> float:
         """Returns the client's share in the objective.
 
-        The shares of all clients that can take part sum to 1. A share is in
-        proportion to training samples, or equal where all uploads have equal weight.
+        The shares of all clients that can take part sum to 1. They are in proportion to training
+        samples, or equal where all uploads have equal weight.
         """
         count, pooled = self.settings.clients - len(self.excluded), self.settings.aggregation
         if pooled.weights == "equal" or not pooled.is_mean:
