@@ -1,4 +1,4 @@
-"""Control variates: SCAFFOLD, and SPATL, which sends a part of them."""
+"""Corrections of clients' gradients: SCAFFOLD, SPATL, which sends a part of them, and FedDyn."""
 
 from collections.abc import Callable
 
@@ -174,3 +174,37 @@ def test_spatl(salience: str, momentum: float) -> None:
 
     agree(found, reference.rounds(turn), reference.start, within=5e-5)
     controls.check(engine)
+
+
+@briefly
+@pytest.mark.parametrize("weights", ["equal", "samples"])
+def test_feddyn(weights: str, local: tuple[str, ...]) -> None:
+    """Algorithm 1 with the server's h; by samples each client has an alpha of its own."""
+    alpha = 0.3
+    words = ("method.name=feddyn", f"method.alpha={alpha}", f"aggregation.weights={weights}")
+    engine, found = trajectory(*BASE, *words, *local)
+    reference, count = Reference(engine), 5
+    sizes = np.array(reference.sizes)
+    strengths = alpha * sizes.mean() / sizes if weights == "samples" else np.full(count, alpha)
+    slopes = [np.zeros_like(reference.start) for _ in range(count)]
+    scaled = np.zeros_like(reference.start)  # h / alpha, where all alphas are one
+
+    def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:
+        nonlocal scaled
+        models = []
+        for client in shares:
+
+            def change(
+                g: ndarray, v: ndarray, a: float = strengths[client], h: ndarray = slopes[client]
+            ) -> ndarray:
+                return g - h + a * (v - w)
+
+            models.append(reference.train(w, t, client, change))
+            slopes[client] = slopes[client] - strengths[client] * (models[-1] - w)
+        scaled = scaled - sum(model - w for model in models) / count
+        return sum(models) / len(models) - scaled
+
+    agree(found, reference.rounds(turn), reference.start, within=5e-5)
+    for client in range(count):
+        ours = engine.clients.pull(client).double().numpy()
+        np.testing.assert_allclose(ours, slopes[client], rtol=1e-3, atol=1e-4)
