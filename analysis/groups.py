@@ -89,7 +89,7 @@ def labelled(runs: pd.DataFrame, by: Sequence[str] = (), along: Sequence[str] = 
     labels = []
     for run in records:
         method = run["method.name"]
-        added = [name for name in COMPOSED if name in varying and _is_added(name, run)]
+        added = [name for name in COMPOSED if name in told and _is_added(name, run)]
         mine = dict.fromkeys(("method.name", *own[method], *added))
         mine.pop(SPARSITY, None)
         sparsity = None if SPARSITY in along else run.get(SPARSITY)

@@ -174,7 +174,7 @@ def notes(rows: pd.DataFrame, measure: str, reference: str | None) -> list[str]:
 )  # fmt: skip
 @panels.ACCURACY
 @click.option(
-    "--against", metavar="METHOD", help="Compare the bytes with its.  [default: fedavg, if there]"
+    "--against", metavar="METHOD", help="Compare the bytes with its.  [default: fedavg, if one is]"
 )
 def main(
     paths: tuple[Path, ...], targets: tuple[float, ...], measure: str, against: str | None
@@ -193,7 +193,12 @@ def main(
             raise click.UsageError(
                 "no finished run; python -m analysis.compare lists what there is"
             )
-        ours["speedup"] = np.nan if reference is None else speedup(ours, reference)
+        try:
+            ours["speedup"] = np.nan if reference is None else speedup(ours, reference)
+        except click.UsageError:
+            if against is not None:
+                raise
+            reference, ours["speedup"] = None, np.nan  # several rows could be the default
         some = summary(ours)
         found.append(some.assign(title=some["group"] + f": {measure} {target:g}"))
     rows = pd.concat(found)

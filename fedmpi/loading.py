@@ -89,19 +89,28 @@ def override(tree: Tree, words: tuple[str, ...]) -> None:
         assign(tree, path, value)
 
 
+OF_METHODS = ("method.", "control", "proximal", "aggregation.", "evaluate.")
+"""Prefixes of the settings by which a method differs from another one, and not its training."""
+
+
 def complete(tree: Tree) -> None:
     """Adds to a tree what a paper says, and what the name of its method stands for, in place.
 
     What is written in the tree stays. A paper's values come before those that the method's name
     implies, and both before the defaults (`config.Method.paper` and `implies`). A paper's values
-    include the name of its method. If the tree names another method, the paper's other settings
+    include the name of its method. If the tree names another method, the values of the training
     are taken alone, for a comparison.
 
     Raises:
         ConfigError: if there is no such method, or no values of its paper.
     """
     if (name := tree.pop(PAPER, None)) is not None:
-        fill(tree, {"method.name": name, **_paper(name)})
+        values = _paper(name)
+        if at(tree, "method.name", name) != name:
+            values = {
+                path: value for path, value in values.items() if not path.startswith(OF_METHODS)
+            }
+        fill(tree, {"method.name": name, **values})
     name = at(tree, "method.name", config.AXES["method"][1])
     if name in config.names("method"):
         fill(tree, {"method.name": name, **config.module("method", name).Config.implies})
@@ -240,7 +249,8 @@ def _contradictions(settings: Settings) -> list[str]:
     if settings.control != "none" and not settings.method.controls:
         found.append(
             f"control = '{settings.control}': wanted a method whose clients train the server's "
-            f"model and upload updates of it, found method.name = '{settings.method.name}'"
+            "model without a correction of their own and upload updates of it, found method.name = "
+            f"'{settings.method.name}'"
         )
     if pooled.weights == "equal" and (pooled.rule != "mean" or pooled.clip):
         found.append(
@@ -336,11 +346,13 @@ def _server_optimizer(settings: Settings) -> list[str]:
                 f"aggregation.{name} = {_said(value)}: wanted aggregation.server = "
                 f"{' or '.join(map(repr, rules))}, found '{pooled.server}'"
             )
-    said = f"aggregation.server = '{pooled.server}', server_lr = {pooled.rate}"
+    said = f"aggregation.server = '{pooled.server}'"
+    if pooled.server_lr is not None:
+        said += f", server_lr = {pooled.server_lr}"
     if not (pooled.is_plain or settings.method.optimizes):
         found.append(
             f"{said}: wanted a method whose server moves its model by the mean of updates alone, "
-            f"found method.name = '{settings.method.name}'; possible are 'none' and 1"
+            f"found method.name = '{settings.method.name}'; possible is 'none' with a rate of 1"
         )
     if pooled.server == "fedexp" and not pooled.is_mean:
         found.append(

@@ -497,3 +497,16 @@ def test_papers_are_worth_a_word() -> None:
             plain = loading.load({"method": {"name": name}})
             assert loading.load({"paper": name}).identity() != plain.identity()
     assert not config.paper_of("federated-dropout")
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fedprox", "spatl", "powersgd"])
+def test_beside_another_method_a_paper_gives_its_training_alone(name: str) -> None:
+    """Not what makes it another method: control variates, a term in the loss, the server's step."""
+    found, plain = (
+        loading.load(tree_of((*words, "method.name=topk", "data.name=digits", "model.name=mlp")))
+        for words in ((f"paper:{name}",), ())
+    )
+    assert (found.control, found.proximal) == ("none", 0.0)
+    assert found.aggregation == plain.aggregation
+    assert found.method == plain.method
+    assert found.tree() != plain.tree()

@@ -70,6 +70,10 @@ class Sum:
         """Returns the weighted mean, [n]."""
         return self.total / self.weight
 
+    def scale(self, factor: float) -> None:
+        """Multiplies all vectors that were added by a factor."""
+        self.total.mul_(factor)
+
     def move(self, w: Tensor) -> None:
         """Adds the weighted mean to a model w [n] in place, and clears the sum."""
         w.add_(self.total, alpha=1 / self.weight)
@@ -102,6 +106,11 @@ class Measured(Sum):
         self.total[self.stat_positions] = 0
         self.squares += float(self.total.square().sum(dtype=torch.float64)) / message.weight
         self.total = before
+
+    def scale(self, factor: float) -> None:
+        """Multiplies all updates by a factor, and so their lengths."""
+        super().scale(factor)
+        self.squares *= factor**2
 
     def clear(self) -> None:
         """Sets the sums to zero."""

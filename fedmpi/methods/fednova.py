@@ -54,7 +54,7 @@ class Server(fedavg.Server):
 
     def step(self, t: int) -> None:
         """Moves the model along the mean normalized update, scaled by the mean effective steps."""
-        self.sum.total.mul_(self.effective / self.sum.weight)
+        self.sum.scale(self.effective / self.sum.weight)
         self.sum.total[self.stat_positions] = self.plain
         super().step(t)
         self.effective = 0.0

@@ -622,3 +622,5 @@ def test_a_methods_name_says_what_it_stands_for(tmp_path: Path) -> None:
         "topk aggregation.server=adam",
     ]
     assert set(rows["others"]) == {""}
+    same = write(tmp_path / "same" / "0.h5", settings("topk") | {"control": "mean"}, rounds([0.5]))
+    assert list(groups.labelled(frames.runs(same))["variant"]) == ["topk control=mean"]

@@ -190,3 +190,20 @@ def test_the_sim_columns_need_devices(tmp_path: Path) -> None:
 def test_counts_and_factors_are_readable(form: str, pairs: list[tuple[Any, ...]]) -> None:
     rows = pd.DataFrame([pair[:2] for pair in pairs], columns=["a_mean", "a_std"])
     assert terminal.Column("a", "", form).texts(rows) == [pair[2] for pair in pairs]
+
+
+def test_without_a_plain_fedavg_there_is_no_default(tmp_path: Path) -> None:
+    """Two rows could be meant: nobody is compared with, unless someone names one."""
+    for server in ("adam", "momentum"):
+        tree = settings() | {"aggregation": {"server": server}}
+        write(tmp_path / f"{server}.h5", tree, rounds([0.5, 0.9]))
+    words = (str(tmp_path), "--target", "0.6")
+    assert "peed-up" not in run(targets.main, *words).output
+    found = run(targets.main, *words, "--against", "fedavg")
+    assert found.exit_code == 2
+    assert (
+        "found fedavg aggregation.server=adam, fedavg aggregation.server=momentum" in found.output
+    )
+    assert (
+        "peed-up" in run(targets.main, *words, "--against", "fedavg aggregation.server=adam").output
+    )

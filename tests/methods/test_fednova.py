@@ -41,8 +41,11 @@ def test_reach_is_how_far_a_constant_gradient_carries() -> None:
         )
 
 
-def test_with_equal_steps_it_is_fedavg() -> None:
-    words = ("local_steps=5", "momentum=0.9", "rounds=3")
+@pytest.mark.parametrize("server", ["none", "momentum", "adam", "fedexp"])
+def test_with_equal_steps_it_is_fedavg(server: str) -> None:
+    """Under any server optimizer; FedExP's rate depends on the lengths of the updates, too."""
+    words = ("local_steps=5", "momentum=0.9", "rounds=3", f"aggregation.server={server}")
+    words += ("partition.alpha=0.1",)
     found = run(small(NOVA, *words)).model
     np.testing.assert_allclose(found, run(small(*words)).model, rtol=1e-4, atol=2e-5)
     unequal = run(small(NOVA, "epochs=3")).model

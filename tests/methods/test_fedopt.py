@@ -139,7 +139,7 @@ def test_servers_that_move_otherwise_refuse_it(name: str) -> None:
     for words in (("aggregation.server=adam",), ("aggregation.server_lr=0.5",)):
         said = refusal(f"method.name={name}", *words)
         assert "wanted a method whose server moves its model by the mean of updates alone" in said
-        assert f"found method.name = '{name}'; possible are 'none' and 1" in said
+        assert f"found method.name = '{name}'; possible is 'none' with a rate of 1" in said
 
 
 @pytest.mark.parametrize(
