@@ -11,7 +11,7 @@ As in the released code, clients are averaged equally and have alpha_k = alpha /
 is the client's share of the samples of all N clients. At a fixed point the gradient of the loss
 that is weighted by samples vanishes. With `aggregation.weights = equal` all alpha_k are alpha, as
 in the paper.
-Running statistics are averaged, equally, and have no part in h_k and l. If an upload is lost, h_k
+Running statistics are averaged by samples, and have no part in h_k and l. If an upload is lost, h_k
 stays as it was.
 """
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fedmpi import config
 from fedmpi.config import Settings
+from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Message
 from fedmpi.methods import fedavg
 from fedmpi.training.train import Trainer
@@ -54,19 +55,26 @@ class Server(fedavg.Server):
     """The server's half.
 
     Attributes:
-        moved: l, the mean over all clients of what h_k / -alpha_k has become, [n].
+        moved: l, the mean over all clients of -h_k / alpha_k, [n].
+        statistics: sum of the round's updates of running statistics, by samples.
+        samples: sum of their weights.
     """
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.moved = torch.zeros_like(self.w)
+        self.statistics = torch.zeros_like(self.w[self.stat_positions])
+        self.samples = 0.0
 
     def state(self) -> dict[str, Tensor]:
         """The model, and l."""
         return super().state() | {"moved": self.moved}
 
     def absorb(self, t: int, message: Message) -> None:
-        """Adds one client's update, with weight 1."""
+        """Adds one client's update: parameters with weight 1, running statistics by samples."""
+        update = sparse.values(message.blocks[0], self.w.device)[self.stat_positions]
+        self.statistics.add_(update, alpha=message.weight)
+        self.samples += message.weight
         super().absorb(t, replace(message, weight=1.0))
 
     def step(self, t: int) -> None:
@@ -75,7 +83,10 @@ class Server(fedavg.Server):
         change = self.sum.total / count
         change[self.stat_positions] = 0
         self.moved += change
-        # The model itself is a mean of models and the last l, which the mean update starts from.
+        mean = self.statistics / self.samples
+        self.sum.total[self.stat_positions] = mean * self.sum.weight
+        self.statistics.zero_()
+        self.samples = 0.0
         super().step(t)
         self.w += self.moved
 
