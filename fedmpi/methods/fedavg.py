@@ -318,7 +318,7 @@ class Clients(Half):
         """
         if self.variates is None:
             return self.upload(t, client, w)
-        change = self.variates.change(client, w - self.start)
+        change = self.variates.change(client, w, self.start)
         blocks = self.upload(t, client, w)
         where = self.sent_positions(t, client, blocks)
         changes = self.encode_change(t, client, change if where is None else change[where])

@@ -96,6 +96,7 @@ class Clients(fedavg.Clients):
 
     Attributes:
         pulls: each client's h_k, [n], if it has trained.
+        chunk: alpha_k and h_k of the clients that train, fetched once for all of their steps.
     """
 
     method: Config
@@ -103,6 +104,7 @@ class Clients(fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.pulls = trainer.provisional("pull", self.flat.size)
+        self.chunk: dict[int, tuple[float, Tensor]] = {}
 
     def strength(self, client: int) -> float:
         """Returns the client's alpha_k."""
@@ -118,8 +120,11 @@ class Clients(fedavg.Clients):
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Adds the gradient of -<h_k, w> + alpha_k / 2 * ||w - w_t||^2."""
+        if self.trainer.at == 0 or not self.chunk.keys() >= set(clients):
+            self.chunk = {client: (self.strength(client), self.pull(client)) for client in clients}
         for row, client in enumerate(clients):
-            g[row].add_(w[row] - self.start, alpha=self.strength(client)).sub_(self.pull(client))
+            strength, pull = self.chunk[client]
+            g[row].add_(w[row] - self.start, alpha=strength).sub_(pull)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update, by which h_k moves."""

@@ -76,18 +76,19 @@ class Variates:
         self._enter(clients)
         w.sub_(self.drift[: len(clients)] * rate)
 
-    def change(self, client: int, update: Tensor) -> Tensor:
+    def change(self, client: int, w: Tensor, start: Tensor) -> Tensor:
         """Returns the new c_k minus the old one: [n].
 
         Args:
             client: one of the last chunk that trained.
-            update: w_k - w, [n].
+            w: the model at which its training ended, [n].
+            start: the model at which it started, [n].
         """
         total = self.trainer.rates.total(self.t, client)
         if self.is_mean:
             change = self.seen[self.chunk.index(client)] / total - self.of(client)
         else:
-            change = update / -total - self.common
+            change = (w - start) / -total - self.common
         change[self.free] = 0
         return change
 

@@ -123,8 +123,7 @@ def test_every_result_has_three_accuracies(case: tuple[str, ...]) -> None:
     if engine.method.is_global:
         sizes = np.array([len(shard) for shard in engine.population.test_shards])
         assert sizes.sum() == len(engine.evaluation.test_y)
-        variants = engine.server.variants(2) if engine.server.variants else ()
-        shards = engine.evaluation.evaluate(engine.server.w, variants).shards
+        shards = engine.evaluation.evaluate(engine.server.w, engine.server.variants(2)).shards
         wanted = [shards @ sizes / sizes.sum(), shards.mean(), shards.std(), shards.min()]
         np.testing.assert_allclose(ours, wanted, atol=1e-6)
         np.testing.assert_allclose(rows["accuracy"], shards[rows["client"]], atol=1e-6)
