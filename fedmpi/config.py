@@ -215,6 +215,10 @@ class Method(Table):
         """Share of its training samples that each client does not train on."""
         return 0.0
 
+    def reads(self) -> Mapping[str, Path]:
+        """Files of the project that the run reads, by the method's settings that name none."""
+        return {}
+
 
 SPARSE = "method.sparsity above 0, found 0"
 """What settings want that say how something becomes sparse (see `Method.idle`)."""
@@ -574,7 +578,8 @@ class Settings(Table):
         A file that cannot be read is left out; the run is refused where it is wanted.
         """
         found = {}
-        for path, file in _read(self):
+        shipped = ((f"method.{name}", str(p)) for name, p in self.method.reads().items())
+        for path, file in (*_read(self), *shipped):
             with suppress(OSError):
                 found[path] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         return found

@@ -143,7 +143,7 @@ class Server(Half, fedper.Server):
 class Clients(Half, fedper.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.select: Select = by_rule(self.method, self.channels, settings.seed)
+        self.select: Select = by_rule(self.method, trainer, self.channels)
         if self.method.selection == "agent":
             self.select = ByAgent(self.method, trainer, self.channels)
 

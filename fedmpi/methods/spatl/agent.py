@@ -1,23 +1,28 @@
 """A reinforcement-learning agent that decides how many channels of each layer are kept.
 
-It is the selection agent of SPATL (S. Yu et al., SC 2022, arXiv 2111.14345): an actor and a critic
-over the graph of the network's layers, trained by proximal policy optimization (J. Schulman, F.
-Wolski, P. Dhariwal, A. Radford, O. Klimov, arXiv 1707.06347). An action a in [-1, 1] for a layer
-changes its share of kept channels to keep * (1 - a), limited to 0.1 and 1. An episode ends when
-enough FLOPs are saved, or after ten actions. The reward at the end is (accuracy - 100) / 100 of the
-masked model, or -1 if the FLOPs are not saved; before the end it is 0. Learning rate, clip,
-discount, updates, deviation and the limits of an episode are those of the authors' code, whose
-rewards are a hundred times as large.
+It is the selection agent of SPATL (S. Yu et al., SC 2022, arXiv 2111.14345): a policy over the
+graph of the network's layers, trained by proximal policy optimization (J. Schulman, F. Wolski, P.
+Dhariwal, A. Radford, O. Klimov, arXiv 1707.06347).
 
-Reconstruction: one level of graph convolutions (T. N. Kipf, M. Welling, ICLR 2017, arXiv
-1609.02907) over layers with deterministic descriptors, where the code has graphs of operations with
-random ones. Actor and critic share it. The actor has one head for all layers, so that an agent
-trained on one network can be used for another. The standard deviation is fixed, so that the entropy
-is constant and no term of the loss.
+An action has a number for each layer, and layers keep channels in proportion to its exponentials.
+The common factor is the largest with which the sliced network saves the wanted share of the FLOPs,
+so that every action saves the same. The reward is the loss of the equal action, which keeps the
+same share of every layer, minus the loss of this one, both on samples that are not trained on.
+Actions come in batches of 25 around the policy's mean; a batch's rewards are centred and scaled,
+and are the advantages of PPO's clipped objective.
+
+Reconstruction: the authors' code takes up to ten actions until enough FLOPs are saved, rewards
+accuracy alone, and makes an optimizer anew for each client and round. There the noise of the
+actions does the pruning, because it can only shrink layers: without noise nothing is pruned. One
+level of graph convolutions (T. N. Kipf, M. Welling, ICLR 2017, arXiv 1609.02907) is over layers
+with deterministic descriptors, where the code has graphs of operations with random ones.
+Descriptors are standardized over the layers, and reach the actor past the convolutions too, because
+these smooth differences between layers away. The actor has one head for all layers, so that an
+agent trained on one network can be used for another.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import cached_property
 from math import log2
 from pathlib import Path
 
@@ -34,57 +39,61 @@ from fedmpi.networks.flops import forward
 from fedmpi.networks.slicing import Channels
 from fedmpi.networks.topology import Topology
 
-FEATURES, WIDTH, HIDDEN = 11, 50, 32
+FEATURES, WIDTH, HIDDEN = 10, 50, 32
 """Length of a layer's descriptor, of its embedding, and of the actor's hidden layer."""
-DEVIATION = 0.5
-"""Standard deviation of the actor's normal distribution."""
-STEPS = 10
-"""Actions in an episode at most, and steps that an update learns from at least."""
+FIXED = FEATURES - 2
+"""Length of that part of a descriptor which does not depend on the model."""
 LEAST = 0.1
 """Share of a layer's channels that is always kept."""
-RATE, CLIP, DISCOUNT, PASSES, CRITIC = 3e-4, 0.2, 0.99, 10, 0.5
-"""Adam's learning rate, PPO's clip, discount, passes of an update, weight of the critic's loss."""
-
-Keep = Tensor
-"""Share of each layer's channels that is kept, float32 [layers]."""
+TRIALS = 25
+"""Actions that an update learns from."""
+FIRST, LAST = 0.4, 0.05
+"""Standard deviation of the actions around their mean, in the first update and in the last."""
+RATE, CLIP, PASSES = 5e-3, 0.2, 6
+"""Adam's learning rate, PPO's clip, and passes of an update."""
+GENTLE = 0.1
+"""Factor of the actor's last weights at birth: a new agent hardly differs from equal shares."""
 
 
 class Agent(nn.Module):
-    """Actor and critic.
+    """The policy.
 
     Attributes:
         body: layers of the graph convolutions.
-        actor: maps the embeddings of a layer and of the graph to the mean of the layer's action.
-        critic: maps the embedding of the graph to the expected reward.
+        actor: maps a layer's descriptor and the embeddings of layer and graph to the mean of the
+            layer's action.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.ModuleList([nn.Linear(FEATURES, WIDTH), nn.Linear(WIDTH, WIDTH)])
         self.actor = nn.Sequential(
-            nn.Linear(2 * WIDTH, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1), nn.Tanh()
+            nn.Linear(FEATURES + 2 * WIDTH, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1)
         )
-        self.critic = nn.Sequential(nn.Linear(WIDTH, 1), nn.Tanh())
+        with torch.no_grad():
+            self.actor[2].weight.mul_(GENTLE)
 
-    def forward(self, x: Tensor, links: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the means of actions and the expected rewards.
+    def forward(self, seen: Tensor, links: Tensor) -> Tensor:
+        """Computes the mean of the actions.
 
         Args:
-            x: descriptors, [T, layers, features].
+            seen: descriptors, [layers, FEATURES].
             links: normalized adjacency of the layers, [layers, layers].
 
         Returns:
-            Means [T, layers] and expected rewards [T].
+            The mean, [layers]; its sum is 0.
         """
+        x = (seen - seen.mean(0)) / (seen.std(0, correction=0) + 1e-3)
+        embedded = x
         for convolution in self.body:
-            x = torch.tanh(links @ convolution(x))
-        graph = x.mean(1)
-        both = torch.cat([x, graph.unsqueeze(1).expand_as(x)], 2)
-        return self.actor(both).squeeze(2), self.critic(graph).squeeze(1)
+            embedded = torch.tanh(links @ convolution(embedded))
+        graph = embedded.mean(0).expand_as(embedded)
+        mean = self.actor(torch.cat([x, embedded, graph], 1)).squeeze(1)
+        return mean - mean.mean()
 
     def heads(self) -> list[nn.Parameter]:
         """Returns the parameters that are tuned for a new network or client."""
-        return [*self.actor.parameters(), *self.critic.parameters()]
+        return list(self.actor.parameters())
 
     def vector(self) -> Tensor:
         """Returns the agent's parameters as a vector, float32 [SIZE]."""
@@ -99,7 +108,9 @@ class Agent(nn.Module):
 
 
 SIZE = sum(parameter.numel() for parameter in Agent().parameters())
-"""Number of an agent's parameters: 26 kB."""
+"""Number of an agent's parameters: 27 kB."""
+HEADS = sum(parameter.numel() for parameter in Agent().heads())
+"""Number of those that are tuned for a new network or client."""
 
 
 def born(seed: int) -> Agent:
@@ -150,6 +161,8 @@ class Scene:
             `_sources`.
         owner: the layer of each channel, int64 [channels].
         reader: the layer of each input, int64 [inputs].
+        share: what a layer's first to last channels make of it, rising to 1, float32 [channels].
+        always: whether that is within the channels that are always kept, bool [channels].
     """
 
     def __init__(self, flat: Flat, channels: Channels, shape: tuple[int, ...]) -> None:
@@ -174,11 +187,16 @@ class Scene:
         empty = torch.empty(0, dtype=torch.int64)
         self.sources = torch.cat([empty.expand(rows, 0), *filled], 1)
         self.owner, self.reader = torch.cat([empty, *owners]), torch.cat([empty, *readers])
+        counts = [layer.count for layer in channels.layers]
+        places = [empty, *map(torch.arange, counts)]
+        least = [empty, *(torch.full((n,), keep_round(n, LEAST)) for n in counts)]
+        self.share = (torch.cat(places) + 1) / torch.tensor(counts)[self.owner]
+        self.always = torch.cat(places) < torch.cat(least)
         degree = linked.sum(1).rsqrt()
         self.links = degree[:, None] * linked * degree
         modules, shapes = topology.modules, topology.traced.shapes
         fixed = [self._describe(n, modules[m], shapes[m]) for n, m in enumerate(names[:count])]
-        self.fixed = torch.tensor(fixed).view(count, FEATURES - 3)
+        self.fixed = torch.tensor(fixed).view(count, FIXED)
 
     def _sources(self, topology: Topology, name: str) -> Tensor:
         """Returns which channels reach each input of a layer, int64 [layers that do, inputs].
@@ -238,11 +256,6 @@ class Scene:
         pairs = [torch.stack([own.mean(), own.std(correction=0)]) for own in layers]
         return torch.stack(pairs) / norms.mean().clamp(min=1e-12)
 
-    def counts(self, keep: Keep) -> list[int]:
-        """Returns the number of channels that each layer keeps, at least one."""
-        layers = zip(self.channels.layers, keep.tolist(), strict=True)
-        return [keep_round(layer.count, share) for layer, share in layers]
-
 
 def _shares(stays: Tensor, layer: Tensor, layers: int) -> Tensor:
     """Returns the share that stays of what belongs to each layer; 1 of nothing."""
@@ -251,146 +264,199 @@ def _shares(stays: Tensor, layer: Tensor, layers: int) -> Tensor:
     return torch.where(all_of > 0, ours / all_of.clamp(min=1), 1.0)
 
 
-@dataclass
-class Game:
-    """The environment of an agent: one model, and the share of FLOPs to save.
+def fitted(scene: Scene, order: Tensor, least: int, target: float) -> Tensor:
+    """Returns as many channels as possible, in an order, that save the FLOPs, ascending: int64.
 
-    Attributes:
+    When the next channel would cost too much, its layer gets no more, and the others go on.
+
+    Args:
         scene: the network.
-        scores: the norm of each of the model's channels, float32 [channels].
-        accuracy_of: returns the model's accuracy in percent if these shares of channels are kept.
+        order: channels, int64.
+        least: how many of them are kept in any case.
+        target: share of the FLOPs to save.
+    """
+    low, high = least, len(order)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if scene.saved(order[:middle]) >= target:
+            low = middle
+        else:
+            high = middle - 1
+    chosen, full = order[:low], set[int]()
+    for channel in order[low:]:
+        layer = int(scene.owner[channel])
+        if layer in full:
+            continue
+        more = torch.cat([chosen, channel.view(1)])
+        if scene.saved(more) >= target:
+            chosen = more
+        else:
+            full.add(layer)
+        if len(full) == len(scene.channels.layers):
+            break
+    return chosen.sort().values
+
+
+class Budget:
+    """A model's channels by their scores, and the share of FLOPs to save.
+
+    Args:
+        scene: the network.
+        scores: of each channel, float32 [channels].
         target: share of the FLOPs to save.
     """
 
-    scene: Scene
-    scores: Tensor
-    accuracy_of: Callable[[Keep], float]
-    target: float
+    def __init__(self, scene: Scene, scores: Tensor, target: float) -> None:
+        self.scene, self.target = scene, target
+        # Each layer's channels by falling score; of equal ones the first comes first.
+        self.falling = torch.cat(
+            [
+                layer.first + falling(scores.cpu()[layer.first : layer.first + layer.count])
+                for layer in scene.channels.layers
+            ]
+        )
 
-    def __post_init__(self) -> None:
-        self.scores = self.scores.cpu()
-        self.norms = self.scene.norms(self.scores)
+    def choose(self, action: Tensor) -> Tensor:
+        """Returns the channels that an action [layers] keeps, ascending: int64.
 
-    def chosen(self, keep: Keep) -> Tensor:
-        """Returns the channels of the largest norms, as many of each layer as `keep` says."""
-        return self.scene.channels.largest(self.scores, self.scene.counts(keep))
+        A layer keeps a share of its channels, those of the largest scores, in proportion to the
+        exponential of its action, at least `LEAST` and at most all. The common factor is the
+        largest with which the FLOPs are saved; if that cannot be, each layer keeps `LEAST`.
+        """
+        scene = self.scene
+        # As the factor grows, channels join one by one, in this order.
+        joins = torch.where(scene.always, 0, scene.share / action.exp()[scene.owner])
+        order = self.falling[joins.argsort(stable=True)]
+        return fitted(scene, order, int(scene.always.sum()), self.target)
 
-    def saved(self, keep: Keep) -> float:
-        """Returns the share of the FLOPs that these channels alone save."""
-        return self.scene.saved(self.chosen(keep))
+    def equal(self) -> Tensor:
+        """Returns the channels if the same share of every layer is kept."""
+        return self.choose(torch.zeros(len(self.scene.channels.layers)))
 
-    def begin(self) -> Keep:
-        """Returns the initial state: all channels are kept."""
-        return torch.ones(len(self.norms))
-
-    def look(self, keep: Keep) -> Tensor:
-        """Returns the descriptors of all layers, [layers, features]."""
-        return torch.cat([self.scene.fixed, keep[:, None], self.norms], 1)
-
-    def act(self, keep: Keep, action: Tensor) -> Keep:
-        """Returns the shares that are kept after an action [layers]."""
-        return (keep * (1 - action.clamp(-1, 1))).clamp(LEAST, 1)
-
-    def is_met(self, keep: Keep) -> bool:
-        """Whether enough FLOPs are saved."""
-        return self.saved(keep) >= self.target
-
-    def reward(self, keep: Keep) -> float:
-        """Returns the reward at the end of an episode."""
-        return (self.accuracy_of(keep) - 100) / 100 if self.is_met(keep) else -1.0
-
-
-@dataclass
-class Memory:
-    """Steps of whole episodes for an update: descriptors, actions, log densities, returns."""
-
-    seen: list[Tensor] = field(default_factory=list)
-    actions: list[Tensor] = field(default_factory=list)
-    densities: list[Tensor] = field(default_factory=list)
-    returns: list[float] = field(default_factory=list)
+    def overall(self, scores: Tensor) -> Tensor:
+        """Returns the channels of the largest scores [channels] of all, `LEAST` of each layer."""
+        first = self.falling[self.scene.always]
+        others = torch.ones(len(scores), dtype=torch.bool)
+        others[first] = False
+        rest = others.nonzero().squeeze(1)
+        order = torch.cat([first, rest[falling(scores.cpu()[rest])]])
+        return fitted(self.scene, order, len(first), self.target)
 
 
-def density(action: Tensor, mean: Tensor) -> Tensor:
-    """Returns the log density of actions, summed over the layers, up to a constant: [...]."""
-    return -((action - mean) / DEVIATION).square().sum(-1) / 2
+def falling(scores: Tensor) -> Tensor:
+    """Returns the places of scores [k], the largest first, of equal ones the first: int64 [k]."""
+    return scores.argsort(descending=True, stable=True)
 
 
-@torch.no_grad()
-def episode(
-    agent: Agent, game: Game, random: np.random.Generator, memory: Memory
-) -> tuple[Keep, float]:
-    """Plays one episode with random actions, and stores its steps in `memory`.
+class Game(Budget):
+    """What an agent acts on.
 
-    Returns:
-        The shares that are kept at the end, and the reward.
+    Args:
+        scene: the network.
+        scores: the norm of each of the model's channels, float32 [channels].
+        target: share of the FLOPs to save.
+        loss_of: returns the loss of the model with the chosen channels [k] alone, ascending, on
+            samples that are not trained on. It is asked in training only.
+
+    Attributes:
+        seen: descriptors of all layers, float32 [layers, FEATURES].
     """
-    keep, length = game.begin(), 0
-    while length < STEPS and not game.is_met(keep):
-        seen = game.look(keep)
-        mean = agent(seen.unsqueeze(0), game.scene.links)[0][0]
-        noise = torch.from_numpy(random.standard_normal(len(mean))).float()
-        action = mean + DEVIATION * noise
-        memory.seen.append(seen)
-        memory.actions.append(action)
-        memory.densities.append(density(action, mean))
-        keep, length = game.act(keep, action), length + 1
-    reward = game.reward(keep)
-    memory.returns += [reward * DISCOUNT**later for later in range(length - 1, -1, -1)]
-    return keep, reward
+
+    def __init__(
+        self, scene: Scene, scores: Tensor, target: float, loss_of: Callable[[Tensor], float]
+    ) -> None:
+        super().__init__(scene, scores, target)
+        self.loss_of = loss_of
+        self.seen = torch.cat([scene.fixed, scene.norms(scores)], 1)
+
+    def gain(self, action: Tensor) -> float:
+        """Returns by how much the loss is smaller than with equal shares."""
+        return self.base - self.loss_of(self.choose(action))
+
+    @cached_property
+    def base(self) -> float:
+        """The loss with equal shares."""
+        return self.loss_of(self.equal())
 
 
-def learn(agent: Agent, memory: Memory, steps: torch.optim.Optimizer, links: Tensor) -> None:
-    """Updates the agent from stored steps: PPO's clipped objective, the critic's squared error."""
-    seen, actions = torch.stack(memory.seen), torch.stack(memory.actions)
-    before, returns = torch.stack(memory.densities), torch.tensor(memory.returns)
-    for _ in range(PASSES):
-        mean, value = agent(seen, links)
-        # Not normalized: a batch may be one failed episode, half of which would then be rewarded.
-        gain = returns - value.detach()
-        ratio = (density(actions, mean) - before).exp()
-        better = torch.minimum(ratio * gain, ratio.clamp(1 - CLIP, 1 + CLIP) * gain)
-        steps.zero_grad()
-        (-better.mean() + CRITIC * (value - returns).square().mean()).backward()
-        steps.step()
+def density(action: Tensor, mean: Tensor, deviation: float) -> Tensor:
+    """Returns the log density of actions, summed over the layers, up to a constant: [...]."""
+    return -((action - mean) / deviation).square().sum(-1) / 2
 
 
-def train(
-    agent: Agent,
-    game: Game,
-    episodes: int,
-    random: np.random.Generator,
-    heads_only: bool = False,
-) -> Keep:
-    """Trains an agent, and returns the best shares that it found.
+class Learner:
+    """Trains an agent, update by update.
 
     Args:
         agent: trained in place.
-        game: the environment.
-        episodes: number of episodes.
-        random: source of the actions' noise.
         heads_only: keep the graph convolutions unchanged.
     """
-    parameters = agent.heads() if heads_only else list(agent.parameters())
-    steps = torch.optim.Adam(parameters, RATE)
-    best, keep, memory = -np.inf, game.begin(), Memory()
-    for number in range(episodes):
-        found, reward = episode(agent, game, random, memory)
-        if reward > best and game.is_met(found):
-            best, keep = reward, found
-        if len(memory.returns) >= STEPS or (number == episodes - 1 and memory.returns):
-            learn(agent, memory, steps, game.scene.links)
-            memory = Memory()
-    return keep if best > -np.inf else choose(agent, game)
+
+    def __init__(self, agent: Agent, heads_only: bool = False) -> None:
+        self.agent = agent
+        self.trained = agent.heads() if heads_only else list(agent.parameters())
+        self.adam = torch.optim.Adam(self.trained, RATE)
+
+    def moments(self) -> Tensor:
+        """Returns Adam's state: number of steps, then both moments, float32 [1 + 2 trained]."""
+        known = [self.adam.state[one] for one in self.trained]
+        first = torch.cat([one["exp_avg"].flatten() for one in known])
+        second = torch.cat([one["exp_avg_sq"].flatten() for one in known])
+        return torch.cat([known[0]["step"].view(1), first, second])
+
+    def resume(self, moments: Tensor) -> None:
+        """Sets Adam's state, as `moments` returned it."""
+        sizes = [one.numel() for one in self.trained]
+        firsts, seconds = (half.split(sizes) for half in moments[1:].chunk(2))
+        for one, first, second in zip(self.trained, firsts, seconds, strict=True):
+            self.adam.state[one] = {
+                "step": moments[0].clone(),
+                "exp_avg": first.view_as(one).clone(),
+                "exp_avg_sq": second.view_as(one).clone(),
+            }
+
+    def update(self, game: Game, random: np.random.Generator, deviation: float) -> float:
+        """Tries a batch of actions, and moves the agent towards those that gained most.
+
+        Args:
+            game: what it acts on.
+            random: source of the actions' noise.
+            deviation: standard deviation of the noise.
+
+        Returns:
+            The batch's mean gain.
+        """
+        links = game.scene.links
+        with torch.no_grad():
+            mean = self.agent(game.seen, links)
+        noise = torch.from_numpy(random.standard_normal((TRIALS, len(mean)))).float()
+        actions = mean + deviation * (noise - noise.mean(1, keepdim=True))
+        gains = torch.tensor([game.gain(action) for action in actions])
+        advantages = (gains - gains.mean()) / (gains.std() + 1e-6)
+        before = density(actions, mean, deviation)
+        for _ in range(PASSES):
+            ratio = (density(actions, self.agent(game.seen, links), deviation) - before).exp()
+            clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
+            better = torch.minimum(ratio * advantages, clipped * advantages)
+            self.adam.zero_grad()
+            (-better.mean()).backward()
+            self.adam.step()
+        return float(gains.mean())
+
+
+def deviation(number: int, count: int) -> float:
+    """Returns the standard deviation of the actions in an update, of so many."""
+    return FIRST + (LAST - FIRST) * number / max(1, count - 1)
+
+
+def train(agent: Agent, game: Game, updates: int, random: np.random.Generator) -> None:
+    """Trains an agent on one game, in place."""
+    learner = Learner(agent)
+    for number in range(updates):
+        learner.update(game, random, deviation(number, updates))
 
 
 @torch.no_grad()
-def choose(agent: Agent, game: Game) -> Keep:
-    """Returns the agent's choice without noise; scaled down if that does not save enough FLOPs."""
-    keep = game.begin()
-    for _ in range(STEPS):
-        if game.is_met(keep):
-            return keep
-        keep = game.act(keep, agent(game.look(keep).unsqueeze(0), game.scene.links)[0][0])
-    while not game.is_met(keep) and bool((keep > LEAST).any()):
-        keep = (0.95 * keep).clamp(min=LEAST)
-    return keep
+def choose(agent: Agent, game: Game) -> Tensor:
+    """Returns the channels that the agent's mean action keeps, ascending: int64."""
+    return game.choose(agent(game.seen, game.scene.links))
