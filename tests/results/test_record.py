@@ -42,7 +42,7 @@ def rows(t: int, validation: float = np.nan, counts: dict[str, int] = COUNTS) ->
 
 
 def begin(path: Path, **about: Any) -> Record:
-    return Record(path, SETTINGS, IDENTITY, about, tables.TABLES)
+    return Record(record.begin(path), SETTINGS, IDENTITY, about, tables.TABLES)
 
 
 def finished(path: Path, *validations: float, status: str = DONE) -> Path:
@@ -89,7 +89,7 @@ def test_attributes(path: Path) -> None:
     with record.open_result(path) as found:
         about = dict(found.attrs)
     assert (about["format"], about["status"], about["identity"]) == (1, DIVERGED, IDENTITY)
-    assert (about["torch"], about["ranks"], list(about["hosts"])) == ("2.0", 4, ["a", "b"])
+    assert (about["torch"], about["ranks"], record.listed(about["hosts"])) == ("2.0", 4, ["a", "b"])
     assert about["model_sha256"] == "ab"
     times = [datetime.fromisoformat(about[name]) for name in ("started", "finished")]
     assert all(time.utcoffset().total_seconds() == 0 for time in times)
@@ -100,13 +100,13 @@ def test_attributes(path: Path) -> None:
 OTHERS = """
 import sys
 from pathlib import Path
-from fedmpi.results import record
+from fedmpi.results import lease, record
 
 path = Path(sys.argv[1])
 record.mark_failed(path)
 with record.open_result(path) as file:
     rounds = file["rounds"]["round"]
-print(record.is_open(path), record.state_of(path, sys.argv[2]), *rounds)
+print(lease.holder(path) is not None, record.state_of(path, sys.argv[2]), *rounds)
 """
 """Another process looks at a file, and takes its run for dead."""
 
@@ -123,6 +123,7 @@ def test_others_can_read_a_run_under_way_but_not_fail_it(path: Path) -> None:
     assert seen() == "True running 0 1"
     file.append(rows(2))
     file.file.close()
+    file.held.release()
     assert seen() == "False failed 0 1 2"
 
 
@@ -227,8 +228,9 @@ def test_errors_are_bad_input(path: Path) -> None:
 
 def test_a_folder_that_is_a_file(path: Path) -> None:
     path.touch()
-    with pytest.raises(RecordError, match="wanted a folder to write to"):
-        record.state_of(path / "inside" / "run.h5", IDENTITY)
+    for inside in (path / "run.h5", path / "deeper" / "run.h5"):
+        with pytest.raises(BadInput, match=r"run\.h5: a .* is a file|run\.h5: a file of that name"):
+            record.begin(inside)
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,8 @@ def test_states_and_what_is_left() -> None:
     for number, status in ((1, record.FAILED), (2, record.RUNNING)):
         settings = plan.members[number].settings
         path, tree = plan.path(number), settings.tree()
-        record.Record(path, tree, settings.identity(), {}, tables.TABLES).close(status)
+        held = record.begin(path)
+        record.Record(held, tree, settings.identity(), {}, tables.TABLES).close(status)
     found = sweep("--dry-run")
     assert states(found) == ["done", "failed", "running", "to do", "diverged"]
     assert found.stdout.splitlines()[0] == "   0  done        seed=1"
