@@ -21,7 +21,7 @@ REASONS = {
     errno.ELOOP: ("links lead in a circle", "remove them"),
     errno.EIO: ("the disk reports an input/output error", "tell who runs this machine"),
     errno.ESTALE: ("the file was removed on another machine (stale handle)", "start again"),
-    errno.EEXIST: ("a file of that name is there, no folder", ""),
+    errno.EEXIST: ("what has that name is no folder", ""),
     errno.ENOTDIR: ("a part of the path is a file, no folder", ""),
     errno.EISDIR: ("it is a folder", ""),
     errno.ENOENT: ("no such file or folder, or a link that leads nowhere", ""),
