@@ -7,7 +7,6 @@ follows from the seed and its number, so that a finding can be tried again: `1 S
 
 import os
 import random
-import shutil
 import signal
 import socket
 import sys
@@ -45,13 +44,50 @@ QUICK = {
 PATIENCE = 120
 """Seconds in which a command ends; most take a hundredth of one."""
 ODD = (
-    *("", " ", "'", '"', "''", "'x'", '"x"', "[", "]", "[]", "[[]]", "{", "{}", "{a=1}", "{a}", "="),
+    *("", " ", "'", '"', "''", "'x'", '"x"', "[", "]", "[]", "[[]]", "{", "{}", "{a=1}", "{a}"),
     *("nan", "inf", "-inf", "-1", "0", "1", "2", "3", "0.5", ".5", "1.", "1e3", "1e400", "-0.0"),
     *("0x10", "0b1", "1_0", "١", "9" * 400, "9" * 5000, "0x" + "f" * 5000, "1e-400", "+1", "--1"),
-    *("true", "True", "false", "yes", "on", "absent", "none", "None", "null", "2024-05-01", "07:30"),
-    *("é", "日本", "\x07", "\udcff", "a\nb", "a\x00b", "#", "# x", "~", "~nobody/x", "/", "..", "."),
-    *("/dev/null", "/dev/zero", "/proc/self/mem", "no/such/place", "x" * 300, "%s", "{0}", "$HOME"),
-    *("*", "cpu", "cuda", "cuda:99", "mps", "[1,2,3]", "[1", "['a'", "[8,]", "[a,b]", "[1, 2.5]"),
+    *("true", "True", "false", "yes", "on", "absent", "none", "None", "null", "2024-05-01"),
+    *(
+        "07:30",
+        "é",
+        "日本",
+        "\x07",
+        "\udcff",
+        "a\nb",
+        "a\x00b",
+        "#",
+        "# x",
+        "~",
+        "~nobody/x",
+        "/",
+        "..",
+    ),
+    *(
+        ".",
+        "=",
+        "/dev/null",
+        "/dev/zero",
+        "/proc/self/mem",
+        "no/such/place",
+        "x" * 300,
+        "%s",
+        "{0}",
+    ),
+    *(
+        "$HOME",
+        "*",
+        "cpu",
+        "cuda",
+        "cuda:99",
+        "mps",
+        "[1,2,3]",
+        "[1",
+        "['a'",
+        "[8,]",
+        "[a,b]",
+        "[1, 2.5]",
+    ),
     *("[" * 200, "[" * 400 + "]" * 400, "{a=" * 150 + "1" + "}" * 150, "'''", "a,b", "0,90", "-"),
     *("[{}]", "[{name='a'}]", "[{share=1}]", "[{link={kind='fixed'}}]", "[{link={kind='x'}}]"),
     *("up_bytes:1kB", "up_bytes:x", "0" * 64, "a.csv", "a.npz", "a.npy", "a.h5", "a.toml", "here"),
@@ -252,7 +288,7 @@ def case(seed: int, number: int) -> Case:
 
 
 def _out(rng: random.Random) -> list[str]:
-    places = ("r", "a.h5", "b.h5", "b.HDF5", "a.toml/x", "lr=0.1", "", "here", "/dev/null", "x" * 300)
+    places = ("r", "a.h5", "b.h5", "b.HDF5", "a.toml/x", "lr=0.1", "", "here", "/dev/null")
     return ["--out", rng.choice(places)] if rng.random() < 0.6 else []
 
 
@@ -394,13 +430,14 @@ def _late(*_: Any) -> None:
 
 def run(count: int, seed: int = 0, first: int = 0) -> int:
     """Tries cases one after the other; prints faults, and how many there are."""
-    faults, codes = 0, 0
+    faults = 0
     for number in range(first, first + count):
         given = case(seed, number)
         said = fault(given)
         if said:
             faults += 1
-            print(f"--- {seed} {number}: {given.program} {given.words!r:.600}\n{said[-1500:]}", flush=True)
+            print(f"--- {seed} {number}: {given.program} {given.words!r:.600}")
+            print(said[-1500:], flush=True)
         if count > 1 and (number + 1) % 500 == 0:
             print(f"{number + 1 - first} tried, {faults} faults", flush=True)
     print(f"{count} tried, {faults} faults")

@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from fedmpi import config
 from fedmpi.errors import BadInput
 from fedmpi.results import tables
 
@@ -41,7 +42,7 @@ class Record:
     Args:
         path: the file; an existing file is replaced.
         settings: the run's settings as plain values.
-        identity: hash of the settings.
+        identity: the run's (see `config.identity`).
         about: more root attributes: provenance.
         columns: for each table its columns: name -> (dtype, meaning).
     """
@@ -158,6 +159,29 @@ def settings_of(path: Path) -> dict[str, Any]:
         return json.loads(file.attrs["settings"])
 
 
+def files_of(about: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the SHA-256 of the files that a run's settings name, by the settings' paths.
+
+    Args:
+        about: the attributes of its result. Those of earlier versions may have the trace's alone.
+    """
+    found = json.loads(about.get("files_sha256", "{}"))
+    if "trace_sha256" in about:
+        found["trace"] = about["trace_sha256"]
+    return found
+
+
+def identity_of(about: Mapping[str, Any]) -> str:
+    """Returns a run's identity, from the settings and files that its result records.
+
+    The recorded one may be of a version that told runs apart by other settings.
+
+    Args:
+        about: the attributes of its result.
+    """
+    return config.identity(json.loads(about["settings"]), files_of(about))
+
+
 def data_of(path: Path) -> str:
     """Returns the hash of the data set of a recorded run; "" if it has none."""
     with open_result(path) as file:
@@ -177,7 +201,7 @@ def state_of(path: Path, identity: str) -> str | None:
             raise RecordError(f"{path}: wanted a folder to write to, but {above} is no folder")
         return None
     with open_result(path) as file:
-        found = file.attrs["identity"]
+        found = identity_of(file.attrs)
         if found != identity:
             raise RecordError(
                 f"{path}: holds the run {found}; wanted the run {identity}, or no such file"

@@ -22,10 +22,11 @@ from fedmpi.messages import wire
 from fedmpi.messages.clock import Clock
 from fedmpi.messages.wire import Wire
 from fedmpi.results import record, tables
-from fedmpi.results.record import Record, file_of
+from fedmpi.results.record import Record
 from fedmpi.runs import earlier, memory
 from fedmpi.runs.launch import PROGRESS
 from fedmpi.runs.sweep import Sweep
+from fedmpi.training import hardware
 from fedmpi.units import amount, duration
 
 Found = TypeVar("Found")
@@ -85,7 +86,7 @@ class Job:
         Raises:
             BadInput: if the settings do not fit together, or the file is another run's.
         """
-        path = file_of(out, settings.method.name, settings.identity())
+        path = self.check(lambda: earlier.place(out, settings) if self.wire.is_root else out)
         state = self.check(lambda: self._state(path, settings))
         if self.wire.lowest(state in record.FINISHED) is not None:
             self._say(f"{title}{path}: {state} already")
@@ -113,7 +114,7 @@ class Job:
                 "mpi_library": wire.library(),
                 "ranks": self.wire.size,
                 "hosts": [host[0].decode() for host in hosts],
-                "threads_per_rank": settings.threads,
+                "threads_per_rank": hardware.threads(settings),
                 **({"server_threads": engine.threads} if settings.method.converses else {}),
                 "device": str(engine.trainer.device),
                 "parameters": engine.flat.count,

@@ -20,7 +20,7 @@ LEGEND = """\
 accuracy: of the global model on the test set, when last measured,
           else the mean over clients' test shards
 bytes: of all clients, up and down"""
-DAMAGE = (RecordError, OSError, KeyError, ValueError, RuntimeError, AttributeError, TypeError)
+DAMAGE = (RecordError, OSError, LookupError, ValueError, RuntimeError, AttributeError, TypeError)
 """What reading a file raises that is no whole result."""
 
 
