@@ -1,6 +1,7 @@
 """The selection agent: what it sees, what its actions may do, and that PPO finds what pays."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from fedmpi import loading, models
 from fedmpi.config import ConfigError
+from fedmpi.messages.counts import keep_round
 from fedmpi.methods.spatl import agent
-from fedmpi.methods.spatl.agent import Agent, Game, Keep, Memory, Scene
+from fedmpi.methods.spatl.agent import Game, Learner, Scene
+from fedmpi.methods.spatl.pretrain import Lab
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.flops import forward
 from fedmpi.networks.slicing import Channels, sliced
@@ -39,10 +42,16 @@ def chain() -> tuple[Flat, Channels]:
     return flat, Channels(Topology(flat.split("c")[0], (20,)), CPU)
 
 
-def game(judge: object, target: float = 0.5) -> Game:
+def game(judge: Callable[[Tensor], float] = lambda _: 0.0, target: float = 0.5) -> Game:
     flat, channels = chain()
     scene = Scene(flat, channels, (20,))
-    return Game(scene, channels.norms(flat.initial), judge, target)  # type: ignore[arg-type]
+    return Game(scene, channels.norms(flat.initial), target, judge)
+
+
+def shares(scene: Scene, chosen: Tensor) -> list[float]:
+    """What is kept of each layer."""
+    layers = scene.channels.layers
+    return [float(((chosen - n.first) // n.count == 0).sum()) / n.count for n in layers]
 
 
 def resnet() -> tuple[Flat, Channels]:
@@ -104,8 +113,7 @@ def test_links_are_those_of_a_graph_convolution() -> None:
 def test_descriptors_tell_layers_apart_and_are_of_the_order_of_one() -> None:
     flat, channels = resnet()
     scene = Scene(flat, channels, (3, 16, 16))
-    one = Game(scene, channels.norms(flat.initial), lambda _: 0.0, 0.2)
-    seen = one.look(one.begin())
+    seen = Game(scene, channels.norms(flat.initial), 0.2, lambda _: 0.0).seen
     assert seen.shape == (19, agent.FEATURES)
     assert len(seen.unique(dim=0)) == 19
     assert torch.isfinite(seen).all()
@@ -121,9 +129,7 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_saved_flops_are_those_of_the_sliced_network(name: str) -> None:
-    """Also where branches meet: there an input stays if any branch has it."""
+def made(name: str) -> tuple[Flat, Channels, Scene]:
     flat, channels = chain()
     shape: tuple[int, ...] = (20,)
     if (given := NETS[name]) is not None:
@@ -131,158 +137,229 @@ def test_saved_flops_are_those_of_the_sliced_network(name: str) -> None:
         flat = Flat(models.build(loading.load({"model": words}).model, shape, 10, 1))
         front = flat.split(cut or flat.cuts()[-1])[0]
         channels = Channels(Topology(front, shape), CPU)
-    scene, random = Scene(flat, channels, shape), np.random.default_rng(1)
+    return flat, channels, Scene(flat, channels, shape)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_saved_flops_are_those_of_the_sliced_network(name: str) -> None:
+    """Also where branches meet: there an input stays if any branch has it."""
+    flat, channels, scene = made(name)
+    random, shape = np.random.default_rng(1), (20,) if NETS[name] is None else NETS[name][1]
     whole = forward(flat, shape).all
     for keep in (0.9, 0.5, None):
         w = flat.initial + 0.1 * torch.from_numpy(random.normal(size=flat.size)).float()
-        shares = torch.full((len(channels.layers),), keep or 0.0)
-        if keep is None:
-            shares = torch.from_numpy(random.uniform(0.1, 1, len(shares))).float()
-        one = Game(scene, channels.norms(w), lambda _: 0.0, 0.2)
-        small = sliced(flat, w, channels, one.chosen(shares), shape)
+        each = [keep or random.uniform(0.1, 1) for _ in channels.layers]
+        counts = [keep_round(n.count, one) for n, one in zip(channels.layers, each, strict=True)]
+        chosen = channels.largest(channels.norms(w), counts)
+        small = sliced(flat, w, channels, chosen, shape)
         ours = forward(Flat(nn.Sequential(small)), shape).all
-        assert one.saved(shares) == pytest.approx(1 - ours / whole, abs=1e-6)
-    assert one.saved(one.begin()) == pytest.approx(0, abs=1e-6)
+        assert scene.saved(chosen) == pytest.approx(1 - ours / whole, abs=1e-6)
+    assert scene.saved(torch.arange(channels.count)) == pytest.approx(0, abs=1e-6)
 
 
 # ---- What it does
 
 
-def test_shares_stay_within_bounds() -> None:
-    play = game(lambda _: 0.0)
-    keep = torch.tensor([1.0, 0.5, 0.1])
-    torch.testing.assert_close(
-        play.act(keep, torch.tensor([0.25, -0.5, 0.5])), torch.tensor([0.75, 0.75, 0.1])
-    )
-    for action in (torch.full((3,), 9.0), torch.full((3,), -9.0)):
-        found = play.act(keep, action)
-        assert float(found.min()) >= agent.LEAST
-        assert float(found.max()) <= 1
-    assert play.scene.counts(torch.tensor([0.1, 0.5, 1.0])) == [2, 10, 20]
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("target", [0.2, 0.4, 0.6, 0.8])
+def test_every_action_saves_the_same(name: str, target: float) -> None:
+    """As much as it should, and one channel more of any layer that has more would be too many."""
+    flat, channels, scene = made(name)
+    scores, random = channels.norms(flat.initial), np.random.default_rng(2)
+    play = Game(scene, scores, target, lambda _: 0.0)
+    best = [n.first + scores[n.first : n.first + n.count].argsort() for n in channels.layers]
+    for deviation in (0.0, 0.3, 2.0):
+        action = torch.from_numpy(deviation * random.standard_normal(len(best))).float()
+        chosen = play.choose(action)
+        assert torch.equal(chosen, chosen.unique()), "ascending, each once"
+        assert scene.saved(chosen) >= target
+        for rising in best:
+            kept = torch.isin(rising, chosen)
+            assert kept.sum() >= max(1, round(0.1 * len(rising)))
+            assert bool(kept[len(kept) - int(kept.sum()) :].all()), "those of the largest norms"
+            if not kept.all():
+                more = torch.cat([chosen, rising[~kept][-1:]])
+                assert scene.saved(more) < target
 
 
-def test_means_are_within_one_and_the_critic_too() -> None:
-    mind = agent.born(1)
+def test_shares_are_in_proportion_to_the_actions_exponentials() -> None:
+    play = game(target=0.6)
+    found = shares(play.scene, play.choose(torch.tensor([0.5, 0.0, -0.5])))
+    assert found[0] / found[1] == pytest.approx(np.exp(0.5), rel=0.15)
+    assert found[1] / found[2] == pytest.approx(np.exp(0.5), rel=0.15)
+    equal = shares(play.scene, play.equal())
+    assert max(equal) - min(equal) <= 0.05 + 1e-6
+    bounded = shares(play.scene, play.choose(torch.tensor([9.0, 0.0, -9.0])))
+    assert bounded[0] == 1
+    assert bounded[2] == pytest.approx(agent.LEAST, abs=0.06)
+
+
+def test_what_cannot_be_saved_leaves_the_least() -> None:
+    play = game(target=0.9999)
+    assert shares(play.scene, play.equal()) == pytest.approx([agent.LEAST] * 3)
+
+
+def test_the_largest_of_all_layers() -> None:
+    """`overall` lets layers compete; each keeps its least."""
+    play = game(target=0.5)
+    count = play.scene.channels.count
+    scores = torch.arange(count).float()
+    found = shares(play.scene, agent.Budget(play.scene, scores, 0.5).overall(scores))
+    assert found[2] == 1
+    assert agent.LEAST <= found[0] < 0.5 < found[1]
+
+
+def test_the_mean_is_centred_and_small_at_birth() -> None:
+    seen, links = game().seen, game().scene.links
     with torch.no_grad():
-        mean, value = mind(100 * torch.randn(7, 3, agent.FEATURES), torch.eye(3))
-    assert mean.shape == (7, 3)
-    assert value.shape == (7,)
-    assert float(mean.abs().max()) <= 1
-    assert float(value.abs().max()) <= 1
+        mean = agent.born(1)(seen, links)
+    assert mean.shape == (3,)
+    assert float(mean.sum()) == pytest.approx(0, abs=1e-5)
+    assert 0 < float(mean.abs().max()) < 0.2
 
 
-def test_a_batch_of_states_is_each_state_alone() -> None:
-    """In the authors' code all states of a batch have the first one's embedding."""
-    mind, play = agent.born(1), game(lambda _: 0.0)
-    seen = torch.randn(4, 3, agent.FEATURES)
-    mean, value = mind(seen, play.scene.links)
-    for row in range(4):
-        alone = mind(seen[row : row + 1], play.scene.links)
-        torch.testing.assert_close(mean[row], alone[0][0])
-        torch.testing.assert_close(value[row], alone[1][0])
-    assert len(value.unique()) == 4
-
-
-def test_an_episode_ends_when_enough_is_saved_or_after_ten_steps() -> None:
-    asked: list[Keep] = []
-
-    def judge(keep: Keep) -> float:
-        asked.append(keep)
-        return 40.0
-
-    memory = Memory()
-    keep, reward = agent.episode(agent.born(1), game(judge), np.random.default_rng(1), memory)
-    assert reward == pytest.approx(-0.6)
-    assert len(asked) == 1, "only the end is judged"
-    length = len(memory.returns)
-    assert 1 <= length <= 10
-    wanted = [-0.6 * 0.99**later for later in reversed(range(length))]
-    assert memory.returns == pytest.approx(wanted)
-    assert game(judge).is_met(keep)
-    memory = Memory()
-    _, reward = agent.episode(agent.born(1), game(judge, 0.999), np.random.default_rng(1), memory)
-    assert reward == -1
-    assert len(memory.returns) == len(memory.actions) == 10
+def test_descriptors_are_standardized_over_the_layers() -> None:
+    """Neither their units nor their origins matter."""
+    play, mind = game(), agent.born(1)
+    scale, shift = 10 * torch.rand(agent.FEATURES) + 1, torch.rand(agent.FEATURES)
+    links = play.scene.links
+    seen = play.seen + torch.randn(play.seen.shape)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            mind(seen * scale + shift, links), mind(seen, links), atol=1e-3, rtol=0.02
+        )
 
 
 def test_densities_are_the_normal_distributions() -> None:
     mean, action = torch.randn(5, 3), torch.randn(5, 3)
-    normal = torch.distributions.Normal(mean, agent.DEVIATION)
-    found = agent.density(action, mean)
+    normal = torch.distributions.Normal(mean, 0.3)
+    found = agent.density(action, mean, 0.3)
     wanted = normal.log_prob(action).sum(1)
     torch.testing.assert_close(found - found[0], wanted - wanted[0])
 
 
-@pytest.mark.parametrize("target", [0.3, 0.6, 0.9])
-def test_what_is_chosen_saves_what_it_should(target: float) -> None:
-    play = game(lambda _: 0.0, target)
-    keep = agent.choose(agent.born(1), play)
-    assert play.saved(keep) >= target
-    assert torch.equal(keep, agent.choose(agent.born(1), play)), "no chance in it"
+def test_the_reward_is_what_is_gained_over_equal_shares() -> None:
+    asked: list[Tensor] = []
 
+    def judge(chosen: Tensor) -> float:
+        asked.append(chosen)
+        return float((chosen < 20).sum())
 
-def test_what_cannot_be_saved_leaves_the_least() -> None:
-    keep = agent.choose(agent.born(1), game(lambda _: 0.0, 0.9999))
-    torch.testing.assert_close(keep, torch.full((3,), agent.LEAST))
+    play, action = game(judge), torch.tensor([1.0, 0.0, -1.0])
+    equal, other = play.equal(), play.choose(action)
+    assert play.gain(action) == float((equal < 20).sum()) - float((other < 20).sum()) < 0
+    play.gain(action)
+    assert sum(torch.equal(chosen, equal) for chosen in asked) == 1, "judged once"
 
 
 # ---- What it learns
 
 
-@pytest.mark.parametrize("matters", [0, 2])
+def pays(layer: int) -> Callable[[Tensor], float]:
+    """A loss that falls with each channel of one layer that is kept, and with nothing else."""
+    return lambda chosen: -float(((chosen >= 20 * layer) & (chosen < 20 * layer + 20)).sum())
+
+
+@pytest.mark.parametrize("matters", [0, 1, 2])
 def test_it_learns_what_pays(matters: int) -> None:
     """One layer's channels are all that counts: the agent keeps them, and spares the others'."""
-    play = game(lambda keep: 100 * float(keep[matters]))
+    play, mind = game(pays(matters)), agent.born(1)
+    before = shares(play.scene, agent.choose(mind, play))
+    agent.train(mind, [play], 40, np.random.default_rng(0))
+    chosen = agent.choose(mind, play)
+    after = shares(play.scene, chosen)
+    assert after[matters] > max(0.9, before[matters] + 0.2)
+    assert not torch.equal(chosen, play.equal()), "it does not fall back on equal shares"
+    assert play.scene.saved(chosen) >= play.target
 
-    def worth(mind: Agent) -> float:
-        rewards = [
-            agent.episode(mind, play, np.random.default_rng(i), Memory())[1] for i in range(40)
-        ]
-        return float(np.mean(rewards))
 
-    mind = agent.born(1)
-    before = worth(mind)
-    best = agent.train(mind, play, 700, np.random.default_rng(0))
-    assert worth(mind) > 0.5 * before, "rewards are negative"
-    keep = agent.choose(mind, play)
-    others = [float(share) for layer, share in enumerate(keep) if layer != matters]
-    assert float(keep[matters]) > max(0.8, np.mean(others) + 0.2)
-    assert play.reward(best) > -0.1
+def test_it_learns_on_a_network_that_was_trained() -> None:
+    """Its selection loses less on the test set than equal shares at equal FLOPs."""
+    words = {"name": "mlp", "hidden": [48, 48, 48]}
+    tree = {"model": words, "rounds": 8, "batch": 32, "validation": 0.4}
+    gains = []
+    for seed in (1, 2, 3):
+        lab = Lab({**tree, "seed": seed})
+        play, mind = lab.game(0.6), agent.born(seed)
+        agent.train(mind, [play], 20, np.random.default_rng(seed))
+        chosen = agent.choose(mind, play)
+        assert play.loss_of(chosen) < play.base
+        gains.append(lab.found(play.equal(), lab.test)[0] - lab.found(chosen, lab.test)[0])
+    assert np.mean(gains) > 0
+
+
+def test_an_update_is_ppos() -> None:
+    """Against plain torch: clipped ratios, advantages centred and scaled, Adam."""
+    play, ours, theirs = game(pays(0)), agent.born(1), agent.born(1)
+    Learner(ours).update(play, np.random.default_rng(3), 0.4)
+    links, adam = play.scene.links, torch.optim.Adam(theirs.parameters(), agent.RATE)
+    noise = torch.from_numpy(np.random.default_rng(3).standard_normal((agent.TRIALS, 3))).float()
+    old = theirs(play.seen, links).detach()
+    actions = old + 0.4 * (noise - noise.mean(1, keepdim=True))
+    gains = torch.tensor([play.base - play.loss_of(play.choose(action)) for action in actions])
+    advantages = (gains - gains.mean()) / (gains.std() + 1e-6)
+
+    def logs(mean: Tensor) -> Tensor:
+        return torch.distributions.Normal(mean, 0.4).log_prob(actions).sum(1)
+
+    for _ in range(agent.PASSES):
+        ratio = torch.exp(logs(theirs(play.seen, links)) - logs(old))
+        limited = torch.clamp(ratio, 1 - agent.CLIP, 1 + agent.CLIP)
+        loss = -torch.min(ratio * advantages, limited * advantages).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    with torch.no_grad():
+        means = ours(play.seen, links), theirs(play.seen, links)
+    torch.testing.assert_close(*means, rtol=0.01, atol=2e-3)
+    assert float((means[0] - old).abs().max()) > 0.05
 
 
 def test_tuning_moves_the_heads_alone() -> None:
-    play, mind = game(lambda keep: 100 * float(keep[0])), agent.born(1)
+    play, mind = game(pays(0)), agent.born(1)
     before = [parameter.clone() for parameter in mind.body.parameters()]
     heads = [parameter.clone() for parameter in mind.heads()]
-    agent.train(mind, play, 10, np.random.default_rng(0), heads_only=True)
+    Learner(mind, heads_only=True).update(play, np.random.default_rng(0), 0.4)
     assert all(map(torch.equal, before, mind.body.parameters()))
     assert not any(map(torch.equal, heads, mind.heads()))
-    agent.train(mind, play, 10, np.random.default_rng(0))
+    Learner(mind).update(play, np.random.default_rng(0), 0.4)
     assert not any(map(torch.equal, before, mind.body.parameters()))
-    assert len(before) + len(heads) == len(list(mind.parameters()))
+    assert sum(one.numel() for one in mind.heads()) == agent.HEADS
 
 
-def test_the_clip_takes_the_gradient_of_what_has_moved_far() -> None:
-    """With ratios beyond the clip and gains of their sign, only the critic is moved."""
-    mind, play = agent.born(1), game(lambda _: 0.0)
-    seen = play.look(play.begin())
-    with torch.no_grad():
-        mean = mind(seen.unsqueeze(0), play.scene.links)[0][0]
-    action = mean + 0.1
-    far = agent.density(action, mean) - 1  # the ratio is e
-    memory = Memory([seen], [action], [far], [1.0])
-    actor = [parameter.clone() for parameter in mind.actor.parameters()]
-    critic = [parameter.clone() for parameter in mind.critic.parameters()]
-    steps = torch.optim.SGD(mind.heads(), 0.1)
-    agent.learn(mind, memory, steps, play.scene.links)
-    assert all(map(torch.equal, actor, mind.actor.parameters()))
-    assert not all(map(torch.equal, critic, mind.critic.parameters()))
+def test_learning_goes_on_where_it_stopped() -> None:
+    """Parameters and Adam's moments are all that has to be kept."""
+    play = game(pays(2))
+    whole, parts = agent.born(1), agent.born(1)
+    learner, random = Learner(whole, heads_only=True), np.random.default_rng(3)
+    for _ in range(3):
+        learner.update(play, random, 0.3)
+    random, moments = np.random.default_rng(3), None
+    for _ in range(3):
+        fresh = agent.born(9)
+        fresh.load(parts.vector())
+        again = Learner(fresh, heads_only=True)
+        if moments is not None:
+            again.resume(moments)
+        again.update(play, random, 0.3)
+        parts, moments = fresh, again.moments()
+    assert moments is not None
+    assert len(moments) == 1 + 2 * agent.HEADS
+    assert torch.equal(parts.vector(), whole.vector())
 
 
-def test_training_repeats_itself() -> None:
-    def one() -> Tensor:
-        mind = agent.born(1)
-        agent.train(mind, game(lambda keep: 100 * float(keep[0])), 20, np.random.default_rng(3))
-        return mind.vector()
+def test_deviations_fall() -> None:
+    assert agent.deviation(0, 5) == agent.FIRST
+    assert agent.deviation(4, 5) == pytest.approx(agent.LAST)
+    assert agent.deviation(0, 1) == agent.FIRST
 
-    assert torch.equal(one(), one())
+
+def test_the_agent_that_comes_with_the_project() -> None:
+    """It is a trained one, and decides for other networks than its own, too."""
+    mind = agent.shipped()
+    for name in NETS:
+        flat, channels, scene = made(name)
+        play = Game(scene, channels.norms(flat.initial), 0.5, lambda _: 0.0)
+        chosen = agent.choose(mind, play)
+        assert scene.saved(chosen) >= 0.5
+        assert not torch.equal(chosen, play.equal())

@@ -1,5 +1,6 @@
 """SPATL with agents: where they come from, what they are rewarded by, and what they cost."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from mpi4py import MPI
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from fedmpi import models
 from fedmpi.config import ConfigError
@@ -21,7 +23,7 @@ from tests.plain import RNN, accuracy, network, play
 from tests.small import SMALL, run, small, smooth, text
 
 NET = ("model.name=cnn", "model.channels=[8,12]", "model.kernel=3", "model.hidden=16")
-FEW = ("method.episodes=4", "method.tuned=1", "method.saved=0.5", "rounds=3")
+FEW = ("method.tuned=1", "method.saved=0.5", "rounds=3")
 
 
 @pytest.fixture
@@ -68,16 +70,16 @@ def test_models_that_agents_try_out_cost_flops_and_time(words: tuple[str, ...]) 
     tiers = "devices.tiers=[{gflops=0.001}]"
     engine = Engine(small(*words, tiers))
     judge, tried = engine.clients.select.judge, dict.fromkeys(range(5), 0.0)
-    accuracy_of, channels = judge.accuracy, engine.clients.channels
+    loss_of, channels = judge.loss, engine.clients.channels
     shape = tuple(engine.trainer.feed.x.shape[1:])
 
     def watch(w: Tensor, positions: np.ndarray, client: int) -> float:
         kept = (channels.norms(w) > 0).nonzero().flatten()
         small_one = nn.Sequential(sliced(engine.flat, w, channels, kept, shape))
         tried[client] += len(positions) * forward(Flat(small_one), shape).all
-        return accuracy_of(w, positions, client)
+        return loss_of(w, positions, client)
 
-    judge.accuracy = watch
+    judge.loss = watch
     each = 3 * 2 * forward(engine.flat, shape).all
     for t, outcome in enumerate(play(engine)):
         rows = outcome.tables["clients"]
@@ -110,15 +112,15 @@ def test_a_judge_is_plain_torch(words: tuple[str, ...]) -> None:
     select, w = engine.clients.select, engine.flat.initial
     positions = engine.population.reserved[2]
     feed = engine.trainer.feed
-    wanted = accuracy(network(engine, w), feed.x[positions], feed.y[positions])
-    assert select.judge.accuracy(w, positions, 2) == pytest.approx(100 * wanted)
-    assert select.judge.accuracy(w, positions[:0], 2) == 0
+    x, y = feed.x[positions], feed.y[positions]
+    wanted = accuracy(network(engine, w), x, y)
+    assert select.judge.found(w, x, y)[1] == pytest.approx(wanted)
+    assert select.judge.found(w, x[:0], y[:0]) == (0, 0)
     game = select.game(w, positions, 2)
-    keep = torch.tensor([0.5, 0.5, 0.25])
-    chosen = game.chosen(keep)
+    chosen = game.choose(torch.tensor([0.5, 0.0, -0.5]))
     masked = network(engine, engine.clients.channels.masked(w, chosen))
-    wanted = accuracy(masked, feed.x[positions], feed.y[positions])
-    assert game.accuracy_of(keep) == pytest.approx(100 * wanted)
+    wanted = float(cross_entropy(masked(x), y))
+    assert game.loss_of(chosen) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_skews_hold_for_reserved_samples_too(words: tuple[str, ...]) -> None:
@@ -166,9 +168,12 @@ def test_ranks_do_not_change_the_result(tmp_path: Path) -> None:
     ("more", "problem"),
     [
         (("method.agent=x",), "method.agent = 'x': wanted method.selection = 'agent'"),
-        (("method.saved=0.3",), "method.saved = 0.3: wanted method.selection = 'agent'"),
-        (("method.selection=agent",), "method.agent: wanted a file"),
-        (("method.selection=agent", "method.sparsity=0.3"), "wanted another method.selection"),
+        (("method.saved=0.3", "method.sparsity=0.3"), "wanted no method.saved, found 0.3"),
+        (("method.saved=0.999",), "method.saved = 0.999: wanted at most 0."),
+        (("method.selection=agent", "method.sparsity=0"), "or method.saved"),
+        (("method.selection=agent", "method.reserved=0"), "method.reserved = 0: wanted above 0"),
+        (("method.selection=agent", "method.episodes=30"), "multiple of 25"),
+        (("method.selection=agent", "method.salience=weight"), "wanted another method.selection"),
         (("method.selection=agent", "method.agent=/nowhere"), "No such file"),
     ],
     ids=" ".join,
@@ -187,16 +192,62 @@ def test_there_has_to_be_something_to_choose_from(
         Engine(small(*words[:3], *RNN))
 
 
+SELECTIONS = ("uniform", "l2", "random", "agent")
+
+
+def test_all_selections_save_the_same_and_train_on_the_same() -> None:
+    """With `saved` and `reserved` given they differ in nothing but the choice."""
+    shards, saved = [], []
+    for name in SELECTIONS:
+        words = (f"method.selection={name}", "method.saved=0.5", "method.reserved=0.2")
+        engine = Engine(small("method.name=spatl", *words, *NET, "rounds=1"))
+        shards.append(np.concatenate(engine.population.shards))
+        if name == "agent":
+            engine.clients.select.agents[0] = agent.born(5).vector()
+        w = engine.flat.initial
+        chosen = engine.clients.select(0, 0, w, torch.randn(w.shape))
+        shape = tuple(engine.trainer.feed.x.shape[1:])
+        saved.append(agent.Scene(engine.flat, engine.clients.channels, shape).saved(chosen))
+    for other in shards[1:]:
+        np.testing.assert_array_equal(other, shards[0])
+    assert min(saved) >= 0.5
+    assert max(saved) < 0.55, "as far as whole channels can"
+
+
+def test_without_a_share_of_flops_an_agent_saves_what_sparsity_saves() -> None:
+    engine = Engine(small("method.name=spatl", "method.selection=agent", *NET))
+    select = engine.clients.select
+    equal = engine.clients.channels.evenly(torch.zeros(engine.clients.channels.count), 0.5)
+    assert select.target == pytest.approx(select.scene.saved(equal))
+
+
+def test_the_agent_that_comes_with_the_project_is_part_of_the_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("method.name=spatl", "method.selection=agent")
+    shipped = small(*words)
+    wanted = hashlib.sha256(agent.SHIPPED.read_bytes()).hexdigest()
+    assert shipped.contents() == {"method.agent": wanted}
+    copy = tmp_path / "copy.npy"
+    copy.write_bytes(agent.SHIPPED.read_bytes())
+    assert small(*words, f"method.agent={copy}").identity() == shipped.identity()
+    other = tmp_path / "other.npy"
+    agent.save(agent.born(1), other)
+    assert small(*words, f"method.agent={other}").identity() != shipped.identity()
+    assert small("method.name=spatl").contents() == {}
+
+
 # ---- Pre-training
 
 
 def test_an_agent_is_made_and_used(tmp_path: Path) -> None:
     file = tmp_path / "made.npy"
     tree = {**SMALL, "method": {"name": "spatl", "saved": 0.4}}
-    said = pretrain(tree, 20, file)
-    assert "25864 bytes" in said
+    said = pretrain([tree], 50, file)
+    assert f"{4 * agent.SIZE} bytes" in said
+    assert "saves 40." in said
     first = agent.read(file)
-    pretrain(tree, 20, file)
+    pretrain([tree], 50, file)
     assert torch.equal(agent.read(file), first)
     words = ("method.name=spatl", "method.selection=agent", f"method.agent={file}")
     assert np.isfinite(run(small(*words, *NET, *FEW)).model).all(), "on another network, too"
@@ -204,6 +255,6 @@ def test_an_agent_is_made_and_used(tmp_path: Path) -> None:
 
 def test_without_held_out_samples_there_is_no_reward(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"validation = 0\.0: wanted samples that are held out"):
-        pretrain({**SMALL, "validation": 0.0}, 1, tmp_path / "a.npy")
+        pretrain([{**SMALL, "validation": 0.0}], 25, tmp_path / "a.npy")
     with pytest.raises(ConfigError, match="wanted a file in a folder that is there"):
-        pretrain(dict(SMALL), 1, tmp_path / "nowhere" / "a.npy")
+        pretrain([dict(SMALL)], 25, tmp_path / "nowhere" / "a.npy")

@@ -183,11 +183,11 @@ def fetch(words: list[str]) -> None:
 
 
 def agent(words: list[str]) -> None:
-    """One episode, of a network that has hardly learnt."""
+    """One update, on a network that has hardly learnt."""
     found = parsed(*words[1:])
     given = found["words"]
     assert isinstance(given, tuple)
-    invoke(main, ["agent", *given, *SMALL, "--episodes", "1", "--out", str(found["out"])])
+    invoke(main, ["agent", *given, *SMALL, "--episodes", "25", "--out", str(found["out"])])
 
 
 def bench(words: list[str]) -> None:

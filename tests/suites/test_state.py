@@ -135,7 +135,7 @@ def test_a_run_goes_on_later(stop: int, case: tuple[str, ...]) -> None:
 def test_agents_are_told_once(tmp_path: Path) -> None:
     agent.save(agent.born(5), tmp_path / "agent.npy")
     given = ("method.selection=agent", f"method.agent={tmp_path / 'agent.npy'}")
-    check(("method.name=spatl", *given, "method.episodes=2", *CNN))
+    check(("method.name=spatl", *given, *CNN))
 
 
 @pytest.mark.parametrize("name", METHODS)

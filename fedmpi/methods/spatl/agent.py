@@ -21,7 +21,7 @@ these smooth differences between layers away. The actor has one head for all lay
 agent trained on one network can be used for another.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from math import log2
 from pathlib import Path
@@ -39,6 +39,8 @@ from fedmpi.networks.flops import forward
 from fedmpi.networks.slicing import Channels
 from fedmpi.networks.topology import Topology
 
+SHIPPED = Path(__file__).parent / "agent.npy"
+"""The agent that comes with the project; docs/methods.md says how it was made."""
 FEATURES, WIDTH, HIDDEN = 10, 50, 32
 """Length of a layer's descriptor, of its embedding, and of the actor's hidden layer."""
 FIXED = FEATURES - 2
@@ -67,11 +69,10 @@ class Agent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.ModuleList([nn.Linear(FEATURES, WIDTH), nn.Linear(WIDTH, WIDTH)])
-        self.actor = nn.Sequential(
-            nn.Linear(FEATURES + 2 * WIDTH, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1)
-        )
+        last = nn.Linear(HIDDEN, 1, bias=False)
+        self.actor = nn.Sequential(nn.Linear(FEATURES + 2 * WIDTH, HIDDEN), nn.ReLU(), last)
         with torch.no_grad():
-            self.actor[2].weight.mul_(GENTLE)
+            last.weight.mul_(GENTLE)
 
     def forward(self, seen: Tensor, links: Tensor) -> Tensor:
         """Computes the mean of the actions.
@@ -144,6 +145,13 @@ def read(path: Path) -> Tensor:
             f"{getattr(found, 'dtype', type(found).__name__)} {list(getattr(found, 'shape', ()))}"
         )
     return torch.from_numpy(found)
+
+
+def shipped() -> Agent:
+    """Returns the agent that comes with the project."""
+    mind = Agent()
+    mind.load(read(SHIPPED))
+    return mind
 
 
 class Scene:
@@ -449,11 +457,11 @@ def deviation(number: int, count: int) -> float:
     return FIRST + (LAST - FIRST) * number / max(1, count - 1)
 
 
-def train(agent: Agent, game: Game, updates: int, random: np.random.Generator) -> None:
-    """Trains an agent on one game, in place."""
+def train(agent: Agent, games: Sequence[Game], updates: int, random: np.random.Generator) -> None:
+    """Trains an agent on games in turns, in place."""
     learner = Learner(agent)
     for number in range(updates):
-        learner.update(game, random, deviation(number, updates))
+        learner.update(games[number % len(games)], random, deviation(number, updates))
 
 
 @torch.no_grad()

@@ -1,18 +1,19 @@
 """Trains SPATL's selection agent on a network and its data, before any federated run.
 
 S. Yu et al., *SPATL* (SC 2022, arXiv 2111.14345) train their agent on pruning ResNet-56, and reuse
-it on the clients' networks. Here the network is the one of the settings, trained centrally on all
-samples for the number of rounds in the settings. The agent's reward uses the samples that are held
-out from all clients (`validation`), never the test set.
+it on the clients' networks. Here each network is trained centrally on all samples for the number
+of rounds in its settings, and an agent may learn on several networks in turns. The agent's reward
+uses the samples that are held out from all clients (`validation`), never the test set.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedmpi import config, loading, models
+from fedmpi import config, loading, models, words
 from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError, Settings, Tree
 from fedmpi.methods.spatl import agent, selection
@@ -20,6 +21,7 @@ from fedmpi.networks.flat import Flat
 from fedmpi.networks.slicing import Channels
 from fedmpi.networks.topology import Topology
 from fedmpi.streams import Purpose, stream, torch_seed
+from fedmpi.training import hardware
 from fedmpi.training.train import Trainer
 
 USED = ("cut", "saved", "sparsity")
@@ -43,12 +45,15 @@ class Lab:
     """
 
     def __init__(self, tree: Tree) -> None:
-        given = {k: v for k, v in dict(tree.get("method", {})).items() if k in USED}
+        tree = words.meant(config.Settings, tree)
+        if not isinstance(tree.get("method", {}), dict):
+            loading.load(tree)  # it says what is wrong
+        given = {k: v for k, v in tree.get("method", {}).items() if k in USED}
         method = {**given, "name": "spatl", "selection": "agent", "reserved": 0.0, "tuned": 0}
         alone = {"clients": 1, "participation": 1.0, "partition": {"name": "iid"}, "method": method}
-        self.settings: Any = loading.load({**tree, **alone})
-        settings: Settings = self.settings
-        torch.set_num_threads(settings.threads)
+        settings: Any = loading.load({**tree, **alone})
+        self.settings: Settings = settings
+        torch.set_num_threads(hardware.threads(settings))
         data = config.module("data", settings.data.name).load(settings.data, settings.seed)
         population = Population(settings, data)
         if not len(population.held_out):
@@ -59,9 +64,9 @@ class Lab:
         kind = (data.shape, data.classes, settings.seed, data.kind)
         flat = Flat(models.build(settings.model, *kind), settings.statistics == "local")
         trainer = Trainer(settings, flat, data, population, torch.device("cpu"))
-        front, _ = flat.split(self.settings.method.cut or (flat.cuts() or [""])[-1])
+        front, _ = flat.split(settings.method.cut or (flat.cuts() or [""])[-1])
         self.channels = Channels(Topology(front, data.shape), trainer.device)
-        chooser = selection.ByAgent(self.settings.method, trainer, self.channels)
+        chooser = selection.ByAgent(settings.method, trainer, self.channels)
         self.judge, self.scene, self.target = chooser.judge, chooser.scene, chooser.target
         self.held = trainer.feed.take(torch.from_numpy(population.held_out))
         self.test = torch.from_numpy(data.test_x), torch.from_numpy(data.test_y)
@@ -84,41 +89,45 @@ class Lab:
         return self.judge.found(masked, *samples)
 
 
-def pretrain(tree: Tree, episodes: int, out: Path) -> str:
-    """Trains the network of the settings, trains an agent on it, and writes the agent to a file.
+def pretrain(trees: Sequence[Tree], episodes: int, out: Path) -> str:
+    """Trains the networks of settings, trains an agent on them in turns, and writes it to a file.
 
     Args:
-        tree: settings (see `Lab`).
+        trees: settings of each network (see `Lab`). The first one's seed is the agent's.
         episodes: number of selections that the agent tries out, in batches of `agent.TRIALS`.
         out: the file.
 
     Returns:
-        A sentence with the result.
+        A line for each network with the result.
 
     Raises:
-        ConfigError: if no samples are held out, if the network has no channels, or if the file's
+        ConfigError: if no samples are held out, if a network has no channels, or if the file's
             folder does not exist.
     """
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: wanted a file in a folder that is there")
-    lab = Lab(tree)
-    mind = agent.born(torch_seed(lab.settings.seed, Purpose.BIRTH))
-    game = lab.game()
-    random = stream(lab.settings.seed, Purpose.AGENT, -1, 0)
-    agent.train(mind, game, episodes // agent.TRIALS, random)
+    labs = [Lab(tree) for tree in trees]
+    seed, games = labs[0].settings.seed, [lab.game() for lab in labs]
+    mind = agent.born(torch_seed(seed, Purpose.BIRTH))
+    random = stream(seed, Purpose.AGENT, -1, 0)
+    agent.train(mind, games, episodes // agent.TRIALS, random)
     agent.save(mind, out)
-    chosen = agent.choose(mind, game)
+    lines = [_result(lab, game, mind) for lab, game in zip(labs, games, strict=True)]
+    return "\n".join([f"{out}: {4 * agent.SIZE} bytes", *lines])
+
+
+def _result(lab: Lab, game: agent.Game, mind: agent.Agent) -> str:
+    chosen, every = agent.choose(mind, game), torch.arange(lab.channels.count)
     shares = ", ".join(
         f"{int(((chosen >= one.first) & (chosen < one.first + one.count)).sum()) / one.count:.2f}"
         for one in lab.channels.layers
     )
-    every = torch.arange(lab.channels.count)
     kept, equal, whole = (
-        f"loss {loss:.3f}, {accuracy:.1%} right"
+        f"loss {loss:.3f}, accuracy {accuracy:.1%}"
         for loss, accuracy in (lab.found(c, lab.held) for c in (chosen, game.equal(), every))
     )
     return (
-        f"{out}: {4 * agent.SIZE} bytes; keeps {shares} of the layers' channels, which saves "
-        f"{lab.scene.saved(chosen):.1%} of the FLOPs. Held out samples: {kept}; with equal shares "
+        f"{lab.settings.model.name} keeps {shares} of its layers' channels and saves "
+        f"{lab.scene.saved(chosen):.1%} of its FLOPs; held-out samples: {kept}; with equal shares "
         f"{equal}; with all channels {whole}"
     )

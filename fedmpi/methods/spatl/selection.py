@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from fedmpi import config
 from fedmpi.config import ConfigError, Settings
 from fedmpi.methods.spatl import agent
-from fedmpi.methods.spatl.agent import TRIALS
+from fedmpi.methods.spatl.agent import SHIPPED, TRIALS
 from fedmpi.networks.slicing import Channels
 from fedmpi.streams import Purpose, stream
 from fedmpi.training.train import Trainer
@@ -25,10 +25,6 @@ BATCH = 256
 """Batch size in the evaluation of a masked model."""
 RESERVE = 0.2
 """Share of a client's samples that is reserved for its agent's reward, as in the authors' code."""
-
-
-SHIPPED = Path(__file__).parent / "agent.npy"
-"""The agent that comes with the project; docs/methods.md says how it was made."""
 
 
 class Config(config.Method):
@@ -49,7 +45,7 @@ class Config(config.Method):
     """Share of each client's training samples that it does not train on. Agents are rewarded by
     them. If absent, it is 0.2 with selection = agent and 0 otherwise. Selections are compared on
     the same training data if it is the same for all."""
-    agent: Annotated[str | None, config.READ] = None
+    agent: Annotated[config.Place | None, config.READ] = None
     """File of the agent that every client starts with, made by fedmpi agent. If absent, it is the
     one that comes with the project. Only with selection = agent."""
     episodes: int = Field(25, ge=TRIALS, multiple_of=TRIALS)
