@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, Failure
 
 RANKS = click.option(
     "--ranks", type=click.IntRange(min=1), help="Number of ranks to start with mpiexec."
@@ -21,7 +21,10 @@ RANKS = click.option(
 
 
 def mends(command: Callable[..., None]) -> Callable[..., None]:
-    """Makes a command end with exit code 2, and one line per problem, if its input is wrong."""
+    """Makes a command end with one line per problem instead of a traceback.
+
+    The exit code is 2 if its input is wrong, and 1 if the machine refuses what a run needs.
+    """
 
     @wraps(command)
     def guarded(*args: Any, **options: Any) -> None:
@@ -31,6 +34,9 @@ def mends(command: Callable[..., None]) -> Callable[..., None]:
             if str(error):
                 print(error, file=sys.stderr)
             sys.exit(2)
+        except Failure as error:
+            print(error, file=sys.stderr)
+            sys.exit(1)
 
     return guarded
 
@@ -98,7 +104,7 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
         job.run(settings, out)
         return
     from fedmpi.engine import Engine
-    from fedmpi.results.record import FINISHED, mark_failed
+    from fedmpi.results.record import FINISHED, begin, mark_failed
     from fedmpi.runs import earlier
 
     # What can be wrong is found here, where it is said without the launcher's noise; only devices
@@ -109,6 +115,7 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     if state in FINISHED:
         print(f"{path}: {state} already", file=sys.stderr)
         return
+    begin(path).release()
     Engine(settings.model_copy(update={"device": "cpu"}))
     code = launch.start(ranks, ["run", *words, "--out", str(out)])
     if code:
@@ -165,8 +172,8 @@ def sweep(
     if count:
         print(len(plan.members))
     elif dry_run:
-        for number in plan.chosen:
-            print(f"{number:4}  {plan.state(number) or 'to do':10}  {plan.members[number]}")
+        for number, state in plan.states().items():
+            print(f"{number:4}  {state:10}  {plan.members[number]}")
     else:
         assert ranks is not None
         sys.exit(plan.supervise(ranks))
