@@ -67,7 +67,7 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
             script = [sys.executable, "-m", "fedmpi.bench.converse", workload, side, str(out)]
             command = launcher.command(1 if side == alone else ranks, script)
             subprocess.run(command, env=launcher.environment(), check=True)
-            found[side] = json.loads(out.read_text())
+            found[side] = json.loads(out.read_text(encoding="utf-8"))
             if len({each["model"] for each in found.values()}) > 1:
                 raise AssertionError(f"{workload}: {', '.join(found)} end at different models")
             return found[side]["step"]
@@ -107,7 +107,7 @@ def main(workload: str, side: str, out: Path) -> None:
         "server": median(each[Phase.SERVE] for each in phases) / steps,
         "model": engine.model_sha256(),
     }
-    out.write_text(json.dumps(found))
+    out.write_text(json.dumps(found), encoding="utf-8")
 
 
 @click.command()

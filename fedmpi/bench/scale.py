@@ -79,7 +79,7 @@ def measure(
         def turn(clients: int) -> float:
             words = [sys.executable, "-m", "fedmpi.bench.scale", str(clients), str(out), *settings]
             subprocess.run(launcher.command(RANKS, words), env=launcher.environment(), check=True)
-            found[clients].append(json.loads(out.read_text()))
+            found[clients].append(json.loads(out.read_text(encoding="utf-8")))
             return found[clients][-1]["seconds"]
 
         turns: dict[str, Callable[[], float]] = {
@@ -137,7 +137,7 @@ def main(clients: int, out: Path, words: Sequence[str] = ()) -> None:
         "samples": 4 * 28 * 28 * SAMPLES * clients,
         "model": 4 * engine.flat.size,
     }
-    out.write_text(json.dumps(found))
+    out.write_text(json.dumps(found), encoding="utf-8")
 
 
 @click.command()

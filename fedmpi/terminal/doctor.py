@@ -386,7 +386,7 @@ def _run(words: Sequence[str], environment: dict[str, str]) -> Done:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             start_new_session=True,
         )
