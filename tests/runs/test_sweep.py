@@ -170,7 +170,7 @@ def test_what_belongs_to_the_machine_makes_no_other_run(
     with pytest.raises(ConfigError) as caught:
         members(path)
     for problem, start in zip(caught.value.problems, wanted, strict=True):
-        assert problem.startswith(f"{path}: [[grid]] {start} in what is one run: it belongs to the")
+        assert problem.startswith(f"{path}: [[grid]] {start} for the same run: it belongs to the")
         assert "wanted one value, in [base]" in problem
 
 
