@@ -21,6 +21,7 @@ import click
 
 from fedmpi import config
 from fedmpi.config import ConfigError
+from fedmpi.errors import BadInput
 from fedmpi.runs import launch
 from fedmpi.runs.launch import Launcher
 
@@ -121,7 +122,7 @@ def rank() -> "Job":
 
     try:
         return Job()
-    except ConfigError as error:
+    except BadInput as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
 

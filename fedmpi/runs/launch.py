@@ -100,6 +100,9 @@ class Launcher:
             variables[name] = os.environ.get(name, "none")
         if sys.stderr.isatty():
             variables["COLUMNS"] = str(shutil.get_terminal_size().columns)
+        if "SLURM_STEP_ID" in os.environ:
+            # A launcher that calls srun would wait for this very step to give its CPUs back.
+            variables["SLURM_OVERLAP"] = "1"
         if self.is_open_mpi and os.geteuid() == 0:
             variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         return plain(os.environ) | variables
@@ -250,7 +253,14 @@ def start(ranks: int, words: Sequence[str]) -> int:
             f"--ranks {ranks}: wanted at most {most} on this machine, {CROWD} per core; across "
             "nodes use the site's launcher"
         )
-    return launcher.run(ranks, [sys.executable, "-m", "fedmpi", *words])
+    code = launcher.run(ranks, [sys.executable, "-m", "fedmpi", *words])
+    if code not in (0, 1, 2):  # which are fedmpi's own
+        print(
+            f"{launcher.path} ended with exit code {code}; if no rank has said why, "
+            "'fedmpi doctor mpi' checks MPI",
+            file=sys.stderr,
+        )
+    return code
 
 
 def follow_launcher() -> None:
