@@ -14,7 +14,7 @@ from analysis import frames, terminal
 from analysis.groups import DONE, is_unset, label, labelled, summary
 from analysis.terminal import Column
 
-MACHINE = ("about.cpu", "about.device", "about.ranks")
+MACHINE = ("about.cpu", "about.device", "about.ranks", "about.threads_per_rank")
 """Columns that must be equal for seconds to be comparable between methods."""
 SHARDS = "about.partition_sha256"
 """Hash of the partition, which a group's runs of one seed should share."""
@@ -102,9 +102,10 @@ def read(paths: Sequence[Path]) -> pd.DataFrame:
     Raises:
         click.UsageError: if there are none.
     """
+    terminal.be_lenient()
     runs = frames.runs(paths)
     if runs.empty:
-        raise click.UsageError(f"no results (*.h5) in {', '.join(map(str, paths))}")
+        raise click.UsageError(f"no results (*.h5, *.hdf5) in {', '.join(map(str, paths))}")
     return runs
 
 
@@ -143,7 +144,7 @@ def main(
     rows = summary(runs, by)
     if csv is not None:
         csv.parent.mkdir(parents=True, exist_ok=True)
-        rows.to_csv(csv, index=False)
+        rows.to_csv(csv, index=False, encoding="utf-8", errors="surrogateescape")
     outside = left_out(labelled(runs, by))
     if is_json:
         print(rows.to_json(orient="records", indent=2, double_precision=15))

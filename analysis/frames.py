@@ -71,8 +71,15 @@ ABOUT = "about."
 CONTENTS = "sha256."
 """Beginning of the names of columns with the hashes of the files that a run read: `sha256.data`, or
 `sha256.trace` for the file that the setting `trace` names."""
+MACHINE = (
+    *("threads", "server_threads", "exchange.window", "state.memory", "state.folder"),
+    *("data.root", "data.cache"),
+)
+"""Settings that belong to the machine: they make no other run, and runs do not differ by them."""
 SHARE = re.compile(r"devices\.tiers\[.+\]\.share")
 """The share of clients with a kind of devices; it is 0 in a run that has only other kinds."""
+SUFFIXES = (".h5", ".hdf5")
+"""Ends of the names of results, in upper or lower case."""
 
 AGREEMENT = -1
 """The round before the first, whose bytes are spent once."""
@@ -98,7 +105,9 @@ class Result:
 
 
 def find(paths: Paths) -> list[Path]:
-    """Returns all results among files and folders (searched for `*.h5`, at any depth), each once.
+    """Returns all results among files and folders, each once.
+
+    Folders are searched for files with one of the `SUFFIXES`, at any depth.
 
     Files that are no results or cannot be read are left out, and named once on standard error.
 
@@ -161,9 +170,10 @@ def varying(runs: pd.DataFrame) -> list[str]:
     Methods have different settings. A setting that one method lacks and another has is no
     difference, because `method.name` shows it already. Between runs of one method, a setting that
     is not set differs from one that is. The same holds for every named table: a run without a kind
-    of devices lacks its settings.
+    of devices lacks its settings. Settings of the `MACHINE` do not count, nor does the path of a
+    file whose content is known and the same.
     """
-    return [name for name in settings(runs) if _varies(runs, name)]
+    return [name for name in settings(runs) if name not in MACHINE and _varies(runs, name)]
 
 
 def _varies(runs: pd.DataFrame, name: str) -> bool:
@@ -172,6 +182,9 @@ def _varies(runs: pd.DataFrame, name: str) -> bool:
         of = name.removeprefix(CONTENTS)
         found = runs.groupby("data.name" if of == "data" else of)[name].nunique()
         return bool((found > 1).any())
+    content = f"{CONTENTS}{name}"
+    if content in runs and runs[content].nunique(dropna=False) == 1:
+        return False
     if runs[name].nunique() > 1:
         return True
     table = name
@@ -188,7 +201,7 @@ def _results(paths: Paths, table: str = "rounds") -> list[Result]:
         path = Path(given)
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
-        for file in sorted(path.rglob("*.h5")) if path.is_dir() else [path]:
+        for file in _inside(path) if path.is_dir() else [path]:
             found.setdefault(file.resolve(), file)
     results = []
     for whole, path in found.items():
@@ -201,6 +214,12 @@ def _results(paths: Paths, table: str = "rounds") -> list[Result]:
     return results
 
 
+def _inside(folder: Path) -> list[Path]:
+    """Returns the files in a folder, at any depth, that are named as results are."""
+    every = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in every if not path.is_dir())
+
+
 def _read(path: Path, table: str) -> Result:
     # No lock, because a run in progress still writes to the file.
     with h5py.File(path, "r", locking=False) as file:
@@ -208,6 +227,8 @@ def _read(path: Path, table: str) -> Result:
             raise ValueError("HDF5, but not a result: it holds no settings")
         attributes = {name: _plain(value) for name, value in file.attrs.items()}
         attributes["settings"] = json.loads(attributes["settings"])
+        if isinstance(attributes.get("hosts"), str):  # a line for each rank
+            attributes["hosts"] = tuple(attributes["hosts"].splitlines())
         rounds = _frame(file["rounds"][:])
         # Results of earlier versions lack it.
         is_lacking = table == "variants" and table not in file

@@ -5,23 +5,41 @@ needed.
 """
 
 import copy
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, Failure
 
 RANKS = click.option(
     "--ranks", type=click.IntRange(min=1), help="Number of ranks to start with mpiexec."
 )
 
 
+WORDS = "[FILE] [KEY=VALUE]..."
+"""How settings are given."""
+
+
+class Place(click.Path):
+    """The path of a file or folder; `~` is the user's home, as in shells."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As in click."""
+        if not os.fspath(value):
+            self.fail("Wanted a path, found nothing.", param, ctx)
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
 def mends(command: Callable[..., None]) -> Callable[..., None]:
-    """Makes a command end with exit code 2, and one line per problem, if its input is wrong."""
+    """Makes a command end with one line per problem instead of a traceback.
+
+    The exit code is 2 if its input is wrong, and 1 if the machine refuses what a run needs.
+    """
 
     @wraps(command)
     def guarded(*args: Any, **options: Any) -> None:
@@ -31,6 +49,9 @@ def mends(command: Callable[..., None]) -> Callable[..., None]:
             if str(error):
                 print(error, file=sys.stderr)
             sys.exit(2)
+        except Failure as error:
+            print(error, file=sys.stderr)
+            sys.exit(1)
 
     return guarded
 
@@ -55,14 +76,16 @@ def alone(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
     """The settings that `[FILE] [KEY=VALUE]...` gives."""
     from fedmpi import config, loading
-    from fedmpi.results import record
 
     tree = {}
     if words and not loading.is_word(words[0]):
+        from fedmpi.results import record
+
         file, words = Path(words[0]), words[1:]
-        tree = record.settings_of(file) if file.suffix == ".h5" else loading.read(file)
+        is_result = record.is_result(file)
+        tree = record.settings_of(file) if is_result else loading.read(file)
         loading.override(tree, words)
-        if file.suffix == ".h5" and loading.PAPER in tree:
+        if is_result and loading.PAPER in tree:
             raise config.ConfigError(
                 f"{loading.PAPER}:{tree[loading.PAPER]}: wanted settings that leave something "
                 f"open, found a result, {file}, which has a value for each"
@@ -72,7 +95,36 @@ def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
     return tree
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Command(click.Command):
+    """A command that says how settings are written, if one is written as an option."""
+
+    def parse_args(self, context: click.Context, words: list[str]) -> list[str]:
+        """As in click."""
+        try:
+            return super().parse_args(context, words)
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-")
+            is_taken = any(option.metavar == WORDS for option in self.params)
+            if is_taken and name.partition(".")[0] in _settings():
+                said = f"No such option: --{name}. A setting is written {name}=VALUE."
+                raise click.UsageError(said, context) from None
+            raise
+
+
+def _settings() -> Collection[str]:
+    """The names of settings, and of tables of them."""
+    from fedmpi.config import Settings
+
+    return Settings.model_fields
+
+
+class Commands(click.Group):
+    """The commands."""
+
+    command_class = Command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fedmpi")
 def main() -> None:
     """Compare methods of federated and federated split learning over MPI.
@@ -80,25 +132,29 @@ def main() -> None:
     fedmpi run runs an experiment; without settings it runs a small default one. fedmpi list methods
     shows the methods. fedmpi doctor checks this machine.
     """
+    from fedmpi.terminal import letters
+
+    letters.be_lenient()
 
 
 @main.command()
-@click.argument("words", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
+@click.argument("words", nargs=-1, metavar=WORDS)
 @RANKS
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Place(path_type=Path),
     default=Path("results"),
     show_default=True,
-    help="Result file (.h5), or a folder; the file is then named after the settings.",
+    help="Result file (.h5 or .hdf5), or a folder; the file is then named after the settings.",
 )
 @mends
 def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     """Run one experiment and record its result.
 
-    FILE is a settings file (TOML), or a result (.h5) to be repeated. KEY=VALUE changes a setting,
-    such as method.name=topk or lr=0.05. fedmpi list settings shows all settings. paper:NAME takes
-    that method with the values of its paper; KEY=VALUE and FILE win over it.
+    FILE is a settings file (TOML), or a result to be repeated. KEY=VALUE changes a setting, such as
+    method.name=topk or lr=0.05; of several for one setting the last counts, and KEY=absent takes
+    one back. fedmpi list settings shows all settings. paper:NAME takes that method with the values
+    of its paper; KEY=VALUE and FILE win over it.
 
     Under mpirun or srun this process is one rank of the job. Otherwise --ranks N starts N ranks;
     the default is a single one. A finished run is skipped. SIGINT, SIGTERM and SIGHUP end the ranks
@@ -115,17 +171,18 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
         job.run(settings, out)
         return
     from fedmpi.engine import Engine
-    from fedmpi.results.record import FINISHED, file_of, mark_failed
+    from fedmpi.results.record import FINISHED, begin, mark_failed
     from fedmpi.runs import earlier
 
     # What can be wrong is found here, where it is said without the launcher's noise; only devices
     # are left to the ranks, which may be on other machines.
     settings = load(tree_of(words))
-    path = file_of(out, settings.method.name, settings.identity())
+    path = earlier.place(out, settings)
     state = earlier.state(path, settings)
     if state in FINISHED:
         print(f"{path}: {state} already", file=sys.stderr)
         return
+    begin(path).release()
     Engine(settings.model_copy(update={"device": "cpu"}))
     code = launch.start(ranks, ["run", *words, "--out", str(out)])
     if code:
@@ -134,11 +191,11 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=Place(path_type=Path))
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Place(path_type=Path, file_okay=False),
     default=Path("results"),
     show_default=True,
     help="Folder for the results; files are named after the settings.",
@@ -181,23 +238,23 @@ def sweep(
     if count:
         print(len(plan.members))
     elif dry_run:
-        for number in plan.chosen:
-            print(f"{number:4}  {plan.state(number) or 'to do':10}  {plan.members[number]}")
+        for number, state in plan.states().items():
+            print(f"{number:4}  {state:10}  {plan.members[number]}")
     else:
         assert ranks is not None
         sys.exit(plan.supervise(ranks))
 
 
 @main.command()
-@click.argument("words", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
+@click.argument("words", nargs=-1, metavar=WORDS)
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Place(path_type=Path, dir_okay=False),
     help="Draw the partition into a file (.png or .svg).",
 )
 @click.option(
     "--freeze",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Place(path_type=Path, dir_okay=False),
     help="Write the partition (.npz), for runs with partition.name=frozen partition.file=FILE.",
 )
 @alone("partition")
@@ -213,10 +270,10 @@ def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) ->
 
 
 @main.command("agent")
-@click.argument("words", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
+@click.argument("words", nargs=-1, metavar=WORDS)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Place(path_type=Path, dir_okay=False),
     default=Path("agent.npy"),
     show_default=True,
     help="File of the agent, for runs with method.agent=FILE.",
@@ -258,13 +315,18 @@ def list_(what: str, name: str | None) -> None:
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("path", type=Place(path_type=Path))
 @mends
-def show(file: Path) -> None:
-    """Show the settings, provenance and results of the run in FILE (.h5)."""
+def show(path: Path) -> None:
+    """Show the settings, provenance and results of the run in PATH, or list a folder's runs."""
+    if path.is_dir():
+        from fedmpi.terminal.folder import show_folder
+
+        show_folder(path)
+        return
     from fedmpi.terminal.show import show_result
 
-    show_result(file)
+    show_result(path)
 
 
 @main.command()
@@ -273,7 +335,7 @@ def show(file: Path) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Place(path_type=Path, file_okay=False),
     default=Path("results"),
     show_default=True,
     help="Folder for results, to be checked.",
@@ -298,7 +360,7 @@ def data() -> None:
 @click.argument("name")
 @click.option(
     "--to",
-    type=click.Path(file_okay=False),
+    type=Place(file_okay=False),
     help="Folder for data sets. Default: $FEDMPI_DATA, or ./data if it is not set.",
 )
 @alone("data fetch")

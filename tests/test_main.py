@@ -1,6 +1,8 @@
 """The command line: helps, exit codes, and one clear sentence for whatever is wrong."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,10 +13,11 @@ import h5py
 import pytest
 from click.testing import CliRunner, Result
 
+from fedmpi import engine
 from fedmpi.__main__ import main
 from fedmpi.data import files
 from fedmpi.results import record
-from fedmpi.runs import launch
+from fedmpi.runs import job, launch
 from fedmpi.terminal.doctor import CHECKS
 from tests import PATIENCE
 
@@ -115,19 +118,25 @@ SETTINGS = {
         ["method.name=topk", "method.sparsty=0.5"],
         "no setting 'sparsty' in [method] (did you mean 'sparsity'?); there are: name, spans,",
     ),
-    "wrong type": (["lr=fast"], "lr = 'fast': input should be a valid number"),
-    "a float for epochs": (["epochs=1.5"], "epochs = 1.5: input should be a valid integer"),
-    "a truth for a number": (["seed=true"], "seed = True: input should be a valid integer"),
+    "wrong type": (["lr=fast"], "lr = fast: wanted a number above 0"),
+    "a float for epochs": (["epochs=1.5"], "epochs = 1.5: wanted a whole number of at least 1"),
+    "a truth for a number": (["seed=true"], "seed = true: wanted a whole number of at least 0"),
     "a value for a table": (["method=5"], "method = 5: wanted a table, such as method.name"),
     "a value for a list": (["model.hidden=3"], "model.hidden = 3: wanted a list"),
-    "negative": (["momentum=-0.1"], "momentum = -0.1: input should be greater than or equal to 0"),
-    "zero": (["rounds=0"], "rounds = 0: input should be greater than or equal to 1"),
-    "zero where it is excluded": (["lr=0"], "lr = 0: input should be greater than 0"),
-    "not a number": (["lr=nan"], "lr = nan: input should be a finite number"),
-    "beyond float32": (["lr=1e308"], "lr = 1e+308: input should be less than or equal to 3"),
-    "beyond all threads": (["threads=5000"], "threads = 5000: input should be less than or equal"),
-    "digits without end": (["seed=" + "9" * 5000], "input should be a valid integer"),
-    "participation": (["participation=1.5"], "1.5: input should be less than or equal to 1"),
+    "negative": (["momentum=-0.1"], "momentum = -0.1: wanted a number of at least 0"),
+    "zero": (["rounds=0"], "rounds = 0: wanted a whole number of at least 1"),
+    "zero where it is excluded": (["lr=0"], "lr = 0.0: wanted a number above 0"),
+    "not a number": (["lr=nan"], "lr = nan: wanted a number above 0 and of at most 3e+38"),
+    "beyond float32": (["lr=1e308"], "lr = 1e+308: wanted a number above 0 and of at most 3"),
+    "beyond all threads": (
+        ["threads=5000"],
+        "5000: wanted a whole number from 1 to 1024",
+    ),
+    "digits without end": (["seed=" + "9" * 5000], "wanted a whole number from 0 to 2147483647"),
+    "participation": (
+        ["participation=1.5"],
+        "1.5: wanted a number above 0 and of at most 1",
+    ),
     "method": (
         ["method.name=fedpro"],
         "method.name = 'fedpro': no such method (did you mean 'fedprox'?); there are: ",
@@ -139,13 +148,13 @@ SETTINGS = {
         "partition.name = 'x': no such partition; there are: classes",
     ),
     "exchange": (["exchange.name=tree"], "exchange.name = 'tree': no such exchange; there are"),
-    "state": (["state.memory=-1"], "state.memory = -1: input should be greater than or equal to 0"),
+    "state": (["state.memory=-1"], "state.memory = -1: wanted a whole number of at least 0"),
     "no folder for state": (
         ["method.name=topk", "state.folder=/nowhere/at/all"],
         "state.folder = /nowhere/at/all: No such file or directory; wanted a folder with room",
     ),
-    "server": (["server=two"], "server = 'two': input should be 'dedicated' or 'shared'"),
-    "device": (["device=gpu"], "device = 'gpu': string should match pattern '^(cpu|cuda"),
+    "server": (["server=two"], "server = 'two': wanted 'dedicated' or 'shared'"),
+    "device": (["device=gpu"], "device = 'gpu': wanted cpu, cuda or cuda:K\n"),
     "missing GPU": (["device=cuda:99"], "device = 'cuda:99': there are "),
     "setting that is no table": (["lr=0.1", "lr.x=1"], "lr.x: 'lr' is a setting, not a table"),
     "word without =": (["lr=0.1", "fast"], "'fast' is not a setting; wanted key=value, such as"),
@@ -214,12 +223,23 @@ def test_all_problems_are_said_at_once(here: Path) -> None:
     assert len(found.stderr.splitlines()) == 4
 
 
+def test_marks_that_editors_put_in_front_of_a_file() -> None:
+    Path("a.toml").write_bytes("\ufeffrounds = 0".encode())
+    assert fedmpi("run", "a.toml").stderr == "rounds = 0: wanted a whole number of at least 1\n"
+
+
 FILES = {
-    "missing file": ("a.toml", None, "a.toml: No such file or directory; wanted a file of"),
+    "without an end": ("/dev/zero", None, "/dev/zero: more than 16 MiB; wanted a file of settings"),
+    "missing file": ("a.toml", None, "a.toml: no such file; wanted a file of settings (TOML)"),
     "no TOML": ("a.toml", b"lr = = 1", "a.toml: not TOML: Invalid value (at line 1, column 6)"),
-    "not even text": ("a.toml", b"\xff\xfe", "a.toml: not TOML: 'utf-8' codec can't decode"),
+    "not even text": (
+        "a.toml",
+        b"lr = 1 # caf\xe9",
+        "a.toml: not UTF-8; wanted a file of settings",
+    ),
+    "UTF-16": ("a.toml", "\ufefflr = 1".encode("utf-16"), "a.toml: UTF-16; wanted UTF-8"),
     "unknown key": ("a.toml", b"rouds = 1", "no setting 'rouds' (did you mean 'rounds'?)"),
-    "nested too deep": ("a.toml", b"[lr]\nx = 1", "lr = {'x': 1}: input should be a valid number"),
+    "nested too deep": ("a.toml", b"[lr]\nx = 1", "lr = {x = 1}: wanted a number above 0"),
     "a sweep": ("a.toml", b"[base]\nlr = 1\n[[grid]]\n", "no setting 'base'; there are: seed,"),
 }
 
@@ -322,10 +342,110 @@ def test_a_file_that_is_no_result_is_left_alone() -> None:
     assert Path("a.h5").read_text() == "my thesis"
 
 
-def test_a_folder_that_cannot_be_made(here: Path) -> None:
+PLACES = {
+    "below a file": ("file/results", "a part of the path is a file, no folder"),
+    "a name that is too long": (f"{'n' * 300}", "the name is too long"),
+    "a file whose lock has too long a name": (f"{'n' * 250}.h5", "the name is too long"),
+    "a link that leads nowhere": ("link.h5", "no such file or folder, or a link that leads nowhe"),
+    "a folder that is such a link": ("link", "what has that name is no folder"),
+    "a circle of links": ("circle.h5", "links lead in a circle"),
+    "a pipe": ("pipe.h5", "no plain file; wanted a result (HDF5)"),
+    "a device": ("null.h5", "no plain file; wanted a result (HDF5)"),
+    "a folder that takes no files": ("/proc/results", "no such file or folder"),
+    "an empty file": ("empty.h5", "not an HDF5 file"),
+    "a file that is cut off": ("cut.h5", "not an HDF5 file"),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+@pytest.mark.parametrize("ranks", [(), ("--ranks", "2")], ids=["alone", "with ranks"])
+def test_places_that_take_no_result(
+    case: str, ranks: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    """It is said before any data are read or ranks are started; and nothing is left behind."""
+    for name in ("link", "link.h5"):
+        Path(name).symlink_to("nowhere/r.h5")
+    Path("circle.h5").symlink_to("circle.h5")
+    Path("null.h5").symlink_to("/dev/null")
+    os.mkfifo("pipe.h5")
     Path("file").touch()
-    found = fedmpi("run", *QUICK, "--out", "file/results")
-    refused(found, f"wanted a folder to write to, but {here / 'file'} is no folder", here)
+    Path("empty.h5").touch()
+    assert fedmpi("run", *QUICK, "--out", "cut.h5").exit_code == 0
+    os.truncate("cut.h5", 5000)
+    before = sorted(here.iterdir())
+    for module in (engine, job):
+        monkeypatch.setattr(module, "Engine", lambda *_: pytest.fail("data were read"))
+    monkeypatch.setattr(launch, "start", lambda *_: pytest.fail("ranks were started"))
+    out, words = PLACES[case]
+    found = fedmpi("run", *QUICK, "--out", out, *ranks)
+    assert found.exit_code == 2
+    assert words in found.stderr
+    assert found.stderr.count("\n") == 1
+    assert sorted(here.iterdir()) == before
+
+
+def test_a_disk_that_becomes_full_in_a_round(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    """It says so, the exit code is 1, and the rounds before are in the result."""
+    reserve, calls = os.posix_fallocate, []
+
+    def refuse(file: int, begin: int, length: int) -> None:
+        calls.append(length)
+        if len(calls) == 3:
+            raise OSError(errno.EDQUOT, "")
+        reserve(file, begin, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    growth = lambda _, tables: 10**6 * int(tables["rounds"]["round"][0] + 1)  # noqa: E731
+    monkeypatch.setattr(record.Record, "_growth", growth)
+    words = [word for word in QUICK if "rounds" not in word]
+    found = fedmpi("run", *words, "rounds=5", "--out", "a.h5")
+    assert found.exit_code == 1
+    assert found.stderr.splitlines()[-1] == (
+        "a.h5: your disk quota is used up; make room or ask for more or choose another place with "
+        "--out"
+    )
+    with record.open_result(Path("a.h5")) as file:
+        assert file.attrs["status"] == record.FAILED
+        assert file["rounds"]["round"].tolist() == [0]
+    assert sorted(path.name for path in here.iterdir()) == ["a.h5"]
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    assert fedmpi("run", *words, "rounds=5", "--out", "a.h5").exit_code == 0
+
+
+FULL = """
+import errno, os, sys
+from fedmpi.__main__ import main
+from fedmpi.results.record import Record
+def append(self, tables, append=Record.append):
+    if tables["rounds"]["round"][0] == 2:
+        def refuse(*_): raise OSError(errno.ENOSPC, "")
+        os.posix_fallocate = refuse
+        self._growth = lambda tables: 1
+    append(self, tables)
+Record.append = append
+main(sys.argv[1:])
+"""
+
+
+def test_ranks_end_together_when_the_disk_is_full(here: Path) -> None:
+    """One sentence, once, and no traceback; what was finished is there, and no lock."""
+    launcher = launch.find()
+    words = [word for word in QUICK if "rounds" not in word]
+    program = [sys.executable, "-c", FULL, "run", *words, "rounds=5", "--out", "a.h5"]
+    done = subprocess.run(
+        launcher.command(2, program),
+        env=launcher.environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("a.h5: no space is left on the disk; make room or choose ") == 1
+    assert "Traceback" not in done.stderr
+    with record.open_result(Path("a.h5")) as file:
+        assert file.attrs["status"] == record.FAILED
+        assert file["rounds"]["round"].tolist() == [0, 1]
+    assert sorted(path.name for path in here.iterdir()) == ["a.h5"]
 
 
 @pytest.mark.parametrize("case", ["unknown key", "missing data", "split point", "classes"])
@@ -400,6 +520,97 @@ def test_a_result_repeats_itself() -> None:
         for name in ("identity", "settings", "partition_sha256", "model_sha256"):
             assert a.attrs[name] == b.attrs[name]
         assert len(a.attrs["model_sha256"]) == 64
+
+
+def test_a_result_is_known_by_its_bytes() -> None:
+    """Whatever its name, and wherever it lies, such as in the folders of Hydra and Hive."""
+    assert fedmpi("run", *QUICK, "--out", "lr=0.1/first.HDF5").exit_code == 0
+    assert results(Path()) == []
+    for name in ("lr=0.1/first.HDF5", "lr=0.1/a result", "b=1.toml"):
+        if not Path(name).exists():
+            shutil.copy("lr=0.1/first.HDF5", name)
+        assert fedmpi("run", name, "--out", "lr=0.1/first.HDF5").stderr == (
+            "lr=0.1/first.HDF5: done already\n"
+        )
+        assert "status" in fedmpi("show", name).stdout
+
+
+def test_a_path_with_an_equals_sign_is_a_file() -> None:
+    Path("exp/lr=0.05").mkdir(parents=True)
+    found = fedmpi("run", "exp/lr=0.05/run.toml")
+    assert found.exit_code == 2
+    assert found.stderr.startswith("exp/lr=0.05/run.toml: no such file; wanted a file of settings")
+    Path("exp/lr=0.05/run.toml").write_text("rouds = 1")
+    assert "no setting 'rouds'" in fedmpi("run", "exp/lr=0.05/run.toml").stderr
+
+
+def test_an_empty_result_is_not_read_as_empty_settings(here: Path) -> None:
+    Path("a.hdf5").touch()
+    assert "a.hdf5: not an HDF5 file" in fedmpi("run", "a.hdf5").stderr
+    assert not results(here)
+
+
+def test_a_sweep_wants_a_folder(here: Path) -> None:
+    Path("a.toml").write_text("[[grid]]\nseed = [1, 2]")
+    for name in ("x.h5", "x.HDF5"):
+        for option in ([], ["--dry-run"], ["--ranks", "2"]):
+            found = fedmpi("sweep", "a.toml", "--out", name, *option)
+            refused(found, f"--out {name}: wanted a folder, because each run has its own", here)
+    Path("x.h5").mkdir()
+    assert "to do" in fedmpi("sweep", "a.toml", "--out", "x.h5", "--dry-run").stdout
+
+
+def test_where_results_go(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is one whatever its name; a file without a suffix is none; `~` is the home."""
+    monkeypatch.setenv("HOME", str(here / "home"))
+    Path("x.h5").mkdir()
+    assert fedmpi("run", *QUICK, "--out", "x.h5").exit_code == 0
+    assert len(list(Path("x.h5").iterdir())) == 1
+    Path("file").touch()
+    for name in ("file", "/dev/null", "file/inside"):
+        found = fedmpi("run", *QUICK, "--out", name)
+        assert found.exit_code == 2
+        assert "choose another place with --out" in found.stderr
+    for command in (["run", *QUICK], ["show"]):
+        out = ["--out", ""] if command[0] == "run" else [""]
+        found = fedmpi(*command, *out)
+        assert found.exit_code == 2
+        assert "Wanted a path, found nothing." in found.stderr
+    assert fedmpi("run", *QUICK, "--out=~/deep").exit_code == 0
+    assert len(list(Path("home/deep").iterdir())) == 1
+    assert not Path("~").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "--lr=0.1"], "No such option: --lr. A setting is written lr=VALUE."),
+        (["partition", "--method.name", "x"], "No such option: --method.name. A setting is writt"),
+        (["run", "--fast"], "No such option"),
+        (
+            ["run", "lr", "=", "0.1"],
+            "lr: no such file; wanted a file of settings (TOML), or key",
+        ),
+        (["rn"], "Did you mean 'run'?"),
+        (
+            ["agent", "method=topk"],
+            "wanted a table; its name is set by method.name=topk",
+        ),
+    ],
+)
+def test_what_was_probably_meant(words: list[str], said: str) -> None:
+    found = fedmpi(*words)
+    assert found.exit_code == 2
+    assert said in found.stderr
+
+
+def test_a_folder_is_listed() -> None:
+    assert fedmpi("run", *QUICK, "--out", "a").exit_code == 0
+    found = fedmpi("show", "a")
+    assert found.exit_code == 0
+    assert "done" in found.stdout
+    Path("b").mkdir()
+    assert fedmpi("show", "b").exit_code == 2
 
 
 def test_words_change_a_file() -> None:

@@ -184,7 +184,7 @@ def summaries() -> dict[str, str]:
     """The benchmarks' names, and what they measure, read without importing any of them."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "command" for node in tree.body):
             about = (ast.get_docstring(tree) or "").split("\n\n")[0]
             found[path.stem.replace("_", "-")] = " ".join(about.split())

@@ -64,7 +64,7 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
         def turn(side: str) -> float:
             words = [workload, side, str(out)]
             apart("fedmpi.bench.converse", words, launcher, 1 if side == alone else ranks)
-            found[side] = json.loads(out.read_text())
+            found[side] = json.loads(out.read_text(encoding="utf-8"))
             if len({each["model"] for each in found.values()}) > 1:
                 raise AssertionError(f"{workload}: {', '.join(found)} end at different models")
             return found[side]["step"]
@@ -102,7 +102,7 @@ def main(workload: str, side: str, out: Path) -> None:
         "server": median(each[Phase.SERVE] for each in phases) / steps,
         "model": engine.model_sha256(),
     }
-    out.write_text(json.dumps(found))
+    out.write_text(json.dumps(found), encoding="utf-8")
 
 
 @click.command()

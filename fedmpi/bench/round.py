@@ -72,7 +72,7 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
         def turn(side: str, out: Path) -> float:
             starter = launcher if side == "ours" else None
             apart("fedmpi.bench.round", [workload, side, str(out)], starter, ranks)
-            return json.loads(out.with_suffix(".json").read_text())["seconds"]
+            return json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["seconds"]
 
         def check() -> None:
             found, wanted = (np.load(out.with_suffix(".npy")) for out in (ours, theirs))
@@ -115,7 +115,8 @@ def main(workload: str, side: str, out: Path) -> None:
         assert engine.server is not None
         model = engine.server.w
     np.save(out.with_suffix(".npy"), (model - engine.flat.initial).numpy())
-    out.with_suffix(".json").write_text(json.dumps({"seconds": median(seconds[1:])}))
+    found = json.dumps({"seconds": median(seconds[1:])})
+    out.with_suffix(".json").write_text(found, encoding="utf-8")
 
 
 @click.command()

@@ -78,7 +78,7 @@ def measure(
         def turn(clients: int) -> float:
             words = [str(clients), str(out), *settings]
             apart("fedmpi.bench.scale", words, launcher, RANKS)
-            found[clients].append(json.loads(out.read_text()))
+            found[clients].append(json.loads(out.read_text(encoding="utf-8")))
             return found[clients][-1]["seconds"]
 
         turns: dict[str, Callable[[], float]] = {
@@ -133,7 +133,7 @@ def main(clients: int, out: Path, words: Sequence[str] = ()) -> None:
         "samples": 4 * 28 * 28 * SAMPLES * clients,
         "model": 4 * engine.flat.size,
     }
-    out.write_text(json.dumps(found))
+    out.write_text(json.dumps(found), encoding="utf-8")
 
 
 @click.command()

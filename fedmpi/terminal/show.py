@@ -16,13 +16,12 @@ from rich.text import Text
 from fedmpi import config, loading
 from fedmpi.config import ConfigError
 from fedmpi.results import record, tables
-from fedmpi.terminal.style import console, grid, number
+from fedmpi.terminal.style import COLOURS, console, grid, number
 from fedmpi.units import amount, duration
 
 TREND, RANKS = 10, 8
 """Most rows of rounds, and of ranks, with which a result is shown."""
 VERSIONS = ("fedmpi", "python", "torch", "numpy", "h5py", "mpi4py", "pydantic")
-COLOURS = {record.DONE: "green", record.RUNNING: "yellow"}
 
 
 def show_result(path: Path) -> None:
@@ -31,21 +30,27 @@ def show_result(path: Path) -> None:
     Raises:
         RecordError: if the file is missing, or no result.
     """
-    with record.open_result(path) as file:
-        about: dict[str, Any] = dict(file.attrs)
-        try:
-            found = {name: record.rows(file, name) for name in tables.OF_ROUNDS}
-            final = record.rows(file, "final")
-        except (KeyError, OSError) as error:
-            raise record.RecordError(f"{path}: a damaged result: {error}") from None
+    about, found = record.content(path)
+    try:
+        parts = list(_parts_of(path, about, found))
+    except record.DAMAGE as error:  # numbers that no run writes
+        raise record.damaged(path, error) from None
+    console().print(*parts, sep="\n")
+
+
+def _parts_of(
+    path: Path, about: Mapping[str, Any], found: dict[str, np.ndarray]
+) -> Iterator[RenderableType]:
+    """What is shown of a result."""
+    final = found.pop("final")
     # A run that was cut short may have begun to write another round.
     listed = found["rounds"]["round"]
     found = {name: rows[np.isin(rows["round"], listed)] for name, rows in found.items()}
-    out = console()
-    out.print(Text(str(path), "bold"), _provenance(about, found["rounds"]), sep="\n")
+    yield Text(str(path), "bold")
+    yield _provenance(about, found["rounds"])
     rounds = found["rounds"][listed >= 0]
     if not len(rounds):
-        out.print("\nNo round is finished.")
+        yield "\nNo round is finished."
         return
     seconds, unit = _phases(found)
     for title, part in (
@@ -59,9 +64,8 @@ def show_result(path: Path) -> None:
         ("simulated devices, mean over their clients' rounds", _devices(found)),
         ("rounds", _trend(rounds)),
     ):
-        if part is None:
-            continue
-        out.print("", Text(title, "bold"), part, sep="\n")
+        if part is not None:
+            yield from ("", Text(title, "bold"), part)
 
 
 def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
@@ -71,12 +75,13 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
     table.columns[0].style = "dim"
     table.columns[1].no_wrap, table.columns[1].overflow = False, "fold"
     settings = json.loads(about["settings"])
-    changed, same = _changes(settings)
+    changed, same, machine = _changes(settings)
     commit = about.get("commit", "") or "not from a checkout"
     for name, text in {
         "status": _status(about, rounds, settings["rounds"]),
         "changed": "  ".join(changed) or "nothing: these are the defaults",
         "default": "  ".join(same),
+        "machine": "  ".join(machine),
         "when": _when(about),
         "where": _where(about),
         "ranks": _ranks(about),
@@ -89,21 +94,13 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "data": about.get("data_sha256", ""),
         "in both sets": _both(about.get("test_in_training")),
         "partition": about.get("partition_sha256", ""),
-        "files": _files(about),
+        "files": "  ".join(f"{path} {hash}" for path, hash in record.files_of(about).items()),
         "model": about.get("model_sha256", "no hash before the end"),
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():
         if text:
             table.add_row(name, text)
     return table
-
-
-def _files(about: Mapping[str, Any]) -> str:
-    """The hashes of files that settings name; of results of earlier versions that of the trace."""
-    found = json.loads(about.get("files_sha256", "{}"))
-    if "trace_sha256" in about:
-        found["trace"] = about["trace_sha256"]
-    return "  ".join(f"{name} {sha256}" for name, sha256 in found.items())
 
 
 def _both(count: int | None) -> str:
@@ -123,24 +120,29 @@ def _status(about: Mapping[str, Any], rounds: np.ndarray, wanted: int) -> Text:
     return Text.assemble((status, f"bold {colour}"), f"  {meaning.get(status, '')}")
 
 
-def _changes(settings: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Settings that differ from the defaults of their names, and those that do not."""
+def _changes(settings: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """Settings that differ from the defaults of their names, those that do not, the machine's."""
     names = {table: {"name": settings[table]["name"]} for table in config.AXES}
+    machine = config.marked(config.Settings, config.MACHINE)
     try:
-        defaults = dict(_leaves(loading.load(names).tree()))
+        plain = loading.load(names)
+        defaults = dict(_leaves(plain.tree()))
+        machine = config.marked(type(plain), config.MACHINE)
     except ConfigError:  # a name of another version
         defaults = {}
     defaults |= {f"{table}.name": name for table, (_, name) in config.AXES.items()}
-    changed, same = [], []
+    changed, same, own = [], [], []
     for path, value in _leaves(settings):
         text = f"{path}={config.written(value)}"
-        if path not in defaults:
+        if path in machine:
+            own += [] if value is None else [text]
+        elif path not in defaults:
             changed.append(text)
         elif defaults[path] != value:
             changed.append(f"{text} (not {config.written(defaults[path])})")
         elif value is not None:
             same.append(text)
-    return changed, same
+    return changed, same, own
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -166,7 +168,7 @@ def _where(about: Mapping[str, Any]) -> str:
 
 
 def _ranks(about: Mapping[str, Any]) -> str:
-    hosts = Counter(map(str, about.get("hosts", ())))
+    hosts = Counter(record.listed(about.get("hosts", "")))
     places = [f"{count} on {host}" for host, count in list(hosts.items())[:RANKS]]
     if len(hosts) > RANKS:
         places.append(f"and {_several(len(hosts) - RANKS, 'more host')}")

@@ -44,7 +44,7 @@ def write(
 ) -> Path:
     """A result with numbers that are easily recognised: in round t everything is about t."""
     settings = small("rounds=20", *setup)
-    file = Record(path, settings.tree(), settings.identity(), ABOUT, tables.TABLES)
+    file = Record(record.begin(path), settings.tree(), settings.identity(), ABOUT, tables.TABLES)
     for t in range(-1 if once else 0, rounds):
         found = {name: tables.empty(columns, 1) for name, columns in tables.OF_ROUNDS.items()}
         row = found["rounds"]
@@ -72,6 +72,7 @@ def write(
         file.append(found)
     if status == record.RUNNING:
         file.file.close()
+        file.held.release()
     else:
         file.close(status, {"model_sha256": "cd" * 32} if status != record.FAILED else None)
     return path
@@ -107,7 +108,8 @@ def test_shares_of_the_model_in_the_last_round(said: Any) -> None:
 
 
 def test_where_a_result_comes_from(said: Any) -> None:
-    path = write(Path("a.h5"), 20, setup=("method.name=topk", "method.sparsity=0.5", "lr=0.2"))
+    setup = ("method.name=topk", "method.sparsity=0.5", "lr=0.2", "threads=3", "data.root=/x")
+    path = write(Path("a.h5"), 20, setup=setup)
     found = words(said(show_result, path))
     identity = small("rounds=20", "method.name=topk", "method.sparsity=0.5", "lr=0.2").identity()
     for part in (
@@ -116,6 +118,7 @@ def test_where_a_result_comes_from(said: Any) -> None:
         "method.sparsity=0.5 (not 0.9)",
         "lr=0.2 (not 0.1)",
         "partition.minimum=5 (not 10)",
+        "machine threads=3 data.root=/x exchange.window=256 state.memory=1024 when",
         " UTC, 0:00:0",
         "A CPU, 4 cores for rank 0, Linux, SLURM job 77",
         "3: 2 on n1, 1 on n2, 1 thread each, device cpu",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmpi import config, loading, models
+from fedmpi import config, loading, models, words
 from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError
 from fedmpi.methods.spatl import agent
@@ -21,6 +21,7 @@ from fedmpi.networks.flat import Flat
 from fedmpi.networks.slicing import Channels
 from fedmpi.networks.topology import Topology
 from fedmpi.streams import Purpose, stream, torch_seed
+from fedmpi.training import hardware
 from fedmpi.training.train import Trainer
 
 
@@ -40,14 +41,17 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
         ConfigError: if no samples are held out, if the network has no channels, or if the file's
             folder does not exist.
     """
-    given = {k: v for k, v in dict(tree.get("method", {})).items() if k in ("cut", "saved")}
+    tree = words.meant(config.Settings, tree)
+    if not isinstance(tree.get("method", {}), dict):
+        loading.load(tree)  # it says what is wrong
+    given = {k: v for k, v in tree.get("method", {}).items() if k in ("cut", "saved")}
     # A client of a run that begins with the agent which the file is going to hold.
     method = {**given, "name": "spatl", "selection": "agent", "agent": str(out)}
     alone = {"clients": 1, "participation": 1.0, "partition": {"name": "iid"}, "method": method}
     settings: Any = loading.load({**tree, **alone})
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: wanted a file in a folder that is there")
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(hardware.threads(settings))
     data = config.module("data", settings.data.name).load(settings.data, settings.seed)
     population = Population(settings, data)
     if not len(population.held_out):
