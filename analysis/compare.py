@@ -14,7 +14,7 @@ from analysis import frames, terminal
 from analysis.groups import DONE, is_unset, label, labelled, summary
 from analysis.terminal import Column
 
-MACHINE = ("about.cpu", "about.device", "about.ranks")
+MACHINE = ("about.cpu", "about.device", "about.ranks", "about.threads_per_rank")
 """Columns that must be equal for seconds to be comparable between methods."""
 SHARDS = "about.partition_sha256"
 """Hash of the partition, which a group's runs of one seed should share."""

@@ -72,6 +72,11 @@ ABOUT = "about."
 CONTENTS = "sha256."
 """Beginning of the names of columns with the hashes of the files that a run read: `sha256.data`, or
 `sha256.trace` for the file that the setting `trace` names."""
+MACHINE = (
+    *("threads", "server_threads", "exchange.window", "state.memory", "state.folder"),
+    *("data.root", "data.cache"),
+)
+"""Settings that belong to the machine: they make no other run, and runs do not differ by them."""
 SHARE = re.compile(r"devices\.tiers\[.+\]\.share")
 """The share of clients with a kind of devices; it is 0 in a run that has only other kinds."""
 
@@ -170,9 +175,10 @@ def varying(runs: pd.DataFrame) -> list[str]:
     Methods have different settings. A setting that one method lacks and another has is no
     difference, because `method.name` shows it already. Between runs of one method, a setting that
     is not set differs from one that is. The same holds for every named table: a run without a kind
-    of devices lacks its settings.
+    of devices lacks its settings. Settings of the `MACHINE` do not count, nor does the path of a
+    file whose content is known and the same.
     """
-    return [name for name in settings(runs) if _varies(runs, name)]
+    return [name for name in settings(runs) if name not in MACHINE and _varies(runs, name)]
 
 
 def _varies(runs: pd.DataFrame, name: str) -> bool:
@@ -181,6 +187,9 @@ def _varies(runs: pd.DataFrame, name: str) -> bool:
         of = name.removeprefix(CONTENTS)
         found = runs.groupby("data.name" if of == "data" else of)[name].nunique()
         return bool((found > 1).any())
+    content = f"{CONTENTS}{name}"
+    if content in runs and runs[content].nunique(dropna=False) == 1:
+        return False
     if runs[name].nunique() > 1:
         return True
     table = name

@@ -43,7 +43,7 @@ STANDS_FOR = {
 """Those of them that a method's name stands for: its label has them only if they vary in it."""
 SHOWN = 8
 """Digits of a hash in a label."""
-INDIFFERENT = ("seed", "data.root")
+INDIFFERENT = ("seed",)
 """Settings in which the runs of one row may differ."""
 NUMBERS = [
     name

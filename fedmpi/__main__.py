@@ -104,13 +104,13 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
         job.run(settings, out)
         return
     from fedmpi.engine import Engine
-    from fedmpi.results.record import FINISHED, begin, file_of, mark_failed
+    from fedmpi.results.record import FINISHED, begin, mark_failed
     from fedmpi.runs import earlier
 
     # What can be wrong is found here, where it is said without the launcher's noise; only devices
     # are left to the ranks, which may be on other machines.
     settings = load(tree_of(words))
-    path = file_of(out, settings.method.name, settings.identity())
+    path = earlier.place(out, settings)
     state = earlier.state(path, settings)
     if state in FINISHED:
         print(f"{path}: {state} already", file=sys.stderr)

@@ -5,12 +5,13 @@ A table of the tree that has a `name` is described by the module of that name: w
 is no registry; the file name is the name (a dash in a name is an underscore in the file's).
 """
 
+import copy
 import functools
 import hashlib
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -50,8 +51,9 @@ Width = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Metres = Annotated[float, Field(gt=0, le=LARGEST, strict=True)]
 
 
-READ = "read"
-"""In the metadata of a setting: it is the path of a file that the run reads."""
+READ, MACHINE = "read", "machine"
+"""In the metadata of a setting: it is the path of a file that the run reads; or it belongs to the
+machine, so that results do not depend on it, and it is no part of a run's identity."""
 
 BUDGET = r"^(up|down|total)_bytes:\d+(\.\d+)?(B|kB|MB|GB|TB)$"
 """What a budget looks like."""
@@ -61,9 +63,9 @@ class Data(Table):
     """The data set, and where its files are."""
 
     name: str = ""
-    root: str | None = None
+    root: Annotated[str | None, MACHINE] = None
     """Folder that holds the data set. If absent, $FEDMPI_DATA and the usual places are searched."""
-    cache: str | None = None
+    cache: Annotated[str | None, MACHINE] = None
     """Folder for decoded data, shared by all runs. If absent, $FEDMPI_CACHE or the user's cache
     folder is used."""
 
@@ -224,7 +226,7 @@ class Exchange(Table):
     """How messages travel between ranks."""
 
     name: str = ""
-    window: int = Field(256, ge=1)
+    window: Annotated[int, MACHINE] = Field(256, ge=1)
     """Memory in MiB for dense models on the server. If the uploads of a round need more, clients
     upload in waves."""
     pipeline: bool = True
@@ -316,10 +318,10 @@ class Evaluate(Table):
 class State(Table):
     """Where clients' state lies between rounds, in methods whose clients keep any."""
 
-    memory: int = Field(1024, ge=0, le=MOST)
+    memory: Annotated[int, MACHINE] = Field(1024, ge=0, le=MOST)
     """Memory in MiB, per rank and kind of vector, for what clients keep between rounds. What
     exceeds it lies in a file."""
-    folder: str | None = None
+    folder: Annotated[str | None, MACHINE] = None
     """Folder for that file. If absent, the system's temporary folder ($TMPDIR) is used, which may
     itself be in memory."""
 
@@ -524,9 +526,9 @@ class Settings(Table):
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Precision of matrix products: float32, TF32 (GPU only) or bfloat16 by autocast. All other
     operations use float32."""
-    threads: int = Field(1, ge=1, le=1024)
-    """PyTorch threads per rank."""
-    server_threads: int | None = Field(None, ge=1, le=1024)
+    threads: Annotated[int | None, MACHINE] = Field(None, ge=1, le=1024)
+    """PyTorch threads per rank. If absent, it is the first number in $OMP_NUM_THREADS, or 1."""
+    server_threads: Annotated[int | None, MACHINE] = Field(None, ge=1, le=1024)
     """Number of clients whose batches the server processes in parallel threads, in split methods.
     Each thread has as many PyTorch threads as a rank. If absent, idle cores of the node are
     used."""
@@ -573,21 +575,17 @@ class Settings(Table):
 
         A file that cannot be read is left out; the run is refused where it is wanted.
         """
-        found = {}
-        for path, file in _read(self):
-            with suppress(OSError):
-                found[path] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        found, tree = {}, self.tree()
+        for path in marked(type(self), READ):
+            file = _value(tree, path)
+            if file is not None:
+                with suppress(OSError):
+                    found[path] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         return found
 
     def identity(self) -> str:
-        """Sixteen hex digits that two runs share exactly if they have equal settings and files.
-
-        Files are those that settings name. The data set is checked apart (see `runs.earlier`).
-        """
-        tree, contents = self.tree(), self.contents()
-        known = [tree, contents] if contents else tree
-        text = json.dumps(known, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """The run's `identity`, of these settings and the files that they name."""
+        return identity(self.tree(), self.contents())
 
 
 AXES = {
@@ -649,14 +647,59 @@ def is_table(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Table)
 
 
-def _read(table: Table, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The settings that name a file to be read, by their paths, and the files."""
-    for name, field in type(table).model_fields.items():
-        value = getattr(table, name)
-        if isinstance(value, Table):
-            yield from _read(value, f"{prefix}{name}.")
-        elif READ in field.metadata and value is not None:
-            yield f"{prefix}{name}", value
+@functools.cache
+def marked(kind: type[Table], mark: str) -> tuple[str, ...]:
+    """The paths of the settings of a table, and of the tables in it, that have a mark.
+
+    Args:
+        kind: the table.
+        mark: `READ` or `MACHINE`.
+    """
+    found = []
+    for name, field in kind.model_fields.items():
+        if is_table(field.annotation):
+            found += [f"{name}.{path}" for path in marked(field.annotation, mark)]  # type: ignore[arg-type]
+        elif mark in field.metadata:
+            found.append(name)
+    return tuple(found)
+
+
+def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
+    """Sixteen hex digits that two runs share exactly if they have equal settings and files.
+
+    Settings that belong to the machine do not count, and of a file its content counts and not its
+    path. The data set is checked apart (see `runs.earlier`).
+
+    Args:
+        tree: every setting of a run, defaults included, as `Settings.tree` has them and as a
+            result records them; of names that are unknown here, too.
+        contents: the SHA-256 of the files that settings name, by the settings' paths.
+    """
+    found = copy.deepcopy(dict(tree))
+    chosen = [_value(found, f"{table}.name") for table in AXES]
+    known = all(name in names(table) for name, table in zip(chosen, AXES, strict=True))
+    for path in marked(whole(tuple(chosen)) if known else Settings, MACHINE):
+        *tables, leaf = path.split(".")
+        _at(found, tables).pop(leaf, None)
+    for path, sha256 in contents.items():
+        *tables, leaf = path.split(".")
+        _at(found, tables)[leaf] = sha256
+    text = json.dumps(found, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _at(tree: Tree, tables: Sequence[str]) -> Tree:
+    """The table at a path; an empty one if there is none."""
+    for name in tables:
+        inner = tree.get(name)
+        tree = inner if isinstance(inner, dict) else {}
+    return tree
+
+
+def _value(tree: Tree, path: str) -> Any:
+    """The value of a setting in a tree; None if it has none."""
+    *tables, leaf = path.split(".")
+    return _at(tree, tables).get(leaf)
 
 
 def written(value: Any) -> str:

@@ -10,17 +10,32 @@ from pathlib import Path
 
 PACKAGES = ("fedmpi", "torch", "numpy", "h5py", "mpi4py", "pydantic")
 
+SLURM = tuple(
+    f"SLURM_{name}"
+    for name in (
+        *("ARRAY_JOB_ID", "ARRAY_TASK_COUNT", "ARRAY_TASK_ID", "CLUSTER_NAME", "CPUS_ON_NODE"),
+        *("CPUS_PER_GPU", "CPUS_PER_TASK", "CPU_BIND", "DISTRIBUTION", "GPUS", "GPUS_ON_NODE"),
+        *("GPUS_PER_NODE", "GPUS_PER_TASK", "JOB_CPUS_PER_NODE", "JOB_GPUS", "JOB_ID", "JOB_NAME"),
+        *("JOB_NODELIST", "JOB_NUM_NODES", "JOB_PARTITION", "MEM_PER_CPU", "MEM_PER_GPU"),
+        *("MEM_PER_NODE", "MPI_TYPE", "NTASKS", "NTASKS_PER_NODE", "RESTART_COUNT", "STEP_ID"),
+        *("STEP_NODELIST", "STEP_NUM_NODES", "STEP_NUM_TASKS", "STEP_TASKS_PER_NODE"),
+        *("TASKS_PER_NODE", "THREADS_PER_CORE"),
+    )
+)
+"""Variables of a SLURM job that a result records: where it ran, and on how much. No others, because
+some hold credentials (`SLURM_JWT`) or what the user exports."""
+
 
 def about() -> dict[str, str | int]:
     """Returns attributes of this process, with the same names in every result."""
-    slurm = {k: v for k, v in sorted(os.environ.items()) if k.startswith("SLURM_")}
+    slurm = {name: os.environ[name] for name in SLURM if name in os.environ}
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
         "system": platform.platform(),
         "cpu": cpu(),
         "cores": cores(),
-        "slurm": "\n".join(f"{name}={value}" for name, value in slurm.items()),
+        "slurm": "\n".join(f"{name}={' '.join(v.split())}" for name, v in slurm.items()),
         "command": shlex.join(["fedmpi", *sys.argv[1:]]),
         "commit": commit(),
     }

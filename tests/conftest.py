@@ -17,6 +17,7 @@ os.environ["FEDMPI_CACHE"] = str(Path(__file__).parent.parent / ".pytest_cache" 
 # Tests have no terminal, and no data of the user's; one that wants a width or a folder says so.
 for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "FEDMPI_DATA"):
     os.environ.pop(name, None)
+os.environ["OMP_NUM_THREADS"] = "1"  # a run without `threads` takes it
 
 RANK, SIZE = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
 

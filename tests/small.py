@@ -1,7 +1,7 @@
 """A small federation: settings that run in a blink, and a run of them on some ranks."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,3 +127,20 @@ def run(
     found = {n: np.concatenate([o.tables[n] for o in outcomes]) for n in names}
     final = engine.final()
     return Run(engine, found if final is None else found | {"final": final})
+
+
+def alike(one: Run, other: Run, but: Collection[str] = ()) -> None:
+    """Asserts that two runs have the same model and tables, bit for bit, all but measured seconds.
+
+    Args:
+        one: a run.
+        other: another one.
+        but: tables that may differ.
+    """
+    assert one.sha256 == other.sha256
+    assert one.tables.keys() == other.tables.keys()
+    for table in one.tables.keys() - {"phases", *but}:
+        for column in one.tables[table].dtype.names:
+            if "seconds" not in column or column.startswith("sim_"):
+                both = (found.tables[table][column] for found in (one, other))
+                np.testing.assert_array_equal(*both, err_msg=f"{table}.{column}")

@@ -1,5 +1,9 @@
 """Settings: frozen, named by their values, and explained where they are declared."""
 
+import hashlib
+import json
+from pathlib import Path
+
 import pydantic
 import pytest
 
@@ -60,7 +64,7 @@ def test_identity_does_not_depend_on_how_settings_were_given() -> None:
     assert int(one.identity(), 16) >= 0
 
 
-def test_identity_depends_on_every_setting() -> None:
+def test_identity_depends_on_every_setting_but_those_of_the_machine() -> None:
     words = [
         *("augment=['flip']", "schedule=cosine", "optimizer=adam", "statistics=local", "rows=9"),
         *(
@@ -75,10 +79,9 @@ def test_identity_depends_on_every_setting() -> None:
         *("clip=0.9", "validation=0.9", "evaluate.every=9", "server=shared", "device=cuda"),
         *("evaluate.final=tune", "evaluate.final=tune evaluate.final_epochs=9"),
         *("method.name=fedlite evaluate.link=link", "newcomers=9 evaluate.final=evaluate"),
-        *("server_threads=9", "server_device=cuda", "exchange.pipeline=false"),
-        *("threads=9", "data.root=/x", "model.hidden=[9]", "method.name=topk"),
-        *("partition.name=shards", "exchange.window=9", "data.name=synthetic", "model.name=cnn"),
-        *("state.memory=9", "state.folder=/x", "sampling=samples", "sampling=trace trace=a.csv"),
+        *("server_device=cuda", "exchange.pipeline=false", "model.hidden=[9]", "method.name=topk"),
+        *("partition.name=shards", "data.name=synthetic", "model.name=cnn"),
+        *("sampling=samples", "sampling=trace trace=a.csv"),
         f"sampling=trace trace=a.csv trace_sha256={'0' * 64}",
         *("skew.rotations=[90]", "skew.colour=0.9", "skew.noise=0.9", "skew.labels=0.9"),
         *("skew.labels_to=0.9", "devices.dropouts=0.9", "budget=up_bytes:9kB"),
@@ -87,10 +90,49 @@ def test_identity_depends_on_every_setting() -> None:
         "aggregation.clip=9.0 aggregation.noise=9.0",
         *("aggregation.server=adam", "aggregation.server_lr=0.9", "proximal=0.9", "control=mean"),
     ]
+    own = {
+        *("threads=9", "server_threads=9", "data.root=/x", "data.cache=/x", "exchange.window=9"),
+        *("state.memory=9", "state.folder=/x"),
+    }
+    assert {word.partition("=")[0] for word in own} == set(config.marked(Settings, config.MACHINE))
     said = {one.partition("=")[0].partition(".")[0] for word in words for one in word.split(" ")}
+    said |= {word.partition("=")[0].partition(".")[0] for word in own}
     assert said == set(Settings.model_fields), "a new setting needs a word here"
     found = {loaded(*word.split(" ")).identity() for word in ["seed=1", *words]}
     assert len(found) == len(words) + 1
+    assert {loaded(word).identity() for word in own} == {loaded().identity()}
+
+
+def test_identity_is_that_of_what_a_result_records(tmp_path: Path) -> None:
+    """Computed here from plain values alone, in which the settings of the machine are left out."""
+    trace = tmp_path / "a.csv"
+    trace.write_text("client,first,last\n")
+    settings = loaded("sampling=trace", f"trace={trace}", "threads=3", "state.memory=7", "lr=0.3")
+    tree, contents = json.loads(json.dumps(settings.tree())), settings.contents()
+    assert contents == {"trace": hashlib.sha256(trace.read_bytes()).hexdigest()}
+    assert config.identity(tree, contents) == settings.identity()
+    assert (tree["threads"], tree["state"]["memory"]) == (3, 7), "the tree stays as it was"
+    del tree["threads"], tree["server_threads"], tree["state"]["memory"], tree["state"]["folder"]
+    del tree["data"]["root"], tree["data"]["cache"], tree["exchange"]["window"]
+    tree["trace"] = contents["trace"]
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    assert settings.identity() == hashlib.sha256(text.encode()).hexdigest()[:16]
+    # A later version may have other names and settings.
+    tree["method"]["name"], tree["new"] = "no-such-method", {"threads": 1}
+    whole = tree | {"threads": 5, "data": {**tree["data"], "root": "/x"}}
+    assert config.identity(whole, {}) == config.identity(tree, {}) != settings.identity()
+
+
+def test_of_a_file_its_content_counts_and_not_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b").mkdir()
+    for name, text in (("a.csv", "1"), ("b/c.csv", "1"), ("d.csv", "2")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    files = ("a.csv", f"{tmp_path}/a.csv", "b/../b/c.csv", "d.csv")
+    found = [loaded("sampling=trace", f"trace={file}").identity() for file in files]
+    assert found[0] == found[1] == found[2] != found[3]
 
 
 @pytest.mark.parametrize(

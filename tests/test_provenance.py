@@ -14,7 +14,10 @@ import pytest
 import torch
 
 from fedmpi import provenance
+from fedmpi.runs import launch
+from fedmpi.runs.job import Job
 from tests import PATIENCE
+from tests.small import small
 
 
 @pytest.fixture(autouse=True)
@@ -78,8 +81,52 @@ def test_slurm_is_told_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert provenance.about()["slurm"] == ""
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_JOB_NAME", "a\nSLURM_NTASKS=9")
     monkeypatch.setenv("MY_SLURM_X", "no")
-    assert provenance.about()["slurm"] == "SLURM_JOB_ID=17\nSLURM_NTASKS=4"
+    assert provenance.about()["slurm"] == (
+        "SLURM_JOB_ID=17\nSLURM_JOB_NAME=a SLURM_NTASKS=9\nSLURM_NTASKS=4"
+    )
+
+
+NEEDED = (
+    "PATH",
+    "HOME",
+    "PWD",
+    "LANG",
+    "TMPDIR",
+    "LD_",
+    "LC_",
+    "PYTHON",
+    "PYTEST",
+    "OMP_",
+    "FEDMPI_",
+)
+"""Beginnings of the names of variables without which nothing works, or nothing the same."""
+MORE = (
+    *("SLURM_JWT", "SLURM_EXPORT_ENV", "SLURM_JOB_USER", "SLURM_JOB_ACCOUNT", "SLURM_JOB_COMMENT"),
+    *("SLURM_SUBMIT_DIR", "SLURM_CONF", "SLURM_TOPOLOGY_ADDR", "SLURM_JOB_ID_X", "SLURM_", "SLURM"),
+    *("SLURMD_NODENAME", "SBATCH_EXPORT", "PMIX_SECURITY", "GIT_TOKEN", "AWS_SECRET_ACCESS_KEY"),
+)
+
+
+def test_nothing_else_of_the_environment_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A credential may be in any variable."""
+    secret, wanted = "eyJhbGciOiJIUzI1NiJ9", "wanted-value"
+    for name in {*os.environ, *MORE} - set(provenance.SLURM):
+        if not name.startswith(NEEDED):
+            monkeypatch.setenv(name, f"{secret}-{name}")
+    monkeypatch.setenv(secret, "1")
+    monkeypatch.setenv(f"SLURM_{secret}", "1")
+    for name in provenance.SLURM:
+        monkeypatch.setenv(name, wanted)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv(launch.PROGRESS, "0")
+    Job().run(small("rounds=1"), tmp_path / "a.h5")
+    found = (tmp_path / "a.h5").read_bytes()
+    assert found.count(wanted.encode()) == len(provenance.SLURM)
+    assert secret.encode() not in found
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")

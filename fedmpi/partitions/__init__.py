@@ -119,10 +119,11 @@ def check_minimum(minimum: int, samples: int, clients: int) -> None:
     """
     check(samples, clients)
     if clients * minimum > samples:
+        fewer = f", or 1 to {samples // minimum} clients" if minimum <= samples else ""
         raise ConfigError(
             f"partition.minimum = {minimum}: {clients} clients want "
             f"{clients * minimum} training samples, found {samples}; possible are "
-            f"1 to {samples // clients}, or 1 to {samples // minimum} clients"
+            f"1 to {samples // clients}{fewer}"
         )
 
 

@@ -52,10 +52,11 @@ def divide(
         if size >= config.minimum:
             return by_counts(train, test, counts, rng)
         smallest = max(smallest, size)
+    lower = f"partition.minimum = {smallest}, " if smallest else ""
     raise ConfigError(
         f"partition.minimum = {config.minimum}: in {TRIES} draws of {clients} clients with alpha = "
-        f"{config.alpha}, the smallest client had {smallest} samples at best; possible are a "
-        "smaller minimum, a larger alpha, fewer clients, or partition.name = 'dirichlet-balanced'"
+        f"{config.alpha}, the smallest client had {smallest} samples at best; possible are "
+        f"{lower}a larger alpha, fewer clients, or partition.name = 'dirichlet-balanced'"
     )
 
 

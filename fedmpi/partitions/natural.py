@@ -47,10 +47,13 @@ def divide(
     everybody, sizes = np.unique(train.owners, return_counts=True)
     people = everybody[sizes >= config.minimum]
     if clients > len(people):
+        possible = [f"1 to {len(people)} clients"] if len(people) else []
+        if clients <= len(everybody):
+            possible.append(f"partition.minimum = 1 to {np.sort(sizes)[-clients]}")
         raise ConfigError(
             f"clients = {clients}: wanted a person for each, found {len(people)} with at least "
             f"partition.minimum = {config.minimum} training samples, of {len(everybody)}; "
-            f"possible are 1 to {len(people)} clients"
+            f"possible are {', or '.join(possible)}"
         )
     chosen = rng.permutation(people)
     if config.people == "drawn":

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
+from fedmpi import config
 from fedmpi.errors import BadInput, Failure, number, sentence, told
 from fedmpi.results import lease, tables
 from fedmpi.results.lease import INSTEAD, Lease
@@ -59,7 +60,7 @@ class Record:
     Args:
         held: the right to write it; closing the file gives it back. An existing file is replaced.
         settings: the run's settings as plain values.
-        identity: hash of the settings.
+        identity: the run's (see `config.identity`).
         about: more root attributes: provenance.
         columns: for each table its columns: name -> (dtype, meaning).
 
@@ -389,6 +390,29 @@ def settings_of(path: Path) -> dict[str, Any]:
     return found
 
 
+def files_of(about: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the SHA-256 of the files that a run's settings name, by the settings' paths.
+
+    Args:
+        about: the attributes of its result. Those of earlier versions may have the trace's alone.
+    """
+    found = json.loads(about.get("files_sha256", "{}"))
+    if "trace_sha256" in about:
+        found["trace"] = about["trace_sha256"]
+    return found
+
+
+def identity_of(about: Mapping[str, Any]) -> str:
+    """Returns a run's identity, from the settings and files that its result records.
+
+    The recorded one may be of a version that told runs apart by other settings.
+
+    Args:
+        about: the attributes of its result.
+    """
+    return config.identity(json.loads(about["settings"]), files_of(about))
+
+
 def data_of(path: Path) -> str:
     """Returns the hash of the data set of a recorded run; "" if it has none."""
     return read(path, lambda file: str(file.attrs.get("data_sha256", "")))
@@ -406,7 +430,7 @@ def state_of(path: Path, identity: str) -> str | None:
             return None
         path.stat()  # a link that leads nowhere
     try:
-        found, status = read(path, lambda f: (str(f.attrs["identity"]), str(f.attrs["status"])))
+        found, status = read(path, lambda f: (identity_of(f.attrs), str(f.attrs["status"])))
     except Damaged as error:
         raise Damaged(f"{error}; remove it to run it again") from None
     if found != identity:

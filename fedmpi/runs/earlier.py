@@ -2,8 +2,14 @@
 
 Files that settings name are part of a run's identity. A data set may be large, and is known by the
 hash of its arrays, which a result records.
+
+A result is known by what it records, and not by its name: versions before this one told runs apart
+by other settings, and named files after that.
 """
 
+import os
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from fedmpi import config
@@ -11,6 +17,54 @@ from fedmpi.config import Settings
 from fedmpi.data.files import DataError
 from fedmpi.results import record
 from fedmpi.results.record import RecordError
+
+
+def place(out: Path, settings: Settings) -> Path:
+    """Returns the result file of a run: the one that there is, or else the one to be written.
+
+    In a folder it is named after the method and the run's identity. If there is no such file, any
+    other of the method's that holds this run is it, a finished one before others.
+
+    Args:
+        out: the file itself, or a folder for it.
+        settings: of the run.
+    """
+    identity = settings.identity()
+    path = record.file_of(out, settings.method.name, identity)
+    if path == out or os.path.lexists(path):
+        return path
+    found = {file: _state(file, identity) for file in _results(out, settings.method.name, identity)}
+    done = (file for file, status in found.items() if status in record.FINISHED)
+    return next(done, next(iter(found), path))
+
+
+def _results(out: Path, method: str, identity: str) -> list[Path]:
+    """The files of a folder that hold a run of this method and identity, sorted by name."""
+    found = []
+    with suppress(OSError), os.scandir(out) as entries:
+        for entry in entries:
+            if entry.name.startswith(f"{method}-") and entry.name.endswith(".h5"):
+                with suppress(RecordError):
+                    if _identity(entry.path, entry.inode()) == identity:
+                        found.append(out / entry.name)
+    return sorted(found)
+
+
+@cache
+def _identity(path: str, _: int) -> str:
+    """The identity of the run in a file, which is read once.
+
+    A run's settings do not change, and a run that replaces another one comes in a new file, which
+    has another number on the disk.
+    """
+    return record.read(Path(path), lambda file: record.identity_of(file.attrs))
+
+
+def _state(path: Path, identity: str) -> str | None:
+    """The status of a run with that identity; None if the file holds it no longer."""
+    with suppress(RecordError):
+        return record.state_of(path, identity)
+    return None
 
 
 def state(path: Path, settings: Settings) -> str | None:

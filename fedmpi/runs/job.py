@@ -23,10 +23,11 @@ from fedmpi.messages.clock import Clock
 from fedmpi.messages.wire import Wire
 from fedmpi.results import record, tables
 from fedmpi.results.lease import Lease
-from fedmpi.results.record import Record, file_of
+from fedmpi.results.record import Record
 from fedmpi.runs import earlier, memory
 from fedmpi.runs.launch import PROGRESS
 from fedmpi.runs.sweep import Sweep
+from fedmpi.training import hardware
 from fedmpi.units import amount, duration
 
 Found = TypeVar("Found")
@@ -93,7 +94,7 @@ class Job:
             Failure: if the system does not let a round be written. With other ranks, which then
                 wait in a collective, the job ends.
         """
-        path = file_of(out, settings.method.name, settings.identity())
+        path = self.check(lambda: earlier.place(out, settings) if self.wire.is_root else out)
         with ExitStack() as stack:
             held, state = self.check(lambda: self._begin(path, settings, stack))
             if self.wire.lowest(state in record.FINISHED) is not None:
@@ -127,7 +128,7 @@ class Job:
                 "mpi_library": wire.library(),
                 "ranks": self.wire.size,
                 "hosts": [host[0].decode() for host in hosts],
-                "threads_per_rank": settings.threads,
+                "threads_per_rank": hardware.threads(settings),
                 **({"server_threads": engine.threads} if settings.method.converses else {}),
                 "device": str(engine.trainer.device),
                 "parameters": engine.flat.count,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmpi import loading
+from fedmpi import config, loading
 from fedmpi.config import ConfigError, Settings, Tree
 from fedmpi.results import record
 from fedmpi.results.record import Damaged, RecordError
@@ -69,8 +69,7 @@ class Sweep:
 
     def path(self, number: int) -> Path:
         """The result file of a member."""
-        settings = self.members[number].settings
-        return record.file_of(self.out, settings.method.name, settings.identity())
+        return earlier.place(self.out, self.members[number].settings)
 
     def state(self, number: int) -> str | None:
         """Returns the status of a member's result; None if there is none.
@@ -193,10 +192,29 @@ def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
                 problems += [f"{path}: [[grid]] {number} ({where}): {p}" for p in fresh]
                 said.update(fresh)
                 continue
-            found.setdefault(settings.identity(), Member(settings, point))
+            first = found.setdefault(settings.identity(), Member(settings, point))
+            for name, values in _differences(first.settings, settings).items():
+                problem = (
+                    f"{name} is {' and '.join(map(config.written, values))} in what is one run: "
+                    "it belongs to the machine and makes no other run; wanted one value, in [base] "
+                    f"or as a word {name}=VALUE"
+                )
+                if problem not in said:
+                    problems.append(f"{path}: [[grid]] {number}: {problem}")
+                    said.add(problem)
     if problems:
         raise ConfigError(*problems)
     return list(found.values())
+
+
+def _differences(one: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:
+    """The values of settings of the machine in which two settings of one run differ."""
+    trees, found = (one.tree(), other.tree()), {}
+    for path in config.marked(type(one), config.MACHINE):
+        values = tuple(loading.at(tree, path, None) for tree in trees)
+        if values[0] != values[1]:
+            found[path] = values
+    return found
 
 
 def _axes(grid: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -295,6 +295,8 @@ def describe(kind: type[Table], prefix: str = "") -> list[Setting]:
         if isinstance(default, Table):
             default = default.model_dump(exclude_defaults=True)
         about = " ".join((field.description or "").split())
+        if config.MACHINE in field.metadata:
+            about += " It belongs to the machine: it makes no other run."
         rows.append(Setting(f"{prefix}{name}", text, config.written(default), about))
     return rows
 

@@ -240,7 +240,7 @@ def check_torch(out: Path) -> Iterator[Finding]:
         yield Finding("wrong", f"torch cannot be imported: {error}", INSTALL)
         return
     few = cores() < 2
-    threads = f"{torch.get_num_threads()} threads by default; a run sets them to `threads`"
+    threads = f"{torch.get_num_threads()} threads by default; a run takes $OMP_NUM_THREADS"
     yield Finding("note" if few else "ok", f"torch {torch.__version__}, {cores()} cores, {threads}")
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):

@@ -76,12 +76,13 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
     table.columns[0].style = "dim"
     table.columns[1].no_wrap, table.columns[1].overflow = False, "fold"
     settings = json.loads(about["settings"])
-    changed, same = _changes(settings)
+    changed, same, machine = _changes(settings)
     commit = about.get("commit", "") or "not from a checkout"
     for name, text in {
         "status": _status(about, rounds, settings["rounds"]),
         "changed": "  ".join(changed) or "nothing: these are the defaults",
         "default": "  ".join(same),
+        "machine": "  ".join(machine),
         "when": _when(about),
         "where": _where(about),
         "ranks": _ranks(about),
@@ -94,21 +95,13 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "data": about.get("data_sha256", ""),
         "in both sets": _both(about.get("test_in_training")),
         "partition": about.get("partition_sha256", ""),
-        "files": _files(about),
+        "files": "  ".join(f"{path} {hash}" for path, hash in record.files_of(about).items()),
         "model": about.get("model_sha256", "no hash before the end"),
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():
         if text:
             table.add_row(name, text)
     return table
-
-
-def _files(about: Mapping[str, Any]) -> str:
-    """The hashes of files that settings name; of results of earlier versions that of the trace."""
-    found = json.loads(about.get("files_sha256", "{}"))
-    if "trace_sha256" in about:
-        found["trace"] = about["trace_sha256"]
-    return "  ".join(f"{name} {sha256}" for name, sha256 in found.items())
 
 
 def _both(count: int | None) -> str:
@@ -128,24 +121,29 @@ def _status(about: Mapping[str, Any], rounds: np.ndarray, wanted: int) -> Text:
     return Text.assemble((status, f"bold {colour}"), f"  {meaning.get(status, '')}")
 
 
-def _changes(settings: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Settings that differ from the defaults of their names, and those that do not."""
+def _changes(settings: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """Settings that differ from the defaults of their names, those that do not, the machine's."""
     names = {table: {"name": settings[table]["name"]} for table in config.AXES}
+    machine = config.marked(config.Settings, config.MACHINE)
     try:
-        defaults = dict(_leaves(loading.load(names).tree()))
+        plain = loading.load(names)
+        defaults = dict(_leaves(plain.tree()))
+        machine = config.marked(type(plain), config.MACHINE)
     except ConfigError:  # a name of another version
         defaults = {}
     defaults |= {f"{table}.name": name for table, (_, name) in config.AXES.items()}
-    changed, same = [], []
+    changed, same, own = [], [], []
     for path, value in _leaves(settings):
         text = f"{path}={config.written(value)}"
-        if path not in defaults:
+        if path in machine:
+            own += [] if value is None else [text]
+        elif path not in defaults:
             changed.append(text)
         elif defaults[path] != value:
             changed.append(f"{text} (not {config.written(defaults[path])})")
         elif value is not None:
             same.append(text)
-    return changed, same
+    return changed, same, own
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """Hardware of a rank: its device and threads."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -8,6 +9,9 @@ from fedmpi.config import ConfigError, Settings
 from fedmpi.messages.wire import Place
 from fedmpi.provenance import cores
 from fedmpi.training.rows import Each
+
+MOST = 1024
+"""Threads of a rank, whatever $OMP_NUM_THREADS says."""
 
 
 def pick_device(settings: Settings, place: Place) -> torch.device:
@@ -34,6 +38,18 @@ def pick_device(settings: Settings, place: Place) -> torch.device:
     return torch.device("cuda", number)
 
 
+def threads(settings: Settings) -> int:
+    """Returns the number of Torch threads of a rank.
+
+    It is the setting `threads`, or else the first number in $OMP_NUM_THREADS, as OpenMP reads it,
+    or 1.
+    """
+    if settings.threads is not None:
+        return settings.threads
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(max(1, int(first)), MOST) if first.isdecimal() else 1
+
+
 def pool(settings: Settings, place: Place) -> tuple[int, Each]:
     """Returns the `map` by which the server of a split method processes its clients' backs.
 
@@ -45,15 +61,14 @@ def pool(settings: Settings, place: Place) -> tuple[int, Each]:
     Returns:
         The number of threads, and the `map`.
     """
-    left = cores() - (place.local_size - 1) * settings.threads
-    threads = settings.server_threads or max(1, left // settings.threads)
-    if threads == 1 or not place.is_root:
+    each = threads(settings)
+    left = cores() - (place.local_size - 1) * each
+    count = settings.server_threads or max(1, left // each)
+    if count == 1 or not place.is_root:
         return 1, map
     # Set in each thread, because a new thread may start a product before it reads the number.
-    pool = ThreadPoolExecutor(
-        threads, initializer=torch.set_num_threads, initargs=(settings.threads,)
-    )
-    return threads, pool.map
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(each,))
+    return count, pool.map
 
 
 def use_tf32(on: bool) -> None:

@@ -15,6 +15,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 from analysis import along, compare, frames, groups, panels, targets, terminal, tradeoff, trajectory
+from fedmpi import config
 from fedmpi.results import tables
 from tests.recorded import appearances, fleet, rounds, run, settings, simulated, write
 
@@ -430,6 +431,28 @@ def test_runs_on_other_data_are_not_averaged(tmp_path: Path) -> None:
     about = {"data_sha256": "cc" * 32}
     write(tmp_path / "1.h5", tree, rounds([0.5]), **about)
     assert "sha256.data" not in frames.varying(frames.runs([tmp_path / "0.h5", tmp_path / "1.h5"]))
+
+
+def test_runs_on_other_machines_are_averaged(tmp_path: Path) -> None:
+    """Settings of the machine make no other run, nor does the path of the same file."""
+    assert set(frames.MACHINE) == set(config.marked(config.Settings, config.MACHINE))
+    about = {"files_sha256": json.dumps({"trace": "11" * 32})}
+    for seed in range(3):
+        tree = settings(seed=seed) | {"threads": seed, "trace": f"{seed}.csv"}
+        tree |= {"exchange": {"window": seed + 1}, "state": {"memory": seed, "folder": f"/{seed}"}}
+        tree["data"] |= {"root": f"/{seed}", "cache": None}
+        write(tmp_path / f"{seed}.h5", tree, rounds([0.5]), **about)
+    runs = frames.runs(tmp_path)
+    assert frames.varying(runs) == ["seed"]
+    assert runs["threads"].tolist() == [0, 1, 2], "they are there all the same"
+    assert groups.summary(runs)["n"].tolist() == [3]
+    for seed, threads in ((0, 1), (1, 2), (2, 2)):
+        with h5py.File(tmp_path / f"{seed}.h5", "r+") as file:
+            file.attrs["threads_per_rank"] = threads
+    said = run(compare.main, tmp_path).output
+    assert "not of one kind: about.threads_per_rank is 1, 2. See --by" in " ".join(said.split())
+    rows = groups.summary(frames.runs(tmp_path), ["about.threads_per_rank"])
+    assert rows["n"].tolist() == [1, 2]
 
 
 def test_results_of_earlier_versions_have_no_variants(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Every partition tiles both sets, keeps its own promises, and refuses what cannot be."""
 
 import itertools
+import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -311,6 +313,33 @@ def test_dirichlet_minimum_out_of_reach() -> None:
         divide(dirichlet, [40, 40], [1, 1], 9)
     with pytest.raises(ConfigError, match=r"minimum = 8: in 1000 draws of 10 clients .* at best"):
         divide(dirichlet, [40, 40], [1, 1], 10, alpha=0.1, minimum=8)
+
+
+def advised(refuse: Callable[..., object], *given: Any, **more: Any) -> str:
+    """What is said to be possible where something is refused."""
+    with pytest.raises(ConfigError) as caught:
+        refuse(*given, **more)
+    return str(caught.value).partition("possible are ")[2]
+
+
+def test_a_minimum_that_is_advised_is_possible() -> None:
+    """No minimum below 1, no number of clients below 1."""
+    given = ([40, 40], [1, 1], 10)
+    found = advised(divide, dirichlet, *given, alpha=0.1, minimum=8)
+    best = re.match(r"partition\.minimum = (\d+), a larger alpha, fewer clients, or ", found)
+    assert best is not None and 1 <= int(best[1]) < 8
+    divide(dirichlet, *given, alpha=0.1, minimum=int(best[1]))
+    found = advised(divide, dirichlet, [40, 40], [1, 1], 60, alpha=0.01, minimum=1)
+    assert found == "a larger alpha, fewer clients, or partition.name = 'dirichlet-balanced'"
+    assert advised(divide, quantity, *given, minimum=90) == "1 to 8"
+    assert advised(divide, quantity, *given, minimum=79) == "1 to 8, or 1 to 1 clients"
+    owners = [5, 5, 5, 6, 6, 7]
+    for clients, minimum, wanted in (
+        (2, 3, "1 to 1 clients, or partition.minimum = 1 to 2"),
+        (3, 9, "partition.minimum = 1 to 1"),
+        (4, 1, "1 to 3 clients"),
+    ):
+        assert advised(people, owners, [], clients, minimum=minimum) == wanted
 
 
 def test_quantity_moments() -> None:

@@ -17,14 +17,15 @@ import h5py
 import numpy as np
 import pytest
 
+from fedmpi import config
 from fedmpi.errors import BadInput, Failure
 from fedmpi.results import record, tables
 from fedmpi.results.record import DIVERGED, DONE, FAILED, RUNNING, Record, RecordError
 from tests import PATIENCE, until
 
 ROOM = Path(__file__).parent.parent.parent
-IDENTITY = "0123456789abcdef"
 SETTINGS = {"rounds": 3, "method": {"name": "topk", "sparsity": 0.9}, "root": None}
+IDENTITY = config.identity(SETTINGS, {})
 COUNTS = {"rounds": 1, "clients": 4, "phases": 7, "ranks": 2, "variants": 3}
 """Rows of a round in each table."""
 

@@ -143,6 +143,37 @@ def test_all_that_is_wrong_is_said() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("grids", "wanted"),
+    [
+        (["threads = [1, 2]"], ["1: threads is 1 and 2"]),
+        (["threads = [4]\nseed = [1, 2]", "seed = [2, 3]"], ["2: threads is 4 and absent"]),
+        (
+            ['exchange = [{ window = 1 }, { window = 2 }]\n"data.cache" = ["a", "b"]'],
+            [
+                "1: data.cache is a and b",
+                "1: exchange.window is 1 and 2",
+            ],
+        ),
+        (["threads = [2]\nseed = [1, 1, 3]"], []),
+        (["seed = [1]\nthreads = [1]", "seed = [2]\nthreads = [2]"], []),
+    ],
+)
+def test_what_belongs_to_the_machine_makes_no_other_run(
+    grids: list[str], wanted: list[str]
+) -> None:
+    """Where one run is asked for with several such settings, it is not said which are meant."""
+    path = write(*grids)
+    if not wanted:
+        assert members(path)
+        return
+    with pytest.raises(ConfigError) as caught:
+        members(path)
+    for problem, start in zip(caught.value.problems, wanted, strict=True):
+        assert problem.startswith(f"{path}: [[grid]] {start} in what is one run: it belongs to the")
+        assert "wanted one value, in [base]" in problem
+
+
 def test_count() -> None:
     write("seed = [1, 2, 2]\nlr = [0.1, 0.2]")
     found = sweep("--count")

@@ -84,6 +84,13 @@ def test_settings_stand_in_columns_unless_a_line_is_too_long(said: Any) -> None:
     assert found[2] == "schedule  decay | steps | cosine | restarts  decay"
 
 
+def test_settings_of_the_machine_say_so(said: Any) -> None:
+    says = "It belongs to the machine: it makes no other run."
+    for name in config.marked(config.Settings, config.MACHINE):
+        assert says in words(said(show_list, "settings", name))
+    assert says not in words(said(show_list, "settings", "lr"))
+
+
 def test_models_have_split_points_and_sizes(said: Any) -> None:
     found = words(said(show_list, "models", "cnn"))
     assert "split points: conv1, conv2, dense (with the default settings)" in found

@@ -108,7 +108,8 @@ def test_shares_of_the_model_in_the_last_round(said: Any) -> None:
 
 
 def test_where_a_result_comes_from(said: Any) -> None:
-    path = write(Path("a.h5"), 20, setup=("method.name=topk", "method.sparsity=0.5", "lr=0.2"))
+    setup = ("method.name=topk", "method.sparsity=0.5", "lr=0.2", "threads=3", "data.root=/x")
+    path = write(Path("a.h5"), 20, setup=setup)
     found = words(said(show_result, path))
     identity = small("rounds=20", "method.name=topk", "method.sparsity=0.5", "lr=0.2").identity()
     for part in (
@@ -117,6 +118,7 @@ def test_where_a_result_comes_from(said: Any) -> None:
         "method.sparsity=0.5 (not 0.9)",
         "lr=0.2 (not 0.1)",
         "partition.minimum=5 (not 10)",
+        "machine threads=3 data.root=/x exchange.window=256 state.memory=1024 when",
         " UTC, 0:00:0",
         "A CPU, 4 cores for rank 0, Linux, SLURM job 77",
         "3: 2 on n1, 1 on n2, 1 thread each, device cpu",

@@ -70,9 +70,44 @@ def test_the_server_has_the_cores_that_others_leave(
 ) -> None:
     """Of eight."""
     monkeypatch.setattr(hardware, "cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     threads, each = pool(small(*words), place)
     assert threads == wanted
     assert list(each(pow, [2, 3], [5, 2])) == [32, 9]
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        (None, 1),
+        ("3", 3),
+        ("4,2", 4),
+        (" 2 ", 2),
+        *((text, 1) for text in ("", "0", "-2", "many", ",3", "1.5")),
+        ("99999999999999", 1024),
+    ],
+)
+def test_threads_are_the_settings_or_the_environments(
+    said: str | None, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if said is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert small().threads is None
+    assert hardware.threads(small()) == wanted
+    assert hardware.threads(small("threads=5")) == 5
+
+
+def test_a_run_has_the_threads_of_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(hardware, "cores", lambda: 8)
+    before = torch.get_num_threads()
+    try:
+        assert Engine(small("method.name=splitfed")).threads == 4, "of two each"
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_threads_of_a_crew_are_like_the_first_from_their_first_product_on() -> None:

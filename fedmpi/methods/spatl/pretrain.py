@@ -21,6 +21,7 @@ from fedmpi.networks.flat import Flat
 from fedmpi.networks.slicing import Channels
 from fedmpi.networks.topology import Topology
 from fedmpi.streams import Purpose, stream, torch_seed
+from fedmpi.training import hardware
 from fedmpi.training.train import Trainer
 
 
@@ -47,7 +48,7 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
     settings: Any = loading.load({**tree, **alone})
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: wanted a file in a folder that is there")
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(hardware.threads(settings))
     data = config.module("data", settings.data.name).load(settings.data, settings.seed)
     population = Population(settings, data)
     if not len(population.held_out):
