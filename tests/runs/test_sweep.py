@@ -412,7 +412,7 @@ def jobs(lines: Iterable[str]) -> list[list[int]]:
 def test_a_run_that_kills_its_job(killer: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """It is marked as failed, the others run, and the exit code tells."""
     plan = Sweep(write("seed = [1]", LONG, "seed = [3]"), Path("results"))
-    assert plan.supervise(2) == 1
+    assert plan.supervise(1) == 1
     assert [plan.state(number) for number in range(3)] == ["done", "failed", "done"]
     with record.open_result(plan.path(1)) as cut:
         assert 2 <= len(cut["rounds"]) < 200
