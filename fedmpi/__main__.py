@@ -1,12 +1,14 @@
 """The command line: `fedmpi`, or `python -m fedmpi`.
 
-Exit codes: 0 done, 2 bad input, 1 anything else. Whatever is slow to import is imported when it is
+Exit codes: 0 done, 2 bad input, 1 anything else; 128 and its number after a signal that ended ranks
+which this process had started. Whatever is slow to import is imported when it is
 needed.
 """
 
 import copy
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Collection
 from functools import wraps
 from pathlib import Path
@@ -33,6 +35,14 @@ class Place(click.Path):
         if not os.fspath(value):
             self.fail("Wanted a path, found nothing.", param, ctx)
         return super().convert(os.path.expanduser(value), param, ctx)
+
+
+def be_at_home() -> None:
+    """Sets $HOME where it is missing, as in some containers: Open MPI does not start without."""
+    if not os.environ.get("HOME"):
+        os.environ.pop("HOME", None)
+        home = os.path.expanduser("~")  # as the system's list of users has it, if this one is in it
+        os.environ["HOME"] = home if os.path.isabs(home) else tempfile.gettempdir()
 
 
 def mends(command: Callable[..., None]) -> Callable[..., None]:
@@ -135,6 +145,7 @@ def main() -> None:
     from fedmpi.terminal import letters
 
     letters.be_lenient()
+    be_at_home()
 
 
 @main.command()

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -463,10 +465,13 @@ def test_no_launcher(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     refused(fedmpi("run", *QUICK, "--ranks", "2"), f"{lost} does not run: ", here)
 
 
-def test_a_launcher_of_another_size(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
-    monkeypatch.setenv("PMI_RANK", "0")
-    found = fedmpi("run", *QUICK, "--ranks", "3")
-    refused(found, "--ranks 3: found a job of 1, which a launcher has started; omit --ranks", here)
+@pytest.mark.parametrize("ranks", [(), ("--ranks", "3")])
+def test_ranks_that_a_launcher_does_not_join(
+    ranks: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    monkeypatch.setenv("PMI_RANK", "2")
+    found = fedmpi("run", *QUICK, *ranks)
+    refused(found, "a launcher started at least 3 processes ($PMI_RANK), but MPI does not", here)
 
 
 def test_srun_whose_tasks_mpi_does_not_join(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
@@ -650,3 +655,27 @@ def test_ranks_refuse_together(case: str, here: Path) -> None:
     assert text.count(said) == 1
     assert "Traceback" not in text
     assert not results(here)
+
+
+def test_home_is_where_the_users_list_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is set; a user in a container may be in no list."""
+    monkeypatch.setenv("HOME", "/my/home")
+    assert fedmpi("list", "exchanges").exit_code == 0
+    assert os.environ["HOME"] == "/my/home"
+    for unset in (lambda: monkeypatch.delenv("HOME"), lambda: monkeypatch.setenv("HOME", "")):
+        unset()
+        assert fedmpi("list", "exchanges").exit_code == 0
+        assert Path(os.environ["HOME"]).is_absolute()
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: {}[12345])
+    assert fedmpi("list", "exchanges").exit_code == 0
+    assert os.environ["HOME"] == tempfile.gettempdir()
+
+
+def test_ranks_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `env -i` has it; Open MPI would not even say its version."""
+    few = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    command = [sys.executable, "-m", "fedmpi", "doctor", "mpi"]
+    room = Path(__file__).parent.parent
+    done = subprocess.run(command, env=few, cwd=room, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

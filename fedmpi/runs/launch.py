@@ -131,7 +131,7 @@ def slots() -> int:
     siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     try:
         cpus = (Path(siblings.format(cpu)) for cpu in os.sched_getaffinity(0))
-        return len({cpu.read_text(encoding="utf-8") for cpu in cpus})
+        return min(cores(), len({cpu.read_text(encoding="utf-8") for cpu in cpus}))
     except (OSError, AttributeError):
         return cores()
 
@@ -188,11 +188,12 @@ def find() -> Launcher:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{path} does not run: {error}") from None
-    if done.returncode:
-        raise ConfigError(
-            f"{path} --version ends with exit code {done.returncode}; wanted an mpiexec"
-        )
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    if done.returncode:
+        said = f" and says: {lines[0]}" if lines else ""
+        raise ConfigError(
+            f"{path} --version ends with exit code {done.returncode}{said}; wanted an mpiexec"
+        )
     # MPICH's says its version in the second line.
     first = lines[: 2 if lines and lines[0].startswith("HYDRA") else 1]
     return Launcher(path, " ".join(" ".join(first).split()))

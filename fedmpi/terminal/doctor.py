@@ -78,7 +78,7 @@ def examine(check: str | None = None, out: Path = Path("results")) -> int:
     wrong = 0
     for name in CHECKS if check is None else [check]:
         console.print(name, style="bold")
-        for finding in CHECKS[name](out):
+        for finding in _sound(CHECKS[name](out)):
             line = Table.grid(padding=(0, 2, 0, 0))
             line.add_column(width=9, style=COLOURS[finding.level])
             line.add_column(overflow="fold")
@@ -90,6 +90,15 @@ def examine(check: str | None = None, out: Path = Path("results")) -> int:
     if check is None:
         console.print(*(("fit to run",) if not wrong else (wrong, "wrong")), style="bold")
     return 1 if wrong else 0
+
+
+def _sound(check: Iterator[Finding]) -> Iterator[Finding]:
+    """What a check finds; also that it fails itself, so that the others are still done."""
+    try:
+        yield from check
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        yield Finding("wrong", f"this check cannot be done here: {said}")
 
 
 def check_packages(out: Path) -> Iterator[Finding]:
@@ -158,6 +167,14 @@ def check_mpi(out: Path) -> Iterator[Finding]:
         works.append(Finding("wrong", str(error)))
     else:
         works.append(_fit(launcher, library.text))
+    passed_on = os.environ.get("SLURM_EXPORT_ENV", "ALL")
+    if passed_on.partition(",")[0] != "ALL":
+        yield Finding(
+            "warning",
+            f"srun's tasks get little of this environment: $SLURM_EXPORT_ENV is {passed_on}, by "
+            "an option --export",
+            "export SLURM_EXPORT_ENV=ALL",
+        )
     if "SLURM_JOB_ID" in os.environ and shutil.which("srun"):
         works.append(_fit_srun(environment))
         # One way to start ranks is enough.

@@ -239,6 +239,45 @@ def test_inside_of_an_allocation(
     assert second.level == ("ok" if works != "never" else "warning" if mpiexec else "wrong")
 
 
+@pytest.mark.parametrize(
+    ("passed_on", "said"),
+    [("NONE", True), ("PATH,HOME", True), ("ALL", False), ("ALL,X=1", False), (None, False)],
+)
+def test_an_environment_that_srun_does_not_pass_on(
+    passed_on: str | None, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_start", lambda *_: Done(0, "sizes 1\n", ""))
+    monkeypatch.setattr(doctor, "_fit", lambda *_: Finding("ok", "tried"))
+    monkeypatch.delenv("SLURM_EXPORT_ENV", raising=False)
+    if passed_on is not None:
+        monkeypatch.setenv("SLURM_EXPORT_ENV", passed_on)
+    named = [f for f in found("mpi") if f"$SLURM_EXPORT_ENV is {passed_on}" in f.text]
+    assert bool(named) == said
+    if said:
+        assert named[0].level == "warning"
+        assert named[0].mend == "export SLURM_EXPORT_ENV=ALL"
+
+
+def test_a_check_that_fails_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are done all the same."""
+
+    def ill(out: Path) -> Iterator[Finding]:
+        yield Finding("ok", "so far")
+        raise RuntimeError("no\nhome")
+
+    for name in CHECKS:
+        monkeypatch.setitem(CHECKS, name, lambda _: iter([Finding("ok", "fine")]))
+    monkeypatch.setitem(CHECKS, "torch", ill)
+    assert examine() == 1
+    text = capsys.readouterr().out
+    assert text.count("fine") == len(CHECKS) - 1
+    assert "so far" in text
+    assert "wrong    this check cannot be done here: RuntimeError: no home" in text
+    assert "1 wrong" in text
+
+
 def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert levels("packages") == {"ok"}
     required = ["click>=99", "nothing-like-it>=1", "rich>=13", 'mypy>=1; extra == "dev"']
