@@ -227,6 +227,8 @@ def _read(path: Path, table: str) -> Result:
             raise ValueError("HDF5, but not a result: it holds no settings")
         attributes = {name: _plain(value) for name, value in file.attrs.items()}
         attributes["settings"] = json.loads(attributes["settings"])
+        if isinstance(attributes.get("hosts"), str):  # a line for each rank
+            attributes["hosts"] = tuple(attributes["hosts"].splitlines())
         rounds = _frame(file["rounds"][:])
         # Results of earlier versions lack it.
         is_lacking = table == "variants" and table not in file

@@ -102,7 +102,7 @@ that says which others it may import, and checks it.
     lockstep       parts that step together        links          compressed messages at a cut
  results/
     outcome        the measurements of a round     tables         columns of a result
-    record         one run, one HDF5 file
+    record         one run, one HDF5 file        lease          the right to write a result
  runs/
     job            runs the ranks, records         sweep          one file, many runs
     launch         finds and starts mpiexec        memory         memory of the process

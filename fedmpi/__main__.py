@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, Failure
 
 RANKS = click.option(
     "--ranks", type=click.IntRange(min=1), help="Number of ranks to start with mpiexec."
@@ -36,7 +36,10 @@ class Place(click.Path):
 
 
 def mends(command: Callable[..., None]) -> Callable[..., None]:
-    """Makes a command end with exit code 2, and one line per problem, if its input is wrong."""
+    """Makes a command end with one line per problem instead of a traceback.
+
+    The exit code is 2 if its input is wrong, and 1 if the machine refuses what a run needs.
+    """
 
     @wraps(command)
     def guarded(*args: Any, **options: Any) -> None:
@@ -46,6 +49,9 @@ def mends(command: Callable[..., None]) -> Callable[..., None]:
             if str(error):
                 print(error, file=sys.stderr)
             sys.exit(2)
+        except Failure as error:
+            print(error, file=sys.stderr)
+            sys.exit(1)
 
     return guarded
 
@@ -148,7 +154,7 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
         job.run(settings, out)
         return
     from fedmpi.engine import Engine
-    from fedmpi.results.record import FINISHED, mark_failed
+    from fedmpi.results.record import FINISHED, begin, mark_failed
     from fedmpi.runs import earlier
 
     # What can be wrong is found here, where it is said without the launcher's noise; only devices
@@ -159,6 +165,7 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     if state in FINISHED:
         print(f"{path}: {state} already", file=sys.stderr)
         return
+    begin(path).release()
     Engine(settings.model_copy(update={"device": "cpu"}))
     code = launch.start(ranks, ["run", *words, "--out", str(out)])
     if code:
@@ -215,8 +222,8 @@ def sweep(
     if count:
         print(len(plan.members))
     elif dry_run:
-        for number in plan.chosen:
-            print(f"{number:4}  {plan.state(number) or 'to do':10}  {plan.members[number]}")
+        for number, state in plan.states().items():
+            print(f"{number:4}  {state:10}  {plan.members[number]}")
     else:
         assert ranks is not None
         sys.exit(plan.supervise(ranks))
@@ -296,7 +303,7 @@ def list_(what: str, name: str | None) -> None:
 @mends
 def show(path: Path) -> None:
     """Show the settings, provenance and results of the run in PATH, or list a folder's runs."""
-    if path.is_dir():
+    if os.path.isdir(path):
         from fedmpi.terminal.folder import show_folder
 
         show_folder(path)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from matplotlib.figure import Figure
 
 from fedmpi.results import tables
-from fedmpi.results.record import DONE, Record
+from fedmpi.results.record import DONE, Record, begin
 
 
 def settings(method: str = "fedavg", seed: int = 1, **method_settings: Any) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def write(
 ) -> Path:
     """A result of these rounds, with two phases on one rank in each."""
     identity = f"{abs(hash(json.dumps(tree))):016x}"[:16]
-    record = Record(path, tree, identity, {"ranks": 1, "hosts": ["a"], **about}, tables.TABLES)
+    about = {"ranks": 1, "hosts": ["a"], **about}
+    record = Record(begin(path), tree, identity, about, tables.TABLES)
     for row in rows:
         phases = tables.empty(tables.PHASES, 2)
         phases["round"], phases["phase"] = row["round"], ["train", "serve"]
@@ -61,6 +62,7 @@ def write(
         record.append({"rounds": row[None], "phases": phases, "clients": clients, "ranks": ranks})
     if status == "running":
         record.file.close()
+        record.held.release()
     else:
         record.close(status)
     return path

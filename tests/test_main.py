@@ -1,5 +1,7 @@
 """The command line: helps, exit codes, and one clear sentence for whatever is wrong."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -11,10 +13,11 @@ import h5py
 import pytest
 from click.testing import CliRunner, Result
 
+from fedmpi import engine
 from fedmpi.__main__ import main
 from fedmpi.data import files
 from fedmpi.results import record
-from fedmpi.runs import launch
+from fedmpi.runs import job, launch
 from fedmpi.terminal.doctor import CHECKS
 from tests import PATIENCE
 
@@ -338,10 +341,110 @@ def test_a_file_that_is_no_result_is_left_alone() -> None:
     assert Path("a.h5").read_text() == "my thesis"
 
 
-def test_a_folder_that_cannot_be_made(here: Path) -> None:
+PLACES = {
+    "below a file": ("file/results", "a part of the path is a file, no folder"),
+    "a name that is too long": (f"{'n' * 300}", "the name is too long"),
+    "a file whose lock has too long a name": (f"{'n' * 250}.h5", "the name is too long"),
+    "a link that leads nowhere": ("link.h5", "no such file or folder, or a link that leads nowhe"),
+    "a folder that is such a link": ("link", "what has that name is no folder"),
+    "a circle of links": ("circle.h5", "links lead in a circle"),
+    "a pipe": ("pipe.h5", "no plain file; wanted a result (HDF5)"),
+    "a device": ("null.h5", "no plain file; wanted a result (HDF5)"),
+    "a folder that takes no files": ("/proc/results", "no such file or folder"),
+    "an empty file": ("empty.h5", "not an HDF5 file"),
+    "a file that is cut off": ("cut.h5", "not an HDF5 file"),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+@pytest.mark.parametrize("ranks", [(), ("--ranks", "2")], ids=["alone", "with ranks"])
+def test_places_that_take_no_result(
+    case: str, ranks: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    """It is said before any data are read or ranks are started; and nothing is left behind."""
+    for name in ("link", "link.h5"):
+        Path(name).symlink_to("nowhere/r.h5")
+    Path("circle.h5").symlink_to("circle.h5")
+    Path("null.h5").symlink_to("/dev/null")
+    os.mkfifo("pipe.h5")
     Path("file").touch()
-    found = fedmpi("run", *QUICK, "--out", "file/results")
-    refused(found, f"wanted a folder to write to, but {here / 'file'} is no folder", here)
+    Path("empty.h5").touch()
+    assert fedmpi("run", *QUICK, "--out", "cut.h5").exit_code == 0
+    os.truncate("cut.h5", 5000)
+    before = sorted(here.iterdir())
+    for module in (engine, job):
+        monkeypatch.setattr(module, "Engine", lambda *_: pytest.fail("data were read"))
+    monkeypatch.setattr(launch, "start", lambda *_: pytest.fail("ranks were started"))
+    out, words = PLACES[case]
+    found = fedmpi("run", *QUICK, "--out", out, *ranks)
+    assert found.exit_code == 2
+    assert words in found.stderr
+    assert found.stderr.count("\n") == 1
+    assert sorted(here.iterdir()) == before
+
+
+def test_a_disk_that_becomes_full_in_a_round(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    """It says so, the exit code is 1, and the rounds before are in the result."""
+    reserve, calls = os.posix_fallocate, []
+
+    def refuse(file: int, begin: int, length: int) -> None:
+        calls.append(length)
+        if len(calls) == 3:
+            raise OSError(errno.EDQUOT, "")
+        reserve(file, begin, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    growth = lambda _, tables: 10**6 * int(tables["rounds"]["round"][0] + 1)  # noqa: E731
+    monkeypatch.setattr(record.Record, "_growth", growth)
+    words = [word for word in QUICK if "rounds" not in word]
+    found = fedmpi("run", *words, "rounds=5", "--out", "a.h5")
+    assert found.exit_code == 1
+    assert found.stderr.splitlines()[-1] == (
+        "a.h5: your disk quota is used up; make room or ask for more or choose another place with "
+        "--out"
+    )
+    with record.open_result(Path("a.h5")) as file:
+        assert file.attrs["status"] == record.FAILED
+        assert file["rounds"]["round"].tolist() == [0]
+    assert sorted(path.name for path in here.iterdir()) == ["a.h5"]
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    assert fedmpi("run", *words, "rounds=5", "--out", "a.h5").exit_code == 0
+
+
+FULL = """
+import errno, os, sys
+from fedmpi.__main__ import main
+from fedmpi.results.record import Record
+def append(self, tables, append=Record.append):
+    if tables["rounds"]["round"][0] == 2:
+        def refuse(*_): raise OSError(errno.ENOSPC, "")
+        os.posix_fallocate = refuse
+        self._growth = lambda tables: 1
+    append(self, tables)
+Record.append = append
+main(sys.argv[1:])
+"""
+
+
+def test_ranks_end_together_when_the_disk_is_full(here: Path) -> None:
+    """One sentence, once, and no traceback; what was finished is there, and no lock."""
+    launcher = launch.find()
+    words = [word for word in QUICK if "rounds" not in word]
+    program = [sys.executable, "-c", FULL, "run", *words, "rounds=5", "--out", "a.h5"]
+    done = subprocess.run(
+        launcher.command(2, program),
+        env=launcher.environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("a.h5: no space is left on the disk; make room or choose ") == 1
+    assert "Traceback" not in done.stderr
+    with record.open_result(Path("a.h5")) as file:
+        assert file.attrs["status"] == record.FAILED
+        assert file["rounds"]["round"].tolist() == [0, 1]
+    assert sorted(path.name for path in here.iterdir()) == ["a.h5"]
 
 
 @pytest.mark.parametrize("case", ["unknown key", "missing data", "split point", "classes"])
@@ -431,6 +534,15 @@ def test_a_result_is_known_by_its_bytes() -> None:
         assert "status" in fedmpi("show", name).stdout
 
 
+def test_settings_come_through_a_pipe() -> None:
+    """Which can be read once: nothing is lost to those who look whether it is a result."""
+    reading, writing = os.pipe()
+    os.write(writing, b"rouds = 1")
+    os.close(writing)
+    assert "no setting 'rouds'" in fedmpi("run", f"/dev/fd/{reading}").stderr
+    os.close(reading)
+
+
 def test_a_path_with_an_equals_sign_is_a_file() -> None:
     Path("exp/lr=0.05").mkdir(parents=True)
     found = fedmpi("run", "exp/lr=0.05/run.toml")
@@ -466,7 +578,7 @@ def test_where_results_go(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("file", "/dev/null", "file/inside"):
         found = fedmpi("run", *QUICK, "--out", name)
         assert found.exit_code == 2
-        assert "wanted a folder to write to" in found.stderr
+        assert " folder; choose another place with --out\n" in found.stderr
     for command in (["run", *QUICK], ["show"]):
         out = ["--out", ""] if command[0] == "run" else [""]
         found = fedmpi(*command, *out)

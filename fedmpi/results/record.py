@@ -3,21 +3,32 @@
 The file is flushed after each round and can be opened at any time. A run that is killed leaves
 `status = "running"` and every round that it finished. A reader needs only
 `pandas.DataFrame(f["rounds"][:])`; a table's attribute `columns` explains its columns.
+
+Only who holds the lease of a result opens it for writing (see `lease`). HDF5's own locks are not
+used, because some file systems have none. A round's room on the disk is reserved before HDF5 begins
+to write it: HDF5 cannot close a file after a write has failed, and often ends the process instead.
 """
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from time import sleep
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 
 from fedmpi import config
-from fedmpi.errors import BadInput
-from fedmpi.results import tables
+from fedmpi.errors import BadInput, Failure, number, sentence, told
+from fedmpi.results import lease, tables
+from fedmpi.results.lease import INSTEAD, Lease
+
+Found = TypeVar("Found")
 
 FORMAT = 1
 """Version of the file's layout, that is of the names of attributes and tables."""
@@ -30,78 +41,255 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """The first bytes of an HDF5 file."""
 METADATA, CHUNK = 1 << 16, 1024
 """Bytes for metadata, and rows of a table in one chunk: few chunks need little metadata."""
+MARGIN = 3 * METADATA
+"""Bytes reserved for metadata that a round, or the end of the run, may add."""
+TRIES, NAP = 10, 0.05
+"""How often a result that is being written is read, and the seconds in between."""
+DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
+          TypeError, ValueError)  # fmt: skip
+"""What a damaged file may raise when it is read, or when its content is used."""
 
 
 class RecordError(BadInput):
     """A file that is no result, or that belongs to another run."""
 
 
+class Damaged(RecordError):
+    """A file that cannot be read as a result."""
+
+
 class Record:
     """The file of a run in progress.
 
     Args:
-        path: the file; an existing file is replaced.
+        held: the right to write it; closing the file gives it back. An existing file is replaced.
         settings: the run's settings as plain values.
         identity: the run's (see `config.identity`).
         about: more root attributes: provenance.
         columns: for each table its columns: name -> (dtype, meaning).
+
+    Raises:
+        Failure: if the system does not let it write. The former file, if any, is still there.
     """
 
     def __init__(
         self,
-        path: Path,
+        held: Lease,
         settings: Mapping[str, Any],
         identity: str,
         about: Mapping[str, Any],
         columns: Mapping[str, Mapping[str, tuple[str, str]]],
     ) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # All metadata, including the superblock, are contiguous, so that one write flushes them.
-        # Otherwise a kill during a flush can leave a file that cannot be opened.
-        part = path.with_name(f"{path.name}.part")
-        self.file = h5py.File(part, "w", meta_block_size=METADATA)
-        self.best = -np.inf
-        attributes = self.file.attrs
-        attributes["format"], attributes["status"], attributes["started"] = FORMAT, RUNNING, _now()
-        attributes["settings"], attributes["identity"] = json.dumps(settings), identity
-        for name, value in about.items():
-            attributes[name] = value
-        for table, meaning in columns.items():
-            dtype = np.dtype([(name, form) for name, (form, _) in meaning.items()])
-            data = self.file.create_dataset(table, (0,), dtype, maxshape=(None,), chunks=(CHUNK,))
-            data.attrs["columns"] = json.dumps({name: text for name, (_, text) in meaning.items()})
-        self.file.flush()
-        part.replace(path)  # whole from its first moment
+        self.held, self.path, self.best, self.is_broken = held, held.path, -np.inf, False
+        self.tables: dict[str, h5py.Dataset] = {}
+        attributes = {
+            **{"format": FORMAT, "status": RUNNING, "started": _now()},
+            **{"settings": json.dumps(settings), "identity": identity},
+            **about,
+        }
+        part = _part(self.path)
+        try:
+            with told(self.path, INSTEAD, Failure):
+                part.unlink(missing_ok=True)
+                # All metadata, including the superblock, are contiguous, so that one write flushes
+                # them. Otherwise a kill during a flush can leave a file that cannot be opened.
+                self.file = h5py.File(part, "x", meta_block_size=METADATA, locking=False)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        try:
+            with self._writing():
+                texts = sum(len(str(value)) for value in attributes.values())
+                self._reserve(MARGIN + 8 * texts)
+                self._describe(attributes)
+                for table, meaning in columns.items():
+                    self._add(table, meaning)
+                self.file.flush()
+                held.check()
+                part.replace(self.path)  # whole from its first moment
+        except BaseException:
+            self._divert()
+            part.unlink(missing_ok=True)
+            raise
 
     def append(self, tables: Mapping[str, np.ndarray]) -> None:
         """Appends rows to some tables.
 
         Those of a round include its row of the table `rounds`, by which the round of the best
         validation accuracy is updated.
+
+        Raises:
+            Failure: if the system does not let it write, or the lease is lost. What was appended
+                before is in the file.
         """
-        # `rounds` last: a round that is listed there is complete in every other table.
-        for name in sorted(tables, key=lambda name: name == "rounds"):
-            if name == "rounds":
-                self.file.flush()
-            data, rows = self.file[name], tables[name]
-            data.resize(len(data) + len(rows), axis=0)
-            data[len(data) - len(rows) :] = rows
-        for row in tables.get("rounds", ()):
-            if row["validation"] > self.best:
-                self.best = row["validation"]
-                self.file.attrs["best_round"] = int(row["round"])
-        self.file.flush()
+        with self._writing():
+            self.held.check()
+            if growth := self._growth(tables):
+                self._reserve(MARGIN + growth)
+            # `rounds` last: a round that is listed there is complete in every other table.
+            for name in sorted(tables, key=lambda name: name == "rounds"):
+                if name == "rounds":
+                    self.file.flush()
+                data, rows = self.tables[name], tables[name]
+                data.resize(len(data) + len(rows), axis=0)
+                data[len(data) - len(rows) :] = rows
+            for row in tables.get("rounds", ()):
+                if row["validation"] > self.best:
+                    self.best = row["validation"]
+                    self.file.attrs["best_round"] = int(row["round"])
+            self.file.flush()
 
     def close(self, status: str, about: Mapping[str, Any] | None = None) -> None:
-        """Closes the file with a status, and with attributes that are known only at the end."""
-        for name, value in (about or {}).items():
-            self.file.attrs[name] = value
-        self.file.attrs["status"], self.file.attrs["finished"] = status, _now()
-        self.file.close()
+        """Closes the file with a status, and with attributes that are known only at the end.
+
+        Raises:
+            Failure: if the system does not let it write; the file is closed, and its lease is
+                given back.
+        """
+        try:
+            with self._writing():
+                self.held.check()
+                self._reserve(METADATA)
+                self.file.flush()
+                os.fsync(self._handle)  # a network file system tells of a full disk only now
+                self._describe({**(about or {}), "status": status, "finished": _now()})
+                self.file.flush()
+            self.file.close()
+            with suppress(OSError, RuntimeError):
+                # Opened anew, HDF5 sees what is reserved beyond its end, and cuts it off.
+                h5py.File(self.path, "r+", locking=False).close()
+        finally:
+            self._divert()
+            self.held.release()
+
+    def fail(self) -> None:
+        """Closes the file with the status `failed`, if that can be written; never raises."""
+        with suppress(Failure):
+            if not self.is_broken:
+                self.close(FAILED)
+                return
+            self._divert()
+            with suppress(OSError, RuntimeError):
+                self.held.check()
+                _mark(self.path)
+        self.held.release()
+
+    def _add(self, table: str, meaning: Mapping[str, tuple[str, str]]) -> None:
+        dtype = np.dtype([(name, form) for name, (form, _) in meaning.items()])
+        data = self.file.create_dataset(table, (0,), dtype, maxshape=(None,), chunks=(CHUNK,))
+        data.attrs["columns"] = json.dumps({name: text for name, (_, text) in meaning.items()})
+        self.tables[table] = data
+
+    def _describe(self, about: Mapping[str, Any]) -> None:
+        for name, value in about.items():
+            self.file.attrs[name] = storable(value)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises a `Failure` for what the system refuses; HDF5 writes no more if it was HDF5."""
+        try:
+            yield
+        except Failure:
+            raise
+        except (OSError, RuntimeError) as error:
+            self.is_broken = True
+            raise Failure(sentence(self.path, error, INSTEAD)) from None
+
+    @property
+    def _handle(self) -> int:
+        return self.file.id.get_vfd_handle()
+
+    def _growth(self, tables: Mapping[str, np.ndarray]) -> int:
+        """Returns the bytes of the chunks that rows will open."""
+        total = 0
+        for name, rows in tables.items():
+            length = len(self.tables[name])
+            chunks = -(-(length + len(rows)) // CHUNK) - -(-length // CHUNK)
+            total += chunks * CHUNK * rows.dtype.itemsize
+        return total
+
+    def _reserve(self, more: int) -> None:
+        """Makes sure that the disk has room for so many bytes behind the end of the file."""
+        size, wanted = os.fstat(self._handle).st_size, self.file.id.get_filesize() + more
+        if size < wanted and hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(self._handle, size, wanted - size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise Failure(sentence(self.path, error, INSTEAD)) from None
+
+    def _divert(self) -> None:
+        """Closes the file, if it is open; HDF5 writes into memory what it has not written yet.
+
+        Nothing is changed on the disk, and HDF5 finds nothing to complain of.
+        """
+        if not self.file:
+            return
+        with suppress(OSError, RuntimeError):
+            memory = os.memfd_create("result")
+            with (
+                suppress(OSError),
+                self.path.open("rb") as now,
+                os.fdopen(os.dup(memory), "wb") as copy,
+            ):
+                shutil.copyfileobj(now, copy)
+            os.dup2(memory, self._handle, inheritable=False)
+            os.close(memory)
+            self.file.close()
+
+
+def storable(value: Any) -> str | int | float:
+    """Returns a value as an attribute can hold it; a list as a text, a line for each item.
+
+    HDF5 holds texts of any length, but no zeros in them, no half of a surrogate pair, and no
+    arrays of more than 64 KiB.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, list | tuple):
+        return "\n".join(str(storable(item)) for item in value)
+    is_small = isinstance(value, int) and abs(value) < 2**63
+    if is_small or isinstance(value, float):
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
+def listed(value: Any) -> list[str]:
+    """Returns the items of an attribute that is a list: a text, or an earlier version's array."""
+    return value.splitlines() if isinstance(value, str) else [str(item) for item in value]
+
+
+def _part(path: Path) -> Path:
+    """The file of a result that is not whole yet."""
+    return path.with_name(f"{path.name}.part")
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def try_out(held: Lease) -> None:
+    """Writes a file as a run does, beside a result, and removes it.
+
+    Raises:
+        BadInput: if that is not possible.
+    """
+    part = _part(held.path)
+    with told(held.path, INSTEAD):
+        if held.path.exists() and not os.access(held.path, os.W_OK):
+            raise PermissionError(errno.EACCES, "")
+        part.unlink(missing_ok=True)
+        try:
+            with part.open("xb") as file:
+                file.write(bytes(MARGIN))
+            with h5py.File(part, "w", locking=False) as written:
+                written["rows"] = [1, 2, 3]
+                written.flush()
+                with h5py.File(part, "r", locking=False) as read:
+                    if read["rows"][:].tolist() != [1, 2, 3]:
+                        raise BadInput(f"{held.path}: what is written cannot be read; {INSTEAD}")
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def open_result(path: Path) -> h5py.File:
@@ -111,16 +299,67 @@ def open_result(path: Path) -> h5py.File:
         RecordError: if the file is missing, or is not a result.
     """
     if not path.is_file():
-        raise RecordError(f"{path}: no such file; wanted a result (HDF5)")
+        kind = "no plain file" if os.path.lexists(path) else "no such file"
+        raise RecordError(f"{path}: {kind}; wanted a result (HDF5)")
     try:
         # No lock, because a run in progress still writes to the file.
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise RecordError(f"{path}: not an HDF5 file: {error}") from None
-    if "settings" not in file.attrs or "rounds" not in file:
+        if number(error) is not None:
+            raise RecordError(sentence(path, error)) from None
+        raise Damaged(f"{path}: not an HDF5 file: {error}") from None
+    try:
+        if "settings" not in file.attrs or "rounds" not in file:
+            raise Damaged(f"{path}: HDF5, but not a result: it holds no settings")
+    except BaseException as error:
         file.close()
-        raise RecordError(f"{path}: HDF5, but not a result: it holds no settings")
+        if isinstance(error, DAMAGE) and not isinstance(error, RecordError):
+            raise damaged(path, error) from None
+        raise
     return file
+
+
+def read(path: Path, get: Callable[[h5py.File], Found]) -> Found:
+    """Returns what `get` finds in a result.
+
+    A reader may find a file that is just being written in disorder. It tries again, unless nobody
+    is writing.
+
+    Raises:
+        RecordError: if the file is missing, damaged, or no result.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            with open_result(path) as file:
+                return get(file)
+        except Exception as error:
+            if not isinstance(error, DAMAGE) or (
+                isinstance(error, BadInput) and not isinstance(error, Damaged)
+            ):
+                raise
+            if not left or lease.holder(path) is None:
+                raise error if isinstance(error, Damaged) else damaged(path, error) from None
+        sleep(NAP)
+    raise AssertionError
+
+
+def content(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns the attributes of a result, and its tables.
+
+    Raises:
+        RecordError: if the file is missing, damaged, or no result.
+    """
+
+    def everything(file: h5py.File) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        return dict(file.attrs), {name: rows(file, name) for name in tables.TABLES}
+
+    return read(path, everything)
+
+
+def damaged(path: Path, error: BaseException) -> Damaged:
+    """Returns the error for a result that makes its reader raise another error."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return Damaged(f"{path}: a damaged result: {said}")
 
 
 def rows(file: h5py.File, table: str) -> np.ndarray:
@@ -128,35 +367,49 @@ def rows(file: h5py.File, table: str) -> np.ndarray:
 
     Raises:
         KeyError: if the file lacks a table that every result has.
+        ValueError: if it claims more rows than it holds.
     """
     if table in tables.LATER and table not in file:
         return tables.empty(tables.TABLES[table], 0)
-    return file[table][:]
+    data = file[table]
+    if data.nbytes > data.id.get_storage_size():
+        raise ValueError(f"the table {table} lacks rows")
+    return data[:]
 
 
-def is_file(path: Path) -> bool:
-    """Whether a path names a result and not a folder of them, whether or not it is there."""
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+def is_named(path: Path) -> bool:
+    """Whether a path is named as results are, and is no folder, whether or not it is there."""
+    return path.suffix.lower() in SUFFIXES and not os.path.isdir(path)
 
 
 def file_of(out: Path, method: str, identity: str) -> Path:
-    """Returns the path of a run's file: `out` if it names one, else a file in that folder."""
-    return out if is_file(out) else out / f"{method}-{identity}.h5"
+    """Returns the path of a run's file: `out` if it is named as one, else a file in that folder."""
+    return out if is_named(out) else out / f"{method}-{identity}.h5"
 
 
 def is_result(path: Path) -> bool:
     """Whether a file is to be read as a result: by its name, or by its first bytes."""
+    if is_named(path):
+        return True
     try:
+        if not os.path.isfile(path):  # what comes through a pipe comes once
+            return False
         with path.open("rb") as file:
-            return is_file(path) or file.read(len(SIGNATURE)) == SIGNATURE
+            return file.read(len(SIGNATURE)) == SIGNATURE
     except OSError:
-        return is_file(path)
+        return False
 
 
 def settings_of(path: Path) -> dict[str, Any]:
-    """Returns the complete settings of a recorded run."""
-    with open_result(path) as file:
-        return json.loads(file.attrs["settings"])
+    """Returns the complete settings of a recorded run.
+
+    Raises:
+        RecordError: if the file is missing, damaged, or no result.
+    """
+    found = read(path, lambda file: json.loads(file.attrs["settings"]))
+    if not isinstance(found, dict):
+        raise Damaged(f"{path}: a damaged result: wanted a table of settings, found {found!r}")
+    return found
 
 
 def files_of(about: Mapping[str, Any]) -> dict[str, str]:
@@ -184,43 +437,71 @@ def identity_of(about: Mapping[str, Any]) -> str:
 
 def data_of(path: Path) -> str:
     """Returns the hash of the data set of a recorded run; "" if it has none."""
-    with open_result(path) as file:
-        return str(file.attrs.get("data_sha256", ""))
+    return read(path, lambda file: str(file.attrs.get("data_sha256", "")))
 
 
 def state_of(path: Path, identity: str) -> str | None:
     """Returns the status of the run with that identity at `path`, or None if there is no file.
 
     Raises:
-        RecordError: if the file is not this run's, and must not be replaced, or if it cannot be
-            created.
+        RecordError: if the file is not this run's, and must not be replaced; a `Damaged` one, if
+            that cannot be known.
     """
-    if not path.exists():
-        above = next(folder for folder in path.absolute().parents if folder.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise RecordError(f"{path}: wanted a folder to write to, but {above} is no folder")
-        return None
-    with open_result(path) as file:
-        found = identity_of(file.attrs)
-        if found != identity:
-            raise RecordError(
-                f"{path}: holds the run {found}; wanted the run {identity}, or no such file"
-            )
-        return str(file.attrs["status"])
-
-
-def is_open(path: Path) -> bool:
-    """Whether a run is writing the file now; False also if the file system has no locks."""
+    with told(path, INSTEAD, RecordError):
+        if not os.path.lexists(path):
+            return None
+        path.stat()  # a link that leads nowhere
     try:
-        h5py.File(path, "r+").close()
-    except BlockingIOError:
-        return True
-    return False
+        found, status = read(path, lambda f: (identity_of(f.attrs), str(f.attrs["status"])))
+    except Damaged as error:
+        raise Damaged(f"{error}; remove it to run it again") from None
+    if found != identity:
+        raise RecordError(
+            f"{path}: holds the run {found}; wanted the run {identity}, or no such file"
+        )
+    return status
+
+
+def begin(path: Path, say: Callable[[str], None] = lambda text: None) -> Lease:
+    """Takes the lease of a result, and makes sure that it can be written.
+
+    Args:
+        path: the result; its folder is made.
+        say: told why it takes time, if it does.
+
+    Raises:
+        BadInput: if somebody else is writing it, or nothing can be written there.
+    """
+    with told(path, INSTEAD):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    held = lease.take(path, say)
+    try:
+        try_out(held)
+    except BaseException:
+        held.release()
+        raise
+    return held
 
 
 def mark_failed(path: Path) -> None:
-    """Changes the status `running` to `failed`, unless there is no file or a run is writing it."""
-    if path.exists() and not is_open(path):
-        with h5py.File(path, "r+") as file:
-            if file.attrs["status"] == RUNNING:
-                file.attrs["status"] = FAILED
+    """Changes the status `running` to `failed`, if there is such a file and nobody is writing it.
+
+    It only describes what has happened: if it cannot be written, it is not.
+    """
+    with suppress(BadInput, OSError, RuntimeError):
+        if read(path, lambda file: str(file.attrs["status"])) == RUNNING:
+            with lease.take(path):
+                _mark(path)
+
+
+def _mark(path: Path) -> None:
+    """Changes the status `running` to `failed`; the lease is held."""
+    room = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:  # as for a record: HDF5 begins nothing that the disk has no room for
+        size = os.fstat(room).st_size
+        os.posix_fallocate(room, size, MARGIN)
+    finally:
+        os.close(room)
+    with h5py.File(path, "r+", locking=False) as file:
+        if file.attrs["status"] == RUNNING:
+            file.attrs["status"] = FAILED

@@ -34,7 +34,7 @@ def place(out: Path, settings: Settings) -> Path:
     """
     identity = settings.identity()
     path = record.file_of(out, settings.method.name, identity)
-    if path == out or path.exists():
+    if path == out or os.path.lexists(path):
         return path
     found = {file: _state(file, identity) for file in _results(out, settings.method.name, identity)}
     done = (file for file, status in found.items() if status in record.FINISHED)

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,11 +17,12 @@ from fedmpi import provenance
 from fedmpi.clients import heterogeneity
 from fedmpi.config import Settings
 from fedmpi.engine import Engine
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, Failure
 from fedmpi.messages import wire
 from fedmpi.messages.clock import Clock
 from fedmpi.messages.wire import Wire
 from fedmpi.results import record, tables
+from fedmpi.results.lease import Lease
 from fedmpi.results.record import Record
 from fedmpi.runs import earlier, memory
 from fedmpi.runs.launch import PROGRESS
@@ -61,16 +62,20 @@ class Job:
         raise BadInput(f"{where}{problem}")
 
     def sweep(self, plan: Sweep) -> int:
-        """Runs the chosen members that are not done; returns 2 if some were bad input, else 0."""
+        """Runs the chosen members that are not done, one after the other.
+
+        Returns:
+            1 if some failed, else 2 if some were bad input, else 0.
+        """
         code = 0
         for place, number in enumerate(plan.chosen, 1):
             member = plan.members[number]
             try:
                 self.run(member.settings, plan.out, f"[{place}/{len(plan.chosen)}] {member}  ")
-            except BadInput as error:
+            except (BadInput, Failure) as error:
                 if str(error):
                     print(f"run {number} ({member}): {error}", file=sys.stderr, flush=True)
-                code = 2
+                code = code if code == 1 else 1 if isinstance(error, Failure) else 2
             # The parts of a run know each other in circles, and would pile up, run upon run.
             gc.collect()
         return code
@@ -84,32 +89,41 @@ class Job:
             title: said before it starts.
 
         Raises:
-            BadInput: if the settings do not fit together, or the file is another run's.
+            BadInput: if the settings do not fit together, the file is another run's, or nothing
+                can be written there.
+            Failure: if the system does not let a round be written. With other ranks, which then
+                wait in a collective, the job ends.
         """
         path = self.check(lambda: earlier.place(out, settings) if self.wire.is_root else out)
-        state = self.check(lambda: self._state(path, settings))
-        if self.wire.lowest(state in record.FINISHED) is not None:
-            self._say(f"{title}{path}: {state} already")
-            return
-        place = self.wire.place
-        engine = self.check(lambda: Engine(settings, place))
-        self._say(f"{title}{path}")
-        self._record(engine, path)
+        with ExitStack() as stack:
+            held, state = self.check(lambda: self._begin(path, settings, stack))
+            if self.wire.lowest(state in record.FINISHED) is not None:
+                self._say(f"{title}{path}: {state} already")
+                return
+            place = self.wire.place
+            engine = self.check(lambda: Engine(settings, place))
+            self._say(f"{title}{path}")
+            with self._together(held):
+                self._record(engine, held)
 
-    def _state(self, path: Path, settings: Settings) -> str | None:
+    def _begin(
+        self, path: Path, settings: Settings, stack: ExitStack
+    ) -> tuple[Lease | None, str | None]:
+        """Takes the lease of the result, on the root, unless the run is finished; and its state."""
         if not self.wire.is_root:
-            return None
+            return None, None
         state = earlier.state(path, settings)
-        if state == record.RUNNING and record.is_open(path):
-            raise record.RecordError(f"{path}: another job is writing it")
-        return state
+        if state in record.FINISHED:
+            return None, state
+        held = stack.enter_context(record.begin(path, self._say))
+        return held, earlier.state(path, settings)  # another job may just have finished it
 
-    def _record(self, engine: Engine, path: Path) -> None:
+    def _record(self, engine: Engine, held: Lease | None) -> None:
         settings = engine.settings
         hosts = self.wire.report(np.frombuffer(wire.host().encode().ljust(256, b"\0"), "S256"))
         status = record.DONE
         file = None
-        if self.wire.is_root:
+        if held is not None:
             about = provenance.about() | {
                 "mpi_library": wire.library(),
                 "ranks": self.wire.size,
@@ -124,28 +138,35 @@ class Job:
             }
             if contents := settings.contents():
                 about["files_sha256"] = json.dumps(contents)
-            file = Record(path, settings.tree(), settings.identity(), about, tables.TABLES)
-        with self._together(), progress(settings.rounds, self.wire.is_root) as show:
-            for outcome in engine.rounds(self.wire, self.clock):
-                if outcome is None or file is None:
-                    continue
-                file.append(outcome.tables)
-                show(outcome.tables["rounds"][0])
-                if not outcome.finite:
-                    status = record.DIVERGED
-            final = engine.final()
-            if file is not None and final is not None:
-                file.append({"final": final})
+            file = Record(held, settings.tree(), settings.identity(), about, tables.TABLES)
+        try:
+            with progress(settings.rounds, self.wire.is_root) as show:
+                for outcome in engine.rounds(self.wire, self.clock):
+                    if outcome is None or file is None:
+                        continue
+                    file.append(outcome.tables)
+                    show(outcome.tables["rounds"][0])
+                    if not outcome.finite:
+                        status = record.DIVERGED
+                final = engine.final()
+                if file is not None and final is not None:
+                    file.append({"final": final})
+        except BaseException:
+            if file is not None:
+                file.fail()
+            raise
         if file is not None:
             file.close(status, {"model_sha256": engine.model_sha256()})
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
-        """Bad input that a rank finds in here ends the job: the others are in a collective."""
+    def _together(self, held: Lease | None) -> Iterator[None]:
+        """What a rank finds in here ends the job: the others are in a collective."""
         try:
             yield
-        except BadInput as error:
+        except (BadInput, Failure) as error:
             if self.wire.size > 1:
+                if held is not None:
+                    held.release()
                 wire.abort(str(error))
             raise
 

@@ -22,7 +22,11 @@ from typing import Any
 from fedmpi import config, loading
 from fedmpi.config import ConfigError, Settings, Tree
 from fedmpi.results import record
+from fedmpi.results.record import Damaged, RecordError
 from fedmpi.runs import earlier, launch
+
+REFUSED = {"damaged", "refused"}
+"""States of members whose file is not replaced."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Sweep:
     def __init__(
         self, file: Path, out: Path, only: Sequence[int] = (), words: tuple[str, ...] = ()
     ) -> None:
-        if record.is_file(out):
+        if record.is_named(out):
             raise ConfigError(f"--out {out}: wanted a folder, because each run has its own file")
         self.file, self.words, self.out = file, words, out
         self.members = members(file, words)
@@ -70,41 +74,88 @@ class Sweep:
         return earlier.place(self.out, self.members[number].settings)
 
     def state(self, number: int) -> str | None:
-        """The status of a member's result; None if there is none."""
+        """Returns the status of a member's result; None if there is none.
+
+        Raises:
+            RecordError: if there is a file that is not its result, or a damaged one.
+        """
         return earlier.state(self.path(number), self.members[number].settings)
+
+    def states(self) -> dict[int, str]:
+        """Returns for each chosen member its status, "to do", "damaged" or "refused".
+
+        Why the last two are so is said on standard error.
+        """
+        found = {}
+        for number in self.chosen:
+            try:
+                found[number] = self.state(number) or "to do"
+            except RecordError as error:
+                self._say(number, f"refused: {error}")
+                found[number] = "damaged" if isinstance(error, Damaged) else "refused"
+        return found
 
     def supervise(self, ranks: int) -> int:
         """Runs what is to do in jobs of so many ranks; returns the exit code.
 
         One job does it all. If a run kills the job, it is marked as failed, and another job does
-        the rest.
+        the rest. A member whose file cannot be its result is left out.
+
+        Returns:
+            1 if some failed, else 2 if some were bad input, else 0.
         """
-        left, failed, bad, alone = self._unfinished(self.chosen), False, False, False
+        states = self.states()
+        bad, failed, alone = bool(REFUSED & set(states.values())), False, False
+        left = [n for n, state in states.items() if state not in (*record.FINISHED, *REFUSED)]
         out = ("--out", str(self.out))
         for number in left:
             record.mark_failed(self.path(number))
         while left:
             batch = left[:1] if alone else left
+            before = {number: self._version(number) for number in batch}
             only = [word for number in batch for word in ("--only", str(number))]
             code = launch.start(ranks, ["sweep", str(self.file), *self.words, *out, *only])
             if code in (0, 2):
                 bad |= code == 2
                 left = left[len(batch) :]
                 continue
-            begun = [number for number in batch if self.state(number) == record.RUNNING]
+            begun = [n for n in batch if self._is_cut(n) and self._version(n) != before[n]]
             if not begun and len(batch) > 1:
                 # It died before its file was there: which it was shows if each has its own job.
-                alone, left = True, self._unfinished(left)
+                alone, left = True, [n for n in left if not self._is_over(n)]
                 continue
             dead = (begun or batch)[0]
             record.mark_failed(self.path(dead))
             failed = True
-            print(f"run {dead} ({self.members[dead]}) failed: exit code {code}", file=sys.stderr)
-            left = [number for number in self._unfinished(left) if number != dead]
+            self._say(dead, f"failed: exit code {code}")
+            left = [n for n in left if n != dead and not self._is_over(n)]
         return 1 if failed else 2 if bad else 0
 
-    def _unfinished(self, numbers: Sequence[int]) -> list[int]:
-        return [number for number in numbers if self.state(number) not in record.FINISHED]
+    def _is_over(self, number: int) -> bool:
+        """Whether there is nothing more to do for a member: done, or refused."""
+        try:
+            return self.state(number) in record.FINISHED
+        except RecordError as error:
+            self._say(number, f"refused: {error}")
+            return True
+
+    def _is_cut(self, number: int) -> bool:
+        """Whether a member's run was begun, and not finished."""
+        try:
+            return self.state(number) in (record.RUNNING, record.FAILED)
+        except RecordError:
+            return True
+
+    def _version(self, number: int) -> tuple[int, ...]:
+        """Returns what differs if a member's file was written."""
+        try:
+            about = self.path(number).stat()
+        except OSError:
+            return ()
+        return about.st_ino, about.st_size, about.st_mtime_ns
+
+    def _say(self, number: int, text: str) -> None:
+        print(f"run {number} ({self.members[number]}) {text}", file=sys.stderr, flush=True)
 
 
 def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:

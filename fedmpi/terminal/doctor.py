@@ -4,14 +4,12 @@ Nothing is imported here that may be missing or broken. MPI in particular is onl
 in other processes: a library that does not fit its launcher may hang or abort.
 """
 
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedmpi.config import ConfigError
+from fedmpi.errors import BadInput
 from fedmpi.provenance import cores
 from fedmpi.runs import launch
 from fedmpi.runs.launch import Launcher
@@ -47,12 +46,6 @@ sizes = MPI.COMM_WORLD.gather(MPI.COMM_WORLD.size)
 if sizes:
     os.write(1, ("sizes " + " ".join(map(str, sizes)) + chr(10)).encode())
 """
-HDF5 = """
-import h5py, json, sys
-with h5py.File(sys.argv[1], "r", locking=False) as file:
-    print(json.dumps(file["rows"][:].tolist()))
-"""
-LOCKS = "export HDF5_USE_FILE_LOCKING=FALSE if its file system has no locks"
 INSTALL = "pip install -e . in the checkout"
 
 
@@ -270,35 +263,33 @@ def check_torch(out: Path) -> Iterator[Finding]:
 
 
 def check_hdf5(out: Path) -> Iterator[Finding]:
-    """Writes a file where results go, as a run does, and reads it as another process."""
+    """Tries to write a file where results go, as a run does before it begins."""
     try:
         import h5py
     except (ImportError, OSError) as error:
         yield Finding("wrong", f"h5py cannot be imported: {error}", INSTALL)
         return
     yield Finding("ok", f"h5py {h5py.__version__} with HDF5 {h5py.version.hdf5_version}")
-    above = next(path for path in (out, *out.resolve().parents) if path.exists())
-    place = f"{out.resolve()}" + ("" if above == out else f" (to be made in {above})")
-    elsewhere = "choose another folder: --out FOLDER"
+    from fedmpi.results import record
+
+    out = Path(os.path.abspath(out))
+    fresh = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
+    probe = out / f".fedmpi-doctor-{os.getpid()}.h5"
     try:
-        with tempfile.TemporaryDirectory(dir=above, prefix=".fedmpi-doctor-") as folder:
-            path = Path(folder) / "try.h5"
-            with h5py.File(path, "w") as file:
-                rows = file.create_dataset("rows", (0,), "i8", maxshape=(None,), chunks=True)
-                rows.resize(3, axis=0)
-                rows[:] = [1, 2, 3]
-                file.flush()
-                done = _run([sys.executable, "-c", HDF5, str(path)], dict(os.environ))
-            if done.code or json.loads(done.out) != [1, 2, 3]:
-                yield Finding("wrong", f"{place}: not read while it is written: {done.what}", LOCKS)
-                return
-    except OSError as error:
-        yield Finding("wrong", f"{place}: no file can be written: {error}", f"{LOCKS}; {elsewhere}")
+        record.begin(probe).release()
+    except BadInput as error:
+        text, _, mend = str(error).replace(str(probe), str(out)).partition("; ")
+        yield Finding("wrong", text, mend)
         return
-    yield Finding("ok", f"{place}: a file can be written, flushed and read")
-    free = shutil.disk_usage(above).free
+    finally:
+        for folder in fresh:
+            with suppress(OSError):
+                folder.rmdir()
+    yield Finding("ok", f"{out}: a file can be written, flushed and read")
+    free = shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
     if free < SPACE:
-        yield Finding("warning", f"{place}: only {free / 2**20:.0f} MiB are free", elsewhere)
+        text = f"{out}: only {free / 2**20:.0f} MiB are free"
+        yield Finding("warning", text, "choose another folder: --out FOLDER")
 
 
 def check_data(out: Path) -> Iterator[Finding]:

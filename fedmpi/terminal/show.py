@@ -30,21 +30,27 @@ def show_result(path: Path) -> None:
     Raises:
         RecordError: if the file is missing, or no result.
     """
-    with record.open_result(path) as file:
-        about: dict[str, Any] = dict(file.attrs)
-        try:
-            found = {name: record.rows(file, name) for name in tables.OF_ROUNDS}
-            final = record.rows(file, "final")
-        except (KeyError, OSError) as error:
-            raise record.RecordError(f"{path}: a damaged result: {error}") from None
+    about, found = record.content(path)
+    try:
+        parts = list(_parts_of(path, about, found))
+    except record.DAMAGE as error:  # numbers that no run writes
+        raise record.damaged(path, error) from None
+    console().print(*parts, sep="\n")
+
+
+def _parts_of(
+    path: Path, about: Mapping[str, Any], found: dict[str, np.ndarray]
+) -> Iterator[RenderableType]:
+    """What is shown of a result."""
+    final = found.pop("final")
     # A run that was cut short may have begun to write another round.
     listed = found["rounds"]["round"]
     found = {name: rows[np.isin(rows["round"], listed)] for name, rows in found.items()}
-    out = console()
-    out.print(Text(str(path), "bold"), _provenance(about, found["rounds"]), sep="\n")
+    yield Text(str(path), "bold")
+    yield _provenance(about, found["rounds"])
     rounds = found["rounds"][listed >= 0]
     if not len(rounds):
-        out.print("\nNo round is finished.")
+        yield "\nNo round is finished."
         return
     seconds, unit = _phases(found)
     for title, part in (
@@ -58,9 +64,8 @@ def show_result(path: Path) -> None:
         ("simulated devices, mean over their clients' rounds", _devices(found)),
         ("rounds", _trend(rounds)),
     ):
-        if part is None:
-            continue
-        out.print("", Text(title, "bold"), part, sep="\n")
+        if part is not None:
+            yield from ("", Text(title, "bold"), part)
 
 
 def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
@@ -163,7 +168,7 @@ def _where(about: Mapping[str, Any]) -> str:
 
 
 def _ranks(about: Mapping[str, Any]) -> str:
-    hosts = Counter(map(str, about.get("hosts", ())))
+    hosts = Counter(record.listed(about.get("hosts", "")))
     places = [f"{count} on {host}" for host, count in list(hosts.items())[:RANKS]]
     if len(hosts) > RANKS:
         places.append(f"and {_several(len(hosts) - RANKS, 'more host')}")

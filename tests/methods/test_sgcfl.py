@@ -17,7 +17,7 @@ from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Block, Kind, Message, pack, unpack
 from fedmpi.results import tables
-from fedmpi.results.record import DONE, Record
+from fedmpi.results.record import DONE, Record, begin
 from fedmpi.split.cuts import Crossing
 from tests import plain
 from tests.plain import CNN, network, optimiser, play, vector
@@ -360,7 +360,7 @@ def test_distances_and_weights_are_in_the_result(tmp_path: Path) -> None:
     for name in ("sgcfl", "splitfed"):
         engine = Engine(small(f"method.name={name}", "rounds=3", "participation=0.6"))
         path, settings = tmp_path / f"{name}.h5", engine.settings
-        record = Record(path, settings.tree(), settings.identity(), {}, tables.TABLES)
+        record = Record(begin(path), settings.tree(), settings.identity(), {}, tables.TABLES)
         for outcome in play(engine):
             record.append(outcome.tables)
         record.close(DONE)

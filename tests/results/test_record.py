@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from fedmpi import config
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, Failure
 from fedmpi.results import record, tables
 from fedmpi.results.record import DIVERGED, DONE, FAILED, RUNNING, Record, RecordError
 from tests import PATIENCE, until
@@ -43,7 +45,7 @@ def rows(t: int, validation: float = np.nan, counts: dict[str, int] = COUNTS) ->
 
 
 def begin(path: Path, **about: Any) -> Record:
-    return Record(path, SETTINGS, IDENTITY, about, tables.TABLES)
+    return Record(record.begin(path), SETTINGS, IDENTITY, about, tables.TABLES)
 
 
 def finished(path: Path, *validations: float, status: str = DONE) -> Path:
@@ -90,7 +92,7 @@ def test_attributes(path: Path) -> None:
     with record.open_result(path) as found:
         about = dict(found.attrs)
     assert (about["format"], about["status"], about["identity"]) == (1, DIVERGED, IDENTITY)
-    assert (about["torch"], about["ranks"], list(about["hosts"])) == ("2.0", 4, ["a", "b"])
+    assert (about["torch"], about["ranks"], record.listed(about["hosts"])) == ("2.0", 4, ["a", "b"])
     assert about["model_sha256"] == "ab"
     times = [datetime.fromisoformat(about[name]) for name in ("started", "finished")]
     assert all(time.utcoffset().total_seconds() == 0 for time in times)
@@ -101,13 +103,13 @@ def test_attributes(path: Path) -> None:
 OTHERS = """
 import sys
 from pathlib import Path
-from fedmpi.results import record
+from fedmpi.results import lease, record
 
 path = Path(sys.argv[1])
 record.mark_failed(path)
 with record.open_result(path) as file:
     rounds = file["rounds"]["round"]
-print(record.is_open(path), record.state_of(path, sys.argv[2]), *rounds)
+print(lease.holder(path) is not None, record.state_of(path, sys.argv[2]), *rounds)
 """
 """Another process looks at a file, and takes its run for dead."""
 
@@ -124,6 +126,7 @@ def test_others_can_read_a_run_under_way_but_not_fail_it(path: Path) -> None:
     assert seen() == "True running 0 1"
     file.append(rows(2))
     file.file.close()
+    file.held.release()
     assert seen() == "False failed 0 1 2"
 
 
@@ -245,8 +248,9 @@ def test_errors_are_bad_input(path: Path) -> None:
 
 def test_a_folder_that_is_a_file(path: Path) -> None:
     path.touch()
-    with pytest.raises(RecordError, match="wanted a folder to write to"):
-        record.state_of(path / "inside" / "run.h5", IDENTITY)
+    for inside in (path / "run.h5", path / "deeper" / "run.h5"):
+        with pytest.raises(BadInput, match=r"run\.h5: a .* is a file|run\.h5: what has that name"):
+            record.begin(inside)
 
 
 @pytest.mark.parametrize(
@@ -368,3 +372,190 @@ def test_killed_between_the_tables_of_a_round(path: Path) -> None:
         assert found["clients"]["round"].tolist() == [0] * 4 + [1] * 4
         assert found["ranks"]["round"].tolist() == [0] * 2 + [1] * 2
         assert found["phases"][:7].tobytes() == rows(0)["phases"].tobytes()
+
+
+WIDE = COUNTS | {"clients": 700}
+"""So many rows that every second round opens another chunk."""
+FULL = """
+import os, shutil, sys
+from pathlib import Path
+from fedmpi.errors import BadInput, Failure
+from tests.results.test_record import MADE, begin, limit, rows, WIDE
+
+every_round = [rows(t, t / MADE, WIDE) for t in range(MADE)]
+for size in map(int, sys.argv[2:]):
+    path = Path(sys.argv[1]) / f"{size}.h5"
+    (found, say), child = os.pipe(), os.fork()
+    if child == 0:
+        done, said = 0, ""
+        try:
+            limit(path, size)
+            file = begin(path)
+            try:
+                for part in every_round:
+                    file.append(part)
+                    done += 1
+                file.close("done")
+            except BaseException:
+                file.fail()
+                raise
+        except (BadInput, Failure) as error:
+            said = str(error)
+        os.write(say, f"{size} {done} {said}\\n".encode())
+        sys.exit(0)  # as a run ends: HDF5 closes what is open
+    os.close(say)
+    code = os.waitpid(child, 0)[1]
+    print(os.read(found, 4096).decode().strip() or f"{size} died of {code}", code, sep="|")
+    os.close(found)
+    if path.exists():
+        shutil.move(path, path.parent.parent)
+    assert os.listdir(path.parent) == []
+"""
+MADE = 10
+"""Rounds that it makes of each result."""
+
+
+def limit(path: Path, size: int) -> None:
+    """Gives this process room for so many bytes: on a disk of its own, or by `ulimit -f`."""
+    if path.parent.is_mount():
+        words = ["mount", "-o", f"remount,size={size}", str(path.parent)]
+        subprocess.run(words, check=True)
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def check_full(folder: Path, sizes: list[int], words: str) -> None:
+    """Results on a disk with so much room have every round that was finished, and say so."""
+    every_round = [rows(t, t / MADE, WIDE) for t in range(MADE)]
+    everything = {name: np.concatenate([part[name] for part in every_round]) for name in COUNTS}
+    program = [sys.executable, "-c", FULL, str(folder), *map(str, sizes)]
+    done = subprocess.run(program, cwd=ROOM, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(sizes)
+    ends = set()
+    for size, line in zip(sizes, lines, strict=True):
+        path, kept = folder / f"{size}.h5", folder.parent / f"{size}.h5"
+        said, _, code = line.partition("|")
+        assert code == "0", line
+        rounds = int(said.split()[1])
+        is_whole = not said.split(maxsplit=2)[2:]
+        assert is_whole or f"{path}: {words}" in said, line
+        ends.add((is_whole, rounds > 0))
+        if not kept.exists():
+            assert rounds == 0 and not is_whole
+            continue
+        with record.open_result(kept) as found:
+            assert found.attrs["status"] == (DONE if is_whole else FAILED)
+            for name, count in WIDE.items():
+                held = found[name][:]
+                assert len(held) == rounds * count
+                assert held.tobytes() == everything[name][: rounds * count].tobytes()
+    assert ends == {(True, True), (False, True), (False, False)}
+
+
+def test_files_that_may_not_become_large(tmp_path: Path) -> None:
+    """By `ulimit -f`, at any place of the file."""
+    sizes = random.Random(1).sample(range(3_500_000), 57)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    check_full(folder, [*sizes, 0, 1, 4_000_000], "larger than a file may be here")
+
+
+def test_a_disk_that_becomes_full(tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(words, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a disk")
+    try:
+        sizes = random.Random(2).sample(range(1, 850), 12)
+        check_full(folder, [4096 * size for size in (*sizes, 1, 1000)], "no space is left")
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+BROKEN = """
+import os, sys
+from pathlib import Path
+from fedmpi.errors import Failure
+from tests.results.test_record import begin, rows
+
+file = begin(Path(sys.argv[1]))
+for t in range(5):
+    file.append(rows(t))
+os.dup2(os.open("/dev/full", os.O_RDWR), file._handle)
+try:
+    file.append(rows(5))
+except Failure as error:
+    print(error)
+file.fail()
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_disk_that_refuses_what_it_promised(path: Path) -> None:
+    """HDF5 meets the error in the middle of a round; the process lives, and the file is whole."""
+    words = [sys.executable, "-c", BROKEN, str(path)]
+    done = subprocess.run(words, cwd=ROOM, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{path}: no space is left on the disk; make room or choose")
+    with record.open_result(path) as found:
+        assert found.attrs["status"] == FAILED
+        assert found["rounds"]["round"].tolist() == [0, 1, 2, 3, 4]
+        assert found["clients"][:20].tobytes() == b"".join(
+            rows(t)["clients"].tobytes() for t in range(5)
+        )
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_nothing_is_written_without_the_lease(path: Path) -> None:
+    """Somebody took it over and wrote a result; what is there stays as it is."""
+    file = begin(path)
+    file.append(rows(0))
+    path.with_name("run.h5.lock").unlink()
+    path.unlink()
+    finished(path, 0.1, 0.2, 0.3)
+    before = path.read_bytes()
+    for act in (lambda: file.append(rows(1)), lambda: file.close(DONE)):
+        with pytest.raises(Failure, match="has taken it over"):
+            act()
+    file.fail()
+    assert path.read_bytes() == before
+    assert not file.file
+
+
+def test_the_file_takes_no_more_room_than_it_needs(path: Path) -> None:
+    """What was reserved for rounds that did not come is given back."""
+    finished(path, 0.1)
+    with h5py.File(path, "r+", locking=False) as found:
+        needed = found.id.get_filesize()
+    before = path.stat()
+    assert before.st_size == needed
+
+
+ODD = ["", "a\0b", "\ud800x", "\udcff", "ä" * 40_000, "x" * 3_000_000, -(2**63) - 1, 2**70, 2**31]
+
+
+@pytest.mark.parametrize("value", [*ODD, None, b"\xff", float("nan"), np.float32(0.5), np.int64(7)])
+def test_every_value_can_be_an_attribute(path: Path, value: Any) -> None:
+    begin(path, odd=value, name="x").close(DONE, {"late": value})
+    about, _ = record.content(path)
+    for name in ("odd", "late"):
+        if isinstance(value, float | np.generic):
+            np.testing.assert_equal(about[name], value)
+        elif isinstance(value, int) and abs(value) < 2**63:
+            assert about[name] == value
+        else:
+            escaped = str(value).encode("utf-8", "backslashreplace").decode()
+            assert about[name] == escaped.replace("\0", "\\0")
+    assert about["name"] == "x"
+
+
+def test_the_hosts_of_many_ranks(path: Path) -> None:
+    """An array of texts may take 64 KiB: 4,092 ranks."""
+    hosts = [f"node{rank // 64:05}" for rank in range(100_000)]
+    begin(path, hosts=hosts).close(DONE)
+    about, _ = record.content(path)
+    assert record.listed(about["hosts"]) == hosts
+    assert record.listed(np.array(["a", "b"], object)) == ["a", "b"]

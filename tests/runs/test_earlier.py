@@ -50,7 +50,8 @@ def write(settings: Settings, status: str = record.DONE, name: str = "", **about
     """A result of the version before, named after its identity if no name is given."""
     identity = former(settings)
     path = Path("results") / (name or f"{settings.method.name}-{identity}.h5")
-    record.Record(path, settings.tree(), identity, about, tables.TABLES).close(status)
+    held = record.begin(path)
+    record.Record(held, settings.tree(), identity, about, tables.TABLES).close(status)
     return path
 
 

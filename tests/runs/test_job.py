@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import h5py
 import numpy as np
@@ -22,12 +24,13 @@ from fedmpi.runs import earlier, launch
 from fedmpi.runs.job import Job, line, progress
 from fedmpi.runs.sweep import Sweep
 from fedmpi.training.train import Trainer
-from tests import PATIENCE
+from tests import PATIENCE, until
 from tests.made import write_idx
 from tests.small import small
 
 on_ranks = pytest.mark.parallel([1, 2, 3])
 WORLD = MPI.COMM_WORLD
+ROOM = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +85,7 @@ def test_a_run_is_recorded_by_the_root(folder: Path) -> None:
     with h5py.File(path) as file:
         about = file.attrs
         assert about["status"] == record.DONE
-        assert about["ranks"] == len(about["hosts"]) == WORLD.size
+        assert about["ranks"] == len(about["hosts"].splitlines()) == WORLD.size
         assert about["started"] <= about["finished"]
         assert len(about["model_sha256"]) == len(about["partition_sha256"]) == 64
         assert 0 < about["partition_tv_mean"] < about["partition_tv_max"] < 1
@@ -203,7 +206,8 @@ def test_what_is_not_finished_is_run_again(status: str, folder: Path) -> None:
     settings = small()
     path = path_of(settings, folder)
     if WORLD.rank == 0:
-        record.Record(path, settings.tree(), settings.identity(), {}, tables.TABLES).close(status)
+        held = record.begin(path)
+        record.Record(held, settings.tree(), settings.identity(), {}, tables.TABLES).close(status)
     WORLD.Barrier()
     Job().run(settings, folder)
     if WORLD.rank == 0:
@@ -212,34 +216,84 @@ def test_what_is_not_finished_is_run_again(status: str, folder: Path) -> None:
             assert len(file["rounds"]) == 2
 
 
-def test_what_another_job_is_writing_is_left_alone(tmp_path: Path) -> None:
-    """HDF5 locks a file that is written; here by this process, for which there is no lock."""
-    settings = small()
+@pytest.mark.parametrize("locks", ["TRUE", "FALSE", None])
+def test_what_another_job_is_writing_is_left_alone(
+    tmp_path: Path, locks: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether HDF5 locks its files or not, and for whoever asks: a run, or who marks the dead."""
+    monkeypatch.delenv("HDF5_USE_FILE_LOCKING", raising=False)
+    if locks is not None:
+        monkeypatch.setenv("HDF5_USE_FILE_LOCKING", locks)
+    settings = small("rounds=100000")
     path = path_of(settings, tmp_path)
-    Job().run(settings, tmp_path)
-    record.mark_failed(path)
-    with h5py.File(path, "r+") as file:
-        file.attrs["status"] = record.RUNNING
     program = (
-        "import h5py, sys\n"
-        "with h5py.File(sys.argv[1], 'r+'):\n"
-        "    print('open', flush=True)\n"
-        "    sys.stdin.read()\n"
+        "import sys; from pathlib import Path\n"
+        "from fedmpi.runs.job import Job; from tests.small import small\n"
+        "Job().run(small('rounds=100000'), Path(sys.argv[1]))"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as writer:
-        assert writer.stdout is not None and writer.stdin is not None
-        writer.stdout.readline()
-        if record.is_open(path):
-            with pytest.raises(BadInput, match="another job is writing it"):
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(words, cwd=ROOM, stderr=subprocess.DEVNULL) as writer:
+        try:
+            assert until(lambda: path.exists() or writer.poll() is not None)
+            before = path.stat().st_ino
+            with pytest.raises(
+                BadInput, match=rf"another job is writing it \(process {writer.pid} "
+            ):
                 Job().run(settings, tmp_path)
             record.mark_failed(path)
-        writer.stdin.close()
-    with record.open_result(path) as file:
-        assert file.attrs["status"] == record.RUNNING
+            assert earlier.state(path, settings) == record.RUNNING
+            assert path.stat().st_ino == before
+        finally:
+            writer.kill()
+    record.mark_failed(path)
+    assert earlier.state(path, settings) == record.FAILED
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_of_two_jobs_that_start_together_one_runs(tmp_path: Path) -> None:
+    """The other is refused. The one that runs is killed, and two more start."""
+    for _ in range(3):
+        refused, said, killed = race(tmp_path / "r.h5")
+        assert refused == 2
+        assert f"another job is writing it (process {killed} " in said
+        with record.open_result(tmp_path / "r.h5") as file:
+            assert len(file["rounds"]) >= 1
+            assert file.attrs["status"] == record.RUNNING
+
+
+def race(path: Path) -> tuple[int, str, int]:
+    """Starts a long run twice, and kills the one that is not refused after some rounds.
+
+    Returns:
+        The exit code of the other, what it said, and the number of the killed process.
+    """
+    words = ["-m", "fedmpi", "run", "rounds=100000", "clients=2", "--out", str(path)]
+    words += ["data={name='synthetic', samples=200, shape=[1,4,4]}", "model.hidden=[4]"]
+    start = partial(subprocess.Popen, cwd=ROOM, stderr=subprocess.PIPE, text=True)
+    both = [start([sys.executable, *words]) for _ in range(2)]
+    said = {job.pid: "" for job in both}
+    readers = [Thread(target=_listen, args=(job, said)) for job in both]
+    for reader in readers:
+        reader.start()
+    try:
+        assert until(lambda: any(job.poll() is not None for job in both))
+        both.sort(key=lambda job: job.poll() is None)
+        refused, runs = both
+        assert until(lambda: "round 2/" in said[runs.pid] or runs.poll() is not None)
+        assert runs.poll() is None
+    finally:
+        for job in both:
+            job.kill()
+            job.wait()
+        for reader in readers:
+            reader.join()
+    return refused.returncode, said[refused.pid], runs.pid
+
+
+def _listen(job: "subprocess.Popen[str]", said: dict[int, str]) -> None:
+    assert job.stderr is not None
+    for line_of_it in job.stderr:
+        said[job.pid] += line_of_it
 
 
 @on_ranks

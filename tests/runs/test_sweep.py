@@ -1,5 +1,7 @@
 """A sweep: what it consists of, what is left to do, and what becomes of a run that dies."""
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -197,7 +199,8 @@ def test_states_and_what_is_left() -> None:
     for number, status in ((1, record.FAILED), (2, record.RUNNING)):
         settings = plan.members[number].settings
         path, tree = plan.path(number), settings.tree()
-        record.Record(path, tree, settings.identity(), {}, tables.TABLES).close(status)
+        held = record.begin(path)
+        record.Record(held, tree, settings.identity(), {}, tables.TABLES).close(status)
     found = sweep("--dry-run")
     assert states(found) == ["done", "failed", "running", "to do", "diverged"]
     assert found.stdout.splitlines()[0] == "   0  done        seed=1"
@@ -229,6 +232,89 @@ def test_bad_members_are_skipped_and_the_code_tells() -> None:
         in found.stderr
     )
     assert states(sweep("--dry-run")) == ["done", "to do", "done"]
+
+
+def spoil() -> tuple[Sweep, dict[Path, bytes]]:
+    """A sweep of five runs; the files of three of them are no results of theirs."""
+    file = write("seed = [1, 2, 3, 4, 5]")
+    assert sweep("--only", "0", "--only", "1", "--only", "3").exit_code == 0
+    plan = Sweep(file, Path("results"))
+    os.truncate(plan.path(1), 3000)
+    plan.path(2).touch()
+    shutil.copy(plan.path(0), plan.path(3))
+    return plan, {plan.path(number): plan.path(number).read_bytes() for number in range(4)}
+
+
+def test_damaged_files_stop_no_others() -> None:
+    """Each is refused by name and left as it is; the code tells, the other runs are done."""
+    _, before = spoil()
+    found = sweep("--dry-run")
+    assert states(found) == ["done", "damaged", "damaged", "refused", "to do"]
+    for run, words in (
+        ("run 1 (seed=2) refused: ", "not an HDF5 file"),
+        ("run 2 (seed=3) refused: ", "remove it to run it again"),
+        ("run 3 (seed=4) refused: ", "holds the run "),
+    ):
+        assert any(run in line and words in line for line in found.stderr.splitlines())
+    found = sweep()
+    assert found.exit_code == 2
+    assert found.stderr.count("remove it to run it again") == 2
+    assert states(sweep("--dry-run")) == ["done", "damaged", "damaged", "refused", "done"]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_damaged_files_stop_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = starts(0, monkeypatch)
+    _, before = spoil()
+    found = sweep("--ranks", "2", "--out", "results")
+    assert found.exit_code == 2
+    assert started == ["2 sweep a.toml --out results --only 4"]
+    assert found.stderr.count(" refused: ") == 3
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_file_that_is_damaged_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the job that died, say. The others go on; nothing is replaced."""
+    plan = Sweep(write("seed = [1, 2, 3]"), Path("results"))
+    started: list[str] = []
+
+    def start(ranks: int, words: Sequence[str]) -> int:
+        started.append(" ".join(words))
+        if len(started) == 1:
+            assert sweep("--only", "0").exit_code == 0
+            plan.path(1).write_text("half")
+            return 1
+        return 0
+
+    monkeypatch.setattr(launch, "start", start)
+    assert plan.supervise(2) == 1
+    assert jobs(started) == [[0, 1, 2], [2]]
+    assert plan.path(1).read_text() == "half"
+
+
+def test_a_run_that_fails_by_itself_is_not_tried_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk, say: it has the status `failed` before its job has ended, and had before."""
+    plan = Sweep(write("seed = [1, 2, 3]"), Path("results"))
+    started: list[str] = []
+
+    def start(ranks: int, words: Sequence[str]) -> int:
+        started.append(" ".join(words))
+        for number in jobs(started)[-1]:
+            if number == 1:
+                settings = plan.members[number].settings
+                held = record.begin(plan.path(number))
+                tree, identity = settings.tree(), settings.identity()
+                record.Record(held, tree, identity, {}, tables.TABLES).fail()
+                return 1
+            assert sweep("--only", str(number)).exit_code == 0
+        return 0
+
+    monkeypatch.setattr(launch, "start", start)
+    for _ in range(2):
+        started.clear()
+        assert plan.supervise(2) == 1
+        assert len(started) <= 2
+        assert [plan.state(number) for number in range(3)] == ["done", "failed", "done"]
 
 
 def test_a_run_of_a_sweep_is_the_run_alone() -> None:

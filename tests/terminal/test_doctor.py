@@ -1,6 +1,7 @@
 """The doctor finds what is wrong, says how to mend it, and is never ill itself."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from fedmpi.data import files
+from fedmpi.errors import BadInput
+from fedmpi.results import record
 from fedmpi.runs import launch
 from fedmpi.terminal import doctor
 from fedmpi.terminal.doctor import CHECKS, Done, Finding, examine
@@ -290,21 +293,34 @@ def test_a_package_that_cannot_be_imported(name: str, monkeypatch: pytest.Monkey
 
 
 def test_the_folder_of_results(here: Path) -> None:
-    (here / "there").mkdir()
-    assert found("hdf5", Path("there"))[1].text.startswith(f"{here / 'there'}: a file can be")
+    for folder in ("there", "to/be/made"):
+        if folder == "there":
+            (here / folder).mkdir()
+        assert found("hdf5", Path(folder))[1].text.startswith(f"{here / folder}: a file can be")
     assert not list((here / "there").iterdir())
+    assert not (here / "to").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("file/results", "a part of the path is a file, no folder"),
+        ("file", "what has that name is no folder"),
+        ("n" * 300, "the name is too long"),
+        ("link", "what has that name is no folder"),
+        ("/proc/results", "no such file or folder"),
+    ],
+)
+def test_a_folder_that_takes_no_results(here: Path, out: str, words: str) -> None:
+    """It says what a run would say."""
     (here / "file").touch()
-    finding = worst("hdf5", Path("file/results"))
+    (here / "link").symlink_to("nowhere")
+    finding = worst("hdf5", Path(out))
     assert finding.level == "wrong"
-    assert f"{here}/file/results (to be made in {here}/file): no file can be" in finding.text
-    assert "--out FOLDER" in finding.mend
-
-
-def test_a_file_that_is_not_read_while_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "HDF5", "raise OSError('unable to lock file')")
-    finding = worst("hdf5")
-    assert "not read while it is written: exit code 1: OSError: unable to lock file" in finding.text
-    assert "HDF5_USE_FILE_LOCKING" in finding.mend
+    assert finding.text.startswith(f"{here / out}: {words}")
+    assert "choose another place with --out" in finding.mend
+    with pytest.raises(BadInput, match=re.escape(words)):
+        record.begin(here / out / "r.h5")
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:

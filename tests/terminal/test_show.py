@@ -44,7 +44,7 @@ def write(
 ) -> Path:
     """A result with numbers that are easily recognised: in round t everything is about t."""
     settings = small("rounds=20", *setup)
-    file = Record(path, settings.tree(), settings.identity(), ABOUT, tables.TABLES)
+    file = Record(record.begin(path), settings.tree(), settings.identity(), ABOUT, tables.TABLES)
     for t in range(-1 if once else 0, rounds):
         found = {name: tables.empty(columns, 1) for name, columns in tables.OF_ROUNDS.items()}
         row = found["rounds"]
@@ -72,6 +72,7 @@ def write(
         file.append(found)
     if status == record.RUNNING:
         file.file.close()
+        file.held.release()
     else:
         file.close(status, {"model_sha256": "cd" * 32} if status != record.FAILED else None)
     return path
