@@ -685,9 +685,8 @@ def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
         contents: the SHA-256 of the files that settings name, by the settings' paths.
     """
     found = copy.deepcopy(dict(tree))
-    chosen = [_value(found, f"{table}.name") for table in AXES]
-    known = all(name in names(table) for name, table in zip(chosen, AXES, strict=True))
-    for path in marked(whole(tuple(chosen)) if known else Settings, MACHINE):
+    chosen = (str(_value(found, f"{table}.name")) for table in AXES)
+    for path in marked(_known(tuple(chosen)), MACHINE):
         *tables, leaf = path.split(".")
         _at(found, tables).pop(leaf, None)
     for path, sha256 in contents.items():
@@ -695,6 +694,13 @@ def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
         _at(found, tables)[leaf] = sha256
     text = json.dumps(found, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _known(chosen: tuple[str, ...]) -> type[Settings]:
+    """All settings, with a name for each of `AXES`; those of every run, if a name is unknown."""
+    known = all(name in names(table) for name, table in zip(chosen, AXES, strict=True))
+    return whole(chosen) if known else Settings
 
 
 def _at(tree: Tree, tables: Sequence[str]) -> Tree:

@@ -18,7 +18,7 @@ from fedmpi.data.files import DataError
 from fedmpi.results import record
 from fedmpi.results.record import RecordError
 
-UNREADABLE = (RecordError, OSError, KeyError, ValueError)
+UNREADABLE = (RecordError, *record.DAMAGE)
 """What reading a file raises that is no result, or is damaged, or goes while it is read."""
 
 
@@ -60,8 +60,7 @@ def _identity(path: str, _: int) -> str:
     A run's settings do not change, and a run that replaces another one comes in a new file, which
     has another number on the disk.
     """
-    with record.open_result(Path(path)) as file:
-        return record.identity_of(file.attrs)
+    return record.read(Path(path), lambda file: record.identity_of(file.attrs))
 
 
 def _state(path: Path, identity: str) -> str | None:
