@@ -56,6 +56,23 @@ def mends(command: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+def alone(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a command, in addition, refuse to do its work once in each rank of a launcher."""
+
+    def guards(command: Callable[..., None]) -> Callable[..., None]:
+        @mends
+        @wraps(command)
+        def guarded(*args: Any, **options: Any) -> None:
+            from fedmpi.runs import launch
+
+            launch.check_alone(name)
+            command(*args, **options)
+
+        return guarded
+
+    return guards
+
+
 def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
     """The settings that `[FILE] [KEY=VALUE]...` gives."""
     from fedmpi import config, loading
@@ -140,17 +157,17 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     of its paper; KEY=VALUE and FILE win over it.
 
     Under mpirun or srun this process is one rank of the job. Otherwise --ranks N starts N ranks;
-    the default is a single one. A finished run is skipped.
+    the default is a single one. A finished run is skipped. SIGINT, SIGTERM and SIGHUP end the ranks
+    that were started, too; the exit code is then 128 and the signal's number.
     """
     from fedmpi.loading import load
     from fedmpi.runs import launch
 
-    if launch.is_launched() or ranks is None:
+    if launch.launched() > 1 or ranks is None:
         from fedmpi.runs.job import Job
 
-        job = Job()
+        job = Job(ranks)
         settings = job.check(lambda: load(tree_of(words)))
-        job.check(lambda: launch.check_size(ranks, job.wire.size))
         job.run(settings, out)
         return
     from fedmpi.engine import Engine
@@ -211,12 +228,11 @@ def sweep(
     from fedmpi.runs import launch
     from fedmpi.runs.sweep import Sweep
 
-    if not dry_run and not count and (launch.is_launched() or ranks is None):
+    if not dry_run and not count and (launch.launched() > 1 or ranks is None):
         from fedmpi.runs.job import Job
 
-        job = Job()
+        job = Job(ranks)
         plan = job.check(lambda: Sweep(file, out, only, words))
-        job.check(lambda: launch.check_size(ranks, job.wire.size))
         sys.exit(job.sweep(plan))
     plan = Sweep(file, out, only, words)
     if count:
@@ -241,7 +257,7 @@ def sweep(
     type=Place(path_type=Path, dir_okay=False),
     help="Write the partition (.npz), for runs with partition.name=frozen partition.file=FILE.",
 )
-@mends
+@alone("partition")
 def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) -> None:
     """Show how samples are divided among clients, and how heterogeneous clients are.
 
@@ -269,7 +285,7 @@ def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) ->
     show_default=True,
     help="Number of training episodes.",
 )
-@mends
+@alone("agent")
 def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
     """Train an agent that selects channels, for method.name=spatl.
 
@@ -347,7 +363,7 @@ def data() -> None:
     type=Place(file_okay=False),
     help="Folder for data sets. Default: $FEDMPI_DATA, or ./data if it is not set.",
 )
-@mends
+@alone("data fetch")
 def data_fetch(name: str, to: str | None) -> None:
     """Download the data set NAME from its official source, unless it is there.
 
@@ -376,7 +392,7 @@ class Benches(click.Group):
             return None
         found = copy.copy(bench.command_of(name))
         assert found.callback is not None
-        found.callback = mends(found.callback)
+        found.callback = alone(f"bench {name}")(found.callback)
         return found
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:

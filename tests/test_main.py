@@ -34,8 +34,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder without data sets, in a shell that no launcher has touched."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(files, "USUAL", ("data",))
-    for name in (*launch.RANK_VARIABLES, "FEDMPI_DATA", "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ.keys() - launch.plain(os.environ).keys():
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("FEDMPI_DATA", raising=False)
     # A run replaces it.
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     return tmp_path

@@ -24,8 +24,7 @@ from fedmpi.messages.wire import Wire
 from fedmpi.results import record, tables
 from fedmpi.results.lease import Lease
 from fedmpi.results.record import Record
-from fedmpi.runs import earlier, memory
-from fedmpi.runs.launch import PROGRESS
+from fedmpi.runs import earlier, launch, memory
 from fedmpi.runs.sweep import Sweep, account
 from fedmpi.training import hardware
 from fedmpi.units import amount, duration
@@ -34,13 +33,22 @@ Found = TypeVar("Found")
 
 
 class Job:
-    """This process as one rank of the job."""
+    """This process as one rank of the job.
 
-    def __init__(self) -> None:
+    Args:
+        ranks: how many there must be; None if any number will do.
+
+    Raises:
+        BadInput: if there are more or fewer, or if MPI does not join what a launcher started.
+    """
+
+    def __init__(self, ranks: int | None = None) -> None:
+        launch.follow_launcher()
         wire.abort_on_exception()
         memory.keep_freed_memory()
         self.clock = Clock()
         self.wire = Wire(self.clock)
+        self.check(lambda: launch.check_size(ranks, self.wire.size))
 
     def check(self, make: Callable[[], Found]) -> Found:
         """Returns what `make` makes, if every rank can make it; no collective comes before.
@@ -197,7 +205,7 @@ def progress(rounds: int, is_root: bool) -> Iterator[Callable[[np.void], None]]:
     """Shows each round's row: a bar on a terminal, else one plain line a round; on the root."""
     if not is_root:
         yield lambda row: None
-    elif os.environ.get(PROGRESS, str(int(sys.stderr.isatty()))) == "1":
+    elif os.environ.get(launch.PROGRESS, str(int(sys.stderr.isatty()))) == "1":
         columns = (MofNCompleteColumn(), BarColumn(16), TextColumn("{task.description}"))
         # Forced, because the launcher stands between this process and the terminal.
         with Progress(*columns, console=Console(stderr=True, force_terminal=True)) as bars:

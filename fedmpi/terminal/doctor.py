@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -132,15 +132,16 @@ def check_mpi(out: Path) -> Iterator[Finding]:
     what = "tasks of the SLURM job" if "SLURM_NTASKS" in os.environ else "cores"
     slots = f"{launch.slots()} {what}; more ranks than that share cores"
     yield Finding("ok" if launch.slots() > 1 else "note", slots)
-    inside = [name for name in launch.RANK_VARIABLES if name in os.environ]
-    if inside:
+    environment = launch.plain(os.environ)
+    if launch.launched() > 1:
+        inside = (*launch.RANK_VARIABLES, *launch.SIZE_VARIABLES)
         yield Finding(
             "warning",
-            f"this process counts as a rank of a job, because ${inside[0]} is set: --ranks will "
+            f"this process is one of {launch.launched()} that a launcher has started: --ranks will "
             "start none here",
-            f"leave mpiexec or srun away here, or: unset {' '.join(inside)}",
+            "leave mpiexec or srun away here, or: unset "
+            + " ".join(name for name in inside if name in os.environ),
         )
-    environment = _plain(os.environ)
     alone = _start([sys.executable, "-c", HELLO], environment)
     if alone.sizes == [1]:
         yield Finding("ok", "a process without a launcher is a job of one rank")
@@ -183,7 +184,7 @@ def _library() -> tuple[Finding, bool]:
 def _fit(launcher: Launcher, library: str) -> Finding:
     """Whether ranks of a launcher find each other."""
     words = launcher.command(2, [sys.executable, "-c", HELLO])
-    done = _start(words, _plain(launcher.environment()))
+    done = _start(words, launcher.environment())
     name = f"{launcher.path} ({launcher.version})"
     if done.sizes == [2, 2]:
         return Finding("ok", f"{name} starts ranks that find each other")
@@ -216,20 +217,6 @@ def _fit_srun(environment: dict[str, str]) -> Finding:
 
 def _milder(found: Finding) -> Finding:
     return Finding("warning", found.text, found.mend) if found.level == "wrong" else found
-
-
-def _plain(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what a launcher sets for its ranks: that of a shell to start jobs in.
-
-    What a user sets for MPI itself, such as OMPI_MCA_btl, stays.
-    """
-    kept = r"(OMPI|PMIX|PRTE)_MCA_|OMPI_ALLOW_|OMPI_PREFIX|HYDRA_(LAUNCHER|HOST|IFACE)"
-    launchers = r"OMPI_|PMIX_|PRTE_|PMI_|HYDI_|HYDRA_|MPI_LOCAL"
-    return {
-        name: value
-        for name, value in environment.items()
-        if re.match(kept, name) or not re.match(launchers, name)
-    }
 
 
 def check_torch(out: Path) -> Iterator[Finding]:

@@ -37,8 +37,8 @@ model.hidden = [8]
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, in a shell that no launcher has touched."""
     monkeypatch.chdir(tmp_path)
-    for name in (*launch.RANK_VARIABLES, "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ.keys() - launch.plain(os.environ).keys():
+        monkeypatch.delenv(name)
     # A run replaces it.
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     return tmp_path
