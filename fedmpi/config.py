@@ -233,7 +233,7 @@ class Exchange(Table):
     """How messages travel between ranks."""
 
     name: str = ""
-    window: Annotated[int, MACHINE] = Field(256, ge=1)
+    window: Annotated[int, MACHINE] = Field(256, ge=1, le=MOST)
     """Memory in MiB for dense models on the server. If the uploads of a round need more, clients
     upload in waves."""
     pipeline: bool = True

@@ -183,6 +183,7 @@ SETTINGS = {
         ["data.shape=[5]", "model.name=cnn"],
         "model.name = 'cnn': wanted images, found samples of shape (5,)",
     ),
+    "beyond all memory": (["data.shape=[2147483647,2147483647,9]"], "more memory than there is"),
     "missing data": (["data.name=mnist"], "no MNIST; wanted train-images-idx3-ubyte"),
     "missing data root": (
         ["data.name=mnist", "data.root=lost/for/good"],
