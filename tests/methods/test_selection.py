@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fedmpi import models
 from fedmpi.config import ConfigError
-from fedmpi.errors import BadInput
 from fedmpi.datasets import synthetic
 from fedmpi.engine import Engine
+from fedmpi.errors import BadInput
 from fedmpi.methods.spatl import agent
 from fedmpi.methods.spatl.pretrain import pretrain
 from fedmpi.networks.flat import Flat
