@@ -18,9 +18,6 @@ from fedmpi.data.files import DataError
 from fedmpi.results import record
 from fedmpi.results.record import RecordError
 
-UNREADABLE = (RecordError, *record.DAMAGE)
-"""What reading a file raises that is no result, or is damaged, or goes while it is read."""
-
 
 def place(out: Path, settings: Settings) -> Path:
     """Returns the result file of a run: the one that there is, or else the one to be written.
@@ -47,7 +44,7 @@ def _results(out: Path, method: str, identity: str) -> list[Path]:
     with suppress(OSError), os.scandir(out) as entries:
         for entry in entries:
             if entry.name.startswith(f"{method}-") and entry.name.endswith(".h5"):
-                with suppress(*UNREADABLE):
+                with suppress(RecordError):
                     if _identity(entry.path, entry.inode()) == identity:
                         found.append(out / entry.name)
     return sorted(found)
@@ -65,7 +62,7 @@ def _identity(path: str, _: int) -> str:
 
 def _state(path: Path, identity: str) -> str | None:
     """The status of a run with that identity; None if the file holds it no longer."""
-    with suppress(*UNREADABLE):
+    with suppress(RecordError):
         return record.state_of(path, identity)
     return None
 

@@ -274,7 +274,7 @@ def test_bad_members_are_skipped_and_the_code_tells() -> None:
     assert states(sweep("--dry-run")) == ["done", "to do", "done"]
 
 
-def spoil() -> tuple[Sweep, dict[Path, bytes]]:
+def spoil() -> dict[Path, bytes]:
     """A sweep of five runs; the files of three of them are no results of theirs."""
     file = write("seed = [1, 2, 3, 4, 5]")
     assert sweep("--only", "0", "--only", "1", "--only", "3").exit_code == 0
@@ -282,12 +282,12 @@ def spoil() -> tuple[Sweep, dict[Path, bytes]]:
     os.truncate(plan.path(1), 3000)
     plan.path(2).touch()
     shutil.copy(plan.path(0), plan.path(3))
-    return plan, {plan.path(number): plan.path(number).read_bytes() for number in range(4)}
+    return {plan.path(number): plan.path(number).read_bytes() for number in range(4)}
 
 
 def test_damaged_files_stop_no_others() -> None:
     """Each is refused by name and left as it is; the code tells, the other runs are done."""
-    _, before = spoil()
+    before = spoil()
     found = sweep("--dry-run")
     assert states(found) == ["done", "damaged", "damaged", "refused", "to do"]
     for run, words in (
@@ -305,7 +305,7 @@ def test_damaged_files_stop_no_others() -> None:
 
 def test_damaged_files_stop_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     started = starts(0, monkeypatch)
-    _, before = spoil()
+    before = spoil()
     found = sweep("--ranks", "2", "--out", "results")
     assert found.exit_code == 2
     assert started == ["2 sweep a.toml --out results --only 4"]
