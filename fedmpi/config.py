@@ -233,7 +233,7 @@ class Exchange(Table):
     """How messages travel between ranks."""
 
     name: str = ""
-    window: Annotated[int, MACHINE] = Field(256, ge=1)
+    window: Annotated[int, MACHINE] = Field(256, ge=1, le=MOST)
     """Memory in MiB for dense models on the server. If the uploads of a round need more, clients
     upload in waves."""
     pipeline: bool = True
@@ -718,11 +718,17 @@ def _value(tree: Tree, path: str) -> Any:
     return _at(tree, tables).get(leaf)
 
 
+ABSENT = "absent"
+"""Stands behind `key=` for a setting that is not there."""
+
+
 def written(value: Any) -> str:
-    """A setting's value as it is written behind `key=`; "absent" if it is not written at all."""
+    """A setting's value as it is written behind `key=`."""
     if value is None:
-        return "absent"
-    return value if isinstance(value, str) else _toml(value)
+        return ABSENT
+    # Quotes around a text are left out where it is read.
+    is_plain = isinstance(value, str) and value[:1] not in ("'", '"') and value != ABSENT
+    return value if is_plain else _toml(value)
 
 
 def _toml(value: Any) -> str:

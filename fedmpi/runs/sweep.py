@@ -62,7 +62,7 @@ class Sweep:
     def __init__(
         self, file: Path, out: Path, only: Sequence[int] = (), words: tuple[str, ...] = ()
     ) -> None:
-        if record.is_file(out):
+        if record.is_named(out):
             raise ConfigError(f"--out {out}: wanted a folder, because each run has its own file")
         self.file, self.words, self.out = file, words, out
         self.members = members(file, words)
