@@ -67,7 +67,7 @@ def notes(runs: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
     done = runs[runs["status"] == DONE]
     for name in MACHINE:
         if name in done and done[name].nunique() > 1:
-            kinds = ", ".join(map(str, sorted(done[name].dropna().unique())))
+            kinds = ", ".join(sorted(map(str, done[name].dropna().unique())))
             found.append(f"Times are not of one kind: {name} is {kinds}. See --by {name}.")
     if SHARDS in done:
         for (group, seed), some in labelled(done).groupby(["group", "seed"], sort=False):

@@ -261,6 +261,8 @@ def _read_once(path: Path, table: str) -> Result:
         # `rounds` is written last: a round that is missing there may be incomplete elsewhere.
         rows = rows[rows["round"].isin(rounds["round"])]
     given = dict(_flat(attributes["settings"])) | _contents(attributes)
+    if not {"method.name", "data.name", "seed", "rounds"} <= given.keys():
+        raise ValueError("a damaged result: it lacks settings that every run has")
     return Result(path, attributes, given, _facts(path, attributes, rounds), rows)
 
 
@@ -317,6 +319,8 @@ def _facts(path: Path, attributes: Mapping[str, Any], rounds: pd.DataFrame) -> d
     facts: dict[str, Any] = {"path": str(path)}
     for name in ("identity", "status", "started", "finished", "best_round"):
         facts[name] = attributes.get(name)
+        if not isinstance(facts[name], (int if name == "best_round" else str) | None):
+            raise ValueError(f"a damaged result: its {name} is {facts[name]!r}")
     once = rounds[rounds["round"] == AGREEMENT]
     regular = rounds[rounds["round"] > AGREEMENT]
     # Without a global model, only accuracies on clients' shards are measured.
