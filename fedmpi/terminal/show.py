@@ -99,7 +99,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():
         if text:
-            table.add_row(name, text)
+            table.add_row(name, text if isinstance(text, Text) else str(text))
     return table
 
 

@@ -147,6 +147,18 @@ def test_damaged_content(
     assert shown.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "attributes", [{"best_round": "{"}, {"status": 3}, {"finished": [1, 2]}, {"settings": "{}"}]
+)
+def test_attributes_of_another_type_hide_no_other_result(
+    attributes: dict[str, Any], result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "_reported", set())
+    whole = shutil.copy(result, result.with_name("whole.h5"))
+    change(result, **attributes)
+    assert frames.runs([result, whole])["path"].tolist() == [str(whole)]
+
+
 def test_more_rows_than_the_file_holds(result: Path) -> None:
     """A length of a billion rows takes no memory."""
     with h5py.File(result, "r+", locking=False) as file:
