@@ -68,6 +68,7 @@ that says which others it may import, and checks it.
     __main__       the command line                loading        reads and checks settings
     streams        the only source of randomness   errors         errors that the user can fix
     units          numbers for people              provenance     software and machine of a result
+    draft          files written as a whole
  messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks

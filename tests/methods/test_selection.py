@@ -12,6 +12,7 @@ from fedmpi import models
 from fedmpi.config import ConfigError
 from fedmpi.datasets import synthetic
 from fedmpi.engine import Engine
+from fedmpi.errors import BadInput
 from fedmpi.methods.spatl import agent
 from fedmpi.methods.spatl.pretrain import pretrain
 from fedmpi.networks.flat import Flat
@@ -205,5 +206,11 @@ def test_an_agent_is_made_and_used(tmp_path: Path) -> None:
 def test_without_held_out_samples_there_is_no_reward(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"validation = 0\.0: wanted samples that are held out"):
         pretrain({**SMALL, "validation": 0.0}, 1, tmp_path / "a.npy")
-    with pytest.raises(ConfigError, match="wanted a file in a folder that is there"):
-        pretrain(dict(SMALL), 1, tmp_path / "nowhere" / "a.npy")
+
+
+def test_where_an_agent_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before it is trained."""
+    monkeypatch.setattr(agent, "train", lambda *_: pytest.fail("it was trained"))
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match=r"a\.npy: .*name another file with --out"):
+        pretrain(dict(SMALL), 1, tmp_path / "file" / "a.npy")

@@ -15,6 +15,7 @@ import torch
 from fedmpi import config, loading, models
 from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError
+from fedmpi.draft import try_out
 from fedmpi.methods.spatl import agent
 from fedmpi.methods.spatl.selection import ByAgent
 from fedmpi.networks.flat import Flat
@@ -38,16 +39,15 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
         A sentence with the result.
 
     Raises:
-        ConfigError: if no samples are held out, if the network has no channels, or if the file's
-            folder does not exist.
+        BadInput: if no samples are held out, if the network has no channels, or if the file cannot
+            be written.
     """
     given = {k: v for k, v in dict(tree.get("method", {})).items() if k in ("cut", "saved")}
     # A client of a run that begins with the agent which the file is going to hold.
     method = {**given, "name": "spatl", "selection": "agent", "agent": str(out)}
     alone = {"clients": 1, "participation": 1.0, "partition": {"name": "iid"}, "method": method}
     settings: Any = loading.load({**tree, **alone})
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out}: wanted a file in a folder that is there")
+    try_out(out, "--out")
     torch.set_num_threads(hardware.threads(settings))
     data = config.module("data", settings.data.name).load(settings.data, settings.seed)
     population = Population(settings, data)
