@@ -103,9 +103,10 @@ def read(paths: Sequence[Path]) -> pd.DataFrame:
     Raises:
         click.UsageError: if there are none.
     """
+    terminal.be_lenient()
     runs = frames.runs(paths)
     if runs.empty:
-        raise click.UsageError(f"no results (*.h5) in {', '.join(map(str, paths))}")
+        raise click.UsageError(f"no results (*.h5, *.hdf5) in {', '.join(map(str, paths))}")
     return runs
 
 
@@ -144,7 +145,7 @@ def main(
     rows = summary(runs, by)
     if csv is not None:
         with draft(csv, "--csv") as to:
-            rows.to_csv(to, index=False)
+            rows.to_csv(to, index=False, encoding="utf-8", errors="surrogateescape")
     outside = left_out(labelled(runs, by))
     if is_json:
         print(rows.to_json(orient="records", indent=2, double_precision=15))

@@ -79,6 +79,8 @@ MACHINE = (
 """Settings that belong to the machine: they make no other run, and runs do not differ by them."""
 SHARE = re.compile(r"devices\.tiers\[.+\]\.share")
 """The share of clients with a kind of devices; it is 0 in a run that has only other kinds."""
+SUFFIXES = (".h5", ".hdf5")
+"""Ends of the names of results, in upper or lower case."""
 
 AGREEMENT = -1
 """The round before the first, whose bytes are spent once."""
@@ -112,7 +114,9 @@ class Result:
 
 
 def find(paths: Paths) -> list[Path]:
-    """Returns all results among files and folders (searched for `*.h5`, at any depth), each once.
+    """Returns all results among files and folders, each once.
+
+    Folders are searched for files with one of the `SUFFIXES`, at any depth.
 
     Files that are no results or cannot be read are left out, and named once on standard error.
 
@@ -206,7 +210,7 @@ def _results(paths: Paths, table: str = "rounds") -> list[Result]:
         path = Path(given)
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
-        for file in sorted(path.rglob("*.h5")) if path.is_dir() else [path]:
+        for file in _inside(path) if path.is_dir() else [path]:
             found.setdefault(file.resolve(), file)
     results = []
     for whole, path in found.items():
@@ -217,6 +221,12 @@ def _results(paths: Paths, table: str = "rounds") -> list[Result]:
                 _reported.add(whole)
                 print(f"{path}: left out: {error}", file=sys.stderr)
     return results
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Returns the files in a folder, at any depth, that are named as results are."""
+    every = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in every if not path.is_dir())
 
 
 def _read(path: Path, table: str) -> Result:

@@ -1,8 +1,11 @@
 """Printed tables: a table for each group, a row for each method, means and deviations."""
 
+import codecs
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,10 @@ from rich.text import Text
 from analysis.groups import is_unset
 
 MISSING = "–"
+LENIENT = "analysis"
+"""Of the way in which an output treats what its encoding lacks."""
+INSTEAD = {"±": "+-", "µ": "u", "–": "-"}
+"""In ASCII, what is not in it."""
 HIGHER = ("share", "factor")
 """Forms of numbers for which higher is better."""
 
@@ -108,6 +115,24 @@ def _digits(mean: float, std: float, units: Sequence[str]) -> str:
 def _deviation(text: str) -> str:
     """Returns a standard deviation to follow its mean; "" if all of its digits are 0."""
     return f"±{text}" if float(text) else ""
+
+
+def be_lenient() -> None:
+    """Lets standard output and error write any text, whatever their encodings."""
+    codecs.register_error(LENIENT, _instead)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=LENIENT)
+
+
+def _instead(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Returns what is written for the first letter that cannot be, as Python calls it."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter = error.object[error.start]
+    if 0xDC80 <= ord(letter) <= 0xDCFF:  # a byte of a path that is no text
+        return bytes([ord(letter) - 0xDC00]), error.start + 1
+    return INSTEAD.get(letter, "?"), error.start + 1
 
 
 def console() -> Console:

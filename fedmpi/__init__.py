@@ -66,9 +66,9 @@ that says which others it may import, and checks it.
  At the top
     engine         the round                       config         settings of a run
     __main__       the command line                loading        reads and checks settings
-    streams        the only source of randomness   errors         errors that the user can fix
-    units          numbers for people              provenance     software and machine of a result
-    draft          files written as a whole
+    words          values as they are written      errors         errors that the user can fix
+    streams        the only source of randomness   provenance     software and machine of a result
+    units          numbers for people              draft          files written as a whole
  messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks
@@ -108,7 +108,8 @@ that says which others it may import, and checks it.
     launch         finds and starts mpiexec        memory         memory of the process
     earlier        whether a run is there already
  terminal/
-    show           one result                      catalogue      lists of modules and settings
-    style          tables and colours of both      survey         statistics of a partition
+    show           one result                      folder         all results of a folder
+    style          tables and colours              letters        what an output's encoding lacks
+    catalogue      lists of modules and settings   survey         statistics of a partition
     picture        a partition as a picture        doctor         checks of the machine
 """

@@ -1,12 +1,15 @@
 """The command line: `fedmpi`, or `python -m fedmpi`.
 
-Exit codes: 0 done, 2 bad input, 1 anything else. Whatever is slow to import is imported when it is
+Exit codes: 0 done, 2 bad input, 1 anything else; 128 and its number after a signal that ended ranks
+which this process had started. Whatever is slow to import is imported when it is
 needed.
 """
 
 import copy
+import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Collection
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,28 @@ from fedmpi.errors import BadInput, Failure
 RANKS = click.option(
     "--ranks", type=click.IntRange(min=1), help="Number of ranks to start with mpiexec."
 )
+
+
+WORDS = "[FILE] [KEY=VALUE]..."
+"""How settings are given."""
+
+
+class Place(click.Path):
+    """The path of a file or folder; `~` is the user's home, as in shells."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As in click."""
+        if not os.fspath(value):
+            self.fail("Wanted a path, found nothing.", param, ctx)
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+def be_at_home() -> None:
+    """Sets $HOME where it is missing, as in some containers: Open MPI does not start without."""
+    if not os.environ.get("HOME"):
+        os.environ.pop("HOME", None)
+        home = os.path.expanduser("~")  # as the system's list of users has it, if this one is in it
+        os.environ["HOME"] = home if os.path.isabs(home) else tempfile.gettempdir()
 
 
 def mends(command: Callable[..., None]) -> Callable[..., None]:
@@ -41,17 +66,36 @@ def mends(command: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+def alone(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a command, in addition, refuse to do its work once in each rank of a launcher."""
+
+    def guards(command: Callable[..., None]) -> Callable[..., None]:
+        @mends
+        @wraps(command)
+        def guarded(*args: Any, **options: Any) -> None:
+            from fedmpi.runs import launch
+
+            launch.check_alone(name)
+            command(*args, **options)
+
+        return guarded
+
+    return guards
+
+
 def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
     """The settings that `[FILE] [KEY=VALUE]...` gives."""
     from fedmpi import config, loading
-    from fedmpi.results import record
 
     tree = {}
     if words and not loading.is_word(words[0]):
+        from fedmpi.results import record
+
         file, words = Path(words[0]), words[1:]
-        tree = record.settings_of(file) if file.suffix == ".h5" else loading.read(file)
+        is_result = record.is_result(file)
+        tree = record.settings_of(file) if is_result else loading.read(file)
         loading.override(tree, words)
-        if file.suffix == ".h5" and loading.PAPER in tree:
+        if is_result and loading.PAPER in tree:
             raise config.ConfigError(
                 f"{loading.PAPER}:{tree[loading.PAPER]}: wanted settings that leave something "
                 f"open, found a result, {file}, which has a value for each"
@@ -61,7 +105,36 @@ def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
     return tree
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Command(click.Command):
+    """A command that says how settings are written, if one is written as an option."""
+
+    def parse_args(self, context: click.Context, words: list[str]) -> list[str]:
+        """As in click."""
+        try:
+            return super().parse_args(context, words)
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-")
+            is_taken = any(option.metavar == WORDS for option in self.params)
+            if is_taken and name.partition(".")[0] in _settings():
+                said = f"No such option: --{name}. A setting is written {name}=VALUE."
+                raise click.UsageError(said, context) from None
+            raise
+
+
+def _settings() -> Collection[str]:
+    """The names of settings, and of tables of them."""
+    from fedmpi.config import Settings
+
+    return Settings.model_fields
+
+
+class Commands(click.Group):
+    """The commands."""
+
+    command_class = Command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fedmpi")
 def main() -> None:
     """Compare methods of federated and federated split learning over MPI.
@@ -69,38 +142,43 @@ def main() -> None:
     fedmpi run runs an experiment; without settings it runs a small default one. fedmpi list methods
     shows the methods. fedmpi doctor checks this machine.
     """
+    from fedmpi.terminal import letters
+
+    letters.be_lenient()
+    be_at_home()
 
 
 @main.command()
-@click.argument("words", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
+@click.argument("words", nargs=-1, metavar=WORDS)
 @RANKS
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Place(path_type=Path),
     default=Path("results"),
     show_default=True,
-    help="Result file (.h5), or a folder; the file is then named after the settings.",
+    help="Result file (.h5 or .hdf5), or a folder; the file is then named after the settings.",
 )
 @mends
 def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     """Run one experiment and record its result.
 
-    FILE is a settings file (TOML), or a result (.h5) to be repeated. KEY=VALUE changes a setting,
-    such as method.name=topk or lr=0.05. fedmpi list settings shows all settings. paper:NAME takes
-    that method with the values of its paper; KEY=VALUE and FILE win over it.
+    FILE is a settings file (TOML), or a result to be repeated. KEY=VALUE changes a setting, such as
+    method.name=topk or lr=0.05; of several for one setting the last counts, and KEY=absent takes
+    one back. fedmpi list settings shows all settings. paper:NAME takes that method with the values
+    of its paper; KEY=VALUE and FILE win over it.
 
     Under mpirun or srun this process is one rank of the job. Otherwise --ranks N starts N ranks;
-    the default is a single one. A finished run is skipped.
+    the default is a single one. A finished run is skipped. SIGINT, SIGTERM and SIGHUP end the ranks
+    that were started, too; the exit code is then 128 and the signal's number.
     """
     from fedmpi.loading import load
     from fedmpi.runs import launch
 
-    if launch.is_launched() or ranks is None:
+    if launch.launched() > 1 or ranks is None:
         from fedmpi.runs.job import Job
 
-        job = Job()
+        job = Job(ranks)
         settings = job.check(lambda: load(tree_of(words)))
-        job.check(lambda: launch.check_size(ranks, job.wire.size))
         job.run(settings, out)
         return
     from fedmpi.engine import Engine
@@ -124,11 +202,11 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=Place(path_type=Path))
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Place(path_type=Path, file_okay=False),
     default=Path("results"),
     show_default=True,
     help="Folder for the results; files are named after the settings.",
@@ -161,12 +239,11 @@ def sweep(
     from fedmpi.runs import launch
     from fedmpi.runs.sweep import Sweep
 
-    if not dry_run and not count and (launch.is_launched() or ranks is None):
+    if not dry_run and not count and (launch.launched() > 1 or ranks is None):
         from fedmpi.runs.job import Job
 
-        job = Job()
+        job = Job(ranks)
         plan = job.check(lambda: Sweep(file, out, only, words))
-        job.check(lambda: launch.check_size(ranks, job.wire.size))
         sys.exit(job.sweep(plan))
     plan = Sweep(file, out, only, words)
     if count:
@@ -180,18 +257,18 @@ def sweep(
 
 
 @main.command()
-@click.argument("words", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
+@click.argument("words", nargs=-1, metavar=WORDS)
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Place(path_type=Path, dir_okay=False),
     help="Draw the partition into a file (.png or .svg).",
 )
 @click.option(
     "--freeze",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Place(path_type=Path, dir_okay=False),
     help="Write the partition (.npz), for runs with partition.name=frozen partition.file=FILE.",
 )
-@mends
+@alone("partition")
 def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) -> None:
     """Show how samples are divided among clients, and how heterogeneous clients are.
 
@@ -204,10 +281,10 @@ def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) ->
 
 
 @main.command("agent")
-@click.argument("words", nargs=-1, metavar="[FILE] [KEY=VALUE]...")
+@click.argument("words", nargs=-1, metavar=WORDS)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Place(path_type=Path, dir_okay=False),
     default=Path("agent.npy"),
     show_default=True,
     help="File of the agent, for runs with method.agent=FILE.",
@@ -219,7 +296,7 @@ def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) ->
     show_default=True,
     help="Number of training episodes.",
 )
-@mends
+@alone("agent")
 def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
     """Train an agent that selects channels, for method.name=spatl.
 
@@ -249,13 +326,18 @@ def list_(what: str, name: str | None) -> None:
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("path", type=Place(path_type=Path))
 @mends
-def show(file: Path) -> None:
-    """Show the settings, provenance and results of the run in FILE (.h5)."""
+def show(path: Path) -> None:
+    """Show the settings, provenance and results of the run in PATH, or list a folder's runs."""
+    if path.is_dir():
+        from fedmpi.terminal.folder import show_folder
+
+        show_folder(path)
+        return
     from fedmpi.terminal.show import show_result
 
-    show_result(file)
+    show_result(path)
 
 
 @main.command()
@@ -264,7 +346,7 @@ def show(file: Path) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Place(path_type=Path, file_okay=False),
     default=Path("results"),
     show_default=True,
     help="Folder for results, to be checked.",
@@ -289,10 +371,10 @@ def data() -> None:
 @click.argument("name")
 @click.option(
     "--to",
-    type=click.Path(file_okay=False),
+    type=Place(file_okay=False),
     help="Folder for data sets. Default: $FEDMPI_DATA, or ./data if it is not set.",
 )
-@mends
+@alone("data fetch")
 def data_fetch(name: str, to: str | None) -> None:
     """Download the data set NAME from its official source, unless it is there.
 
@@ -321,7 +403,7 @@ class Benches(click.Group):
             return None
         found = copy.copy(bench.command_of(name))
         assert found.callback is not None
-        found.callback = mends(found.callback)
+        found.callback = alone(f"bench {name}")(found.callback)
         return found
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:

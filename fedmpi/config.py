@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import json
+import os
 import pkgutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
 from fedmpi.errors import BadInput
 
@@ -56,16 +57,22 @@ READ, MACHINE = "read", "machine"
 machine, so that results do not depend on it, and it is no part of a run's identity."""
 
 BUDGET = r"^(up|down|total)_bytes:\d+(\.\d+)?(B|kB|MB|GB|TB)$"
-"""What a budget looks like."""
+DEVICE = r"^(cpu|cuda(:\d+)?)$"
+SHA256 = "^[0-9a-f]{64}$"
+PLACE = r"^[^\x00]+$"
+LABEL = "^[A-Za-z0-9._-]{1,16}$"
+"""Patterns of texts; `words.FORMS` says them in words."""
+Place = Annotated[str, Field(pattern=PLACE), AfterValidator(os.path.expanduser)]
+"""The path of a file or folder; `~` is the user's home, as in shells."""
 
 
 class Data(Table):
     """The data set, and where its files are."""
 
     name: str = ""
-    root: Annotated[str | None, MACHINE] = None
+    root: Annotated[Place | None, MACHINE] = None
     """Folder that holds the data set. If absent, $FEDMPI_DATA and the usual places are searched."""
-    cache: Annotated[str | None, MACHINE] = None
+    cache: Annotated[Place | None, MACHINE] = None
     """Folder for decoded data, shared by all runs. If absent, $FEDMPI_CACHE or the user's cache
     folder is used."""
 
@@ -321,7 +328,7 @@ class State(Table):
     memory: Annotated[int, MACHINE] = Field(1024, ge=0, le=MOST)
     """Memory in MiB, per rank and kind of vector, for what clients keep between rounds. What
     exceeds it lies in a file."""
-    folder: Annotated[str | None, MACHINE] = None
+    folder: Annotated[Place | None, MACHINE] = None
     """Folder for that file. If absent, the system's temporary folder ($TMPDIR) is used, which may
     itself be in memory."""
 
@@ -370,7 +377,7 @@ class Wireless(Table):
 class Tier(Table):
     """A kind of device."""
 
-    name: str = Field("device", pattern=r"^[A-Za-z0-9._-]{1,16}$")
+    name: str = Field("device", pattern=LABEL)
     """Name of this kind of device in results; at most 16 letters, digits, dots, dashes or
     underscores."""
     share: float = Field(1.0, gt=0, le=1)
@@ -454,11 +461,11 @@ class Settings(Table):
     probability proportional to sample count; all uploads then have equal weight, as in FedProx,
     unless every client takes part. trace: uniform among available clients; all of them if there are
     too few."""
-    trace: Annotated[str | None, READ] = None
+    trace: Annotated[Place | None, READ] = None
     """CSV file that says which clients are available when, for sampling = trace. Its columns are
     client, first and last: round numbers from 0, both included. It is repeated after its last
     round. An agreement before the first round has every client."""
-    trace_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    trace_sha256: str | None = Field(None, pattern=SHA256)
     """SHA-256 of the trace file. A run with another file is refused. If absent, any file is
     accepted."""
     batch: int = Field(16, ge=1, le=MOST)
@@ -518,7 +525,7 @@ class Settings(Table):
     server: Literal["dedicated", "shared"] = "dedicated"
     """Role of rank 0. dedicated: it serves only. shared: it hosts clients, too. A single rank
     always does both."""
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    device: str = Field("cpu", pattern=DEVICE)
     """Device for training: cpu, cuda (a node's ranks are spread over its GPUs) or cuda:K."""
     rows: int | None = Field(None, ge=1, le=MOST)
     """Number of clients that train together as one stacked model. If absent: one on a CPU, as many
@@ -532,7 +539,7 @@ class Settings(Table):
     """Number of clients whose batches the server processes in parallel threads, in split methods.
     Each thread has as many PyTorch threads as a rank. If absent, idle cores of the node are
     used."""
-    server_device: str | None = Field(None, pattern=r"^(cpu|cuda(:\d+)?)$")
+    server_device: str | None = Field(None, pattern=DEVICE)
     """Device of the server's part in split methods, if rank 0 is dedicated. If absent, it is the
     setting device."""
     data: Data
@@ -580,6 +587,8 @@ class Settings(Table):
             file = _value(tree, path)
             if file is not None:
                 with suppress(OSError):
+                    if not Path(file).is_file():  # a device, say, may have no end
+                        continue
                     found[path] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         return found
 
@@ -676,9 +685,8 @@ def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
         contents: the SHA-256 of the files that settings name, by the settings' paths.
     """
     found = copy.deepcopy(dict(tree))
-    chosen = [_value(found, f"{table}.name") for table in AXES]
-    known = all(name in names(table) for name, table in zip(chosen, AXES, strict=True))
-    for path in marked(whole(tuple(chosen)) if known else Settings, MACHINE):
+    chosen = (str(_value(found, f"{table}.name")) for table in AXES)
+    for path in marked(_known(tuple(chosen)), MACHINE):
         *tables, leaf = path.split(".")
         _at(found, tables).pop(leaf, None)
     for path, sha256 in contents.items():
@@ -686,6 +694,13 @@ def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
         _at(found, tables)[leaf] = sha256
     text = json.dumps(found, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _known(chosen: tuple[str, ...]) -> type[Settings]:
+    """All settings, with a name for each of `AXES`; those of every run, if a name is unknown."""
+    known = all(name in names(table) for name, table in zip(chosen, AXES, strict=True))
+    return whole(chosen) if known else Settings
 
 
 def _at(tree: Tree, tables: Sequence[str]) -> Tree:

@@ -6,6 +6,8 @@ sentence says which setting it is, what was found, and what is possible.
 
 import copy
 import difflib
+import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ import pydantic
 
 from fedmpi import config
 from fedmpi.config import ConfigError, Devices, Settings, Table, Tree, Wireless
+from fedmpi.words import Word, decoded, either, meant, opened, said, want
 
 
 def read(path: Path) -> Tree:
@@ -23,12 +26,27 @@ def read(path: Path) -> Tree:
     Raises:
         ConfigError: if there is no such file, or it is not TOML.
     """
+    wanted = "wanted a file of settings (TOML)"
     try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; wanted a file of settings (TOML)") from None
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        hint = "" if path.suffix else ", or key=value without blanks"
+        raise ConfigError(f"{path}: no such file; {wanted}{hint}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', error)}; {wanted}") from None
+    if len(content) > LARGEST:
+        raise ConfigError(f"{path}: more than {LARGEST >> 20} MiB; {wanted}")
+    try:
+        return tomllib.loads(decoded(content))
+    except UnicodeError as error:
+        raise ConfigError(f"{path}: {error}; {wanted}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
+
+
+LARGEST = 1 << 24
+"""Bytes of a file of settings; what has more, such as a device without end, is none."""
 
 
 def assign(tree: Tree, path: str, value: Any) -> None:
@@ -42,35 +60,50 @@ def assign(tree: Tree, path: str, value: Any) -> None:
     *steps, leaf = path.split(".")
     place: Any = tree
     for step in steps:
-        place = place.setdefault(step, {}) if isinstance(place, dict) else _item(place, path, step)
+        key = _key(place, path, step)
+        if isinstance(place, dict):
+            place.setdefault(key, {})
+        if isinstance(place[key], Word):
+            place[key] = opened(place[key])
+        place = place[key]
         if not isinstance(place, dict | list):
             raise ConfigError(f"{path}: '{step}' is a setting, not a table")
-    if isinstance(place, list):
-        _item(place, path, leaf)
-        place[int(leaf)] = value
-    else:
-        place[leaf] = value
+    place[_key(place, path, leaf)] = value
 
 
-def _item(items: list[Any], path: str, step: str) -> Any:
-    if not step.isdecimal() or int(step) >= len(items):
-        raise ConfigError(f"{path}: wanted a number below {len(items)}, found '{step}'")
-    return items[int(step)]
+def _key(place: dict[str, Any] | list[Any], path: str, step: str) -> Any:
+    """What a step of a path is in a table, or in a list, where it is a number."""
+    if isinstance(place, dict):
+        return step
+    if not (step.isdecimal() and len(step) < 10 and int(step) < len(place)):
+        raise ConfigError(f"{path}: wanted a number below {len(place)}, found '{step}'")
+    return int(step)
 
 
 PAPER = "paper"
 """What names, in a tree, the method whose paper's values it wants."""
 
 
+KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
+"""What can stand before the `=` of a setting."""
+
+
 def is_word(text: str) -> bool:
-    """Whether it is one for `override`, and not a file."""
-    return "=" in text or text.startswith(f"{PAPER}:")
+    """Whether it is one for `override`, and not a file.
+
+    It is a file if there is one of that name, or if what stands before its `=` can be no setting,
+    such as `exp/lr=0.05/run.toml`.
+    """
+    key, equals, _ = text.partition("=")
+    is_setting = equals != "" and "/" not in key
+    return (is_setting or text.startswith(f"{PAPER}:")) and not os.path.isfile(text)
 
 
 def override(tree: Tree, words: tuple[str, ...]) -> None:
-    """Applies `key=value` words to a tree; values are read as TOML, or else as plain text.
+    """Applies `key=value` words to a tree; the last one of a key wins.
 
-    The word `paper:NAME` asks for the values of that method's paper (see `complete`).
+    The values stay `Word`s, which `load` reads as what the setting wants. The word `paper:NAME`
+    asks for the values of that method's paper (see `complete`).
 
     Raises:
         ConfigError: if a word has no `=` or no key.
@@ -80,13 +113,10 @@ def override(tree: Tree, words: tuple[str, ...]) -> None:
             tree[PAPER] = word.removeprefix(f"{PAPER}:")
             continue
         path, equals, text = word.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"'{word}' is not a setting; wanted key=value, such as lr=0.1")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except (ValueError, RecursionError):
-            value = text
-        assign(tree, path, value)
+        if not equals or not KEY.fullmatch(path.strip()):
+            raise ConfigError(f"{said(word)} is not a setting; wanted key=value, such as lr=0.1")
+        # Blanks around the `=` belong to neither side.
+        assign(tree, path.strip(), Word(text if path == path.rstrip() else text.strip()))
 
 
 OF_METHODS = ("method.", "control", "proximal", "aggregation.", "evaluate.")
@@ -104,7 +134,7 @@ def complete(tree: Tree) -> None:
     Raises:
         ConfigError: if there is no such method, or no values of its paper.
     """
-    if (name := tree.pop(PAPER, None)) is not None:
+    if (name := meant(str, tree.pop(PAPER, None))) is not None:
         values = _paper(name)
         if at(tree, "method.name", name) != name:
             values = {
@@ -124,7 +154,8 @@ def _paper(name: Any) -> Mapping[str, Any]:
         close = difflib.get_close_matches(str(name), possible, 1)
         guess = f" (did you mean '{close[0]}'?)" if close else ""
         raise ConfigError(
-            f"{PAPER}:{name}: no values of such a paper{guess}; there are: {', '.join(possible)}"
+            f"{PAPER}:{said(Word(name))}: no values of such a paper{guess}; there are: "
+            f"{', '.join(possible)}"
         )
     return papers[name]
 
@@ -178,7 +209,8 @@ def load(tree: Tree) -> Settings:
         ConfigError: with every problem at once, each with its path, what was found and what is
             possible.
     """
-    tree = copy.deepcopy(dict(tree))
+    # What does not depend on names is read first, because names and papers depend on it.
+    tree = meant(Settings, copy.deepcopy(dict(tree)))
     problems: list[str] = []
     try:
         complete(tree)
@@ -193,13 +225,13 @@ def load(tree: Tree) -> Settings:
             guess = f" (did you mean '{close[0]}'?)" if close else ""
             possible = ", ".join(config.names(table))
             problems.append(
-                f"{table}.name = {name!r}: no such {table}{guess}; there are: {possible}"
+                f"{table}.name = {said(name)}: no such {table}{guess}; there are: {possible}"
             )
             tree[table], name = {}, default
         chosen.append(name)
     whole = config.whole(tuple(chosen))
     try:
-        settings = whole.model_validate(tree)
+        settings = whole.model_validate(meant(whole, tree))
         problems += _contradictions(settings)
     except pydantic.ValidationError as error:
         problems += [_sentence(whole, problem) for problem in error.errors()]
@@ -231,7 +263,7 @@ def _contradictions(settings: Settings) -> list[str]:
         value, choice = getattr(settings, name), getattr(settings, other)
         if choice not in possible and value != Settings.model_fields[name].default:
             means = " or ".join(f"{other} = '{one}'" for one in possible)
-            found.append(f"{name} = {_said(value)}: wanted {means}, found '{choice}'")
+            found.append(f"{name} = {said(value)}: wanted {means}, found '{choice}'")
     if settings.sampling == "trace" and settings.trace is None:
         found.append("trace: wanted a file, found none, because sampling = 'trace'")
     pooled = settings.aggregation
@@ -343,28 +375,23 @@ def _server_optimizer(settings: Settings) -> list[str]:
         value = getattr(pooled, name)
         if value != type(pooled).model_fields[name].default and pooled.server not in rules:
             found.append(
-                f"aggregation.{name} = {_said(value)}: wanted aggregation.server = "
+                f"aggregation.{name} = {said(value)}: wanted aggregation.server = "
                 f"{' or '.join(map(repr, rules))}, found '{pooled.server}'"
             )
-    said = f"aggregation.server = '{pooled.server}'"
+    what = f"aggregation.server = '{pooled.server}'"
     if pooled.server_lr is not None:
-        said += f", server_lr = {pooled.server_lr}"
+        what += f", server_lr = {pooled.server_lr}"
     if not (pooled.is_plain or settings.method.optimizes):
         found.append(
-            f"{said}: wanted a method whose server moves its model by the mean of updates alone, "
+            f"{what}: wanted a method whose server moves its model by the mean of updates alone, "
             f"found method.name = '{settings.method.name}'; possible is 'none' with a rate of 1"
         )
     if pooled.server == "fedexp" and not pooled.is_mean:
         found.append(
-            f"{said}: wanted aggregation.rule = 'mean' and no clip, found '{pooled.rule}' and "
+            f"{what}: wanted aggregation.rule = 'mean' and no clip, found '{pooled.rule}' and "
             f"{pooled.clip}"
         )
     return found
-
-
-def _said(value: Any) -> str:
-    """A value as sentences have it."""
-    return f"'{value}'" if isinstance(value, str) else config.written(value)
 
 
 def _idle(settings: Settings) -> list[str]:
@@ -373,7 +400,7 @@ def _idle(settings: Settings) -> list[str]:
     for name, wanted in method.idle(settings).items():
         value = getattr(method, name)
         if value != type(method).model_fields[name].default:
-            found.append(f"method.{name} = {_said(value)}: wanted {wanted}")
+            found.append(f"method.{name} = {said(value)}: wanted {wanted}")
     return found + method.problems(settings)
 
 
@@ -403,38 +430,45 @@ def _impossible(devices: Devices) -> list[str]:
 
 def _sentence(whole: type[Table], problem: Mapping[str, Any]) -> str:
     """Returns an error of pydantic as one sentence in the words of the settings."""
-    steps = [str(step) for step in problem["loc"]]
+    steps, found = list(problem["loc"]), problem["input"]
     if problem["type"] == "extra_forbidden":
-        table, path = _walk(whole, steps[:-1])
-        names, path = list(table.model_fields), [*path, steps[-1]]
-        close = difflib.get_close_matches(path[-1], names, 1)
+        table, _, path = _walk(whole, steps[:-1])
+        names, last = list(table.model_fields), str(steps[-1])
+        close = difflib.get_close_matches(last, names, 1)
         guess = f" (did you mean '{close[0]}'?)" if close else ""
-        where = f" in [{'.'.join(path[:-1])}]" if path[:-1] else ""
-        return f"no setting '{path[-1]}'{where}{guess}; there are: {', '.join(names)}"
-    table, path = _walk(whole, steps)
-    said = f"{'.'.join(path)} = {problem['input']!r}"
-    if problem["type"] == "model_type":
-        first = next(iter(table.model_fields))
+        where = f" in [{'.'.join(path)}]" if path else ""
+        return f"no setting {said(last)}{where}{guess}; there are: {', '.join(names)}"
+    if problem["type"] == "missing":  # of a list with too few items; no setting has to be given
+        steps.pop()
+    kind, bounds, path = _walk(whole, steps)
+    what = f"{'.'.join(path)} = {said(found)}"
+    if config.is_table(kind):
+        first = next(iter(kind.model_fields))
         example = f"{{{first} = ...}}" if path[-1].isdigit() else f"{path[-1]}.{first}"
-        return f"{said}: wanted a table, such as {example}"
-    if problem["type"].startswith(("union_tag", "model_attributes")):
-        return f"{said}: wanted a table with kind = {' or '.join(config.kinds(table))}"
-    wanted = {"tuple_type": "wanted a list"}
-    message = wanted.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
-    return f"{said}: {message}"
+        if path[-1] in config.AXES and found in config.names(path[-1]):
+            return f"{what}: wanted a table; its name is set by {path[-1]}.name={found}"
+        return f"{what}: wanted a table, such as {example}"
+    if config.kinds(kind):
+        return f"{what}: wanted a table with kind = {either(list(config.kinds(kind)))}"
+    if problem["type"] == "string_unicode":
+        return f"{what}: wanted a text in UTF-8"
+    mend = "; put it in quotes" if problem["type"] == "string_type" else ""
+    return f"{what}: wanted {want(kind, bounds, found)}{mend}"
 
 
-def _walk(whole: type[Table], steps: Sequence[str]) -> tuple[Any, list[str]]:
-    """The type of the settings at a path of pydantic's, and the path as people write it."""
+def _walk(whole: type[Table], steps: Sequence[str | int]) -> tuple[Any, Sequence[Any], list[str]]:
+    """The type and the bounds of the settings at a path of pydantic's, and the path as written."""
     kind: Any = whole
+    bounds: Sequence[Any] = ()
     path = []
     for step in steps:
         if config.kinds(kind):  # pydantic names the kind, too, that the table says it is of
-            kind = config.kinds(kind)[step]
+            kind = config.kinds(kind)[str(step)]
             continue
-        path.append(step)
+        path.append(str(step))
         if get_origin(kind) is tuple:
-            kind = get_args(kind)[0]
-        elif step in getattr(kind, "model_fields", ()):
-            kind = kind.model_fields[step].annotation
-    return kind, path
+            inner = get_args(kind)
+            kind, bounds = inner[0 if inner[-1] is Ellipsis else int(step)], ()
+        elif field := getattr(kind, "model_fields", {}).get(step):
+            kind, bounds = field.annotation, field.metadata
+    return kind, bounds, path

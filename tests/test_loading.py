@@ -1,9 +1,10 @@
 """From text to settings: all that is wrong is found at once, all that is right is filled in."""
 
 import copy
+import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -11,6 +12,7 @@ from fedmpi import config, loading
 from fedmpi.__main__ import tree_of
 from fedmpi.config import AXES, ConfigError
 from fedmpi.methods import fedprox, topk
+from fedmpi.words import FORMS
 
 CHOICES = [(table, name) for table in AXES for name in config.names(table)]
 """Every name of every table."""
@@ -121,27 +123,33 @@ def test_what_is_unknown(tree: dict[str, Any], text: str) -> None:
 def test_sentences() -> None:
     """The path as it is given, the value that was found, and what is wanted."""
     for tree, sentence in (
-        ({"lr": -1.0}, "lr = -1.0: input should be greater than 0"),
-        ({"rounds": "3"}, "rounds = '3': input should be a valid integer"),
-        ({"model": {"hidden": 8}}, "model.hidden = 8: wanted a list"),
-        ({"data": "digits"}, "data = 'digits': wanted a table, such as data.name"),
+        ({"lr": -1.0}, "lr = -1.0: wanted a number above 0"),
+        ({"rounds": "3"}, "rounds = '3': wanted a whole number of at least 1"),
+        (
+            {"model": {"hidden": 8}},
+            "model.hidden = 8: wanted a list of whole numbers of at least 1",
+        ),
+        (
+            {"data": "digits"},
+            "data = 'digits': wanted a table; its name is set by data.name=digits",
+        ),
         ({"state": 5}, "state = 5: wanted a table, such as state.memory"),
         (tier(link=5), "devices.tiers.0.link = 5: wanted a table with kind = fixed or wireless"),
         (
             tier(link={"kind": "x"}),
-            "devices.tiers.0.link = {'kind': 'x'}: wanted a table with kind = fixed or wireless",
+            "devices.tiers.0.link = {kind = 'x'}: wanted a table with kind = fixed or wireless",
         ),
         (
             tier(link={"kind": "fixed", "up": 0.0}),
-            "devices.tiers.0.link.up = 0.0: input should be greater than 0",
+            "devices.tiers.0.link.up = 0.0: wanted a number above 0",
         ),
         (
             tier(link={"kind": "wireless", "distance": [1, "2"]}),
-            "devices.tiers.0.link.distance.1 = '2': input should be a valid number",
+            "devices.tiers.0.link.distance.1 = '2': wanted a number above 0",
         ),
-        (tier(gflops="1"), "devices.tiers.0.gflops = '1': input should be a valid number"),
+        (tier(gflops="1"), "devices.tiers.0.gflops = '1': wanted a number above 0"),
         ({"devices": {"tiers": [7]}}, "devices.tiers.0 = 7: wanted a table, such as {name = ...}"),
-        ({"devices": {"tiers": 7}}, "devices.tiers = 7: wanted a list"),
+        ({"devices": {"tiers": 7}}, "devices.tiers = 7: wanted a list of tables"),
         ({"devices": 7}, "devices = 7: wanted a table, such as devices.tiers"),
     ):
         assert problem(tree) == sentence
@@ -255,7 +263,7 @@ def test_wrong_types_are_not_converted(words: str, path: str) -> None:
         *("skew.rotations=[45]", "skew.rotations=90", "skew.colour=1.0", "skew.noise=-0.1"),
         *("skew.labels=1.1", "skew.labels=-0.1", "skew.labels_to=1.1"),
         *("sampling=all", "trace_sha256=abc"),
-        *("state.memory=-1", "state.memory=0.5", "state.folder=3"),
+        *("state.memory=-1", "state.memory=0.5", "state.folder="),
         *("method={name='topk', sparsity=1.0}", "method={name='ssfl', sparsity=-0.1}"),
         *("method={name='ditto', pull=-1.0}", "method={name='splitfed', version='v3'}"),
     ],
@@ -289,37 +297,178 @@ def test_loading_leaves_the_tree_alone() -> None:
 @pytest.mark.parametrize(
     ("word", "path", "value"),
     [
-        ("lr=0.1", "lr", 0.1),
-        ("lr=1e-3", "lr", 1e-3),
-        ("rounds=30", "rounds", 30),
-        ("method.error_feedback=false", "method.error_feedback", False),
+        # Numbers, as people write them.
+        *((f"lr={text}", "lr", 0.1) for text in ("0.1", ".1", "+0.1", "1e-1", "0.1_0", " 0.1 ")),
+        *((f"lr={text}", "lr", 2.0) for text in ("2", "2.", "2.0", "2e0")),
+        *((f"rounds={text}", "rounds", 1000) for text in ("1000", "1_000", "+1000", "01000")),
+        ("rounds=0x10", "rounds", 16),
+        ("model={name='resnet', depth=8}", "model.depth", 8),
+        ("model.name=resnet model.depth=8", "model.depth", 8),
+        # Switches.
+        *((f"exchange.pipeline={text}", "exchange.pipeline", True) for text in ("true", "True")),
+        *((f"exchange.pipeline={text}", "exchange.pipeline", False) for text in ("false", "FALSE")),
+        # Texts, as they stand, or in quotes.
         ("method.name=topk", "method.name", "topk"),
         ("method.name='topk'", "method.name", "topk"),
         ('method.name="topk"', "method.name", "topk"),
-        ("model.hidden=[12, 8]", "model.hidden", [12, 8]),
-        ("model.hidden=[]", "model.hidden", []),
-        ("data.root=/a/b=c d", "data.root", "/a/b=c d"),
-        ("data.root=", "data.root", ""),
-        ("data={name = 'mnist', root = 'x'}", "data.root", "x"),
-        ("a.b.c=1", "a.b.c", 1),
+        *(
+            (f"{path}={text}", path, text)
+            for path in ("data.root", "data.cache", "state.folder")
+            for text in ("2024", "2024-05-01", "1.5", "true", "/a/b=c", "[1]", "{a=1}", "'x", "#1")
+        ),
+        ('data.root="2024"', "data.root", "2024"),
+        ("data.root=' 07:30'", "data.root", " 07:30"),
+        ("data.root='absent'", "data.root", "absent"),
+        ("sampling=trace trace=1", "trace", "1"),
         ("device=cuda:0", "device", "cuda:0"),
+        ("optimizer='adam'", "optimizer", "adam"),
+        # Lists and tables, as in TOML; items need no quotes.
+        ("model.hidden=[12, 8]", "model.hidden", (12, 8)),
+        ("model.hidden=[]", "model.hidden", ()),
+        ("augment=['flip', 'crop']", "augment", ("flip", "crop")),
+        ("augment=[flip,crop]", "augment", ("flip", "crop")),
+        ("augment=[flip, ]", "augment", ("flip",)),
+        ("skew.rotations=[0, 090]", "skew.rotations", (0, 90)),
+        ("data={name='mnist',root='x'}", "data.root", "x"),
+        ("data={name='synthetic',samples=9} data.samples=8", "data.samples", 8),
+        ("devices.tiers=[{name='a'}] devices.tiers.0.gflops=.5", "devices.tiers.0.name", "a"),
+        # What need not be there.
+        ("local_steps=5 local_steps=absent", "local_steps", None),
+        ("data.root=x data.root=absent", "data.root", None),
     ],
 )
-def test_overrides_are_toml_or_plain_text(word: str, path: str, value: Any) -> None:
-    found: Any = overridden(word)
+def test_words_are_read_as_what_their_setting_wants(word: str, path: str, value: Any) -> None:
+    words = re.split(r"(?<!,) (?=[\w.]+=)", word)
+    found: Any = loading.load(overridden(*words))
     for step in path.split("."):
-        found = found[step]
+        found = found[int(step)] if step.isdecimal() else getattr(found, step)
     assert found == value
     assert type(found) is type(value)
+
+
+def test_the_home_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in shells, which leave it to the program behind most of the settings."""
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ("data.root=~/a", "state.folder=~", "sampling=trace", "trace=b/~/c")
+    found = loading.load(overridden(*words))
+    assert (found.data.root, found.state.folder, found.trace) == ("/home/me/a", "/home/me", "b/~/c")
+    named = ("partition.name=frozen", "partition.file=~/p.npz")
+    assert loading.load(overridden(*named)).tree()["partition"]["file"] == "/home/me/p.npz"
+
+
+def test_blanks_around_the_equals_sign_belong_to_neither_side() -> None:
+    assert loading.load(overridden("lr = 0.2", "data.root = a b ")).tree()["lr"] == 0.2
+    assert loading.load(overridden("data.root = a b ")).data.root == "a b"
+    assert loading.load(overridden("data.root= a b ")).data.root == " a b "
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("lr=fast", "lr = fast: wanted a number above 0"),
+        ("lr='0.1'", "lr = '0.1': wanted a number above 0"),
+        ("lr=", "lr = '': wanted a number above 0"),
+        ("lr=nan", "lr = nan: wanted a number above 0 and of at most 3e+38"),
+        ("lr=1e308", "lr = 1e+308: wanted a number above 0 and of at most 3e+38"),
+        ("lr=absent", "lr = absent: wanted a number above 0"),
+        ("epochs=1.5", "epochs = 1.5: wanted a whole number of at least 1"),
+        ("epochs=1e2", "epochs = 1e2: wanted a whole number of at least 1"),
+        ("seed=true", "seed = true: wanted a whole number of at least 0"),
+        ("momentum=1", "momentum = 1.0: wanted a number of at least 0 and below 1"),
+        ("threads=5000", "threads = 5000: wanted a whole number from 1 to 1024"),
+        ("local_steps=none", "local_steps = none: wanted a whole number of at least 1, or absent"),
+        ("exchange.pipeline=yes", "exchange.pipeline = yes: wanted true or false"),
+        ("optimizer=SDG", "optimizer = 'SDG': wanted 'sgd' or 'adam'"),
+        ("augment=[flop]", "augment.0 = 'flop': wanted 'crop' or 'flip' (did you mean 'flip'?)"),
+        ("augment=flip", "augment = flip: wanted a list of 'crop' or 'flip'"),
+        ("skew.rotations=[45]", "skew.rotations.0 = 45: wanted 0, 90, 180 or 270"),
+        ("model.hidden=[a\nb]", "model.hidden.0 = a\\nb: wanted a whole number of at least 1"),
+        (
+            "data.shape=[]",
+            "data.shape = []: wanted a list of at least 1 whole numbers of at least ",
+        ),
+        ("method=topk", "method = topk: wanted a table; its name is set by method.name=topk"),
+        ("method=5", "method = 5: wanted a table, such as method.name"),
+        ("device=gpu", "device = 'gpu': wanted cpu, cuda or cuda:K"),
+        ("state.folder=", "state.folder = '': wanted a path, or absent"),
+        ("data.root=a\udcff", "data.root = 'a\\udcff': wanted a text in UTF-8"),
+        (
+            "budget=5MB",
+            "budget = '5MB': wanted bytes such as up_bytes:50MB, down_bytes:2.5GB or "
+            "total_bytes:1TB, or absent",
+        ),
+        ("trace_sha256=ABC", "trace_sha256 = 'ABC': wanted 64 hexadecimal digits in lower case, "),
+    ],
+)
+def test_sentences_on_words(word: str, sentence: str) -> None:
+    """As it was written, in plain English, on one line."""
+    named = ["data.name=synthetic"] if word.startswith("data.shape") else []
+    assert problem(overridden(*named, word)).startswith(sentence)
+
+
+def test_long_values_are_not_repeated_whole() -> None:
+    for value in ("9" * 5000, int("9" * 4000), "[" + "1," * 3000 + "]", 16**9999):
+        given = f"seed={value}" if isinstance(value, str) else None
+        found = problem(overridden(given) if given else {"seed": value})
+        assert found.startswith("seed = ")
+        assert len(found) < 200
+
+
+def test_texts_in_files_want_quotes() -> None:
+    tree = tomllib.loads("data.root = 2024-05-01")
+    assert problem(tree) == "data.root = 2024-05-01: wanted a path, or absent; put it in quotes"
+
+
+@every_choice
+def test_every_pattern_has_words(table: str, name: str) -> None:
+    """So that no sentence shows a regular expression."""
+    kinds: list[Any] = [config.schema(table, name), config.Settings]
+    seen: set[Any] = set()
+    while kinds:
+        kind = kinds.pop()
+        fields = getattr(kind, "model_fields", {}).values()
+        kinds += [one for field in fields for one in (field.annotation, *field.metadata)]
+        kinds += [*get_args(kind), *getattr(kind, "metadata", ())]
+        seen |= {kind.pattern} if getattr(kind, "pattern", None) else set()
+    assert seen <= set(FORMS)
+    assert len(seen) >= len(FORMS)
 
 
 def test_later_overrides_win_and_the_rest_stays() -> None:
     tree = {"lr": 0.1, "method": {"name": "topk", "sparsity": 0.5}}
     overridden("lr=0.2", "method.sparsity=0.7", "lr=0.3", tree=tree)
-    assert tree == {"lr": 0.3, "method": {"name": "topk", "sparsity": 0.7}}
+    assert tree == {"lr": "0.3", "method": {"name": "topk", "sparsity": "0.7"}}
 
 
-@pytest.mark.parametrize("word", ["lr", "", "=3", "topk"])
+@pytest.mark.parametrize(
+    ("text", "is_word"),
+    [
+        ("lr=0.1", True),
+        ("data.root=/a/b=c", True),
+        ("rouds=3", True),
+        ("lr = 0.1", True),
+        ("=3", True),
+        ("paper:topk", True),
+        ("exp/lr=0.05/run.toml", False),
+        ("./lr=0.05.toml", False),
+        ("/a/b=c.toml", False),
+        ("run.toml", False),
+        ("is=here.toml", False),
+        ("paper:file", False),
+    ],
+)
+def test_what_is_a_setting_and_what_a_file(
+    text: str, is_word: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file if there is one of that name, or if what stands before the `=` can be no setting."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("is=here.toml", "paper:file"):
+        Path(name).touch()
+    Path("lr=0.1").mkdir()
+    assert loading.is_word(text) == is_word
+
+
+@pytest.mark.parametrize("word", ["lr", "", "=3", "topk", "a/b=3", "a..b=3"])
 def test_overrides_are_key_and_value(word: str) -> None:
     with pytest.raises(ConfigError, match=f"'{word}' is not a setting; wanted key=value"):
         overridden(word)
@@ -358,7 +507,7 @@ def test_read(tmp_path: Path) -> None:
 def test_read_names_the_file_that_is_not_toml(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "run.toml"
     file.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"run\.toml: not TOML"):
+    with pytest.raises(ConfigError, match=r"run\.toml: (not TOML|UTF-16)"):
         loading.read(file)
 
 

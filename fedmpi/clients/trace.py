@@ -1,19 +1,26 @@
 """Availability trace: which clients can take part in which rounds, from a file.
 
-The file is a CSV whose first line is `client,first,last`. Every other line says that a client is
-available from round `first` to round `last`, both included, counted from 0. A client may have
-several lines, or none. The trace has as many rounds as its largest `last` plus one; a longer run
-starts it again from its beginning.
+The file is a CSV in UTF-8 whose first line is `client,first,last`. Every other line, unless it is
+empty, says that a client is available from round `first` to round `last`, both included, counted
+from 0. A client may have several lines, or none. The trace has as many rounds as its largest `last`
+plus one; a longer run starts it again from its beginning.
 """
 
+import errno
 import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from fedmpi.config import MOST, ConfigError
+from fedmpi.words import decoded, said
 
 COLUMNS = "client,first,last"
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a line, without quotes and blanks around them."""
+    return [cell.strip().strip('"').strip() for cell in line.split(",")]
 
 
 class Trace:
@@ -31,25 +38,31 @@ class Trace:
     def __init__(self, path: Path, clients: int) -> None:
         self.path = path
         try:
+            if path.exists() and not path.is_file():
+                raise OSError(errno.EINVAL, "Not a file")
             content = path.read_bytes()
         except OSError as error:
             raise ConfigError(f"trace = {path}: {error.strerror or error}") from None
         self.sha256 = hashlib.sha256(content).hexdigest()
-        # Spreadsheets write a byte-order mark at the beginning of a file.
-        head, *lines = content.decode("utf-8-sig", "replace").splitlines() or [""]
-        if head != COLUMNS:
-            raise ConfigError(f"{path}, line 1: wanted '{COLUMNS}', found '{head}'")
-        spans = [self._span(number, line, clients) for number, line in enumerate(lines, 2)]
+        try:
+            lines = decoded(content).splitlines() or [""]
+        except UnicodeError as error:
+            raise ConfigError(f"trace = {path}: {error}; wanted a CSV file") from None
+        head, *cells = map(_cells, lines)
+        if head != COLUMNS.split(","):
+            raise ConfigError(f"{path}, line 1: wanted '{COLUMNS}', found {said(lines[0])}")
+        spans = [self._span(n, texts, clients) for n, texts in enumerate(cells, 2) if any(texts)]
         self.spans = np.array(spans, np.int64).reshape(-1, 3)
         self.rounds = int(self.spans[:, 2].max(initial=-1)) + 1
         self._check()
 
-    def _span(self, number: int, line: str, clients: int) -> tuple[int, ...]:
-        """Parses a line; returns its client, and its first and last round."""
-        where, texts = f"{self.path}, line {number}", line.split(",")
+    def _span(self, number: int, texts: list[str], clients: int) -> tuple[int, ...]:
+        """Parses the cells of a line; returns its client, and its first and last round."""
+        where = f"{self.path}, line {number}"
         # At most ten digits, because Python raises an error of its own for thousands of digits.
         if len(texts) != 3 or not all(text.isdecimal() and len(text) <= 10 for text in texts):
-            raise ConfigError(f"{where}: wanted whole numbers {COLUMNS}, found '{line}'")
+            found = said(",".join(texts))
+            raise ConfigError(f"{where}: wanted whole numbers {COLUMNS}, found {found}")
         client, first, last = (int(text) for text in texts)
         if client >= clients:
             raise ConfigError(f"{where}: no client {client}; there are 0 to {clients - 1}")

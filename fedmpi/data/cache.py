@@ -153,7 +153,7 @@ def _write(found: Dataset, whole: Path) -> None:
                 np.save(part / f"{field.name}.npy", array, allow_pickle=False)
             else:
                 about[field.name] = value
-        (part / ABOUT).write_text(json.dumps(about))
+        (part / ABOUT).write_text(json.dumps(about), encoding="utf-8")
         part.chmod(0o755)  # the temporary folder is its maker's alone
         try:
             part.rename(whole)
@@ -168,7 +168,7 @@ def _write(found: Dataset, whole: Path) -> None:
 def _mapped(whole: Path) -> Dataset | None:
     """Returns the set in a folder; None if there is none, or if it is damaged."""
     try:
-        about = json.loads((whole / ABOUT).read_text())
+        about = json.loads((whole / ABOUT).read_text(encoding="utf-8"))
         for name in about.pop(ARRAYS):
             # Mapped copy-on-write, because torch refuses read-only arrays.
             about[name] = np.asarray(np.load(whole / f"{name}.npy", mmap_mode="c"))

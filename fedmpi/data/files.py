@@ -143,6 +143,11 @@ def either(folder: Path, name: str) -> Path | None:
     return next((p for p in (folder / name, folder / f"{name}.gz") if os.path.isfile(p)), None)
 
 
+def all_of(folder: Path, pattern: str) -> list[Path]:
+    """Returns the files of a folder whose names match, sorted; not hidden ones, as macOS leaves."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 def one(folder: Path, name: str) -> Path:
     """Returns the path of the file with that name, or of its gzip version.
 

@@ -35,9 +35,9 @@ of both sets, `labels` is the hash of their labels.
 class Config(config.Partition):
     """File of the partition."""
 
-    file: Annotated[str | None, config.READ] = None
+    file: Annotated[config.Place | None, config.READ] = None
     """Partition file (.npz) written by fedmpi partition --freeze."""
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    sha256: str | None = Field(None, pattern=config.SHA256)
     """SHA-256 of the partition, as fedmpi partition prints it. Another partition is refused. If
     absent, any is accepted."""
 

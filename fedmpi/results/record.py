@@ -35,6 +35,10 @@ FORMAT = 1
 RUNNING, DONE, FAILED, DIVERGED = "running", "done", "failed", "diverged"
 FINISHED = (DONE, DIVERGED)
 """Statuses of runs that are not run again, because the result would be the same."""
+SUFFIXES = (".h5", ".hdf5")
+"""Ends of the names of results, in upper or lower case."""
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+"""The first bytes of an HDF5 file."""
 METADATA, CHUNK = 1 << 16, 1024
 """Bytes for metadata, and rows of a table in one chunk: few chunks need little metadata."""
 MARGIN = 3 * METADATA
@@ -373,9 +377,23 @@ def rows(file: h5py.File, table: str) -> np.ndarray:
     return data[:]
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path names a result and not a folder of them, whether or not it is there."""
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+
+
 def file_of(out: Path, method: str, identity: str) -> Path:
-    """Returns the path of a run's file: `out` if it ends in .h5, else a file in that folder."""
-    return out if out.suffix == ".h5" else out / f"{method}-{identity}.h5"
+    """Returns the path of a run's file: `out` if it names one, else a file in that folder."""
+    return out if is_file(out) else out / f"{method}-{identity}.h5"
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file is to be read as a result: by its name, or by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            return is_file(path) or file.read(len(SIGNATURE)) == SIGNATURE
+    except OSError:
+        return is_file(path)
 
 
 def settings_of(path: Path) -> dict[str, Any]:

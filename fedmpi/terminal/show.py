@@ -16,13 +16,12 @@ from rich.text import Text
 from fedmpi import config, loading
 from fedmpi.config import ConfigError
 from fedmpi.results import record, tables
-from fedmpi.terminal.style import console, grid, number
+from fedmpi.terminal.style import COLOURS, console, grid, number
 from fedmpi.units import amount, duration
 
 TREND, RANKS = 10, 8
 """Most rows of rounds, and of ranks, with which a result is shown."""
 VERSIONS = ("fedmpi", "python", "torch", "numpy", "h5py", "mpi4py", "pydantic")
-COLOURS = {record.DONE: "green", record.RUNNING: "yellow"}
 
 
 def show_result(path: Path) -> None:
@@ -90,7 +89,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "mpi": textwrap.shorten(about.get("mpi_library", ""), 80, placeholder=" ..."),
         "command": about.get("command", ""),
         "commit": commit.replace("+", ", with changes"),
-        "identity": about.get("identity", ""),
+        "identity": record.identity_of(about),
         "data files": about.get("data_files", ""),
         "data": about.get("data_sha256", ""),
         "in both sets": _both(about.get("test_in_training")),

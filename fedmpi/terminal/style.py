@@ -1,20 +1,18 @@
 """The console, tables and colours that all output for people shares."""
 
-import sys
 from collections.abc import Sequence
-from io import TextIOWrapper
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+COLOURS = {"done": "green", "running": "yellow"}
+"""Colours of a run's status; that of others is red."""
+
 
 def console() -> Console:
     """Where to print: coloured and as wide as the terminal, or plain if it is none."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        # An accent in an author's name must not end a listing where output is ASCII.
-        sys.stdout.reconfigure(errors="replace")
     return Console(highlight=False, markup=False, emoji=False)
 
 

@@ -28,9 +28,14 @@ def test_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [f"{HEAD}0,0,3", f"\ufeff{HEAD}0,0,3\n", "client,first,last\r\n0,0,3\r\n"]
+    "text",
+    [
+        *(f"{HEAD}0,0,3", f"\ufeff{HEAD}0,0,3\n", "client,first,last\r\n0,0,3\r\n"),
+        *(f"{HEAD}0,0,3\n\n", f"{HEAD}\n0,0,3\n \n,,\n", f"{HEAD}0,0,3\r\n\r\n"),
+        *("client, first, last\n0, 0, 3\n", '"client","first", "last"\n"0",0 ,"3"\n'),
+    ],
 )
-def test_ends_of_lines_and_marks_of_spreadsheets(text: str, tmp_path: Path) -> None:
+def test_ways_of_spreadsheets_and_editors(text: str, tmp_path: Path) -> None:
     found = trace(tmp_path, text)
     assert (found.rounds, found.available(7).tolist()) == (4, [0])
 
@@ -51,7 +56,7 @@ WRONG = {
     "a word": (f"{HEAD}0,0,x\n", "line 2: wanted whole numbers client,first,last, found '0,0,x'"),
     "a fraction": (f"{HEAD}0,0,1.5\n", "line 2: wanted whole numbers"),
     "a negative": (f"{HEAD}0,-1,1\n", "line 2: wanted whole numbers"),
-    "an empty line": (f"{HEAD}0,0,1\n\n1,0,1\n", "line 3: wanted whole numbers"),
+    "behind an empty line": (f"{HEAD}0,0,1\n\n1,0,x\n", "line 4: wanted whole numbers"),
     "many digits": (f"{HEAD}0,0,{'9' * 5000}\n", "line 2: wanted whole numbers"),
     "a stranger": (f"{HEAD}0,0,1\n5,0,1\n", "line 3: no client 5; there are 0 to 4"),
     "backwards": (f"{HEAD}0,3,1\n", "line 2: wanted rounds with first <= last <= 2147483647, fo"),
@@ -62,7 +67,8 @@ WRONG = {
         f"{HEAD}0,0,1\n1,0,4\n2,6,6\n",
         "wanted a client for every round, found none for round 5",
     ),
-    "not text": ("\udcff", "line 1: wanted 'client,first,last'"),
+    "not text": ("\udcff", "not UTF-8; wanted a CSV file"),
+    "UTF-16": ("\udcff\udcfec\0l\0", "UTF-16; wanted UTF-8; wanted a CSV file"),
 }
 
 

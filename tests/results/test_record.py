@@ -177,8 +177,25 @@ def test_folders_are_made(tmp_path: Path) -> None:
 
 
 def test_file_of(tmp_path: Path) -> None:
-    assert record.file_of(tmp_path / "x.h5", "topk", "ab") == tmp_path / "x.h5"
-    assert record.file_of(tmp_path / "results", "topk", "ab") == tmp_path / "results" / "topk-ab.h5"
+    for name in ("x.h5", "x.hdf5", "X.H5", "lr=0.1.Hdf5"):
+        assert record.file_of(tmp_path / name, "topk", "ab") == tmp_path / name
+    (tmp_path / "folder.h5").mkdir()
+    (tmp_path / "file").touch()
+    for name in ("results", "v1.5", "h5", ".h5", "x.h5.part", "folder.h5", "file"):
+        assert record.file_of(tmp_path / name, "topk", "ab") == tmp_path / name / "topk-ab.h5"
+
+
+def test_what_is_read_as_a_result(tmp_path: Path) -> None:
+    """By its first bytes, and by its name, so that a result of no bytes is not read as settings."""
+    for name in ("a.toml", "noname", "x.h5"):
+        with h5py.File(tmp_path / name, "w"):
+            pass
+        assert record.is_result(tmp_path / name)
+    for name, wanted in (("empty.h5", True), ("EMPTY.HDF5", True), ("empty.toml", False)):
+        (tmp_path / name).touch()
+        assert record.is_result(tmp_path / name) == wanted
+    assert not record.is_result(tmp_path / "not here.toml")
+    assert record.is_result(tmp_path / "not here.h5")
 
 
 @pytest.mark.parametrize("status", [RUNNING, DONE, FAILED, DIVERGED])

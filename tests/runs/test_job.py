@@ -390,6 +390,7 @@ def test_one_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
     script.write_text(
         "from fedmpi.messages import wire\n"
         "wire.abort_on_exception()\n"
+        "wire.join()\n"
         "if wire.MPI.COMM_WORLD.rank == 1:\n"
         "    raise RuntimeError('out of patience')\n"
         "wire.MPI.COMM_WORLD.Barrier()\n"

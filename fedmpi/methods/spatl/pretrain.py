@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmpi import config, loading, models
+from fedmpi import config, loading, models, words
 from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError
 from fedmpi.draft import try_out
@@ -42,7 +42,10 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
         BadInput: if no samples are held out, if the network has no channels, or if the file cannot
             be written.
     """
-    given = {k: v for k, v in dict(tree.get("method", {})).items() if k in ("cut", "saved")}
+    tree = words.meant(config.Settings, tree)
+    if not isinstance(tree.get("method", {}), dict):
+        loading.load(tree)  # it says what is wrong
+    given = {k: v for k, v in tree.get("method", {}).items() if k in ("cut", "saved")}
     # A client of a run that begins with the agent which the file is going to hold.
     method = {**given, "name": "spatl", "selection": "agent", "agent": str(out)}
     alone = {"clients": 1, "participation": 1.0, "partition": {"name": "iid"}, "method": method}

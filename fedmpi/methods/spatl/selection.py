@@ -35,7 +35,7 @@ class Config(config.Method):
     update. weight: those of its weights (the paper). An agent always ranks by weights."""
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the encoder's channels that are not sent. Not used with selection = agent."""
-    agent: Annotated[str | None, config.READ] = None
+    agent: Annotated[config.Place | None, config.READ] = None
     """File of the agent that every client starts with, made by fedmpi agent. Only with selection =
     agent."""
     saved: float = Field(0.2, gt=0, lt=1)
