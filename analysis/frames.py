@@ -76,7 +76,7 @@ MACHINE = (
     *("threads", "server_threads", "exchange.window", "state.memory", "state.folder"),
     *("data.root", "data.cache"),
 )
-"""Settings that belong to the machine: they make no other run, and runs do not differ by them."""
+"""Settings that belong to the machine: runs do not differ by them."""
 SHARE = re.compile(r"devices\.tiers\[.+\]\.share")
 """The share of clients with a kind of devices; it is 0 in a run that has only other kinds."""
 SUFFIXES = (".h5", ".hdf5")

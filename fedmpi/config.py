@@ -534,7 +534,8 @@ class Settings(Table):
     """Precision of matrix products: float32, TF32 (GPU only) or bfloat16 by autocast. All other
     operations use float32."""
     threads: Annotated[int | None, MACHINE] = Field(None, ge=1, le=1024)
-    """PyTorch threads per rank. If absent, it is the first number in $OMP_NUM_THREADS, or 1."""
+    """PyTorch threads per rank. If absent, it is the first number in rank 0's $OMP_NUM_THREADS, or
+    1."""
     server_threads: Annotated[int | None, MACHINE] = Field(None, ge=1, le=1024)
     """Number of clients whose batches the server processes in parallel threads, in split methods.
     Each thread has as many PyTorch threads as a rank. If absent, idle cores of the node are

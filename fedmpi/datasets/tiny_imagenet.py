@@ -69,6 +69,7 @@ def where(config: Config) -> Path:
             "wnids.txt beside the folders train and val",
             "fedmpi data fetch tiny-imagenet, or "
             "http://cs231n.stanford.edu/tiny-imagenet-200.zip, unpacked",
+            [source.name for source in SOURCES],
         )
     return folder
 

@@ -33,7 +33,8 @@ def place(out: Path, settings: Settings) -> Path:
     path = record.file_of(out, settings.method.name, identity)
     if path == out or os.path.lexists(path):
         return path
-    found = {file: _state(file, identity) for file in _results(out, settings.method.name, identity)}
+    same = _results(out, settings.method.name, identity)
+    found = {file: status for file in same if (status := _state(file, identity)) is not None}
     done = (file for file, status in found.items() if status in record.FINISHED)
     return next(done, next(iter(found), path))
 

@@ -117,10 +117,13 @@ class Job:
                 self._say(f"{title}{path}: {state} already")
                 return f"{state} already"
             place = self.wire.place
-            engine = self.check(lambda: Engine(settings, place))
+            # Every rank has the root's number, whatever its own environment says.
+            threads = int(self.wire.publish(np.array([hardware.threads(settings)]))[0])
+            alike = settings.model_copy(update={"threads": threads})
+            engine = self.check(lambda: Engine(alike, place))
             self._say(f"{title}{path}")
             with self._together(held):
-                status = self._record(engine, held)
+                status = self._record(settings, engine, held)
         if status == record.DIVERGED:
             self._say(
                 f"{path}: diverged: the model or the loss is not finite after round "
@@ -141,9 +144,8 @@ class Job:
         held = stack.enter_context(record.begin(path, self._say))
         return held, earlier.state(path, settings)  # another job may just have finished it
 
-    def _record(self, engine: Engine, held: Lease | None) -> str:
+    def _record(self, settings: Settings, engine: Engine, held: Lease | None) -> str:
         """Runs the rounds and records them, on the root; returns the status, known on the root."""
-        settings = engine.settings
         hosts = self.wire.report(np.frombuffer(wire.host().encode().ljust(256, b"\0"), "S256"))
         status = record.DONE
         file = None
@@ -152,7 +154,7 @@ class Job:
                 "mpi_library": wire.library(),
                 "ranks": self.wire.size,
                 "hosts": [host[0].decode() for host in hosts],
-                "threads_per_rank": hardware.threads(settings),
+                "threads_per_rank": hardware.threads(engine.settings),
                 **({"server_threads": engine.threads} if settings.method.converses else {}),
                 "device": str(engine.trainer.device),
                 "parameters": engine.flat.count,

@@ -235,9 +235,9 @@ def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
             first = found.setdefault(settings.identity(), Member(settings, point))
             for name, values in _differences(first.settings, settings).items():
                 problem = (
-                    f"{name} is {' and '.join(map(config.written, values))} in what is one run: "
-                    "it belongs to the machine and makes no other run; wanted one value, in [base] "
-                    f"or as a word {name}=VALUE"
+                    f"{name} is {' and '.join(map(config.written, values))} for the same run: "
+                    "it belongs to the machine and is no part of a run's identity; wanted one "
+                    f"value, in [base] or as a word {name}=VALUE"
                 )
                 if problem not in said:
                     problems.append(f"{path}: [[grid]] {number}: {problem}")

@@ -51,6 +51,15 @@ def test_waves_and_vectors_in_files_beside_other_settings(
     alike(whole, waves, but=("ranks",))
 
 
+@pytest.mark.parametrize("family", ["fedavg", "scaffold", "splitfed"])
+def test_waves_of_stacked_rows(family: str) -> None:
+    """To rounding: other rows are stacked together."""
+    given = (*FAMILIES[family], *FEW, "model.hidden=[1024,8]", "rows=5", "rounds=1")
+    whole, waves = (run(small(*given, f"exchange.window={mib}")) for mib in (256, 1))
+    assert waves.engine.width == 3
+    np.testing.assert_allclose(whole.model, waves.model, rtol=1e-4, atol=1e-6)
+
+
 @families
 def test_local_statistics_in_files(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "build", smooth)
