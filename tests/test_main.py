@@ -153,7 +153,7 @@ SETTINGS = {
     "state": (["state.memory=-1"], "state.memory = -1: wanted a whole number of at least 0"),
     "no folder for state": (
         ["method.name=topk", "state.folder=/nowhere/at/all"],
-        "state.folder = /nowhere/at/all: No such file or directory; wanted a folder with room",
+        "state.folder = /nowhere/at/all: no such file or folder, or a link",
     ),
     "server": (["server=two"], "server = 'two': wanted 'dedicated' or 'shared'"),
     "device": (["device=gpu"], "device = 'gpu': wanted cpu, cuda or cuda:K\n"),
