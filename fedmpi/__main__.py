@@ -345,7 +345,7 @@ def list_(what: str, name: str | None) -> None:
 @mends
 def show(path: Path) -> None:
     """Show the settings, provenance and results of the run in PATH, or list a folder's runs."""
-    if path.is_dir():
+    if os.path.isdir(path):
         from fedmpi.terminal.folder import show_folder
 
         show_folder(path)

@@ -185,6 +185,7 @@ SETTINGS = {
         ["data.shape=[5]", "model.name=cnn"],
         "model.name = 'cnn': wanted images, found samples of shape (5,)",
     ),
+    "beyond all memory": (["data.shape=[2147483647,2147483647,9]"], "more memory than there is"),
     "missing data": (["data.name=mnist"], "no MNIST; wanted train-images-idx3-ubyte"),
     "missing data root": (
         ["data.name=mnist", "data.root=lost/for/good"],
@@ -540,6 +541,15 @@ def test_a_result_is_known_by_its_bytes() -> None:
         assert "status" in fedmpi("show", name).stdout
 
 
+def test_settings_come_through_a_pipe() -> None:
+    """Which can be read once: nothing is lost to those who look whether it is a result."""
+    reading, writing = os.pipe()
+    os.write(writing, b"rouds = 1")
+    os.close(writing)
+    assert "no setting 'rouds'" in fedmpi("run", f"/dev/fd/{reading}").stderr
+    os.close(reading)
+
+
 def test_a_path_with_an_equals_sign_is_a_file() -> None:
     Path("exp/lr=0.05").mkdir(parents=True)
     found = fedmpi("run", "exp/lr=0.05/run.toml")
@@ -575,7 +585,7 @@ def test_where_results_go(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("file", "/dev/null", "file/inside"):
         found = fedmpi("run", *QUICK, "--out", name)
         assert found.exit_code == 2
-        assert "choose another place with --out" in found.stderr
+        assert " folder; choose another place with --out\n" in found.stderr
     for command in (["run", *QUICK], ["show"]):
         out = ["--out", ""] if command[0] == "run" else [""]
         found = fedmpi(*command, *out)

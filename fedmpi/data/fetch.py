@@ -62,10 +62,10 @@ def fetch(name: str, to: str | None = None) -> None:
         to: folder for data; by default `$FEDMPI_DATA`, or else `data` in the current folder.
 
     Raises:
-        ConfigError: if there is no such set.
+        ConfigError: if there is no such set, or the folder can be no setting.
         DataError: if its files cannot be downloaded; says how to place them by hand.
     """
-    loading.load({"data": {"name": name}})
+    loading.load({"data": {"name": name} | ({} if to is None else {"root": to})})
     module, console = config.module("data", name), Console(highlight=False, markup=False)
     sources: tuple[Source, ...] = getattr(module, "SOURCES", ())
     if not sources:

@@ -89,7 +89,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "mpi": textwrap.shorten(about.get("mpi_library", ""), 80, placeholder=" ..."),
         "command": about.get("command", ""),
         "commit": commit.replace("+", ", with changes"),
-        "identity": about.get("identity", ""),
+        "identity": record.identity_of(about),
         "data files": about.get("data_files", ""),
         "data": about.get("data_sha256", ""),
         "in both sets": _both(about.get("test_in_training")),

@@ -11,6 +11,7 @@ from fedmpi.clients import heterogeneity
 from fedmpi.clients.population import Population
 from fedmpi.clients.skew import Traits
 from fedmpi.config import ConfigError, Settings
+from fedmpi.errors import fitting
 from fedmpi.partitions import frozen
 from fedmpi.terminal.style import console, grid, number
 
@@ -27,6 +28,7 @@ distance: total variation between the client's labels and those of all clients; 
 effective: as many classes in equal parts would be as uncertain; exp of the entropy of the labels"""
 
 
+@fitting()
 def survey(settings: Settings, plot: Path | None, freeze: Path | None) -> None:
     """Prints how samples are divided, and draws or freezes it if a file is given.
 

@@ -7,6 +7,7 @@ out from all clients (`validation`), never the test set.
 """
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from fedmpi import config, loading, models, words
 from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError
+from fedmpi.errors import fitting, told
 from fedmpi.methods.spatl import agent
 from fedmpi.methods.spatl.selection import ByAgent
 from fedmpi.networks.flat import Flat
@@ -25,6 +27,7 @@ from fedmpi.training import hardware
 from fedmpi.training.train import Trainer
 
 
+@fitting()
 def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
     """Trains the network of the settings, trains an agent on it, and writes the agent to a file.
 
@@ -38,8 +41,8 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
         A sentence with the result.
 
     Raises:
-        ConfigError: if no samples are held out, if the network has no channels, or if the file's
-            folder does not exist.
+        BadInput: if no samples are held out, if the network has no channels, or if the file cannot
+            be written.
     """
     tree = words.meant(config.Settings, tree)
     if not isinstance(tree.get("method", {}), dict):
@@ -49,8 +52,9 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
     method = {**given, "name": "spatl", "selection": "agent", "agent": str(out)}
     alone = {"clients": 1, "participation": 1.0, "partition": {"name": "iid"}, "method": method}
     settings: Any = loading.load({**tree, **alone})
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out}: wanted a file in a folder that is there")
+    # Tried out before the training, which takes time.
+    with told(out, "name another file with --out"), TemporaryFile(dir=out.parent):
+        pass
     torch.set_num_threads(hardware.threads(settings))
     data = config.module("data", settings.data.name).load(settings.data, settings.seed)
     population = Population(settings, data)
@@ -72,7 +76,8 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
     game = chooser.game(w, population.held_out, 0)
     before = chooser.judge.accuracy(w, population.held_out, 0)
     agent.train(mind, game, episodes, stream(settings.seed, Purpose.AGENT, -1, 0))
-    agent.save(mind, out)
+    with told(out, "name another file with --out"):
+        agent.save(mind, out)
     keep = agent.choose(mind, game)
     shares = ", ".join(f"{share:.2f}" for share in np.round(keep.numpy(), 2))
     return (

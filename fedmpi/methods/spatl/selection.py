@@ -41,9 +41,9 @@ class Config(config.Method):
     saved: float = Field(0.2, gt=0, lt=1)
     """Minimum share of the FLOPs that the agent's selection must save. Only with selection =
     agent."""
-    episodes: int = Field(30, ge=1)
+    episodes: int = Field(30, ge=1, le=config.MOST)
     """Episodes per round in which a client's agent learns. Only with selection = agent."""
-    tuned: int = Field(10, ge=0)
+    tuned: int = Field(10, ge=0, le=config.MOST)
     """Number of first rounds in which agents learn, heads only. Later they only decide. Only with
     selection = agent."""
 
