@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis import frames, terminal
 from analysis.groups import DONE, is_unset, label, labelled, summary
+from analysis.output import draft
 from analysis.terminal import Column
 
 MACHINE = ("about.cpu", "about.device", "about.ranks", "about.threads_per_rank")
@@ -143,8 +144,8 @@ def main(
             raise click.UsageError(f"--by {name}: no such column; there are: {possible}")
     rows = summary(runs, by)
     if csv is not None:
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        rows.to_csv(csv, index=False, encoding="utf-8", errors="surrogateescape")
+        with draft(csv, "--csv") as to:
+            rows.to_csv(to, index=False, encoding="utf-8", errors="surrogateescape")
     outside = left_out(labelled(runs, by))
     if is_json:
         print(rows.to_json(orient="records", indent=2, double_precision=15))

@@ -37,6 +37,20 @@ class Place(click.Path):
         return super().convert(os.path.expanduser(value), param, ctx)
 
 
+def be_open() -> None:
+    """Opens standard streams that are closed, on nothing: a result's file would take their place,
+    and what libraries write to standard error would end in it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It gets the least number that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
 def be_at_home() -> None:
     """Sets $HOME where it is missing, as in some containers: Open MPI does not start without."""
     if not os.environ.get("HOME"):
@@ -144,6 +158,7 @@ def main() -> None:
     """
     from fedmpi.terminal import letters
 
+    be_open()
     letters.be_lenient()
     be_at_home()
 

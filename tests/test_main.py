@@ -153,7 +153,7 @@ SETTINGS = {
     "state": (["state.memory=-1"], "state.memory = -1: wanted a whole number of at least 0"),
     "no folder for state": (
         ["method.name=topk", "state.folder=/nowhere/at/all"],
-        "state.folder = /nowhere/at/all: No such file or directory; wanted a folder with room",
+        "state.folder = /nowhere/at/all: no such file or folder, or a link",
     ),
     "server": (["server=two"], "server = 'two': wanted 'dedicated' or 'shared'"),
     "device": (["device=gpu"], "device = 'gpu': wanted cpu, cuda or cuda:K\n"),
@@ -689,3 +689,25 @@ def test_ranks_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     room = Path(__file__).parent.parent
     done = subprocess.run(command, env=few, cwd=room, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_closed_streams(here: Path) -> None:
+    """As some daemons start their children. No file of a run may be in the place of a stream."""
+    room = Path(__file__).parent.parent
+    look = "import os; open('said', 'w').write(' '.join(os.readlink(f'/proc/self/fd/{n}')"
+    look += " for n in range(3)))"
+    program = (
+        "import os, sys; from fedmpi.__main__ import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        f'os.execl(sys.executable, sys.executable, "-c", "{look}")\n'
+    )
+    words = [sys.executable, "-c", program, "run", *QUICK, "--out", "run.h5"]
+    command = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *words]
+    variables = launch.plain(os.environ) | {"PYTHONPATH": str(room)}
+    subprocess.run(command, env=variables, timeout=PATIENCE)
+    with record.open_result(here / "run.h5") as file:
+        assert file.attrs["status"] == record.DONE
+    if Path("/proc/self/fd").is_dir():
+        inherited = (here / "said").read_text()
+        assert inherited == " ".join([os.devnull] * 3)

@@ -36,6 +36,7 @@ from rich.progress import (
 from fedmpi import config, loading
 from fedmpi.data import files
 from fedmpi.data.files import DataError, Source
+from fedmpi.errors import told
 
 TRIES = 4
 """Consecutive connections without any data after which an address is given up."""
@@ -128,10 +129,8 @@ def _place(source: Source, folder: Path, console: Console) -> None:
 @contextmanager
 def _written(folder: Path) -> Iterator[None]:
     """Turns errors of a folder into a `DataError`."""
-    try:
+    with told(folder, "name another folder with --to", DataError):
         yield
-    except OSError as error:
-        raise DataError(f"{folder}: {error.strerror or error}; --to may name another") from None
 
 
 def _download(source: Source, file: Path, console: Console) -> None:

@@ -11,6 +11,7 @@ from fedmpi.clients import heterogeneity
 from fedmpi.clients.population import Population
 from fedmpi.clients.skew import Traits
 from fedmpi.config import ConfigError, Settings
+from fedmpi.draft import try_out
 from fedmpi.errors import fitting
 from fedmpi.partitions import frozen
 from fedmpi.terminal.style import console, grid, number
@@ -43,6 +44,9 @@ def survey(settings: Settings, plot: Path | None, freeze: Path | None) -> None:
     """
     if plot is not None and plot.suffix not in PICTURES:
         raise ConfigError(f"--plot {plot}: wanted a name that ends in {' or '.join(PICTURES)}")
+    for path, option in ((plot, "--plot"), (freeze, "--freeze")):
+        if path is not None:
+            try_out(path, option)
     data = config.module("data", settings.data.name).load(settings.data, settings.seed)
     population, traits = Population(settings, data), Traits(settings, data)
     counts = population.counts

@@ -18,7 +18,7 @@ from mpi4py import MPI
 
 from fedmpi.config import ConfigError, Settings
 from fedmpi.engine import Engine
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, Failure
 from fedmpi.messages import wire
 from fedmpi.results import record, tables
 from fedmpi.runs import earlier, launch
@@ -203,20 +203,28 @@ def test_what_is_finished_is_not_run_again(
 
 
 @on_ranks
+@pytest.mark.parametrize("kind", [ConfigError, Failure])
 def test_bad_input_in_the_middle_ends_the_job(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk, say: whoever finds it cannot tell the others, who wait in a collective."""
+    """A full disk, say: whoever finds it cannot tell the others, who wait in a collective.
+
+    What is there of the result says that it failed, and nobody holds it.
+    """
     said: list[str] = []
 
     def rounds(*_: object) -> None:
-        raise ConfigError("no room")
+        raise kind("no room")
 
     monkeypatch.setattr(Engine, "rounds", rounds)
     monkeypatch.setattr(wire, "abort", said.append)
-    with pytest.raises(ConfigError, match="no room"):
+    with pytest.raises(kind, match="no room"):
         Job().run(small(), folder)
     assert said == ([] if WORLD.size == 1 else ["no room"])
+    if WORLD.rank == 0:
+        path = path_of(small(), folder)
+        assert list(folder.iterdir()) == [path]
+        assert earlier.state(path, small()) == record.FAILED
 
 
 @on_ranks

@@ -371,10 +371,9 @@ KILLER = """#!{python}
 # An mpiexec that starts one process and no MPI. It logs the process's words, and kills it in the
 # second round of a run with seed = 2, or later. The process cannot be done before, because what it
 # says of 200 rounds does not fit into a small pipe, and what waits for a reader there.
-import os, subprocess, sys
+import subprocess, sys
 if "--version" in sys.argv:
     sys.exit(print("killer 1.0"))
-del os.environ["FEDMPI_RANKS"]  # one process is all that is started, and no fault
 words = sys.argv[sys.argv.index("-n") + 2 :]
 with open("log", "a") as log:
     print(*words[3:], file=log)

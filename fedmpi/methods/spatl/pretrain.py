@@ -7,7 +7,6 @@ out from all clients (`validation`), never the test set.
 """
 
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ import torch
 from fedmpi import config, loading, models, words
 from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError
-from fedmpi.errors import fitting, told
+from fedmpi.draft import try_out
+from fedmpi.errors import fitting
 from fedmpi.methods.spatl import agent
 from fedmpi.methods.spatl.selection import ByAgent
 from fedmpi.networks.flat import Flat
@@ -52,9 +52,7 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
     method = {**given, "name": "spatl", "selection": "agent", "agent": str(out)}
     alone = {"clients": 1, "participation": 1.0, "partition": {"name": "iid"}, "method": method}
     settings: Any = loading.load({**tree, **alone})
-    # Tried out before the training, which takes time.
-    with told(out, "name another file with --out"), TemporaryFile(dir=out.parent):
-        pass
+    try_out(out, "--out")
     torch.set_num_threads(hardware.threads(settings))
     data = config.module("data", settings.data.name).load(settings.data, settings.seed)
     population = Population(settings, data)
@@ -76,8 +74,7 @@ def pretrain(tree: dict[str, Any], episodes: int, out: Path) -> str:
     game = chooser.game(w, population.held_out, 0)
     before = chooser.judge.accuracy(w, population.held_out, 0)
     agent.train(mind, game, episodes, stream(settings.seed, Purpose.AGENT, -1, 0))
-    with told(out, "name another file with --out"):
-        agent.save(mind, out)
+    agent.save(mind, out)
     keep = agent.choose(mind, game)
     shares = ", ".join(f"{share:.2f}" for share in np.round(keep.numpy(), 2))
     return (
