@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis import frames, terminal
 from analysis.groups import DONE, is_unset, label, labelled, summary
+from analysis.output import draft
 from analysis.terminal import Column
 
 MACHINE = ("about.cpu", "about.device", "about.ranks", "about.threads_per_rank")
@@ -67,7 +68,7 @@ def notes(runs: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
     done = runs[runs["status"] == DONE]
     for name in MACHINE:
         if name in done and done[name].nunique() > 1:
-            kinds = ", ".join(map(str, sorted(done[name].dropna().unique())))
+            kinds = ", ".join(sorted(map(str, done[name].dropna().unique())))
             found.append(f"Times are not of one kind: {name} is {kinds}. See --by {name}.")
     if SHARDS in done:
         for (group, seed), some in labelled(done).groupby(["group", "seed"], sort=False):
@@ -143,8 +144,8 @@ def main(
             raise click.UsageError(f"--by {name}: no such column; there are: {possible}")
     rows = summary(runs, by)
     if csv is not None:
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        rows.to_csv(csv, index=False, encoding="utf-8", errors="surrogateescape")
+        with draft(csv, "--csv") as to:
+            rows.to_csv(to, index=False, encoding="utf-8", errors="surrogateescape")
     outside = left_out(labelled(runs, by))
     if is_json:
         print(rows.to_json(orient="records", indent=2, double_precision=15))

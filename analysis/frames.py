@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import h5py
@@ -75,7 +76,7 @@ MACHINE = (
     *("threads", "server_threads", "exchange.window", "state.memory", "state.folder"),
     *("data.root", "data.cache"),
 )
-"""Settings that belong to the machine: they make no other run, and runs do not differ by them."""
+"""Settings that belong to the machine: runs do not differ by them."""
 SHARE = re.compile(r"devices\.tiers\[.+\]\.share")
 """The share of clients with a kind of devices; it is 0 in a run that has only other kinds."""
 SUFFIXES = (".h5", ".hdf5")
@@ -83,6 +84,12 @@ SUFFIXES = (".h5", ".hdf5")
 
 AGREEMENT = -1
 """The round before the first, whose bytes are spent once."""
+
+DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
+          TypeError, ValueError)  # fmt: skip
+"""What a damaged file may raise when it is read."""
+TRIES, NAP = 10, 0.05
+"""How often a file that is being written is read, and the seconds in between."""
 
 _reported: set[Path] = set()
 
@@ -94,13 +101,15 @@ class Result:
     Attributes:
         path: the file.
         attributes: attributes of its root as plain values; `settings` is a tree.
-        rounds: the table `rounds`.
+        given: settings by their dotted paths, and hashes of files.
+        facts: the run's `RESULTS`.
         table: the table that was requested.
     """
 
     path: Path
     attributes: dict[str, Any]
-    rounds: pd.DataFrame
+    given: dict[str, Any]
+    facts: dict[str, Any]
     table: pd.DataFrame
 
 
@@ -207,7 +216,7 @@ def _results(paths: Paths, table: str = "rounds") -> list[Result]:
     for whole, path in found.items():
         try:
             results.append(_read(path, table))
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+        except DAMAGE as error:
             if whole not in _reported:
                 _reported.add(whole)
                 print(f"{path}: left out: {error}", file=sys.stderr)
@@ -221,22 +230,46 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _read(path: Path, table: str) -> Result:
+    """Reads a result; several times, if a run is writing it: its lock lies beside it."""
+    lock = path.with_name(f"{path.name}.lock")
+    for _ in range(TRIES - 1):
+        try:
+            return _read_once(path, table)
+        except DAMAGE:
+            if not lock.exists():
+                raise
+        sleep(NAP)
+    return _read_once(path, table)
+
+
+def _read_once(path: Path, table: str) -> Result:
     # No lock, because a run in progress still writes to the file.
     with h5py.File(path, "r", locking=False) as file:
         if "settings" not in file.attrs or "rounds" not in file:
             raise ValueError("HDF5, but not a result: it holds no settings")
         attributes = {name: _plain(value) for name, value in file.attrs.items()}
         attributes["settings"] = json.loads(attributes["settings"])
+        if not isinstance(attributes["settings"], dict):
+            raise ValueError("a damaged result: its settings are no table")
         if isinstance(attributes.get("hosts"), str):  # a line for each rank
             attributes["hosts"] = tuple(attributes["hosts"].splitlines())
-        rounds = _frame(file["rounds"][:])
+        rounds = _frame(_rows(file["rounds"]))
         # Results of earlier versions lack it.
         is_lacking = table == "variants" and table not in file
-        rows = rounds[:0][["round"]] if is_lacking else _frame(file[table][:])
+        rows = rounds[:0][["round"]] if is_lacking else _frame(_rows(file[table]))
     if "round" in rows:
         # `rounds` is written last: a round that is missing there may be incomplete elsewhere.
         rows = rows[rows["round"].isin(rounds["round"])]
-    return Result(path, attributes, rounds, rows)
+    given = dict(_flat(attributes["settings"])) | _contents(attributes)
+    if not {"method.name", "data.name", "seed", "rounds"} <= given.keys():
+        raise ValueError("a damaged result: it lacks settings that every run has")
+    return Result(path, attributes, given, _facts(path, attributes, rounds), rows)
+
+
+def _rows(data: h5py.Dataset) -> np.ndarray:
+    if data.nbytes > data.id.get_storage_size():
+        raise ValueError(f"a damaged result: the table {data.name} lacks rows")
+    return data[:]
 
 
 def _plain(value: Any) -> Any:
@@ -262,12 +295,9 @@ def _runs(results: Sequence[Result]) -> pd.DataFrame:
         {f"{ABOUT}{name}": value for name, value in result.attributes.items() if name not in own}
         for result in results
     ]
-    facts = pd.DataFrame([_facts(result) for result in results], columns=list(RESULTS))
+    facts = pd.DataFrame([result.facts for result in results], columns=list(RESULTS))
     facts["best_round"] = facts["best_round"].astype("Int64")
-    given = [
-        dict(_flat(result.attributes["settings"])) | _contents(result.attributes)
-        for result in results
-    ]
+    given = [dict(result.given) for result in results]
     shares = dict.fromkeys(name for one in given for name in one if SHARE.fullmatch(name))
     for one in given:
         if not shares.keys().isdisjoint(one):
@@ -284,12 +314,13 @@ def _contents(attributes: Mapping[str, Any]) -> dict[str, str]:
     return {f"{CONTENTS}{name}": sha256 for name, sha256 in found.items()}
 
 
-def _facts(result: Result) -> dict[str, Any]:
+def _facts(path: Path, attributes: Mapping[str, Any], rounds: pd.DataFrame) -> dict[str, Any]:
     """Returns a run's `RESULTS`."""
-    rounds, attributes = result.rounds, result.attributes
-    facts: dict[str, Any] = {"path": str(result.path)}
+    facts: dict[str, Any] = {"path": str(path)}
     for name in ("identity", "status", "started", "finished", "best_round"):
         facts[name] = attributes.get(name)
+        if not isinstance(facts[name], (int if name == "best_round" else str) | None):
+            raise ValueError(f"a damaged result: its {name} is {facts[name]!r}")
     once = rounds[rounds["round"] == AGREEMENT]
     regular = rounds[rounds["round"] > AGREEMENT]
     # Without a global model, only accuracies on clients' shards are measured.

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.groups import row_name
+from analysis.output import draft
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours for all kinds of colour vision: M. Okabe, K. Ito, *Color Universal Design*, 2008."""
@@ -173,11 +174,10 @@ def save(draw: Callable[[], Figure], out: Path) -> None:
     """Writes the picture that `draw` makes.
 
     Raises:
-        click.UsageError: if the file's suffix is no known format.
+        click.UsageError: if the file's suffix is no known format, or it cannot be written.
     """
     if out.suffix not in (".png", ".pdf", ".svg"):
         raise click.UsageError(f"--out {out}: wanted a name that ends in .png, .pdf or .svg")
-    out.parent.mkdir(parents=True, exist_ok=True)
     # Type 42 keeps text as text in a PDF.
-    with rc_context({"pdf.fonttype": 42}):
-        draw().savefig(out, dpi=200)
+    with draft(out, "--out") as file, rc_context({"pdf.fonttype": 42}):
+        draw().savefig(file, format=out.suffix.removeprefix("."), dpi=200)

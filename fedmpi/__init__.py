@@ -45,7 +45,8 @@ The laws
 12. (settings, round) alone tell every rank which collectives come next. A run ends early in one way
     only: the server broadcasts no message for the next round, and every rank receives that alike.
 13. The number of ranks never changes the result: bit for bit on a CPU, to rounding where rows are
-    stacked.
+    stacked. Nor do settings of the machine (`config.MACHINE`), which are no part of a run's
+    identity; threads of a rank do to rounding.
 14. Waiting is not transfer, and nothing unknown passes. A timed barrier precedes each collective;
     on a split method's lines, counts are sent first, when messages are ready. Evaluation and
     recording are off the clock. Bad settings are errors before any collective.
@@ -68,7 +69,7 @@ that says which others it may import, and checks it.
     __main__       the command line                loading        reads and checks settings
     words          values as they are written      errors         errors that the user can fix
     streams        the only source of randomness   provenance     software and machine of a result
-    units          numbers for people
+    units          numbers for people              draft          files written as a whole
  messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks

@@ -1,12 +1,14 @@
 """The command line: `fedmpi`, or `python -m fedmpi`.
 
-Exit codes: 0 done, 2 bad input, 1 anything else. Whatever is slow to import is imported when it is
+Exit codes: 0 done, 2 bad input, 1 anything else; 128 and its number after a signal that ended ranks
+which this process had started. Whatever is slow to import is imported when it is
 needed.
 """
 
 import copy
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Collection
 from functools import wraps
 from pathlib import Path
@@ -35,6 +37,28 @@ class Place(click.Path):
         return super().convert(os.path.expanduser(value), param, ctx)
 
 
+def be_open() -> None:
+    """Opens standard streams that are closed, on nothing: a result's file would take their place,
+    and what libraries write to standard error would end in it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It gets the least number that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
+def be_at_home() -> None:
+    """Sets $HOME where it is missing, as in some containers: Open MPI does not start without."""
+    if not os.environ.get("HOME"):
+        os.environ.pop("HOME", None)
+        home = os.path.expanduser("~")  # as the system's list of users has it, if this one is in it
+        os.environ["HOME"] = home if os.path.isabs(home) else tempfile.gettempdir()
+
+
 def mends(command: Callable[..., None]) -> Callable[..., None]:
     """Makes a command end with one line per problem instead of a traceback.
 
@@ -54,6 +78,23 @@ def mends(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(1)
 
     return guarded
+
+
+def alone(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a command, in addition, refuse to do its work once in each rank of a launcher."""
+
+    def guards(command: Callable[..., None]) -> Callable[..., None]:
+        @mends
+        @wraps(command)
+        def guarded(*args: Any, **options: Any) -> None:
+            from fedmpi.runs import launch
+
+            launch.check_alone(name)
+            command(*args, **options)
+
+        return guarded
+
+    return guards
 
 
 def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
@@ -117,7 +158,9 @@ def main() -> None:
     """
     from fedmpi.terminal import letters
 
+    be_open()
     letters.be_lenient()
+    be_at_home()
 
 
 @main.command()
@@ -140,17 +183,17 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     of its paper; KEY=VALUE and FILE win over it.
 
     Under mpirun or srun this process is one rank of the job. Otherwise --ranks N starts N ranks;
-    the default is a single one. A finished run is skipped.
+    the default is a single one. A finished run is skipped. SIGINT, SIGTERM and SIGHUP end the ranks
+    that were started, too; the exit code is then 128 and the signal's number.
     """
     from fedmpi.loading import load
     from fedmpi.runs import launch
 
-    if launch.is_launched() or ranks is None:
+    if launch.launched() > 1 or ranks is None:
         from fedmpi.runs.job import Job
 
-        job = Job()
+        job = Job(ranks)
         settings = job.check(lambda: load(tree_of(words)))
-        job.check(lambda: launch.check_size(ranks, job.wire.size))
         job.run(settings, out)
         return
     from fedmpi.engine import Engine
@@ -211,12 +254,11 @@ def sweep(
     from fedmpi.runs import launch
     from fedmpi.runs.sweep import Sweep
 
-    if not dry_run and not count and (launch.is_launched() or ranks is None):
+    if not dry_run and not count and (launch.launched() > 1 or ranks is None):
         from fedmpi.runs.job import Job
 
-        job = Job()
+        job = Job(ranks)
         plan = job.check(lambda: Sweep(file, out, only, words))
-        job.check(lambda: launch.check_size(ranks, job.wire.size))
         sys.exit(job.sweep(plan))
     plan = Sweep(file, out, only, words)
     if count:
@@ -241,7 +283,7 @@ def sweep(
     type=Place(path_type=Path, dir_okay=False),
     help="Write the partition (.npz), for runs with partition.name=frozen partition.file=FILE.",
 )
-@mends
+@alone("partition")
 def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) -> None:
     """Show how samples are divided among clients, and how heterogeneous clients are.
 
@@ -269,7 +311,7 @@ def partition(words: tuple[str, ...], plot: Path | None, freeze: Path | None) ->
     show_default=True,
     help="Number of selections that are tried out, in batches of 25.",
 )
-@mends
+@alone("agent")
 def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
     """Train an agent that selects channels, for method.name=spatl.
 
@@ -309,7 +351,7 @@ def list_(what: str, name: str | None) -> None:
 @mends
 def show(path: Path) -> None:
     """Show the settings, provenance and results of the run in PATH, or list a folder's runs."""
-    if path.is_dir():
+    if os.path.isdir(path):
         from fedmpi.terminal.folder import show_folder
 
         show_folder(path)
@@ -353,7 +395,7 @@ def data() -> None:
     type=Place(file_okay=False),
     help="Folder for data sets. Default: $FEDMPI_DATA, or ./data if it is not set.",
 )
-@mends
+@alone("data fetch")
 def data_fetch(name: str, to: str | None) -> None:
     """Download the data set NAME from its official source, unless it is there.
 
@@ -382,7 +424,7 @@ class Benches(click.Group):
             return None
         found = copy.copy(bench.command_of(name))
         assert found.callback is not None
-        found.callback = mends(found.callback)
+        found.callback = alone(f"bench {name}")(found.callback)
         return found
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:

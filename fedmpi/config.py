@@ -237,7 +237,7 @@ class Exchange(Table):
     """How messages travel between ranks."""
 
     name: str = ""
-    window: Annotated[int, MACHINE] = Field(256, ge=1)
+    window: Annotated[int, MACHINE] = Field(256, ge=1, le=MOST)
     """Memory in MiB for dense models on the server. If the uploads of a round need more, clients
     upload in waves."""
     pipeline: bool = True
@@ -538,7 +538,8 @@ class Settings(Table):
     """Precision of matrix products: float32, TF32 (GPU only) or bfloat16 by autocast. All other
     operations use float32."""
     threads: Annotated[int | None, MACHINE] = Field(None, ge=1, le=1024)
-    """PyTorch threads per rank. If absent, it is the first number in $OMP_NUM_THREADS, or 1."""
+    """PyTorch threads per rank. If absent, it is the first number in rank 0's $OMP_NUM_THREADS, or
+    1."""
     server_threads: Annotated[int | None, MACHINE] = Field(None, ge=1, le=1024)
     """Number of clients whose batches the server processes in parallel threads, in split methods.
     Each thread has as many PyTorch threads as a rank. If absent, idle cores of the node are
@@ -690,9 +691,8 @@ def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
         contents: the SHA-256 of the files that settings name, by the settings' paths.
     """
     found = copy.deepcopy(dict(tree))
-    chosen = [_value(found, f"{table}.name") for table in AXES]
-    known = all(name in names(table) for name, table in zip(chosen, AXES, strict=True))
-    for path in marked(whole(tuple(chosen)) if known else Settings, MACHINE):
+    chosen = (str(_value(found, f"{table}.name")) for table in AXES)
+    for path in marked(_known(tuple(chosen)), MACHINE):
         *tables, leaf = path.split(".")
         _at(found, tables).pop(leaf, None)
     for path, sha256 in contents.items():
@@ -700,6 +700,13 @@ def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
         _at(found, tables)[leaf] = sha256
     text = json.dumps(found, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _known(chosen: tuple[str, ...]) -> type[Settings]:
+    """All settings, with a name for each of `AXES`; those of every run, if a name is unknown."""
+    known = all(name in names(table) for name, table in zip(chosen, AXES, strict=True))
+    return whole(chosen) if known else Settings
 
 
 def _at(tree: Tree, tables: Sequence[str]) -> Tree:
@@ -716,11 +723,17 @@ def _value(tree: Tree, path: str) -> Any:
     return _at(tree, tables).get(leaf)
 
 
+ABSENT = "absent"
+"""Stands behind `key=` for a setting that is not there."""
+
+
 def written(value: Any) -> str:
-    """A setting's value as it is written behind `key=`; "absent" if it is not written at all."""
+    """A setting's value as it is written behind `key=`."""
     if value is None:
-        return "absent"
-    return value if isinstance(value, str) else _toml(value)
+        return ABSENT
+    # Quotes around a text are left out where it is read.
+    is_plain = isinstance(value, str) and value[:1] not in ("'", '"') and value != ABSENT
+    return value if is_plain else _toml(value)
 
 
 def _toml(value: Any) -> str:

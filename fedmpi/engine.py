@@ -20,6 +20,7 @@ from fedmpi.clients import burden
 from fedmpi.clients.placement import Placement, Wave
 from fedmpi.clients.population import EVERYONE_ROUND, Population
 from fedmpi.config import ConfigError, Settings
+from fedmpi.errors import fitting
 from fedmpi.messages import sparse
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import EVERYONE, Message
@@ -62,8 +63,10 @@ class Engine:
     Raises:
         ConfigError: for settings that do not fit together.
         DataError: for missing or broken data.
+        BadInput: if there is not enough memory.
     """
 
+    @fitting()
     def __init__(self, settings: Settings, place: Place = ALONE) -> None:
         self.settings, self.place = settings, place
         device = hardware.pick_device(settings, place)

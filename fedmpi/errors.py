@@ -87,3 +87,24 @@ def told(
         if isinstance(error, RuntimeError) and number(error) is None:
             raise
         raise kind(sentence(path, error, instead)) from None
+
+
+FULL = ("allocate", "out of memory", "array is too big", "Maximum allowed dimension")
+"""What numpy and torch say, in errors of several types, of what takes more memory than there is."""
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Raises `BadInput` with a sentence in place of what takes too much memory in here."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if not (isinstance(error, MemoryError) or any(text in str(error) for text in FULL)):
+            raise
+        found = re.search(r"allocate (\d[\d.]* \w+)", str(error))
+        raise BadInput(
+            f"more memory than there is{f', {found[1]} at once' if found else ''}; wanted fewer or "
+            "smaller samples, a smaller model, or fewer rows"
+        ) from None

@@ -5,9 +5,13 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+ROOT = Path("/")
+UNIFIED = (".", "unified")
+"""Where version 2 of the control groups is mounted, alone or beside version 1."""
 PACKAGES = ("fedmpi", "torch", "numpy", "h5py", "mpi4py", "pydantic")
 
 SLURM = tuple(
@@ -42,8 +46,47 @@ def about() -> dict[str, str | int]:
 
 
 def cores() -> int:
-    """Returns the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns the number of processors that this process may use, by affinity and by quota.
+
+    A quota, such as `docker run --cpus`, is rounded down: a thread more would be stopped in between
+    while the others wait for it.
+    """
+    whole = hasattr(os, "sched_getaffinity")
+    count = len(os.sched_getaffinity(0)) if whole else os.cpu_count() or 1
+    return max(1, int(min([count, *_quotas()])))
+
+
+def _quotas() -> Iterator[float]:
+    """The processors that this process's control groups, and those above them, allow for."""
+    try:
+        lines = (ROOT / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError):
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        # A container may see the path outside of it, and yet only what is mounted for it.
+        group = PurePosixPath(path.lstrip("/"))
+        for above in (group, *group.parents):
+            if not controllers:  # version 2
+                yield from _quota(*(_words(f"{top}/{above}/cpu.max") for top in UNIFIED))
+            elif "cpu" in controllers.split(","):
+                for top in (controllers, "cpu"):
+                    files = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+                    yield from _quota([w for f in files for w in _words(f"{top}/{above}/{f}")])
+
+
+def _quota(*pairs: Sequence[str]) -> Iterator[float]:
+    """Microseconds in a period of so many; there is none where it says "max" or -1."""
+    for pair in pairs:
+        if len(pair) == 2 and all(word.isdecimal() and int(word) for word in pair):
+            yield int(pair[0]) / int(pair[1])
+
+
+def _words(path: str) -> list[str]:
+    try:
+        return (ROOT / "sys/fs/cgroup" / path).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeError):
+        return []
 
 
 def cpu() -> str:

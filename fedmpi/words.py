@@ -15,10 +15,8 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from fedmpi import config
-from fedmpi.config import LARGEST, MOST
+from fedmpi.config import ABSENT, LARGEST, MOST
 
-ABSENT = "absent"
-"""The word for a setting that is not there."""
 LONGEST = 80
 """Characters of a value that a sentence repeats."""
 

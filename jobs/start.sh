@@ -8,14 +8,24 @@ fail() {
 
 ranks=${SLURM_NTASKS:?"submit with --ntasks"}
 threads=${SLURM_CPUS_PER_TASK:-1}
+# What the setting `threads` is if nobody writes it.
 export OMP_NUM_THREADS=$threads
+
+# srun's tasks get the environment of this script, however it was submitted: with `--export=NONE`
+# or a list, srun would leave out all the rest.
+export SLURM_EXPORT_ENV=ALL
 
 # sbatch passes the submitting shell's environment on. If that shell runs in a job step itself (an
 # interactive `srun`), it holds the place of another rank, and MPI and fedmpi would take it for
-# theirs.
-unset PMI_RANK PMI_SIZE PMI_FD PMI_JOBID MPI_LOCALRANKID "${!OMPI_COMM_WORLD_@}" "${!SLURM_STEP@}"
-for name in "${!PMIX_@}"; do
-    [[ $name == PMIX_MCA_* ]] || unset "$name"
+# theirs. What users set for MPI itself stays. (`fedmpi.runs.launch.plain` does the same.)
+for name in $(compgen -e); do
+    case $name in
+        OMPI_MCA_* | PMIX_MCA_* | PRTE_MCA_* | OMPI_ALLOW_* | OMPI_PREFIX* | PMI_NO_*) ;;
+        HYDRA_BOOTSTRAP* | HYDRA_LAUNCHER* | HYDRA_RMK* | HYDRA_HOST* | HYDRA_IFACE*) ;;
+        OMPI_* | PMIX_* | PRTE_* | PMI_* | HYDI_* | HYDRA_* | MV2_COMM_WORLD_*) unset "$name" ;;
+        JSM_NAMESPACE_* | PALS_* | FLUX_JOB_* | FLUX_TASK_* | MPI_LOCAL*) unset "$name" ;;
+        SLURM_STEP* | SLURM_PROCID* | SLURM_LOCALID* | SLURM_TASK_PID*) unset "$name" ;;
+    esac
 done
 
 # Open MPI's mpirun would tie each rank to one core, whatever the number of its threads. Which cores

@@ -88,7 +88,16 @@ ODD = (
         "[a,b]",
         "[1, 2.5]",
     ),
-    *("[" * 200, "[" * 400 + "]" * 400, "{a=" * 150 + "1" + "}" * 150, "'''", "a,b", "0,90", "-"),
+    *(
+        "[8,8]",
+        "-",
+        "[" * 200,
+        "[" * 400 + "]" * 400,
+        "{a=" * 150 + "1" + "}" * 150,
+        "'''",
+        "a,b",
+        "0,90",
+    ),
     *("[{}]", "[{name='a'}]", "[{share=1}]", "[{link={kind='fixed'}}]", "[{link={kind='x'}}]"),
     *("up_bytes:1kB", "up_bytes:x", "0" * 64, "a.csv", "a.npz", "a.npy", "a.h5", "a.toml", "here"),
 )
@@ -151,27 +160,50 @@ def good(rng: random.Random, kind: Any) -> str:
         return rng.choice(("1", "2", "3", "4"))
     if kind is float:
         return rng.choice(("0", "0.1", ".5", "0.9", "1.0", "1e-3"))
-    return rng.choice(TEXTS)
+    return rng.choice(("absent", "hidden1", "here", "cpu", *TEXTS))
 
 
 def word(rng: random.Random) -> list[str]:
     """A setting, perhaps with the word that makes it one; or what is none."""
-    if rng.random() < 0.04:
-        return [rng.choice(("lr", "=1", "paper:topk", "paper:x", "x.y.z=1", "lr.x=1", "rouds=3"))]
+    if rng.random() < 0.1:
+        return [rng.choice(("lr", "=1", "paper:dgc", "paper:x", "x.y.z=1", "lr.x=1", "rouds=3"))]
     path = rng.choice(list(settings()))
     kind, named = settings()[path]
-    value = good(rng, kind) if rng.random() < 0.6 else rng.choice(TEXTS)
+    value = good(rng, kind) if rng.random() < 0.4 else rng.choice(TEXTS)
     equals = rng.choice(("=",) * 12 + (" = ", "==", ".x=", ".0="))
     words = [named] if named and rng.random() < 0.9 else []
     return [*words, f"{path}{equals}{value}"]
 
 
+def sound(rng: random.Random) -> list[str]:
+    """Settings that are there, each with a value that it may well take."""
+    method, partition = (rng.choice(config.names(table)) for table in ("method", "partition"))
+    kinds = {"": config.Settings, "method.": config.schema("method", method)}
+    if rng.random() < 0.3:
+        kinds["partition."] = config.schema("partition", partition)
+    for name, one in config.Settings.model_fields.items():
+        if config.is_table(one.annotation) and name not in config.AXES:
+            kinds[f"{name}."] = one.annotation  # type: ignore[assignment]
+    fields = {
+        f"{table}{name}": field.annotation
+        for table, kind in kinds.items()
+        for name, field in kind.model_fields.items()
+        if name not in ("name", "threads") and not config.is_table(field.annotation)
+    }
+    named = [f"method.name={method}", f"partition.name={partition}"]
+    own = [path for path in fields if path.startswith(("method.", "partition."))]
+    chosen = rng.sample(list(fields), rng.choice((0, 1, 1, 2))) + rng.sample(own, min(1, len(own)))
+    return [*named[: len(named) if "partition." in kinds else 1]] + [
+        f"{path}={good(rng, fields[path])}" for path in dict.fromkeys(chosen)
+    ]
+
+
 def words(rng: random.Random) -> list[str]:
     """Those of a quick run, with some on top of them."""
-    quick = dict(QUICK)
-    extra = [one for _ in range(rng.choice((0, 1, 1, 2, 3))) for one in word(rng)]
-    if rng.random() < 0.5:
-        extra.insert(0, f"method.name={rng.choice(config.names('method'))}")
+    quick, luck = dict(QUICK), rng.random()
+    extra = sound(rng) if luck < 0.8 else []
+    if luck > 0.5:
+        extra += [one for _ in range(rng.choice((1, 1, 2))) for one in word(rng)]
     for one in extra:
         table, _, rest = one.partition(".")
         if rest.startswith("name="):
@@ -182,7 +214,8 @@ def words(rng: random.Random) -> list[str]:
 def toml(rng: random.Random, given: list[str]) -> str:
     """Words as lines of a file, most of them rightly."""
     lines = []
-    for one in given:
+    once = given if rng.random() < 0.1 else {one.partition("=")[0]: one for one in given}.values()
+    for one in once:
         path, equals, value = one.partition("=")
         is_bare = value[:1] in "[{0123456789.-+" or value in ("true", "false")
         lines.append(f"{path}{equals}{value if is_bare or rng.random() < 0.1 else repr(value)}")

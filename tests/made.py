@@ -67,11 +67,13 @@ def images(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 28, 28), np.uint8)
 
 
-def write_idx(folder: Path, train: list[int], test: list[int], packed: bool = False) -> None:
-    """A set in MNIST's layout with these labels."""
+def write_idx(
+    folder: Path, train: list[int], test: list[int], packed: bool = False, dot: str = "-"
+) -> None:
+    """A set in MNIST's layout with these labels; Kaggle's names have a dot in place of a dash."""
     for (x_name, y_name), y in zip((FILES[:2], FILES[2:]), (train, test), strict=True):
-        write(folder / x_name, idx(images(len(y))), packed)
-        write(folder / y_name, idx(np.array(y)), packed)
+        write(folder / x_name.replace("-idx", f"{dot}idx"), idx(images(len(y))), packed)
+        write(folder / y_name.replace("-idx", f"{dot}idx"), idx(np.array(y)), packed)
 
 
 def writers(digits: list[int], owners: list[int]) -> np.ndarray:
@@ -177,16 +179,24 @@ WNIDS = ("n00000003", "n00000001", "n00000002")
 """Not in order, as in the official file."""
 
 
-def write_tiny_imagenet(folder: Path) -> None:
-    """Three classes: two pictures each to train with, a grey one and a red one; three to test."""
+def write_tiny_imagenet(folder: Path, inside: str = "images", sorted_in: str | None = None) -> None:
+    """Three classes: two pictures each to train with, a grey one and a red one; three to test.
+
+    Args:
+        folder: where.
+        inside: folder of a training class that holds its pictures; "" is the class's own.
+        sorted_in: the same of a test class; if absent, `val` is as in the official set.
+    """
     write(folder / "wnids.txt", "".join(f"{wnid}\n" for wnid in WNIDS).encode())
     for count, wnid in enumerate(WNIDS, 1):
-        pictures = folder / "train" / wnid / "images"
+        pictures = folder / "train" / wnid / inside
         write(pictures / f"{wnid}_0.JPEG", jpeg(50 * count))
         write(pictures / f"{wnid}_1.JPEG", jpeg((250, 0, 10 * count)))
         write(folder / "train" / wnid / f"{wnid}_boxes.txt", b"")
     lines = []
     for count, wnid in enumerate(("n00000002", "n00000003", "n00000002")):
-        write(folder / "val" / "images" / f"val_{count}.JPEG", jpeg(100 + count))
-        lines.append(f"val_{count}.JPEG\t{wnid}\t0\t32\t44\t62\n")
-    write(folder / "val" / "val_annotations.txt", "".join(lines).encode())
+        place = "images" if sorted_in is None else f"{wnid}/{sorted_in}"
+        write(folder / "val" / place / f"val_{9 + count}.JPEG", jpeg(100 + count))
+        lines.append(f"val_{9 + count}.JPEG\t{wnid}\t0\t32\t44\t62\n")
+    if sorted_in is None:
+        write(folder / "val" / "val_annotations.txt", "".join(lines).encode())

@@ -66,6 +66,12 @@ def test_every_tree_can_be_written_as_text(table: str, name: str) -> None:
     assert loading.load(overridden(*words)).identity() == settings.identity()
 
 
+@pytest.mark.parametrize("text", ["a b", "2024", "absent", "'", '"', "'x'", '"x"', "[1]", "é", "="])
+def test_every_text_can_be_written_as_a_word(text: str) -> None:
+    assert loading.load(overridden(f"data.root={config.written(text)}")).data.root == text
+    assert config.written(None) == "absent"
+
+
 def test_every_error_at_once() -> None:
     found = problems(
         {

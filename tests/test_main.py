@@ -2,9 +2,11 @@
 
 import errno
 import os
+import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +36,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder without data sets, in a shell that no launcher has touched."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(files, "USUAL", ("data",))
-    for name in (*launch.RANK_VARIABLES, "FEDMPI_DATA", "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ.keys() - launch.plain(os.environ).keys():
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("FEDMPI_DATA", raising=False)
     # A run replaces it.
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     return tmp_path
@@ -150,7 +153,7 @@ SETTINGS = {
     "state": (["state.memory=-1"], "state.memory = -1: wanted a whole number of at least 0"),
     "no folder for state": (
         ["method.name=topk", "state.folder=/nowhere/at/all"],
-        "state.folder = /nowhere/at/all: No such file or directory; wanted a folder with room",
+        "state.folder = /nowhere/at/all: no such file or folder, or a link",
     ),
     "server": (["server=two"], "server = 'two': wanted 'dedicated' or 'shared'"),
     "device": (["device=gpu"], "device = 'gpu': wanted cpu, cuda or cuda:K\n"),
@@ -182,6 +185,7 @@ SETTINGS = {
         ["data.shape=[5]", "model.name=cnn"],
         "model.name = 'cnn': wanted images, found samples of shape (5,)",
     ),
+    "beyond all memory": (["data.shape=[2147483647,2147483647,9]"], "more memory than there is"),
     "missing data": (["data.name=mnist"], "no MNIST; wanted train-images-idx3-ubyte"),
     "missing data root": (
         ["data.name=mnist", "data.root=lost/for/good"],
@@ -462,10 +466,13 @@ def test_no_launcher(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     refused(fedmpi("run", *QUICK, "--ranks", "2"), f"{lost} does not run: ", here)
 
 
-def test_a_launcher_of_another_size(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
-    monkeypatch.setenv("PMI_RANK", "0")
-    found = fedmpi("run", *QUICK, "--ranks", "3")
-    refused(found, "--ranks 3: found a job of 1, which a launcher has started; omit --ranks", here)
+@pytest.mark.parametrize("ranks", [(), ("--ranks", "3")])
+def test_ranks_that_a_launcher_does_not_join(
+    ranks: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    monkeypatch.setenv("PMI_RANK", "2")
+    found = fedmpi("run", *QUICK, *ranks)
+    refused(found, "a launcher started at least 3 processes ($PMI_RANK), but MPI does not", here)
 
 
 def test_srun_whose_tasks_mpi_does_not_join(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
@@ -534,6 +541,15 @@ def test_a_result_is_known_by_its_bytes() -> None:
         assert "status" in fedmpi("show", name).stdout
 
 
+def test_settings_come_through_a_pipe() -> None:
+    """Which can be read once: nothing is lost to those who look whether it is a result."""
+    reading, writing = os.pipe()
+    os.write(writing, b"rouds = 1")
+    os.close(writing)
+    assert "no setting 'rouds'" in fedmpi("run", f"/dev/fd/{reading}").stderr
+    os.close(reading)
+
+
 def test_a_path_with_an_equals_sign_is_a_file() -> None:
     Path("exp/lr=0.05").mkdir(parents=True)
     found = fedmpi("run", "exp/lr=0.05/run.toml")
@@ -569,7 +585,7 @@ def test_where_results_go(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("file", "/dev/null", "file/inside"):
         found = fedmpi("run", *QUICK, "--out", name)
         assert found.exit_code == 2
-        assert "choose another place with --out" in found.stderr
+        assert " folder; choose another place with --out\n" in found.stderr
     for command in (["run", *QUICK], ["show"]):
         out = ["--out", ""] if command[0] == "run" else [""]
         found = fedmpi(*command, *out)
@@ -649,3 +665,49 @@ def test_ranks_refuse_together(case: str, here: Path) -> None:
     assert text.count(said) == 1
     assert "Traceback" not in text
     assert not results(here)
+
+
+def test_home_is_where_the_users_list_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is set; a user in a container may be in no list."""
+    monkeypatch.setenv("HOME", "/my/home")
+    assert fedmpi("list", "exchanges").exit_code == 0
+    assert os.environ["HOME"] == "/my/home"
+    for unset in (lambda: monkeypatch.delenv("HOME"), lambda: monkeypatch.setenv("HOME", "")):
+        unset()
+        assert fedmpi("list", "exchanges").exit_code == 0
+        assert Path(os.environ["HOME"]).is_absolute()
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: {}[12345])
+    assert fedmpi("list", "exchanges").exit_code == 0
+    assert os.environ["HOME"] == tempfile.gettempdir()
+
+
+def test_ranks_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `env -i` has it; Open MPI would not even say its version."""
+    few = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    command = [sys.executable, "-m", "fedmpi", "doctor", "mpi"]
+    room = Path(__file__).parent.parent
+    done = subprocess.run(command, env=few, cwd=room, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_closed_streams(here: Path) -> None:
+    """As some daemons start their children. No file of a run may be in the place of a stream."""
+    room = Path(__file__).parent.parent
+    look = "import os; open('said', 'w').write(' '.join(os.readlink(f'/proc/self/fd/{n}')"
+    look += " for n in range(3)))"
+    program = (
+        "import os, sys; from fedmpi.__main__ import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        f'os.execl(sys.executable, sys.executable, "-c", "{look}")\n'
+    )
+    words = [sys.executable, "-c", program, "run", *QUICK, "--out", "run.h5"]
+    command = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *words]
+    variables = launch.plain(os.environ) | {"PYTHONPATH": str(room)}
+    subprocess.run(command, env=variables, timeout=PATIENCE)
+    with record.open_result(here / "run.h5") as file:
+        assert file.attrs["status"] == record.DONE
+    if Path("/proc/self/fd").is_dir():
+        inherited = (here / "said").read_text()
+        assert inherited == " ".join([os.devnull] * 3)

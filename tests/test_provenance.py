@@ -175,3 +175,74 @@ def test_outside_of_a_checkout_there_is_no_commit(
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance.commit() == ""
+
+
+MANY = 64
+
+
+def groups(root: Path, own: str, **files: str) -> None:
+    """A machine whose control groups are these; names have two underscores for a slash."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "self" / "cgroup").write_text(own)
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "wanted"),
+    [
+        ("0::/\n", {"cpu_dot_max": "200000 100000\n"}, 2),
+        ("0::/\n", {"cpu_dot_max": "max 100000\n"}, MANY),
+        ("0::/\n", {"cpu_dot_max": "350000 100000\n"}, 3),
+        ("0::/\n", {"cpu_dot_max": "50000 100000\n"}, 1),
+        ("0::/\n", {"cpu_dot_max": "99900000 100000\n"}, MANY),
+        ("0::/\n", {}, MANY),
+        ("0::/\n", {"cpu_dot_max": "nonsense\n"}, MANY),
+        ("", {"cpu_dot_max": "200000 100000\n"}, MANY),
+        # The least on the way up counts.
+        ("0::/a/b\n", {"a__b__cpu_dot_max": "max 100000", "a__cpu_dot_max": "400000 100000"}, 4),
+        ("0::/a/b\n", {"a__b__cpu_dot_max": "300000 100000", "a__cpu_dot_max": "900000 100000"}, 3),
+        # The path is that of the host, and the container sees its own group alone.
+        ("0::/../outer\n", {"cpu_dot_max": "500000 100000"}, 5),
+        (
+            "3:cpuset:/x\n2:cpu,cpuacct:/docker/f00\n0::/\n",
+            {
+                "cpu,cpuacct__cpu_dot_cfs_quota_us": "600000",
+                "cpu,cpuacct__cpu_dot_cfs_period_us": "100000",
+            },
+            6,
+        ),
+        (
+            "1:cpu:/job\n",
+            {
+                "cpu__job__cpu_dot_cfs_quota_us": "-1",
+                "cpu__job__cpu_dot_cfs_period_us": "100000",
+                "cpu__cpu_dot_cfs_quota_us": "70000",
+                "cpu__cpu_dot_cfs_period_us": "10000",
+            },
+            7,
+        ),
+        # Both versions beside each other.
+        ("2:cpu:/\n0::/\n", {"unified__cpu_dot_max": "800000 100000"}, 8),
+    ],
+)
+def test_a_quota_is_a_number_of_cores(
+    own: str,
+    files: dict[str, str],
+    wanted: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    groups(tmp_path, own, **files)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(MANY)), raising=False)
+    assert provenance.cores() == wanted
+    assert launch.slots() <= wanted
+
+
+def test_cores_without_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    assert provenance.cores() == 2

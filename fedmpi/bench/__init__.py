@@ -9,16 +9,24 @@ of the same turns are set against each other, because machines are noisy and dri
 
 import ast
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedmpi import config
 from fedmpi.config import ConfigError
+from fedmpi.errors import BadInput
+from fedmpi.runs import launch
+from fedmpi.runs.launch import Launcher
+
+if TYPE_CHECKING:
+    from fedmpi.runs.job import Job
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 REPEATS = click.option(
@@ -81,6 +89,42 @@ def take_turns(
             if turn:
                 seconds[name].append(taken)
     return seconds
+
+
+def apart(module: str, words: Sequence[str], launcher: Launcher | None, ranks: int = 1) -> None:
+    """Takes a turn in processes of its own: `python -m MODULE WORDS`.
+
+    Args:
+        module: a benchmark's module, which is run as a program.
+        words: its arguments.
+        launcher: starts so many ranks; None for one process without MPI.
+        ranks: their number.
+
+    Raises:
+        SystemExit: if it failed, or was stopped.
+    """
+    program = [sys.executable, "-m", module, *words]
+    if launcher is None:
+        code = launch.attend(program, launch.plain(os.environ))
+    else:
+        code = launcher.run(ranks, program)
+    if code:
+        raise SystemExit(2 if code == 2 else 1)
+
+
+def rank() -> "Job":
+    """This process as one rank of a turn that `apart` started.
+
+    Raises:
+        SystemExit: if MPI does not join the ranks.
+    """
+    from fedmpi.runs.job import Job
+
+    try:
+        return Job()
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def weigh(

@@ -9,7 +9,6 @@ The sides take turns, in processes of their own.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,12 +20,11 @@ from typing import Any
 import click
 
 from fedmpi import loading
-from fedmpi.bench import JSON, REPEATS, Result, chosen, run, take_turns, weigh
+from fedmpi.bench import JSON, REPEATS, Result, apart, chosen, rank, run, take_turns, weigh
 from fedmpi.config import Tree
 from fedmpi.engine import Engine
-from fedmpi.messages.clock import Clock, Phase
-from fedmpi.messages.wire import Wire
-from fedmpi.runs import launch, memory
+from fedmpi.messages.clock import Phase
+from fedmpi.runs import launch
 
 LENET = {"clients": 8, "local_steps": 20, "model": {"name": "lenet"}, "cut": "conv1"}
 RESNET = {"name": "resnet", "depth": 20}
@@ -64,9 +62,8 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
         out, found = Path(folder) / "found.json", {}
 
         def turn(side: str) -> float:
-            script = [sys.executable, "-m", "fedmpi.bench.converse", workload, side, str(out)]
-            command = launcher.command(1 if side == alone else ranks, script)
-            subprocess.run(command, env=launcher.environment(), check=True)
+            words = [workload, side, str(out)]
+            apart("fedmpi.bench.converse", words, launcher, 1 if side == alone else ranks)
             found[side] = json.loads(out.read_text(encoding="utf-8"))
             if len({each["model"] for each in found.values()}) > 1:
                 raise AssertionError(f"{workload}: {', '.join(found)} end at different models")
@@ -90,12 +87,10 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
 
 def main(workload: str, side: str, out: Path) -> None:
     """One side's turn on these ranks: leaves its seconds for a step, and its model's hash."""
-    memory.keep_freed_memory()
-    clock = Clock()
-    wire = Wire(clock)
-    engine = Engine(loading.load(tree_of(workload, side == "pipelined")), wire.place)
-    outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
-    if not wire.is_root:
+    job = rank()
+    engine = Engine(loading.load(tree_of(workload, side == "pipelined")), job.wire.place)
+    outcomes = [outcome for outcome in engine.rounds(job.wire, job.clock) if outcome is not None]
+    if not job.wire.is_root:
         return
     rounds = [outcome.tables for outcome in outcomes[1:]]
     steps = WORKLOADS[workload]["local_steps"]

@@ -7,7 +7,6 @@ The sides take turns, in processes of their own; each is set up as it is when it
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,9 +19,9 @@ import click
 import numpy as np
 
 from fedmpi import loading
-from fedmpi.bench import JSON, REPEATS, Result, chosen, compare, run
+from fedmpi.bench import JSON, REPEATS, Result, apart, chosen, compare, rank, run
 from fedmpi.config import Tree
-from fedmpi.runs import launch, memory
+from fedmpi.runs import launch
 
 CNN = {"name": "cnn", "padding": False}
 MLP = {"name": "mlp", "hidden": [4096, 1650]}
@@ -68,11 +67,11 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
     launcher = launch.find()
     settings = loading.load(tree_of(workload))
     with tempfile.TemporaryDirectory() as folder:
-        script = [sys.executable, "-m", "fedmpi.bench.round", workload]
         ours, theirs = Path(folder) / "ours", Path(folder) / "textbook"
 
-        def turn(command: list[str], out: Path) -> float:
-            subprocess.run([*command, str(out)], env=launcher.environment(), check=True)
+        def turn(side: str, out: Path) -> float:
+            starter = launcher if side == "ours" else None
+            apart("fedmpi.bench.round", [workload, side, str(out)], starter, ranks)
             return json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["seconds"]
 
         def check() -> None:
@@ -82,10 +81,10 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
                 raise AssertionError(f"{workload}: our model and the textbook's are {apart} apart")
 
         def our_turn() -> float:
-            return turn(launcher.command(ranks, [*script, "ours"]), ours)
+            return turn("ours", ours)
 
         def their_turn() -> float:
-            seconds = turn([*script, "textbook"], theirs)
+            seconds = turn("textbook", theirs)
             check()
             return seconds
 
@@ -96,8 +95,6 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
 def main(workload: str, side: str, out: Path) -> None:
     """One side's turn, in this process or on these ranks: leaves its seconds and its movement."""
     from fedmpi.engine import Engine
-    from fedmpi.messages.clock import Clock
-    from fedmpi.messages.wire import Wire
 
     settings = loading.load(tree_of(workload))
     if side == "textbook":
@@ -109,12 +106,10 @@ def main(workload: str, side: str, out: Path) -> None:
         seconds = [textbook.round(t, everyone) for t in range(settings.rounds)]
         model = textbook.vector()
     else:
-        memory.keep_freed_memory()
-        clock = Clock()
-        wire = Wire(clock)
-        engine = Engine(settings, wire.place)
-        outcomes = [o for o in engine.rounds(wire, clock) if o is not None]
-        if not wire.is_root:
+        job = rank()
+        engine = Engine(settings, job.wire.place)
+        outcomes = [o for o in engine.rounds(job.wire, job.clock) if o is not None]
+        if not job.wire.is_root:
             return
         seconds = [float(outcome.tables["rounds"]["seconds"][0]) for outcome in outcomes]
         assert engine.server is not None

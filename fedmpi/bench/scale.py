@@ -12,7 +12,6 @@ the first; the numbers of its steps and of those who took part are checked.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ import click
 import numpy as np
 
 from fedmpi import loading
-from fedmpi.bench import JSON, REPEATS, Result, take_turns, weigh
+from fedmpi.bench import JSON, REPEATS, Result, apart, rank, take_turns, weigh
 from fedmpi.config import Tree
 from fedmpi.runs import launch, memory
 
@@ -77,8 +76,8 @@ def measure(
         out = Path(folder) / "found.json"
 
         def turn(clients: int) -> float:
-            words = [sys.executable, "-m", "fedmpi.bench.scale", str(clients), str(out), *settings]
-            subprocess.run(launcher.command(RANKS, words), env=launcher.environment(), check=True)
+            words = [str(clients), str(out), *settings]
+            apart("fedmpi.bench.scale", words, launcher, RANKS)
             found[clients].append(json.loads(out.read_text(encoding="utf-8")))
             return found[clients][-1]["seconds"]
 
@@ -108,18 +107,15 @@ def about(turns: list[dict[str, Any]]) -> dict[str, float]:
 def main(clients: int, out: Path, words: Sequence[str] = ()) -> None:
     """One crowd's turn, on these ranks: the root leaves what was found."""
     from fedmpi.engine import Engine
-    from fedmpi.messages.clock import Clock
-    from fedmpi.messages.wire import Wire
 
-    memory.keep_freed_memory()
-    clock = Clock()
-    wire = Wire(clock)
+    job = rank()
+    wire = job.wire
     began = perf_counter()
     settings = loading.load(tree_of(clients, words))
     engine = Engine(settings, wire.place)
     setup = perf_counter() - began
     # An agreement before the first round is nobody's training.
-    outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
+    outcomes = [outcome for outcome in engine.rounds(wire, job.clock) if outcome is not None]
     outcomes = [outcome for outcome in outcomes if outcome.tables["rounds"]["round"][0] >= 0]
     peaks = [int(peak[0]) for peak in wire.report(np.array([memory.peak()]))]
     if not wire.is_root:

@@ -7,6 +7,7 @@ run uses it.
 """
 
 import dataclasses
+import errno
 import hashlib
 import inspect
 import json
@@ -25,6 +26,7 @@ from platformdirs import user_cache_path
 from fedmpi import config
 from fedmpi.data import Dataset, content, files, layouts, repeated
 from fedmpi.data.files import DataError
+from fedmpi.errors import told
 
 ABOUT = "about.json"
 """File with all fields that are no arrays, written last."""
@@ -96,14 +98,11 @@ def decoded(
 @contextmanager
 def _room(home: Path) -> Iterator[None]:
     """Turns errors of the cache's folder into a `DataError` that says what to do."""
-    try:
-        yield
-    except (OSError, NotImplementedError) as error:  # the latter of a file system without locks
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"{home}: {reason}; wanted a folder for decoded data, with room; "
-            "data.cache or $FEDMPI_CACHE may name another"
-        ) from None
+    with told(home, "name another folder for decoded data: data.cache or $FEDMPI_CACHE", DataError):
+        try:
+            yield
+        except NotImplementedError:
+            raise OSError(errno.ENOLCK, "") from None
 
 
 @contextmanager

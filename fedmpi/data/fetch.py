@@ -36,6 +36,7 @@ from rich.progress import (
 from fedmpi import config, loading
 from fedmpi.data import files
 from fedmpi.data.files import DataError, Source
+from fedmpi.errors import told
 
 TRIES = 4
 """Consecutive connections without any data after which an address is given up."""
@@ -62,10 +63,10 @@ def fetch(name: str, to: str | None = None) -> None:
         to: folder for data; by default `$FEDMPI_DATA`, or else `data` in the current folder.
 
     Raises:
-        ConfigError: if there is no such set.
+        ConfigError: if there is no such set, or the folder can be no setting.
         DataError: if its files cannot be downloaded; says how to place them by hand.
     """
-    loading.load({"data": {"name": name}})
+    loading.load({"data": {"name": name} | ({} if to is None else {"root": to})})
     module, console = config.module("data", name), Console(highlight=False, markup=False)
     sources: tuple[Source, ...] = getattr(module, "SOURCES", ())
     if not sources:
@@ -128,10 +129,8 @@ def _place(source: Source, folder: Path, console: Console) -> None:
 @contextmanager
 def _written(folder: Path) -> Iterator[None]:
     """Turns errors of a folder into a `DataError`."""
-    try:
+    with told(folder, "name another folder with --to", DataError):
         yield
-    except OSError as error:
-        raise DataError(f"{folder}: {error.strerror or error}; --to may name another") from None
 
 
 def _download(source: Source, file: Path, console: Console) -> None:

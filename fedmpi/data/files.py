@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fedmpi.errors import BadInput
@@ -108,16 +109,33 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return linked or entry.is_dir(follow_symlinks=False)
 
 
-def missing(title: str, root: str | None, wanted: str, source: str) -> DataError:
-    """Returns the error for a missing set: files wanted, folders searched, how to get it."""
+def missing(
+    title: str, root: str | None, wanted: str, source: str, archives: Sequence[str] = ()
+) -> DataError:
+    """Returns the error for a missing set: files wanted, folders searched, how to get it.
+
+    Args:
+        title: the set.
+        root: the setting (see `places`).
+        wanted: the files.
+        source: where they come from.
+        archives: names of archives that hold the set; one that is there is named.
+    """
+    found = ((name, find(root, ("",), partial(_has, name))) for name in archives)
+    packed = "".join(f"\n{folder / name}: unpack it" for name, folder in found if folder)
     looked = "".join(
         f"\n  {place}" + ("" if os.path.isdir(place) else " (no such folder)")
         for place in places(root)
     )
     return DataError(
-        f"no {title}; wanted {wanted}, looked in these folders and {DEPTH} levels below:{looked}\n"
+        f"no {title}; wanted {wanted}, looked in these folders and {DEPTH} levels below:{looked}"
+        f"{packed}\n"
         f"To get it: {source}; then set data.root or $FEDMPI_DATA to the folder."
     )
+
+
+def _has(name: str, folder: Path) -> bool:
+    return os.path.isfile(folder / name)
 
 
 def contents(path: Path) -> bytes:
@@ -141,6 +159,11 @@ def either(folder: Path, name: str) -> Path | None:
     """Returns the path of the file with that name, of its gzip version, or None."""
     # Unlike the method of Path, `isfile` is false in a folder without access.
     return next((p for p in (folder / name, folder / f"{name}.gz") if os.path.isfile(p)), None)
+
+
+def all_of(folder: Path, pattern: str) -> list[Path]:
+    """Returns the files of a folder whose names match, sorted; not hidden ones, as macOS leaves."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def one(folder: Path, name: str) -> Path:

@@ -67,6 +67,7 @@ def where(config: Config) -> Path:
             "data_batch_1.bin (binary version) or data_batch_1 (Python version)",
             "fedmpi data fetch cifar10, or "
             "either version from https://www.cs.toronto.edu/~kriz/cifar.html, unpacked",
+            ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"),
         )
     return folder
 

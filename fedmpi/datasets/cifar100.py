@@ -81,6 +81,7 @@ def where(config: Config) -> Path:
             "cifar-100-python",
             "fedmpi data fetch cifar100, or "
             "either version from https://www.cs.toronto.edu/~kriz/cifar.html, unpacked",
+            ("cifar-100-binary.tar.gz", "cifar-100-python.tar.gz"),
         )
     return folder
 

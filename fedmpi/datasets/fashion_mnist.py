@@ -47,7 +47,8 @@ def where(config: Config) -> Path:
         raise missing(
             "Fashion-MNIST",
             config.root,
-            "train-images-idx3-ubyte, with or without .gz (in a path that says 'fashion', unless "
+            "train-images-idx3-ubyte or train-images.idx3-ubyte, with or without .gz "
+            "(in a path that says 'fashion', unless "
             "data.root is the very folder of the files)",
             "fedmpi data fetch fashion-mnist, or "
             "Debian's package dataset-fashion-mnist, or four files from "
@@ -73,4 +74,5 @@ def load(config: Config, seed: int) -> Dataset:
         DataError: if it is missing, or a file is damaged.
     """
     paths = idx.paths(where(config))
-    return cache.decoded(config, paths, MD5, lambda: idx.images(paths, MEAN, STD))
+    known = idx.known(MD5)
+    return cache.decoded(config, paths, known, lambda: idx.images(paths, MEAN, STD))

@@ -1,8 +1,8 @@
 """MNIST: 70,000 handwritten digits, 28x28 grey, 10 classes; natural clients: writers.
 
 LeCun, Cortes, Burges, http://yann.lecun.com/exdb/mnist; no licence is stated there. Reads the four
-IDX files, gzipped or not, in any folder whose path does not name another set with files of the same
-names.
+IDX files, gzipped or not, under their official names or Kaggle's, in any folder whose path does not
+name another set with files of the same names.
 
 The writers are known from QMNIST: Yadav, Bottou, "Cold Case: The Lost MNIST Digits", NeurIPS 2019,
 arXiv 1905.10498, https://github.com/facebookresearch/qmnist, BSD-style licence. Its two label files
@@ -86,7 +86,8 @@ def where(config: Config) -> Path:
         raise missing(
             "MNIST",
             config.root,
-            "train-images-idx3-ubyte, with or without .gz (and not below a folder named like one "
+            "train-images-idx3-ubyte or train-images.idx3-ubyte, with or without .gz "
+            "(and not below a folder named like one "
             f"of {', '.join(NAMESAKES)}, unless data.root is the very folder of the files)",
             "fedmpi data fetch mnist, or "
             "four files from http://yann.lecun.com/exdb/mnist, kept together in one folder",
@@ -116,7 +117,7 @@ def load(config: Config, seed: int) -> Dataset:
         train, test = writers(owners[0], found.train_y), writers(owners[1], found.test_y)
         return replace(found, train_owners=train, test_owners=test)
 
-    return cache.decoded(config, [*paths, *owners], MD5, decode)
+    return cache.decoded(config, [*paths, *owners], idx.known(MD5), decode)
 
 
 def _owners(folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from fedmpi import config
 from fedmpi.data import Dataset, cache
-from fedmpi.data.files import DataError, contents, find, missing, places
+from fedmpi.data.files import DataError, all_of, contents, find, missing, places
 from fedmpi.data.layouts import leaf
 
 LETTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
@@ -60,7 +60,7 @@ def where(config: Config) -> Path:
 
     def holds(folder: Path) -> bool:
         chosen = config.root is not None and folder == places(config.root)[0]
-        is_roles = (folder.name == ROLES or chosen) and any(folder.glob("*.txt"))
+        is_roles = (folder.name == ROLES or chosen) and bool(all_of(folder, "*.txt"))
         return is_roles or leaf.holds(folder, "shakespeare", config.root)
 
     folder = find(config.root, (*homes, *roles), holds)
@@ -84,7 +84,7 @@ def load(config: Config, seed: int) -> Dataset:
     """
     folder = where(config)
     train, test = leaf.paths(folder)
-    roles = [] if train else sorted(folder.glob("*.txt"))
+    roles = [] if train else all_of(folder, "*.txt")
 
     def decode() -> Dataset:
         return roles_of(roles) if roles else leaf.dataset(train, test, take, len(LETTERS), SPARE)

@@ -19,11 +19,11 @@ from fedmpi.streams import Purpose, stream
 class Config(config.Data):
     """Number, shape and difficulty of the samples; `root` has no effect."""
 
-    samples: int = Field(6000, ge=1)
+    samples: int = Field(6000, ge=1, le=config.MOST)
     """Number of training samples."""
-    test_samples: int = Field(1000, ge=1)
+    test_samples: int = Field(1000, ge=1, le=config.MOST)
     """Number of test samples."""
-    classes: int = Field(10, ge=2)
+    classes: int = Field(10, ge=2, le=config.MOST)
     """Number of classes."""
     # Not strict, because TOML has lists only; the lengths are.
     shape: tuple[Width, ...] = Field((1, 28, 28), min_length=1, strict=False)

@@ -35,7 +35,7 @@ TRAIN = 0.9
 class Config(config.Data):
     """Number and heterogeneity of the devices; `root` has no effect."""
 
-    devices: int = Field(30, ge=1)
+    devices: int = Field(30, ge=1, le=config.MOST)
     """Number of natural clients in the data set."""
     alpha: float = Field(1.0, ge=0, le=config.LARGEST)
     """Standard deviation of u_k, the offset of a device's model. Labels do not depend on it."""

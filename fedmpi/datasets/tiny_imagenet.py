@@ -5,7 +5,10 @@ ImageNet's terms: for research and teaching, not for commerce. Reads the officia
 `wnids.txt`, `train` and `val`. 500 images of each class are training samples. The 10,000 validation
 images are test samples, because the labels of the official test set are not public. A class is its
 index among the *sorted* names of `wnids.txt`. Grey images become RGB. Fewer classes or images are
-possible, too.
+possible, too. The official folders of images are `train/CLASS/images` and `val/images`. Also read
+are the forms into which tools sort them: images in `train/CLASS`, `val/CLASS` or
+`val/CLASS/images`. Test samples are in the order of `val/val_annotations.txt`, or else of the
+numbers in their names, which is the same in the official set.
 
 Decoded it takes 5.4 GB of the cache, and once as much memory. Changes are detected by the two text
 files and the folders: an image that is added, removed or renamed is noticed, but not one whose
@@ -14,6 +17,7 @@ content changes in place, because a run should not look at 110,000 files before 
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +69,7 @@ def where(config: Config) -> Path:
             "wnids.txt beside the folders train and val",
             "fedmpi data fetch tiny-imagenet, or "
             "http://cs231n.stanford.edu/tiny-imagenet-200.zip, unpacked",
+            [source.name for source in SOURCES],
         )
     return folder
 
@@ -77,16 +82,39 @@ def load(config: Config, seed: int) -> Dataset:
     """
     folder = where(config)
     names = _names(folder / NAMES)
-    folders = [folder / "train" / name / "images" for name in names]
-    sources = [folder / NAMES, folder / NOTES, folder / "train", *folders, folder / "val/images"]
+    trained = {_inner(folder / "train" / name): label for label, name in enumerate(names)}
+    tested = {
+        _inner(folder / "val" / name): label
+        for label, name in enumerate(names)
+        if os.path.isdir(folder / "val" / name)
+    }
+    sources = [folder / NAMES, folder / "train", *trained, folder / "val"]
+    sources += tested or [folder / NOTES, folder / "val/images"]
 
     def decode() -> Dataset:
-        train = [(path, label) for label, inner in enumerate(folders) for path in _pictures(inner)]
-        train_x, train_y = _decoded(train)
-        test_x, test_y = _decoded(_noted(folder / NOTES, names))
+        train_x, train_y = _decoded(_labelled(trained))
+        by_number = sorted(_labelled(tested), key=lambda one: (_number(one[0]), one[0].name))
+        test_x, test_y = _decoded(by_number or _noted(folder / NOTES, names))
         return Dataset(train_x, train_y, test_x, test_y, len(names))
 
     return cache.decoded(config, sources, {}, decode)
+
+
+def _inner(folder: Path) -> Path:
+    """Returns the folder of a class's images: `images` in its folder, or that itself."""
+    images = folder / "images"
+    return folder if os.path.isdir(folder) and not os.path.isdir(images) else images
+
+
+def _labelled(folders: Mapping[Path, int]) -> list[tuple[Path, int]]:
+    """Returns the images in some folders, with the folders' labels."""
+    return [(path, label) for inner, label in folders.items() for path in _pictures(inner)]
+
+
+def _number(picture: Path) -> int:
+    """Returns the number in a name like `val_17.JPEG`; 0 if there is none."""
+    found = re.search(r"\d+", picture.stem)
+    return int(found[0]) if found else 0
 
 
 def _decoded(pictures: list[tuple[Path, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -129,12 +157,16 @@ def _pictures(folder: Path) -> list[Path]:
         DataError: if there is none.
     """
     try:
-        found = sorted(folder / name for name in os.listdir(folder) if name.endswith(".JPEG"))
+        found = sorted(folder / name for name in os.listdir(folder) if _is_picture(name))
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}") from None
     if not found:
         raise DataError(f"{folder}: wanted pictures *.JPEG, found none")
     return found
+
+
+def _is_picture(name: str) -> bool:
+    return name.endswith(".JPEG") and not name.startswith(".")  # such as macOS leaves behind
 
 
 def _noted(path: Path, names: list[str]) -> list[tuple[Path, int]]:

@@ -47,6 +47,7 @@ def where(config: Config) -> Path:
             config.root,
             "Subject1/a1t1.mat",
             "fedmpi data fetch usc-had, or USC-HAD.zip from https://sipi.usc.edu/had, unpacked",
+            [source.name for source in SOURCES],
         )
     return folder
 

@@ -6,18 +6,22 @@ leave their core to working ones. A `Line` has no barriers; its counts separate 
 transfer.
 """
 
+import atexit
 import sys
 import traceback
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from time import perf_counter, sleep
 from types import TracebackType
 from typing import NamedTuple
 
+import mpi4py
 import numpy as np
-from mpi4py import MPI
 
-from fedmpi.messages.clock import Clock, Phase
+mpi4py.rc.initialize = False  # see `join`
+from mpi4py import MPI  # noqa: E402
+
+from fedmpi.messages.clock import Clock, Phase  # noqa: E402
 
 ROOT = 0
 WORD = 8
@@ -61,6 +65,7 @@ class Wire:
     """
 
     def __init__(self, clock: Clock, comm: MPI.Intracomm | None = None) -> None:
+        join()
         self.comm = MPI.COMM_WORLD if comm is None else comm
         self.clock = clock
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
@@ -327,23 +332,38 @@ def _pieces(inbox: np.ndarray, layout: tuple[list[int], list[int]]) -> list[np.n
     return [inbox[at * WORD : (at + count) * WORD] for count, at in zip(*layout, strict=True)]
 
 
-_SECOND = MPI.Comm.Create_keyval()
+@cache
+def _second_key() -> int:
+    """The name under which a communicator keeps its duplicate."""
+    return MPI.Comm.Create_keyval()
 
 
 def _second(comm: MPI.Intracomm) -> MPI.Intracomm:
     """Returns a duplicate communicator, made only once since MPI libraries limit their number."""
-    found = comm.Get_attr(_SECOND)
+    found = comm.Get_attr(_second_key())
     if not isinstance(found, MPI.Intracomm):
         found = comm.Dup()
-        comm.Set_attr(_SECOND, found)
+        comm.Set_attr(_second_key(), found)
     return found
 
 
+def join() -> None:
+    """Initialises MPI, until this process ends; no other process of this program knows MPI.
+
+    A process that only starts ranks must not: it may be in a place that is meant for one of them.
+    """
+    if not MPI.Is_initialized():
+        MPI.Init_thread()
+        atexit.register(MPI.Finalize)
+
+
 def abort_on_exception() -> None:
-    """Makes an uncaught exception on any rank end the job: traceback, then Abort(1)."""
+    """Makes an uncaught exception on any of several ranks end the job: traceback, then Abort(1)."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        abort("".join(traceback.format_exception(kind, error, trace)))
+        if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.Get_size() > 1:
+            abort("".join(traceback.format_exception(kind, error, trace)))
+        sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = hook
 

@@ -18,7 +18,7 @@ from fedmpi.networks.layers import Norm, dropouts, norms
 class Config(config.Model):
     channels: tuple[Width, Width] = Field((32, 64), strict=False)
     """Output channels of the two convolutions."""
-    kernel: int = Field(5, ge=1)
+    kernel: int = Field(5, ge=1, le=config.MOST)
     """Side length of the convolution kernels in pixels."""
     padding: bool = True
     """Pad the convolutions, so that an odd kernel keeps height and width."""
@@ -26,9 +26,9 @@ class Config(config.Model):
     """Normalisation after each convolution. none: no normalisation. group: GroupNorm. batch:
     BatchNorm with running statistics (see the setting statistics). static: BatchNorm without
     running statistics."""
-    groups: int = Field(8, ge=1)
+    groups: int = Field(8, ge=1, le=config.MOST)
     """Number of groups of each GroupNorm. It must divide the number of channels."""
-    hidden: int = Field(512, ge=1)
+    hidden: int = Field(512, ge=1, le=config.MOST)
     """Width of the hidden layer."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout rate of the hidden layer."""

@@ -22,11 +22,11 @@ from fedmpi.networks.layers import dropouts
 class Config(config.Model):
     channels: tuple[Width, ...] = Field((196,), min_length=1, strict=False)
     """Output channels of each convolution."""
-    kernel: int = Field(16, ge=1)
+    kernel: int = Field(16, ge=1, le=config.MOST)
     """Length of the convolution kernels in time steps."""
-    pool: int = Field(4, ge=1)
+    pool: int = Field(4, ge=1, le=config.MOST)
     """Window of the max pooling after each convolution, in time steps. 1 disables pooling."""
-    hidden: int = Field(1024, ge=1)
+    hidden: int = Field(1024, ge=1, le=config.MOST)
     """Width of the hidden layer."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Dropout rate of the hidden layer."""

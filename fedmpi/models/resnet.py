@@ -31,13 +31,13 @@ BLOCKS = {depth: (depth // 6,) * 3 for depth in SMALL} | {18: (2,) * 4, 50: (3, 
 class Config(config.Model):
     depth: Literal[8, 14, 18, 20, 32, 50, 56] = 20
     """Number of layers with weights, not counting shortcuts."""
-    width: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=1, le=config.MOST)
     """Channels of the first group of blocks; each further group has twice as many. If absent: 64
     for depth 18 and 50, else 16."""
     norm: Literal["group", "batch", "static"] = "group"
     """Normalisation layers. group: GroupNorm. batch: BatchNorm with running statistics (see the
     setting statistics). static: BatchNorm without running statistics."""
-    groups: int = Field(8, ge=1)
+    groups: int = Field(8, ge=1, le=config.MOST)
     """Number of groups of each GroupNorm. It must divide the number of channels. SSFL uses 32 with
     depth 18."""
 

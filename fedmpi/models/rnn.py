@@ -30,9 +30,9 @@ READS = "symbols"
 class Config(config.Model):
     cell: Cell = "lstm"
     """Type of the recurrent layers."""
-    embedding: int = Field(8, ge=1)
+    embedding: int = Field(8, ge=1, le=config.MOST)
     """Dimension of the symbol embedding."""
-    hidden: int = Field(256, ge=1)
+    hidden: int = Field(256, ge=1, le=config.MOST)
     """Width of each recurrent layer."""
     layers: int = Field(2, ge=1, le=100)
     """Number of recurrent layers."""

@@ -37,7 +37,7 @@ class Config(config.Model):
     """Normalisation after each convolution. none: no normalisation. group: GroupNorm. batch:
     BatchNorm with running statistics (see the setting statistics). static: BatchNorm without
     running statistics."""
-    groups: int = Field(8, ge=1)
+    groups: int = Field(8, ge=1, le=config.MOST)
     """Number of groups of each GroupNorm. It must divide the number of channels."""
     hidden: tuple[Width, ...] = Field((512, 512), strict=False)
     """Width of each hidden layer. [] leaves only the linear output layer."""

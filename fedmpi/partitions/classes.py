@@ -25,7 +25,7 @@ from fedmpi.partitions import Samples, Shards, by_counts, check
 class Config(config.Partition):
     """Number of classes of a client, and who has which."""
 
-    classes_per_client: int = Field(2, ge=1)
+    classes_per_client: int = Field(2, ge=1, le=config.MOST)
     """Number of classes that each client has training samples of."""
     dealing: Literal["even", "drawn"] = "even"
     """How classes are given to clients. even: each class to as many clients, give or take one.

@@ -30,7 +30,7 @@ class Config(config.Partition):
     alpha: float = Field(0.5, gt=0, allow_inf_nan=False)
     """Concentration of the Dirichlet distribution of classes. 0.1 gives a client few classes; 100
     is close to an even mixture."""
-    minimum: int = Field(10, ge=1)
+    minimum: int = Field(10, ge=1, le=config.MOST)
     """Minimum number of training samples per client. The partition is redrawn until every client
     has that many."""
 

@@ -8,8 +8,6 @@ refused.
 """
 
 import hashlib
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +17,7 @@ from pydantic import Field
 
 from fedmpi import config
 from fedmpi.config import ConfigError
+from fedmpi.draft import draft
 from fedmpi.partitions import Shards, fingerprint
 
 FORMAT = "fedmpi partition 1"
@@ -103,7 +102,7 @@ def freeze(
     An existing file is replaced atomically.
 
     Raises:
-        ConfigError: if the name does not end in .npz, or the file cannot be written.
+        BadInput: if the name does not end in .npz, or the file cannot be written.
     """
     if path.suffix != ".npz":
         raise ConfigError(f"{path}: wanted a name that ends in .npz")
@@ -117,16 +116,8 @@ def freeze(
     for name, part in zip(PARTS, (shards, test_shards), strict=True):
         fields |= {name: np.concatenate(part), f"{name}_sizes": [len(shard) for shard in part]}
     arrays = {name: np.asarray(value) for name, value in fields.items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        unfinished.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    with draft(path, "--freeze") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def _read(path: Path, where: str) -> dict[str, ndarray]:

@@ -25,7 +25,7 @@ class Config(config.Partition):
     alpha: float = Field(0.5, gt=0, le=config.LARGEST)
     """Concentration of the Dirichlet distribution of sizes. 0.1 gives nearly all samples to a few
     clients; 100 gives similar sizes."""
-    minimum: int = Field(10, ge=1)
+    minimum: int = Field(10, ge=1, le=config.MOST)
     """Minimum number of training samples per client."""
     sigma: float | None = Field(None, gt=0, le=100)
     """If given, sizes beyond the minimum are lognormal, and not a Dirichlet draw: the standard

@@ -21,7 +21,7 @@ from fedmpi.partitions import Samples, Shards, by_counts, check
 class Config(config.Partition):
     """Number of shards of a client."""
 
-    shards_per_client: int = Field(2, ge=1)
+    shards_per_client: int = Field(2, ge=1, le=config.MOST)
     """Number of shards that each client has. There are as many shards as all clients have
     together."""
 

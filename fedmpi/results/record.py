@@ -377,23 +377,27 @@ def rows(file: h5py.File, table: str) -> np.ndarray:
     return data[:]
 
 
-def is_file(path: Path) -> bool:
-    """Whether a path names a result and not a folder of them, whether or not it is there."""
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+def is_named(path: Path) -> bool:
+    """Whether a path is named as results are, and is no folder, whether or not it is there."""
+    return path.suffix.lower() in SUFFIXES and not os.path.isdir(path)
 
 
 def file_of(out: Path, method: str, identity: str) -> Path:
-    """Returns the path of a run's file: `out` if it names one, else a file in that folder."""
-    return out if is_file(out) else out / f"{method}-{identity}.h5"
+    """Returns the path of a run's file: `out` if it is named as one, else a file in that folder."""
+    return out if is_named(out) else out / f"{method}-{identity}.h5"
 
 
 def is_result(path: Path) -> bool:
     """Whether a file is to be read as a result: by its name, or by its first bytes."""
+    if is_named(path):
+        return True
     try:
+        if not os.path.isfile(path):  # what comes through a pipe comes once
+            return False
         with path.open("rb") as file:
-            return is_file(path) or file.read(len(SIGNATURE)) == SIGNATURE
+            return file.read(len(SIGNATURE)) == SIGNATURE
     except OSError:
-        return is_file(path)
+        return False
 
 
 def settings_of(path: Path) -> dict[str, Any]:

@@ -18,9 +18,6 @@ from fedmpi.data.files import DataError
 from fedmpi.results import record
 from fedmpi.results.record import RecordError
 
-UNREADABLE = (RecordError, OSError, KeyError, ValueError)
-"""What reading a file raises that is no result, or is damaged, or goes while it is read."""
-
 
 def place(out: Path, settings: Settings) -> Path:
     """Returns the result file of a run: the one that there is, or else the one to be written.
@@ -36,7 +33,8 @@ def place(out: Path, settings: Settings) -> Path:
     path = record.file_of(out, settings.method.name, identity)
     if path == out or os.path.lexists(path):
         return path
-    found = {file: _state(file, identity) for file in _results(out, settings.method.name, identity)}
+    same = _results(out, settings.method.name, identity)
+    found = {file: status for file in same if (status := _state(file, identity)) is not None}
     done = (file for file, status in found.items() if status in record.FINISHED)
     return next(done, next(iter(found), path))
 
@@ -47,7 +45,7 @@ def _results(out: Path, method: str, identity: str) -> list[Path]:
     with suppress(OSError), os.scandir(out) as entries:
         for entry in entries:
             if entry.name.startswith(f"{method}-") and entry.name.endswith(".h5"):
-                with suppress(*UNREADABLE):
+                with suppress(RecordError):
                     if _identity(entry.path, entry.inode()) == identity:
                         found.append(out / entry.name)
     return sorted(found)
@@ -60,13 +58,12 @@ def _identity(path: str, _: int) -> str:
     A run's settings do not change, and a run that replaces another one comes in a new file, which
     has another number on the disk.
     """
-    with record.open_result(Path(path)) as file:
-        return record.identity_of(file.attrs)
+    return record.read(Path(path), lambda file: record.identity_of(file.attrs))
 
 
 def _state(path: Path, identity: str) -> str | None:
     """The status of a run with that identity; None if the file holds it no longer."""
-    with suppress(*UNREADABLE):
+    with suppress(RecordError):
         return record.state_of(path, identity)
     return None
 

@@ -24,9 +24,8 @@ from fedmpi.messages.wire import Wire
 from fedmpi.results import record, tables
 from fedmpi.results.lease import Lease
 from fedmpi.results.record import Record
-from fedmpi.runs import earlier, memory
-from fedmpi.runs.launch import PROGRESS
-from fedmpi.runs.sweep import Sweep
+from fedmpi.runs import earlier, launch, memory
+from fedmpi.runs.sweep import Sweep, account
 from fedmpi.training import hardware
 from fedmpi.units import amount, duration
 
@@ -34,13 +33,22 @@ Found = TypeVar("Found")
 
 
 class Job:
-    """This process as one rank of the job."""
+    """This process as one rank of the job.
 
-    def __init__(self) -> None:
+    Args:
+        ranks: how many there must be; None if any number will do.
+
+    Raises:
+        BadInput: if there are more or fewer, or if MPI does not join what a launcher started.
+    """
+
+    def __init__(self, ranks: int | None = None) -> None:
+        launch.follow_launcher()
         wire.abort_on_exception()
         memory.keep_freed_memory()
         self.clock = Clock()
         self.wire = Wire(self.clock)
+        self.check(lambda: launch.check_size(ranks, self.wire.size))
 
     def check(self, make: Callable[[], Found]) -> Found:
         """Returns what `make` makes, if every rank can make it; no collective comes before.
@@ -67,26 +75,34 @@ class Job:
         Returns:
             1 if some failed, else 2 if some were bad input, else 0.
         """
-        code = 0
+        code, became = 0, {}
         for place, number in enumerate(plan.chosen, 1):
             member = plan.members[number]
             try:
-                self.run(member.settings, plan.out, f"[{place}/{len(plan.chosen)}] {member}  ")
+                became[number] = self.run(
+                    member.settings, plan.out, f"[{place}/{len(plan.chosen)}] {member}  "
+                )
             except (BadInput, Failure) as error:
                 if str(error):
                     print(f"run {number} ({member}): {error}", file=sys.stderr, flush=True)
+                became[number] = "failed" if isinstance(error, Failure) else "refused"
                 code = code if code == 1 else 1 if isinstance(error, Failure) else 2
             # The parts of a run know each other in circles, and would pile up, run upon run.
             gc.collect()
+        if not plan.only:
+            self._say(account(became))
         return code
 
-    def run(self, settings: Settings, out: Path, title: str = "") -> None:
+    def run(self, settings: Settings, out: Path, title: str = "") -> str:
         """Runs settings, unless the result is there already.
 
         Args:
             settings: what to run.
             out: the result's file, or a folder for it.
             title: said before it starts.
+
+        Returns:
+            On the root what became of it: its status, with the word already if it was there.
 
         Raises:
             BadInput: if the settings do not fit together, the file is another run's, or nothing
@@ -99,12 +115,22 @@ class Job:
             held, state = self.check(lambda: self._begin(path, settings, stack))
             if self.wire.lowest(state in record.FINISHED) is not None:
                 self._say(f"{title}{path}: {state} already")
-                return
+                return f"{state} already"
             place = self.wire.place
-            engine = self.check(lambda: Engine(settings, place))
+            # Every rank has the root's number, whatever its own environment says.
+            threads = int(self.wire.publish(np.array([hardware.threads(settings)]))[0])
+            alike = settings.model_copy(update={"threads": threads})
+            engine = self.check(lambda: Engine(alike, place))
             self._say(f"{title}{path}")
             with self._together(held):
-                self._record(engine, held)
+                status = self._record(settings, engine, held)
+        if status == record.DIVERGED:
+            self._say(
+                f"{path}: diverged: the model or the loss is not finite after round "
+                f"{engine.last + 1} of {settings.rounds}, where the run ends; a lower lr or a clip "
+                "may help"
+            )
+        return status
 
     def _begin(
         self, path: Path, settings: Settings, stack: ExitStack
@@ -118,8 +144,8 @@ class Job:
         held = stack.enter_context(record.begin(path, self._say))
         return held, earlier.state(path, settings)  # another job may just have finished it
 
-    def _record(self, engine: Engine, held: Lease | None) -> None:
-        settings = engine.settings
+    def _record(self, settings: Settings, engine: Engine, held: Lease | None) -> str:
+        """Runs the rounds and records them, on the root; returns the status, known on the root."""
         hosts = self.wire.report(np.frombuffer(wire.host().encode().ljust(256, b"\0"), "S256"))
         status = record.DONE
         file = None
@@ -128,7 +154,7 @@ class Job:
                 "mpi_library": wire.library(),
                 "ranks": self.wire.size,
                 "hosts": [host[0].decode() for host in hosts],
-                "threads_per_rank": hardware.threads(settings),
+                "threads_per_rank": hardware.threads(engine.settings),
                 **({"server_threads": engine.threads} if settings.method.converses else {}),
                 "device": str(engine.trainer.device),
                 "parameters": engine.flat.count,
@@ -157,6 +183,7 @@ class Job:
             raise
         if file is not None:
             file.close(status, {"model_sha256": engine.model_sha256()})
+        return status
 
     @contextmanager
     def _together(self, held: Lease | None) -> Iterator[None]:
@@ -180,7 +207,7 @@ def progress(rounds: int, is_root: bool) -> Iterator[Callable[[np.void], None]]:
     """Shows each round's row: a bar on a terminal, else one plain line a round; on the root."""
     if not is_root:
         yield lambda row: None
-    elif os.environ.get(PROGRESS, str(int(sys.stderr.isatty()))) == "1":
+    elif os.environ.get(launch.PROGRESS, str(int(sys.stderr.isatty()))) == "1":
         columns = (MofNCompleteColumn(), BarColumn(16), TextColumn("{task.description}"))
         # Forced, because the launcher stands between this process and the terminal.
         with Progress(*columns, console=Console(stderr=True, force_terminal=True)) as bars:

@@ -15,6 +15,7 @@ import copy
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from fedmpi.runs import earlier, launch
 
 REFUSED = {"damaged", "refused"}
 """States of members whose file is not replaced."""
+SHOWN = 20
+"""Most numbers of runs that are listed in a line."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,13 @@ class Sweep:
     Attributes:
         members: all runs, in the order of the file.
         chosen: numbers of those to do.
+        only: the numbers that were asked for; none if it is all.
     """
 
     def __init__(
         self, file: Path, out: Path, only: Sequence[int] = (), words: tuple[str, ...] = ()
     ) -> None:
-        if record.is_file(out):
+        if record.is_named(out):
             raise ConfigError(f"--out {out}: wanted a folder, because each run has its own file")
         self.file, self.words, self.out = file, words, out
         self.members = members(file, words)
@@ -67,7 +71,7 @@ class Sweep:
             raise ConfigError(
                 f"--only {beyond[0]}: no such run; {file} has runs 0 to {len(self.members) - 1}"
             )
-        self.chosen = list(only) or list(range(len(self.members)))
+        self.only, self.chosen = only, list(only) or list(range(len(self.members)))
 
     def path(self, number: int) -> Path:
         """The result file of a member."""
@@ -99,13 +103,14 @@ class Sweep:
         """Runs what is to do in jobs of so many ranks; returns the exit code.
 
         One job does it all. If a run kills the job, it is marked as failed, and another job does
-        the rest. A member whose file cannot be its result is left out.
+        the rest. A member whose file cannot be its result is left out. What became of all is said
+        at the end.
 
         Returns:
             1 if some failed, else 2 if some were bad input, else 0.
         """
-        states = self.states()
-        bad, failed, alone = bool(REFUSED & set(states.values())), False, False
+        states, dead = self.states(), list[int]()
+        bad, alone = bool(REFUSED & set(states.values())), False
         left = [n for n, state in states.items() if state not in (*record.FINISHED, *REFUSED)]
         out = ("--out", str(self.out))
         for number in left:
@@ -124,12 +129,27 @@ class Sweep:
                 # It died before its file was there: which it was shows if each has its own job.
                 alone, left = True, [n for n in left if not self._is_over(n)]
                 continue
-            dead = (begun or batch)[0]
-            record.mark_failed(self.path(dead))
-            failed = True
-            self._say(dead, f"failed: exit code {code}")
-            left = [n for n in left if n != dead and not self._is_over(n)]
-        return 1 if failed else 2 if bad else 0
+            dead.append((begun or batch)[0])
+            record.mark_failed(self.path(dead[-1]))
+            self._say(dead[-1], f"failed: exit code {code}")
+            left = [n for n in left if n not in dead and not self._is_over(n)]
+        print(account(self._outcomes(states, dead)), file=sys.stderr, flush=True)
+        return 1 if dead else 2 if bad else 0
+
+    def _outcomes(self, before: Mapping[int, str], dead: Sequence[int]) -> dict[int, str]:
+        """What became of members, by their states before and by those that killed their job."""
+        found = {}
+        for number, state in before.items():
+            if state in record.FINISHED:
+                found[number] = f"{state} already"
+            elif number in dead:
+                found[number] = "failed"
+            else:
+                now = None
+                with suppress(RecordError):
+                    now = self.state(number)
+                found[number] = now if now in record.FINISHED else "refused"
+        return found
 
     def _is_over(self, number: int) -> bool:
         """Whether there is nothing more to do for a member: done, or refused."""
@@ -156,6 +176,24 @@ class Sweep:
 
     def _say(self, number: int, text: str) -> None:
         print(f"run {number} ({self.members[number]}) {text}", file=sys.stderr, flush=True)
+
+
+def account(became: Mapping[int, str]) -> str:
+    """What became of a sweep's runs, in one line; with numbers where one may want to look.
+
+    Args:
+        became: for each run a word: done, diverged, refused, failed, or one that says already.
+    """
+    numbers: dict[str, list[int]] = {}
+    for number, word in became.items():
+        numbers.setdefault(word, []).append(number)
+    parts = []
+    for word, some in numbers.items():
+        shown = ", ".join(map(str, some[:SHOWN])) + (", ..." if len(some) > SHOWN else "")
+        runs = "run" if len(some) == 1 else "runs"
+        named = "" if word.startswith(record.DONE) else f" ({runs} {shown})"
+        parts.append(f"{len(some)} {word}{named}")
+    return f"{len(became)} runs: {', '.join(parts)}"
 
 
 def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
@@ -197,9 +235,9 @@ def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
             first = found.setdefault(settings.identity(), Member(settings, point))
             for name, values in _differences(first.settings, settings).items():
                 problem = (
-                    f"{name} is {' and '.join(map(config.written, values))} in what is one run: "
-                    "it belongs to the machine and makes no other run; wanted one value, in [base] "
-                    f"or as a word {name}=VALUE"
+                    f"{name} is {' and '.join(map(config.written, values))} for the same run: "
+                    "it belongs to the machine and is no part of a run's identity; wanted one "
+                    f"value, in [base] or as a word {name}=VALUE"
                 )
                 if problem not in said:
                     problems.append(f"{path}: [[grid]] {number}: {problem}")

@@ -296,7 +296,7 @@ def describe(kind: type[Table], prefix: str = "") -> list[Setting]:
             default = default.model_dump(exclude_defaults=True)
         about = " ".join((field.description or "").split())
         if config.MACHINE in field.metadata:
-            about += " It belongs to the machine: it makes no other run."
+            about += " It belongs to the machine and is no part of a run's identity."
         rows.append(Setting(f"{prefix}{name}", text, config.written(default), about))
     return rows
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -78,7 +78,7 @@ def examine(check: str | None = None, out: Path = Path("results")) -> int:
     wrong = 0
     for name in CHECKS if check is None else [check]:
         console.print(name, style="bold")
-        for finding in CHECKS[name](out):
+        for finding in _sound(CHECKS[name](out)):
             line = Table.grid(padding=(0, 2, 0, 0))
             line.add_column(width=9, style=COLOURS[finding.level])
             line.add_column(overflow="fold")
@@ -90,6 +90,15 @@ def examine(check: str | None = None, out: Path = Path("results")) -> int:
     if check is None:
         console.print(*(("fit to run",) if not wrong else (wrong, "wrong")), style="bold")
     return 1 if wrong else 0
+
+
+def _sound(check: Iterator[Finding]) -> Iterator[Finding]:
+    """What a check finds; also that it fails itself, so that the others are still done."""
+    try:
+        yield from check
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        yield Finding("wrong", f"this check cannot be done here: {said}")
 
 
 def check_packages(out: Path) -> Iterator[Finding]:
@@ -132,15 +141,16 @@ def check_mpi(out: Path) -> Iterator[Finding]:
     what = "tasks of the SLURM job" if "SLURM_NTASKS" in os.environ else "cores"
     slots = f"{launch.slots()} {what}; more ranks than that share cores"
     yield Finding("ok" if launch.slots() > 1 else "note", slots)
-    inside = [name for name in launch.RANK_VARIABLES if name in os.environ]
-    if inside:
+    environment = launch.plain(os.environ)
+    if launch.launched() > 1:
+        inside = (*launch.RANK_VARIABLES, *launch.SIZE_VARIABLES)
         yield Finding(
             "warning",
-            f"this process counts as a rank of a job, because ${inside[0]} is set: --ranks will "
+            f"this process is one of {launch.launched()} that a launcher has started: --ranks will "
             "start none here",
-            f"leave mpiexec or srun away here, or: unset {' '.join(inside)}",
+            "leave mpiexec or srun away here, or: unset "
+            + " ".join(name for name in inside if name in os.environ),
         )
-    environment = _plain(os.environ)
     alone = _start([sys.executable, "-c", HELLO], environment)
     if alone.sizes == [1]:
         yield Finding("ok", "a process without a launcher is a job of one rank")
@@ -157,6 +167,14 @@ def check_mpi(out: Path) -> Iterator[Finding]:
         works.append(Finding("wrong", str(error)))
     else:
         works.append(_fit(launcher, library.text))
+    passed_on = os.environ.get("SLURM_EXPORT_ENV", "ALL")
+    if passed_on.partition(",")[0] != "ALL":
+        yield Finding(
+            "warning",
+            f"srun's tasks get little of this environment: $SLURM_EXPORT_ENV is {passed_on}, by "
+            "an option --export",
+            "export SLURM_EXPORT_ENV=ALL",
+        )
     if "SLURM_JOB_ID" in os.environ and shutil.which("srun"):
         works.append(_fit_srun(environment))
         # One way to start ranks is enough.
@@ -183,7 +201,7 @@ def _library() -> tuple[Finding, bool]:
 def _fit(launcher: Launcher, library: str) -> Finding:
     """Whether ranks of a launcher find each other."""
     words = launcher.command(2, [sys.executable, "-c", HELLO])
-    done = _start(words, _plain(launcher.environment()))
+    done = _start(words, launcher.environment())
     name = f"{launcher.path} ({launcher.version})"
     if done.sizes == [2, 2]:
         return Finding("ok", f"{name} starts ranks that find each other")
@@ -216,20 +234,6 @@ def _fit_srun(environment: dict[str, str]) -> Finding:
 
 def _milder(found: Finding) -> Finding:
     return Finding("warning", found.text, found.mend) if found.level == "wrong" else found
-
-
-def _plain(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what a launcher sets for its ranks: that of a shell to start jobs in.
-
-    What a user sets for MPI itself, such as OMPI_MCA_btl, stays.
-    """
-    kept = r"(OMPI|PMIX|PRTE)_MCA_|OMPI_ALLOW_|OMPI_PREFIX|HYDRA_(LAUNCHER|HOST|IFACE)"
-    launchers = r"OMPI_|PMIX_|PRTE_|PMI_|HYDI_|HYDRA_|MPI_LOCAL"
-    return {
-        name: value
-        for name, value in environment.items()
-        if re.match(kept, name) or not re.match(launchers, name)
-    }
 
 
 def check_torch(out: Path) -> Iterator[Finding]:

@@ -56,7 +56,7 @@ def results(folder: Path) -> Iterator[Path]:
     for place, inner, names in os.walk(folder):
         inner.sort()
         for path in (Path(place) / name for name in sorted(names)):
-            if record.is_file(path):
+            if record.is_named(path):
                 yield path
 
 

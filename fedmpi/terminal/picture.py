@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from fedmpi.clients import heterogeneity
-from fedmpi.config import ConfigError
+from fedmpi.draft import draft
 
 STYLE: Any = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "fedmpi"}
 BAR = "#0072B2"
@@ -34,16 +34,13 @@ def draw(counts: np.ndarray, name: str, path: Path) -> None:
     """Writes the picture of `counts[classes, clients]`, .png or .svg by the file's name.
 
     Raises:
-        ConfigError: if nothing can be written there.
+        BadInput: if nothing can be written there.
     """
-    with rc_context(STYLE):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Without a date, the same partition is the same file.
-            metadata = {"Date": None} if path.suffix == ".svg" else None
-            picture(counts, name).savefig(path, dpi=150, metadata=metadata)
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror or error}") from None
+    with rc_context(STYLE), draft(path, "--plot") as file:
+        # Without a date, the same partition is the same file.
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        form = path.suffix.removeprefix(".")
+        picture(counts, name).savefig(file, format=form, dpi=150, metadata=metadata)
 
 
 @rc_context(STYLE)

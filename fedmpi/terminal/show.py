@@ -89,7 +89,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "mpi": textwrap.shorten(about.get("mpi_library", ""), 80, placeholder=" ..."),
         "command": about.get("command", ""),
         "commit": commit.replace("+", ", with changes"),
-        "identity": about.get("identity", ""),
+        "identity": record.identity_of(about),
         "data files": about.get("data_files", ""),
         "data": about.get("data_sha256", ""),
         "in both sets": _both(about.get("test_in_training")),
@@ -99,7 +99,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():
         if text:
-            table.add_row(name, text)
+            table.add_row(name, text if isinstance(text, Text) else str(text))
     return table
 
 

@@ -11,6 +11,8 @@ from fedmpi.clients import heterogeneity
 from fedmpi.clients.population import Population
 from fedmpi.clients.skew import Traits
 from fedmpi.config import ConfigError, Settings
+from fedmpi.draft import try_out
+from fedmpi.errors import fitting
 from fedmpi.partitions import frozen
 from fedmpi.terminal.style import console, grid, number
 
@@ -27,6 +29,7 @@ distance: total variation between the client's labels and those of all clients; 
 effective: as many classes in equal parts would be as uncertain; exp of the entropy of the labels"""
 
 
+@fitting()
 def survey(settings: Settings, plot: Path | None, freeze: Path | None) -> None:
     """Prints how samples are divided, and draws or freezes it if a file is given.
 
@@ -41,6 +44,9 @@ def survey(settings: Settings, plot: Path | None, freeze: Path | None) -> None:
     """
     if plot is not None and plot.suffix not in PICTURES:
         raise ConfigError(f"--plot {plot}: wanted a name that ends in {' or '.join(PICTURES)}")
+    for path, option in ((plot, "--plot"), (freeze, "--freeze")):
+        if path is not None:
+            try_out(path, option)
     data = config.module("data", settings.data.name).load(settings.data, settings.seed)
     population, traits = Population(settings, data), Traits(settings, data)
     counts = population.counts

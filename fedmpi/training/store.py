@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedmpi import config
 from fedmpi.config import State
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, Failure, sentence
 
 BLOCK = 1 << 22
 """Bytes by which the memory grows, unless one vector takes more. They are mapped and not allocated:
@@ -30,7 +30,7 @@ result may depend on which other clients are on the rank."""
 
 
 class StoreError(BadInput):
-    """The folder for clients' state cannot be used, or its disk is full."""
+    """The folder for clients' state cannot be used."""
 
 
 class Store(Mapping[int, Tensor]):
@@ -53,8 +53,8 @@ class Store(Mapping[int, Tensor]):
         capacity: vectors that fit in memory.
 
     Raises:
-        StoreError: if the folder takes no file; later, when a vector is read or written, if the
-            disk is full or broken.
+        StoreError: if the folder takes no file.
+        Failure: later, when a vector is read or written, if the disk is full or broken.
     """
 
     def __init__(self, settings: State, size: int, dtype: torch.dtype = torch.float32) -> None:
@@ -118,7 +118,7 @@ class Store(Mapping[int, Tensor]):
         try:
             return tempfile.TemporaryFile(dir=self.settings.folder, buffering=0)
         except OSError as error:
-            raise self._problem(error) from None
+            raise StoreError(self._problem(error)) from None
 
     def _row(self, place: int) -> Tensor:
         """The bytes in memory at that place, uint8 [nbytes]: a view, which may be new."""
@@ -137,13 +137,15 @@ class Store(Mapping[int, Tensor]):
             while rest:  # the system moves 2 GiB at a time at most
                 rest = rest[move(rest) :]
         except OSError as error:
-            raise self._problem(error) from None
+            raise Failure(self._problem(error)) from None
 
-    def _problem(self, error: OSError) -> StoreError:
+    def _problem(self, error: OSError) -> str:
         folder = config.written(self.settings.folder or tempfile.tempdir)
-        return StoreError(
-            f"state.folder = {folder}: {error.strerror}; wanted a folder with room for what "
-            f"clients keep beyond state.memory = {self.settings.memory} MiB"
+        return sentence(
+            f"state.folder = {folder}",
+            error,
+            "name a folder with room for what clients keep beyond state.memory = "
+            f"{self.settings.memory} MiB",
         )
 
 

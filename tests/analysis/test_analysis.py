@@ -316,6 +316,30 @@ def test_the_picture_is_written(folder: Path, suffix: str) -> None:
     assert out.read_bytes().startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[suffix])
 
 
+@pytest.mark.parametrize("place", ["file/t", "folder", "n" * 260, "link", "/dev/full"])
+@pytest.mark.parametrize("option", ["--csv", "--out"])
+def test_places_that_take_no_file(
+    folder: Path, place: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence, and nothing is left there."""
+    there = tmp_path / "there"
+    there.mkdir()
+    monkeypatch.chdir(there)
+    suffix = {"--csv": ".csv", "--out": ".png"}[option]
+    Path("file").touch()
+    Path(f"folder{suffix}").mkdir()
+    Path(f"link{suffix}").symlink_to("nowhere")
+    if place == "/dev/full":
+        Path(f"full{suffix}").symlink_to(place)
+        place = "full"
+    before = sorted(Path().iterdir())
+    command = {"--csv": compare.main, "--out": tradeoff.main}[option]
+    found = run(command, folder, option, f"{place}{suffix}")
+    assert found.exit_code == 2
+    assert place[:50] in found.output.replace("\n", "")
+    assert sorted(Path().iterdir()) == before
+
+
 def test_many_methods_and_panels(folder: Path) -> None:
     rows = groups.summary(frames.runs(folder))
     rows = pd.concat([rows.assign(variant=rows["variant"] + f" lr={lr}") for lr in range(5)])

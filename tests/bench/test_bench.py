@@ -214,7 +214,8 @@ def test_crowds_are_set_against_each_other(monkeypatch: pytest.MonkeyPatch) -> N
     """Seconds are medians, memory is the most; the first turn of each counts for memory alone."""
     launched: list[int] = []
 
-    def start(words: Sequence[str], **_: object) -> None:
+    def start(self: Launcher, ranks: int, words: Sequence[str]) -> int:
+        assert ranks == scale.RANKS
         clients, out = int(words[-2]), Path(words[-1])
         launched.append(clients)
         turn = launched.count(clients)
@@ -222,9 +223,9 @@ def test_crowds_are_set_against_each_other(monkeypatch: pytest.MonkeyPatch) -> N
         found = {"seconds": clients * turn, "setup": turn, "peaks": peaks, "samples": scale.MIB}
         found["model"] = 3 * scale.MIB
         out.write_text(json.dumps(found))
+        return 0
 
-    monkeypatch.setattr(scale.launch, "find", lambda: Launcher("mpiexec", "Open MPI"))
-    monkeypatch.setattr(scale.subprocess, "run", start)
+    monkeypatch.setattr(Launcher, "run", start)
     few, many = scale.measure((10, 40), repeats=3)
     assert launched == [10, 40] * 4
     assert (few.case["clients"], few.seconds, few.against) == (10, 30, {"40": 0.25})
@@ -353,20 +354,16 @@ def converses(models: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> list[tu
     """In place of launched turns, each longer than the last: which ranks and sides they are."""
     launched: list[tuple[int, str]] = []
 
-    class Counting(Launcher):
-        def command(self, ranks: int, words: Sequence[str]) -> list[str]:
-            return [str(ranks), *words]
-
-    def start(words: Sequence[str], **_: object) -> None:
+    def start(self: Launcher, ranks: int, words: Sequence[str]) -> int:
         side, out = words[-2], Path(words[-1])
-        launched.append((int(words[0]), side))
+        launched.append((ranks, side))
         turn = sum(side == other for _, other in launched)
         times = {"pipelined": 12.0, "in turn": 20.0, "alone": 30.0}
         found = {"step": times[side] * turn, "clients": 18.0, "server": 10.0}
         out.write_text(json.dumps(found | {"model": models[len(launched) % len(models)]}))
+        return 0
 
-    monkeypatch.setattr(converse.launch, "find", lambda: Counting("mpiexec", "Open MPI"))
-    monkeypatch.setattr(converse.subprocess, "run", start)
+    monkeypatch.setattr(Launcher, "run", start)
     return launched
 
 

@@ -349,7 +349,9 @@ def test_folders(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_that_cannot_be_made(made: Set) -> None:
     made.home.write_bytes(b"a file")
-    with pytest.raises(DataError, match=r"wanted a folder for decoded data.*data\.cache") as error:
+    with pytest.raises(
+        DataError, match=r"name another folder for decoded data.*data\.cache"
+    ) as error:
         made()
     assert str(error.value).startswith(str(made.home))
 
@@ -359,7 +361,7 @@ def test_a_file_system_without_locks(made: Set, monkeypatch: pytest.MonkeyPatch)
         raise NotImplementedError("no locks here")
 
     monkeypatch.setattr(cache.FileLock, "acquire", acquire)
-    with pytest.raises(DataError, match="no locks here; wanted a folder"):
+    with pytest.raises(DataError, match="the file system has no locks; name another folder"):
         made()
 
 
@@ -394,5 +396,5 @@ def test_no_room(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar10(source, binary, ".bin")
     words = [sys.executable, "-c", FULL, str(source)]
     done = subprocess.run(words, cwd=ROOM, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 1 and "wanted a folder for decoded data, with room" in done.stderr
+    assert done.returncode == 1 and "name another folder for decoded data" in done.stderr
     assert not [path for path in home.iterdir() if path.is_dir()]

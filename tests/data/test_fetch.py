@@ -267,7 +267,7 @@ def test_a_wrong_part(made: SimpleNamespace, server: Server, monkeypatch: Any) -
 
 def test_a_folder_that_cannot_be_made(made: SimpleNamespace) -> None:
     Path("data").write_text("a file")
-    with pytest.raises(DataError, match="--to may name another"):
+    with pytest.raises(DataError, match="name another folder with --to"):
         fetch.fetch("made")
 
 

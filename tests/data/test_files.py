@@ -7,7 +7,7 @@ import pytest
 
 from fedmpi.data import files
 from fedmpi.data.files import DataError
-from fedmpi.datasets import cifar10, fashion_mnist, mnist
+from fedmpi.datasets import cifar10, cifar100, fashion_mnist, mnist, tiny_imagenet, usc_had
 from tests.made import read, write, write_idx
 
 pytestmark = pytest.mark.usefixtures("nowhere")
@@ -136,6 +136,27 @@ def test_missing(
     with pytest.raises(DataError) as error:
         read(module, nowhere)
     assert lost not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "archive"),
+    [
+        (cifar10, "cifar-10-python.tar.gz"),
+        (cifar100, "cifar-100-binary.tar.gz"),
+        (tiny_imagenet, "tiny-imagenet-200.zip"),
+        (usc_had, "USC-HAD.zip"),
+    ],
+)
+def test_an_archive_that_is_not_unpacked_is_named(
+    root: Path, module: ModuleType, archive: str
+) -> None:
+    with pytest.raises(DataError) as error:
+        read(module, root)
+    assert "unpack it" not in str(error.value)
+    write(root / "sets" / archive, b"")
+    with pytest.raises(DataError) as error:
+        read(module, root)
+    assert f"\n{root / 'sets' / archive}: unpack it\nTo get it: " in str(error.value)
 
 
 # ---- whose they are

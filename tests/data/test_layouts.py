@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedmpi.data import files
 from fedmpi.data.files import DataError
 from fedmpi.data.layouts import cifar, jpeg
 from fedmpi.data.layouts.idx import FILES
@@ -54,6 +55,7 @@ def test_idx(root: Path, packed: bool, train: int, test: int) -> None:
 
 
 X, Y = FILES[:2]
+DOTTED = "train-labels.idx1-ubyte"
 WRONG_IDX: dict[str, tuple[str, bytes, str]] = {
     "empty": (X, b"", "begins with 00000803 .* found nothing, 0 bytes"),
     "short header": (X, idx(images(3))[:9], "header of 16 bytes, found 00000803, 9 bytes"),
@@ -84,8 +86,26 @@ def test_wrong_idx(root: Path, case: str, packed: bool) -> None:
 def test_a_part_of_the_files(root: Path) -> None:
     write_idx(root, [0], [0])
     (root / Y).unlink()
-    with pytest.raises(DataError, match=f"wanted a file {Y} or {Y}.gz, found neither"):
+    with pytest.raises(DataError, match=f"wanted a file {Y} or {DOTTED}, with or without .gz"):
         read(mnist, root)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_names_with_a_dot(root: Path, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kaggle's. They are known as the official files all the same."""
+    write_idx(root / "official", [0, 1, 2], [3], packed)
+    write_idx(root / "kaggle", [0, 1, 2], [3], packed, dot=".")
+    # Such an archive has folders with the other names, too.
+    (root / "kaggle" / X).mkdir()
+    digests = {name: files.md5(root / "official" / f"{name}{'.gz' * packed}") for name in FILES}
+    monkeypatch.setattr(mnist, "MD5", {f"{n}{'.gz' * packed}": md5 for n, md5 in digests.items()})
+    found = [read(mnist, root / name) for name in ("official", "kaggle")]
+    assert found[0].sha256 == found[1].sha256
+    if not packed:  # gzip writes the time and the name
+        assert found[1].origin == "official"
+    mixed = root / "kaggle" / f"{DOTTED}{'.gz' * packed}"
+    mixed.rename(mixed.with_name(f"{Y}{'.gz' * packed}"))
+    assert read(mnist, root / "kaggle").sha256 == found[0].sha256
 
 
 def _flipped(packed: bytes) -> bytes:

@@ -141,6 +141,22 @@ def test_bytes_that_are_no_text(root: Path) -> None:
         femnist.load(femnist.Config(root=str(root)), 1)
 
 
+def test_what_macos_leaves_behind_is_no_file_of_a_set(root: Path) -> None:
+    """An archive that was made there has a hidden file beside each."""
+    write(
+        root / "femnist",
+        {"a.json": packed({"ann": images(3, 1)})},
+        {"a.json": packed({"ann": images(2, 2)})},
+    )
+    before = femnist.load(femnist.Config(root=str(root)), 1).sha256
+    write(root / "__MACOSX" / "femnist", {"._a.json": "\0\5"}, {"._a.json": "\0\5"})
+    write(root / "femnist", {"._a.json": "\0\5"}, {"._b.json": "\0\5"})
+    assert femnist.load(femnist.Config(root=str(root)), 1).sha256 == before
+    write_roles(root / "by_play_and_character", HAMLET="word " * 200)
+    (root / "by_play_and_character" / "._HAMLET.txt").write_bytes(b"\0\xff")
+    assert len(shakespeare.load(shakespeare.Config(root=str(root)), 1).train_y)
+
+
 def test_files_of_two_preparations(root: Path) -> None:
     whole = {"a_0.json": packed({"a": GOOD}), "a_0_keep_64.json": packed({"b": GOOD, "a": GOOD})}
     write(root, whole, {"a.json": packed({"a": GOOD})})

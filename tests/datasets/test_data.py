@@ -383,6 +383,31 @@ def test_tiny_imagenet(root: Path, below: str) -> None:
     np.testing.assert_allclose(test[:, 0, 5, 5], [100, 101, 102], atol=1)
 
 
+@pytest.mark.parametrize("inside", ["images", ""])
+@pytest.mark.parametrize("sorted_in", [None, "images", ""])
+def test_tiny_imagenet_in_folders_of_classes(
+    root: Path, inside: str, sorted_in: str | None
+) -> None:
+    """As tools sort it, for those who read a folder for each class: it is the same set."""
+    write_tiny_imagenet(root / "official")
+    write_tiny_imagenet(root / "sorted", inside, sorted_in)
+    write(root / "sorted" / "train" / WNIDS[0] / inside / "._x.JPEG", b"\0\5\26\7 left by macOS")
+    official, found = (read(tiny_imagenet, root / name) for name in ("official", "sorted"))
+    assert found.test_y.tolist() == [1, 2, 1], "by number: 9, 10, 11"
+    assert found.sha256 == official.sha256
+
+
+def test_tiny_imagenet_sees_tests_come_and_go_in_folders_of_classes(root: Path) -> None:
+    write_tiny_imagenet(root, sorted_in="")
+    assert len(read(tiny_imagenet, root).test_y) == 3
+    write(root / "val" / WNIDS[0] / "val_3.JPEG", jpeg(1))
+    assert len(read(tiny_imagenet, root).test_y) == 4
+    for path in (root / "val" / WNIDS[0]).iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"wanted pictures \*\.JPEG, found none"):
+        read(tiny_imagenet, root)
+
+
 def test_tiny_imagenet_sees_pictures_come_and_go(root: Path) -> None:
     write_tiny_imagenet(root)
     assert len(read(tiny_imagenet, root).train_y) == 6
@@ -405,7 +430,7 @@ WRONG: dict[str, tuple[str, bytes | None, str]] = {
     "size": (IMAGE, jpeg(9, (64, 63)), "wanted 64 x 64 pixels, found 64 x 63"),
     "large": (IMAGE, jpeg(9, (20_000, 10)), "wanted 64 x 64 pixels, found 20000 x 10"),
     "bomb": (IMAGE, BOMB, "found: Image size .* exceeds limit"),
-    "no picture": ("val/images/val_1.JPEG", None, "No such file"),
+    "no picture": ("val/images/val_10.JPEG", None, "No such file"),
     "no classes": ("wnids.txt", b"\n", "wanted lines of text, found none"),
     "a class more": ("wnids.txt", b"n00000009\n", "No such file or directory"),
     "a class twice": ("wnids.txt", b"n00000003\nn00000003\n", "found n00000003 twice"),

@@ -160,7 +160,7 @@ class TestText:
 
 
 SRUN = "srun --kill-on-bad-exit=1 --cpus-per-task=1"
-RUN = "-n 3 fedmpi run lr=0.05 threads=1"
+RUN = "-n 3 fedmpi run lr=0.05"
 
 
 class TestLauncher:
@@ -223,7 +223,7 @@ class TestLauncher:
         site = Site(tmp_path, ("*srun*",))
         assert site.submit("fedmpi.sbatch", SLURM_NTASKS="1").returncode == 0
         assert site.calls()[0][:5] == [*SRUN.split(), "-n", "1"]
-        assert site.started() == f"{SRUN} -n 1 fedmpi run threads=1"
+        assert site.started() == f"{SRUN} -n 1 fedmpi run"
 
     def test_exit_code(self, tmp_path: Path) -> None:
         site = Site(tmp_path)
@@ -240,17 +240,18 @@ class TestEnvironment:
 
     def test_threads(self, site: Site) -> None:
         site.submit("fedmpi.sbatch", "lr=0.05", SLURM_CPUS_PER_TASK="4", FEDMPI_START="srun")
-        wanted = "srun --kill-on-bad-exit=1 --cpus-per-task=4 -n 3 fedmpi run lr=0.05 threads=4"
+        wanted = "srun --kill-on-bad-exit=1 --cpus-per-task=4 -n 3 fedmpi run lr=0.05"
         assert site.started() == wanted
         assert 'declare -x OMP_NUM_THREADS="4"' in site.environment()
 
-    def test_threads_of_the_command_line(self, site: Site) -> None:
-        site.submit("fedmpi.sbatch", "threads=2", "lr=0.05", SLURM_CPUS_PER_TASK="4")
-        assert site.started() == "mpirun -n 3 fedmpi run threads=2 lr=0.05"
-
     def test_no_cpus_per_task(self, site: Site) -> None:
         site.submit("fedmpi.sbatch", SLURM_CPUS_PER_TASK="")
-        assert site.started() == "mpirun -n 3 fedmpi run threads=1"
+        assert 'declare -x OMP_NUM_THREADS="1"' in site.environment()
+
+    def test_whatever_is_exported_to_the_job(self, site: Site) -> None:
+        """`sbatch --export=NONE` has srun pass nothing on."""
+        site.submit("fedmpi.sbatch", SLURM_EXPORT_ENV="NONE")
+        assert 'declare -x SLURM_EXPORT_ENV="ALL"' in site.environment()
 
     def test_unbound(self, site: Site) -> None:
         site.submit("fedmpi.sbatch", OMPI_MCA_hwloc_base_binding_policy="core")
@@ -259,12 +260,21 @@ class TestEnvironment:
 
     def test_place_of_another_rank(self, site: Site) -> None:
         """A job that is sent from inside an interactive `srun` has no rank yet."""
-        stale = dict.fromkeys([*launch.RANK_VARIABLES, "PMI_FD", "SLURM_STEP_NUM_TASKS"], "1")
-        kept = {"PMIX_MCA_gds": "hash", "PMI_NO_FORK": "1", "SLURM_JOB_ID": "7"}
-        site.submit("fedmpi.sbatch", PMIX_SERVER_URI4="x", PMIX_NAMESPACE="y", **stale, **kept)
-        names = set(re.findall(r"^declare -x (\w+)=", site.environment(), re.MULTILINE))
-        assert not names & {*stale, "PMIX_SERVER_URI4", "PMIX_NAMESPACE"}
-        assert names >= kept.keys()
+        stale = dict.fromkeys([*launch.RANK_VARIABLES, *launch.SIZE_VARIABLES], "1")
+        names = ("PMI_FD", "PMIX_NAMESPACE", "PMIX_SERVER_URI4", "HYDI_CONTROL_FD", "PRTE_LAUNCHED")
+        stale |= dict.fromkeys((*names, "SLURM_PROCID", "SLURM_STEP_ID"), "x")
+        kept = {
+            "PMIX_MCA_gds": "hash",
+            "PMI_NO_FORK": "1",
+            "SLURM_JOB_ID": "7",
+            "OMPI_ALLOW_X": "1",
+        }
+        kept |= {"HYDRA_BOOTSTRAP": "ssh", "FLUX_URI": "x", "OMPI_MCA_btl": "self"}
+        assert launch.plain(stale | kept) == kept, "the one says the same as the other"
+        site.submit("fedmpi.sbatch", **stale, **kept)
+        found = set(re.findall(r"^declare -x (\w+)=", site.environment(), re.MULTILINE))
+        assert not found & stale.keys()
+        assert found >= kept.keys()
 
 
 class TestInstallation:
@@ -280,7 +290,7 @@ class TestInstallation:
         venv = str(site.here / "other") if absolute else "other"
         assert site.submit("fedmpi.sbatch", FEDMPI_VENV=venv).returncode == 0
         assert f'declare -x PATH="{site.here}/other/bin:' in site.environment()
-        assert site.started() == "mpirun -n 3 fedmpi run threads=1"
+        assert site.started() == "mpirun -n 3 fedmpi run"
 
     def test_no_venv(self, site: Site) -> None:
         done = site.submit("fedmpi.sbatch", FEDMPI_VENV="gone")
@@ -291,7 +301,7 @@ class TestInstallation:
         (site.here / ".venv" / "bin" / "fedmpi").rename(site.bin / "fedmpi")
         shutil.rmtree(site.here / ".venv")
         assert site.submit("fedmpi.sbatch").returncode == 0
-        assert site.started() == "mpirun -n 3 fedmpi run threads=1"
+        assert site.started() == "mpirun -n 3 fedmpi run"
 
     def test_none(self, site: Site) -> None:
         shutil.rmtree(site.here / ".venv")
@@ -324,7 +334,6 @@ class TestSweep:
             "fedmpi",
             "sweep",
             "a b.toml",
-            "threads=1",
             *rest,
             "--only",
             "5",
@@ -412,16 +421,27 @@ class Slurm:
         self.jobs: list[str] = []
         self.venv = shim(folder / "venv")
 
-    def submit(self, script: str, *words: str, options: tuple[str, ...] = ()) -> str:
-        """Submits two ranks; returns the job's number."""
+    def submit(self, script: str, *words: str, options: tuple[str, ...] = (), **more: str) -> str:
+        """Submits two ranks, with more variables; returns the job's number."""
         output = f"--output={self.folder}/%j.out"
         own = ["--parsable", "--ntasks=2", "--time=5", output, *options]
-        environment = launch.find().environment() | {"FEDMPI_VENV": str(self.venv)}
+        environment = self.environment() | more
         command = ["sbatch", *own, str(JOBS / script), *words]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         self.jobs.append(done.stdout.strip().partition(";")[0])
         return self.jobs[-1]
+
+    def environment(self) -> dict[str, str]:
+        """That of a shell which jobs are sent from."""
+        found = {k: v for k, v in launch.find().environment().items() if not k.startswith("SLURM_")}
+        return found | {"FEDMPI_VENV": str(self.venv), "PYTHONPATH": str(ROOT)}
+
+    def srun(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Runs a program in a step of its own."""
+        given = {"capture_output": True, "text": True, "timeout": PATIENCE}
+        command = ["srun", "--time=5", *words]
+        return subprocess.run(command, cwd=ROOT, env=self.environment(), **given)
 
     def state(self, job: str) -> list[tuple[str, int]]:
         """State and exit code of a job, or of each task of an array."""
@@ -510,7 +530,7 @@ class TestSlurm:
 
     def test_cancelled(self, slurm: Slurm) -> None:
         out = slurm.folder / "run.h5"
-        words = ("rounds=500", *SMALL[1:], "evaluate.every=1000", "--out", str(out))
+        words = ("rounds=300", *SMALL[1:], "evaluate.every=1000", "--out", str(out))
         job = slurm.submit("fedmpi.sbatch", *words)
 
         def is_far() -> bool:
@@ -525,8 +545,68 @@ class TestSlurm:
         assert state == "CANCELLED", slurm.output(job)
         found, rounds = read(out)
         assert found["status"] == record.RUNNING
-        assert 3 <= rounds < 500
+        assert 3 <= rounds < 300
         again = slurm.submit("fedmpi.sbatch", *words)
         assert slurm.wait(again) == [("COMPLETED", 0)], slurm.output(again)
         found, rounds = read(out)
-        assert (found["status"], rounds) == (record.DONE, 500)
+        assert (found["status"], rounds) == (record.DONE, 300)
+
+    @pytest.mark.parametrize("kind", ["none", "pmi2", "pmix"])
+    def test_tasks_that_mpi_does_not_connect(self, slurm: Slurm, kind: str) -> None:
+        """They are refused; whichever kind connects them makes one job of two ranks."""
+        if kind not in kinds_of_mpi():
+            pytest.skip(f"no --mpi={kind}")
+        out = slurm.folder / "run.h5"
+        words = (sys.executable, "-m", "fedmpi", "run", *SMALL, "--out", str(out))
+        done = slurm.srun("-n", "2", f"--mpi={kind}", *words)
+        if done.returncode == 0 and kind != "none":
+            assert read(out)[0]["ranks"] == 2
+            return
+        assert done.returncode == 2, done.stderr
+        assert "srun started 2 tasks, but MPI does not connect them" in done.stderr
+        assert not out.exists()
+
+    @pytest.mark.parametrize("kind", ["none", "pmi2", "pmix"])
+    def test_ranks_from_an_interactive_step(self, slurm: Slurm, kind: str) -> None:
+        """A shell of `srun --pty` has the place of a rank, whatever the site's default is."""
+        if kind not in kinds_of_mpi():
+            pytest.skip(f"no --mpi={kind}")
+        out = slurm.folder / "run.h5"
+        words = (sys.executable, "-m", "fedmpi", "run", *SMALL, "--ranks", "2", "--out", str(out))
+        done = slurm.srun("-n", "1", f"--mpi={kind}", "sh", "-c", '"$@"', "sh", *words)
+        assert done.returncode == 0, done.stderr
+        assert read(out)[0]["ranks"] == 2
+
+    def test_nothing_exported(self, slurm: Slurm) -> None:
+        """What the script sets, and what was named, reaches srun's tasks all the same."""
+        out = slurm.folder / "run.h5"
+        options = (f"--export=FEDMPI_VENV={slurm.venv}", "--cpus-per-task=2")
+        more = {"SLURM_MPI_TYPE": "pmix"} if "pmix" in kinds_of_mpi() else {}
+        words = (*SMALL, "--out", str(out))
+        job = slurm.submit("fedmpi.sbatch", *words, options=options, **more)
+        assert slurm.wait(job) == [("COMPLETED", 0)], slurm.output(job)
+        found, _ = read(out)
+        assert (found["ranks"], found["threads_per_rank"]) == (2, 2)
+        if "pmix" in kinds_of_mpi():
+            assert slurm.output(job).startswith("srun "), "not mpirun, which needs no environment"
+
+    def test_threads_of_a_sweep(self, slurm: Slurm) -> None:
+        """They win over the job's CPUs; another number of these makes no other runs."""
+        file = slurm.folder / "sweep.toml"
+        for base, cpus, threads in (("threads = 1", 2, 1), ("", 1, 1)):
+            text = "".join(f"{word}\n" for word in (*SMALL, base))
+            file.write_text(f"[base]\n{text}[[grid]]\nseed = [1]\n")
+            options = ("--array=0-0", f"--cpus-per-task={cpus}")
+            job = slurm.submit("sweep.sbatch", str(file), str(slurm.folder), options=options)
+            assert slurm.wait(job) == [("COMPLETED", 0)], slurm.output(job)
+            (path,) = slurm.folder.glob("*.h5")
+            assert read(path)[0]["threads_per_rank"] == threads
+        said = "".join(path.read_text() for path in slurm.folder.glob("*.out"))
+        assert said.count("done already") == 1
+
+
+@cache
+def kinds_of_mpi() -> set[str]:
+    """What `srun --mpi` can be."""
+    done = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True)
+    return set((done.stdout + done.stderr).split())

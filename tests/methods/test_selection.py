@@ -14,6 +14,7 @@ from fedmpi import models
 from fedmpi.config import ConfigError
 from fedmpi.datasets import synthetic
 from fedmpi.engine import Engine
+from fedmpi.errors import BadInput
 from fedmpi.methods.spatl import agent
 from fedmpi.methods.spatl.pretrain import pretrain
 from fedmpi.networks.flat import Flat
@@ -256,5 +257,13 @@ def test_an_agent_is_made_and_used(tmp_path: Path) -> None:
 def test_without_held_out_samples_there_is_no_reward(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"validation = 0\.0: wanted samples that are held out"):
         pretrain([{**SMALL, "validation": 0.0}], 25, tmp_path / "a.npy")
-    with pytest.raises(ConfigError, match="wanted a file in a folder that is there"):
-        pretrain([dict(SMALL)], 25, tmp_path / "nowhere" / "a.npy")
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedmpi.methods.spatl.pretrain.Trainer", lambda *_: pytest.fail("trained"))
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", Path("/proc")):
+        with pytest.raises(BadInput, match=r"a\.npy: .*name another file with --out"):
+            pretrain([dict(SMALL)], 25, folder / "a.npy")

@@ -11,6 +11,7 @@ from mpi4py import MPI
 from fedmpi import config
 from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError
+from fedmpi.errors import BadInput
 from fedmpi.partitions import frozen
 from tests.small import run, small
 
@@ -218,9 +219,9 @@ def test_freezing_where_nothing_can_be(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.npy: wanted a name that ends in \.npz"):
         freeze(tmp_path / "a.npy")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"a\.npz: "):
+    with pytest.raises(BadInput, match=r"a\.npz: "):
         freeze(tmp_path / "file" / "a.npz")
     (tmp_path / "b.npz").mkdir()
-    with pytest.raises(ConfigError, match=r"b\.npz: Is a directory"):
+    with pytest.raises(BadInput, match=r"b\.npz: it is no plain file"):
         freeze(tmp_path / "b.npz")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["b.npz", "file"]

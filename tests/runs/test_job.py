@@ -13,11 +13,12 @@ from threading import Thread
 import h5py
 import numpy as np
 import pytest
+import torch
 from mpi4py import MPI
 
 from fedmpi.config import ConfigError, Settings
 from fedmpi.engine import Engine
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, Failure
 from fedmpi.messages import wire
 from fedmpi.results import record, tables
 from fedmpi.runs import earlier, launch
@@ -98,6 +99,24 @@ def test_a_run_is_recorded_by_the_root(folder: Path) -> None:
         }
         best = np.argmax(file["rounds"]["validation"][1:])
         assert about["best_round"] == best
+
+
+@on_ranks
+def test_all_ranks_have_the_threads_of_the_root(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher may not pass the environment on to other nodes."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(2 + WORLD.rank))
+    before = torch.get_num_threads()
+    try:
+        Job().run(small("rounds=1", "data.samples=100"), folder)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    if WORLD.rank == 0:
+        with h5py.File(path_of(small("rounds=1", "data.samples=100"), folder)) as file:
+            assert file.attrs["threads_per_rank"] == 2
+            assert json.loads(file.attrs["settings"])["threads"] is None, "as it was written"
 
 
 def test_another_file_at_the_same_path_makes_another_run(folder: Path) -> None:
@@ -184,20 +203,28 @@ def test_what_is_finished_is_not_run_again(
 
 
 @on_ranks
+@pytest.mark.parametrize("kind", [ConfigError, Failure])
 def test_bad_input_in_the_middle_ends_the_job(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk, say: whoever finds it cannot tell the others, who wait in a collective."""
+    """A full disk, say: whoever finds it cannot tell the others, who wait in a collective.
+
+    What is there of the result says that it failed, and nobody holds it.
+    """
     said: list[str] = []
 
     def rounds(*_: object) -> None:
-        raise ConfigError("no room")
+        raise kind("no room")
 
     monkeypatch.setattr(Engine, "rounds", rounds)
     monkeypatch.setattr(wire, "abort", said.append)
-    with pytest.raises(ConfigError, match="no room"):
+    with pytest.raises(kind, match="no room"):
         Job().run(small(), folder)
     assert said == ([] if WORLD.size == 1 else ["no room"])
+    if WORLD.rank == 0:
+        path = path_of(small(), folder)
+        assert list(folder.iterdir()) == [path]
+        assert earlier.state(path, small()) == record.FAILED
 
 
 @on_ranks
@@ -389,7 +416,9 @@ def test_one_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
     script = tmp_path / "dies.py"
     script.write_text(
         "from fedmpi.messages import wire\n"
+        "wire.join()\n"
         "wire.abort_on_exception()\n"
+        "wire.join()\n"
         "if wire.MPI.COMM_WORLD.rank == 1:\n"
         "    raise RuntimeError('out of patience')\n"
         "wire.MPI.COMM_WORLD.Barrier()\n"

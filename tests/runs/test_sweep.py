@@ -18,7 +18,7 @@ from fedmpi.engine import Engine
 from fedmpi.methods import topk
 from fedmpi.results import record, tables
 from fedmpi.runs import launch
-from fedmpi.runs.sweep import Sweep, members
+from fedmpi.runs.sweep import Sweep, account, members
 from tests import PATIENCE
 
 FILES = sorted((Path(__file__).parents[2] / "jobs" / "sweeps").glob("*.toml"))
@@ -37,8 +37,8 @@ model.hidden = [8]
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, in a shell that no launcher has touched."""
     monkeypatch.chdir(tmp_path)
-    for name in (*launch.RANK_VARIABLES, "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ.keys() - launch.plain(os.environ).keys():
+        monkeypatch.delenv(name)
     # A run replaces it.
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     return tmp_path
@@ -170,7 +170,7 @@ def test_what_belongs_to_the_machine_makes_no_other_run(
     with pytest.raises(ConfigError) as caught:
         members(path)
     for problem, start in zip(caught.value.problems, wanted, strict=True):
-        assert problem.startswith(f"{path}: [[grid]] {start} in what is one run: it belongs to the")
+        assert problem.startswith(f"{path}: [[grid]] {start} for the same run: it belongs to the")
         assert "wanted one value, in [base]" in problem
 
 
@@ -209,9 +209,49 @@ def test_states_and_what_is_left() -> None:
 
     found = sweep()
     assert found.exit_code == 0
-    assert found.stderr.count("done already") == found.stderr.count("diverged already") == 1
+    assert found.stderr.count(": done already") == found.stderr.count(": diverged already") == 1
     assert states(sweep("--dry-run")) == ["done", "done", "done", "done", "diverged"]
     assert {number: plan.path(number).read_bytes() for number in (0, 4)} == before
+
+
+def test_it_says_at_the_end_what_became_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ranks, too; a run that diverged is a result, and no failure."""
+    write("clients = [2, 999, 3]", "lr = [1e20, 2e20]", "seed = [9]")
+    assert sweep("--only", "0").stderr.splitlines()[-1].startswith("round 3/3 "), "it is one run"
+    found = sweep()
+    assert found.exit_code == 2
+    said = found.stderr.splitlines()
+    assert said[-1] == ("6 runs: 1 done already, 1 refused (run 1), 2 done, 2 diverged (runs 3, 4)")
+    diverged = [line for line in said if "diverged: " in line]
+    assert len(diverged) == 2
+    assert "not finite after round 1 of 3, where the run ends; a lower lr" in diverged[0]
+    found = sweep("--only", "3")
+    assert (found.exit_code, found.stderr.count("diverged already\n")) == (0, 1)
+
+    killed: list[Sequence[str]] = []
+
+    def start(ranks: int, words: Sequence[str]) -> int:
+        """Refuses run 1, as before; the second job dies while it does the new run 6."""
+        killed.append(words)
+        return 2 if len(killed) == 1 else 137
+
+    write("clients = [2, 999, 3]", "lr = [1e20, 2e20]", "seed = [9]")
+    monkeypatch.setattr(launch, "start", start)
+    found = sweep("--ranks", "2")
+    assert found.exit_code == 2
+    assert found.stderr.splitlines()[-1] == (
+        "6 runs: 3 done already, 1 refused (run 1), 2 diverged already (runs 3, 4)"
+    )
+    write("clients = [2]", "seed = [10]")
+    found = sweep("--ranks", "2")
+    assert found.exit_code == 1
+    assert found.stderr.splitlines()[-1] == "2 runs: 1 done already, 1 failed (run 1)"
+
+
+def test_an_account_of_many_is_a_line() -> None:
+    found = account(dict.fromkeys(range(1000), "diverged") | {1000: "done"})
+    assert found.startswith("1001 runs: 1000 diverged (runs 0, 1, 2, ")
+    assert found.endswith(" 18, 19, ...), 1 done")
 
 
 def test_only_some() -> None:
@@ -234,7 +274,7 @@ def test_bad_members_are_skipped_and_the_code_tells() -> None:
     assert states(sweep("--dry-run")) == ["done", "to do", "done"]
 
 
-def spoil() -> tuple[Sweep, dict[Path, bytes]]:
+def spoil() -> dict[Path, bytes]:
     """A sweep of five runs; the files of three of them are no results of theirs."""
     file = write("seed = [1, 2, 3, 4, 5]")
     assert sweep("--only", "0", "--only", "1", "--only", "3").exit_code == 0
@@ -242,12 +282,12 @@ def spoil() -> tuple[Sweep, dict[Path, bytes]]:
     os.truncate(plan.path(1), 3000)
     plan.path(2).touch()
     shutil.copy(plan.path(0), plan.path(3))
-    return plan, {plan.path(number): plan.path(number).read_bytes() for number in range(4)}
+    return {plan.path(number): plan.path(number).read_bytes() for number in range(4)}
 
 
 def test_damaged_files_stop_no_others() -> None:
     """Each is refused by name and left as it is; the code tells, the other runs are done."""
-    _, before = spoil()
+    before = spoil()
     found = sweep("--dry-run")
     assert states(found) == ["done", "damaged", "damaged", "refused", "to do"]
     for run, words in (
@@ -265,7 +305,7 @@ def test_damaged_files_stop_no_others() -> None:
 
 def test_damaged_files_stop_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     started = starts(0, monkeypatch)
-    _, before = spoil()
+    before = spoil()
     found = sweep("--ranks", "2", "--out", "results")
     assert found.exit_code == 2
     assert started == ["2 sweep a.toml --out results --only 4"]
@@ -372,7 +412,7 @@ def jobs(lines: Iterable[str]) -> list[list[int]]:
 def test_a_run_that_kills_its_job(killer: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """It is marked as failed, the others run, and the exit code tells."""
     plan = Sweep(write("seed = [1]", LONG, "seed = [3]"), Path("results"))
-    assert plan.supervise(2) == 1
+    assert plan.supervise(1) == 1
     assert [plan.state(number) for number in range(3)] == ["done", "failed", "done"]
     with record.open_result(plan.path(1)) as cut:
         assert 2 <= len(cut["rounds"]) < 200
@@ -413,7 +453,7 @@ def test_an_interrupted_sweep_goes_on(killer: Path) -> None:
 
     found = sweep()
     assert found.exit_code == 0
-    assert found.stderr.count("done already") == 1
+    assert found.stderr.count(": done already") == 1
     assert states(sweep("--dry-run")) == ["done", "done", "done"]
     assert plan.path(0).read_bytes() == first
 

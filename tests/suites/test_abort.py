@@ -29,15 +29,6 @@ wire.settle()
 """
 
 
-def environment(launcher: launch.Launcher) -> dict[str, str]:
-    """The launcher's, without what would make its ranks part of the job that runs the tests."""
-    found = launcher.environment()
-    if launch.is_launched():
-        marks = ("OMPI_COMM", "OMPI_MCA", "PMIX_", "PRTE_", "PMI_", "MPI_LOCAL", "HYDI_")
-        found = {name: value for name, value in found.items() if not name.startswith(marks)}
-    return found
-
-
 @pytest.mark.parametrize("verb", ["gather", "bcast"])
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_any_rank_ends_the_job(rank: int, verb: str) -> None:
@@ -46,7 +37,7 @@ def test_any_rank_ends_the_job(rank: int, verb: str) -> None:
     with subprocess.Popen(
         words,
         cwd=ROOM,
-        env=environment(launcher),
+        env=launcher.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -104,6 +104,10 @@ INVARIANTS = {
     "SplitFed v1 is FedAvg, and with one local step FedSGD, with a tail or without": """
         degenerate::test_splitfed_v1_is_fedavg
         splitfed::test_a_tail_changes_nothing_but_what_travels""",
+    "Settings of the machine change nothing, nor does the environment": """
+        machine::test_waves_and_vectors_in_files_beside_other_settings
+        machine::test_folders
+        machine::test_hashes_of_texts_locale_and_zone""",
     "Who works while another is served changes nothing, nor do the server's threads": """
         ranks::test_who_works_while_another_is_served_does_not_matter
         hardware::test_the_number_of_threads_does_not_matter""",

@@ -1,4 +1,4 @@
-"""The machine: results do not depend on the settings that belong to it.
+"""The machine: results do not depend on the settings that belong to it, nor on the environment.
 
 Where uploads are in waves, and where clients' vectors wait, is tested for every method in
 `test_methods`, the server's threads in `training.test_hardware`. Here are compositions with other
@@ -6,16 +6,21 @@ settings, folders, and threads.
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fedmpi import models
+from tests import PATIENCE
 from tests.made import write_idx
 from tests.plain import CNN, EVERYTHING, FAMILIES, allowed, families, member
 from tests.small import Run, alike, run, small, smooth
 
+ROOM = Path(__file__).parents[2]
 FEW = ("data.samples=150", "data.test_samples=30")
 COMPOSED = [
     ("aggregation.rule=median",),
@@ -46,6 +51,15 @@ def test_waves_and_vectors_in_files_beside_other_settings(
     alike(whole, waves, but=("ranks",))
 
 
+@pytest.mark.parametrize("family", ["fedavg", "scaffold", "splitfed"])
+def test_waves_of_stacked_rows(family: str) -> None:
+    """To rounding: other rows are stacked together."""
+    given = (*FAMILIES[family], *FEW, "model.hidden=[1024,8]", "rows=5", "rounds=1")
+    whole, waves = (run(small(*given, f"exchange.window={mib}")) for mib in (256, 1))
+    assert waves.engine.width == 3
+    np.testing.assert_allclose(whole.model, waves.model, rtol=1e-4, atol=1e-6)
+
+
 @families
 def test_local_statistics_in_files(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "build", smooth)
@@ -73,6 +87,36 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         alike(found[0], other)
         assert other.engine.settings.identity() == found[0].engine.settings.identity()
         assert other.engine.about_data == found[0].engine.about_data
+
+
+LAUNCHED = ("OMPI_", "PMI", "PRTE_", "MPI", "SLURM_")
+"""Beginnings of the names of variables that launchers set."""
+HASHES = """
+from tests.small import run, small
+for name in ("dispfl", "heterofl", "splitfed"):
+    found = run(small(f"method.name={name}", "rounds=1", "data.samples=100", "sampling=samples"))
+    print(found.sha256, found.engine.population.fingerprint, found.engine.settings.identity())
+    for table in ("rounds", "clients", "ranks"):
+        columns = found.tables[table]
+        print(*(columns[name].tolist() for name in columns.dtype.names if "seconds" not in name))
+"""
+
+
+def test_hashes_of_texts_locale_and_zone() -> None:
+    """The order of a set is another one in each process, unless $PYTHONHASHSEED says which."""
+    said = set()
+    for more in (
+        {"PYTHONHASHSEED": "1", "LC_ALL": "C", "TZ": "Asia/Tokyo"},
+        {"PYTHONHASHSEED": "2", "LC_ALL": "C.UTF-8", "TZ": "UTC"},
+    ):
+        # Under mpiexec the process would take itself for another rank.
+        kept = {name: text for name, text in os.environ.items() if not name.startswith(LAUNCHED)}
+        words = [sys.executable, "-c", HASHES]
+        about: dict[str, Any] = {"cwd": ROOM, "env": kept | more, "timeout": PATIENCE}
+        done = subprocess.run(words, capture_output=True, text=True, check=True, **about)
+        assert done.stdout.count("\n") == 12
+        said.add(done.stdout)
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("family", ["fedavg", "topk", "splitfed"])

@@ -85,7 +85,7 @@ def test_settings_stand_in_columns_unless_a_line_is_too_long(said: Any) -> None:
 
 
 def test_settings_of_the_machine_say_so(said: Any) -> None:
-    says = "It belongs to the machine: it makes no other run."
+    says = "It belongs to the machine and is no part of a run's identity."
     for name in config.marked(config.Settings, config.MACHINE):
         assert says in words(said(show_list, "settings", name))
     assert says not in words(said(show_list, "settings", "lr"))

@@ -27,7 +27,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(files, "USUAL", ("data",))
     monkeypatch.setenv("COLUMNS", "200")
-    for name in (*launch.RANK_VARIABLES, "FEDMPI_DATA", "SLURM_JOB_ID", "SLURM_NTASKS"):
+    for name in os.environ.keys() - launch.plain(os.environ).keys():
+        monkeypatch.delenv(name)
+    for name in ("FEDMPI_DATA", "SLURM_JOB_ID", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -190,23 +192,20 @@ def test_a_process_that_hangs(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert until(is_gone), "what it started is still there"
 
 
-def test_inside_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell that srun has started; ranks are tried all the same."""
-    monkeypatch.setenv("PMIX_RANK", "0")
-    monkeypatch.setenv("PMIX_NAMESPACE", "slurm.pmix.7.0")
-    monkeypatch.setenv("PMI_FD", "5")
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_inside_of_a_job(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell that a launcher has started; ranks are tried all the same."""
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", str(ranks))
     monkeypatch.setattr(doctor, "_fit", lambda *_: Finding("ok", "tried"))
+    assert found("mpi")[-1].text == "tried"
+    if ranks == 1:
+        assert levels("mpi") <= {"ok", "note"}
+        return
     finding = worst("mpi")
     assert finding.level == "warning"
-    assert "$PMIX_RANK is set" in finding.text
-    assert finding.mend.endswith("unset PMIX_RANK")
-    assert found("mpi")[-1].text == "tried"
-
-
-def test_users_settings_for_mpi_stay() -> None:
-    kept = {"PATH": "/bin", "OMPI_MCA_btl": "self", "PRTE_MCA_x": "1", "OMPI_ALLOW_RUN": "1"}
-    gone = {"PMI_RANK": "1", "PMIX_ID": "x", "OMPI_COMM_WORLD_RANK": "0", "MPI_LOCALRANKID": "0"}
-    assert doctor._plain(kept | gone) == kept
+    assert "one of 4 that a launcher has started: --ranks will start none here" in finding.text
+    assert finding.mend == "leave mpiexec or srun away here, or: unset PMI_RANK PMI_SIZE"
 
 
 @pytest.mark.parametrize(
@@ -238,6 +237,45 @@ def test_inside_of_an_allocation(
     assert second.text.startswith(text)
     assert first.level == ("ok" if mpiexec else "wrong" if works == "never" else "warning")
     assert second.level == ("ok" if works != "never" else "warning" if mpiexec else "wrong")
+
+
+@pytest.mark.parametrize(
+    ("passed_on", "said"),
+    [("NONE", True), ("PATH,HOME", True), ("ALL", False), ("ALL,X=1", False), (None, False)],
+)
+def test_an_environment_that_srun_does_not_pass_on(
+    passed_on: str | None, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_start", lambda *_: Done(0, "sizes 1\n", ""))
+    monkeypatch.setattr(doctor, "_fit", lambda *_: Finding("ok", "tried"))
+    monkeypatch.delenv("SLURM_EXPORT_ENV", raising=False)
+    if passed_on is not None:
+        monkeypatch.setenv("SLURM_EXPORT_ENV", passed_on)
+    named = [f for f in found("mpi") if f"$SLURM_EXPORT_ENV is {passed_on}" in f.text]
+    assert bool(named) == said
+    if said:
+        assert named[0].level == "warning"
+        assert named[0].mend == "export SLURM_EXPORT_ENV=ALL"
+
+
+def test_a_check_that_fails_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are done all the same."""
+
+    def ill(out: Path) -> Iterator[Finding]:
+        yield Finding("ok", "so far")
+        raise RuntimeError("no\nhome")
+
+    for name in CHECKS:
+        monkeypatch.setitem(CHECKS, name, lambda _: iter([Finding("ok", "fine")]))
+    monkeypatch.setitem(CHECKS, "torch", ill)
+    assert examine() == 1
+    text = capsys.readouterr().out
+    assert text.count("fine") == len(CHECKS) - 1
+    assert "so far" in text
+    assert "wrong    this check cannot be done here: RuntimeError: no home" in text
+    assert "1 wrong" in text
 
 
 def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:

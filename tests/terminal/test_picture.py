@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from fedmpi.config import ConfigError
+from fedmpi.errors import BadInput
 from fedmpi.terminal.picture import draw, picture
 
 
@@ -72,5 +72,5 @@ def test_files(suffix: str, magic: bytes, tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
     assert len(first.read_bytes()) < 200_000
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"x\.png: "):
+    with pytest.raises(BadInput, match=r"x\.png: "):
         draw(skewed(2, 2), "iid", tmp_path / "file" / "x.png")

@@ -5,13 +5,13 @@ of dimensions, each dimension as a big-endian int32, the values, big-endian.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from fedmpi.data import Dataset, checked, normalise
-from fedmpi.data.files import DataError, contents, either, find, one, places
+from fedmpi.data.files import DataError, contents, either, find, places
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -19,7 +19,10 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-"""MNIST's files, each with or without `.gz`; its successors use the same names."""
+"""MNIST's files, each with or without `.gz`; its successors use the same names.
+
+Where they come from Kaggle, a dot stands before `idx`.
+"""
 
 BYTES, INTEGERS = np.dtype("u1"), np.dtype(">i4")
 """Supported types of values."""
@@ -39,7 +42,7 @@ def search(root: str | None, fits: Callable[[Path], bool]) -> Path | None:
     """
 
     def holds(folder: Path) -> bool:
-        if either(folder, FILES[0]) is None:
+        if _file(folder, FILES[0]) is None:
             return False
         chosen = root is not None and folder == places(root)[0]
         return chosen or fits(folder)
@@ -53,7 +56,28 @@ def paths(folder: Path) -> list[Path]:
     Raises:
         DataError: if one is missing.
     """
-    return [one(folder, name) for name in FILES]
+    found = {name: _file(folder, name) for name in FILES}
+    for name, path in found.items():
+        if path is None:
+            raise DataError(
+                f"{folder}: wanted a file {name} or {_dotted(name)}, with or without .gz, found "
+                "neither"
+            )
+    return [path for path in found.values() if path is not None]
+
+
+def known(official: Mapping[str, str]) -> dict[str, str]:
+    """Returns MD5 digests of official files by each of the names that a file may have."""
+    return {**official, **{_dotted(name): md5 for name, md5 in official.items()}}
+
+
+def _dotted(name: str) -> str:
+    return name.replace("-idx", ".idx")
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    """Returns the path of one of the files under any of its names, the official one first."""
+    return either(folder, name) or either(folder, _dotted(name))
 
 
 def images(files: list[Path], mean: float, std: float, classes: int = 10) -> Dataset:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedmpi.data import Dataset
-from fedmpi.data.files import DataError, contents, places
+from fedmpi.data.files import DataError, all_of, contents, places
 
 SETS = ("celeba", "femnist", "reddit", "sent140", "shakespeare", "synthetic")
 """LEAF's data sets, whose files have the same names."""
@@ -50,7 +50,7 @@ def holds(folder: Path, name: str, root: str | None) -> bool:
     The last name of a set in its path must be this one, because the files do not tell. Only a
     `root` that is the folder itself needs no such name.
     """
-    if not all(any((folder / part).glob("*.json")) for part in ("train", "test")):
+    if not all(paths(folder)):
         return False
     if root is not None and folder == places(root)[0]:
         return True
@@ -63,7 +63,7 @@ def holds(folder: Path, name: str, root: str | None) -> bool:
 
 def paths(folder: Path) -> tuple[list[Path], list[Path]]:
     """Returns the files of training and of test samples, sorted by name."""
-    train, test = (sorted((folder / part).glob("*.json")) for part in ("train", "test"))
+    train, test = (all_of(folder / part, "*.json") for part in ("train", "test"))
     return train, test
 
 

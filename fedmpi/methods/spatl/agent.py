@@ -33,6 +33,7 @@ from torch.nn.functional import pad
 from torch.nn.utils import parameters_to_vector
 
 from fedmpi.config import ConfigError
+from fedmpi.draft import draft
 from fedmpi.messages.counts import keep_round
 from fedmpi.networks.flat import PRUNABLE, Flat
 from fedmpi.networks.flops import forward
@@ -122,8 +123,12 @@ def born(seed: int) -> Agent:
 
 
 def save(agent: Agent, path: Path) -> None:
-    """Writes an agent's parameters to a file (.npy)."""
-    with path.open("wb") as file:
+    """Writes an agent's parameters to a file (.npy).
+
+    Raises:
+        BadInput: if it cannot be written.
+    """
+    with draft(path, "--out") as file:
         np.save(file, agent.vector().numpy())
 
 

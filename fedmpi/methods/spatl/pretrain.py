@@ -16,6 +16,8 @@ from torch import Tensor
 from fedmpi import config, loading, models, words
 from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError, Settings, Tree
+from fedmpi.draft import try_out
+from fedmpi.errors import fitting
 from fedmpi.methods.spatl import agent, selection
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.slicing import Channels
@@ -89,6 +91,7 @@ class Lab:
         return self.judge.found(masked, *samples)
 
 
+@fitting()
 def pretrain(trees: Sequence[Tree], episodes: int, out: Path) -> str:
     """Trains the networks of settings, trains an agent on them in turns, and writes it to a file.
 
@@ -101,11 +104,10 @@ def pretrain(trees: Sequence[Tree], episodes: int, out: Path) -> str:
         A line for each network with the result.
 
     Raises:
-        ConfigError: if no samples are held out, if a network has no channels, or if the file's
-            folder does not exist.
+        BadInput: if no samples are held out, if a network has no channels, or if the file cannot
+            be written.
     """
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out}: wanted a file in a folder that is there")
+    try_out(out, "--out")
     labs = [Lab(tree) for tree in trees]
     seed, games = labs[0].settings.seed, [lab.game() for lab in labs]
     mind = agent.born(torch_seed(seed, Purpose.BIRTH))

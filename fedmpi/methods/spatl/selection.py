@@ -48,10 +48,10 @@ class Config(config.Method):
     agent: Annotated[config.Place | None, config.READ] = None
     """File of the agent that every client starts with, made by fedmpi agent. If absent, it is the
     one that comes with the project. Only with selection = agent."""
-    episodes: int = Field(25, ge=TRIALS, multiple_of=TRIALS)
+    episodes: int = Field(25, ge=TRIALS, le=config.MOST, multiple_of=TRIALS)
     """Selections per round that a client's agent tries out and learns from, in batches of 25. Only
     with selection = agent."""
-    tuned: int = Field(10, ge=0)
+    tuned: int = Field(10, ge=0, le=config.MOST)
     """Number of first rounds in which agents learn, heads only. Later they only decide. Only with
     selection = agent."""
 
