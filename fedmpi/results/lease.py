@@ -175,7 +175,9 @@ def take(path: Path, say: Callable[[str], None] = lambda text: None) -> Lease:
     mine = _mine()
     with told(path, INSTEAD):
         path = path.resolve() if path.is_symlink() else path
-        _take(path, _lock(path), mine, say)
+    lock = _lock(path)
+    with told(lock if os.path.lexists(lock) else path, INSTEAD):
+        _take(path, lock, mine, say)
         return Lease(path, mine)
 
 
