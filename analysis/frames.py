@@ -15,6 +15,7 @@ A run in progress can be read: its status is `running`, and its finished rounds 
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -211,22 +212,39 @@ def _results(paths: Paths, table: str = "rounds") -> list[Result]:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
         for file in _inside(path) if path.is_dir() else [path]:
-            found.setdefault(file.resolve(), file)
+            found.setdefault(Path(os.path.realpath(file)), file)
     results = []
     for whole, path in found.items():
         try:
             results.append(_read(path, table))
         except DAMAGE as error:
-            if whole not in _reported:
-                _reported.add(whole)
-                print(f"{path}: left out: {error}", file=sys.stderr)
+            _leave_out(whole, path, error)
     return results
+
+
+def _leave_out(whole: Path, path: str | Path, error: Exception) -> None:
+    """Says once on standard error why a file, or a folder, is left out."""
+    if whole not in _reported:
+        _reported.add(whole)
+        # HDF5 names the number of what the system refused in its text.
+        named = re.search(r"errno = (\d+)", str(error))
+        number = getattr(error, "errno", None) or (int(named[1]) if named else None)
+        said = str(error) if number is None else os.strerror(number).lower()
+        print(f"{path}: left out: {said}", file=sys.stderr)
 
 
 def _inside(folder: Path) -> list[Path]:
     """Returns the files in a folder, at any depth, that are named as results are."""
-    every = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in every if not path.is_dir())
+
+    def unreadable(error: OSError) -> None:
+        _leave_out(Path(error.filename), error.filename, error)
+
+    every = (
+        Path(place) / name
+        for place, _, names in os.walk(folder, onerror=unreadable)
+        for name in names
+    )
+    return sorted(path for path in every if path.suffix.lower() in SUFFIXES)
 
 
 def _read(path: Path, table: str) -> Result:

@@ -7,6 +7,7 @@ needed.
 
 import copy
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Collection
@@ -62,7 +63,8 @@ def be_at_home() -> None:
 def mends(command: Callable[..., None]) -> Callable[..., None]:
     """Makes a command end with one line per problem instead of a traceback.
 
-    The exit code is 2 if its input is wrong, and 1 if the machine refuses what a run needs.
+    The exit code is 2 if its input is wrong, and 1 if the machine refuses what a run needs. After
+    Ctrl-C it is that of a process that the signal ended.
     """
 
     @wraps(command)
@@ -76,6 +78,8 @@ def mends(command: Callable[..., None]) -> Callable[..., None]:
         except Failure as error:
             print(error, file=sys.stderr)
             sys.exit(1)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
 
     return guarded
 

@@ -17,7 +17,7 @@ import pydantic
 
 from fedmpi import config
 from fedmpi.config import ConfigError, Devices, Settings, Table, Tree, Wireless
-from fedmpi.words import Word, decoded, either, meant, opened, said, want
+from fedmpi.words import Word, decoded, either, meant, opened, said, unread, want
 
 
 def read(path: Path) -> Tree:
@@ -447,13 +447,14 @@ def _sentence(whole: type[Table], problem: Mapping[str, Any]) -> str:
         example = f"{{{first} = ...}}" if path[-1].isdigit() else f"{path[-1]}.{first}"
         if path[-1] in config.AXES and found in config.names(path[-1]):
             return f"{what}: wanted a table; its name is set by {path[-1]}.name={found}"
-        return f"{what}: wanted a table, such as {example}"
+        return f"{what}: wanted a table, such as {example}{unread(found)}"
     if config.kinds(kind):
-        return f"{what}: wanted a table with kind = {either(list(config.kinds(kind)))}"
+        kinds = either(list(config.kinds(kind)))
+        return f"{what}: wanted a table with kind = {kinds}{unread(found)}"
     if problem["type"] == "string_unicode":
         return f"{what}: wanted a text in UTF-8"
     mend = "; put it in quotes" if problem["type"] == "string_type" else ""
-    return f"{what}: wanted {want(kind, bounds, found)}{mend}"
+    return f"{what}: wanted {want(kind, bounds, found)}{unread(found) or mend}"
 
 
 def _walk(whole: type[Table], steps: Sequence[str | int]) -> tuple[Any, Sequence[Any], list[str]]:

@@ -35,6 +35,18 @@ def decoded(content: bytes) -> str:
         raise UnicodeError("not UTF-8") from None
 
 
+def unread(word: Any) -> str:
+    """Why a word that begins like a list or a table is none; nothing if it does not."""
+    if not isinstance(word, Word) or word.strip()[:1] not in ("[", "{") or _toml(word) is not None:
+        return ""
+    try:
+        tomllib.loads(f"value = {word}")
+    except (ValueError, RecursionError) as error:
+        reason = str(error).partition(" (at ")[0].lower()
+        return f"; not TOML ({reason}): texts in a list or table need quotes"
+    return ""
+
+
 class Word(str):
     """A value as it stands on a command line."""
 
@@ -203,6 +215,7 @@ def _range(bounds: Sequence[Any], found: Any) -> str:
     if {"ge", "le"} <= limits.keys():
         return f" from {limits['ge']} to {limits['le']}"
     words = [f"{SIGNS[name]} {limits[name]}" for name in SIGNS if name in limits]
+    words += [f"in steps of {b.multiple_of}" for b in bounds if hasattr(b, "multiple_of")]
     return f" {' and '.join(words)}" if words else ""
 
 
@@ -240,6 +253,6 @@ def said(value: Any) -> str:
         text = f"[{', '.join(map(said, value))}]"
     else:
         # Python refuses to write thousands of decimals.
-        text = hex(value) if isinstance(value, int) and value.bit_length() > 64 else str(value)
+        text = hex(value) if isinstance(value, int) and value.bit_length() > 999 else str(value)
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."

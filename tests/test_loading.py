@@ -395,6 +395,16 @@ def test_blanks_around_the_equals_sign_belong_to_neither_side() -> None:
         ),
         ("method=topk", "method = topk: wanted a table; its name is set by method.name=topk"),
         ("method=5", "method = 5: wanted a table, such as method.name"),
+        (
+            "method={name=topk, sparsity=0.9}",
+            "method = {name=topk, sparsity=0.9}: wanted a table, such as method.name; not TOML "
+            "(invalid value): texts in a list or table need quotes",
+        ),
+        (
+            "devices.tiers=[{name=a}]",
+            "devices.tiers = [{name=a}]: wanted a list of tables; not TOML (invalid value): texts",
+        ),
+        ("seed=99999999999999999999", "seed = 99999999999999999999: wanted a whole number"),
         ("device=gpu", "device = 'gpu': wanted cpu, cuda or cuda:K"),
         ("state.folder=", "state.folder = '': wanted a path, or absent"),
         ("data.root=a\udcff", "data.root = 'a\\udcff': wanted a text in UTF-8"),

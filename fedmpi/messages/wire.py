@@ -18,10 +18,17 @@ from typing import NamedTuple
 import mpi4py
 import numpy as np
 
-mpi4py.rc.initialize = False  # see `join`
-from mpi4py import MPI  # noqa: E402
+from fedmpi.errors import BadInput
+from fedmpi.messages.clock import Clock, Phase
 
-from fedmpi.messages.clock import Clock, Phase  # noqa: E402
+mpi4py.rc.initialize = False  # see `join`
+try:
+    from mpi4py import MPI
+except (ImportError, RuntimeError) as error:
+    raise BadInput(
+        f"no MPI library can be loaded: {' '.join(str(error).split())}; 'fedmpi doctor mpi' says "
+        "more, and $MPI4PY_LIBMPI may name another libmpi.so"
+    ) from None
 
 ROOT = 0
 WORD = 8

@@ -17,9 +17,9 @@ may have lost its lock; it finds out before it writes again.
 """
 
 import atexit
-import errno
 import json
 import os
+import re
 import secrets
 import socket
 from collections.abc import Callable
@@ -38,6 +38,8 @@ BEAT, STALE = 5.0, 60.0
 """Seconds between touches of a lock, and without one after which it is taken over."""
 NAP = 0.05
 """Seconds between looks at a lock that somebody else may hold."""
+TOKEN = re.compile("[0-9a-f]{16}")
+"""What a lock's token looks like."""
 INSTEAD = "choose another place with --out"
 """What helps where no result can be written."""
 
@@ -73,7 +75,8 @@ class Holder:
     def __str__(self) -> str:
         if not self.token:
             return "unknown"
-        return f"process {self.pid} on {self.host}" + (f", SLURM job {self.job}" * bool(self.job))
+        text = f"process {self.pid} on {self.host}" + (f", SLURM job {self.job}" * bool(self.job))
+        return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class Seen:
             found = json.loads(self.content)
             kinds = {field.name: field.type for field in fields(Holder)}
             given = {n: v for n, v in found.items() if type(v) is kinds.get(n)}
-            return Holder(**given)
+            holder = Holder(**given)
+            return holder if TOKEN.fullmatch(holder.token) else Holder()
         except (ValueError, AttributeError, RecursionError):
             return Holder()
 
@@ -171,7 +175,9 @@ def take(path: Path, say: Callable[[str], None] = lambda text: None) -> Lease:
     mine = _mine()
     with told(path, INSTEAD):
         path = path.resolve() if path.is_symlink() else path
-        _take(path, _lock(path), mine, say)
+    lock = _lock(path)
+    with told(lock if os.path.lexists(lock) else path, INSTEAD):
+        _take(path, lock, mine, say)
         return Lease(path, mine)
 
 
@@ -193,8 +199,8 @@ def _take(path: Path, lock: Path, mine: Holder, say: Callable[[str], None]) -> N
     while True:
         with suppress(FileExistsError):
             return _make(lock, mine)
-        if lock.is_symlink():
-            raise FileNotFoundError(errno.ENOENT, "a link", str(lock))
+        if not lock.is_file() and os.path.lexists(lock):
+            raise BadInput(f"{lock}: wanted a file that locks {path.name}, found none; remove it")
         found = _look(lock)
         if found is None or _changes(path, lock, found, say):
             continue

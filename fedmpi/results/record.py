@@ -298,7 +298,9 @@ def open_result(path: Path) -> h5py.File:
     Raises:
         RecordError: if the file is missing, or is not a result.
     """
-    if not path.is_file():
+    with told(path, kind=RecordError):
+        is_there = path.is_file()
+    if not is_there:
         kind = "no plain file" if os.path.lexists(path) else "no such file"
         raise RecordError(f"{path}: {kind}; wanted a result (HDF5)")
     try:

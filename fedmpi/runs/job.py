@@ -1,10 +1,11 @@
 """One job: the ranks check settings together, run them, and the root records what comes out."""
 
 import gc
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -69,17 +70,51 @@ class Job:
         where = "" if first == wire.ROOT else f"rank {first} on {wire.host()}: "
         raise BadInput(f"{where}{problem}")
 
+    def agree(self, ours: str, what: str) -> None:
+        """Makes sure that all ranks have the same; nothing is sent but a hash.
+
+        Raises:
+            BadInput: on every rank, if some rank has something else than rank 0.
+        """
+        digest = hashlib.sha256(ours.encode()).digest()
+        found = self.wire.report(np.frombuffer(digest, "u8"))
+
+        def compare() -> None:
+            for rank, theirs in enumerate(found):
+                if not np.array_equal(theirs, found[0]):
+                    raise BadInput(f"rank {rank} has other {what} than rank 0; wanted the same")
+
+        self.check(compare)
+
+    def _agree_on(self, task: str, settings: Sequence[Settings]) -> None:
+        """Makes sure that all ranks are about to do the same.
+
+        The words of a launcher that starts several programs may differ, and so may files on the
+        nodes' own disks.
+
+        Args:
+            task: its name.
+            settings: of the runs to do, in their order.
+        """
+        # Also the window, which says in how many waves clients upload.
+        runs = [f"{one.identity()} {one.exchange.window}" for one in settings]
+        self.agree("\n".join([task, *runs]), "words or files of settings")
+
     def sweep(self, plan: Sweep) -> int:
         """Runs the chosen members that are not done, one after the other.
 
         Returns:
             1 if some failed, else 2 if some were bad input, else 0.
+
+        Raises:
+            BadInput: if ranks are about to do different things.
         """
+        self._agree_on("sweep", [plan.members[number].settings for number in plan.chosen])
         code, became = 0, {}
         for place, number in enumerate(plan.chosen, 1):
             member = plan.members[number]
             try:
-                became[number] = self.run(
+                became[number] = self._run(
                     member.settings, plan.out, f"[{place}/{len(plan.chosen)}] {member}  "
                 )
             except (BadInput, Failure) as error:
@@ -110,6 +145,11 @@ class Job:
             Failure: if the system does not let a round be written. With other ranks, which then
                 wait in a collective, the job ends.
         """
+        self._agree_on("run", [settings])
+        return self._run(settings, out, title)
+
+    def _run(self, settings: Settings, out: Path, title: str) -> str:
+        """Does what `run` does, once all ranks know that they do the same."""
         path = self.check(lambda: earlier.place(out, settings) if self.wire.is_root else out)
         with ExitStack() as stack:
             held, state = self.check(lambda: self._begin(path, settings, stack))
@@ -121,6 +161,7 @@ class Job:
             threads = int(self.wire.publish(np.array([hardware.threads(settings)]))[0])
             alike = settings.model_copy(update={"threads": threads})
             engine = self.check(lambda: Engine(alike, place))
+            self.agree(str(engine.about_data.get("data_sha256")), "data")
             self._say(f"{title}{path}")
             with self._together(held):
                 status = self._record(settings, engine, held)

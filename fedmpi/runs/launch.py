@@ -120,14 +120,20 @@ class Launcher:
         return attend(self.command(ranks, words), variables)
 
 
+def allocated() -> int | None:
+    """The tasks of the SLURM allocation around this process; None outside of one."""
+    tasks = os.environ.get("SLURM_NTASKS", "")
+    # A launcher knows an allocation by its nodes: the number alone may come from elsewhere.
+    return int(tasks) if tasks.isdecimal() and "SLURM_JOB_NODELIST" in os.environ else None
+
+
 def slots() -> int:
     """Ranks that Open MPI starts unasked: the tasks of a SLURM allocation, else this node's cores.
 
     A core counts once, however many hardware threads it has.
     """
-    tasks = os.environ.get("SLURM_NTASKS", "")
-    if tasks.isdigit():
-        return int(tasks)
+    if (tasks := allocated()) is not None:
+        return tasks
     siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     try:
         cpus = (Path(siblings.format(cpu)) for cpu in os.sched_getaffinity(0))
@@ -210,12 +216,12 @@ def check_size(wanted: int | None, found: int) -> None:
         ConfigError: inside a launcher that started another number of ranks, or whose ranks MPI
             does not join: each would do the whole run.
     """
-    started = int(os.environ.get(RANKS, found))
-    if started != found:
+    told = os.environ.get(RANKS, "")
+    if told.isdecimal() and int(told) != found:
         raise ConfigError(
-            f"--ranks {started}: mpiexec started {started} processes, but MPI found {found} of "
-            "them: it is not the mpiexec of the library that mpi4py loads; 'fedmpi doctor mpi' "
-            "says which they are, and $FEDMPI_MPIEXEC may name the library's own"
+            f"--ranks {told} (${RANKS}): mpiexec was to start {told} processes, but MPI found "
+            f"{found} of them: it is not the mpiexec of the library that mpi4py loads; 'fedmpi "
+            "doctor mpi' says which they are, and $FEDMPI_MPIEXEC may name the library's own"
         )
     tasks, name = max(_said(), default=(0, ""))
     if found == 1 and tasks > 1 and name == "SLURM_STEP_NUM_TASKS":

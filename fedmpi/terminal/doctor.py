@@ -138,7 +138,7 @@ def check_mpi(out: Path) -> Iterator[Finding]:
     yield library
     if not sound:
         return
-    what = "tasks of the SLURM job" if "SLURM_NTASKS" in os.environ else "cores"
+    what = "tasks of the SLURM job" if launch.allocated() is not None else "cores"
     slots = f"{launch.slots()} {what}; more ranks than that share cores"
     yield Finding("ok" if launch.slots() > 1 else "note", slots)
     environment = launch.plain(os.environ)
@@ -195,7 +195,10 @@ def _library() -> tuple[Finding, bool]:
     )
     if "No module named 'mpi4py'" in done.err:
         return Finding("wrong", "mpi4py is missing", INSTALL), False
-    return Finding("wrong", f"mpi4py finds no MPI library that works: {done.what}", mend), False
+    named = os.environ.get("MPI4PY_LIBMPI")
+    given = f" ($MPI4PY_LIBMPI is {named})" if named else ""
+    text = f"mpi4py finds no MPI library that works{given}: {done.what}"
+    return Finding("wrong", text, mend), False
 
 
 def _fit(launcher: Launcher, library: str) -> Finding:
@@ -205,13 +208,22 @@ def _fit(launcher: Launcher, library: str) -> Finding:
     name = f"{launcher.path} ({launcher.version})"
     if done.sizes == [2, 2]:
         return Finding("ok", f"{name} starts ranks that find each other")
+    own = (
+        "let $FEDMPI_MPIEXEC name the library's own mpiexec, or $MPI4PY_LIBMPI the launcher's "
+        "libmpi.so"
+    )
     if done.sizes == [1, 1]:
         return Finding(
             "wrong",
             f"{name} starts 2 processes, but each is alone in its job: the launcher is not that of "
             f"the library, {library}",
-            "let $FEDMPI_MPIEXEC name the library's own mpiexec, or $MPI4PY_LIBMPI the launcher's "
-            "libmpi.so",
+            own,
+        )
+    if launcher.is_open_mpi != ("Open MPI" in library):
+        return Finding(
+            "wrong",
+            f"{name} does not start 2 ranks: it is not the launcher of the library, {library}",
+            own,
         )
     again = f"try it: {launcher.path} -n 2 {sys.executable} -m mpi4py.bench helloworld"
     return Finding("wrong", f"{name} does not start 2 ranks: {done.what}", again)
@@ -245,7 +257,8 @@ def check_torch(out: Path) -> Iterator[Finding]:
         return
     few = cores() < 2
     threads = f"{torch.get_num_threads()} threads by default; a run takes $OMP_NUM_THREADS"
-    yield Finding("note" if few else "ok", f"torch {torch.__version__}, {cores()} cores, {threads}")
+    many = f"{cores()} core{'s' * (cores() > 1)}"
+    yield Finding("note" if few else "ok", f"torch {torch.__version__}, {many}, {threads}")
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             name = f"cuda:{number} is {torch.cuda.get_device_name(number)}"

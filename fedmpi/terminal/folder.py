@@ -2,14 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from rich.text import Text
 
+from fedmpi.errors import sentence
 from fedmpi.results import record
-from fedmpi.results.record import RecordError
+from fedmpi.results.record import Damaged, RecordError
 from fedmpi.terminal.style import COLOURS, console, grid, number
 from fedmpi.units import amount
 
@@ -31,14 +32,21 @@ def show_folder(folder: Path) -> None:
         RecordError: if there is none.
     """
     table = grid(*HEADS, left=(0, 1, 6))
-    paths, damaged = list(results(folder)), []
+    lost: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        lost.append(f"unreadable: {sentence(os.path.relpath(error.filename, folder), error)}")
+
+    paths = list(results(folder, unreadable))
     for path in paths:
         name = str(path.relative_to(folder))
         try:
             table.add_row(*_line(path), Text(name))
         except DAMAGE as error:
-            damaged.append(f"{name}: {str(error).removeprefix(f'{path}: ')}")
-    if not paths:
+            is_damage = isinstance(error, Damaged) or not isinstance(error, RecordError)
+            said = str(error).removeprefix(f"{path}: ")
+            lost.append(f"{'damaged' if is_damage else 'unreadable'}: {name}: {said}")
+    if not (paths or lost):
         raise RecordError(f"{folder}: no results in this folder; wanted files *.h5 or *.hdf5")
     out = console()
     if table.row_count:
@@ -47,13 +55,18 @@ def show_folder(folder: Path) -> None:
         out.width = max(out.width, widest)
         out.print(table)
         out.print("", Text(LEGEND, "dim"), sep="\n")
-    for line in damaged:
-        out.print(Text(f"damaged: {line}", "red"), soft_wrap=True)
+    for line in lost:
+        out.print(Text(line, "red"), soft_wrap=True)
 
 
-def results(folder: Path) -> Iterator[Path]:
-    """The results in a folder and those below it, by their names, in order."""
-    for place, inner, names in os.walk(folder):
+def results(folder: Path, unreadable: Callable[[OSError], None]) -> Iterator[Path]:
+    """The results in a folder and those below it, by their names, in order.
+
+    Args:
+        folder: where to look.
+        unreadable: told of folders that cannot be looked into.
+    """
+    for place, inner, names in os.walk(folder, onerror=unreadable):
         inner.sort()
         for path in (Path(place) / name for name in sorted(names)):
             if record.is_named(path):
@@ -62,8 +75,7 @@ def results(folder: Path) -> Iterator[Path]:
 
 def _line(path: Path) -> Iterator[str | Text]:
     """A result's cells in front of its name."""
-    with record.open_result(path) as file:
-        about, rounds = dict(file.attrs), record.rows(file, "rounds")
+    about, rounds = record.read(path, lambda file: (dict(file.attrs), record.rows(file, "rounds")))
     settings, status = json.loads(about["settings"]), str(about["status"])
     regular = rounds[rounds["round"] >= 0]
     yield settings["method"]["name"]

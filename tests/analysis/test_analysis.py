@@ -1,6 +1,8 @@
 """What is computed from result files, against numbers worked out by hand."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -49,6 +51,28 @@ def test_the_best_round_is_the_one_of_validation(tmp_path: Path) -> None:
     assert one["shard_min_best"] == 0.5
     assert one["personal_mean_last"] == pytest.approx(0.5)
     assert np.isnan(one["shard_std_last"])
+
+
+def test_what_cannot_be_read_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A link in a circle, and a folder of somebody else: others are compared."""
+    everything = len(frames.runs(folder))
+    (folder / "circle.h5").symlink_to("circle.h5")
+    scan = os.scandir
+
+    def scandir(place: str) -> Any:
+        if str(place).endswith("iid"):
+            raise PermissionError(errno.EACCES, "Permission denied", place)
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert len(frames.runs(folder)) == everything - 4
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"{folder}/iid: left out: permission denied",
+        f"{folder}/circle.h5: left out: too many levels of symbolic links",
+    ]
 
 
 def test_without_validation_there_is_no_best_round(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(path: Path) -> None:
 @linux
 def test_a_number_that_another_process_has_by_now(path: Path, lock: Path) -> None:
     with lease.take(path) as mine:
-        former = replace(mine.mine, token="ab", began=mine.mine.began - 1)
+        former = replace(mine.mine, token="ab" * 8, began=mine.mine.began - 1)
     leave(lock, former)
     with lease.take(path) as mine:
         mine.check()
@@ -179,7 +179,11 @@ def test_a_job_that_was_requeued(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"[" * 60000, b'{"pid": "x"}', b"\xff\x00", b'{"token": 5}']
+    "content",
+    [
+        *(b"", b"{", b"[]", b"[" * 60000, b'{"pid": "x"}', b"\xff\x00", b'{"token": 5}'),
+        *(b'{"token": "../x"}', b'{"token": "\\u0000"}', b'{"token": "%s"}' % (b"a" * 300)),
+    ],
 )
 def test_a_lock_that_says_nothing(path: Path, lock: Path, short: None, content: bytes) -> None:
     lock.write_bytes(content)
@@ -193,7 +197,7 @@ def test_a_lock_that_says_nothing(path: Path, lock: Path, short: None, content: 
 def test_a_lock_with_an_impossible_process(path: Path, lock: Path, number: int) -> None:
     """It is somebody's; whose cannot be known."""
     with lease.take(path) as mine:
-        odd = replace(mine.mine, pid=number, token="ab")
+        odd = replace(mine.mine, pid=number, token="ab" * 8)
     leave(lock, odd)
     assert lease.holder(path) == odd
 
@@ -203,11 +207,11 @@ def test_a_takeover_that_was_cut_off_is_taken_over(path: Path, lock: Path) -> No
     """What marks one is a lock, too; here of one that died, and of one that died taking that."""
     with lease.take(path) as mine:
         first, second, third = (
-            replace(mine.mine, token=token, began=1) for token in ("a1", "b2", "c3")
+            replace(mine.mine, token=token, began=1) for token in ("a" * 16, "b" * 16, "c" * 16)
         )
     leave(lock, first)
-    leave(path.with_name("run.h5.lock.a1"), second)
-    leave(path.with_name("run.h5.lock.b2"), third)
+    leave(path.with_name(f"run.h5.lock.{first.token}"), second)
+    leave(path.with_name(f"run.h5.lock.{second.token}"), third)
     with lease.take(path) as mine:
         mine.check()
     assert names(path.parent) == []
@@ -251,8 +255,12 @@ def test_a_process_that_ends_gives_its_lock_back(path: Path, lock: Path) -> None
 @pytest.mark.parametrize("make", [Path.mkdir, lambda lock: lock.symlink_to("nowhere")])
 def test_a_lock_that_is_no_file(path: Path, lock: Path, make: Any) -> None:
     make(lock)
-    with pytest.raises(BadInput, match=rf"{path.name}: .*choose another place with --out"):
+    with pytest.raises(BadInput, match=rf"{lock.name}: wanted a file that locks .*; remove it"):
         lease.take(path)
+
+
+def test_a_holder_is_told_in_letters_that_a_terminal_shows() -> None:
+    assert str(replace(ELSEWHERE, host="a\x1b[31mb")).endswith(" on a?[31mb")
 
 
 def test_links_to_a_result_have_its_lock(path: Path, tmp_path: Path) -> None:
@@ -336,6 +344,6 @@ def test_a_process_of_somebody_else(path: Path, lock: Path) -> None:
     with lease.take(path) as mine:
         began = lease._began(1)
         assert began is not None
-        leave(lock, replace(mine.mine, token="ab", pid=1, began=began))
+        leave(lock, replace(mine.mine, token="ab" * 8, pid=1, began=began))
         with pytest.raises(Held):
             lease.take(path)

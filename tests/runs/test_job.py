@@ -6,9 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from mpi4py import MPI
 
 from fedmpi.config import ConfigError, Settings
+from fedmpi.datasets import synthetic
 from fedmpi.engine import Engine
 from fedmpi.errors import BadInput, Failure
 from fedmpi.messages import wire
@@ -369,6 +372,46 @@ def test_ranks_read_files_that_the_root_alone_may_have_written(folder: Path) -> 
     Job().run(settings, mine)
     Job().run(settings, mine)
     assert not (folder / "elsewhere").exists()
+
+
+@pytest.mark.parallel([2, 3])
+@pytest.mark.parametrize("other", ["seed=2", "exchange.window=1"])
+def test_ranks_that_are_about_to_do_different_things(folder: Path, other: str) -> None:
+    """As with an older file of settings on a node's own disk: all of them refuse."""
+    last = WORLD.rank == WORLD.size - 1
+    with pytest.raises(BadInput) as caught:
+        Job().run(small(other) if last else small(), folder)
+    wanted = f"rank {WORLD.size - 1} has other words or files of settings than rank 0; wanted the"
+    assert str(caught.value).startswith(wanted) if WORLD.rank == 0 else not str(caught.value)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parallel(2)
+def test_ranks_with_other_tasks(folder: Path) -> None:
+    """A sweep on one rank and its only run on another."""
+    (folder / "a.toml").write_text("[base]\nrounds = 1\n")
+    WORLD.Barrier()
+    plan = Sweep(folder / "a.toml", folder / "out")
+    settings = plan.members[0].settings
+    job = Job()
+    task = partial(job.sweep, plan) if WORLD.rank else partial(job.run, settings, folder / "out")
+    with pytest.raises(BadInput):
+        task()
+
+
+@pytest.mark.parallel(2)
+def test_ranks_with_other_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with another copy of a data set on a node's own disk."""
+    load = synthetic.load
+
+    def other(settings: Any, seed: int) -> Any:
+        return replace(load(settings, seed), sha256=str(WORLD.rank))
+
+    monkeypatch.setattr(synthetic, "load", other)
+    with pytest.raises(BadInput) as caught:
+        Job().run(small(), folder)
+    assert WORLD.rank or str(caught.value) == "rank 1 has other data than rank 0; wanted the same"
+    assert not list(folder.iterdir())
 
 
 def row() -> np.void:

@@ -126,9 +126,12 @@ def test_a_launcher_in_a_step_shares_its_cpus(monkeypatch: pytest.MonkeyPatch) -
 def test_slots_are_slurms_tasks_or_else_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= launch.slots() <= (os.cpu_count() or 1)
     monkeypatch.setenv("SLURM_NTASKS", "96")
+    assert 1 <= launch.slots() <= (os.cpu_count() or 1), "no allocation: no nodes are named"
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
     assert launch.slots() == 96
-    monkeypatch.setenv("SLURM_NTASKS", "many")
-    assert 1 <= launch.slots() <= (os.cpu_count() or 1)
+    for number in ("many", "\N{SUPERSCRIPT TWO}"):
+        monkeypatch.setenv("SLURM_NTASKS", number)
+        assert 1 <= launch.slots() <= (os.cpu_count() or 1)
 
 
 def test_find_prefers_the_variable_then_python_then_the_path(
@@ -248,8 +251,13 @@ def test_a_crowd_is_refused() -> None:
         ({RANKS: "1", "OMPI_COMM_WORLD_SIZE": "1", "PMIX_RANK": "0"}, 1, None),
         ({"PMI_SIZE": "4", "PMI_RANK": "2"}, 4, None),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, 1, None),  # in a script, outside of a step
-        ({RANKS: "4"}, 1, "--ranks 4: mpiexec started 4 processes, but MPI found 1"),
-        ({RANKS: "4", "PMI_SIZE": "4"}, 2, "--ranks 4: .* but MPI found 2"),
+        *(({RANKS: number}, 1, None) for number in ("", "abc")),  # none of ours
+        (
+            {RANKS: "4"},
+            1,
+            r"--ranks 4 \(\$FEDMPI_RANKS\): mpiexec was to start 4 processes, but MPI",
+        ),
+        ({RANKS: "4", "PMI_SIZE": "4"}, 2, "--ranks 4 .* but MPI found 2"),
         ({"PMI_SIZE": "4", "PMI_RANK": "0"}, 1, r"at least 4 processes \(\$PMI_SIZE\)"),
         ({"MPI_LOCALNRANKS": "2"}, 1, "at least 2 processes"),
         ({"OMPI_COMM_WORLD_SIZE": "2", "PMIX_RANK": "0"}, 1, "at least 2 processes"),
@@ -289,6 +297,23 @@ def test_what_one_process_does_is_not_done_by_many(
     assert not list(tmp_path.iterdir())
 
 
+def test_no_library(tmp_path: Path) -> None:
+    """What mpi4py says of it stands in one sentence."""
+    environment = os.environ | {"MPI4PY_LIBMPI": str(tmp_path / "libmpi.so")}
+    (tmp_path / "libmpi.so").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "fedmpi", "run", "--out", str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("no MPI library can be loaded: cannot load MPI library")
+    assert "MPI4PY_LIBMPI may name another" in done.stderr
+
+
 FOREIGN = """
 for word; do shift; [ "$word" = -n ] && break; done
 size=$1; shift
@@ -323,7 +348,10 @@ def foreign(tmp_path: Path) -> Path:
 def refused(done: subprocess.CompletedProcess[str], folder: Path, ranks: int = 2) -> None:
     """It says so and ends before anything is there."""
     assert done.returncode == 2, done.stderr
-    assert f"--ranks {ranks}: mpiexec started {ranks} processes, but MPI found 1" in done.stderr
+    assert (
+        f"--ranks {ranks} (${RANKS}): mpiexec was to start {ranks} processes, but MPI found 1"
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr and "round 1/" not in done.stderr
     assert not list(folder.rglob("*.h5"))
 

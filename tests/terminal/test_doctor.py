@@ -232,6 +232,7 @@ def test_inside_of_an_allocation(
     monkeypatch.setenv("PATH", f"{here / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "here")
     monkeypatch.setattr(doctor, "_start", start)
     *_, first, second = found("mpi")
     assert second.text.startswith(text)

@@ -1,9 +1,11 @@
 """A folder's results, a line each."""
 
+import errno
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import pytest
@@ -65,9 +67,36 @@ def test_damaged_files_are_named_and_hide_no_other(capsys: pytest.CaptureFixture
     lines = shown(capsys)
     assert lines[1].split()[-1] == "whole.h5"
     assert lines[2] == ""
-    damaged = [line.split()[1] for line in lines if line.startswith("damaged: ")]
+    damaged = [line.split()[1] for line in lines if line.startswith(("damaged: ", "unr"))]
     names = ("cut", "empty", "json", "link", "name", "other", "tree")
     assert damaged == [f"{name}.h5:" for name in names]
+
+
+def test_what_cannot_be_read_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file or a folder of somebody else is neither damaged nor passed over."""
+    write(Path("runs/whole.h5"), 1)
+    write(Path("runs/mine.h5"), 1)
+    Path("runs/theirs").mkdir()
+    scan, is_file = os.scandir, Path.is_file
+
+    def scandir(place: str) -> Any:
+        if str(place).endswith("theirs"):
+            raise PermissionError(errno.EACCES, "Permission denied", place)
+        return scan(place)
+
+    def refused(path: Path) -> bool:
+        if path.name == "mine.h5":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(Path, "is_file", refused)
+    lines = shown(capsys)
+    assert "whole.h5" in lines[1]
+    mend = "permission denied; have its owner allow it"
+    assert lines[-2:] == [f"unreadable: theirs: {mend}", f"unreadable: mine.h5: {mend}"]
 
 
 def test_nothing_in_it(capsys: pytest.CaptureFixture[str]) -> None:
