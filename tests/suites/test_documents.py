@@ -343,7 +343,7 @@ def test_every_command_runs(path: Path, here: Path) -> None:
         (["curl", "example.org"], "no rule"),
         (["fedmpi", "run", "--rank", "3"], "No such option"),
         (["fedmpi", "run", "method.name=topk", "method.sparsty=0.9"], "no setting 'sparsty'"),
-        (["fedmpi", "sweep", "jobs/sweeps/none.toml"], "No such file"),
+        (["fedmpi", "sweep", "jobs/sweeps/none.toml"], "no such file"),
         (["fedmpi", "bench", "round", "--workload", "none"], "no such case"),
         (["fedmpi", "bench", "none"], "no command"),
         (["python", "-m", "analysis.compare", "results"], "exit|results"),

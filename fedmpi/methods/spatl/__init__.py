@@ -10,9 +10,10 @@ list of them. Values that belong to no channel, such as running statistics, are 
 value that nobody sent stays.
 
 In the paper an agent decides how many channels of each layer are sent (`agent`), and those of the
-largest norms are. Other rules are in `selection`; one of them is the default, because an agent must
-be trained beforehand. Norms of weights hardly change in training, so that many channels are never
-sent by any client; therefore the rules rank channels by the norms of the update (`salience`).
+largest norms are. Other rules are in `selection`; one of them is the default, because an agent
+takes a fifth of each client's samples for itself. Norms of weights hardly change in training, so
+that many channels are never sent by any client; therefore the rules rank channels by the norms of
+the update (`salience`).
 A client's c_k moves only where its change is sent, so that c is the mean of all c_k. There is no
 global model; accuracies are measured as in FedPer.
 New clients, who train a predictor on the encoder as it is, are the setting `newcomers`.
@@ -62,7 +63,8 @@ class Config(fedper.Config, selection.Config):
         "momentum": 0.9,
         "weight_decay": 1e-5,
         "control": "niid",
-        "method.salience": "weight",
+        "method.selection": "agent",
+        "method.saved": 0.2,
     }
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
