@@ -38,15 +38,28 @@ def read(path: Path) -> Tree:
     if len(content) > LARGEST:
         raise ConfigError(f"{path}: more than {LARGEST >> 20} MiB; {wanted}")
     try:
-        return tomllib.loads(decoded(content))
+        tree = tomllib.loads(decoded(content))
     except UnicodeError as error:
         raise ConfigError(f"{path}: {error}; {wanted}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
+    level: list[Any] = [tree]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for one in level
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, dict | list)
+        ]
+    if level:
+        raise ConfigError(f"{path}: tables in tables, more than {DEEPEST} deep; {wanted}")
+    return tree
 
 
 LARGEST = 1 << 24
 """Bytes of a file of settings; what has more, such as a device without end, is none."""
+DEEPEST = 32
+"""Tables and lists inside of each other; no setting is as deep."""
 
 
 def assign(tree: Tree, path: str, value: Any) -> None:
@@ -55,9 +68,12 @@ def assign(tree: Tree, path: str, value: Any) -> None:
     In a list of tables a step is a number: `devices.tiers.0.memory`.
 
     Raises:
-        ConfigError: if a step of the path is a value, not a table, or beyond the end of a list.
+        ConfigError: if a step of the path is a value, not a table, or beyond the end of a list, or
+            if there are too many.
     """
     *steps, leaf = path.split(".")
+    if len(steps) >= DEEPEST:
+        raise ConfigError(f"{said(Word(path))}: {len(steps)} dots; wanted less than {DEEPEST}")
     place: Any = tree
     for step in steps:
         key = _key(place, path, step)
@@ -437,6 +453,10 @@ def _sentence(whole: type[Table], problem: Mapping[str, Any]) -> str:
         close = difflib.get_close_matches(last, names, 1)
         guess = f" (did you mean '{close[0]}'?)" if close else ""
         where = f" in [{'.'.join(path)}]" if path else ""
+        if last in ("base", "grid") and not path:
+            return f"no setting '{last}'; [base] and [[grid]] are a sweep's: fedmpi sweep FILE"
+        if "." in last:
+            guess = "; in a file of settings a path stands without quotes"
         return f"no setting {said(last)}{where}{guess}; there are: {', '.join(names)}"
     if problem["type"] == "missing":  # of a list with too few items; no setting has to be given
         steps.pop()

@@ -3,7 +3,7 @@
 A value on a command line is a `Word` until the type of its setting is known. A text is taken as it
 stands, so that a folder may be called `2024`; a number is read as people write it (`.1`, `1e-3`,
 `1_000`), a switch as `true` or `false` in any case, lists and tables as in TOML. `absent` takes a
-setting back that need not be there.
+setting back that need not be there; in a file so does "absent", where no text is wanted.
 """
 
 import codecs
@@ -100,11 +100,15 @@ def meant(kind: Any, value: Any) -> Any:
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
         rest = value[len(kinds) :]
         return [*(meant(*pair) for pair in zip(kinds, value, strict=False)), *rest]
+    if (
+        value == ABSENT
+        and type(None) in inner
+        and (isinstance(value, Word) or not _may_be_text(inner))
+    ):
+        return None
     if not isinstance(value, Word):
         return value
     if origin in (Union, UnionType):
-        if value == ABSENT and type(None) in inner:
-            return None
         found = (meant(one, value) for one in inner)
         return next((one for one in found if not isinstance(one, Word)), value)
     if origin is Literal:
@@ -114,6 +118,11 @@ def meant(kind: Any, value: Any) -> Any:
         return READ[kind](value) if kind in READ else value
     except ValueError:
         return value
+
+
+def _may_be_text(kinds: Sequence[Any]) -> bool:
+    """Whether one of several types is that of any text, or of texts of a certain form."""
+    return any(one is str or get_args(one)[:1] == (str,) for one in kinds)
 
 
 def _text(value: Any) -> Any:

@@ -422,6 +422,27 @@ def test_sentences_on_words(word: str, sentence: str) -> None:
     assert problem(overridden(*named, word)).startswith(sentence)
 
 
+def test_tables_that_are_too_deep(tmp_path: Path) -> None:
+    deep, file = ".".join("x" * 3000), tmp_path / "deep.toml"
+    for text in (f"{deep} = 1", f"{'x.' * 40}y = [1]"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="tables in tables, more than 32 deep"):
+            loading.read(file)
+    with pytest.raises(ConfigError, match=r"x\.x\.x.* \.\.\.: 2999 dots; wanted less than 32"):
+        loading.override({}, (f"{deep}=1",))
+
+
+def test_absent_in_a_file() -> None:
+    """Of what need not be there it says the same as in a word, but not where texts are wanted."""
+    found = loading.load({"local_steps": "absent", "data": {"root": "absent"}})
+    assert (found.local_steps, found.data.root) == (None, "absent")
+
+
+def test_what_belongs_to_a_sweep_or_needs_no_quotes() -> None:
+    assert "are a sweep's: fedmpi sweep FILE" in problem({"base": {"lr": 1}})
+    assert "a path stands without quotes" in problem({"method.name": "topk"})
+
+
 def test_long_values_are_not_repeated_whole() -> None:
     for value in ("9" * 5000, int("9" * 4000), "[" + "1," * 3000 + "]", 16**9999):
         given = f"seed={value}" if isinstance(value, str) else None

@@ -13,6 +13,7 @@ Several grids make one sweep, one behind the other. A run that stands in two of 
 
 import copy
 import itertools
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -196,6 +197,10 @@ def account(became: Mapping[int, str]) -> str:
     return f"{len(became)} runs: {', '.join(parts)}"
 
 
+MOST_RUNS = 100_000
+"""Runs of a sweep: each of them is checked before the first one begins."""
+
+
 def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
     """All runs of a sweep file, checked; `key=value` words hold for all of them.
 
@@ -211,7 +216,7 @@ def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
         raise ConfigError(f"{path}: 'grid' must be a list of tables: write [[grid]]")
     if not isinstance(base, dict):
         raise ConfigError(f"{path}: 'base' must be a table: write [base]")
-    found: dict[str, Member] = {}
+    found, count = dict[str, Member](), 0
     # What is wrong with many points, such as a setting of [base], is said of the first.
     said: set[str] = set()
     for number, grid in enumerate(grids, 1):
@@ -223,6 +228,9 @@ def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
         ]
         if scalars:
             continue
+        count += math.prod(map(len, axes.values()))
+        if count > MOST_RUNS:
+            raise ConfigError(f"{path}: {count:,} runs; wanted at most {MOST_RUNS:,} in a sweep")
         for point in _points(axes):
             try:
                 settings = loading.load(_with(base, point, words))

@@ -409,6 +409,15 @@ def jobs(lines: Iterable[str]) -> list[list[int]]:
     return [[int(number) for number in line.split("--only")[1:]] for line in lines]
 
 
+def test_a_sweep_that_is_too_large() -> None:
+    """Its runs are counted before they are made."""
+    numbers = list(range(1, 1001))
+    grid = "".join(f"{name} = {numbers}\n" for name in ("seed", "rounds", "batch", "epochs"))
+    Path("a.toml").write_text(f"[[grid]]\n{grid}")
+    with pytest.raises(ConfigError, match="1,000,000,000,000 runs; wanted at most 100,000"):
+        members(Path("a.toml"))
+
+
 def test_a_run_that_kills_its_job(killer: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """It is marked as failed, the others run, and the exit code tells."""
     plan = Sweep(write("seed = [1]", LONG, "seed = [3]"), Path("results"))
