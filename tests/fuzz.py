@@ -261,7 +261,7 @@ def whole(name: str) -> bytes:
     make = {
         "a.h5": ["run", *quick, "--out", "a.h5"],
         "a.npz": ["partition", *quick, "--freeze", "a.npz"],
-        "a.npy": ["agent", *quick, "model.hidden=[6,6]", "--episodes", "1", "--out", "a.npy"],
+        "a.npy": ["agent", *quick, "model.hidden=[6,6]", "--episodes", "25", "--out", "a.npy"],
     }[name]
     with tempfile.TemporaryDirectory() as place, inside(Path(place)):
         result = CliRunner().invoke(main, make, catch_exceptions=False)
@@ -341,7 +341,7 @@ def _run(rng: random.Random) -> Case:
     options = {
         "run": [*_out(rng), *rng.choice(([],) * 8 + (["--ranks", "2"], ["--ranks", "0"]))],
         "partition": rng.choice(([], ["--plot", "p.png"], ["--plot", "p"], ["--freeze", "p.npz"])),
-        "agent": ["--episodes", "1", "--out", rng.choice(("b.npy", "no/b.npy", "here", ""))],
+        "agent": ["--episodes", "25", "--out", rng.choice(("b.npy", "no/b.npy", "here", ""))],
     }[command]
     return Case("fedmpi", [command, *given, *options], file)
 
