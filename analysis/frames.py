@@ -17,6 +17,7 @@ A run in progress can be read: its status is `running`, and its finished rounds 
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -261,6 +262,8 @@ def _read(path: Path, table: str) -> Result:
 
 
 def _read_once(path: Path, table: str) -> Result:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for who writes into it
+        raise ValueError("no plain file; wanted a result (HDF5)")
     # No lock, because a run in progress still writes to the file.
     with h5py.File(path, "r", locking=False) as file:
         if "settings" not in file.attrs or "rounds" not in file:

@@ -75,6 +75,21 @@ def test_what_cannot_be_read_is_named(
     ]
 
 
+def test_a_pipe_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is open at its other end here, for a reader that tries it to fail and not to wait."""
+    (tmp_path / "null.h5").symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "pipe.h5")
+    other_end = os.open(tmp_path / "pipe.h5", os.O_RDWR)
+    try:
+        assert frames.find(tmp_path) == []
+    finally:
+        os.close(other_end)
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path}/{name}.h5: left out: no plain file; wanted a result (HDF5)"
+        for name in ("null", "pipe")
+    ]
+
+
 def test_without_validation_there_is_no_best_round(tmp_path: Path) -> None:
     rows = rounds([0.5, 0.9], validation=[np.nan, np.nan])
     one = frames.runs(write(tmp_path / "a.h5", settings(), rows)).iloc[0]
