@@ -379,6 +379,53 @@ def test_places_that_take_no_file(
     assert sorted(Path().iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "name"),
+    [
+        (compare.main, "--csv", "iid/fedavg1.h5"),
+        (compare.main, "--csv", "trace.csv"),
+        (compare.main, "--csv", "settings.toml"),
+        (tradeoff.main, "--out", "notes.pdf"),
+        (tradeoff.main, "--out", "iid/fedavg1.h5"),
+    ],
+)
+def test_what_is_something_else_is_not_replaced(
+    command: Any, option: str, name: str, folder: Path
+) -> None:
+    """A result, one of those that are compared; a device trace, settings, and notes."""
+    for other in ("trace.csv", "settings.toml", "notes.pdf"):
+        (folder / other).write_text("round,client\n0,1\n")
+    before = (folder / name).read_bytes()
+    found = run(command, folder, option, folder / name)
+    assert found.exit_code == 2
+    assert re.search(r"is not replaced|wanted a name that ends in", found.output)
+    assert (folder / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["t.CSV", "t.PNG", "t.pdf", "t.svg"])
+def test_what_a_command_wrote_is_replaced(name: str, folder: Path) -> None:
+    """So is an empty file, which `mktemp` may have made; whatever case the suffix is in."""
+    command, option = (compare.main, "--csv") if "CSV" in name else (tradeoff.main, "--out")
+    (folder / name).touch()
+    for _ in range(2):
+        found = run(command, folder, option, folder / name)
+        assert found.exit_code == 0, found.output
+        assert (folder / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["", " ", "t/", "new/t.csv/"])
+@pytest.mark.parametrize(("command", "option"), [(compare.main, "--csv"), (tradeoff.main, "--out")])
+def test_what_names_no_file(
+    command: Any, option: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    found = run(command, folder, option, name)
+    assert found.exit_code == 2
+    assert f"Wanted the name of a file, found {name!r}" in found.output
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_many_methods_and_panels(folder: Path) -> None:
     rows = groups.summary(frames.runs(folder))
     rows = pd.concat([rows.assign(variant=rows["variant"] + f" lr={lr}") for lr in range(5)])
