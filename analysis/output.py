@@ -1,5 +1,9 @@
-"""Files that a command writes: as a whole, or not at all, and a sentence if the system refuses."""
+"""Options of the commands, and files that they write.
 
+Files are written as a whole, or not at all, with a sentence if the system refuses.
+"""
+
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -31,6 +35,20 @@ class File(click.Path):
         if not name.strip() or name.endswith(os.sep):
             self.fail(f"Wanted the name of a file, found {name!r}.", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Share(click.FloatRange):
+    """A number from 0 to 1; NaN is none, which is in no range, and which click lets pass."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As in click."""
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value} is not in the range 0<=x<=1.", param, ctx)
+        return found
 
 
 @contextmanager

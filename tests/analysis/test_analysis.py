@@ -413,6 +413,14 @@ def test_what_a_command_wrote_is_replaced(name: str, folder: Path) -> None:
         assert (folder / name).stat().st_size > 0
 
 
+@pytest.mark.parametrize("command", [targets.main, trajectory.main])
+@pytest.mark.parametrize("share", ["nan", "-nan", "1.1", "inf"])
+def test_a_target_is_a_share(command: Any, share: str, folder: Path) -> None:
+    found = run(command, folder, f"--target={share}")
+    assert found.exit_code == 2
+    assert f"{share} is not in the range" in found.output
+
+
 @pytest.mark.parametrize("name", ["", " ", "t/", "new/t.csv/"])
 @pytest.mark.parametrize(("command", "option"), [(compare.main, "--csv"), (tradeoff.main, "--out")])
 def test_what_names_no_file(
