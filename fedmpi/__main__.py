@@ -262,6 +262,8 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     code = launch.start(ranks, ["run", *words, "--out", str(out)])
     if code:
         mark_failed(path)
+    elif earlier.state(path, settings) not in FINISHED:
+        raise Failure(f"{path}: the launcher ended with exit code 0, but the run is not done")
     sys.exit(code if code in (0, 2) else 1)
 
 

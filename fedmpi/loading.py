@@ -461,6 +461,8 @@ def _sentence(whole: type[Table], problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":  # of a list with too few items; no setting has to be given
         steps.pop()
     kind, bounds, path = _walk(whole, steps)
+    if not path:  # pydantic does not say where in the tree
+        return f"{said(found)}: wanted names of settings in UTF-8"
     what = f"{'.'.join(path)} = {said(found)}"
     if config.is_table(kind):
         first = next(iter(kind.model_fields))

@@ -33,6 +33,9 @@ done
 export PRTE_MCA_hwloc_default_binding_policy=${PRTE_MCA_hwloc_default_binding_policy:-none}
 export OMPI_MCA_hwloc_base_binding_policy=${OMPI_MCA_hwloc_base_binding_policy:-none}
 
+# Open MPI's mpirun refuses root, who may be the only user of a container.
+((EUID)) || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+
 # Relative to where sbatch was called: this script runs from a copy in SLURM's spool folder.
 venv=${FEDMPI_VENV:-.venv}
 [[ $venv == /* ]] || venv=$SLURM_SUBMIT_DIR/$venv

@@ -438,6 +438,11 @@ def test_absent_in_a_file() -> None:
     assert (found.local_steps, found.data.root) == (None, "absent")
 
 
+def test_names_that_are_no_text() -> None:
+    """As in the settings of a damaged result."""
+    assert "wanted names of settings in UTF-8" in problem({"lr": 1.0, "a\udcff": 2})
+
+
 def test_what_belongs_to_a_sweep_or_needs_no_quotes() -> None:
     assert "are a sweep's: fedmpi sweep FILE" in problem({"base": {"lr": 1}})
     assert "a path stands without quotes" in problem({"method.name": "topk"})

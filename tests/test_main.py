@@ -243,7 +243,11 @@ FILES = {
     "UTF-16": ("a.toml", "\ufefflr = 1".encode("utf-16"), "a.toml: UTF-16; wanted UTF-8"),
     "unknown key": ("a.toml", b"rouds = 1", "no setting 'rouds' (did you mean 'rounds'?)"),
     "nested too deep": ("a.toml", b"[lr]\nx = 1", "lr = {x = 1}: wanted a number above 0"),
-    "a sweep": ("a.toml", b"[base]\nlr = 1\n[[grid]]\n", "no setting 'base'; there are: seed,"),
+    "a sweep": (
+        "a.toml",
+        b"[base]\nlr = 1\n[[grid]]\n",
+        "no setting 'base'; [base] and [[grid]] are ",
+    ),
 }
 
 
@@ -560,8 +564,9 @@ def test_the_exit_code_of_a_job(
     def start(ranks: int, words: Sequence[str]) -> int:
         assert ranks == 2
         assert words == ["run", *QUICK, "--out", "a.h5"]
-        if code == 137:
+        if code in (0, 137):
             assert fedmpi("run", *QUICK, "--out", "a.h5").exit_code == 0
+        if code == 137:
             with h5py.File("a.h5", "r+") as file:
                 file.attrs["status"] = record.RUNNING
         return code

@@ -7,10 +7,12 @@ transfer.
 """
 
 import atexit
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from functools import cache, cached_property
+from threading import current_thread, main_thread
 from time import perf_counter, sleep
 from types import TracebackType
 from typing import NamedTuple
@@ -358,10 +360,15 @@ def join() -> None:
     """Initialises MPI, until this process ends; no other process of this program knows MPI.
 
     A process that only starts ranks must not: it may be in a place that is meant for one of them.
+
+    From now on SIGINT ends one of several ranks as other signals do, without Python's exception:
+    others may wait for it in a collective, and the launcher ends them only if it is gone.
     """
     if not MPI.Is_initialized():
         MPI.Init_thread()
         atexit.register(MPI.Finalize)
+        if MPI.COMM_WORLD.Get_size() > 1 and current_thread() is main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def abort_on_exception() -> None:

@@ -139,11 +139,10 @@ class Lease:
         with suppress(OSError):
             found = _look(_lock(self.path))
             if found is None or found.holder.token != self.mine.token:
-                by = "somebody" if found is None else str(found.holder)
-                raise Failure(
-                    f"{self.path}: {by} has taken it over while this process was stopped; its "
-                    "rounds from here on are not recorded"
-                )
+                what = f"its lock {_lock(self.path).name} is gone"
+                if found is not None:
+                    what = f"{found.holder} has taken it over while this process was stopped"
+                raise Failure(f"{self.path}: {what}; rounds from here on are not recorded")
 
     def release(self) -> None:
         """Removes the lock, if it is still this process's. Can be called again."""

@@ -108,6 +108,7 @@ class Record:
                 self.file.flush()
                 held.check()
                 part.replace(self.path)  # whole from its first moment
+                self.placed = os.stat(self.path)
         except BaseException:
             self._divert()
             part.unlink(missing_ok=True)
@@ -124,7 +125,7 @@ class Record:
                 before is in the file.
         """
         with self._writing():
-            self.held.check()
+            self._check()
             if growth := self._growth(tables):
                 self._reserve(MARGIN + growth)
             # `rounds` last: a round that is listed there is complete in every other table.
@@ -149,7 +150,7 @@ class Record:
         """
         try:
             with self._writing():
-                self.held.check()
+                self._check()
                 self._reserve(METADATA)
                 self.file.flush()
                 os.fsync(self._handle)  # a network file system tells of a full disk only now
@@ -195,6 +196,16 @@ class Record:
         except (OSError, RuntimeError) as error:
             self.is_broken = True
             raise Failure(sentence(self.path, error, INSTEAD)) from None
+
+    def _check(self) -> None:
+        """Makes sure that the file is still where it belongs, and this process's to write."""
+        self.held.check()
+        try:
+            is_there = os.path.samestat(os.stat(self.path), self.placed)
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise Failure(f"{self.path}: it was removed or replaced while this process wrote it")
 
     @property
     def _handle(self) -> int:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -119,7 +119,7 @@ class Job:
                 )
             except (BadInput, Failure) as error:
                 if str(error):
-                    print(f"run {number} ({member}): {error}", file=sys.stderr, flush=True)
+                    say(f"run {number} ({member}): {error}")
                 became[number] = "failed" if isinstance(error, Failure) else "refused"
                 code = code if code == 1 else 1 if isinstance(error, Failure) else 2
             # The parts of a run know each other in circles, and would pile up, run upon run.
@@ -240,7 +240,13 @@ class Job:
 
     def _say(self, text: str) -> None:
         if self.wire.is_root:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
+
+
+def say(text: str) -> None:
+    """Prints a line on standard error; a log on a full disk loses it, and not the run."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -255,9 +261,7 @@ def progress(rounds: int, is_root: bool) -> Iterator[Callable[[np.void], None]]:
             task = bars.add_task("", total=rounds)
             yield lambda row: bars.update(task, completed=row["round"] + 1, description=line(row))
     else:
-        yield lambda row: print(
-            f"round {row['round'] + 1}/{rounds}  {line(row)}", file=sys.stderr, flush=True
-        )
+        yield lambda row: say(f"round {row['round'] + 1}/{rounds}  {line(row)}")
 
 
 def line(row: np.void) -> str:

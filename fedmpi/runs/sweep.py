@@ -123,6 +123,10 @@ class Sweep:
             code = launch.start(ranks, ["sweep", str(self.file), *self.words, *out, *only])
             if code in (0, 2):
                 bad |= code == 2
+                for number in batch if code == 0 else ():
+                    if not self._is_over(number):
+                        dead.append(number)
+                        self._say(number, "failed: the launcher ended with exit code 0 without it")
                 left = left[len(batch) :]
                 continue
             begun = [n for n in batch if self._is_cut(n) and self._version(n) != before[n]]

@@ -162,6 +162,19 @@ def test_best_round_is_the_first_with_the_best_validation(
         assert found.attrs.get("best_round") == best
 
 
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.rename(path.with_name("x.h5"))])
+def test_a_file_that_goes_while_it_is_written(path: Path, change: Any) -> None:
+    """It is said, and not written to nowhere."""
+    for last in (lambda file: file.append(rows(1)), lambda file: file.close(DONE)):
+        file = begin(path)
+        file.append(rows(0))
+        change(path)
+        with pytest.raises(Failure, match="removed or replaced while this process wrote it"):
+            last(file)
+        file.fail()
+        assert not path.exists()
+
+
 def test_a_new_run_replaces_the_file(path: Path) -> None:
     finished(path, 0.1, 0.2, status=FAILED)
     begin(path).close(DONE)
@@ -518,7 +531,7 @@ def test_nothing_is_written_without_the_lease(path: Path) -> None:
     finished(path, 0.1, 0.2, 0.3)
     before = path.read_bytes()
     for act in (lambda: file.append(rows(1)), lambda: file.close(DONE)):
-        with pytest.raises(Failure, match="has taken it over"):
+        with pytest.raises(Failure, match=r"its lock run\.h5\.lock is gone"):
             act()
     file.fail()
     assert path.read_bytes() == before

@@ -14,7 +14,7 @@ from tests import PATIENCE
 ROOM = Path(__file__).parent.parent.parent
 
 FAILURE = """
-import sys
+import os, signal, sys
 import numpy as np
 from fedmpi.messages.clock import Clock
 from fedmpi.messages.wire import Wire, abort_on_exception
@@ -23,17 +23,18 @@ abort_on_exception()
 wire = Wire(Clock())
 print("all are here" if wire.lowest(True) == 0 else "")
 if wire.rank == int(sys.argv[1]):
+    if sys.argv[3] == "signal":
+        os.kill(os.getpid(), signal.SIGINT)
     raise RuntimeError(f"no bread on rank {wire.rank}")
 getattr(wire, sys.argv[2])(np.zeros(8, np.uint8))
 wire.settle()
 """
 
 
-@pytest.mark.parametrize("verb", ["gather", "bcast"])
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_any_rank_ends_the_job(rank: int, verb: str) -> None:
+def ended(rank: int, verb: str, how: str) -> tuple[str, str]:
+    """What a job of three ranks says on both streams, which has to end with one of them."""
     launcher = launch.find()
-    words = launcher.command(3, [sys.executable, "-c", FAILURE, str(rank), verb])
+    words = launcher.command(3, [sys.executable, "-c", FAILURE, str(rank), verb, how])
     with subprocess.Popen(
         words,
         cwd=ROOM,
@@ -49,6 +50,20 @@ def test_any_rank_ends_the_job(rank: int, verb: str) -> None:
             os.killpg(job.pid, signal.SIGKILL)
             pytest.fail(f"rank {rank} failed, and after {PATIENCE} s the job had not ended")
     assert job.returncode not in (0, None)
+    return out, err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_interrupt_of_one_rank_ends_the_job(rank: int) -> None:
+    """Ctrl-C may reach one process alone; it does not leave the others in their collective."""
+    _, err = ended(rank, "gather", "signal")
+    assert "RuntimeError" not in err
+
+
+@pytest.mark.parametrize("verb", ["gather", "bcast"])
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_any_rank_ends_the_job(rank: int, verb: str) -> None:
+    out, err = ended(rank, verb, "exception")
     assert "all are here" in out, "what was printed before is not lost"
     assert f"rank {rank} of 3 failed" in err
     assert f"RuntimeError: no bread on rank {rank}" in err
