@@ -77,7 +77,8 @@ def axis(runs: pd.DataFrame, setting: str) -> Axis:
         found = "one that does not" if columns else "none of that name"
         raise click.UsageError(
             f"--setting {setting}: wanted a setting that varies beside method and seed, found "
-            f"{found}; possible are: {', '.join(varying) or 'none'}"
+            f"{found}; "
+            + (f"possible are: {', '.join(varying)}" if varying else "nothing varies in these runs")
         )
     if frames.SHARE.fullmatch(setting):
         others = [one for one in settings if frames.SHARE.fullmatch(one) and one != setting]

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis import frames, terminal
 from analysis.groups import DONE, is_unset, label, labelled, summary
-from analysis.output import draft
+from analysis.output import File, draft
 from analysis.terminal import Column
 
 MACHINE = ("about.cpu", "about.device", "about.ranks", "about.threads_per_rank")
@@ -128,7 +128,7 @@ AT = click.option(
 @click.option(
     "--by", multiple=True, metavar="COLUMN", help="Tell rows apart by this, too: about.ranks, say."
 )
-@click.option("--csv", type=click.Path(path_type=Path, dir_okay=False), help="Write all numbers.")
+@click.option("--csv", type=File(), help="Write all numbers into this file (.csv).")
 @click.option("--json", "is_json", is_flag=True, help="Print all numbers as JSON, and no tables.")
 def main(
     paths: tuple[Path, ...], at: str, by: tuple[str, ...], csv: Path | None, is_json: bool
@@ -144,7 +144,7 @@ def main(
             raise click.UsageError(f"--by {name}: no such column; there are: {possible}")
     rows = summary(runs, by)
     if csv is not None:
-        with draft(csv, "--csv") as to:
+        with draft(csv, "--csv", ".csv") as to:
             rows.to_csv(to, index=False, encoding="utf-8", errors="surrogateescape")
     outside = left_out(labelled(runs, by))
     if is_json:

@@ -17,6 +17,7 @@ A run in progress can be read: its status is `running`, and its finished rounds 
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ ACCURACIES = {
     "personal_mean": "mean accuracy of local models of the round's clients on their test shards",
 }
 """Columns of the table `rounds` that are accuracies: shares, 0 to 1."""
+NEEDED = ("round", "warmup", *ACCURACIES, "up", "down", "seconds")
+"""Columns of the table `rounds` in results of every version."""
 RESULTS = {
     "path": "the file",
     "identity": "hash of the settings",
@@ -226,11 +229,21 @@ def _leave_out(whole: Path, path: str | Path, error: Exception) -> None:
     """Says once on standard error why a file, or a folder, is left out."""
     if whole not in _reported:
         _reported.add(whole)
-        # HDF5 names the number of what the system refused in its text.
-        named = re.search(r"errno = (\d+)", str(error))
-        number = getattr(error, "errno", None) or (int(named[1]) if named else None)
-        said = str(error) if number is None else os.strerror(number).lower()
-        print(f"{path}: left out: {said}", file=sys.stderr)
+        print(f"{path}: left out: {_words(error)}", file=sys.stderr)
+
+
+def _words(error: Exception) -> str:
+    """Returns why a file cannot be read."""
+    # HDF5 names the number of what the system refused in its text.
+    named = re.search(r"errno = (\d+)", str(error))
+    number = getattr(error, "errno", None) or (int(named[1]) if named else None)
+    if number is not None:
+        return os.strerror(number).lower()
+    if isinstance(error, KeyError) and (lacking := re.search(r"'([^']+)'", str(error))):
+        return f"a damaged result: it lacks {lacking[1]}"
+    if isinstance(error, OSError | RuntimeError):  # HDF5's words
+        return "a damaged result: its content cannot be read"
+    return str(error) or type(error).__name__
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -261,17 +274,21 @@ def _read(path: Path, table: str) -> Result:
 
 
 def _read_once(path: Path, table: str) -> Result:
-    # No lock, because a run in progress still writes to the file.
-    with h5py.File(path, "r", locking=False) as file:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for who writes into it
+        raise ValueError("no plain file; wanted a result (HDF5)")
+    with _opened(path) as file:
         if "settings" not in file.attrs or "rounds" not in file:
             raise ValueError("HDF5, but not a result: it holds no settings")
         attributes = {name: _plain(value) for name, value in file.attrs.items()}
-        attributes["settings"] = json.loads(attributes["settings"])
+        attributes["settings"] = _parsed(attributes, "settings")
         if not isinstance(attributes["settings"], dict):
             raise ValueError("a damaged result: its settings are no table")
         if isinstance(attributes.get("hosts"), str):  # a line for each rank
             attributes["hosts"] = tuple(attributes["hosts"].splitlines())
         rounds = _frame(_rows(file["rounds"]))
+        for column in NEEDED:
+            if column not in rounds:
+                raise ValueError(f"a damaged result: the table rounds lacks the column {column}")
         # Results of earlier versions lack it.
         is_lacking = table == "variants" and table not in file
         rows = rounds[:0][["round"]] if is_lacking else _frame(_rows(file[table]))
@@ -282,6 +299,23 @@ def _read_once(path: Path, table: str) -> Result:
     if not {"method.name", "data.name", "seed", "rounds"} <= given.keys():
         raise ValueError("a damaged result: it lacks settings that every run has")
     return Result(path, attributes, given, _facts(path, attributes, rounds), rows)
+
+
+def _opened(path: Path) -> h5py.File:
+    try:
+        # No lock, because a run in progress still writes to the file.
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "errno = " in str(error):
+            raise
+        raise ValueError("not an HDF5 file, or one that was cut off") from None
+
+
+def _parsed(attributes: Mapping[str, Any], name: str) -> Any:
+    try:
+        return json.loads(attributes[name])
+    except (TypeError, ValueError):
+        raise ValueError(f"a damaged result: its {name} are no JSON") from None
 
 
 def _rows(data: h5py.Dataset) -> np.ndarray:
@@ -326,7 +360,7 @@ def _runs(results: Sequence[Result]) -> pd.DataFrame:
 
 def _contents(attributes: Mapping[str, Any]) -> dict[str, str]:
     """Returns the hashes of the files that a run read; results of earlier versions have none."""
-    found = json.loads(attributes.get("files_sha256", "{}"))
+    found = _parsed(attributes, "files_sha256") if "files_sha256" in attributes else {}
     if "data_sha256" in attributes:
         found["data"] = attributes["data_sha256"]
     return {f"{CONTENTS}{name}": sha256 for name, sha256 in found.items()}

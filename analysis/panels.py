@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.groups import row_name
-from analysis.output import draft
+from analysis.output import File, draft
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours for all kinds of colour vision: M. Okabe, K. Ito, *Color Universal Design*, 2008."""
@@ -165,8 +165,8 @@ ACCURACY = click.option(
 def out(name: str) -> Callable[[Any], Any]:
     """Returns the command-line option for the picture's file, by default `name`."""
     return click.option(
-        "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path(name),
-        show_default=True, help="The picture: .png, .pdf or .svg.",
+        "--out", type=File(), default=Path(name), show_default=True,
+        help="The picture: .png, .pdf or .svg.",
     )  # fmt: skip
 
 
@@ -176,8 +176,9 @@ def save(draw: Callable[[], Figure], out: Path) -> None:
     Raises:
         click.UsageError: if the file's suffix is no known format, or it cannot be written.
     """
-    if out.suffix not in (".png", ".pdf", ".svg"):
-        raise click.UsageError(f"--out {out}: wanted a name that ends in .png, .pdf or .svg")
     # Type 42 keeps text as text in a PDF.
-    with draft(out, "--out") as file, rc_context({"pdf.fonttype": 42}):
-        draw().savefig(file, format=out.suffix.removeprefix("."), dpi=200)
+    with (
+        draft(out, "--out", ".png", ".pdf", ".svg") as file,
+        rc_context({"pdf.fonttype": 42}),
+    ):
+        draw().savefig(file, format=out.suffix.lower().removeprefix("."), dpi=200)

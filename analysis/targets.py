@@ -17,6 +17,7 @@ import pandas as pd
 from analysis import frames, panels, terminal
 from analysis.compare import PATHS, constants, read
 from analysis.groups import DONE, ROW, labelled, row_name
+from analysis.output import Share
 from analysis.terminal import Column
 
 REFERENCE = "fedavg"
@@ -169,7 +170,7 @@ def notes(rows: pd.DataFrame, measure: str, reference: str | None) -> list[str]:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @PATHS
 @click.option(
-    "--target", "targets", multiple=True, required=True, type=click.FloatRange(0, 1),
+    "--target", "targets", multiple=True, required=True, type=Share(),
     metavar="SHARE", help="An accuracy, such as 0.9; may be given several times.",
 )  # fmt: skip
 @panels.ACCURACY

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from analysis import frames, panels
 from analysis.compare import PATHS, read
 from analysis.groups import ROW, labelled, row_name
+from analysis.output import Share
 
 SECONDS: panels.Units = ((1, "s"), (1e-3, "ms"), (1e-6, "µs"))
 JOULES: panels.Units = ((1e6, "MJ"), (1e3, "kJ"), (1, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
@@ -143,7 +144,7 @@ def picture(
 )  # fmt: skip
 @panels.ACCURACY
 @click.option(
-    "--target", type=click.FloatRange(0, 1), metavar="SHARE",
+    "--target", type=Share(), metavar="SHARE",
     help="Mark this accuracy, such as 0.9; analysis.targets says what it took.",
 )  # fmt: skip
 @panels.out("trajectory.png")

@@ -11,13 +11,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fedmpi.errors import BadInput, Failure
+from fedmpi.errors import BadInput, Failure, sentence
 
 RANKS = click.option(
     "--ranks", type=click.IntRange(min=1), help="Number of ranks to start with mpiexec."
@@ -33,9 +34,16 @@ class Place(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """As in click."""
-        if not os.fspath(value):
+        name = os.path.expanduser(os.fspath(value))
+        if not name.strip():
             self.fail("Wanted a path, found nothing.", param, ctx)
-        return super().convert(os.path.expanduser(value), param, ctx)
+        plain = name.rstrip(os.sep)
+        if plain and plain != name and not os.path.isdir(name):
+            is_file = not self.dir_okay or plain.lower().endswith((".h5", ".hdf5"))
+            if is_file or os.path.lexists(plain):
+                said = f"Wanted a folder that is there, or a file without a slash, found {name!r}."
+                self.fail(said, param, ctx)
+        return super().convert(name, param, ctx)
 
 
 def be_open() -> None:
@@ -147,9 +155,46 @@ def _settings() -> Collection[str]:
 
 
 class Commands(click.Group):
-    """The commands."""
+    """The commands; the exit code is 1 if what they print cannot be written."""
 
     command_class = Command
+
+    def main(self, *words: Any, **options: Any) -> Any:
+        """As in click."""
+        try:
+            return super().main(*words, **options)
+        except (OSError, SystemExit) as error:
+            refused = _refused(again=isinstance(error, OSError))
+            # In a job of several ranks, the hook for exceptions ends the others.
+            if refused is None or (isinstance(error, OSError) and _is_rank()):
+                raise
+            with suppress(OSError):
+                print(sentence("standard output", refused), file=sys.stderr)
+            sys.exit(1)
+
+
+def _refused(again: bool) -> OSError | None:
+    """What the system says where standard output cannot be written, which is then given up.
+
+    Args:
+        again: something was refused already and is lost: whether it was output, another line tells.
+    """
+    try:
+        if again:
+            print()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads it has seen enough
+        return None
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
+def _is_rank() -> bool:
+    from fedmpi.runs import launch
+
+    return launch.launched() > 1
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

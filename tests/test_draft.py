@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from fedmpi.draft import draft, try_out
 from fedmpi.errors import REASONS, BadInput, Failure, number, sentence, told
 
+ANY = re.compile(b"")
+"""Of a kind that may begin in any way."""
 PLACES = {
     "file/a": "a part of the path is a file, no folder|what has that name is no folder",
     "n" * 255: "the name is too long",
@@ -37,9 +40,9 @@ def test_places_that_take_no_file(place: str, here: Path) -> None:
     """It is said with the option that names another; and nothing changes."""
     before = sorted(here.iterdir())
     with pytest.raises(BadInput, match=PLACES[place]) as caught:
-        try_out(Path(place), "--plot")
+        try_out(Path(place), "--plot", ANY)
     assert "name another file with --plot" in str(caught.value)
-    with pytest.raises(BadInput, match=PLACES[place]), draft(Path(place), "--plot"):
+    with pytest.raises(BadInput, match=PLACES[place]), draft(Path(place), "--plot", ANY):
         pytest.fail("it was begun")
     assert sorted(here.iterdir()) == before
 
@@ -47,18 +50,37 @@ def test_places_that_take_no_file(place: str, here: Path) -> None:
 def test_a_file_is_replaced_when_it_is_whole(here: Path) -> None:
     Path("alias").symlink_to("file")
     for path in (Path("file"), Path("new/file"), Path("alias")):
-        try_out(path, "--out")
-        with draft(path, "--out") as file:
+        try_out(path, "--out", ANY)
+        with draft(path, "--out", ANY) as file:
             file.write(b"half")
             assert not path.exists() or path.read_bytes() == b"" or path.name == "alias"
         assert path.read_bytes() == b"half"
     assert Path("alias").is_symlink() and Path("file").read_bytes() == b"half"
 
 
+def test_a_file_of_another_kind_is_not_replaced(here: Path) -> None:
+    """An empty one is of any kind."""
+    kind = re.compile(rb"kind 1\n.{2}end", re.DOTALL)
+    Path("thesis").write_text("kind 1\n\n\nbegin")
+    before = sorted(here.iterdir())
+    said = "thesis: holds something else than --out writes, and is not replaced; remove it or name"
+    with pytest.raises(BadInput, match=said):
+        try_out(Path("thesis"), "--out", kind)
+    with pytest.raises(BadInput, match=said), draft(Path("thesis"), "--out", kind):
+        pytest.fail("it was begun")
+    assert Path("thesis").read_text() == "kind 1\n\n\nbegin"
+    assert sorted(here.iterdir()) == before
+    for text in (b"kind 1\n\n\nend", b"kind 1\nabend", b""):
+        Path("file").write_bytes(text)
+        with draft(Path("file"), "--out", kind) as file:
+            file.write(b"kind 1\n")
+        assert Path("file").read_bytes() == b"kind 1\n"
+
+
 def test_what_is_cut_off_leaves_nothing(here: Path) -> None:
     Path("file").write_text("before")
     for fault in (KeyboardInterrupt, ValueError):
-        with suppress(fault), draft(Path("file"), "--out") as file:
+        with suppress(fault), draft(Path("file"), "--out", ANY) as file:
             file.write(b"half")
             raise fault
     assert Path("file").read_text() == "before"
@@ -71,7 +93,7 @@ def test_a_full_disk(here: Path) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         words = "file: larger than a file may be here"
-        with pytest.raises(BadInput, match=words), draft(Path("file"), "--out") as file:
+        with pytest.raises(BadInput, match=words), draft(Path("file"), "--out", ANY) as file:
             file.write(bytes(1001))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -434,6 +434,77 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize(
+    "words", [["list", "methods"], ["show", "a.h5"], ["sweep", "a.toml", "--count"], ["--help"]]
+)
+def test_output_that_cannot_be_written(words: list[str], here: Path) -> None:
+    """One sentence, whether it is refused in the middle or as the process ends."""
+    Path("a.toml").write_text("[[grid]]\nseed = [1, 2]")
+    if "a.h5" in words:
+        assert fedmpi("run", *QUICK, "--out", "a.h5").exit_code == 0
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fedmpi", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+        )
+    assert done.stderr == "standard output: no space is left on the disk; make room\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_what_prints_nothing_needs_no_output() -> None:
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-m", "fedmpi", "list", "nonsense"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert b"standard output" not in done.stderr
+
+
+def test_other_faults_of_the_system_are_no_faults_of_the_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr("fedmpi.terminal.catalogue.show_list", refuse)
+    with pytest.raises(OSError, match=rf"Errno {errno.ENOSPC}"):
+        fedmpi("list", "methods")
+
+
+SLASHES = {
+    "a result": ["run", *QUICK, "--out", "new.h5/"],
+    "a result in upper case": ["run", *QUICK, "--out", "new.HDF5//"],
+    "a result that is there": ["show", "a.h5/"],
+    "a file that is there": ["sweep", "a.toml/", "--count"],
+    "a picture": ["partition", *QUICK, "--plot", "a.png/"],
+}
+
+
+@pytest.mark.parametrize("case", SLASHES)
+def test_a_slash_at_the_end_says_folder(case: str, here: Path) -> None:
+    Path("a.toml").write_text("[[grid]]\nseed = [1, 2]")
+    Path("a.h5").touch()
+    found = fedmpi(*SLASHES[case])
+    assert found.exit_code == 2
+    assert "Wanted a folder that is there, or a file without a slash, found" in found.stderr
+    assert sorted(path.name for path in here.iterdir()) == ["a.h5", "a.toml"]
+
+
+def test_folders_may_end_in_a_slash(here: Path) -> None:
+    """One named as a result, too, if it is there."""
+    Path("a.h5").mkdir()
+    for out in ("new/", "a.h5/"):
+        assert fedmpi("run", *QUICK, "--out", out).exit_code == 0
+    assert sorted(str(path.parent) for path in results(here) if path.is_file()) == [
+        str(here / "a.h5"),
+        str(here / "new"),
+    ]
+
+
 def test_ranks_end_together_when_the_disk_is_full(here: Path) -> None:
     """One sentence, once, and no traceback; what was finished is there, and no lock."""
     launcher = launch.find()
@@ -592,10 +663,11 @@ def test_where_results_go(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.exit_code == 2
         assert " folder; choose another place with --out\n" in found.stderr
     for command in (["run", *QUICK], ["show"]):
-        out = ["--out", ""] if command[0] == "run" else [""]
-        found = fedmpi(*command, *out)
-        assert found.exit_code == 2
-        assert "Wanted a path, found nothing." in found.stderr
+        for name in ("", " "):
+            out = ["--out", name] if command[0] == "run" else [name]
+            found = fedmpi(*command, *out)
+            assert found.exit_code == 2
+            assert "Wanted a path, found nothing." in found.stderr
     assert fedmpi("run", *QUICK, "--out=~/deep").exit_code == 0
     assert len(list(Path("home/deep").iterdir())) == 1
     assert not Path("~").exists()

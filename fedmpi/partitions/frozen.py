@@ -8,6 +8,7 @@ refused.
 """
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +16,13 @@ import numpy as np
 from numpy import ndarray
 from pydantic import Field
 
-from fedmpi import config
+from fedmpi import config, draft
 from fedmpi.config import ConfigError
-from fedmpi.draft import draft
 from fedmpi.partitions import Shards, fingerprint
 
 FORMAT = "fedmpi partition 1"
+BEGINS = re.compile(rb"PK\x03\x04.{26}format\.npy", re.DOTALL)
+"""How its file begins: a ZIP file, whose first member is the format."""
 PARTS = ("train", "test")
 FIELDS = {"format": "U", "sha256": "U", "labels": "U", "samples": "i", "held_out": "i"} | {
     name: "i" for part in PARTS for name in (part, f"{part}_sizes")
@@ -89,6 +91,18 @@ def restore(
     return held_out, shards, test_shards
 
 
+def try_out(path: Path) -> None:
+    """Makes sure, before long work, that `freeze` can write a file.
+
+    Raises:
+        BadInput: if its name does not end in .npz, if it cannot be written, or if what is there is
+            no partition.
+    """
+    if path.suffix.lower() != ".npz":
+        raise ConfigError(f"--freeze {path}: wanted a name that ends in .npz")
+    draft.try_out(path, "--freeze", BEGINS)
+
+
 def freeze(
     path: Path,
     held_out: ndarray,
@@ -99,13 +113,11 @@ def freeze(
 ) -> None:
     """Writes a partition of the samples with the labels `train` and `test`.
 
-    An existing file is replaced atomically.
+    An existing file of a partition is replaced atomically.
 
     Raises:
-        BadInput: if the name does not end in .npz, or the file cannot be written.
+        BadInput: if the file cannot be written, see `try_out`.
     """
-    if path.suffix != ".npz":
-        raise ConfigError(f"{path}: wanted a name that ends in .npz")
     fields = {
         "format": FORMAT,
         "sha256": fingerprint([held_out, *shards, *test_shards]),
@@ -115,8 +127,9 @@ def freeze(
     }
     for name, part in zip(PARTS, (shards, test_shards), strict=True):
         fields |= {name: np.concatenate(part), f"{name}_sizes": [len(shard) for shard in part]}
+    try_out(path)
     arrays = {name: np.asarray(value) for name, value in fields.items()}
-    with draft(path, "--freeze") as file:
+    with draft.draft(path, "--freeze", BEGINS) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 

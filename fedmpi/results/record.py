@@ -12,6 +12,7 @@ to write it: HDF5 cannot close a file after a write has failed, and often ends t
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -320,7 +321,7 @@ def open_result(path: Path) -> h5py.File:
     except OSError as error:
         if number(error) is not None:
             raise RecordError(sentence(path, error)) from None
-        raise Damaged(f"{path}: not an HDF5 file: {error}") from None
+        raise Damaged(f"{path}: not an HDF5 file, or one that was cut off") from None
     try:
         if "settings" not in file.attrs or "rounds" not in file:
             raise Damaged(f"{path}: HDF5, but not a result: it holds no settings")
@@ -372,6 +373,11 @@ def content(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def damaged(path: Path, error: BaseException) -> Damaged:
     """Returns the error for a result that makes its reader raise another error."""
     said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError) and (lacking := re.search(r"'([^']+)'", said)):
+        said = f"it lacks {lacking[1]}"
+    elif isinstance(error, OSError | RuntimeError) and number(error) is None:  # HDF5's words
+        said = "its content cannot be read"
+    said = said.replace("no field of name", "a table lacks the column")  # numpy's words
     return Damaged(f"{path}: a damaged result: {said}")
 
 
@@ -380,11 +386,14 @@ def rows(file: h5py.File, table: str) -> np.ndarray:
 
     Raises:
         KeyError: if the file lacks a table that every result has.
-        ValueError: if it claims more rows than it holds.
+        ValueError: if it has other columns, or claims more rows than it holds.
     """
     if table in tables.LATER and table not in file:
         return tables.empty(tables.TABLES[table], 0)
     data = file[table]
+    first = next(iter(tables.TABLES[table]))
+    if first not in (data.dtype.names or ()):
+        raise ValueError(f"the table {table} lacks the column {first}")
     if data.nbytes > data.id.get_storage_size():
         raise ValueError(f"the table {table} lacks rows")
     return data[:]
@@ -413,13 +422,26 @@ def is_result(path: Path) -> bool:
         return False
 
 
+def parsed(about: Mapping[str, Any], name: str) -> Any:
+    """Returns the value of an attribute that is JSON.
+
+    Raises:
+        KeyError: if there is none.
+        ValueError: if it is none.
+    """
+    try:
+        return json.loads(about[name])
+    except (TypeError, ValueError):
+        raise ValueError(f"its {name} are no JSON") from None
+
+
 def settings_of(path: Path) -> dict[str, Any]:
     """Returns the complete settings of a recorded run.
 
     Raises:
         RecordError: if the file is missing, damaged, or no result.
     """
-    found = read(path, lambda file: json.loads(file.attrs["settings"]))
+    found = read(path, lambda file: parsed(file.attrs, "settings"))
     if not isinstance(found, dict):
         raise Damaged(f"{path}: a damaged result: wanted a table of settings, found {found!r}")
     return found
@@ -431,7 +453,7 @@ def files_of(about: Mapping[str, Any]) -> dict[str, str]:
     Args:
         about: the attributes of its result. Those of earlier versions may have the trace's alone.
     """
-    found = json.loads(about.get("files_sha256", "{}"))
+    found = parsed(about, "files_sha256") if "files_sha256" in about else {}
     if "trace_sha256" in about:
         found["trace"] = about["trace_sha256"]
     return found
@@ -445,7 +467,7 @@ def identity_of(about: Mapping[str, Any]) -> str:
     Args:
         about: the attributes of its result.
     """
-    return config.identity(json.loads(about["settings"]), files_of(about))
+    return config.identity(parsed(about, "settings"), files_of(about))
 
 
 def data_of(path: Path) -> str:

@@ -1,6 +1,5 @@
 """All results in a folder, a line each: `fedmpi show FOLDER`."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,7 +75,7 @@ def results(folder: Path, unreadable: Callable[[OSError], None]) -> Iterator[Pat
 def _line(path: Path) -> Iterator[str | Text]:
     """A result's cells in front of its name."""
     about, rounds = record.read(path, lambda file: (dict(file.attrs), record.rows(file, "rounds")))
-    settings, status = json.loads(about["settings"]), str(about["status"])
+    settings, status = record.parsed(about, "settings"), str(about["status"])
     regular = rounds[rounds["round"] >= 0]
     yield settings["method"]["name"]
     yield Text(status, COLOURS.get(status, "red"))

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from fedmpi.clients import heterogeneity
-from fedmpi.draft import draft
+from fedmpi.draft import PICTURES, draft
 
 STYLE: Any = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "fedmpi"}
 BAR = "#0072B2"
@@ -36,10 +36,11 @@ def draw(counts: np.ndarray, name: str, path: Path) -> None:
     Raises:
         BadInput: if nothing can be written there.
     """
-    with rc_context(STYLE), draft(path, "--plot") as file:
+    suffix = path.suffix.lower()
+    with rc_context(STYLE), draft(path, "--plot", PICTURES[suffix]) as file:
         # Without a date, the same partition is the same file.
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        form = path.suffix.removeprefix(".")
+        metadata = {"Date": None} if suffix == ".svg" else None
+        form = suffix.removeprefix(".")
         picture(counts, name).savefig(file, format=form, dpi=150, metadata=metadata)
 
 

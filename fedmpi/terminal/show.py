@@ -1,6 +1,5 @@
 """The settings and the course of one run: `fedmpi show`."""
 
-import json
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -74,7 +73,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
     table.show_header = False
     table.columns[0].style = "dim"
     table.columns[1].no_wrap, table.columns[1].overflow = False, "fold"
-    settings = json.loads(about["settings"])
+    settings = record.parsed(about, "settings")
     changed, same, machine = _changes(settings)
     commit = about.get("commit", "") or "not from a checkout"
     for name, text in {
@@ -153,9 +152,15 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
+def _time(about: Mapping[str, Any], name: str) -> datetime:
+    try:
+        return datetime.fromisoformat(about[name])
+    except (TypeError, ValueError):
+        raise ValueError(f"wanted a time in ISO 8601, found {name} = {about[name]!r}") from None
+
+
 def _when(about: Mapping[str, Any]) -> str:
-    known = [about[name] for name in ("started", "finished") if name in about]
-    times = [datetime.fromisoformat(text) for text in known]
+    times = [_time(about, name) for name in ("started", "finished") if name in about]
     text = " to ".join(f"{time:%Y-%m-%d %H:%M:%S}" for time in times)
     return f"{text} UTC, {times[1] - times[0]}" if len(times) == 2 else f"{text} UTC, no end"
 

@@ -11,7 +11,7 @@ from fedmpi.clients import heterogeneity
 from fedmpi.clients.population import Population
 from fedmpi.clients.skew import Traits
 from fedmpi.config import ConfigError, Settings
-from fedmpi.draft import try_out
+from fedmpi.draft import PICTURES, try_out
 from fedmpi.errors import fitting
 from fedmpi.partitions import frozen
 from fedmpi.terminal.style import console, grid, number
@@ -20,7 +20,6 @@ CROWD = 20
 """Most clients that are listed one by one."""
 OUTERMOST = 3
 """Of more than these, so many stand at each end."""
-PICTURES = (".png", ".svg")
 Peculiar = dict[str, tuple[str, list[str] | None]]
 """Skews by name: a text about all clients, and one for each of them if it fits into a column."""
 HEADS = ("samples", "test", "classes", "effective", "distance")
@@ -42,11 +41,12 @@ def survey(settings: Settings, plot: Path | None, freeze: Path | None) -> None:
         BadInput: if the settings do not fit together, data are missing, or a file cannot be
             written.
     """
-    if plot is not None and plot.suffix not in PICTURES:
-        raise ConfigError(f"--plot {plot}: wanted a name that ends in {' or '.join(PICTURES)}")
-    for path, option in ((plot, "--plot"), (freeze, "--freeze")):
-        if path is not None:
-            try_out(path, option)
+    if plot is not None:
+        if plot.suffix.lower() not in PICTURES:
+            raise ConfigError(f"--plot {plot}: wanted a name that ends in {' or '.join(PICTURES)}")
+        try_out(plot, "--plot", PICTURES[plot.suffix.lower()])
+    if freeze is not None:
+        frozen.try_out(freeze)
     data = config.module("data", settings.data.name).load(settings.data, settings.seed)
     population, traits = Population(settings, data), Traits(settings, data)
     counts = population.counts

@@ -291,6 +291,14 @@ def test_an_axis_is_a_setting_that_varies(alphas: Path, setting: str, found: str
     assert result.exit_code == 2 and not (Path.cwd() / "along.png").exists()
 
 
+def test_without_a_setting_that_varies_there_is_no_axis(tmp_path: Path) -> None:
+    write(tmp_path / "a.h5", settings(), rounds([0.5]))
+    result = run(along.main, tmp_path, "--setting", "lr")
+    assert result.exit_code == 2
+    text = " ".join(result.output.split())
+    assert text.endswith("found one that does not; nothing varies in these runs")
+
+
 def test_a_level_has_one_value(fleets: Path) -> None:
     words = [fleets, "--setting", WEAK, "--out", fleets / "t.png", "--level"]
     result = run(along.main, *words, "heterofl")

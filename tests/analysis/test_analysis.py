@@ -75,6 +75,21 @@ def test_what_cannot_be_read_is_named(
     ]
 
 
+def test_a_pipe_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is open at its other end here, for a reader that tries it to fail and not to wait."""
+    (tmp_path / "null.h5").symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "pipe.h5")
+    other_end = os.open(tmp_path / "pipe.h5", os.O_RDWR)
+    try:
+        assert frames.find(tmp_path) == []
+    finally:
+        os.close(other_end)
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path}/{name}.h5: left out: no plain file; wanted a result (HDF5)"
+        for name in ("null", "pipe")
+    ]
+
+
 def test_without_validation_there_is_no_best_round(tmp_path: Path) -> None:
     rows = rounds([0.5, 0.9], validation=[np.nan, np.nan])
     one = frames.runs(write(tmp_path / "a.h5", settings(), rows)).iloc[0]
@@ -362,6 +377,61 @@ def test_places_that_take_no_file(
     assert found.exit_code == 2
     assert place[:50] in found.output.replace("\n", "")
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "name"),
+    [
+        (compare.main, "--csv", "iid/fedavg1.h5"),
+        (compare.main, "--csv", "trace.csv"),
+        (compare.main, "--csv", "settings.toml"),
+        (tradeoff.main, "--out", "notes.pdf"),
+        (tradeoff.main, "--out", "iid/fedavg1.h5"),
+    ],
+)
+def test_what_is_something_else_is_not_replaced(
+    command: Any, option: str, name: str, folder: Path
+) -> None:
+    """A result, one of those that are compared; a device trace, settings, and notes."""
+    for other in ("trace.csv", "settings.toml", "notes.pdf"):
+        (folder / other).write_text("round,client\n0,1\n")
+    before = (folder / name).read_bytes()
+    found = run(command, folder, option, folder / name)
+    assert found.exit_code == 2
+    assert re.search(r"is not replaced|wanted a name that ends in", found.output)
+    assert (folder / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["t.CSV", "t.PNG", "t.pdf", "t.svg"])
+def test_what_a_command_wrote_is_replaced(name: str, folder: Path) -> None:
+    """So is an empty file, which `mktemp` may have made; whatever case the suffix is in."""
+    command, option = (compare.main, "--csv") if "CSV" in name else (tradeoff.main, "--out")
+    (folder / name).touch()
+    for _ in range(2):
+        found = run(command, folder, option, folder / name)
+        assert found.exit_code == 0, found.output
+        assert (folder / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("command", [targets.main, trajectory.main])
+@pytest.mark.parametrize("share", ["nan", "-nan", "1.1", "inf"])
+def test_a_target_is_a_share(command: Any, share: str, folder: Path) -> None:
+    found = run(command, folder, f"--target={share}")
+    assert found.exit_code == 2
+    assert f"{share} is not in the range" in found.output
+
+
+@pytest.mark.parametrize("name", ["", " ", "t/", "new/t.csv/"])
+@pytest.mark.parametrize(("command", "option"), [(compare.main, "--csv"), (tradeoff.main, "--out")])
+def test_what_names_no_file(
+    command: Any, option: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    found = run(command, folder, option, name)
+    assert found.exit_code == 2
+    assert f"Wanted the name of a file, found {name!r}" in found.output
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_many_methods_and_panels(folder: Path) -> None:

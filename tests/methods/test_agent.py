@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedmpi import loading, models
 from fedmpi.config import ConfigError
+from fedmpi.errors import BadInput
 from fedmpi.messages.counts import keep_round
 from fedmpi.methods.spatl import agent
 from fedmpi.methods.spatl.agent import Game, Learner, Scene
@@ -72,6 +73,12 @@ def test_its_state_is_a_few_tens_of_kilobytes(tmp_path: Path) -> None:
     assert not torch.equal(other.vector(), one.vector())
     other.load(agent.read(file))
     assert torch.equal(other.vector(), one.vector())
+    agent.save(agent.born(2), file)
+    np.save(tmp_path / "other.npy", np.zeros(agent.SIZE + 1, np.float32))
+    before = (tmp_path / "other.npy").read_bytes()
+    with pytest.raises(BadInput, match=r"other\.npy: holds something else than --out writes"):
+        agent.save(one, tmp_path / "other.npy")
+    assert (tmp_path / "other.npy").read_bytes() == before
 
 
 def test_birth_depends_on_the_seed_alone() -> None:

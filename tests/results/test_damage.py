@@ -133,6 +133,16 @@ DAMAGES = {
 }
 
 
+IN_WORDS = {
+    "settings that are no JSON": "its settings are no JSON",
+    "no status": "it lacks status",
+    "a start that is no time": "wanted a time in ISO 8601, found started = 'soon'",
+    "files that are no JSON": "its files_sha256 are no JSON",
+    "rounds that are no table": "the table rounds lacks the column round",
+    "clients of other columns": "a table lacks the column ",
+}
+
+
 @pytest.mark.parametrize("case", DAMAGES)
 def test_damaged_content(
     case: str, result: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -143,8 +153,26 @@ def test_damaged_content(
     assert read(result) == []
     shown = fedmpi("show", str(result))
     assert shown.exit_code == 2
-    assert shown.stderr.startswith(f"{result}: a damaged result: ")
+    assert shown.stderr.startswith(f"{result}: a damaged result: {IN_WORDS.get(case, '')}")
     assert shown.stderr.count("\n") == 1
+    said = capsys.readouterr().err
+    for raw in ("Unable to", "Can't ", "not in index", "Expecting"):
+        assert raw not in said + shown.stderr
+
+
+def test_the_analysis_says_in_words_what_is_lacking(
+    result: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shorten(result, "rounds", round=[0, 1], warmup=[True, False])
+    folder = result.parent
+    change(shutil.copy(result, folder / "b.h5"), settings="{")
+    (folder / "c.h5").write_text("no HDF5")
+    assert frames.find(folder) == []
+    said = capsys.readouterr().err
+    assert "b.h5: left out: a damaged result: its settings are no JSON\n" in said
+    assert "c.h5: left out: not an HDF5 file, or one that was cut off\n" in said
+    lacks = "left out: a damaged result: the table rounds lacks the column accuracy\n"
+    assert f"{result}: {lacks}" in said
 
 
 @pytest.mark.parametrize(

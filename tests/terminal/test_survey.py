@@ -137,6 +137,22 @@ def test_from_settings_to_a_file_to_a_run(here: Path) -> None:
     assert "partition  frozen  file=new/a.npz" in thawed.output
 
 
+def test_what_is_there_is_replaced_if_it_is_of_the_same_kind(here: Path) -> None:
+    words = ("partition", *WORDS, "--freeze", "a.NPZ", "--plot")
+    for picture in ("a.svg", "a.PNG"):
+        for _ in range(2):
+            found = fedmpi(*words, picture)
+            assert found.exit_code == 0, found.output
+    np.savez("other.npz", a=[1])
+    Path("letter.svg").write_text("<?xml version='1.0'?><letter/>")
+    before = {path: path.read_bytes() for path in here.iterdir()}
+    for option, file in (("--freeze", "other.npz"), ("--plot", "letter.svg")):
+        found = fedmpi("partition", *WORDS, option, file)
+        assert found.exit_code == 2
+        assert f"{file}: holds something else than {option} writes" in found.stderr
+    assert {path: path.read_bytes() for path in here.iterdir()} == before
+
+
 REFUSED = {
     "a picture": (["--plot", "a.gif"], "--plot a.gif: wanted a name that ends in .png or .svg"),
     "a frozen file": (["--freeze", "a.npy"], "a.npy: wanted a name that ends in .npz"),

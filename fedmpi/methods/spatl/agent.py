@@ -21,6 +21,7 @@ these smooth differences between layers away. The actor has one head for all lay
 agent trained on one network can be used for another.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from math import log2
@@ -113,6 +114,8 @@ SIZE = sum(parameter.numel() for parameter in Agent().parameters())
 """Number of an agent's parameters: 27 kB."""
 HEADS = sum(parameter.numel() for parameter in Agent().heads())
 """Number of those that are tuned for a new network or client."""
+BEGINS = re.compile(rb"\x93NUMPY.{4}[^}]*'shape': \(%d,\)" % SIZE, re.DOTALL)
+"""How an agent's file begins."""
 
 
 def born(seed: int) -> Agent:
@@ -128,7 +131,7 @@ def save(agent: Agent, path: Path) -> None:
     Raises:
         BadInput: if it cannot be written.
     """
-    with draft(path, "--out") as file:
+    with draft(path, "--out", BEGINS) as file:
         np.save(file, agent.vector().numpy())
 
 

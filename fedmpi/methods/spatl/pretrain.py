@@ -107,7 +107,7 @@ def pretrain(trees: Sequence[Tree], episodes: int, out: Path) -> str:
         BadInput: if no samples are held out, if a network has no channels, or if the file cannot
             be written.
     """
-    try_out(out, "--out")
+    try_out(out, "--out", agent.BEGINS)
     labs = [Lab(tree) for tree in trees]
     seed, games = labs[0].settings.seed, [lab.game() for lab in labs]
     mind = agent.born(torch_seed(seed, Purpose.BIRTH))
