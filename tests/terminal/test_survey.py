@@ -143,10 +143,13 @@ REFUSED = {
     "settings": (["rouds=3"], "no setting 'rouds'"),
     "vectors": (["data.shape=[4]", "skew.rotations=[90]"], "skew.rotations = [90]: wanted images"),
     "clients": (["clients=999"], "clients = 999: wanted at most 270, the training samples"),
-    "no file": (["partition={name='frozen'}"], "partition.file: wanted a file that fedmpi"),
+    "no file": (
+        ["partition={name='frozen'}"],
+        "partition.file: wanted a partition (.npz)",
+    ),
     "missing file": (
         ["partition={name='frozen',file='x.npz'}"],
-        "partition.file = x.npz: No such file or directory",
+        "partition.file = x.npz: no such file",
     ),
 }
 
