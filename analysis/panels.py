@@ -176,8 +176,8 @@ def save(draw: Callable[[], Figure], out: Path) -> None:
     Raises:
         click.UsageError: if the file's suffix is no known format, or it cannot be written.
     """
-    if out.suffix not in (".png", ".pdf", ".svg"):
+    if out.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise click.UsageError(f"--out {out}: wanted a name that ends in .png, .pdf or .svg")
     # Type 42 keeps text as text in a PDF.
     with draft(out, "--out") as file, rc_context({"pdf.fonttype": 42}):
-        draw().savefig(file, format=out.suffix.removeprefix("."), dpi=200)
+        draw().savefig(file, format=out.suffix.removeprefix(".").lower(), dpi=200)

@@ -21,6 +21,8 @@ from fedmpi.draft import draft
 from fedmpi.partitions import Shards, fingerprint
 
 FORMAT = "fedmpi partition 1"
+SUFFIX = ".npz"
+"""End of the name of a file that is written."""
 WANTED = "a partition (.npz) that fedmpi partition --freeze wrote"
 PARTS = ("train", "test")
 FIELDS = {"format": "U", "sha256": "U", "labels": "U", "samples": "i", "held_out": "i"} | {
@@ -101,10 +103,8 @@ def freeze(
     An existing file is replaced atomically.
 
     Raises:
-        BadInput: if the name does not end in .npz, or the file cannot be written.
+        BadInput: if the file cannot be written.
     """
-    if path.suffix != ".npz":
-        raise ConfigError(f"{path}: wanted a name that ends in .npz")
     fields = {
         "format": FORMAT,
         "sha256": fingerprint([held_out, *shards, *test_shards]),

@@ -38,8 +38,8 @@ def draw(counts: np.ndarray, name: str, path: Path) -> None:
     """
     with rc_context(STYLE), draft(path, "--plot") as file:
         # Without a date, the same partition is the same file.
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        form = path.suffix.removeprefix(".")
+        form = path.suffix.removeprefix(".").lower()
+        metadata = {"Date": None} if form == "svg" else None
         picture(counts, name).savefig(file, format=form, dpi=150, metadata=metadata)
 
 

@@ -42,10 +42,11 @@ def survey(settings: Settings, plot: Path | None, freeze: Path | None) -> None:
         BadInput: if the settings do not fit together, data are missing, or a file cannot be
             written.
     """
-    if plot is not None and plot.suffix not in PICTURES:
-        raise ConfigError(f"--plot {plot}: wanted a name that ends in {' or '.join(PICTURES)}")
-    for path, option in ((plot, "--plot"), (freeze, "--freeze")):
+    for path, option, ends in ((plot, "--plot", PICTURES), (freeze, "--freeze", (frozen.SUFFIX,))):
         if path is not None:
+            if path.suffix.lower() not in ends:
+                wanted = " or ".join(ends)
+                raise ConfigError(f"{option} {path}: wanted a name that ends in {wanted}")
             try_out(path, option)
     data = config.module("data", settings.data.name).load(settings.data, settings.seed)
     population, traits = Population(settings, data), Traits(settings, data)

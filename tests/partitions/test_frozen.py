@@ -225,8 +225,6 @@ def test_a_byte_that_flips(file: Path) -> None:
 
 
 def test_freezing_where_nothing_can_be(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a\.npy: wanted a name that ends in \.npz"):
-        freeze(tmp_path / "a.npy")
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=r"a\.npz: "):
         freeze(tmp_path / "file" / "a.npz")
