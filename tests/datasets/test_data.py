@@ -270,7 +270,7 @@ def test_one_file_of_writers(root: Path, lost: int) -> None:
 def test_a_file_of_writers_that_is_cut(root: Path) -> None:
     write_idx(root, [1, 2, 3], [4, 5])
     write_qmnist(root, TRAIN, TEST)
-    write(root / mnist.OWNERS[0], idx(TRAIN)[:-4])
+    write(root / mnist.OWNERS[0], idx(TRAIN)[:-4], packed=True)
     with pytest.raises(DataError, match=r"train.*wanted 108 bytes for its 3 records, found 104"):
         read(mnist, root)
 
