@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
+from fedmpi import inputs
 from fedmpi.errors import BadInput
 
 Tree = dict[str, Any]
@@ -593,9 +594,7 @@ class Settings(Table):
         for path, file in files.items():
             if file is not None:
                 with suppress(OSError):
-                    if not Path(file).is_file():  # a device, say, may have no end
-                        continue
-                    found[path] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+                    found[path] = hashlib.sha256(inputs.plain(Path(file))).hexdigest()
         return found
 
     def identity(self) -> str:

@@ -6,12 +6,12 @@ from 0. A client may have several lines, or none. The trace has as many rounds a
 plus one; a longer run starts it again from its beginning.
 """
 
-import errno
 import hashlib
 from pathlib import Path
 
 import numpy as np
 
+from fedmpi import inputs
 from fedmpi.config import MOST, ConfigError
 from fedmpi.words import decoded, said
 
@@ -31,18 +31,13 @@ class Trace:
         rounds: length of the trace, after which it starts again.
 
     Raises:
-        ConfigError: naming file and line, if the file cannot be read, a line is malformed, or no
-            client is available in some round.
+        BadInput: if the file cannot be read, or a `ConfigError` that names file and line, if a line
+            is malformed, or no client is available in some round.
     """
 
     def __init__(self, path: Path, clients: int) -> None:
         self.path = path
-        try:
-            if path.exists() and not path.is_file():
-                raise OSError(errno.EINVAL, "Not a file")
-            content = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"trace = {path}: {error.strerror or error}") from None
+        content = inputs.content("trace", path, f"a CSV file with the columns {COLUMNS}")
         self.sha256 = hashlib.sha256(content).hexdigest()
         try:
             lines = decoded(content).splitlines() or [""]

@@ -5,7 +5,7 @@ finds them by name, and `fetch` uses it.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -92,14 +92,28 @@ def repeated(train: np.ndarray, test: np.ndarray) -> int:
     return sum(digest in known for digest in digests(test))
 
 
-def content(found: Dataset) -> str:
-    """Returns the SHA-256 of a set's arrays: of each its name, type, shape and bytes, in hex."""
+def _whole(name: str, value: np.ndarray) -> Iterable[memoryview]:
+    """Returns an array's bytes in one piece."""
+    return (np.ascontiguousarray(value).data,)
+
+
+def content(
+    found: Dataset,
+    pieces: Callable[[str, np.ndarray], Iterable[memoryview]] = _whole,
+) -> str:
+    """Returns the SHA-256 of a set's arrays: of each its name, type, shape and bytes, in hex.
+
+    Args:
+        found: the set.
+        pieces: returns the bytes of an array of that name, in C order, piece by piece.
+    """
     digest = hashlib.sha256()
     for field in fields(found):
         value = getattr(found, field.name)
         if isinstance(value, np.ndarray):
             digest.update(f"{field.name} {value.dtype.str} {value.shape}\n".encode())
-            digest.update(np.ascontiguousarray(value).data)
+            for piece in pieces(field.name, value):
+                digest.update(piece)
     return digest.hexdigest()
 
 

@@ -3,7 +3,8 @@
 The first process that needs a set decodes it, under a lock; others wait, and all use the same
 folder of arrays. Since the arrays are mapped, a node holds each set in memory once, however many
 ranks it has. A folder gets its final name only when it is complete. It may be removed whenever no
-run uses it.
+run uses it. A process that opens a set compares its arrays with the hash that is kept beside them;
+a damaged set is decoded again.
 """
 
 import dataclasses
@@ -32,6 +33,13 @@ ABOUT = "about.json"
 """File with all fields that are no arrays, written last."""
 ARRAYS = "arrays"
 """Key in that file of the list of array names."""
+SEAL = "seal"
+"""Key in that file of the hash of all other keys."""
+PIECE = 2**20
+"""Bytes of an array that are hashed at once."""
+
+_sound: set[tuple[str, tuple[tuple[int, ...], ...]]] = set()
+"""Folders whose content this process has compared with its hash, and their files' versions."""
 
 
 def folder(settings: config.Data) -> Path:
@@ -153,6 +161,7 @@ def _write(found: Dataset, whole: Path) -> None:
                 np.save(part / f"{field.name}.npy", array, allow_pickle=False)
             else:
                 about[field.name] = value
+        about[SEAL] = _seal(about)
         (part / ABOUT).write_text(json.dumps(about), encoding="utf-8")
         part.chmod(0o755)  # the temporary folder is its maker's alone
         try:
@@ -169,9 +178,38 @@ def _mapped(whole: Path) -> Dataset | None:
     """Returns the set in a folder; None if there is none, or if it is damaged."""
     try:
         about = json.loads((whole / ABOUT).read_text(encoding="utf-8"))
-        for name in about.pop(ARRAYS):
+        if about.pop(SEAL) != _seal(about):
+            return None
+        names = about.pop(ARRAYS)
+        for name in names:
             # Mapped copy-on-write, because torch refuses read-only arrays.
             about[name] = np.asarray(np.load(whole / f"{name}.npy", mmap_mode="c"))
-        return Dataset(**about)
+        found = Dataset(**about)
+        return found if _is_sound(whole, [f"{name}.npy" for name in names], found) else None
     except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _seal(about: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of the fields that are no arrays, in hex."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _is_sound(whole: Path, names: Sequence[str], found: Dataset) -> bool:
+    """Whether the arrays in a folder have the set's hash; once per process and version of them."""
+    stats = [(whole / name).stat() for name in names]
+    version = tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)
+    if (str(whole), version) not in _sound:
+        held = content(found, lambda name, value: _pieces(whole / f"{name}.npy", value))
+        if held != found.sha256:
+            return False
+        _sound.add((str(whole), version))
+    return True
+
+
+def _pieces(path: Path, value: np.ndarray) -> Iterator[memoryview]:
+    """Reads an array's bytes from its file, so that they do not count as the process's memory."""
+    with path.open("rb") as file:
+        file.seek(-value.nbytes, os.SEEK_END)
+        while piece := file.read(PIECE):
+            yield memoryview(piece)

@@ -74,5 +74,6 @@ def load(config: Config, seed: int) -> Dataset:
         DataError: if it is missing, or a file is damaged.
     """
     paths = idx.paths(where(config))
+    sources = [*paths, *(copy for path in paths for copy in idx.copies(path))]
     known = idx.known(MD5)
-    return cache.decoded(config, paths, known, lambda: idx.images(paths, MEAN, STD))
+    return cache.decoded(config, sources, known, lambda: idx.images(paths, MEAN, STD))

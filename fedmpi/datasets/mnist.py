@@ -109,6 +109,7 @@ def load(config: Config, seed: int) -> Dataset:
     """
     folder = where(config)
     paths, owners = idx.paths(folder), _owners(folder)
+    sources = [*paths, *owners, *(copy for path in (*paths, *owners) for copy in idx.copies(path))]
 
     def decode() -> Dataset:
         found = idx.images(paths, MEAN, STD)
@@ -117,7 +118,7 @@ def load(config: Config, seed: int) -> Dataset:
         train, test = writers(owners[0], found.train_y), writers(owners[1], found.test_y)
         return replace(found, train_owners=train, test_owners=test)
 
-    return cache.decoded(config, [*paths, *owners], idx.known(MD5), decode)
+    return cache.decoded(config, sources, idx.known(MD5), decode)
 
 
 def _owners(folder: Path) -> list[Path]:

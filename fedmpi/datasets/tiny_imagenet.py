@@ -8,7 +8,8 @@ index among the *sorted* names of `wnids.txt`. Grey images become RGB. Fewer cla
 possible, too. The official folders of images are `train/CLASS/images` and `val/images`. Also read
 are the forms into which tools sort them: images in `train/CLASS`, `val/CLASS` or
 `val/CLASS/images`. Test samples are in the order of `val/val_annotations.txt`, or else of the
-numbers in their names, which is the same in the official set.
+numbers in their names, which is the same in the official set. Pictures that are left
+where no others are read from are an error.
 
 Decoded it takes 5.4 GB of the cache, and once as much memory. Changes are detected by the two text
 files and the folders: an image that is added, removed or renamed is noticed, but not one whose
@@ -17,7 +18,7 @@ content changes in place, because a run should not look at 110,000 files before 
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +89,16 @@ def load(config: Config, seed: int) -> Dataset:
         for label, name in enumerate(names)
         if os.path.isdir(folder / "val" / name)
     }
-    sources = [folder / NAMES, folder / "train", *trained, folder / "val"]
-    sources += tested or [folder / NOTES, folder / "val/images"]
+    sources = [folder / NAMES, folder / "train", *trained, *(inner.parent for inner in trained)]
+    loose = [path for path in (folder / "val", folder / "val/images") if os.path.isdir(path)]
+    sources += [folder / "val", *(tested or [folder / NOTES, folder / "val/images"]), *loose]
 
     def decode() -> Dataset:
+        for place in loose if tested else []:
+            _none_left(place, tested)
+        for inner in trained:
+            if inner.name == "images":
+                _none_left(inner.parent, [inner])
         train_x, train_y = _decoded(_labelled(trained))
         by_number = sorted(_labelled(tested), key=lambda one: (_number(one[0]), one[0].name))
         test_x, test_y = _decoded(by_number or _noted(folder / NOTES, names))
@@ -104,6 +111,24 @@ def _inner(folder: Path) -> Path:
     """Returns the folder of a class's images: `images` in its folder, or that itself."""
     images = folder / "images"
     return folder if os.path.isdir(folder) and not os.path.isdir(images) else images
+
+
+def _none_left(folder: Path, read: Collection[Path]) -> None:
+    """Checks that the pictures in a folder, if it has any, are also in the folders `read`.
+
+    Raises:
+        DataError: naming how many are not, and one of them.
+    """
+    try:
+        known = {name for inner in read for name in os.listdir(inner)}
+        left = sorted(filter(_is_picture, set(os.listdir(folder)) - known))
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}") from None
+    if left:
+        raise DataError(
+            f"{folder}: wanted all pictures in folders like {min(read)}, found {len(left)} beside "
+            f"them, such as {left[0]}"
+        )
 
 
 def _labelled(folders: Mapping[Path, int]) -> list[tuple[Path, int]]:

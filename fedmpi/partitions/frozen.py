@@ -16,13 +16,14 @@ import numpy as np
 from numpy import ndarray
 from pydantic import Field
 
-from fedmpi import config, draft
+from fedmpi import config, draft, inputs
 from fedmpi.config import ConfigError
 from fedmpi.partitions import Shards, fingerprint
 
 FORMAT = "fedmpi partition 1"
 BEGINS = re.compile(rb"PK\x03\x04.{26}format\.npy", re.DOTALL)
 """How its file begins: a ZIP file, whose first member is the format."""
+WANTED = "a partition (.npz) that fedmpi partition --freeze wrote"
 PARTS = ("train", "test")
 FIELDS = {"format": "U", "sha256": "U", "labels": "U", "samples": "i", "held_out": "i"} | {
     name: "i" for part in PARTS for name in (part, f"{part}_sizes")
@@ -50,13 +51,11 @@ def restore(
     """Returns held-out samples and the shards of both sets, as in `fedmpi.partitions`.
 
     Raises:
-        ConfigError: if the file cannot be read, is damaged, or was made for other data or another
-            number of clients.
+        BadInput: if the file cannot be read.
+        ConfigError: if it is damaged, or was made for other data or another number of clients.
     """
     if config.file is None:
-        raise ConfigError(
-            "partition.file: wanted a file that fedmpi partition --freeze wrote, found none"
-        )
+        raise ConfigError(f"partition.file: wanted {WANTED}, found none")
     where = f"partition.file = {config.file}"
     found = _read(Path(config.file), where)
     made = [int(size) for size in found["samples"]]
@@ -135,16 +134,9 @@ def freeze(
 
 def _read(path: Path, where: str) -> dict[str, ndarray]:
     """Reads the file's arrays, and checks them as far as possible without the data set."""
-    try:
-        # Nothing in the file is ever executed: arrays of objects are refused.
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in FIELDS if name in file}
-    except OSError as error:
-        raise ConfigError(f"{where}: {error.strerror or error}") from None
-    except Exception as error:  # whatever bytes that are no such file make numpy and zipfile say
-        raise ConfigError(
-            f"{where}: wanted a file that fedmpi partition --freeze wrote, found: {error}"
-        ) from None
+    found = inputs.arrays("partition.file", path, WANTED)
+    if isinstance(found, ndarray):
+        raise ConfigError(f"{where}: wanted {WANTED}, found one array, {found.dtype} {found.shape}")
     missing = [name for name in FIELDS if name not in found]
     kind = str(found.get("format", "another file"))
     if missing or kind != FORMAT:

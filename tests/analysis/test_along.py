@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 
-from analysis import along, frames
+from analysis import along, frames, panels
 from tests.recorded import appearances, fleet, rounds, run, settings, write
 
 WEAK = "devices.tiers[weak].share"
@@ -317,3 +318,8 @@ def test_a_setting_that_only_failed_runs_vary(tmp_path: Path) -> None:
     result = run(along.main, tmp_path, *words)
     assert result.exit_code == 2
     assert "no finished run with lr but levels" in result.output
+
+
+def test_a_picture_whose_name_ends_in_capitals(tmp_path: Path) -> None:
+    panels.save(Figure, tmp_path / "a.PNG")
+    assert (tmp_path / "a.PNG").read_bytes().startswith(b"\x89PNG")

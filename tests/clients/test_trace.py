@@ -7,6 +7,7 @@ import pytest
 
 from fedmpi.clients.trace import Trace
 from fedmpi.config import ConfigError
+from fedmpi.errors import BadInput
 
 HEAD = "client,first,last\n"
 
@@ -84,5 +85,5 @@ def test_what_is_wrong_is_said_with_its_place(case: str, tmp_path: Path) -> None
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"trace = .*b\.csv: No such file"):
+    with pytest.raises(BadInput, match=r"trace = .*b\.csv: no such file.*; wanted a CSV file with"):
         Trace(tmp_path / "b.csv", 5)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fedmpi import config
-from fedmpi.data import Dataset, cache
+from fedmpi.data import Dataset, cache, content
 from fedmpi.data.files import DataError
 from fedmpi.datasets import cifar10, mnist
 from tests import PATIENCE, until
@@ -207,6 +207,41 @@ def test_a_damaged_file_in_the_cache(made: Set, name: str, keep: int | None) -> 
     assert made.folders == [folder]
 
 
+@pytest.mark.parametrize(
+    "name", ["train_x", "train_y", "test_x", "test_y", "train_owners", "about.json"]
+)
+def test_a_flipped_bit_in_the_cache(made: Set, name: str) -> None:
+    first = made()
+    (folder,) = made.folders
+    path = folder / (name if "." in name else f"{name}.npy")
+    content = bytearray(path.read_bytes())
+    at = content.index(b'"classes": 4') + 11 if "." in name else -8
+    content[at] ^= 1
+    # What is mapped must not change under its user, so that the damage is another file.
+    path.unlink()
+    path.write_bytes(content)
+    os.utime(path, ns=(1, 1))
+    for _ in range(2):
+        equal(made(), first)
+    assert made.count == 2
+    assert made.folders == [folder]
+
+
+def test_arrays_are_hashed_once_per_process(made: Set, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, hashed = made(), []
+    monkeypatch.setattr(cache, "content", lambda *given: hashed.append(given))
+    for _ in range(3):
+        equal(made(), first)
+    assert not hashed and made.count == 1
+
+
+def test_what_is_hashed_is_not_held(made: Set, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hash of a set that is read in pieces is that of its arrays."""
+    monkeypatch.setattr(cache, "PIECE", 7)
+    assert made().sha256 == content(made.decode())
+    assert made.count == 2
+
+
 # ---- who comes together, and who is killed
 
 TOGETHER = """
@@ -326,7 +361,7 @@ def test_another_node_was_faster(made: Set, monkeypatch: pytest.MonkeyPatch) -> 
 
     def decode() -> Dataset:
         found = Set.decode(made)
-        cache._write(replace(found, origin="theirs"), seen[0])
+        cache._write(replace(found, origin="theirs", sha256=content(found)), seen[0])
         return found
 
     made.decode = decode

@@ -108,6 +108,32 @@ def test_names_with_a_dot(root: Path, packed: bool, monkeypatch: pytest.MonkeyPa
     assert read(mnist, root / "kaggle").sha256 == found[0].sha256
 
 
+@pytest.mark.parametrize("module", [mnist, fashion_mnist], ids=["mnist", "fashion"])
+@pytest.mark.parametrize(
+    ("name", "packed"), [(X, True), (DOTTED, False), (DOTTED, True)], ids=["gz", "dot", "dot, gz"]
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_part_under_two_names(
+    root: Path, module: Any, name: str, packed: bool, late: bool
+) -> None:
+    """The same content may be there twice; which of two is meant, nobody knows."""
+    write_idx(root, [0, 1, 2], [3])
+    first = read(module, root) if late else None
+    part = X if name == X else Y
+    whole = (root / part).read_bytes()
+    write(root / name, whole, packed)
+    found = read(module, root)
+    assert first is None or first.sha256 == found.sha256
+    write(root / name, whole[:-1] + bytes([whole[-1] ^ 1]), packed)
+    other = root / f"{name}{'.gz' * packed}"
+    os.utime(other, ns=(1, 1))
+    with pytest.raises(DataError) as error:
+        read(module, root)
+    assert str(error.value) == (
+        f"{other}: wanted the same content as {part} beside it, found another; remove one of them"
+    )
+
+
 def _flipped(packed: bytes) -> bytes:
     return packed[:-8] + bytes((packed[-8] ^ 1,)) + packed[-7:]
 

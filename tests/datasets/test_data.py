@@ -270,7 +270,7 @@ def test_one_file_of_writers(root: Path, lost: int) -> None:
 def test_a_file_of_writers_that_is_cut(root: Path) -> None:
     write_idx(root, [1, 2, 3], [4, 5])
     write_qmnist(root, TRAIN, TEST)
-    write(root / mnist.OWNERS[0], idx(TRAIN)[:-4])
+    write(root / mnist.OWNERS[0], idx(TRAIN)[:-4], packed=True)
     with pytest.raises(DataError, match=r"train.*wanted 108 bytes for its 3 records, found 104"):
         read(mnist, root)
 
@@ -406,6 +406,34 @@ def test_tiny_imagenet_sees_tests_come_and_go_in_folders_of_classes(root: Path) 
         path.unlink()
     with pytest.raises(DataError, match=r"wanted pictures \*\.JPEG, found none"):
         read(tiny_imagenet, root)
+
+
+@pytest.mark.parametrize(
+    ("place", "like"),
+    [
+        ("val/images", "val/n00000002"),
+        ("val", "val/n00000002"),
+        (f"train/{WNIDS[1]}", f"train/{WNIDS[1]}/images"),
+    ],
+)
+def test_tiny_imagenet_that_is_sorted_by_half(root: Path, place: str, like: str) -> None:
+    write_tiny_imagenet(root, sorted_in="")
+    assert len(read(tiny_imagenet, root).test_y) == 3
+    write(root / place / "val_50.JPEG", jpeg(1))
+    write(root / place / "val_51.JPEG", jpeg(2))
+    with pytest.raises(DataError) as error:
+        read(tiny_imagenet, root)
+    assert str(error.value) == (
+        f"{root / place}: wanted all pictures in folders like {root / like}, found 2 beside them, "
+        "such as val_50.JPEG"
+    )
+
+
+def test_tiny_imagenet_whose_tests_were_copied_into_folders_of_classes(root: Path) -> None:
+    write_tiny_imagenet(root, sorted_in="")
+    for path in [*(root / "val").glob("*/val_*.JPEG")]:
+        write(root / "val/images" / path.name, path.read_bytes())
+    assert read(tiny_imagenet, root).test_y.tolist() == [1, 2, 1]
 
 
 def test_tiny_imagenet_sees_pictures_come_and_go(root: Path) -> None:

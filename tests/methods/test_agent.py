@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi import loading, models
-from fedmpi.config import ConfigError
 from fedmpi.errors import BadInput
 from fedmpi.messages.counts import keep_round
 from fedmpi.methods.spatl import agent
@@ -91,8 +90,13 @@ def test_birth_depends_on_the_seed_alone() -> None:
 
 @pytest.mark.parametrize(
     ("content", "found"),
-    [(None, "No such file"), (b"x", "wanted an agent"), (np.zeros(3, np.float32), "[3]")],
-    ids=["absent", "junk", "short"],
+    [
+        (None, "no such file"),
+        (b"x", "wanted an agent (.npy) that fedmpi agent wrote, found a text of 1 bytes"),
+        (np.zeros(3, np.float32), "[3]"),
+        (np.array([None]), "a .npy file that is damaged or holds other things than numbers"),
+    ],
+    ids=["absent", "junk", "short", "objects"],
 )
 def test_files_that_are_no_agents(tmp_path: Path, content: object, found: str) -> None:
     file = tmp_path / "agent.npy"
@@ -100,7 +104,7 @@ def test_files_that_are_no_agents(tmp_path: Path, content: object, found: str) -
         file.write_bytes(content)
     elif content is not None:
         np.save(file, content)
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(BadInput) as error:
         agent.read(file)
     assert found in str(error.value)
     assert "method.agent = " in str(error.value)

@@ -180,12 +180,12 @@ def test_ranks_do_not_change_the_result(tmp_path: Path) -> None:
             "whole number of at least 25 and in steps of 25",
         ),
         (("method.selection=agent", "method.salience=weight"), "wanted another method.selection"),
-        (("method.selection=agent", "method.agent=/nowhere"), "No such file"),
+        (("method.selection=agent", "method.agent=/nowhere"), "no such file"),
     ],
     ids=" ".join,
 )
 def test_settings_without_a_meaning(more: tuple[str, ...], problem: str) -> None:
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(BadInput) as error:
         Engine(small("method.name=spatl", *more))
     assert problem in str(error.value)
 

@@ -124,20 +124,29 @@ def test_its_own_hash_is_accepted(file: Path) -> None:
 
 
 def test_no_file_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"partition\.file: wanted a file that .* found none"):
+    with pytest.raises(ConfigError, match=r"partition\.file: wanted a partition .* found none"):
         population("partition.name=frozen")
-    with pytest.raises(ConfigError, match=r"x\.npz: No such file or directory"):
+    with pytest.raises(BadInput, match=r"x\.npz: no such file.*wanted a partition \(\.npz\)"):
         thaw(tmp_path / "x.npz")
-    with pytest.raises(ConfigError, match="Is a directory"):
+    with pytest.raises(BadInput, match="it is a folder; wanted a partition"):
         thaw(tmp_path)
 
 
 def test_foreign_files(file: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "b.npz"
-    for content in (b"", b"my thesis", b"PK\x03\x04" + bytes(40), file.read_bytes()[:500]):
+    for content, found in (
+        (b"", "an empty file"),
+        (b"my thesis", "a text of 9 bytes"),
+        (bytes(7), "another file of 7 bytes"),
+        (b"PK\x03\x04" + bytes(40), "a zip archive or .npz file that is damaged"),
+        (file.read_bytes()[:500], "a zip archive or .npz file that is damaged"),
+    ):
         foreign.write_bytes(content)
-        with pytest.raises(ConfigError, match=r"b\.npz: wanted a file that fedmpi partition --fr"):
+        with pytest.raises(BadInput) as caught:
             thaw(foreign)
+        wanted = "wanted a partition (.npz) that fedmpi partition --freeze wrote, found " + found
+        assert f"b.npz: {wanted}" in str(caught.value)
+        assert "pickle" not in str(caught.value)
     np.savez(foreign, x=np.arange(3))
     with pytest.raises(ConfigError, match="wanted 'fedmpi partition 1', found 'another file' with"):
         thaw(foreign)
@@ -146,13 +155,13 @@ def test_foreign_files(file: Path, tmp_path: Path) -> None:
         thaw(foreign)
     with foreign.open("wb") as opened:
         np.save(opened, np.arange(3))
-    with pytest.raises(ConfigError, match="wanted a file that fedmpi partition --freeze wrote"):
+    with pytest.raises(ConfigError, match=r"wanted a partition .*, found one array, int64 \(3,\)"):
         thaw(foreign)
 
 
 def test_nothing_in_a_file_is_run(file: Path) -> None:
     np.savez(file, **arrays(file) | {"train": np.array([print], dtype=object)})
-    with pytest.raises(ConfigError, match="allow_pickle=False"):
+    with pytest.raises(BadInput, match="or holds other things than numbers"):
         thaw(file)
 
 
@@ -211,13 +220,11 @@ def test_a_byte_that_flips(file: Path) -> None:
         flipped = bytearray(whole)
         flipped[place] ^= 1 << rng.integers(8)
         file.write_bytes(flipped)
-        with suppress(ConfigError):
+        with suppress(BadInput):
             assert thaw(file).fingerprint == sha256
 
 
 def test_freezing_where_nothing_can_be(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a\.npy: wanted a name that ends in \.npz"):
-        freeze(tmp_path / "a.npy")
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=r"a\.npz: "):
         freeze(tmp_path / "file" / "a.npz")

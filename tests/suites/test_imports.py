@@ -26,6 +26,7 @@ LAW = {
     "__init__": (0, ""),
     "errors": (-1, ""),
     "draft": (0, ""),
+    "inputs": (0, "numpy"),
     "streams": (0, "numpy"),
     "units": (0, ""),
     "provenance": (0, ""),

@@ -12,6 +12,7 @@ from fedmpi import config, loading
 from fedmpi.__main__ import main
 from fedmpi.clients import heterogeneity
 from fedmpi.clients.population import Population
+from fedmpi.terminal import survey
 
 WORDS = ("data.name=synthetic", "data.samples=300", "data.test_samples=60", "data.shape=[1,4,4]")
 SKEWED = (*WORDS, "partition.name=dirichlet", "partition.alpha=0.5", "partition.minimum=2")
@@ -155,14 +156,17 @@ def test_what_is_there_is_replaced_if_it_is_of_the_same_kind(here: Path) -> None
 
 REFUSED = {
     "a picture": (["--plot", "a.gif"], "--plot a.gif: wanted a name that ends in .png or .svg"),
-    "a frozen file": (["--freeze", "a.npy"], "a.npy: wanted a name that ends in .npz"),
+    "a frozen file": (["--freeze", "a.npy"], "--freeze a.npy: wanted a name that ends in .npz"),
     "settings": (["rouds=3"], "no setting 'rouds'"),
     "vectors": (["data.shape=[4]", "skew.rotations=[90]"], "skew.rotations = [90]: wanted images"),
     "clients": (["clients=999"], "clients = 999: wanted at most 270, the training samples"),
-    "no file": (["partition={name='frozen'}"], "partition.file: wanted a file that fedmpi"),
+    "no file": (
+        ["partition={name='frozen'}"],
+        "partition.file: wanted a partition (.npz)",
+    ),
     "missing file": (
         ["partition={name='frozen',file='x.npz'}"],
-        "partition.file = x.npz: No such file or directory",
+        "partition.file = x.npz: no such file",
     ),
 }
 
@@ -175,3 +179,25 @@ def test_what_cannot_be(case: str, here: Path) -> None:
     assert said in found.stderr
     assert len(found.stderr.splitlines()) == 1
     assert not list(here.iterdir())
+
+
+def test_names_are_refused_before_anything_is_computed(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "Population", None)
+    for option, name in (("--freeze", "y"), ("--freeze", "y.npz.txt"), ("--plot", "y.pdf")):
+        found = fedmpi("partition", *WORDS, option, name)
+        assert (found.exit_code, found.stdout) == (2, "")
+        assert f"{option} {name}: wanted a name that ends in" in found.stderr
+    assert not list(here.iterdir())
+
+
+def test_ends_of_names_in_any_case(here: Path) -> None:
+    found = fedmpi("partition", *WORDS, "--freeze", "a.NPZ", "--plot", "a.PNG")
+    assert found.exit_code == 0, found.output
+    assert (here / "a.PNG").read_bytes().startswith(b"\x89PNG")
+    thawed = fedmpi(
+        "partition", *WORDS, "partition={name='frozen',file='a.NPZ'}", "--plot", "b.Svg"
+    )
+    assert thawed.exit_code == 0, thawed.output
+    assert (here / "b.Svg").read_bytes().startswith(b"<?xml")

@@ -5,6 +5,7 @@ of dimensions, each dimension as a big-endian int32, the values, big-endian.
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def _file(folder: Path, name: str) -> Path | None:
     return either(folder, name) or either(folder, _dotted(name))
 
 
+def copies(path: Path) -> list[Path]:
+    """Returns the other files in the folder that hold the same part under another name."""
+    plain = path.name.removesuffix(".gz").replace(".idx", "-idx")
+    names = (name + end for name in (plain, _dotted(plain)) for end in ("", ".gz"))
+    found = (path.parent / name for name in names)
+    return [other for other in found if other != path and os.path.isfile(other)]
+
+
 def images(files: list[Path], mean: float, std: float, classes: int = 10) -> Dataset:
     """Reads a set of 28x28 images from the four files of MNIST's format.
 
@@ -102,9 +111,16 @@ def read(path: Path, shape: tuple[int, ...], kind: np.dtype = BYTES) -> np.ndarr
     """Reads an IDX file as an array [N, *shape] of that type, a read-only view.
 
     Raises:
-        DataError: if magic number, shape or length are wrong, or it is empty.
+        DataError: if magic number, shape or length are wrong, or it is empty, or if there are
+            `copies` with other content.
     """
     found = contents(path)
+    for other in copies(path):
+        if contents(other) != found:
+            raise DataError(
+                f"{other}: wanted the same content as {path.name} beside it, found another; remove "
+                "one of them"
+            )
     dimensions = 1 + len(shape)
     start = 4 * (1 + dimensions)
     magic = bytes((0, 0, CODES[kind], dimensions))

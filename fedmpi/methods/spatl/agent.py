@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils import parameters_to_vector
 
+from fedmpi import inputs
 from fedmpi.config import ConfigError
 from fedmpi.draft import draft
 from fedmpi.messages.counts import keep_round
@@ -43,6 +44,7 @@ from fedmpi.networks.topology import Topology
 
 SHIPPED = Path(__file__).parent / "agent.npy"
 """The agent that comes with the project; docs/methods.md says how it was made."""
+WANTED = "an agent (.npy) that fedmpi agent wrote"
 FEATURES, WIDTH, HIDDEN = 10, 50, 32
 """Length of a layer's descriptor, of its embedding, and of the actor's hidden layer."""
 FIXED = FEATURES - 2
@@ -139,18 +141,14 @@ def read(path: Path) -> Tensor:
     """Reads an agent's parameters from a file, float32 [SIZE].
 
     Raises:
-        ConfigError: if the file cannot be read, or is not an agent's.
+        BadInput: if the file cannot be read, or is not an agent's.
     """
-    try:
-        found = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise ConfigError(f"method.agent = {path}: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
-        raise ConfigError(f"method.agent = {path}: wanted an agent, found: {error}") from None
-    if getattr(found, "dtype", None) != np.float32 or found.shape != (SIZE,):
+    found = inputs.arrays("method.agent", path, WANTED)
+    one = isinstance(found, np.ndarray)
+    if not one or found.dtype != np.float32 or found.shape != (SIZE,):
         raise ConfigError(
-            f"method.agent = {path}: wanted an agent, float32 [{SIZE}], found "
-            f"{getattr(found, 'dtype', type(found).__name__)} {list(getattr(found, 'shape', ()))}"
+            f"method.agent = {path}: wanted {WANTED}, float32 [{SIZE}], found "
+            + (f"{found.dtype} {list(found.shape)}" if one else f"{len(found)} arrays by name")
         )
     return torch.from_numpy(found)
 
