@@ -380,6 +380,9 @@ def test_data(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Finding("ok", f"cifar10: in {folder}") in found("data")
     monkeypatch.setenv("FEDMPI_DATA", "lost")
     assert worst("data").text == "$FEDMPI_DATA = lost: no such folder"
+    (here / "file").touch()
+    monkeypatch.setenv("FEDMPI_DATA", "file")
+    assert worst("data").text == "$FEDMPI_DATA = file: it is no folder"
 
 
 def test_decoded_data(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
