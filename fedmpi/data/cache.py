@@ -74,7 +74,7 @@ def decoded(
     """
     home = folder(settings)
     name = decode.__module__.rpartition(".")[2].replace("_", "-")
-    key = _key(settings, sources, decode)
+    key = _key(settings, sources, decode, name)
     whole = home / f"{name}-{key}"
     found = _mapped(whole)
     if found is not None:
@@ -90,7 +90,7 @@ def decoded(
             repeated=repeated(fresh.train_x, fresh.test_x),
             sha256=content(fresh),
         )
-        if _key(settings, sources, decode) != key:
+        if _key(settings, sources, decode, name) != key:
             raise DataError(f"{sources[0].parent}: files of {name} changed while they were read")
         with _room(home):
             # Left by killed processes: only we work on this set while we hold the lock.
@@ -126,10 +126,16 @@ def _lock(home: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _key(settings: config.Data, sources: Sequence[Path], decode: Callable[[], Dataset]) -> str:
-    """Returns sixteen hex digits that change with everything that the arrays depend on."""
+def _key(
+    settings: config.Data, sources: Sequence[Path], decode: Callable[[], Dataset], name: str
+) -> str:
+    """Returns sixteen hex digits that change with everything that the arrays depend on.
+
+    Raises:
+        DataError: if a source of the set `name` cannot be found.
+    """
     chosen = settings.model_dump(mode="json", exclude={"name", "root", "cache"})
-    seen = [(str(path.resolve()), *_version(path)) for path in sources]
+    seen = [(str(path.resolve()), *_version(path, name)) for path in sources]
     digest = hashlib.sha256(json.dumps([chosen, seen], sort_keys=True).encode())
     readers = sorted(Path(layouts.__path__[0]).glob("*.py"))
     own = Path(inspect.getfile(inspect.unwrap(decode)))
@@ -139,12 +145,15 @@ def _key(settings: config.Data, sources: Sequence[Path], decode: Callable[[], Da
     return digest.hexdigest()[:16]
 
 
-def _version(path: Path) -> tuple[int, int]:
-    """Returns size and time of change of a file or folder."""
+def _version(path: Path, name: str) -> tuple[int, int]:
+    """Returns size and time of change of a file or folder of the set `name`."""
     try:
         stat = path.stat()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+        raise DataError(
+            f"{path}: {error.strerror}; wanted every part of {name} in one folder: fedmpi list "
+            f"data {name} says how to get it"
+        ) from None
     return stat.st_size, stat.st_mtime_ns
 
 

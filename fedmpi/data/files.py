@@ -69,6 +69,13 @@ def places(root: str | None) -> list[Path]:
     return [Path(os.path.abspath(os.path.expanduser(text))) for text in texts]
 
 
+def why_no_folder(place: Path) -> str:
+    """Says why a place cannot be searched; "" if it is a folder."""
+    if os.path.isdir(place):
+        return ""
+    return "it is no folder" if os.path.lexists(place) else "no such folder"
+
+
 def find(root: str | None, inside: Sequence[str], holds: Callable[[Path], bool]) -> Path | None:
     """Returns the first folder that `holds` a data set, or None.
 
@@ -124,7 +131,7 @@ def missing(
     found = ((name, find(root, ("",), partial(_has, name))) for name in archives)
     packed = "".join(f"\n{folder / name}: unpack it" for name, folder in found if folder)
     looked = "".join(
-        f"\n  {place}" + ("" if os.path.isdir(place) else " (no such folder)")
+        f"\n  {place}" + (f" ({reason})" if (reason := why_no_folder(place)) else "")
         for place in places(root)
     )
     return DataError(

@@ -326,8 +326,8 @@ def check_data(out: Path) -> Iterator[Finding]:
         else:
             yield Finding("ok", f"{name}: " + (f"in {folder}" if folder else "needs no files"))
     named = os.environ.get("FEDMPI_DATA")
-    if named and not Path(named).expanduser().is_dir():
-        yield Finding("warning", f"$FEDMPI_DATA = {named}: no such folder")
+    if named and (reason := files.why_no_folder(Path(named).expanduser())):
+        yield Finding("warning", f"$FEDMPI_DATA = {named}: {reason}")
     if lost:
         looked = ", ".join(map(str, files.places(None)))
         yield Finding("note", f"looked in {looked}", "$FEDMPI_DATA may name another folder")

@@ -8,7 +8,7 @@ import pytest
 from fedmpi.data import files
 from fedmpi.data.files import DataError
 from fedmpi.datasets import cifar10, cifar100, fashion_mnist, mnist, tiny_imagenet, usc_had
-from tests.made import read, write, write_idx
+from tests.made import binary, read, write, write_cifar10, write_idx, write_tiny_imagenet
 
 pytestmark = pytest.mark.usefixtures("nowhere")
 
@@ -106,6 +106,44 @@ def test_a_link_that_leads_nowhere(root: Path) -> None:
     (root / "b").symlink_to(root / "c")
     write_idx(root / "mnist", [1], [1])
     assert read(mnist, root).train_y.tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", ["file", "device", "link"])
+def test_what_is_no_folder(root: Path, kind: str) -> None:
+    place = root / "a"
+    if kind == "file":
+        place.touch()
+    elif kind == "device":
+        place = Path("/dev/null")
+    else:
+        place.symlink_to(root / "b")
+    with pytest.raises(DataError) as error:
+        mnist.where(mnist.Config(root=str(place)))
+    assert f"\n  {place} (it is no folder)\n" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "part", "name"),
+    [
+        (cifar10, "data_batch_4.bin", "cifar10"),
+        (tiny_imagenet, "val", "tiny-imagenet"),
+        (tiny_imagenet, "train/n00000001/images", "tiny-imagenet"),
+    ],
+)
+def test_a_part_that_is_missing(root: Path, module: ModuleType, part: str, name: str) -> None:
+    if module is cifar10:
+        write_cifar10(root, binary, ".bin")
+    else:
+        write_tiny_imagenet(root)
+    (root / part).rename(root / "away")
+    if part.startswith("train"):
+        (root / part).parent.rename(root / "gone")
+    with pytest.raises(DataError) as error:
+        read(module, root)
+    assert str(error.value) == (
+        f"{root / part}: No such file or directory; wanted every part of {name} in one folder: "
+        f"fedmpi list data {name} says how to get it"
+    )
 
 
 @pytest.mark.parametrize(
