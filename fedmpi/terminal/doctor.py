@@ -219,7 +219,8 @@ def _fit(launcher: Launcher, library: str) -> Finding:
             f"the library, {library}",
             own,
         )
-    if launcher.is_open_mpi != ("Open MPI" in library):
+    is_hydra = any(name in launcher.version for name in ("HYDRA", "Intel"))
+    if (launcher.is_open_mpi and "Open MPI" not in library) or (is_hydra and "Open MPI" in library):
         return Finding(
             "wrong",
             f"{name} does not start 2 ranks: it is not the launcher of the library, {library}",

