@@ -1,8 +1,7 @@
 """The command line: `fedmpi`, or `python -m fedmpi`.
 
 Exit codes: 0 done, 2 bad input, 1 anything else; 128 and its number after a signal that ended ranks
-which this process had started. Whatever is slow to import is imported when it is
-needed.
+which this process had started. Whatever is slow to import is imported when it is needed.
 """
 
 import copy

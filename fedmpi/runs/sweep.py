@@ -110,7 +110,7 @@ class Sweep:
         Returns:
             1 if some failed, else 2 if some were bad input, else 0.
         """
-        states, dead = self.states(), list[int]()
+        states, dead, ended = self.states(), list[int](), list[int]()
         bad, alone = bool(REFUSED & set(states.values())), False
         left = [n for n, state in states.items() if state not in (*record.FINISHED, *REFUSED)]
         out = ("--out", str(self.out))
@@ -123,10 +123,7 @@ class Sweep:
             code = launch.start(ranks, ["sweep", str(self.file), *self.words, *out, *only])
             if code in (0, 2):
                 bad |= code == 2
-                for number in batch if code == 0 else ():
-                    if not self._is_over(number):
-                        dead.append(number)
-                        self._say(number, "failed: the launcher ended with exit code 0 without it")
+                ended += batch if code == 0 else []
                 left = left[len(batch) :]
                 continue
             begun = [n for n in batch if self._is_cut(n) and self._version(n) != before[n]]
@@ -138,11 +135,20 @@ class Sweep:
             record.mark_failed(self.path(dead[-1]))
             self._say(dead[-1], f"failed: exit code {code}")
             left = [n for n in left if n not in dead and not self._is_over(n)]
-        print(account(self._outcomes(states, dead)), file=sys.stderr, flush=True)
-        return 1 if dead else 2 if bad else 0
+        became = self._outcomes(states, dead, ended)
+        print(account(became), file=sys.stderr, flush=True)
+        return 1 if "failed" in became.values() else 2 if bad else 0
 
-    def _outcomes(self, before: Mapping[int, str], dead: Sequence[int]) -> dict[int, str]:
-        """What became of members, by their states before and by those that killed their job."""
+    def _outcomes(
+        self, before: Mapping[int, str], dead: Sequence[int], ended: Sequence[int]
+    ) -> dict[int, str]:
+        """What became of members.
+
+        Args:
+            before: their states.
+            dead: those that killed their job.
+            ended: those whose job ended with exit code 0, and which then must be finished.
+        """
         found = {}
         for number, state in before.items():
             if state in record.FINISHED:
@@ -150,10 +156,14 @@ class Sweep:
             elif number in dead:
                 found[number] = "failed"
             else:
-                now = None
+                found[number] = "refused"
                 with suppress(RecordError):
                     now = self.state(number)
-                found[number] = now if now in record.FINISHED else "refused"
+                    if now in record.FINISHED:
+                        found[number] = now
+                    elif number in ended:
+                        self._say(number, "failed: the launcher ended with exit code 0 without it")
+                        found[number] = "failed"
         return found
 
     def _is_over(self, number: int) -> bool:
