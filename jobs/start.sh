@@ -64,9 +64,10 @@ launcher_works() {
 # each rank; else mpirun. FEDMPI_START=srun or mpirun decides it untried; srun's PMI is then the
 # site's default, or $SLURM_MPI_TYPE.
 choose_launcher() {
-    # A rank that dies must not leave the others waiting. Since SLURM 22.05 a step does not inherit
-    # the job's --cpus-per-task.
-    local srun=(srun --kill-on-bad-exit=1 --cpus-per-task="$threads") kind
+    # A rank that dies must not leave the others waiting for ever. They are not ended at once: each
+    # rank refuses a bad setting by itself, and the job's exit code is to be theirs. Since SLURM
+    # 22.05 a step does not inherit the job's --cpus-per-task.
+    local srun=(srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task="$threads") kind
     local mpirun=("${FEDMPI_MPIEXEC:-mpirun}")
     case ${FEDMPI_START:-} in
         srun) launcher=("${srun[@]}") && return ;;

@@ -159,7 +159,7 @@ class TestText:
             assert (ROOT / name).exists(), name
 
 
-SRUN = "srun --kill-on-bad-exit=1 --cpus-per-task=1"
+SRUN = "srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task=1"
 RUN = "-n 3 fedmpi run lr=0.05"
 
 
@@ -222,7 +222,7 @@ class TestLauncher:
     def test_one_rank(self, tmp_path: Path) -> None:
         site = Site(tmp_path, ("*srun*",))
         assert site.submit("fedmpi.sbatch", SLURM_NTASKS="1").returncode == 0
-        assert site.calls()[0][:5] == [*SRUN.split(), "-n", "1"]
+        assert site.calls()[0][: len(SRUN.split()) + 2] == [*SRUN.split(), "-n", "1"]
         assert site.started() == f"{SRUN} -n 1 fedmpi run"
 
     def test_exit_code(self, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ class TestEnvironment:
 
     def test_threads(self, site: Site) -> None:
         site.submit("fedmpi.sbatch", "lr=0.05", SLURM_CPUS_PER_TASK="4", FEDMPI_START="srun")
-        wanted = "srun --kill-on-bad-exit=1 --cpus-per-task=4 -n 3 fedmpi run lr=0.05"
+        wanted = "srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task=4 -n 3 fedmpi run lr=0.05"
         assert site.started() == wanted
         assert 'declare -x OMP_NUM_THREADS="4"' in site.environment()
 
