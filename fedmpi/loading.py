@@ -45,12 +45,11 @@ def read(path: Path) -> Tree:
         raise ConfigError(f"{path}: not TOML: {error}") from None
     level: list[Any] = [tree]
     for _ in range(DEEPEST):
-        level = [
-            inner
-            for one in level
-            for inner in (one.values() if isinstance(one, dict) else one)
-            if isinstance(inner, dict | list)
-        ]
+        inner = [i for one in level for i in (one.values() if isinstance(one, dict) else one)]
+        # Python reads such numbers, but cannot print them all.
+        if any(isinstance(one, int) and not -(2**63) <= one < 2**63 for one in inner):
+            raise ConfigError(f"{path}: a whole number beyond 64 bits, which is not TOML; {wanted}")
+        level = [one for one in inner if isinstance(one, dict | list)]
     if level:
         raise ConfigError(f"{path}: tables in tables, more than {DEEPEST} deep; {wanted}")
     return tree

@@ -432,6 +432,18 @@ def test_tables_that_are_too_deep(tmp_path: Path) -> None:
         loading.override({}, (f"{deep}=1",))
 
 
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, str(2**63), f"-{2**63 + 1}"])
+def test_numbers_beyond_64_bits(number: str, tmp_path: Path) -> None:
+    """Python cannot print one of more than 4,300 digits, which hexadecimal ones may have."""
+    file = tmp_path / "large.toml"
+    for text in (f"seed = {number}", f"[[grid]]\nseed = [{{a = [{number}]}}]", f"a.b = {number}"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="a whole number beyond 64 bits, which is not TOML"):
+            loading.read(file)
+    file.write_text(f"a = [{2**63 - 1}, -{2**63}]")
+    assert loading.read(file) == {"a": [2**63 - 1, -(2**63)]}
+
+
 def test_absent_in_a_file() -> None:
     """Of what need not be there it says the same as in a word, but not where texts are wanted."""
     found = loading.load({"local_steps": "absent", "data": {"root": "absent"}})
