@@ -103,6 +103,19 @@ class Skew(Table):
     labels_to: float | None = Field(None, ge=0, le=1)
     """If given, each client's share of wrong labels is drawn uniformly between labels and this
     value."""
+    since: int = Field(0, ge=0, le=MOST)
+    """Round from which samples have this skew; before it they have none. 0 is from the start, an
+    agreement before the first round included."""
+
+    def holds(self, t: int) -> bool:
+        """Returns whether samples have the skew in round t."""
+        return max(t, 0) >= self.since
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether samples and labels stay as they are, whatever the round."""
+        is_turned = any(self.rotations)
+        return not (is_turned or self.colour or self.noise or self.labels or self.labels_to)
 
 
 class Model(Table):

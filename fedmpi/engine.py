@@ -140,7 +140,7 @@ class Engine:
         first = self.population.first_round if first is None else first
         for t in range(first, self.settings.rounds):
             waves = self.placement.waves(t)
-            self.begin()
+            self.begin(t)
             if not self.tell(t, waves):
                 return
             self.last = t
@@ -156,14 +156,14 @@ class Engine:
                 self.goes_on = outcome.finite and not may_end
             yield outcome
 
-    def begin(self) -> None:
-        """Resets clocks and byte counts, on all ranks together."""
+    def begin(self, t: int) -> None:
+        """Resets clocks and byte counts before round t, on all ranks together."""
         self.is_void = True
         self.wire.settle()
         self.clock.reset()
         self.wire.reset()
-        self.trainer.begin()
-        self.evaluation.begin()
+        self.trainer.begin(t)
+        self.evaluation.begin(t)
         self.ledger.begin()
 
     def tell(self, t: int, waves: list[Wave]) -> bool:
@@ -325,7 +325,7 @@ class Engine:
         """
         if self.settings.evaluate.final == "none":
             return None
-        self.begin()
+        self.begin(self.last)
         w = None if self.server is None else self.server.w
         clients, about = self.clients, (self.placement, self.wire)
         with self.clock(Phase.EVALUATE):

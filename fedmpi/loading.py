@@ -326,6 +326,14 @@ def _contradictions(settings: Settings) -> list[str]:
             f"skew.labels_to = {settings.skew.labels_to}: wanted at least skew.labels = "
             f"{settings.skew.labels}"
         )
+    skew = settings.skew
+    if skew.since and skew.changes_nothing:
+        found.append(f"skew.since = {skew.since}: wanted a skew, found none")
+    if skew.since >= settings.rounds:
+        found.append(
+            f"skew.since = {skew.since}: wanted less than rounds = {settings.rounds}, after which "
+            "nobody would see the skew"
+        )
     judged = settings.evaluate
     if judged.final != "tune" and judged.final_epochs != config.Evaluate().final_epochs:
         found.append(
