@@ -1,8 +1,8 @@
 """Result files as tidy data frames, with the settings in which the runs differ in every row.
 
-`runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks`, `variants` and `final` are
-the tables of the same names in the files, concatenated. All take files and folders, alone or in a
-list. The columns of `runs` have four origins, which their names tell:
+`runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks`, `variants`, `layers`,
+`masks` and `final` are the tables of the same names in the files, concatenated. All take files and
+folders, alone or in a list. The columns of `runs` have four origins, which their names tell:
 
 * `RESULTS`: computed here from a file's tables, or identifying the run;
 * the content of files that a run read, by hash (`CONTENTS`), in which runs differ as by settings;
@@ -40,6 +40,8 @@ ACCURACIES = {
     "personal_mean": "mean accuracy of local models of the round's clients on their test shards",
 }
 """Columns of the table `rounds` that are accuracies: shares, 0 to 1."""
+LATER = ("variants", "layers", "masks")
+"""Tables of rounds that results of earlier versions lack."""
 NEEDED = ("round", "warmup", *ACCURACIES, "up", "down", "seconds")
 """Columns of the table `rounds` in results of every version."""
 RESULTS = {
@@ -167,6 +169,16 @@ def variants(paths: Paths) -> pd.DataFrame:
     return _joined(paths, "variants")
 
 
+def layers(paths: Paths) -> pd.DataFrame:
+    """Returns a row for each layer in each agreement on a mask; columns as in `rounds`."""
+    return _joined(paths, "layers")
+
+
+def masks(paths: Paths) -> pd.DataFrame:
+    """Returns a row for each two masks that an agreement compared; columns as in `rounds`."""
+    return _joined(paths, "masks")
+
+
 def final(paths: Paths) -> pd.DataFrame:
     """Returns a row for each client after the last round; other columns as in `rounds`."""
     return _joined(paths, "final")
@@ -289,8 +301,7 @@ def _read_once(path: Path, table: str) -> Result:
         for column in NEEDED:
             if column not in rounds:
                 raise ValueError(f"a damaged result: the table rounds lacks the column {column}")
-        # Results of earlier versions lack it.
-        is_lacking = table == "variants" and table not in file
+        is_lacking = table in LATER and table not in file
         rows = rounds[:0][["round"]] if is_lacking else _frame(_rows(file[table]))
     if "round" in rows:
         # `rounds` is written last: a round that is missing there may be incomplete elsewhere.

@@ -7,7 +7,7 @@ which is empty on a dedicated server.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
@@ -32,6 +32,7 @@ from fedmpi.results.outcome import Observer, Outcome
 from fedmpi.split.lockstep import Talk
 from fedmpi.training import hardware
 from fedmpi.training.evaluate import Evaluation
+from fedmpi.training.probe import Overlap
 from fedmpi.training.train import Trainer
 
 
@@ -306,14 +307,17 @@ class Engine:
         """
         seconds, both = self.clock.elapsed(), (self.wire, self.clock)
         w, noted, figures, variants = None, dict[str, dict[int, float]](), dict[str, float](), None
+        overlaps: Sequence[Overlap] = ()
         if self.server is not None:
             w, noted, figures = self.server.w, self.server.noted, self.server.figures
             variants = self.server.variants
+            with self.clock(Phase.EVALUATE):
+                overlaps = self.server.overlaps(t) if self.population.is_agreement(t) else ()
         verdict = self.evaluation.after(
             t, w, variants, self.clients.deployed, self.placement, *both
         )
-        burdens = self.clients.burden
-        return self.observer.outcome(t, waves, burdens, verdict, w, noted, figures, seconds, *both)
+        found = verdict, w, noted, figures, overlaps
+        return self.observer.outcome(t, waves, self.clients.burden, *found, seconds, *both)
 
     def final(self) -> np.ndarray | None:
         """Measures every client once after all rounds, if the settings say so; off the books.
