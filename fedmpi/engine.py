@@ -95,6 +95,9 @@ class Engine:
         self.method, module = settings.method, config.module("method", settings.method.name)
         capacity = max(1, settings.exchange.window * 2**20 // (4 * self.flat.size))
         self.width = self.method.width(capacity, settings.clients)
+        if any(tier.fit for tier in self.fleet.tiers) and self.method.fits:
+            held = self.method.held(self.trainer)
+            self.fleet.fitted = burden.fitted(self.population, self.meter, held)
         self.server: Server | None = None
         if place.is_root:
             self.server = module.Server(settings, self.trainer)

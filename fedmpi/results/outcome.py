@@ -215,6 +215,7 @@ class Observer:
             sent = codec.pack([codec.Message(codec.EVERYONE, variant.blocks)]).bytes.sum()
             costs = self.meter.flops(variant.burden), self.meter.memory(variant.burden)
             row["round"], row["share"], row["clients"] = t, variant.share, variant.clients
+            row["kind"] = variant.kind
             row["accuracy"], row["bytes"] = accuracy, sent
             row["flops"], row["memory"] = costs
         return rows

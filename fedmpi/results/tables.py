@@ -109,6 +109,7 @@ RANKS: Columns = {
 VARIANTS: Columns = {
     "round": ("i4", "communication round that was evaluated"),
     "share": ("f8", "share of the model that a device holds, as the method counts it"),
+    "kind": ("S8", "compressor by which it is made smaller; empty unless methods have several"),
     "clients": ("i4", "clients with that share; on average, if clients draw it each round"),
     "accuracy": (
         "f8",

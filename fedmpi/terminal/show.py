@@ -220,10 +220,16 @@ def _variants(found: Mapping[str, np.ndarray]) -> RenderableType | None:
     if not len(rows):
         return None
     last = rows["round"].max()
-    table = grid("share", "clients", "test set", "bytes", "MFLOP", "MiB", left=())
-    for row in rows[rows["round"] == last]:
+    rows = rows[rows["round"] == last]
+    # Results of earlier versions have no kinds.
+    kinds = rows["kind"] if "kind" in (rows.dtype.names or ()) else np.zeros(len(rows), "S1")
+    has_kinds = len(set(kinds.tolist())) > 1
+    names = ("share", "clients", "test set", "bytes", "MFLOP", "MiB", *["by"] * has_kinds)
+    table = grid(*names, left=(6,))
+    for row, kind in zip(rows, kinds.tolist(), strict=True):
         sizes = f"{row['bytes']:,}", f"{row['flops'] / 1e6:.3g}", f"{row['memory']:.3g}"
-        table.add_row(f"{row['share']:g}", str(row["clients"]), number(row["accuracy"]), *sizes)
+        cells = f"{row['share']:g}", str(row["clients"]), number(row["accuracy"]), *sizes
+        table.add_row(*cells, *[kind.decode()] * has_kinds)
     remark = f"round {last + 1}; bytes as sent to a client, MFLOP of training on one sample"
     return Group(table, Text(remark, "dim"))
 

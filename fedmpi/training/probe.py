@@ -33,6 +33,7 @@ class Variant:
         part: the network of these values; None for the whole one.
         blocks: what one client is sent.
         burden: training on one sample, and with a batch of the settings' size.
+        kind: how the model is made smaller, where devices of one run differ in that.
     """
 
     share: float
@@ -41,6 +42,7 @@ class Variant:
     part: Part | None
     blocks: Sequence[Block]
     burden: Burden
+    kind: str = ""
 
 
 class Overlap(NamedTuple):
