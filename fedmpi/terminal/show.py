@@ -41,7 +41,7 @@ def _parts_of(
     path: Path, about: Mapping[str, Any], found: dict[str, np.ndarray]
 ) -> Iterator[RenderableType]:
     """What is shown of a result."""
-    final = found.pop("final")
+    ends = {name: found.pop(name) for name in tables.OF_END}
     # A run that was cut short may have begun to write another round.
     listed = found["rounds"]["round"]
     found = {name: rows[np.isin(rows["round"], listed)] for name, rows in found.items()}
@@ -55,7 +55,7 @@ def _parts_of(
     for title, part in (
         ("accuracy", _accuracies(rounds, about.get("best_round"))),
         ("the model by the share that devices hold", _variants(found)),
-        ("every client after the last round, on its test shard", _final(final)),
+        ("every client after the last round, on its test shard", _final(ends["final"])),
         ("a client's bytes, mean over those that took part", _bytes(found)),
         ("bytes of a rank's buffers, mean over the rounds", _buffers(found)),
         (f"{unit} by phase, {_span(rounds)}", seconds),

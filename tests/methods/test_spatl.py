@@ -220,7 +220,7 @@ def test_all_channels_in_the_first_round_are_fedpers() -> None:
 
 def test_bytes_are_values_of_channels_and_a_list_of_them() -> None:
     """Two values for each parameter of a channel that is sent, and a bitmap; both parts down."""
-    found = run(small("method.name=spatl", *NET, "rounds=2"))
+    found = run(small("method.name=spatl", *NET, "rounds=2", "method.down=dense"))
     clients = found.tables["clients"]
     layers = [(8, 9 + 1), (12, 8 * 9 + 1), (16, 12 * 2 * 2 + 1)]  # channels, and values of one
     values = sum(count // 2 * each for count, each in layers)

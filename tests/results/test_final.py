@@ -75,7 +75,7 @@ def test_a_client_is_judged_by_the_share_that_its_device_holds(case: str) -> Non
     words = (f"method.name={case.split()[0]}", *VARIANTS[case], "rounds=3", *TUNE)
     engine = Engine(small(*words, "lr=0.3", "data.separation=4.0"))
     list(play(engine))
-    rows, variants = engine.final(), engine.server.variants(2)
+    rows, variants = engine.final()["final"], engine.server.variants(2)
     assert len(variants) == 2
     widths = getattr(engine.clients, "widths", engine.clients)
     shares = widths.rates if hasattr(widths, "rates") else widths.shares
@@ -98,7 +98,7 @@ def test_a_client_is_judged_by_the_share_that_its_device_holds(case: str) -> Non
 def test_tuning_is_plain_training_from_the_last_model(words: Sequence[str]) -> None:
     engine = Engine(small("rounds=3", "lr=0.3", "data.separation=4.0", *TUNE, *words))
     list(play(engine))
-    w, rows = engine.server.w.clone(), engine.final()
+    w, rows = engine.server.w.clone(), engine.final()["final"]
     free = torch.ones(len(w))
     wanted = [tuned(engine, 2, client, w, 3, free) for client in range(5)]
     for client, model in enumerate(wanted):
