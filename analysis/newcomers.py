@@ -18,6 +18,7 @@ import click
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis import frames, panels, terminal
 from analysis.compare import PATHS, read
@@ -94,7 +95,7 @@ def picture(rows: pd.DataFrame) -> Figure:
                 elinewidth=0.8, capsize=2,
             )  # fmt: skip
     handles[FROM_SCRATCH] = handles.pop(FROM_SCRATCH)
-    shown[0].xaxis.get_major_locator().set_params(integer=True)
+    shown[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supxlabel("epochs of a new client's training")
     figure.supylabel("mean accuracy on newcomers' test shards (%)")
     panels.legend(figure, handles, panels.sparsity_title(rows, "behind names"))
@@ -118,9 +119,9 @@ def table(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[terminal.Column]]:
     found = []
     for row in rows.to_dict("records"):
         line = {name: row[name] for name in ROW} | {"n": len(row[MODEL])}
-        columns = {str(epoch): row[MODEL][:, epoch] for epoch in chosen}
-        columns |= {SCRATCH: row[SCRATCH][:, epochs - 1], "ratio": ratios(row)[:, epochs - 1]}
-        for name, values in columns.items():
+        numbers = {str(epoch): row[MODEL][:, epoch] for epoch in chosen}
+        numbers |= {SCRATCH: row[SCRATCH][:, epochs - 1], "ratio": ratios(row)[:, epochs - 1]}
+        for name, values in numbers.items():
             line[f"{name}_mean"] = values.mean()
             line[f"{name}_std"] = values.std(ddof=1) if len(values) > 1 else np.nan
         found.append(line)
