@@ -23,6 +23,7 @@ from analysis import (
     groups,
     newcomers,
     panels,
+    slices,
     targets,
     terminal,
     tradeoff,
@@ -480,6 +481,7 @@ def test_a_long_legend_takes_no_room_from_a_panel(lines: int) -> None:
         (targets.main, ["--target", "0.5"]),
         (along.main, ["--setting", "lr"]),
         (newcomers.main, []),
+        (slices.main, []),
     ],
 )
 def test_bad_input_is_an_error_that_says_so(command: Any, words: list[str], tmp_path: Path) -> None:

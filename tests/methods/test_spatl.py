@@ -251,6 +251,32 @@ def test_a_shared_predictor_always_travels_and_makes_the_model_global() -> None:
     assert not found.engine.clients.variates.of(0)[-170:].eq(0).all(), "it has control variates"
 
 
+@pytest.mark.parametrize(
+    ("selection", "control", "predictor"),
+    [
+        ("uniform", "none", "own"),
+        ("l2", "niid", "shared"),
+        ("random", "mean", "shared"),
+        ("agent", "none", "shared"),
+        ("agent", "niid", "own"),
+    ],
+)
+def test_ablations_compose_with_every_selection(
+    selection: str, control: str, predictor: str
+) -> None:
+    """Both ways down lead to one model, which has moved, and which clients can slice."""
+    words = (f"method.selection={selection}", f"control={control}", "rounds=2", "epochs=1")
+    words += (f"method.predictor={predictor}", "participation=0.6", "method.saved=0.3", *NET)
+    ends = ("evaluate.final=slice", "evaluate.final_epochs=1")
+    one = run(small("method.name=spatl", *words, *ends))
+    other = run(small("method.name=spatl", *words, "method.down=dense"))
+    assert one.sha256 == other.sha256
+    assert np.isfinite(one.model).all()
+    assert (one.model != one.engine.flat.initial.numpy()).mean() > 0.2
+    rows = one.tables["slices"]
+    assert (1 - rows["flops"] / rows["whole_flops"] >= 0.3).all()
+
+
 def test_newcomers_train_all_of_a_shared_model() -> None:
     engine = engine_of("method.predictor=shared", "newcomers=1", "evaluate.final=tune", "rounds=1")
     list(play(engine))
