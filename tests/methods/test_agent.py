@@ -336,6 +336,31 @@ def test_an_update_is_ppos(deviation: float, stops: bool, monkeypatch: pytest.Mo
     assert float((means[0] - old).abs().max()) > deviation / 10
 
 
+def test_the_best_that_was_tried_is_kept() -> None:
+    """Or the mean action, if it gains more; and that alone where nothing was tried."""
+    mind, judged = agent.born(1), dict[bytes, float]()
+
+    def judge(chosen: Tensor) -> float:
+        return judged.setdefault(chosen.numpy().tobytes(), float(len(judged)))
+
+    play, links = game(judge), game().scene.links
+    mean = play.choose(mind(play.seen, links).detach())
+    assert torch.equal(agent.choose(mind, play), mean)
+    assert not judged
+    with torch.no_grad():
+        mind.actor[2].weight.mul_(30)  # another mean than equal shares
+    mean = play.choose(mind(play.seen, links).detach())
+    judged[mean.numpy().tobytes()] = 9.0
+    tried = [torch.tensor([n, 0.0, -n]) for n in (1.0, 0.5, 2.0)]
+    for action, loss in zip(tried, (3.0, 1.0, 2.0), strict=True):
+        judged[play.choose(action).numpy().tobytes()] = loss
+        play.gain(action)
+    assert torch.equal(agent.choose(mind, play), play.choose(tried[1]))
+    assert not torch.equal(agent.choose(mind, play), mean)
+    judged[mean.numpy().tobytes()] = 0.5
+    assert torch.equal(agent.choose(mind, play), mean)
+
+
 def test_tuning_moves_the_heads_alone() -> None:
     play, mind = game(pays(0)), agent.born(1)
     before = [parameter.clone() for parameter in mind.body.parameters()]

@@ -11,7 +11,9 @@ same share of every layer, minus the loss of this one, both on samples that are 
 Actions come in batches of 25 around the policy's mean; a batch's rewards are centred and scaled,
 and are the advantages of PPO's clipped objective. The learning rate falls with the deviation of the
 actions, and an update ends when the policy has moved too far: the clipped objective alone does not
-stop Adam, whose momentum goes on where gradients vanish.
+stop Adam, whose momentum goes on where gradients vanish. Where an agent has learned, it keeps the
+best of what it tried, as the authors' code does, or its mean action if that is better; elsewhere
+it keeps its mean action.
 
 Reconstruction: the authors' code takes up to ten actions until enough FLOPs are saved, rewards
 accuracy alone, and makes an optimizer anew for each client and round. There the noise of the
@@ -378,6 +380,7 @@ class Game(Budget):
 
     Attributes:
         seen: descriptors of all layers, float32 [layers, FEATURES].
+        best: the largest gain so far, and its action [layers]; None before the first.
     """
 
     def __init__(
@@ -385,11 +388,15 @@ class Game(Budget):
     ) -> None:
         super().__init__(scene, scores, target)
         self.loss_of = loss_of
+        self.best: tuple[float, Tensor] | None = None
         self.seen = torch.cat([scene.fixed, scene.norms(scores)], 1)
 
     def gain(self, action: Tensor) -> float:
         """Returns by how much the loss is smaller than with equal shares."""
-        return self.base - self.loss_of(self.choose(action))
+        found = self.base - self.loss_of(self.choose(action))
+        if self.best is None or found > self.best[0]:
+            self.best = found, action
+        return found
 
     @cached_property
     def base(self) -> float:
@@ -480,5 +487,12 @@ def train(agent: Agent, games: Sequence[Game], updates: int, random: np.random.G
 
 @torch.no_grad()
 def choose(agent: Agent, game: Game) -> Tensor:
-    """Returns the channels that the agent's mean action keeps, ascending: int64."""
-    return game.choose(agent(game.seen, game.scene.links))
+    """Returns the channels that the agent keeps, ascending: int64.
+
+    They are those of its mean action or, if it has tried some out in this game, of the best of all.
+    """
+    mean = agent(game.seen, game.scene.links)
+    if game.best is None:
+        return game.choose(mean)
+    game.gain(mean)
+    return game.choose(game.best[1])
