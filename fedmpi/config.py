@@ -50,6 +50,8 @@ MOST, LARGEST = 2**31 - 1, 3e38
 """Bounds of counts, and of numbers that are float32 in the end."""
 Width = Annotated[StrictInt, Field(ge=1, le=MOST)]
 """An item of a list of whole numbers, such as channels or units."""
+Bits = Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 32]
+"""Bits of a value, as a setting; 32 is a float, not quantized."""
 Metres = Annotated[float, Field(gt=0, le=LARGEST, strict=True)]
 
 
@@ -62,7 +64,10 @@ DEVICE = r"^(cpu|cuda(:\d+)?)$"
 SHA256 = "^[0-9a-f]{64}$"
 PLACE = r"^[^\x00]+$"
 LABEL = "^[A-Za-z0-9._-]{1,16}$"
+BITS = "^([2-9]|1[0-6])$"
 """Patterns of texts; `words.FORMS` says them in words."""
+FewBits = Annotated[str, Field(pattern=BITS)]
+Factor = Annotated[float, Field(ge=1, le=LARGEST, strict=True)]
 Place = Annotated[str, Field(pattern=PLACE), AfterValidator(os.path.expanduser)]
 """The path of a file or folder; `~` is the user's home, as in shells."""
 
@@ -325,6 +330,11 @@ class Evaluate(Table):
     pruned weights stay zero."""
     final_epochs: int = Field(5, ge=1, le=MOST)
     """Epochs of that training, with final = tune. Its learning rate is that of the last round."""
+    theory: bool = False
+    """Measure the terms of a bound on convergence at the averaged model: the squared gradient norm
+    of the objective, the variance of minibatches, the drift of clients, and the errors of pruning
+    and quantized gradients. It is done in evaluated rounds that end with an average, and takes a
+    pass over all training samples."""
 
 
 class State(Table):
@@ -395,6 +405,14 @@ class Tier(Table):
     """Share of the model that the device takes, in methods that fit the model to the device; other
     methods ignore it. If some tiers have a value, those without one take the whole model. If none
     has, the method's own shares are used."""
+    bits: Bits | None = None
+    """Bits per magnitude of the gradients that the device computes, in methods that quantize the
+    gradients of local steps (fedsl); other methods ignore it. If some tiers have a value, those
+    without one do not quantize. If none has, the method's own bits are used."""
+    speedup: dict[FewBits, Factor] = Field(default_factory=dict)
+    """How many times as fast the device computes backward FLOPs with gradients of so many bits, as
+    {8 = 2.0, 4 = 3.0}: of what a method quantizes (fedsl: the front). A number of bits that is not
+    named computes as the next larger one that is; above all of them nothing is faster."""
     power: float = Field(5.0, ge=0, le=LARGEST)
     """Power of the device while it computes, in watts."""
     epochs: int | None = Field(None, ge=1, le=MOST)
@@ -402,6 +420,10 @@ class Tier(Table):
     and epochs_to say it."""
     link: Fixed | Wireless = Field(Fixed(kind="fixed"), discriminator="kind")
     """Link between the device and the server; its kind is fixed or wireless."""
+
+    def faster(self, bits: int) -> float:
+        """How many times as fast backward FLOPs are with gradients of so many bits."""
+        return max((self.speedup[name] for name in self.speedup if int(name) >= bits), default=1.0)
 
 
 class Devices(Table):
@@ -438,6 +460,11 @@ class Devices(Table):
     def decide(self) -> bool:
         """Whether devices say which share of the model they take, and not the method."""
         return any(tier.keep is not None for tier in self.tiers)
+
+    @property
+    def quantize(self) -> bool:
+        """Whether devices say with how many bits they compute gradients, and not the method."""
+        return any(tier.bits is not None for tier in self.tiers)
 
 
 class Settings(Table):

@@ -332,6 +332,11 @@ def _contradictions(settings: Settings) -> list[str]:
             f"evaluate.final_epochs = {judged.final_epochs}: wanted evaluate.final = 'tune', found "
             f"'{judged.final}'"
         )
+    if judged.theory and not settings.method.is_global:
+        found.append(
+            "evaluate.theory = true: wanted a method with a global model, at which the gradient is "
+            f"measured, found method.name = '{settings.method.name}'"
+        )
     if judged.link == "link" and not settings.method.has_link:
         found.append(
             "evaluate.link = 'link': wanted a method that changes activations at a cut, without "
@@ -481,14 +486,22 @@ def _sentence(whole: type[Table], problem: Mapping[str, Any]) -> str:
 def _walk(whole: type[Table], steps: Sequence[str | int]) -> tuple[Any, Sequence[Any], list[str]]:
     """The type and the bounds of the settings at a path of pydantic's, and the path as written."""
     kind: Any = whole
+    key: Any = str
     bounds: Sequence[Any] = ()
-    path = []
+    path: list[str] = []
     for step in steps:
         if config.kinds(kind):  # pydantic names the kind, too, that the table says it is of
             kind = config.kinds(kind)[str(step)]
             continue
+        if step == "[key]":  # of pydantic: the name just before it is wrong
+            path.pop()
+            kind, bounds = key, ()
+            continue
         path.append(str(step))
-        if get_origin(kind) is tuple:
+        if get_origin(kind) is dict:
+            key, kind = get_args(kind)
+            bounds = ()
+        elif get_origin(kind) is tuple:
             inner = get_args(kind)
             kind, bounds = inner[0 if inner[-1] is Ellipsis else int(step)], ()
         elif field := getattr(kind, "model_fields", {}).get(step):

@@ -20,6 +20,8 @@ from fedmpi.config import Settings, Tier, Wireless
 from fedmpi.streams import Purpose, stream
 
 MEGA, GIGA = 1e6, 1e9
+EXACT = 32
+"""Bits of a value that is not quantized."""
 
 
 class Fleet:
@@ -103,7 +105,8 @@ class Fleet:
             clients: the clients that took part.
             moved: bytes up and down, [k, 2].
             messages: number of messages up and down, [k, 2].
-            flops: FLOPs of training, [k].
+            flops: FLOPs of training, [k]; those of faster ways count as so many fewer (see
+                `burden.Meter.work`).
         """
         rows = []
         for number, client in enumerate(clients):
@@ -191,11 +194,30 @@ def keeps(settings: Settings) -> list[float] | None:
     return [1.0 if tier.keep is None else tier.keep for _, tier in owners]
 
 
-def instead(settings: Settings, name: str) -> dict[str, str]:
-    """Names the method's own setting as one without effect, if devices set the share."""
-    if not settings.devices.decide:
+def bits(settings: Settings, own: int) -> list[int]:
+    """Returns with how many bits each client computes the gradients that its method quantizes.
+
+    Args:
+        settings: settings of the run.
+        own: the method's bits, which hold if no device says its own.
+    """
+    if not settings.devices.quantize:
+        return [own] * settings.clients
+    owners = Fleet(settings).owners()
+    return [EXACT if tier.bits is None else tier.bits for _, tier in owners]
+
+
+def instead(settings: Settings, name: str, of_tier: str = "keep") -> dict[str, str]:
+    """Names the method's own setting as one without effect, if devices set it.
+
+    Args:
+        settings: settings of the run.
+        name: the method's setting.
+        of_tier: that of tiers which takes its place.
+    """
+    if all(getattr(tier, of_tier) is None for tier in settings.devices.tiers):
         return {}
-    return {name: "the default beside devices.tiers with a `keep`, which say it, too"}
+    return {name: f"the default beside devices.tiers with a `{of_tier}`, which say it, too"}
 
 
 def shared_out(count: int, shares: Sequence[float]) -> np.ndarray:

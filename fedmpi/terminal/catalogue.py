@@ -336,6 +336,8 @@ def _type(annotation: Any, bounds: Sequence[Any] = ()) -> str:
         return f"table: {' | '.join(config.kinds(annotation))}"
     if origin in (Union, UnionType):
         return " | ".join(_type(one, bounds) for one in inner if one is not type(None))
+    if origin is dict:
+        return f"table of {_type(inner[1])}"
     if origin is tuple:
         if config.is_table(inner[0]):
             return "list of tables"

@@ -138,7 +138,7 @@ class Evaluation:
 
     def evaluate_locals(
         self, wave: Wave, personal: Personal | None, wire: Wire, clock: Clock
-    ) -> None:
+    ) -> list[tuple[int, Tensor]]:
         """Measures the wave's local models on their clients' test shards.
 
         Args:
@@ -146,6 +146,9 @@ class Evaluation:
             personal: gives the local models that the server alone has whole; None off the root.
             wire: to the other ranks, who wait.
             clock: of this one.
+
+        Returns:
+            The clients whose models [n] are on this rank, and the models.
         """
         with clock(Phase.EVALUATE):
             whole, self.kept = self.kept, []
@@ -154,6 +157,7 @@ class Evaluation:
                 whole += [(client, w) for client, w in theirs if w is not None]
             self.personal |= self._on_shards(whole)
         wire.settle()
+        return whole
 
     def evaluate_deployed(
         self,
@@ -176,7 +180,7 @@ class Evaluation:
         """
         if deployed is None:
             return None
-        w = self._published(w, wire)
+        w = self.published(w, wire)
         rows: list[tuple[int, float]] = []
         with clock(Phase.EVALUATE):
             # Not all at once: that would be a whole model for each client of the rank.
@@ -212,7 +216,7 @@ class Evaluation:
         Returns:
             `FINAL`, by client.
         """
-        w, rows = self._published(w, wire), list[tuple[int, float, float]]()
+        w, rows = self.published(w, wire), list[tuple[int, float, float]]()
         passes = self.settings.evaluate.final_epochs
         for clients in self.trainer.chunks(t, placement.hosted(wire.rank), passes):
             models = torch.stack([owned(t, client, w) for client in clients])
@@ -225,7 +229,7 @@ class Evaluation:
         reports = wire.report(np.array(rows, FINAL))
         return np.sort(np.concatenate(reports), order="client") if wire.is_root else None
 
-    def _published(self, w: Tensor | None, wire: Wire) -> Tensor:
+    def published(self, w: Tensor | None, wire: Wire) -> Tensor:
         """The root's model [n], on every rank."""
         size, device = self.trainer.flat.size, self.trainer.device
         published = np.empty(size, "f4") if w is None else w.cpu().numpy()
