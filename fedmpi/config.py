@@ -369,7 +369,8 @@ class Wireless(Table):
     kind: Literal["wireless"]
     """Type of the link: a radio channel."""
     bandwidth: float = Field(1.0, gt=0, le=LARGEST)
-    """Bandwidth of the device's channel in MHz, the same in both directions."""
+    """Bandwidth of the device's channel in MHz, the same in both directions. With
+    devices.spectrum.bandwidth clients share one band instead."""
     power: float = Field(0.1, gt=0, le=LARGEST)
     """Transmit power of the device in watts."""
     server_power: float = Field(1.0, gt=0, le=LARGEST)
@@ -426,6 +427,31 @@ class Tier(Table):
         return max((self.speedup[name] for name in self.speedup if int(name) >= bits), default=1.0)
 
 
+class Spectrum(Table):
+    """What wireless links share: their band, and the chance that a transmission fails."""
+
+    bandwidth: float | None = Field(None, gt=0, le=LARGEST)
+    """Band in MHz that a round's clients with wireless links share, the same in both directions.
+    Each has a share of it for the whole round, with the power density that its link's power has on
+    the whole band: its rate is that share of the whole band's. Where clients train one after the
+    other, each has the whole band. If absent, each link has a channel of its own."""
+    sharing: Literal["equal", "bytes", "minmax"] = "equal"
+    """How a round's clients share the band. equal: all have as much. bytes: in proportion to the
+    bytes that they send and receive. minmax: so that all finish at the same time, which is the
+    earliest at which the last one can."""
+    outage: float = Field(0.0, ge=0, lt=1)
+    """Probability that a transmission on a wireless link fails."""
+    failed: Literal["repeat", "drop"] = "repeat"
+    """What follows. repeat: the message is sent again until it arrives, in either direction; each
+    time takes time, and energy if the device sends. drop: the client's upload at the end of the
+    round is lost, as by dropouts; other messages arrive."""
+
+    @property
+    def drops(self) -> bool:
+        """Whether uploads are lost by an outage."""
+        return self.outage > 0 and self.failed == "drop"
+
+
 class Devices(Table):
     """The simulated devices of the clients."""
 
@@ -447,6 +473,7 @@ class Devices(Table):
     dropouts: float = Field(0.0, ge=0, le=1)
     """Share of the uploads that are lost, drawn at random. Their bytes, time and energy still
     count."""
+    spectrum: Spectrum = Spectrum()
     unfit: Literal["error", "rest"] = "error"
     """What happens with devices whose memory is too small for training. error: the run is refused.
     rest: they never take part, but their test shards count."""
@@ -454,7 +481,7 @@ class Devices(Table):
     @property
     def can_lose(self) -> bool:
         """Whether uploads can be lost, or come too late."""
-        return self.dropouts > 0 or self.deadline is not None
+        return self.dropouts > 0 or self.deadline is not None or self.spectrum.drops
 
     @property
     def decide(self) -> bool:

@@ -122,6 +122,8 @@ CLIENTS: Columns = {
     "sim_seconds": ("f8", f"{SIM}the three together"),
     "sim_compute_joules": ("f8", f"{SIM}energy of training"),
     "sim_transmit_joules": ("f8", f"{SIM}energy of sending"),
+    "sim_share": ("f8", f"{SIM}its share of the band; 1 on a channel of its own"),
+    "sim_repeats": ("f8", f"{SIM}transmissions that failed and were repeated, up and down"),
 }
 PHASES: Columns = {
     "round": ("i4", "communication round; -1 is an agreement before the first"),

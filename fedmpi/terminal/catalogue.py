@@ -308,6 +308,8 @@ def inner(kind: type[Table], path: str) -> Iterator[tuple[str, str, type[Table]]
         if get_origin(field.annotation) is tuple and config.is_table(item):
             yield f"[[{below}]]", below, item
             yield from inner(item, below)
+        if config.is_table(field.annotation):
+            yield f"[{below}]", below, field.annotation  # type: ignore[misc]
         for choice, table in config.kinds(field.annotation).items():
             yield f"[{below}] with kind = {choice}", below, table
 
