@@ -474,6 +474,7 @@ class Devices(Table):
     """Share of the uploads that are lost, drawn at random. Their bytes, time and energy still
     count."""
     spectrum: Spectrum = Spectrum()
+    """What the wireless links share: their band, and the chance that a transmission fails."""
     unfit: Literal["error", "rest"] = "error"
     """What happens with devices whose memory is too small for training. error: the run is refused.
     rest: they never take part, but their test shards count."""
