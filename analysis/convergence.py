@@ -43,6 +43,12 @@ MEASURED = ("gradient", "variance", "rounding", "drift", "pruning")
 """Mean squared gradient norm of a run, and the weighted sums of the bound's terms."""
 PARTS = ("start", "noise", "rounding_part", "drift_part", "pruning_part")
 """Parts of the fitted bound, which add up to it."""
+PLAIN = {
+    **{"momentum": 0, "weight_decay": 0, "clip": 0, "proximal": 0, "control": "none"},
+    **{"optimizer": "sgd", "schedule": "decay", "participation": 1, "aggregation.server": "none"},
+    **{"method.dropout": 0, "devices.dropouts": 0, "method.count_pruned_as_zero": False},
+}
+"""Settings that change what the bound is about, and their values without that."""
 GRID, REFINEMENTS = np.concatenate([[0.0], np.logspace(-9, 9, 361)]), 80
 """Values of L that are tried first, and how often the best one's neighbourhood shrinks."""
 
@@ -251,14 +257,13 @@ def notes(rows: pd.DataFrame, runs: pd.DataFrame, measured: pd.DataFrame) -> lis
         "errors. drift and pruning: weighted means over clients. fitted: parts of the bound with "
         "the fitted D and L, which add up to the fit. bound: with the larger L."
     )
-    odd = [name for name in ("momentum", "weight_decay", "clip", "proximal") if name in runs]
-    used = [name for name in odd if (runs[name].fillna(0) != 0).any()]
-    if "optimizer" in runs and (runs["optimizer"] == "adam").any():
-        used.append("optimizer")
-    if "schedule" in runs and (runs["schedule"] != "decay").any():
-        used.append("schedule")
+    used = [
+        name
+        for name, plain in PLAIN.items()
+        if name in runs and (runs[name].dropna() != plain).any()
+    ]
     if used:
-        found.append(f"The bound knows plain SGD; these runs have settings of: {', '.join(used)}.")
+        found.append(f"The bound does not know what these settings do here: {', '.join(used)}.")
     left = int((runs["status"] == DONE).sum()) - len(measured)
     if left:
         found.append(f"Left out: {left} finished runs without evaluate.theory, or repeated.")

@@ -6,7 +6,7 @@ bit-identical on both sides. With `bits = sparse.EXACT` values are sent unquanti
 """
 
 from collections.abc import Sequence
-from math import prod
+from math import nan, prod
 
 import numpy as np
 import torch
@@ -214,9 +214,14 @@ def unbiased(g: Tensor, bits: int, draws: Tensor) -> Tensor:
 
 
 def expected_error(g: Tensor, bits: int) -> float:
-    """Returns E||Q(g) - g||^2 of `unbiased`: the sum of p (1 - p) step^2 over all values."""
+    """Returns E||Q(g) - g||^2 of `unbiased`: the sum of p (1 - p) step^2 over all values.
+
+    It is NaN if a value is not finite.
+    """
     if bits == EXACT or not g.numel():
         return 0.0
+    if not g.isfinite().all():
+        return nan
     below, low, step = (part.double() for part in _magnitudes(g, bits, torch.zeros_like(g)))
     rest = torch.where(step > 0, (g.abs().double() - low) / step - below, 0)
     return float((rest * (1 - rest) * step.square()).sum())

@@ -36,8 +36,6 @@ OF_CLIENTS = ("variance", "drift", "pruning", "rounding")
 """Terms of single clients; `tables.CLIENTS` has them as `theory_*`."""
 FOUND = np.dtype([("client", "i8"), *((name, "f8") for name in ("loss", *OF_CLIENTS))])
 
-Pruned = Callable[[int], float]
-"""A client's ||w - m * w||^2: `Clients.pruned`."""
 Rounded = Callable[[int, Tensor], float]
 """A client and a gradient g [n] -> its E||Q(g) - g||^2: `Clients.rounded`."""
 

@@ -169,7 +169,15 @@ def test_the_command(tmp_path: Path) -> None:
     parts = sum(rows[f"{name}_mean"] for name in convergence.PARTS)
     np.testing.assert_allclose(parts, rows["fit_mean"])
     assert (rows["bound_mean"] >= rows["gradient_mean"] - 1e-12).all()
-    assert "Left out: 1 finished runs without evaluate.theory" in " ".join(found.output.split())
+    said = " ".join(found.output.split())
+    assert "Left out: 1 finished runs without evaluate.theory" in said
+    assert "does not know" not in said
+    tree = settings("fedsl", bits=2, dropout=0.3) | {"momentum": 0.9}
+    result(tmp_path / "odd.h5", tree, *theory([2.0] * 3, variance=1.0))
+    found = CliRunner(env={"COLUMNS": "200"}).invoke(convergence.main, [str(tmp_path)])
+    assert "what these settings do here: momentum, method.dropout." in " ".join(
+        found.output.split()
+    )
 
 
 def test_without_theory_there_is_nothing_to_tell(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from fedmpi.streams import Purpose, stream
 from fedmpi.training import probe, rows
 from fedmpi.training.theory import OF_CLIENTS
 from tests.plain import FAMILIES, METHODS, member, play
-from tests.small import Run, alike, refusal, run, small
+from tests.small import Run, alike, refusal, run, small, smooth
 
 WORLD = MPI.COMM_WORLD
 THEORY = "evaluate.theory=true"
@@ -293,6 +293,34 @@ def test_waves_and_memory_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None
     for table, column in PLACES:
         found = np.concatenate([outcome.tables[table][column] for outcome in outcomes])
         np.testing.assert_array_equal(found, wanted.tables[table][column])
+
+
+def test_stacked_rows_measure_the_same_terms() -> None:
+    words = ("method.name=fedsl", THEORY, "rounds=3", "method.bits=4")
+    one, stacked = run(small(*words)), run(small(*words, "rows=5"))
+    for table, column in PLACES:
+        pair = (found.tables[table][column] for found in (stacked, one))
+        np.testing.assert_allclose(*pair, rtol=1e-3, atol=1e-6, err_msg=column)
+
+
+@pytest.mark.parallel([1, 3])
+def test_local_statistics_are_each_clients_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F is the mean of what clients see with the statistics that they keep."""
+    monkeypatch.setattr(models, "build", smooth)
+    settings = small("statistics=local", THEORY, "rounds=3", "participation=0.6")
+    ours, alone = run(settings, WORLD), run(settings)
+    engine, w = alone.engine, alone.engine.server.w
+    losses = [
+        float(probe.loss(engine.trainer, client, w, torch.from_numpy(shard))[0]) * len(shard)
+        for client, shard in enumerate(engine.population.shards)
+    ]
+    wanted = sum(losses) / sum(map(len, engine.population.shards))
+    assert alone.tables["rounds"]["theory_objective"][-1] == pytest.approx(wanted, rel=1e-5)
+    assert len(engine.trainer.statistics) > 0
+    if WORLD.rank == 0:
+        for table, column in PLACES:
+            one, other = (found.tables[table][column] for found in (ours, alone))
+            np.testing.assert_array_equal(one, other, err_msg=column)
 
 
 @pytest.mark.parallel([1, 3])

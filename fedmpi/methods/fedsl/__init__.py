@@ -222,11 +222,13 @@ class Clients(Half, splitfed.Clients):
             rows = np.flatnonzero(each == bits).tolist()
             ids = [(Purpose.ROUNDING, self.t, clients[row], step) for row in rows]
             random = np.stack([stream(self.settings.seed, *one).random(size) for one in ids])
-            draws, some = torch.from_numpy(random).to(g.device), g[rows]
+            draws, is_all = torch.from_numpy(random).to(g.device), len(rows) == len(g)
+            some = g if is_all else g[rows]
             for piece in self.held.parameters:
                 part = slice(piece.start, piece.stop)
                 some[:, part] = quantized.unbiased(some[:, part], bits, draws[:, part])
-            g[rows] = some
+            if not is_all:
+                g[rows] = some
         if any(self.rates):
             g.mul_(torch.stack([self.memory.mask(client)[:size] for client in clients]))
 
