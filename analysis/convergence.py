@@ -22,9 +22,11 @@ in expectation. With |m_k w_k - w|^2 <= 2 |w_k - w|^2 + 2 |w_k - m_k w_k|^2 the 
 
 The sums are means over the measured rounds. Drift is measured at averages, where it is largest. A
 longer interval makes drift larger; a deeper cut lets more of the model drift, be pruned and
-rounded. Momentum, decay, dropout at a cut and lost uploads are not in the bound. D and L are
-unknown. They are fitted by least squares over the rows of a group, neither below 0. Then L is
-raised until the bound holds in every row.
+rounded. Not in the bound are momentum, decay, dropout at a cut, lost uploads, and what a mask takes
+from a gradient: steps are along m_k Q(g_k), and the mean is over those who keep a value. So it is
+no proof for a run, and what it leaves out moves the fit. D and L are unknown. They are fitted by
+least squares over the rows of a group, neither below 0. Then L is raised until the bound holds in
+every row.
 """
 
 from pathlib import Path
