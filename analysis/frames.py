@@ -1,8 +1,9 @@
 """Result files as tidy data frames, with the settings in which the runs differ in every row.
 
 `runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks`, `variants`, `layers`,
-`masks` and `final` are the tables of the same names in the files, concatenated. All take files and
-folders, alone or in a list. The columns of `runs` have four origins, which their names tell:
+`masks`, `final`, `slices` and `newcomers` are the tables of the same names in the files,
+concatenated. All take files and folders, alone or in a list. The columns of `runs` have four
+origins, which their names tell:
 
 * `RESULTS`: computed here from a file's tables, or identifying the run;
 * the content of files that a run read, by hash (`CONTENTS`), in which runs differ as by settings;
@@ -40,8 +41,6 @@ ACCURACIES = {
     "personal_mean": "mean accuracy of local models of the round's clients on their test shards",
 }
 """Columns of the table `rounds` that are accuracies: shares, 0 to 1."""
-LATER = ("variants", "layers", "masks")
-"""Tables of rounds that results of earlier versions lack."""
 NEEDED = ("round", "warmup", *ACCURACIES, "up", "down", "seconds")
 """Columns of the table `rounds` in results of every version."""
 RESULTS = {
@@ -87,6 +86,9 @@ SHARE = re.compile(r"devices\.tiers\[.+\]\.share")
 """The share of clients with a kind of devices; it is 0 in a run that has only other kinds."""
 SUFFIXES = (".h5", ".hdf5")
 """Ends of the names of results, in upper or lower case."""
+
+LATER = ("variants", "layers", "masks", "final", "slices", "newcomers")
+"""Tables that results of earlier versions lack; they are read as empty."""
 
 AGREEMENT = -1
 """The round before the first, whose bytes are spent once."""
@@ -182,6 +184,16 @@ def masks(paths: Paths) -> pd.DataFrame:
 def final(paths: Paths) -> pd.DataFrame:
     """Returns a row for each client after the last round; other columns as in `rounds`."""
     return _joined(paths, "final")
+
+
+def slices(paths: Paths) -> pd.DataFrame:
+    """Returns a row for each client's sliced model (`evaluate.final = slice`); as in `rounds`."""
+    return _joined(paths, "slices")
+
+
+def newcomers(paths: Paths) -> pd.DataFrame:
+    """Returns a row for each newcomer, start and epoch (`evaluate.final = tune`)."""
+    return _joined(paths, "newcomers")
 
 
 def settings(runs: pd.DataFrame) -> list[str]:

@@ -34,7 +34,6 @@ from fedmpi import config
 from fedmpi.clients import devices
 from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings, Tier
-from fedmpi.messages import quantized
 from fedmpi.messages.codec import Block
 from fedmpi.messages.sums import Held
 from fedmpi.methods import fedavg
@@ -68,7 +67,7 @@ class Config(config.Method):
     """mean: a value that a device does not hold counts as unchanged. coverage: each value is
     averaged over the devices that hold it."""
 
-    bits: quantized.Bits = 32
+    bits: config.Bits = 32
     """Bits per value of updates, rounded without bias; 32 sends floats. quant has its own for a
     share below 1, if these are fewer."""
 
