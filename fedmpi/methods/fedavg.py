@@ -7,6 +7,7 @@ Differs from the paper: clients upload their update w_k - w instead of w_k. The 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import nan
 from typing import Any, ClassVar
 
 import torch
@@ -413,6 +414,21 @@ class Clients(Half):
         It is called only if the method `has_link`.
         """
         raise NotImplementedError
+
+    def pruned(self, client: int) -> float:
+        """Returns ||w - m * w||^2 of the values w at which the client began its round.
+
+        m is the mask of what it kept of them. It is called after the client's local steps, in
+        rounds with `evaluate.theory`; NaN if the method has no such mask.
+        """
+        return nan
+
+    def rounded(self, client: int, g: Tensor) -> float:
+        """Returns E||Q(g) - g||^2 of a gradient g [n], with the quantizer Q of the local steps.
+
+        It is called in rounds with `evaluate.theory`; NaN if the method has no such quantizer.
+        """
+        return nan
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """Returns the client's whole local model [n], to be evaluated, or None if it has none."""

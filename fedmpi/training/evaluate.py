@@ -157,7 +157,7 @@ class Evaluation:
 
     def evaluate_locals(
         self, wave: Wave, personal: Personal | None, wire: Wire, clock: Clock
-    ) -> None:
+    ) -> list[tuple[int, Tensor]]:
         """Measures the wave's local models on their clients' test shards.
 
         Args:
@@ -165,6 +165,9 @@ class Evaluation:
             personal: gives the local models that the server alone has whole; None off the root.
             wire: to the other ranks, who wait.
             clock: of this one.
+
+        Returns:
+            The clients whose models [n] are on this rank, and the models.
         """
         with clock(Phase.EVALUATE):
             whole, self.kept = self.kept, []
@@ -173,6 +176,7 @@ class Evaluation:
                 whole += [(client, w) for client, w in theirs if w is not None]
             self.personal |= self._on_shards(whole)
         wire.settle()
+        return whole
 
     def evaluate_deployed(
         self,
@@ -195,7 +199,7 @@ class Evaluation:
         """
         if deployed is None:
             return None
-        w = self._published(w, wire)
+        w = self.published(w, wire)
         rows: list[tuple[int, float]] = []
         with clock(Phase.EVALUATE):
             # Not all at once: that would be a whole model for each client of the rank.
@@ -225,7 +229,7 @@ class Evaluation:
         Returns:
             `ENDS` by table, ordered by client.
         """
-        w, way = self._published(w, wire), self.settings.evaluate.final
+        w, way = self.published(w, wire), self.settings.evaluate.final
         passes = self.settings.evaluate.final_epochs
         found: dict[str, list[tuple[Any, ...]]] = {name: [] for name in ENDS}
         for clients in self.trainer.chunks(t, placement.hosted(wire.rank), passes):
@@ -325,7 +329,7 @@ class Evaluation:
             rows.append((client, *numbers, *seconds[0], *seconds[1]))
         return rows
 
-    def _published(self, w: Tensor | None, wire: Wire) -> Tensor:
+    def published(self, w: Tensor | None, wire: Wire) -> Tensor:
         """The root's model [n], on every rank."""
         size, device = self.trainer.flat.size, self.trainer.device
         published = np.empty(size, "f4") if w is None else w.cpu().numpy()
