@@ -123,7 +123,8 @@ class Method(Table):
     alone. So they follow from the settings. The defaults are those of FedAvg.
 
     Attributes:
-        broadcasts: whether the server sends all participants the same message when a round begins.
+        broadcasts: whether the server sends all participants the same message when a round begins;
+            it holds the control variate, if there is one.
         sends: whether it also sends each participant a message of its own.
         is_global: whether the server has a whole model that can be evaluated.
         pools: whether every client uploads a whole update, as a median or trimmed mean needs it.
@@ -133,6 +134,7 @@ class Method(Table):
         in_turn: whether clients work one after the other, each starting where the last one ended.
         average_every: rounds between two averages. Between them clients go on from what they have,
             so that the same clients take part, and no budget ends the run.
+        slices: whether each client can say which channels of its model to keep if it is sliced.
         has_link: whether what happens to activations at a cut can be judged: whether it is other
             than nothing without randomness, too.
         optimizes: whether the server moves its model by the mean of updates, and by nothing else,
@@ -155,6 +157,7 @@ class Method(Table):
     in_turn: ClassVar[bool] = False
     converses: ClassVar[bool] = False
     controls: ClassVar[bool] = False
+    slices: ClassVar[bool] = False
 
     @property
     def sends(self) -> bool:
@@ -324,12 +327,15 @@ class Evaluate(Table):
     """What happens to activations at a cut when accuracies are measured. network: nothing. link:
     what the method does to them without randomness: quantization and top-k, but no dropout. It sees
     them in batches of the local steps' size."""
-    final: Literal["none", "evaluate", "tune"] = "none"
+    final: Literal["none", "evaluate", "tune", "slice"] = "none"
     """A last measurement of every client on its test shard, after all rounds. evaluate: of the
     model that it has. tune: also of the same after final_epochs of local training from it, in which
-    pruned weights stay zero."""
+    pruned weights stay zero; of newcomers after each epoch, and from the initial model besides.
+    slice: also of the same without the channels that the client's selection leaves out, before and
+    after final_epochs of training, with FLOPs and seconds of inference (spatl)."""
     final_epochs: int = Field(5, ge=1, le=MOST)
-    """Epochs of that training, with final = tune. Its learning rate is that of the last round."""
+    """Epochs of that training, with final = tune or slice. Its learning rate is that of the last
+    round."""
     theory: bool = False
     """Measure the terms of a bound on convergence at the averaged model: the squared gradient norm
     of the objective, the variance of minibatches, the drift of clients, and the errors of pruning

@@ -332,22 +332,23 @@ class Engine:
         is_wanted = self.settings.evaluate.theory and self.settings.is_average(t)
         return is_wanted and self.evaluation.is_due(t)
 
-    def final(self) -> np.ndarray | None:
+    def final(self) -> dict[str, np.ndarray]:
         """Measures every client once after all rounds, if the settings say so; off the books.
 
         All ranks call it.
 
         Returns:
-            Rows of the table `final`, on the root; None elsewhere, or if nothing is measured.
+            Rows by table (`tables.OF_END`), on the root; nothing elsewhere, or if nothing is
+                measured.
         """
         if self.settings.evaluate.final == "none":
-            return None
+            return {}
         self.begin()
         w = None if self.server is None else self.server.w
-        clients, about = self.clients, (self.placement, self.wire)
+        about = self.clients, self.placement, self.wire
         with self.clock(Phase.EVALUATE):
-            report = self.evaluation.final(self.last, w, clients.owned, clients.tune, *about)
-        return None if report is None else self.observer.final(report)
+            reports = self.evaluation.final(self.last, w, *about)
+        return self.observer.final(reports) if reports else {}
 
     def model_sha256(self) -> str:
         """Returns the hash of the global model, on the root.

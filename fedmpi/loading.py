@@ -327,10 +327,21 @@ def _contradictions(settings: Settings) -> list[str]:
             f"{settings.skew.labels}"
         )
     judged = settings.evaluate
-    if judged.final != "tune" and judged.final_epochs != config.Evaluate().final_epochs:
+    trains = judged.final in ("tune", "slice")
+    if not trains and judged.final_epochs != config.Evaluate().final_epochs:
         found.append(
-            f"evaluate.final_epochs = {judged.final_epochs}: wanted evaluate.final = 'tune', found "
-            f"'{judged.final}'"
+            f"evaluate.final_epochs = {judged.final_epochs}: wanted evaluate.final = 'tune' or "
+            f"'slice', found '{judged.final}'"
+        )
+    if judged.final == "slice" and not settings.method.slices:
+        found.append(
+            "evaluate.final = 'slice': wanted a method whose clients select channels, which is "
+            f"spatl, found method.name = '{settings.method.name}'"
+        )
+    if judged.final == "slice" and settings.statistics == "local":
+        found.append(
+            "evaluate.final = 'slice': wanted statistics = 'averaged', found 'local': clients that "
+            "have not trained have none of their own"
         )
     if judged.theory and not settings.method.is_global:
         found.append(
@@ -348,8 +359,8 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.newcomers and judged.final == "none":
         found.append(
-            f"newcomers = {settings.newcomers}: wanted evaluate.final = 'evaluate' or 'tune', "
-            "found 'none', which never measures them"
+            f"newcomers = {settings.newcomers}: wanted evaluate.final = 'evaluate', 'tune' or "
+            "'slice', found 'none', which never measures them"
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")

@@ -223,14 +223,19 @@ class Observer:
             row["flops"], row["memory"] = costs
         return rows
 
-    def final(self, report: np.ndarray) -> np.ndarray:
-        """Returns `evaluate.FINAL` of all clients, ascending, as rows of the table `final`."""
-        rows, population = tables.empty(tables.FINAL, len(report)), self.population
-        for name in report.dtype.names or ():
-            rows[name] = report[name]
-        rows["newcomer"] = np.isin(rows["client"], list(population.newcomers))
-        rows["samples"] = population.sizes
-        return rows
+    def final(self, reports: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns `evaluate.ENDS` of all clients as rows of the tables of these names."""
+        found, newcomers = {}, list(self.population.newcomers)
+        for table, report in reports.items():
+            rows = tables.empty(tables.OF_END[table], len(report))
+            for name in report.dtype.names or ():
+                rows[name] = report[name]
+            if "newcomer" in (rows.dtype.names or ()):
+                rows["newcomer"] = np.isin(rows["client"], newcomers)
+            found[table] = rows
+        found["final"]["samples"] = self.population.sizes
+        found["slices"]["batch"] = self.settings.batch
+        return found
 
     def _simulate(
         self, t: int, rows: np.ndarray, work: np.ndarray, row: np.ndarray, in_turn: bool

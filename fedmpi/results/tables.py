@@ -164,6 +164,43 @@ FINAL: Columns = {
     "tuned": ("f8", "of the same after evaluate.final_epochs of more training; NaN without"),
 }
 """Measured once, after all rounds; without rows unless `evaluate.final` says so."""
+SLICES: Columns = {
+    "client": ("i4", "logical client"),
+    "newcomer": ("?", "whether it is one of those that never took part"),
+    "channels": ("f8", "share of the encoder's channels that its selection keeps"),
+    "whole_accuracy": (
+        "f8",
+        "of the model that it has after the last round, as in `final`",
+    ),
+    "accuracy": ("f8", "of the same without the other channels, which are cut out, untrained"),
+    "tuned": ("f8", "of the same after evaluate.final_epochs of more training of what is left"),
+    "whole_flops": ("f8", "of the whole network for one sample, forward"),
+    "flops": ("f8", "of the sliced network for one sample, forward"),
+    "whole_seconds": (
+        "f8",
+        "of the whole network for one sample, measured on the rank's CPU: median of turns in which "
+        "both networks are timed; threads are those of the attribute threads_per_rank",
+    ),
+    "seconds": ("f8", "of the sliced network, likewise"),
+    "batch": ("i4", "samples of the batch behind the next two columns: those of a local step"),
+    "whole_batch_seconds": ("f8", "of the whole network for that batch, likewise"),
+    "batch_seconds": ("f8", "of the sliced network for that batch, likewise"),
+}
+"""Measured once, with `evaluate.final = slice`."""
+NEWCOMERS: Columns = {
+    "client": ("i4", "logical client, one of those that never took part"),
+    "start": (
+        "S8",
+        "what it begins with: model, what it has after the last round; scratch, the initial model",
+    ),
+    "epoch": ("i4", "epochs of local training since then, 0 to evaluate.final_epochs"),
+    "accuracy": (
+        "f8",
+        "after them, on its test shard; where a part of the model stays with clients, from `model` "
+        "it trains this part alone, and from `scratch` all of it",
+    ),
+}
+"""Measured once, with `evaluate.final = tune` and newcomers."""
 OF_ROUNDS = {
     "rounds": ROUNDS,
     "clients": CLIENTS,
@@ -172,8 +209,10 @@ OF_ROUNDS = {
     "variants": VARIANTS,
 }
 """Tables that rounds add rows to. `variants` has rows if devices hold different shares."""
-TABLES = OF_ROUNDS | {"final": FINAL}
-LATER = ("variants", "final")
+OF_END = {"final": FINAL, "slices": SLICES, "newcomers": NEWCOMERS}
+"""Tables that get all their rows after the last round, if they get any."""
+TABLES = OF_ROUNDS | OF_END
+LATER = ("variants", *OF_END)
 """Tables that results of earlier versions lack; a reader takes them as empty."""
 
 

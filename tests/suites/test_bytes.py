@@ -639,7 +639,7 @@ CASES = [
     case(powersgd, "powersgd", "method.rank=1"),
     case(local, "local"),
     *(case(front, name) for name in ("fedper", "fedrep")),
-    case(spatl, "spatl"),
+    case(spatl, "spatl", "method.down=dense"),
     case(ssfl, "ssfl", "method.sparsity=0.75"),
     case(half, "staticmask"),
     case(clientmask, "clientmask"),
