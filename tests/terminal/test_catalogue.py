@@ -238,7 +238,8 @@ def test_describe_tables_inside_of_tables() -> None:
     for _, _, kind in found:
         for setting, form, default, text in describe(kind):
             assert form and text.endswith("."), setting
-            assert default != "absent" or setting in ("kind", "memory", "keep", "epochs")
+            may_be_absent = ("kind", "memory", "keep", "epochs", "bits", "bandwidth")
+            assert default != "absent" or setting in may_be_absent
 
 
 @every_choice
