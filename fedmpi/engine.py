@@ -152,8 +152,7 @@ class Engine:
             self.step(t)
             outcome = self.outcome(t, waves)
             if outcome is not None:
-                may_end = outcome.is_spent and self.settings.is_average(t)
-                self.goes_on = outcome.finite and not may_end
+                self.goes_on = outcome.finite and not outcome.ends
             yield outcome
 
     def begin(self) -> None:

@@ -151,19 +151,20 @@ def sweep(words: list[str]) -> None:
     found = parsed(*words[1:])
     file, given, only = str(found["file"]), found["words"], found["only"]
     assert isinstance(given, tuple) and isinstance(only, tuple)
+    size = ["--size", str(found["size"])] if found["size"] else []
     if found["dry_run"] or found["count"]:
         assert invoke(main, words[1:])
         return
     if not only:
         runs: dict[str, list[int]] = {}
-        for line in invoke(main, ["sweep", file, "--dry-run"]).splitlines():
+        for line in invoke(main, ["sweep", file, *size, "--dry-run"]).splitlines():
             method = re.search(r"method(?:\.name)?=([\w-]+)", line)
             assert method is not None, f"{file}: no method in {line!r}"
             runs.setdefault(method[1], []).append(int(line.split()[0]))
         only = (*(numbers[0] for numbers in runs.values()), max(runs.values(), key=len)[-1])
     less = smaller(given, Path(file).read_text())
     chosen = [word for number in only for word in ("--only", str(number))]
-    invoke(main, ["sweep", file, *given, *less, "--out", str(found["out"]), *chosen])
+    invoke(main, ["sweep", file, *given, *less, *size, "--out", str(found["out"]), *chosen])
 
 
 def real(words: list[str]) -> None:
