@@ -23,7 +23,7 @@ from fedmpi.methods.fedavg import Config
 from fedmpi.training.train import Trainer
 from tests import plain
 from tests.plain import METHODS, families, member, place, play
-from tests.small import run, small
+from tests.small import refusal, run, small
 
 WORLD = MPI.COMM_WORLD
 
@@ -373,6 +373,16 @@ def test_a_target_ends_the_run_for_everyone(
         for name in ("round", "up", "down", "loss", "accuracy"):
             wanted = seen[name][seen["round"] <= ends[0]]
             np.testing.assert_array_equal(short.tables["rounds"][name], wanted)
+
+
+def test_a_target_that_is_never_measured_is_refused() -> None:
+    """Where there is no such model, the run would go on without it."""
+    for method in ("spatl", "fedper", "local", "dispfl"):
+        said = refusal(f"method.name={method}", "target=accuracy:0.5")
+        assert f"wanted a method with a global model, found method.name = '{method}'" in said
+        said = refusal(f"method.name={method}", "target=shard_mean:0.5")
+        assert ("possible is personal_mean" in said) == (method == "dispfl")
+        assert not refusal(f"method.name={method}", "target=personal_mean:0.5")
 
 
 @pytest.mark.parallel([1, 2, 3])

@@ -152,6 +152,11 @@ def sweep(words: list[str]) -> None:
     file, given, only = str(found["file"]), found["words"], found["only"]
     assert isinstance(given, tuple) and isinstance(only, tuple)
     size = ["--size", str(found["size"])] if found["size"] else []
+    if Path(file).exists() and "[sizes.smoke]" in Path(file).read_text():
+        smoke = ["--size", "smoke", "--only", "0", "--out", str(found["out"])]
+        assert invoke(main, ["sweep", file, *given, *size, "--count"])
+        invoke(main, ["sweep", file, *smoke])
+        return
     if found["dry_run"] or found["count"]:
         assert invoke(main, words[1:])
         return
@@ -412,8 +417,8 @@ def test_every_picture_and_page_is_linked() -> None:
 
 def test_every_sweep_has_its_command() -> None:
     text = "".join(path.read_text() for path in DOCUMENTS)
-    for path in (ROOT / "jobs" / "sweeps").glob("*.toml"):
-        assert f"fedmpi sweep jobs/sweeps/{path.name} " in text
+    for path in (ROOT / "jobs" / "sweeps").rglob("*.toml"):
+        assert f"fedmpi sweep {path.relative_to(ROOT)} " in text
 
 
 def rows(path: Path, heading: str) -> list[str]:
