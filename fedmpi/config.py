@@ -79,6 +79,24 @@ class Data(Table):
     folder is used."""
 
 
+Moments = tuple[float, ...]
+"""A number for each channel."""
+
+
+class Images(Data):
+    """A data set of images in files."""
+
+    pixels: Literal["normalised", "unit"] = "normalised"
+    """Values of the pixels. normalised: (pixel / 255 - mean) / deviation in each channel, with
+    those of the training set. unit: pixel / 255, from 0 to 1."""
+
+    def moments(self, mean: Moments, std: Moments) -> tuple[Moments, Moments]:
+        """What pixels from 0 to 1 are reduced by, and divided by, given the set's by channel."""
+        if self.pixels == "normalised":
+            return mean, std
+        return (0.0,) * len(mean), (1.0,) * len(std)
+
+
 class Partition(Table):
     """How samples are divided among the clients."""
 
