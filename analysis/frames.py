@@ -1,8 +1,8 @@
 """Result files as tidy data frames, with the settings in which the runs differ in every row.
 
-`runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks`, `variants` and `final` are
-the tables of the same names in the files, concatenated. All take files and folders, alone or in a
-list. The columns of `runs` have four origins, which their names tell:
+`runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks`, `variants`, `final`,
+`slices` and `newcomers` are the tables of the same names in the files, concatenated. All take files
+and folders, alone or in a list. The columns of `runs` have four origins, which their names tell:
 
 * `RESULTS`: computed here from a file's tables, or identifying the run;
 * the content of files that a run read, by hash (`CONTENTS`), in which runs differ as by settings;
@@ -85,6 +85,9 @@ SHARE = re.compile(r"devices\.tiers\[.+\]\.share")
 """The share of clients with a kind of devices; it is 0 in a run that has only other kinds."""
 SUFFIXES = (".h5", ".hdf5")
 """Ends of the names of results, in upper or lower case."""
+
+LATER = ("variants", "final", "slices", "newcomers")
+"""Tables that results of earlier versions lack; they are read as empty."""
 
 AGREEMENT = -1
 """The round before the first, whose bytes are spent once."""
@@ -170,6 +173,16 @@ def variants(paths: Paths) -> pd.DataFrame:
 def final(paths: Paths) -> pd.DataFrame:
     """Returns a row for each client after the last round; other columns as in `rounds`."""
     return _joined(paths, "final")
+
+
+def slices(paths: Paths) -> pd.DataFrame:
+    """Returns a row for each client's sliced model (`evaluate.final = slice`); as in `rounds`."""
+    return _joined(paths, "slices")
+
+
+def newcomers(paths: Paths) -> pd.DataFrame:
+    """Returns a row for each newcomer, start and epoch (`evaluate.final = tune`)."""
+    return _joined(paths, "newcomers")
 
 
 def settings(runs: pd.DataFrame) -> list[str]:
@@ -289,8 +302,7 @@ def _read_once(path: Path, table: str) -> Result:
         for column in NEEDED:
             if column not in rounds:
                 raise ValueError(f"a damaged result: the table rounds lacks the column {column}")
-        # Results of earlier versions lack it.
-        is_lacking = table == "variants" and table not in file
+        is_lacking = table in LATER and table not in file
         rows = rounds[:0][["round"]] if is_lacking else _frame(_rows(file[table]))
     if "round" in rows:
         # `rounds` is written last: a round that is missing there may be incomplete elsewhere.
