@@ -26,6 +26,7 @@ PARAMETERS = {
     "mcmahan-table2": {1_663_370},
     "niid-bench-cifar10": {62_006},
     "sgcfl": {11_172_810, 11_173_962},
+    "spatl-after": {9_750_922},
     "spatl-table1": {269_722, 464_154, 9_750_922},
     "ssfl-cifar10": {11_173_962},
     "ssfl-sparsity": {11_173_962},
