@@ -40,8 +40,14 @@ REPRODUCED, DIRECTION, NOT_REACHED, NOT_RUN = VERDICTS = (
 DIVERGED = "diverged"
 ENDS, ENDED = "target", f"{frames.ABOUT}ended"
 """Setting of an accuracy at which a run ends, and column that says whether it did."""
+ROUNDS = "rounds"
+"""Setting that makes no difference for a run that has reached a target before."""
+LAST = "last"
+"""Of `rows`: the largest value of a column."""
 CLAIMS = Path(__file__).parent.parent / "jobs" / "sweeps"
 """Where the claims of this repository are."""
+OWN = "own"
+"""The size of runs as large as the paper's."""
 SMALL, OR = "small", " # or: "
 """The size of a sweep for a small machine, and what is between two commands."""
 TINY = 1e-9
@@ -106,7 +112,8 @@ def judged(studies: Iterable[Study], results: Results) -> pd.DataFrame:
     """Returns the rows of the table: at least one for each claim.
 
     A claim has a row for each accuracy or direction of bytes by which it is measured, and for each
-    setting besides the seed in which its runs differ.
+    setting besides the seed in which its runs differ. Where there are runs of the paper's own size,
+    those of other sizes have none.
     """
     rows = []
     for study in studies:
@@ -119,6 +126,14 @@ def judged(studies: Iterable[Study], results: Results) -> pd.DataFrame:
 
 
 @dataclass
+class Variant:
+    """Runs that differ in the seed alone, and what was measured of each."""
+
+    runs: list[Mapping[Any, Any]]
+    readings: dict[Any, Reading]
+
+
+@dataclass
 class Finding:
     """What was found on a claim.
 
@@ -126,6 +141,7 @@ class Finding:
         figures: the figure of each seed, or of each seed those of an order; NaN if not reached.
         bounded: seeds whose figure is a bound: what they are compared with reached no target.
         runs: the runs of it, those that they are compared with included.
+        reached: the paths of those that reached the target.
         where: settings that tell it from other findings of the claim.
         against: what it is compared with: the strongest.
         target: the accuracy that was to be reached, or none.
@@ -135,10 +151,18 @@ class Finding:
     figures: dict[Any, Any] = field(default_factory=dict)
     bounded: set[Any] = field(default_factory=set)
     runs: list[Mapping[Any, Any]] = field(default_factory=list)
+    reached: set[str] = field(default_factory=set)
     where: str = ""
     against: str = ""
     target: float | None = None
     lacks: str = ""
+
+    def add(self, variant: Variant) -> None:
+        """Adds the runs of a variant."""
+        self.runs += variant.runs
+        readings = (variant.readings[run["seed"]] for run in variant.runs)
+        pairs = zip(variant.runs, readings, strict=True)
+        self.reached |= {run["path"] for run, one in pairs if not np.isnan(one.value)}
 
 
 def _findings(study: Study, claim: Claim, by: tuple[str, str], results: Results) -> list[Finding]:
@@ -166,17 +190,17 @@ def _findings(study: Study, claim: Claim, by: tuple[str, str], results: Results)
 
 def _matching(runs: pd.DataFrame, selector: Selector) -> pd.DataFrame:
     """Returns the runs that a selector selects."""
-    if any(path not in runs for path in selector):
-        return runs[:0]
     is_there = [
-        all(_is_one_of(run[path], values) for path, values in selector.items())
+        all(_is_one_of(run.get(path), values) for path, values in selector.items())
         for run in runs.to_dict("records")
     ]
     return runs[np.array(is_there, bool)]
 
 
 def _is_one_of(found: Any, values: Iterable[Any]) -> bool:
-    return not is_unset(found) and any(statements.equal(found, value) for value in values)
+    if is_unset(found):
+        return statements.UNSET in values
+    return any(statements.equal(found, value) for value in values)
 
 
 def _key(run: Mapping[Any, Any], names: Iterable[str]) -> tuple[str, ...]:
@@ -221,7 +245,7 @@ def _finding(
         elif claim.against:
             _add_comparison(found, claim, measured, best, alike)
         else:
-            found.runs += best.runs
+            found.add(best)
             found.figures = {seed: one.value for seed, one in best.readings.items()}
     except Lacking as lacking:
         found.lacks = str(lacking)
@@ -231,23 +255,18 @@ def _finding(
 def _target(
     study: Study, claim: Claim, by: tuple[str, str], ours: Sequence[Mapping[Any, Any]]
 ) -> float | None:
-    """Returns the accuracy to reach: the paper's, or for a reduced size where the runs end."""
-    if claim.target is None or not any(study.reduced(claim, run) for run in ours):
+    """Returns the accuracy to reach: the paper's; for a reduced size its own, or the runs' end."""
+    differing = {path for run in ours for path in study.reduced(claim, run)}
+    if claim.target is None or not differing - {ROUNDS}:
         return claim.target
+    if claim.reduced_target is not None:
+        return claim.reduced_target
     for run in ours:
         ends = run.get(ENDS)
         name, _, least = ("" if is_unset(ends) else str(ends)).partition(":")
         if name == ACCURACIES[by[0]]:
             return float(least)
-    return claim.target if claim.reduced_target is None else claim.reduced_target
-
-
-@dataclass
-class _Variant:
-    """Runs that differ in the seed alone, and what was measured of each."""
-
-    runs: list[Mapping[Any, Any]]
-    readings: dict[Any, Reading]
+    return claim.target
 
 
 @dataclass(frozen=True)
@@ -261,7 +280,7 @@ class _Measured:
 
     def strongest(
         self, groups: Iterable[pd.DataFrame], tuned: Sequence[str], seeds: Iterable[Any] = ()
-    ) -> _Variant:
+    ) -> Variant:
         """Returns the variant with the best mean among the given seeds, or all of its own.
 
         Reaching a target with more seeds is better than reaching it sooner.
@@ -283,12 +302,12 @@ class _Measured:
                     lacking = str(error)
                     continue
                 if readings:
-                    variants.append(_Variant(list(records.values()), readings))
+                    variants.append(Variant(list(records.values()), readings))
         if not variants:
             raise Lacking(lacking)
         return max(variants, key=self._strength)
 
-    def _strength(self, variant: _Variant) -> tuple[int, float]:
+    def _strength(self, variant: Variant) -> tuple[int, float]:
         values = [one.value for one in variant.readings.values() if not np.isnan(one.value)]
         sign = 1 if self.claim.better == "higher" else -1
         return len(values), sign * float(np.mean(values)) if values else -np.inf
@@ -364,7 +383,10 @@ class _Measured:
             if "round" in rows:
                 rows = rows[rows["round"] > frames.AGREEMENT]
             for path, value in wanted.items():
-                rows = rows[rows[path] == value] if path in rows else rows[:0]
+                if path not in rows or rows.empty:
+                    rows = rows[:0]
+                    break
+                rows = rows[rows[path] == (rows[path].max() if value == LAST else value)]
             values = rows[column].dropna() if column in rows else pd.Series(dtype=float)
             if values.empty:
                 raise Lacking(f"{_named(run)} has no {one}")
@@ -398,7 +420,7 @@ def _compared(form: str, ours: float, theirs: float) -> float:
 
 
 def _add_comparison(
-    found: Finding, claim: Claim, measured: _Measured, ours: _Variant, alike: pd.DataFrame
+    found: Finding, claim: Claim, measured: _Measured, ours: Variant, alike: pd.DataFrame
 ) -> None:
     """Compares runs with the strongest of others, seed by seed."""
     groups = [
@@ -407,11 +429,11 @@ def _add_comparison(
         for group in _grouped(_matching(alike, selector), measured.results.names)
     ]
     wanted = "; ".join(statements.label(one) for one in claim.against)
-    found.runs += ours.runs
+    found.add(ours)
     if not groups:
         raise Lacking(f"no run to compare with, equal in all other settings: {wanted}")
     theirs = measured.strongest(groups, (), list(ours.readings))
-    found.runs += theirs.runs
+    found.add(theirs)
     paths = dict.fromkeys(("method.name", *claim.selected))
     found.against = label(theirs.runs[0], [path for path in paths if path in theirs.runs[0]])
     for seed, one in ours.readings.items():
@@ -429,7 +451,7 @@ def _add_comparison(
 
 
 def _add_order(
-    found: Finding, claim: Claim, measured: _Measured, first: _Variant, alike: pd.DataFrame
+    found: Finding, claim: Claim, measured: _Measured, first: Variant, alike: pd.DataFrame
 ) -> None:
     """Measures the runs of an order."""
     variants = [first]
@@ -441,7 +463,8 @@ def _add_order(
     seeds = set.intersection(*(set(one.readings) for one in variants))
     if not seeds:
         raise Lacking("no seed that all have in common")
-    found.runs += [run for one in variants for run in one.runs if run["seed"] in seeds]
+    for one in variants:
+        found.add(one)
     for seed in sorted(seeds):
         found.figures[seed] = tuple(one.readings[seed].value for one in variants)
 
@@ -450,7 +473,10 @@ def _row(study: Study, claim: Claim, by: tuple[str, str], found: Finding) -> dic
     """Returns a row of the table."""
     differing: Differences = {}
     for run in found.runs:
-        differing |= study.reduced(claim, run)
+        apart = study.reduced(claim, run)
+        if claim.target is not None and run["path"] in found.reached:
+            apart.pop(ROUNDS, None)
+        differing |= apart
     is_own = not differing and bool(found.runs)
     verdict, why = judge(claim, found, is_own, by == claim.by[0])
     values = [found.figures[seed] for seed in sorted(found.figures)]
@@ -479,7 +505,7 @@ def _row(study: Study, claim: Claim, by: tuple[str, str], found: Finding) -> dic
         "verdict": verdict,
         "why": why,
         "command": OR.join(commands),
-        "file": str(study.file),
+        "file": study.name,
     }
 
 
@@ -617,7 +643,7 @@ def _by(claim: Claim, by: tuple[str, str], target: float | None) -> str:
 
 def _size(differing: Differences, is_own: bool) -> str:
     if is_own:
-        return "own"
+        return OWN
     if not differing:
         return ""
     words = [
@@ -646,8 +672,7 @@ def cells(row: Mapping[Any, Any]) -> tuple[str, ...]:
 def tables(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, list[str]]]:
     """Yields for each system and command: title, command, rows, and notes on the accounting."""
     for (system, command), some in rows.groupby(["system", "command"], sort=False):
-        sources = dict.fromkeys(some["source"])
-        notes = [f"Source: {'; '.join(sources)}."]
+        notes = [f"Source: {text}" for text in dict.fromkeys(some["source"])]
         notes += [f"Accounting: {text}" for text in dict.fromkeys(some["accounting"]) if text]
         yield str(system), str(command), some, notes
 
@@ -677,7 +702,7 @@ def markdown(rows: pd.DataFrame) -> str:
         lines += [f"### {system}", "", f"Runs: {commands}.", ""]
         lines += [_line(HEADS), _line("---" for _ in HEADS)]
         lines += [_line(cells(row)) for row in some.to_dict("records")]
-        lines += ["", *notes, ""]
+        lines += ["", *(f"* {note}" for note in notes), ""]
     return "\n".join(lines)
 
 

@@ -46,6 +46,8 @@ NO_SPREAD = "none"
 """Value of `spread` where none is published."""
 SEED, PAPER = "seed", "paper"
 """Settings of a sweep that say nothing on its size: the second stands for others."""
+UNSET = "unset"
+"""Of a selector: runs that have no such setting."""
 SAMPLES = "samples"
 TRAINING = f"{frames.ABOUT}train_samples"
 """Column of `frames.runs` with the number of the data set's training samples."""
@@ -126,7 +128,7 @@ class Claim:
         accounting: how the paper counts, if it counts otherwise.
         by: the accuracies and directions of bytes; the first as in the paper, the others besides.
         target: accuracy to reach, or none.
-        reduced_target: that for runs of a reduced size that do not end at one of their own.
+        reduced_target: that for runs of a reduced size; if absent, where these runs end.
         at: `last`, `best` on held-out samples, or after how many rounds.
         columns: columns of tables as `TABLE.COLUMN`, which are added up.
         per: likewise; what a run is compared with in itself.
@@ -207,10 +209,16 @@ class Study:
     sizes: tuple[str, ...]
     grids: tuple[tuple[tuple[Mapping[str, Any], ...], ...], ...]
 
+    @property
+    def name(self) -> str:
+        """The file's path, from the working directory if it is below."""
+        whole, here = self.file.resolve(), Path.cwd()
+        return str(whole.relative_to(here) if whole.is_relative_to(here) else self.file)
+
     def command(self, size: str = "") -> str:
         """Returns the command that makes the runs, at the paper's own size or another."""
         chosen = f"--size {size} " if size else ""
-        return f"fedmpi sweep {self.file} {chosen}--out results/papers/{self.file.stem}"
+        return f"fedmpi sweep {self.name} {chosen}--out results/papers/{self.file.stem}"
 
     def reduced(self, claim: Claim, run: Mapping[Any, Any]) -> Differences:
         """Returns in which settings a run is not of the paper's own size.
@@ -336,10 +344,10 @@ def _check_sizes(study: Study, tree: Tree) -> None:
     stated = {path for grid in study.grids for part in grid for one in part for path in one}
     for claim in study.claims:
         name = f"{study.file}: {claim.system}: {claim.text!r}"
-        if PAPER in tree.get("base", {}) and not claim.own:
+        if (PAPER in tree.get("base", {}) or not stated) and not claim.own:
             raise ClaimError(
-                f"{name}: own: missing; the sweep's base takes values of a paper, which are not "
-                "known here: name those that tell the paper's own size"
+                f"{name}: own: missing; the settings of the paper's own size are not in the "
+                "sweep's base and grids, or only as those of a paper: name those that tell it"
             )
         for size, changes in tree.get("sizes", {}).items():
             if not isinstance(changes, Mapping):

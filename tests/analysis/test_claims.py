@@ -41,6 +41,8 @@ source = "a paper, table 1"
 SSFL = 'runs = { method.name = "ssfl" }\n'
 FEDAVG = 'against = { method.name = "fedavg" }\n'
 ACCURACY = 'measure = "accuracy"\naccuracy = "global"\n'
+R = np.mean([0.9 / 0.8, 0.9 / 0.9, 0.75 / 0.7])
+"""Last accuracies of ssfl over those of fedavg."""
 NO_SPREAD = 'spread = "none"\n'
 
 
@@ -238,6 +240,18 @@ def test_who_misses_the_target_reproduces_nothing(tmp_path: Path, folder: Path) 
     assert (row["verdict"], row["ours"]) == (NOT_REACHED, "")
 
 
+def test_who_reaches_the_target_needs_no_more_rounds(tmp_path: Path, folder: Path) -> None:
+    """Until then a run with fewer rounds is the same; one that has missed it could have gone on."""
+    measure = (
+        'measure = "rounds to target"\naccuracy = "global"\ntarget = 0.7\nreduced_target = 0.1\n'
+    )
+    more = "published = 2\nspread = 0\nown = { rounds = 999 }\n"
+    row = one(tmp_path, folder, measure, SSFL, more)
+    assert (row["verdict"], row["size"]) == (REPRODUCED, "own")
+    row = one(tmp_path, folder, measure.replace("0.7", "0.8"), SSFL, more)
+    assert (row["verdict"], row["size"]) == (NOT_REACHED, "reduced: rounds 3 (999)")
+
+
 def test_a_baseline_that_misses_the_target_gives_a_bound(tmp_path: Path, folder: Path) -> None:
     """In three rounds dispfl spends 3300 bytes and does not get to 0.7; ssfl spends 3600."""
     dispfl = 'against = { method.name = "dispfl" }\n'
@@ -254,15 +268,16 @@ def test_a_target_of_a_reduced_size(tmp_path: Path) -> None:
     home.mkdir()
     write(home / "a.h5", settings("ssfl"), rounds([0.2, 0.5, 0.6]))
     measure = 'measure = "rounds to target"\naccuracy = "global"\ntarget = 0.8\n'
-    lines = [measure, SSFL, "published = 2\nspread = 9\n", "own = { rounds = 99 }\n"]
+    lines = [measure, SSFL, "published = 2\nspread = 9\n", "own = { clients = 99 }\n"]
     assert "did not reach 80 %" in one(tmp_path, home, *lines)["why"]
-    lines.append("reduced_target = 0.5\n")
-    row = one(tmp_path, home, *lines)
+    row = one(tmp_path, home, *lines, "reduced_target = 0.5\n")
     assert (row["ours_mean"], row["by"]) == (2, "global, to 50 %")
     ended = settings("ssfl") | {"target": "accuracy:0.6"}
     write(home / "a.h5", ended, rounds([0.2, 0.5, 0.6]), ended="target")
     row = one(tmp_path, home, *lines)
     assert (row["ours_mean"], row["by"]) == (3, "global, to 60 %")
+    row = one(tmp_path, home, *lines, "reduced_target = 0.5\n")
+    assert (row["ours_mean"], row["by"]) == (2, "global, to 50 %")
     # Its last accuracy is where it ended, and nothing else.
     row = one(tmp_path, home, ACCURACY, *lines[1:3])
     assert row["verdict"] == NOT_RUN and "ended at its target" in row["why"]
@@ -285,6 +300,7 @@ def test_a_target_of_a_reduced_size(tmp_path: Path) -> None:
             'per = "rounds.accuracy"\nper_rows = { round = 0 }\n',
             np.mean([3.0, 1.5, 1.25]),
         ),
+        ('measure = "column"\ncolumn = "rounds.accuracy"\nrows = { round = "last" }\n', R),
         ('measure = "column"\ncolumn = "rounds.up"\nas = "difference"\n', -50.0),
     ],
 )
@@ -342,10 +358,22 @@ def test_runs_that_differ_in_more_than_seeds_are_rows_of_their_own(
     wide = settings("ssfl", seed=1, sparsity=0.5) | {"clients": 9}
     write(folder / "wide.h5", wide, rounds([0.1, 0.2, 0.3]), train_samples=100)
     published = "published = 0.05\nspread = 0.02\n"
-    rows = judged(tmp_path, folder, ACCURACY, SSFL, FEDAVG, published)
-    assert list(rows["verdict"]) == [REPRODUCED, NOT_RUN]
+    rows = judged(tmp_path, folder, ACCURACY, SSFL, FEDAVG, published, "own.lr = 0.2\n")
+    assert list(rows["verdict"]) == [DIRECTION, NOT_RUN]
     assert list(rows["claim"]) == ["it is so (clients=2)", "it is so (clients=9)"]
     assert rows["why"][1] == "no run to compare with, equal in all other settings: fedavg"
+
+
+def test_other_sizes_are_left_out_beside_the_papers_own(tmp_path: Path, folder: Path) -> None:
+    for name in ("ssfl", "fedavg"):
+        extra = {"sparsity": 0.5} if name == "ssfl" else {}
+        wide = settings(name, seed=1, **extra) | {"clients": 9}
+        write(folder / f"wide-{name}.h5", wide, rounds([0.1, 0.2, 0.3]), train_samples=100)
+    published = "published = 0.05\nspread = 0.02\n"
+    assert one(tmp_path, folder, ACCURACY, SSFL, FEDAVG, published)["verdict"] == REPRODUCED
+    other = "own = { clients = 7 }\n"
+    rows = judged(tmp_path, folder, ACCURACY, SSFL, FEDAVG, published, other)
+    assert list(rows["claim"]) == ["it is so (clients=2)", "it is so (clients=9)"]
 
 
 def test_tuned_settings_are_at_their_best_on_both_sides(tmp_path: Path, folder: Path) -> None:
@@ -355,12 +383,12 @@ def test_tuned_settings_are_at_their_best_on_both_sides(tmp_path: Path, folder: 
             tree = settings(name, seed=1, **extra) | {"lr": lr}
             write(folder / f"{name}{lr}.h5", tree, rounds([0.1, 0.2, last + shift]))
     published = f'published = 0.05\n{NO_SPREAD}near = 0.001\ntuned = ["lr"]\n'
-    row = one(tmp_path, folder, ACCURACY, SSFL, FEDAVG, published)
+    row = one(tmp_path, folder, ACCURACY, SSFL, FEDAVG, published, "own.clients = 9\n")
     # One seed against three: what has more seeds is preferred, of those the better.
     assert row["claim"] == "it is so (lr=0.1)"
     (folder / "ssfl2.h5").unlink()
     (folder / "ssfl3.h5").unlink()
-    row = one(tmp_path, folder, ACCURACY, SSFL, FEDAVG, published)
+    row = one(tmp_path, folder, ACCURACY, SSFL, FEDAVG, published, "own.clients = 9\n")
     assert row["claim"] == "it is so (lr=0.3)"
     assert row["ours_mean"] == pytest.approx(0.95 - 0.9) and row["against"].startswith("fedavg")
 
@@ -379,6 +407,21 @@ def test_settings_of_the_method_that_are_equal_on_both_sides(tmp_path: Path) -> 
     assert list(rows["claim"]) == ["it is so (sparsity=0.5)", "it is so (sparsity=0.9)"]
     rows = judged(tmp_path, tmp_path / "r", *lines)  # else against the strongest
     assert [round(value, 6) for value in rows["ours_mean"]] == [0.4, 0.36]
+
+
+def test_a_selector_takes_any_of_its_values_and_unset(tmp_path: Path, folder: Path) -> None:
+    published = 'published = "more"\nspread = "none"\nleast = 0\n'
+    for values, wanted in (
+        ("0.5", ["ssfl", "dispfl"]),
+        ("[0.1, 0.5]", ["ssfl", "dispfl"]),
+        ('[0.1, "unset"]', ["fedavg"]),
+        ('[0.5, "unset"]', ["fedavg", "ssfl", "dispfl"]),
+        ("0.1", []),
+    ):
+        found = judged(
+            tmp_path, folder, ACCURACY, f"runs = {{ method.sparsity = {values} }}\n", published
+        )
+        assert len(found[found["n"] > 0]) == len(wanted)
 
 
 def test_diverged_runs_count_against_a_claim(tmp_path: Path, folder: Path) -> None:
@@ -509,7 +552,11 @@ def test_what_is_stated_wrongly_is_an_error(
         ("[base\n", "no TOML"),
         (
             '[base]\npaper = "ssfl"\n' + CLAIM + ACCURACY + SSFL + "published = 1\nspread = 1\n",
-            "own: missing; the sweep's base takes values of a paper",
+            "own: missing; the settings of the paper's own size are not in the sweep's",
+        ),
+        (
+            CLAIM + ACCURACY + SSFL + "published = 1\nspread = 1\n",
+            "own: missing; the settings of the paper's own size are not in the sweep's",
         ),
         (
             "[base]\nclients = 2\n[sizes.small]\nrounds = 2\n"
@@ -533,7 +580,7 @@ def test_the_command(tmp_path: Path, folder: Path) -> None:
     flat = " ".join(result.output.split())
     assert "85.0±8.7 %" in flat and "1 reproduced, 0 direction only" in flat
     assert f"Runs: fedmpi sweep {file} --size small --out" in flat
-    assert "Source: a paper, table 1. Accounting: one model" in flat
+    assert "Source: a paper, table 1 Accounting: one model" in flat
     saved = pd.read_csv(tmp_path / "all.csv")
     assert list(saved.columns) == list(claims.COLUMNS) and saved["ours_mean"][0] == 0.85
     # What it wrote itself it replaces.
