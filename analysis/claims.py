@@ -119,9 +119,9 @@ def judged(studies: Iterable[Study], results: Results) -> pd.DataFrame:
     for study in studies:
         for claim in study.claims:
             for by in claim.by:
-                rows += [
-                    _row(study, claim, by, one) for one in _findings(study, claim, by, results)
-                ]
+                findings = _findings(study, claim, by, results)
+                found = [_row(study, claim, by, one) for one in findings]
+                rows += [row for row in found if row["size"] == OWN] or found
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
