@@ -169,7 +169,7 @@ def _findings(study: Study, claim: Claim, by: tuple[str, str], results: Results)
     """Returns what the results say on a claim; at least that they say nothing."""
     if claim.needs:
         return [Finding(lacks=claim.needs)]
-    ours = _matching(results.runs, claim.runs[0])
+    ours = matching(results.runs, claim.runs[0])
     if ours.empty:
         return [Finding(lacks=f"no finished run of {statements.label(claim.runs[0])}")]
     told = [name for name in results.names if name not in claim.tuned]
@@ -188,7 +188,7 @@ def _findings(study: Study, claim: Claim, by: tuple[str, str], results: Results)
     return found
 
 
-def _matching(runs: pd.DataFrame, selector: Selector) -> pd.DataFrame:
+def matching(runs: pd.DataFrame, selector: Selector) -> pd.DataFrame:
     """Returns the runs that a selector selects."""
     is_there = [
         all(_is_one_of(run.get(path), values) for path, values in selector.items())
@@ -426,7 +426,7 @@ def _add_comparison(
     groups = [
         group
         for selector in claim.against
-        for group in _grouped(_matching(alike, selector), measured.results.names)
+        for group in _grouped(matching(alike, selector), measured.results.names)
     ]
     wanted = "; ".join(statements.label(one) for one in claim.against)
     found.add(ours)
@@ -456,7 +456,7 @@ def _add_order(
     """Measures the runs of an order."""
     variants = [first]
     for selector in claim.runs[1:]:
-        some = _matching(alike, selector)
+        some = matching(alike, selector)
         if some.empty:
             raise Lacking(f"no finished run of {statements.label(selector)}")
         variants.append(measured.strongest([some], measured.results.names))

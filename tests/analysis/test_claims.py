@@ -9,6 +9,7 @@ import pytest
 
 from analysis import claims, frames, statements
 from analysis.claims import DIRECTION, NOT_REACHED, NOT_RUN, REPRODUCED
+from fedmpi.runs import sweep
 from tests.recorded import rounds, run, settings, simulated, write
 
 NAN = np.nan
@@ -400,7 +401,7 @@ def test_settings_of_the_method_that_are_equal_on_both_sides(tmp_path: Path) -> 
             tree = settings(name, sparsity=sparsity)
             rows = rounds([0.1, 0.2, last - sparsity / 10])
             write(tmp_path / "r" / f"{name}{sparsity}.h5", tree, rows)
-    lines = [ACCURACY, SSFL, 'against = { method.name = "dispfl" }\n']
+    lines = [ACCURACY, SSFL, 'against = { method.name = "dispfl" }\n', "own.clients = 9\n"]
     lines.append('published = "more"\nspread = "none"\nleast = 0\n')
     rows = judged(tmp_path, tmp_path / "r", *lines, 'equal = ["method.sparsity"]\n')
     assert [round(value, 6) for value in rows["ours_mean"]] == [0.4, 0.4]
@@ -600,6 +601,27 @@ def test_claims_of_this_repository() -> None:
     assert (rows["command"] != "").all() and (rows["source"] != "").all()
     result = run(claims.main)
     assert result.exit_code == 0 and f"{len(rows)} not run" in result.output
+
+
+PAPERS = sorted((claims.CLAIMS / "papers").glob("*.toml"))
+
+
+@pytest.mark.parametrize("file", [one for one in PAPERS if "[[grid]]" in one.read_text()])
+def test_claims_are_of_runs_that_their_sweep_makes(file: Path) -> None:
+    """Each selector selects one of the runs of the paper's own size, and these have that size."""
+    (study,) = statements.read([file])
+    members = [one.settings.tree() for one in sweep.members(file)]
+    runs = pd.DataFrame([dict(frames.flat(tree)) for tree in members])
+    runs[statements.TRAINING] = {"mnist": 60_000, "cifar10": 50_000}.get(runs["data.name"][0], 0)
+    for claim in study.claims:
+        if claim.needs or claim.command:
+            continue
+        for selector in claim.runs:
+            some = claims.matching(runs, selector)
+            assert len(some), f"{claim.text}: {statements.label(selector)}"
+            is_own = [not study.reduced(claim, run) for run in some.to_dict("records")]
+            assert any(is_own), f"{claim.text}: {study.reduced(claim, some.iloc[0].to_dict())}"
+        assert not claim.against or any(len(claims.matching(runs, one)) for one in claim.against)
 
 
 def test_tables_that_files_lack_have_no_rows(folder: Path) -> None:
