@@ -42,6 +42,8 @@ ENDS, ENDED = "target", f"{frames.ABOUT}ended"
 """Setting of an accuracy at which a run ends, and column that says whether it did."""
 ROUNDS = "rounds"
 """Setting that makes no difference for a run that has reached a target before."""
+NO_OTHER = "no run to compare with, equal in all other settings"
+"""Beginning of what a finding lacks then."""
 LAST = "last"
 """Of `rows`: the largest value of a column."""
 CLAIMS = Path(__file__).parent.parent / "jobs" / "sweeps"
@@ -185,7 +187,8 @@ def _findings(study: Study, claim: Claim, by: tuple[str, str], results: Results)
         best = one.runs[0] if one.runs else some.iloc[0].to_dict()
         tuned = [path for path in claim.tuned if path in best]
         one.where = label(best, [*differing, *tuned])
-    return found
+    # A sweep need not have something to compare with at each of its settings.
+    return [one for one in found if not one.lacks.startswith(NO_OTHER)] or found
 
 
 def matching(runs: pd.DataFrame, selector: Selector) -> pd.DataFrame:
@@ -431,7 +434,7 @@ def _add_comparison(
     wanted = "; ".join(statements.label(one) for one in claim.against)
     found.add(ours)
     if not groups:
-        raise Lacking(f"no run to compare with, equal in all other settings: {wanted}")
+        raise Lacking(f"{NO_OTHER}: {wanted}")
     theirs = measured.strongest(groups, (), list(ours.readings))
     found.add(theirs)
     paths = dict.fromkeys(("method.name", *claim.selected))
