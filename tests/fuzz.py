@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 from click.testing import CliRunner
 
-from analysis import along, compare, targets, tradeoff, trajectory
+from analysis import along, claims, compare, targets, tradeoff, trajectory
 from fedmpi import config
 from fedmpi.__main__ import main
 from fedmpi.data import files
@@ -124,7 +124,7 @@ class Case:
 PROGRAMS: dict[str, click.Command] = {
     "fedmpi": main,
     **{"compare": compare.main, "along": along.main, "targets": targets.main},
-    **{"tradeoff": tradeoff.main, "trajectory": trajectory.main},
+    **{"tradeoff": tradeoff.main, "trajectory": trajectory.main, "claims": claims.main},
 }
 
 
@@ -371,6 +371,7 @@ def _analysis(rng: random.Random) -> Case:
     program = rng.choice([name for name in PROGRAMS if name != "fedmpi"])
     options = {
         "compare": ([], ["--json"], ["--csv", "a.csv"], ["--by", "lr"], ["--at", "best"]),
+        "claims": ([], ["--markdown"], ["--csv", "a.csv"], ["--claims", "here"]),
         "along": (["--along", "lr"], ["--along", "x"], []),
         "targets": (["--target", "0.1"], ["--target", "2"], []),
         "tradeoff": ([], ["--out", "p.svg"], ["--out", "p"]),
