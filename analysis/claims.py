@@ -186,9 +186,15 @@ def _findings(study: Study, claim: Claim, by: tuple[str, str], results: Results)
     for one, some in zip(found, groups, strict=True):
         best = one.runs[0] if one.runs else some.iloc[0].to_dict()
         tuned = [path for path in claim.tuned if path in best]
-        one.where = label(best, [*differing, *tuned])
+        one.where = label(best, [path for path in (*differing, *tuned) if _says(path, best)])
     # A sweep need not have something to compare with at each of its settings.
     return [one for one in found if not one.lacks.startswith(NO_OTHER)] or found
+
+
+def _says(path: str, run: Mapping[Any, Any]) -> bool:
+    """Whether a setting is worth a word: not a list of nothing, nor devices that are not there."""
+    is_none = frames.SHARE.fullmatch(path) is not None and run[path] == 0
+    return not (is_none or is_unset(run[path]) or run[path] == ())
 
 
 def matching(runs: pd.DataFrame, selector: Selector) -> pd.DataFrame:

@@ -88,8 +88,10 @@ MEASURES = {
     "FLOPs": Measure("lower", "count", "saved", _COLUMNS, ("column",)),
     "seconds": Measure("lower", "seconds", own=_COLUMNS, needs=("column",)),
     "transfer ratio": Measure("higher", "share", "ratio", _COLUMNS, ("column", "per")),
-    "column": Measure("lower", "count", "ratio", (*_COLUMNS, "better"), ("column",)),
+    "column": Measure("lower", "count", "ratio", (*_COLUMNS, "better", "unit"), ("column",)),
 }
+UNITS = ("count", "share", "bytes", "seconds", "joules")
+"""Units of the measure `column`."""
 NEUTRAL = {"difference": 0.0, "factor": 1.0, "saved": 0.0, "reduction": 0.0, "ratio": 1.0}
 """Forms of a comparison, and the figure of two equal runs."""
 ALWAYS = ("system", "claim", "source", "measure", "runs", "published", "spread")
@@ -135,6 +137,7 @@ class Claim:
         rows: values that the rows of `columns` have, by their columns.
         per_rows: likewise, of `per`.
         better: higher or lower.
+        measured: unit of the measure.
         tuned: settings of which the best value counts, on both sides.
         equal: settings of the method that both sides share.
         own: settings of the paper's size beside those of the sweep.
@@ -168,6 +171,7 @@ class Claim:
     rows: Mapping[str, Any]
     per_rows: Mapping[str, Any]
     better: str
+    measured: str
     tuned: tuple[str, ...]
     equal: tuple[str, ...]
     own: Mapping[str, Any]
@@ -179,7 +183,7 @@ class Claim:
     @property
     def unit(self) -> str:
         """Unit of the claim's figure: that of the measure, or a share, factor or difference."""
-        unit = MEASURES[self.name].unit
+        unit = self.measured
         if self.form in ("value", "order"):
             return unit
         if self.form == "difference":
@@ -453,6 +457,7 @@ class _Reader:
             rows=self._table("rows"),
             per_rows=self._table("per_rows"),
             better=self._one_of("better", ("higher", "lower"), about.better),
+            measured=self._one_of("unit", UNITS, about.unit),
             tuned=self._texts("tuned"),
             equal=self._texts("equal"),
             own=dict(frames.flat(self._table("own"))),

@@ -314,6 +314,15 @@ def test_other_measures(tmp_path: Path, folder: Path, lines: str, figure: float)
     assert row["verdict"] == DIRECTION
 
 
+def test_units_of_a_column(tmp_path: Path, folder: Path) -> None:
+    lines = 'measure = "column"\ncolumn = "rounds.accuracy"\nrows = { round = "last" }\n'
+    lines += 'as = "difference"\nbetter = "higher"\nunit = "share"\n'
+    published = 'published = "more"\nspread = "none"\nleast = 0\n'
+    assert one(tmp_path, folder, lines, SSFL, FEDAVG, published)["ours"] == "+5.0±5.0 points"
+    lines = 'measure = "column"\ncolumn = "rounds.up"\nunit = "bytes"\n'
+    assert one(tmp_path, folder, lines, SSFL, published)["ours"] == "50 B"
+
+
 def test_a_column_that_is_lacking_is_said(tmp_path: Path, folder: Path) -> None:
     published = 'published = "fewer"\nspread = "none"\nleast = 0\n'
     for column in ("nosuch.flops", "rounds.nosuch", "final.accuracy"):
