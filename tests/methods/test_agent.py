@@ -299,31 +299,66 @@ def test_it_learns_on_a_network_that_was_trained() -> None:
     assert np.mean(gains) > 0
 
 
-def test_an_update_is_ppos() -> None:
-    """Against plain torch: clipped ratios, advantages centred and scaled, Adam."""
+@pytest.mark.parametrize(("deviation", "stops"), [(0.6, False), (0.02, True)])
+def test_an_update_is_ppos(deviation: float, stops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against plain torch: clipped ratios, advantages centred and scaled, Adam, an early stop."""
+    if stops:
+        monkeypatch.setattr(agent, "RATE", 0.1)
     play, ours, theirs = game(pays(0)), agent.born(1), agent.born(1)
-    Learner(ours).update(play, np.random.default_rng(3), 0.4)
-    links, adam = play.scene.links, torch.optim.Adam(theirs.parameters(), agent.RATE)
+    Learner(ours).update(play, np.random.default_rng(3), deviation)
+    links = play.scene.links
+    adam = torch.optim.Adam(theirs.parameters(), agent.RATE * deviation / agent.FIRST)
     noise = torch.from_numpy(np.random.default_rng(3).standard_normal((agent.TRIALS, 3))).float()
     old = theirs(play.seen, links).detach()
-    actions = old + 0.4 * (noise - noise.mean(1, keepdim=True))
+    actions = old + deviation * (noise - noise.mean(1, keepdim=True))
     gains = torch.tensor([play.base - play.loss_of(play.choose(action)) for action in actions])
     advantages = (gains - gains.mean()) / (gains.std() + 1e-6)
 
-    def logs(mean: Tensor) -> Tensor:
-        return torch.distributions.Normal(mean, 0.4).log_prob(actions).sum(1)
+    def policy(mean: Tensor) -> torch.distributions.Normal:
+        return torch.distributions.Normal(mean, deviation)
 
+    steps = 0
     for _ in range(agent.PASSES):
-        ratio = torch.exp(logs(theirs(play.seen, links)) - logs(old))
+        now = policy(theirs(play.seen, links))
+        if torch.distributions.kl_divergence(policy(old), now).sum() > agent.FURTHEST:
+            break
+        ratio = torch.exp(now.log_prob(actions).sum(1) - policy(old).log_prob(actions).sum(1))
         limited = torch.clamp(ratio, 1 - agent.CLIP, 1 + agent.CLIP)
         loss = -torch.min(ratio * advantages, limited * advantages).mean()
         adam.zero_grad()
         loss.backward()
         adam.step()
+        steps += 1
+    assert (steps < agent.PASSES) == stops
     with torch.no_grad():
         means = ours(play.seen, links), theirs(play.seen, links)
     torch.testing.assert_close(*means, rtol=0.01, atol=2e-3)
-    assert float((means[0] - old).abs().max()) > 0.05
+    assert float((means[0] - old).abs().max()) > deviation / 10
+
+
+def test_the_best_that_was_tried_is_kept() -> None:
+    """Or the mean action, if it gains more; and that alone where nothing was tried."""
+    mind, judged = agent.born(1), dict[bytes, float]()
+
+    def judge(chosen: Tensor) -> float:
+        return judged.setdefault(chosen.numpy().tobytes(), float(len(judged)))
+
+    play, links = game(judge), game().scene.links
+    mean = play.choose(mind(play.seen, links).detach())
+    assert torch.equal(agent.choose(mind, play), mean)
+    assert not judged
+    with torch.no_grad():
+        mind.actor[2].weight.mul_(30)  # another mean than equal shares
+    mean = play.choose(mind(play.seen, links).detach())
+    judged[mean.numpy().tobytes()] = 9.0
+    tried = [torch.tensor([n, 0.0, -n]) for n in (1.0, 0.5, 2.0)]
+    for action, loss in zip(tried, (3.0, 1.0, 2.0), strict=True):
+        judged[play.choose(action).numpy().tobytes()] = loss
+        play.gain(action)
+    assert torch.equal(agent.choose(mind, play), play.choose(tried[1]))
+    assert not torch.equal(agent.choose(mind, play), mean)
+    judged[mean.numpy().tobytes()] = 0.5
+    assert torch.equal(agent.choose(mind, play), mean)
 
 
 def test_tuning_moves_the_heads_alone() -> None:

@@ -114,7 +114,7 @@ def pretrain(trees: Sequence[Tree], episodes: int, out: Path) -> str:
     random = stream(seed, Purpose.AGENT, -1, 0)
     agent.train(mind, games, episodes // agent.TRIALS, random)
     agent.save(mind, out)
-    lines = [_result(lab, game, mind) for lab, game in zip(labs, games, strict=True)]
+    lines = [_result(lab, lab.game(), mind) for lab in labs]
     return "\n".join([f"{out}: {4 * agent.SIZE} bytes", *lines])
 
 
