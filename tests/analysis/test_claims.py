@@ -177,6 +177,23 @@ def test_against_the_strongest_of_several(tmp_path: Path, folder: Path) -> None:
     assert second["why"].startswith("not measured as in the paper")
 
 
+def test_of_costs_the_lowest_is_the_strongest(tmp_path: Path, folder: Path) -> None:
+    """To 0.2 fedavg needs 1, 1 and 1 rounds, dispfl 2 and 1."""
+    several = 'against = { method.name = ["dispfl", "fedavg"] }\n'
+    measure = 'measure = "rounds to target"\naccuracy = "global"\ntarget = 0.2\n'
+    row = one(tmp_path, folder, measure, SSFL, several, "published = 1.5\nspread = 0.1\n")
+    assert (row["against"], row["ours_mean"], row["verdict"]) == ("fedavg", 1, NOT_REACHED)
+
+
+def test_by_another_accuracy_nothing_is_reproduced(tmp_path: Path, folder: Path) -> None:
+    """Local models are 0.2 below in both methods, so that all accuracies differ alike."""
+    several = ACCURACY.replace('"global"', '["global", "personal_mean"]')
+    rows = judged(tmp_path, folder, several, SSFL, FEDAVG, "published = 0.05\nspread = 0.02\n")
+    assert list(rows["ours"]) == ["+5.0±5.0 points"] * 2
+    assert list(rows["verdict"]) == [REPRODUCED, DIRECTION]
+    assert rows["why"][1] == "not measured as in the paper; with 2 of 3 seeds"
+
+
 def test_two_are_compared_seed_by_seed(tmp_path: Path, folder: Path) -> None:
     """There is no third seed of dispfl: 0.9 - 0.6 twice."""
     dispfl = 'against = { method.name = "dispfl" }\n'
