@@ -1,8 +1,8 @@
 """Result files as tidy data frames, with the settings in which the runs differ in every row.
 
-`runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks`, `variants` and `final` are
-the tables of the same names in the files, concatenated. All take files and folders, alone or in a
-list. The columns of `runs` have four origins, which their names tell:
+`runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks`, `variants`, `final`,
+`slices` and `newcomers` are the tables of the same names in the files, concatenated. All take files
+and folders, alone or in a list. The columns of `runs` have four origins, which their names tell:
 
 * `RESULTS`: computed here from a file's tables, or identifying the run;
 * the content of files that a run read, by hash (`CONTENTS`), in which runs differ as by settings;
@@ -41,7 +41,7 @@ ACCURACIES = {
 }
 """Columns of the table `rounds` that are accuracies: shares, 0 to 1."""
 FIRST = ("rounds", "clients", "phases", "ranks")
-"""Tables in results of every version."""
+"""Tables in results of every version; others are read as empty where they are lacking."""
 NEEDED = ("round", "warmup", *ACCURACIES, "up", "down", "seconds")
 """Columns of the table `rounds` in results of every version."""
 RESULTS = {
@@ -174,24 +174,19 @@ def final(paths: Paths) -> pd.DataFrame:
     return _joined(paths, "final")
 
 
+def slices(paths: Paths) -> pd.DataFrame:
+    """Returns a row for each client's sliced model (`evaluate.final = slice`); as in `rounds`."""
+    return _joined(paths, "slices")
+
+
+def newcomers(paths: Paths) -> pd.DataFrame:
+    """Returns a row for each newcomer, start and epoch (`evaluate.final = tune`)."""
+    return _joined(paths, "newcomers")
+
+
 def table(paths: Paths, name: str) -> pd.DataFrame:
     """Returns the rows of a table of any name; files without it have none."""
     return _joined(paths, name)
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Returns a tree's leaves by their dotted paths; lists as tuples, which can be compared.
-
-    Tables in a list are identified by their names, or else by their numbers.
-    """
-    for name, value in tree.items():
-        if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
-            for place, one in enumerate(value):
-                yield from flat(one, f"{prefix}{name}[{one.get('name', place)}].")
-        elif isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _tuple(value)
 
 
 def settings(runs: pd.DataFrame) -> list[str]:
@@ -209,6 +204,21 @@ def varying(runs: pd.DataFrame) -> list[str]:
     file whose content is known and the same.
     """
     return [name for name in settings(runs) if name not in MACHINE and _varies(runs, name)]
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Returns a tree's leaves by their dotted paths; lists as tuples, which can be compared.
+
+    Tables in a list are identified by their names, or else by their numbers.
+    """
+    for name, value in tree.items():
+        if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            for place, one in enumerate(value):
+                yield from flat(one, f"{prefix}{name}[{one.get('name', place)}].")
+        elif isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _tuple(value)
 
 
 def _varies(runs: pd.DataFrame, name: str) -> bool:
@@ -311,7 +321,6 @@ def _read_once(path: Path, table: str) -> Result:
         for column in NEEDED:
             if column not in rounds:
                 raise ValueError(f"a damaged result: the table rounds lacks the column {column}")
-        # Results of earlier versions lack some, and those of `FIRST` are in all of them.
         is_lacking = table not in FIRST and table not in file
         rows = rounds[:0][["round"]] if is_lacking else _frame(_rows(file[table]))
     if "round" in rows:

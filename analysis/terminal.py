@@ -32,7 +32,8 @@ class Column:
     Attributes:
         name: name of the numbers; rows have `NAME_mean` and `NAME_std`.
         title: header of the column.
-        form: share (shown in percent), bytes, seconds, joules, count or factor.
+        form: share (shown in percent), bytes, seconds, joules, count, factor or number (three
+            digits, of any size).
         missing: text for a missing number.
     """
 
@@ -93,6 +94,10 @@ def _factor(mean: float, std: float) -> str:
     return _digits(mean, std, ("x",))
 
 
+def _number(mean: float, std: float) -> str:
+    return f"{mean:.3g}" + (f"±{std:.1g}" if std else "")
+
+
 FORMS = {
     "share": _percent,
     "bytes": _bytes,
@@ -100,6 +105,7 @@ FORMS = {
     "joules": _joules,
     "count": _count,
     "factor": _factor,
+    "number": _number,
 }
 
 

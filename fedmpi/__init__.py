@@ -70,7 +70,7 @@ that says which others it may import, and checks it.
     words          values as they are written      errors         errors that the user can fix
     streams        the only source of randomness   provenance     software and machine of a result
     units          numbers for people              draft          files written as a whole
-    inputs         files that settings name
+    inputs         files that settings name            turns          times of candidates in turns
  messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks
@@ -98,7 +98,9 @@ that says which others it may import, and checks it.
     evaluate       accuracies                      hardware       devices and threads of a rank
     store          clients' state between rounds   feedback       residuals of compression
     variates       control variates of clients     spans          values that compete to be sent
+    theory         terms of a bound on convergence
     server_optimizer   moves the global model by the mean update
+    inference      sliced networks against whole ones
  split/
     cuts           where networks are cut          sides          both sides of a cut, by step
     lockstep       parts that step together        links          compressed messages at a cut

@@ -50,6 +50,8 @@ MOST, LARGEST = 2**31 - 1, 3e38
 """Bounds of counts, and of numbers that are float32 in the end."""
 Width = Annotated[StrictInt, Field(ge=1, le=MOST)]
 """An item of a list of whole numbers, such as channels or units."""
+Bits = Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 32]
+"""Bits of a value, as a setting; 32 is a float, not quantized."""
 Metres = Annotated[float, Field(gt=0, le=LARGEST, strict=True)]
 
 
@@ -62,7 +64,10 @@ DEVICE = r"^(cpu|cuda(:\d+)?)$"
 SHA256 = "^[0-9a-f]{64}$"
 PLACE = r"^[^\x00]+$"
 LABEL = "^[A-Za-z0-9._-]{1,16}$"
+BITS = "^([2-9]|1[0-6])$"
 """Patterns of texts; `words.FORMS` says them in words."""
+FewBits = Annotated[str, Field(pattern=BITS)]
+Factor = Annotated[float, Field(ge=1, le=LARGEST, strict=True)]
 Place = Annotated[str, Field(pattern=PLACE), AfterValidator(os.path.expanduser)]
 """The path of a file or folder; `~` is the user's home, as in shells."""
 
@@ -118,7 +123,8 @@ class Method(Table):
     alone. So they follow from the settings. The defaults are those of FedAvg.
 
     Attributes:
-        broadcasts: whether the server sends all participants the same message when a round begins.
+        broadcasts: whether the server sends all participants the same message when a round begins;
+            it holds the control variate, if there is one.
         sends: whether it also sends each participant a message of its own.
         is_global: whether the server has a whole model that can be evaluated.
         pools: whether every client uploads a whole update, as a median or trimmed mean needs it.
@@ -128,6 +134,7 @@ class Method(Table):
         in_turn: whether clients work one after the other, each starting where the last one ended.
         average_every: rounds between two averages. Between them clients go on from what they have,
             so that the same clients take part, and no budget ends the run.
+        slices: whether each client can say which channels of its model to keep if it is sliced.
         has_link: whether what happens to activations at a cut can be judged: whether it is other
             than nothing without randomness, too.
         optimizes: whether the server moves its model by the mean of updates, and by nothing else,
@@ -150,6 +157,7 @@ class Method(Table):
     in_turn: ClassVar[bool] = False
     converses: ClassVar[bool] = False
     controls: ClassVar[bool] = False
+    slices: ClassVar[bool] = False
 
     @property
     def sends(self) -> bool:
@@ -319,12 +327,20 @@ class Evaluate(Table):
     """What happens to activations at a cut when accuracies are measured. network: nothing. link:
     what the method does to them without randomness: quantization and top-k, but no dropout. It sees
     them in batches of the local steps' size."""
-    final: Literal["none", "evaluate", "tune"] = "none"
+    final: Literal["none", "evaluate", "tune", "slice"] = "none"
     """A last measurement of every client on its test shard, after all rounds. evaluate: of the
     model that it has. tune: also of the same after final_epochs of local training from it, in which
-    pruned weights stay zero."""
+    pruned weights stay zero; of newcomers after each epoch, and from the initial model besides.
+    slice: also of the same without the channels that the client's selection leaves out, before and
+    after final_epochs of training, with FLOPs and seconds of inference (spatl)."""
     final_epochs: int = Field(5, ge=1, le=MOST)
-    """Epochs of that training, with final = tune. Its learning rate is that of the last round."""
+    """Epochs of that training, with final = tune or slice. Its learning rate is that of the last
+    round."""
+    theory: bool = False
+    """Measure the terms of a bound on convergence at the averaged model: the squared gradient norm
+    of the objective, the variance of minibatches, the drift of clients, and the errors of pruning
+    and quantized gradients. It is done in evaluated rounds that end with an average, and takes a
+    pass over all training samples."""
 
 
 class State(Table):
@@ -359,7 +375,8 @@ class Wireless(Table):
     kind: Literal["wireless"]
     """Type of the link: a radio channel."""
     bandwidth: float = Field(1.0, gt=0, le=LARGEST)
-    """Bandwidth of the device's channel in MHz, the same in both directions."""
+    """Bandwidth of the device's channel in MHz, the same in both directions. With
+    devices.spectrum.bandwidth clients share one band instead."""
     power: float = Field(0.1, gt=0, le=LARGEST)
     """Transmit power of the device in watts."""
     server_power: float = Field(1.0, gt=0, le=LARGEST)
@@ -395,6 +412,14 @@ class Tier(Table):
     """Share of the model that the device takes, in methods that fit the model to the device; other
     methods ignore it. If some tiers have a value, those without one take the whole model. If none
     has, the method's own shares are used."""
+    bits: Bits | None = None
+    """Bits per magnitude of the gradients that the device computes, in methods that quantize the
+    gradients of local steps (fedsl); other methods ignore it. If some tiers have a value, those
+    without one do not quantize. If none has, the method's own bits are used."""
+    speedup: dict[FewBits, Factor] = Field(default_factory=dict)
+    """How many times as fast the device computes backward FLOPs with gradients of so many bits, as
+    {8 = 2.0, 4 = 3.0}: of what a method quantizes (fedsl: the front). A number of bits that is not
+    named computes as the next larger one that is; above all of them nothing is faster."""
     power: float = Field(5.0, ge=0, le=LARGEST)
     """Power of the device while it computes, in watts."""
     epochs: int | None = Field(None, ge=1, le=MOST)
@@ -402,6 +427,35 @@ class Tier(Table):
     and epochs_to say it."""
     link: Fixed | Wireless = Field(Fixed(kind="fixed"), discriminator="kind")
     """Link between the device and the server; its kind is fixed or wireless."""
+
+    def faster(self, bits: int) -> float:
+        """How many times as fast backward FLOPs are with gradients of so many bits."""
+        return max((self.speedup[name] for name in self.speedup if int(name) >= bits), default=1.0)
+
+
+class Spectrum(Table):
+    """What wireless links share: their band, and the chance that a transmission fails."""
+
+    bandwidth: float | None = Field(None, gt=0, le=LARGEST)
+    """Band in MHz that a round's clients with wireless links share, the same in both directions.
+    Each has a share of it for the whole round, with the power density that its link's power has on
+    the whole band: its rate is that share of the whole band's. Where clients train one after the
+    other, each has the whole band. If absent, each link has a channel of its own."""
+    sharing: Literal["equal", "bytes", "minmax"] = "equal"
+    """How a round's clients share the band. equal: all have as much. bytes: in proportion to the
+    bytes that they send and receive. minmax: so that all finish at the same time, which is the
+    earliest at which the last one can."""
+    outage: float = Field(0.0, ge=0, lt=1)
+    """Probability that a transmission on a wireless link fails."""
+    failed: Literal["repeat", "drop"] = "repeat"
+    """What follows. repeat: the message is sent again until it arrives, in either direction; each
+    time takes time, and energy if the device sends. drop: the client's upload at the end of the
+    round is lost, as by dropouts; other messages arrive."""
+
+    @property
+    def drops(self) -> bool:
+        """Whether uploads are lost by an outage."""
+        return self.outage > 0 and self.failed == "drop"
 
 
 class Devices(Table):
@@ -425,6 +479,8 @@ class Devices(Table):
     dropouts: float = Field(0.0, ge=0, le=1)
     """Share of the uploads that are lost, drawn at random. Their bytes, time and energy still
     count."""
+    spectrum: Spectrum = Spectrum()
+    """What the wireless links share: their band, and the chance that a transmission fails."""
     unfit: Literal["error", "rest"] = "error"
     """What happens with devices whose memory is too small for training. error: the run is refused.
     rest: they never take part, but their test shards count."""
@@ -432,12 +488,17 @@ class Devices(Table):
     @property
     def can_lose(self) -> bool:
         """Whether uploads can be lost, or come too late."""
-        return self.dropouts > 0 or self.deadline is not None
+        return self.dropouts > 0 or self.deadline is not None or self.spectrum.drops
 
     @property
     def decide(self) -> bool:
         """Whether devices say which share of the model they take, and not the method."""
         return any(tier.keep is not None for tier in self.tiers)
+
+    @property
+    def quantize(self) -> bool:
+        """Whether devices say with how many bits they compute gradients, and not the method."""
+        return any(tier.bits is not None for tier in self.tiers)
 
 
 class Settings(Table):

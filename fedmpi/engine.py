@@ -32,6 +32,7 @@ from fedmpi.results.outcome import Observer, Outcome
 from fedmpi.split.lockstep import Talk
 from fedmpi.training import hardware
 from fedmpi.training.evaluate import Evaluation
+from fedmpi.training.theory import Theory
 from fedmpi.training.train import Trainer
 
 
@@ -87,6 +88,7 @@ class Engine:
         self.fleet = self.population.fleet
         self.meter = burden.Meter(settings, data.shape, self.flat)
         self.evaluation = Evaluation(settings, data, self.population, self.trainer)
+        self.theory = Theory(settings, self.population, self.trainer)
         self.ledger = Ledger(settings.clients)
         about = self.population, self.trainer, self.fleet, self.meter
         self.observer = Observer(settings, *about, self.evaluation, self.ledger)
@@ -164,6 +166,7 @@ class Engine:
         self.wire.reset()
         self.trainer.begin()
         self.evaluation.begin()
+        self.theory.begin()
         self.ledger.begin()
 
     def tell(self, t: int, waves: list[Wave]) -> bool:
@@ -219,6 +222,8 @@ class Engine:
                     if self.evaluation.is_due(t) and not self.population.is_agreement(t):
                         with self.clock(Phase.EVALUATE):
                             self.evaluation.set_aside(client, self.clients.personal(client, w))
+                            if self.has_theory(t):
+                                self.theory.pruned[client] = self.clients.pruned(client)
         return messages
 
     def converse(self, t: int, wave: Wave) -> None:
@@ -277,7 +282,10 @@ class Engine:
                     self.server.absorb(t, taken)
         if self.evaluation.is_due(t):
             personal = None if self.server is None else self.server.personal
-            self.evaluation.evaluate_locals(wave, personal, self.wire, self.clock)
+            models = self.evaluation.evaluate_locals(wave, personal, self.wire, self.clock)
+            if self.has_theory(t):
+                with self.clock(Phase.EVALUATE):
+                    self.theory.keep(models)
 
     def step(self, t: int) -> None:
         """Moves the model; in an agreement the server sends its result to all clients instead.
@@ -312,25 +320,35 @@ class Engine:
         verdict = self.evaluation.after(
             t, w, variants, self.clients.deployed, self.placement, *both
         )
-        burdens = self.clients.burden
-        return self.observer.outcome(t, waves, burdens, verdict, w, noted, figures, seconds, *both)
+        terms = None
+        if self.has_theory(t):
+            model, rounded = self.evaluation.published(w, self.wire), self.clients.rounded
+            terms = self.theory.after(t, model, rounded, self.placement, *both)
+        about = self.clients.burden, verdict, terms
+        return self.observer.outcome(t, waves, *about, w, noted, figures, seconds, *both)
 
-    def final(self) -> np.ndarray | None:
+    def has_theory(self, t: int) -> bool:
+        """Whether the terms of a bound on convergence are measured after round t."""
+        is_wanted = self.settings.evaluate.theory and self.settings.is_average(t)
+        return is_wanted and self.evaluation.is_due(t)
+
+    def final(self) -> dict[str, np.ndarray]:
         """Measures every client once after all rounds, if the settings say so; off the books.
 
         All ranks call it.
 
         Returns:
-            Rows of the table `final`, on the root; None elsewhere, or if nothing is measured.
+            Rows by table (`tables.OF_END`), on the root; nothing elsewhere, or if nothing is
+                measured.
         """
         if self.settings.evaluate.final == "none":
-            return None
+            return {}
         self.begin()
         w = None if self.server is None else self.server.w
-        clients, about = self.clients, (self.placement, self.wire)
+        about = self.clients, self.placement, self.wire
         with self.clock(Phase.EVALUATE):
-            report = self.evaluation.final(self.last, w, clients.owned, clients.tune, *about)
-        return None if report is None else self.observer.final(report)
+            reports = self.evaluation.final(self.last, w, *about)
+        return self.observer.final(reports) if reports else {}
 
     def model_sha256(self) -> str:
         """Returns the hash of the global model, on the root.

@@ -327,10 +327,26 @@ def _contradictions(settings: Settings) -> list[str]:
             f"{settings.skew.labels}"
         )
     judged = settings.evaluate
-    if judged.final != "tune" and judged.final_epochs != config.Evaluate().final_epochs:
+    trains = judged.final in ("tune", "slice")
+    if not trains and judged.final_epochs != config.Evaluate().final_epochs:
         found.append(
-            f"evaluate.final_epochs = {judged.final_epochs}: wanted evaluate.final = 'tune', found "
-            f"'{judged.final}'"
+            f"evaluate.final_epochs = {judged.final_epochs}: wanted evaluate.final = 'tune' or "
+            f"'slice', found '{judged.final}'"
+        )
+    if judged.final == "slice" and not settings.method.slices:
+        found.append(
+            "evaluate.final = 'slice': wanted a method whose clients select channels, which is "
+            f"spatl, found method.name = '{settings.method.name}'"
+        )
+    if judged.final == "slice" and settings.statistics == "local":
+        found.append(
+            "evaluate.final = 'slice': wanted statistics = 'averaged', found 'local': clients that "
+            "have not trained have none of their own"
+        )
+    if judged.theory and not settings.method.is_global:
+        found.append(
+            "evaluate.theory = true: wanted a method with a global model, at which the gradient is "
+            f"measured, found method.name = '{settings.method.name}'"
         )
     if judged.link == "link" and not settings.method.has_link:
         found.append(
@@ -343,8 +359,8 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.newcomers and judged.final == "none":
         found.append(
-            f"newcomers = {settings.newcomers}: wanted evaluate.final = 'evaluate' or 'tune', "
-            "found 'none', which never measures them"
+            f"newcomers = {settings.newcomers}: wanted evaluate.final = 'evaluate', 'tune' or "
+            "'slice', found 'none', which never measures them"
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
@@ -438,8 +454,46 @@ def _impossible(devices: Devices) -> list[str]:
             found.append(f"devices.{name} = {value}: wanted devices.tiers, found none")
     if devices.unfit == "rest" and not any(tier.memory for tier in devices.tiers):
         found.append("devices.unfit = 'rest': wanted the memory of some devices, found none")
+    found += _spectrum(devices)
     if devices.slowdown != Devices().slowdown and not devices.stragglers:
         found.append(f"devices.slowdown = {devices.slowdown}: wanted devices.stragglers above 0")
+    return found
+
+
+def _spectrum(devices: Devices) -> list[str]:
+    """Names contradictions in the settings of what wireless links share."""
+    found, spectrum = [], devices.spectrum
+    radios = {
+        place: tier.link
+        for place, tier in enumerate(devices.tiers)
+        if isinstance(tier.link, Wireless)
+    }
+    given = {"bandwidth": spectrum.bandwidth, "outage": spectrum.outage}
+    for name, value in given.items():
+        if value and not radios:
+            found.append(
+                f"devices.spectrum.{name} = {value}: wanted devices.tiers with a link of kind = "
+                "'wireless', found none"
+            )
+    if spectrum.sharing != "equal" and spectrum.bandwidth is None:
+        found.append(
+            f"devices.spectrum.sharing = '{spectrum.sharing}': wanted devices.spectrum.bandwidth, "
+            "found none"
+        )
+    if spectrum.failed == "drop" and not spectrum.outage:
+        found.append("devices.spectrum.failed = 'drop': wanted an outage above 0, found 0")
+    for place, link in radios.items():
+        if spectrum.bandwidth is not None and link.bandwidth != 1.0:
+            found.append(
+                f"devices.tiers.{place}.link.bandwidth = {link.bandwidth}: wanted the default "
+                "beside devices.spectrum.bandwidth, which takes its place"
+            )
+    is_repeated = spectrum.outage > 0 and spectrum.failed == "repeat"
+    if devices.deadline is not None and (spectrum.bandwidth is not None or is_repeated):
+        found.append(
+            f"devices.deadline = {devices.deadline}: wanted links whose rates are known before the "
+            "round, found devices.spectrum with a shared bandwidth or with repeated messages"
+        )
     return found
 
 
@@ -481,14 +535,22 @@ def _sentence(whole: type[Table], problem: Mapping[str, Any]) -> str:
 def _walk(whole: type[Table], steps: Sequence[str | int]) -> tuple[Any, Sequence[Any], list[str]]:
     """The type and the bounds of the settings at a path of pydantic's, and the path as written."""
     kind: Any = whole
+    key: Any = str
     bounds: Sequence[Any] = ()
-    path = []
+    path: list[str] = []
     for step in steps:
         if config.kinds(kind):  # pydantic names the kind, too, that the table says it is of
             kind = config.kinds(kind)[str(step)]
             continue
+        if step == "[key]":  # of pydantic: the name just before it is wrong
+            path.pop()
+            kind, bounds = key, ()
+            continue
         path.append(str(step))
-        if get_origin(kind) is tuple:
+        if get_origin(kind) is dict:
+            key, kind = get_args(kind)
+            bounds = ()
+        elif get_origin(kind) is tuple:
             inner = get_args(kind)
             kind, bounds = inner[0 if inner[-1] is Ellipsis else int(step)], ()
         elif field := getattr(kind, "model_fields", {}).get(step):

@@ -90,6 +90,8 @@ class Purpose(IntEnum):
 
     HEAD = 41
     """Initial parameters of an auxiliary head."""
+    OUTAGE = 42
+    """Transmissions of a client's radio that fail and are repeated; ids: round, client."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

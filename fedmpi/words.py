@@ -86,7 +86,7 @@ def meant(kind: Any, value: Any) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return meant(inner[0], value)
-    if origin is tuple or config.is_table(kind) or config.kinds(kind):
+    if origin in (tuple, dict) or config.is_table(kind) or config.kinds(kind):
         value = opened(value) if isinstance(value, Word) else value
     if config.kinds(kind) and isinstance(value, Mapping):
         kind = config.kinds(kind).get(_text(value.get("kind")), kind)
@@ -96,6 +96,8 @@ def meant(kind: Any, value: Any) -> Any:
             name: meant(fields[name].annotation, one) if name in fields else one
             for name, one in value.items()
         }
+    if origin is dict and isinstance(value, Mapping):
+        return {name: meant(inner[1], one) for name, one in value.items()}
     if origin is tuple and isinstance(value, list):
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
         rest = value[len(kinds) :]
@@ -160,6 +162,7 @@ FORMS = {
     config.DEVICE: "cpu, cuda or cuda:K",
     config.SHA256: "64 hexadecimal digits in lower case",
     config.PLACE: "a path",
+    config.BITS: "numbers of bits from 2 to 16",
     config.LABEL: "1 to 16 letters, digits, dots, dashes and underscores",
 }
 """What texts of a certain form look like, by the pattern of their settings."""
@@ -189,6 +192,8 @@ def want(kind: Any, bounds: Sequence[Any] = (), found: Any = None) -> str:
     if origin is tuple:
         count = _least(bounds) if inner[-1] is Ellipsis else f"{len(inner)} "
         return f"a list of {count}{_many(inner[0])}"
+    if origin is dict:
+        return f"a table of {want(inner[0])}, each with {want(inner[1])}"
     if kind in NUMBERS:
         return f"{NUMBERS[kind][0]}{_range(bounds, found)}"
     if kind is bool:

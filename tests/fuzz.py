@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 from click.testing import CliRunner
 
-from analysis import along, claims, compare, targets, tradeoff, trajectory
+from analysis import along, claims, compare, newcomers, slices, targets, tradeoff, trajectory
 from fedmpi import config
 from fedmpi.__main__ import main
 from fedmpi.data import files
@@ -124,7 +124,8 @@ class Case:
 PROGRAMS: dict[str, click.Command] = {
     "fedmpi": main,
     **{"compare": compare.main, "along": along.main, "targets": targets.main},
-    **{"tradeoff": tradeoff.main, "trajectory": trajectory.main, "claims": claims.main},
+    **{"tradeoff": tradeoff.main, "trajectory": trajectory.main, "newcomers": newcomers.main},
+    **{"slices": slices.main, "claims": claims.main},
 }
 
 

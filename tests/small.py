@@ -125,8 +125,7 @@ def run(
     outcomes = [outcome for outcome in engine.rounds(wire, clock) if outcome is not None]
     names = outcomes[0].tables if outcomes else {}
     found = {n: np.concatenate([o.tables[n] for o in outcomes]) for n in names}
-    final = engine.final()
-    return Run(engine, found if final is None else found | {"final": final})
+    return Run(engine, found | engine.final())
 
 
 def alike(one: Run, other: Run, but: Collection[str] = ()) -> None:

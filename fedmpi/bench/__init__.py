@@ -24,6 +24,7 @@ from fedmpi.config import ConfigError
 from fedmpi.errors import BadInput
 from fedmpi.runs import launch
 from fedmpi.runs.launch import Launcher
+from fedmpi.turns import take_turns
 
 if TYPE_CHECKING:
     from fedmpi.runs.job import Job
@@ -70,25 +71,6 @@ class Result:
         words += [f"{ratio:.3f} x {name}" for name, ratio in self.against.items()]
         words += [f"{name}={value:.6g}" for name, value in self.also.items()]
         click.echo("  ".join(words))
-
-
-def take_turns(
-    turns: Mapping[str, Callable[[], float]], repeats: int, unit: float = 1.0
-) -> dict[str, list[float]]:
-    """Lets the candidates take turns; returns the seconds of each.
-
-    Args:
-        turns: each does the work once, and returns the seconds that it took.
-        repeats: turns of each that count; one more comes first and does not.
-        unit: how many units of work a turn does; times are for one.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for turn in range(repeats + 1):
-        for name, work in turns.items():
-            taken = work() / unit
-            if turn:
-                seconds[name].append(taken)
-    return seconds
 
 
 def apart(module: str, words: Sequence[str], launcher: Launcher | None, ranks: int = 1) -> None:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from fedmpi import loading
-from fedmpi.bench import JSON, REPEATS, Result, chosen, take_turns, weigh
+from fedmpi.bench import JSON, REPEATS, Result, chosen, weigh
 from fedmpi.config import MOST, Settings, Tree
 from fedmpi.engine import Engine
 from fedmpi.messages.clock import Clock
@@ -36,6 +36,7 @@ from fedmpi.messages.wire import ROOT, Wire
 from fedmpi.methods import fedavg
 from fedmpi.runs import memory
 from fedmpi.training.train import Trainer
+from fedmpi.turns import take_turns
 
 SIZES = {"10k": [12], "100k": [126], "1M": [1250], "10M": [4096, 1650]}
 """Names of the benchmark's models, by their parameters: the hidden layers of an mlp on 28x28."""

@@ -20,11 +20,12 @@ from typing import Any
 import click
 
 from fedmpi import loading
-from fedmpi.bench import JSON, REPEATS, Result, apart, chosen, rank, run, take_turns, weigh
+from fedmpi.bench import JSON, REPEATS, Result, apart, chosen, rank, run, weigh
 from fedmpi.config import Tree
 from fedmpi.engine import Engine
 from fedmpi.messages.clock import Phase
 from fedmpi.runs import launch
+from fedmpi.turns import take_turns
 
 LENET = {"clients": 8, "local_steps": 20, "model": {"name": "lenet"}, "cut": "conv1"}
 RESNET = {"name": "resnet", "depth": 20}

@@ -25,9 +25,10 @@ import click
 import numpy as np
 
 from fedmpi import loading
-from fedmpi.bench import JSON, REPEATS, Result, apart, rank, take_turns, weigh
+from fedmpi.bench import JSON, REPEATS, Result, apart, rank, weigh
 from fedmpi.config import Tree
 from fedmpi.runs import launch, memory
+from fedmpi.turns import take_turns
 
 RANKS = 2
 SHARE = 0.1

@@ -5,19 +5,20 @@ have to say the same; then their times for a batch are set against each other, a
 that torch counts in each.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from time import perf_counter
+from collections.abc import Iterator, Sequence
 
 import click
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedmpi import loading, models
-from fedmpi.bench import JSON, REPEATS, Result, chosen, take_turns, weigh
+from fedmpi.bench import JSON, REPEATS, Result, chosen, weigh
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.flops import forward
 from fedmpi.networks.slicing import Channels, sliced
 from fedmpi.networks.topology import Topology
+from fedmpi.training.inference import passes
+from fedmpi.turns import take_turns
 
 MODELS = {
     "cnn": ((1, 28, 28), {"name": "cnn"}),
@@ -46,7 +47,9 @@ def measure(name: str, batch: int, sparsity: float, repeats: int) -> Result:
     x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(small(x), masked(x), rtol=1e-3, atol=1e-4)
-    seconds = take_turns({"sliced": _turn(small, x), "masked": _turn(masked, x)}, repeats, PASSES)
+    seconds = take_turns(
+        {"sliced": passes(small, x, PASSES), "masked": passes(masked, x, PASSES)}, repeats, PASSES
+    )
     counts = [forward(Flat(nn.Sequential(each)), shape).all for each in (small, masked)]
     also = {"mflops": counts[0] / 1e6, "masked_mflops": counts[1] / 1e6}
     case = {"model": name, "batch": batch, "sparsity": sparsity}
@@ -57,17 +60,6 @@ def cases(names: Sequence[str], batch: int, sparsity: float, repeats: int) -> It
     """One result a model."""
     for name in names:
         yield measure(name, batch, sparsity, repeats)
-
-
-def _turn(network: nn.Module, x: Tensor) -> Callable[[], float]:
-    @torch.no_grad()
-    def turn() -> float:
-        began = perf_counter()
-        for _ in range(PASSES):
-            network(x)
-        return perf_counter() - began
-
-    return turn
 
 
 @click.command()

@@ -6,8 +6,8 @@ the way forward or back, whether or not there is hardware that profits: SSFL and
 Nor does what a method looks at beside its steps, such as a batch by which its mask changes; but the
 models that SPATL's agents try out count (`forwards`). Memory is that of float32 weights, their
 gradients, the optimiser's state, and all that autograd keeps of a batch; a mask costs a bit a
-position besides. What a method keeps beside these (the round's model, a residual) is not in it, nor
-are libraries.
+position besides, and a quantized gradient its bits and a sign. What a method keeps beside these
+(the round's model, a residual) is not in it, nor are libraries.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from fedmpi.clients.devices import Fleet
+from fedmpi.clients.devices import EXACT, Fleet
 from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError, Settings
 from fedmpi.networks.flat import Flat
@@ -48,6 +48,7 @@ class Burden:
         served: how often a sample goes through the server's part; None for as often as here.
         forwards: how many samples go forward alone through `flat`, besides; not whole where a
             sample goes through a part of the network.
+        bits: bits per magnitude of the gradients of `flat`, beside a sign; 32 for floats.
     """
 
     flat: Flat
@@ -59,6 +60,7 @@ class Burden:
     front: Flat | None = None
     served: int | None = None
     forwards: float = 0.0
+    bits: int = EXACT
 
 
 Burdens = Callable[[int, int], Burden]
@@ -77,15 +79,34 @@ class Meter:
         """Returns the FLOPs of a client's round: in training three forward passes per sample."""
         if burden.shared:
             return float(sum(TRAINING * n * self._forward(flat).all for flat, n in burden.shared))
+        flops, judged = self._held(burden), burden.forwards * self._forward(burden.flat).all
+        if burden.end is not None:
+            flops += self._forward(self.whole).all - self._forward(burden.end[0]).all
+        return TRAINING * burden.samples * flops + judged
+
+    def _held(self, burden: Burden) -> float:
+        """FLOPs of a sample's way forward through what a client keeps of its network."""
         forward = self._forward(burden.flat)
-        flops, judged = float(forward.all), burden.forwards * forward.all
+        flops = float(forward.all)
         if burden.kept is not None:
             for piece, own in forward.layers:
                 kept = int(piece.of(burden.kept).count_nonzero()) / piece.shape.numel()
                 flops -= own * (1 - kept)
-        if burden.end is not None:
-            flops += self._forward(self.whole).all - self._forward(burden.end[0]).all
-        return TRAINING * burden.samples * flops + judged
+        return flops
+
+    def work(self, burden: Burden, faster: float) -> float:
+        """FLOPs of a client's round, as many as its device could do in the same time with floats.
+
+        Args:
+            burden: what it trains.
+            faster: how many times as fast the device is on the way back, where gradients have fewer
+                bits than floats.
+        """
+        saved = 0.0
+        if burden.bits != EXACT:
+            back = (TRAINING - 1) * burden.samples * self._held(burden)
+            saved = back * (1 - 1 / faster)
+        return self.flops(burden) - saved
 
     def behind(self, burden: Burden) -> float:
         """FLOPs of training the rest of the network on what comes out of a client's front."""
@@ -97,17 +118,17 @@ class Meter:
     def memory(self, burden: Burden) -> float:
         """MiB that training takes at its peak."""
         size, x = burden.flat.size, self._batch(burden.batch)
-        found = self._activations(burden.flat, x)
+        found = float(self._activations(burden.flat, x))
         kept = size if burden.kept is None else int(burden.kept.count_nonzero())
         mask = 0.0 if burden.kept is None else size / 8
-        if burden.end is not None:
-            until, tail = burden.end
-            found += self._activations(tail, x, until)
-            kept += tail.size
         # Weights and gradients; momentum is one more, Adam's means are two.
         settings = self.settings
         vectors = 4 if settings.optimizer == "adam" else 2 + (settings.momentum > 0)
-        return (4 * vectors * kept + mask + found) / MIB
+        gradient = 4.0 if burden.bits == EXACT else (burden.bits + 1) / 8
+        if burden.end is not None:
+            until, tail = burden.end
+            found += self._activations(tail, x, until) + 4 * vectors * tail.size
+        return ((4 * (vectors - 1) + gradient) * kept + mask + found) / MIB
 
     def _activations(self, flat: Flat, x: Tensor, until: Flat | None = None) -> int:
         """Returns the bytes that autograd keeps of a batch, which may come from another network."""

@@ -8,8 +8,11 @@ round and the client alone.
 A client computes, receives and sends one after the other, and waits for no other client, not even
 in the steps of a split method. A round takes as long as its slowest client, lost or not, plus the
 server's training; if clients train one after the other, it takes the sum of all. For a client that
-is too late for the deadline the server waits until the deadline. Devices do not share their
-channels, and receiving costs no energy.
+is too late for the deadline the server waits until the deadline. Receiving costs no energy.
+
+Each radio has a channel of its own, or with `devices.spectrum` a share of one band. A client on the
+share s of the band sends with the same power density as on all of it, and so with s times the
+power. Its rate is s times that of the whole band, and its energy what the whole band would take.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -20,6 +23,10 @@ from fedmpi.config import Settings, Tier, Wireless
 from fedmpi.streams import Purpose, stream
 
 MEGA, GIGA = 1e6, 1e9
+EXACT = 32
+"""Bits of a value that is not quantized."""
+BISECTIONS = 100
+"""Halvings of an interval of seconds, after which nothing is left of it."""
 
 
 class Fleet:
@@ -59,9 +66,17 @@ class Fleet:
 
     def is_lost(self, t: int, client: int) -> bool:
         """Whether the client's upload in round t is lost; never in an agreement."""
-        return not self.settings.is_agreement(t) and self._befalls(
-            self.devices.dropouts, t, client, 0
+        if self.settings.is_agreement(t):
+            return False
+        spectrum = self.devices.spectrum
+        fails = spectrum.outage if spectrum.drops and self.is_radio(client) else 0.0
+        return self._befalls(self.devices.dropouts, t, client, 0) or self._befalls(
+            fails, t, client, 2
         )
+
+    def is_radio(self, client: int) -> bool:
+        """Whether the client has a wireless link."""
+        return bool(self.tiers) and isinstance(self.tier(client).link, Wireless)
 
     def is_slow(self, t: int, client: int) -> bool:
         """Whether the client is a straggler in round t."""
@@ -71,10 +86,13 @@ class Fleet:
         """Whether an event of probability `share` happens; if so, also at any larger share."""
         if not share:
             return False
-        return bool(stream(self.settings.seed, Purpose.FATE, t, client).random(2)[place] < share)
+        return bool(stream(self.settings.seed, Purpose.FATE, t, client).random(3)[place] < share)
 
     def rates(self, t: int, client: int) -> tuple[float, float]:
-        """Returns the rates from and to the client in round t, in bits per second."""
+        """Returns the rates from and to the client in round t, in bits per second.
+
+        If the band is shared, they are those of the whole band.
+        """
         link = self.tier(client).link
         if not isinstance(link, Wireless):
             return MEGA * link.up, MEGA * link.down
@@ -82,7 +100,8 @@ class Fleet:
         if link.fading:
             # The power of a Rayleigh amplitude is exponential, of mean 1.
             gain *= stream(self.settings.seed, Purpose.CHANNEL, t, client).exponential()
-        bandwidth, noise = MEGA * link.bandwidth, watts(link.noise)
+        shared, noise = self.devices.spectrum.bandwidth, watts(link.noise)
+        bandwidth = MEGA * (link.bandwidth if shared is None else shared)
         up, down = (
             capacity(bandwidth, power, gain, noise) for power in (link.power, link.server_power)
         )
@@ -103,20 +122,82 @@ class Fleet:
             clients: the clients that took part.
             moved: bytes up and down, [k, 2].
             messages: number of messages up and down, [k, 2].
-            flops: FLOPs of training, [k].
+            flops: FLOPs of training, [k]; those of faster ways count as so many fewer (see
+                `burden.Meter.work`).
         """
-        rows = []
+        computes = np.zeros(len(clients))
+        # Transmission times without latency, since latency costs no energy.
+        sends, waits = np.zeros((len(clients), 2)), np.zeros((len(clients), 2))
+        repeats = np.zeros((len(clients), 2), np.int64)
         for number, client in enumerate(clients):
             tier, rates = self.tier(client), self.rates(t, client)
-            compute = float(flops[number]) / (GIGA * tier.gflops)
+            computes[number] = float(flops[number]) / (GIGA * tier.gflops)
             if self.is_slow(t, client):
-                compute *= self.devices.slowdown
-            # Transmission times without latency, since latency costs no energy.
-            up, down = (seconds(int(b), r) for b, r in zip(moved[number], rates, strict=True))
-            waits = [tier.link.latency * int(count) for count in messages[number]]
-            ends = compute, up + waits[0], down + waits[1]
-            rows.append((*ends, sum(ends), tier.power * compute, tier.link.power * up))
+                computes[number] *= self.devices.slowdown
+            repeats[number] = self.repeats(t, client, messages[number])
+            for way, rate in enumerate(rates):
+                count, more = int(messages[number][way]), int(repeats[number][way])
+                often = 1 + more / count if count else 1.0
+                sends[number, way] = often * seconds(int(moved[number][way]), rate)
+                waits[number, way] = tier.link.latency * (count + more)
+        shares = self.band_shares(clients, moved, computes + waits.sum(1), sends.sum(1))
+        rows = []
+        for number, client in enumerate(clients):
+            tier, share, compute = self.tier(client), float(shares[number]), float(computes[number])
+            up, down = (
+                float(send / share + wait) if send else float(wait)
+                for send, wait in zip(sends[number], waits[number], strict=True)
+            )
+            ends = compute, up, down, compute + up + down
+            joules = tier.power * compute, tier.link.power * float(sends[number, 0])
+            rows.append((*ends, *joules, share, float(repeats[number].sum())))
         return dict(zip(COLUMNS, np.array(rows).reshape(-1, len(COLUMNS)).T, strict=True))
+
+    def repeats(self, t: int, client: int, messages: Sequence[int]) -> tuple[int, int]:
+        """Returns how many transmissions up and down fail and are repeated in round t.
+
+        Each fails with the same probability, again and again: as many as failures before the last
+        of so many successes.
+
+        Args:
+            t: the round.
+            client: the client.
+            messages: number of messages up and down.
+        """
+        spectrum = self.devices.spectrum
+        if not spectrum.outage or spectrum.drops or not self.is_radio(client):
+            return 0, 0
+        random = stream(self.settings.seed, Purpose.OUTAGE, t, client)
+        up, down = (
+            int(random.negative_binomial(count, 1 - spectrum.outage)) if count else 0
+            for count in map(int, messages)
+        )
+        return up, down
+
+    def band_shares(
+        self, clients: Sequence[int], moved: np.ndarray, others: np.ndarray, sends: np.ndarray
+    ) -> np.ndarray:
+        """Returns each client's share of the band in a round, [k]; 1 on a channel of its own.
+
+        Args:
+            clients: the clients that took part.
+            moved: bytes up and down, [k, 2].
+            others: seconds in which a client does not use the band, [k].
+            sends: seconds for which it would use the whole band, [k].
+        """
+        found, spectrum = np.ones(len(clients)), self.devices.spectrum
+        radios = np.array([self.is_radio(client) for client in clients], bool)
+        if spectrum.bandwidth is None or self.settings.method.in_turn or not radios.any():
+            return found
+        parts = np.ones(int(radios.sum()))
+        if spectrum.sharing == "bytes":
+            parts = moved[radios].sum(1).astype(float)
+        elif spectrum.sharing == "minmax":
+            parts = earliest(others[radios], sends[radios])
+        if not (np.isfinite(parts).all() and parts.sum() > 0):  # nothing is sent, or for ever
+            parts = np.ones(len(parts))
+        found[radios] = parts / parts.sum()
+        return found
 
     def fitting(self, t: int, client: int, flops: float, length: float) -> int:
         """Returns the number of steps that fit between download and upload before the deadline.
@@ -146,7 +227,7 @@ class Fleet:
 
 COLUMNS = (
     *("sim_compute", "sim_up", "sim_down", "sim_seconds"),
-    *("sim_compute_joules", "sim_transmit_joules"),
+    *("sim_compute_joules", "sim_transmit_joules", "sim_share", "sim_repeats"),
 )
 """Columns that `Fleet.cost` returns (see `tables.CLIENTS`)."""
 
@@ -191,11 +272,30 @@ def keeps(settings: Settings) -> list[float] | None:
     return [1.0 if tier.keep is None else tier.keep for _, tier in owners]
 
 
-def instead(settings: Settings, name: str) -> dict[str, str]:
-    """Names the method's own setting as one without effect, if devices set the share."""
-    if not settings.devices.decide:
+def bits(settings: Settings, own: int) -> list[int]:
+    """Returns with how many bits each client computes the gradients that its method quantizes.
+
+    Args:
+        settings: settings of the run.
+        own: the method's bits, which hold if no device says its own.
+    """
+    if not settings.devices.quantize:
+        return [own] * settings.clients
+    owners = Fleet(settings).owners()
+    return [EXACT if tier.bits is None else tier.bits for _, tier in owners]
+
+
+def instead(settings: Settings, name: str, of_tier: str = "keep") -> dict[str, str]:
+    """Names the method's own setting as one without effect, if devices set it.
+
+    Args:
+        settings: settings of the run.
+        name: the method's setting.
+        of_tier: that of tiers which takes its place.
+    """
+    if all(getattr(tier, of_tier) is None for tier in settings.devices.tiers):
         return {}
-    return {name: "the default beside devices.tiers with a `keep`, which say it, too"}
+    return {name: f"the default beside devices.tiers with a `{of_tier}`, which say it, too"}
 
 
 def shared_out(count: int, shares: Sequence[float]) -> np.ndarray:
@@ -220,6 +320,35 @@ def seconds(count: int, rate: float) -> float:
     if not count:
         return 0.0
     return count * 8 / rate if rate else np.inf
+
+
+def earliest(others: np.ndarray, sends: np.ndarray) -> np.ndarray:
+    """Returns the shares of a band with which all that send end at the same time, [k].
+
+    A client with the share s ends after others + sends / s. The last one ends as early as it can if
+    all end at T, with sum sends / (T - others) = 1. That sum falls in T, so that bisection finds T.
+
+    Args:
+        others: seconds in which a client does not use the band, [k].
+        sends: seconds for which it would use the whole band, [k]; a client with 0 has no share.
+
+    Returns:
+        The shares; NaN if there is no such T.
+    """
+    busy = sends > 0
+    if not busy.any() or not np.isfinite(sends + others).all():
+        return np.full(len(sends), np.nan)
+    others, left = others[busy], sends[busy]
+    low, high = float((others + left).max()), float(others.max() + left.sum())
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if (left / (middle - others)).sum() > 1:
+            low = middle
+        else:
+            high = middle
+    found = np.zeros(len(sends))
+    found[busy] = left / (high - others)
+    return found
 
 
 def watts(dbm: float) -> float:

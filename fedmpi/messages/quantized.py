@@ -6,8 +6,7 @@ bit-identical on both sides. With `bits = sparse.EXACT` values are sent unquanti
 """
 
 from collections.abc import Sequence
-from math import prod
-from typing import Literal
+from math import nan, prod
 
 import numpy as np
 import torch
@@ -18,9 +17,6 @@ from fedmpi.messages import select, sparse
 from fedmpi.messages.codec import Block, Coding, Kind, Scale, WireError, code_dtype
 from fedmpi.messages.select import Span
 from fedmpi.messages.sparse import EXACT
-
-Bits = Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 32]
-"""Bits of a value, as a setting; 32 is EXACT."""
 
 
 def ranges(
@@ -215,6 +211,20 @@ def unbiased(g: Tensor, bits: int, draws: Tensor) -> Tensor:
         return g
     level, low, step = _magnitudes(g, bits, draws)
     return (level.float() * step + low).copysign(g)
+
+
+def expected_error(g: Tensor, bits: int) -> float:
+    """Returns E||Q(g) - g||^2 of `unbiased`: the sum of p (1 - p) step^2 over all values.
+
+    It is NaN if a value is not finite.
+    """
+    if bits == EXACT or not g.numel():
+        return 0.0
+    if not g.isfinite().all():
+        return nan
+    below, low, step = (part.double() for part in _magnitudes(g, bits, torch.zeros_like(g)))
+    rest = torch.where(step > 0, (g.abs().double() - low) / step - below, 0)
+    return float((rest * (1 - rest) * step.square()).sum())
 
 
 def _magnitudes(g: Tensor, bits: int, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:

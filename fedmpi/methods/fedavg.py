@@ -7,6 +7,7 @@ Differs from the paper: clients upload their update w_k - w instead of w_k. The 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import nan
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
 from fedmpi.messages import sparse, sums
 from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.networks.slicing import Channels
 from fedmpi.split.lockstep import Talk
 from fedmpi.training import probe
 from fedmpi.training.probe import Variant
@@ -130,7 +132,9 @@ class Server(Half):
 
     def tell(self, t: int) -> list[Block]:
         """Returns all blocks for round t's clients: the broadcast, and the control variate."""
-        blocks = self.broadcast(t) if self.method.broadcasts else []
+        if not self.method.broadcasts:
+            return []
+        blocks = self.broadcast(t)
         return blocks if self.control is None else [*blocks, self.control_block(self.control)]
 
     def broadcast(self, t: int) -> list[Block]:
@@ -280,7 +284,7 @@ class Clients(Half):
 
     def hear(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives all that the server tells everyone: the control variate, and its broadcast."""
-        if self.variates is not None:
+        if self.variates is not None and self.method.broadcasts:
             *blocks, control = blocks
             self.variates.begin(t, self.control_of(control))
         self.receive(t, clients, blocks)
@@ -366,26 +370,43 @@ class Clients(Half):
         """
         return w if self.deployed is None else self.deployed(client, w)
 
-    def tune(self, t: int, clients: Sequence[int], models: Tensor) -> Tensor:
+    def tune(
+        self, t: int, clients: Sequence[int], models: Tensor, gone: Tensor | None = None
+    ) -> Tensor:
         """Trains the models that clients have after the last round further, off the books.
 
         Pruned weights, that is weights of exactly zero, stay zero. Newcomers train only what would
-        stay with them, if a part of the model would.
+        stay with them, if a part of the model would; `trainer.passed` has their models after each
+        epoch.
 
         Args:
             t: the last round, whose learning rate is used.
             clients: a chunk of them.
             models: theirs, [C, n].
+            gone: other positions that stay as they are, bool [C, n].
 
         Returns:
             [C, n], until the next call.
         """
         rests = (models == 0) & self.flat.prunable().to(models.device)
+        if gone is not None:
+            rests |= gone
         private, newcomers = self.private, self.trainer.population.newcomers
-        if private is not None:
+        if private is not None and private.any():
             rests[[client in newcomers for client in clients]] |= ~private
         hooks = Hooks(rests=lambda busy, step: rests[: len(busy)]) if rests.any() else PLAIN
-        return self.trainer.tune(t, clients, models, self.settings.evaluate.final_epochs, hooks)
+        passes = self.settings.evaluate.final_epochs
+        return self.trainer.tune(t, clients, models, passes, hooks, newcomers)
+
+    def keep(self, t: int, client: int, w: Tensor) -> tuple[Channels, Tensor]:
+        """Returns which channels stay if a client's model w [n] is sliced after the last round t.
+
+        It is called only if the method `slices`.
+
+        Returns:
+            The channels of the network or of a front of it, and those that stay, ascending, int64.
+        """
+        raise NotImplementedError
 
     def chain(self) -> probe.Chain:
         """Returns the network in parts, with what happens between them when it is judged.
@@ -393,6 +414,21 @@ class Clients(Half):
         It is called only if the method `has_link`.
         """
         raise NotImplementedError
+
+    def pruned(self, client: int) -> float:
+        """Returns ||w - m * w||^2 of the values w at which the client began its round.
+
+        m is the mask of what it kept of them. It is called after the client's local steps, in
+        rounds with `evaluate.theory`; NaN if the method has no such mask.
+        """
+        return nan
+
+    def rounded(self, client: int, g: Tensor) -> float:
+        """Returns E||Q(g) - g||^2 of a gradient g [n], with the quantizer Q of the local steps.
+
+        It is called in rounds with `evaluate.theory`; NaN if the method has no such quantizer.
+        """
+        return nan
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """Returns the client's whole local model [n], to be evaluated, or None if it has none."""

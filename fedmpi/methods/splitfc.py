@@ -21,7 +21,6 @@ from torch import Tensor
 from fedmpi import config
 from fedmpi.messages import quantized, select, sparse
 from fedmpi.messages.codec import Block, Kind
-from fedmpi.messages.quantized import Bits
 from fedmpi.methods import splitfed
 from fedmpi.split import links
 from fedmpi.split.cuts import Crossing
@@ -31,9 +30,9 @@ from fedmpi.streams import Purpose
 class Config(splitfed.Config):
     ratio: float = Field(4.0, ge=1, le=config.MOST)
     """Compression ratio: on average one of so many features crosses the cut. 1 sends all."""
-    bits: Bits = 8
+    bits: config.Bits = 8
     """Bits per activation. 32 sends floats."""
-    gradient_bits: Bits = 8
+    gradient_bits: config.Bits = 8
     """Bits per gradient at the cut. 32 sends floats."""
 
     @property

@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import quantized
 from fedmpi.messages.codec import Block, Kind
-from fedmpi.messages.quantized import Bits
 from fedmpi.messages.sparse import EXACT
 from fedmpi.methods import splitfed
 from fedmpi.split import links
@@ -26,9 +26,9 @@ from fedmpi.streams import Purpose
 
 
 class Config(splitfed.Config):
-    bits: Bits = 8
+    bits: config.Bits = 8
     """Bits per activation. 32 sends floats."""
-    gradient_bits: Bits = 32
+    gradient_bits: config.Bits = 32
     """Bits per gradient at the cut. 32 sends floats."""
     ranges: Literal["sample", "tensor"] = "sample"
     """Range of the quantization levels. sample: minimum and maximum of each sample. tensor: of the

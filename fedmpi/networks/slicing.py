@@ -120,8 +120,28 @@ class Spread(nn.Module):
         return x.new_zeros(len(x), self.channels, *x.shape[2:]).index_copy(1, self.places, x)
 
 
+class Joined(nn.Module):
+    """The sum of two branches, of which one has all channels of the sum, and the other some.
+
+    Args:
+        places: where the channels of the second one belong, [k].
+    """
+
+    places: Tensor
+
+    def __init__(self, places: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("places", places)
+
+    def forward(self, wide: Tensor, narrow: Tensor) -> Tensor:
+        """[B, channels, ...] and [B, k, ...] -> [B, channels, ...]."""
+        return wide.index_add(1, self.places, narrow)
+
+
 class Normed(nn.Module):
     """A GroupNorm of some of its channels, while all others are zero in front of it.
+
+    Torch's own kernel gives each channel's mean and deviation, from which follow those of groups.
 
     Args:
         norm: the whole one.
@@ -139,24 +159,27 @@ class Normed(nn.Module):
         group = kept // self.width
         self.register_buffer("group", group)
         there = torch.bincount(group, minlength=norm.num_groups)
-        self.register_buffer("missing", (self.width - there).float())
+        self.register_buffer("missing", 1 - there / self.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, k, ...], likewise; the missing zeros count in each group's mean and variance."""
-        values = x.flatten(2)
-        size = values.shape[2]
-        mean = self._sums(values) / (self.width * size)
-        centred = values - mean[:, self.group, None]
-        squares = self._sums(centred.square()) + self.missing * size * mean.square()
-        root = (squares / (self.width * size) + self.epsilon).rsqrt()
-        normed = centred * root[:, self.group, None] * self.weight[:, None] + self.bias[:, None]
-        return normed.view_as(x)
+        count, size = x.shape[1], x[0, 0].numel()
+        about = (len(x), count, size, count, self.epsilon)
+        _, mean, root = torch.native_group_norm(x.contiguous(), None, None, *about)
+        whole = self._means(mean)
+        centre = whole.index_select(1, self.group)
+        away = mean - centre
+        # Each channel's variance has epsilon in it already; that of the missing ones is added.
+        squares = self._means(torch.addcmul(root.pow(-2), away, away))
+        squares = squares + self.missing * (whole.square() + self.epsilon)
+        scale = squares.rsqrt().index_select(1, self.group) * self.weight
+        shift = torch.addcmul(self.bias, centre, scale, value=-1)
+        return torch.addcmul(shift[..., None], x.flatten(2), scale[..., None]).view_as(x)
 
-    def _sums(self, values: Tensor) -> Tensor:
-        """Over the channels of each group: [B, k, size] -> [B, groups]."""
-        return values.new_zeros(len(values), len(self.missing)).index_add(
-            1, self.group, values.sum(2)
-        )
+    def _means(self, values: Tensor) -> Tensor:
+        """Over each group's channels, of which missing ones are zero: [B, k] -> [B, groups]."""
+        sums = values.new_zeros(len(values), len(self.missing))
+        return sums.index_add_(1, self.group, values) / self.width
 
 
 def sliced(
@@ -242,12 +265,8 @@ class _Slicer:
                 return found
         elif node.op == "call_function" and node.target is relu:
             return given[0]
-        elif node.op == "call_function" and node.target is operator.add:
-            known = [alive for alive in given if alive is not None]
-            if len(known) == 2:
-                union = torch.cat(known).unique()
-                self._spread(node, union)
-                return union
+        elif node.op == "call_function" and node.target is operator.add and len(given) == 2:
+            return self._join(node)
         self._spread(node, None)
         return None
 
@@ -258,10 +277,11 @@ class _Slicer:
             return self._matrix(name, layer, given)
         if isinstance(layer, CONVOLUTIONS) and layer.groups == 1:
             return self._matrix(name, layer, given)
-        if given is None or isinstance(layer, PASSING):
-            return given
-        if isinstance(layer, OptionA):
+        if isinstance(layer, OptionA) and layer.more:
+            # The new channels are zero, as if they were cut out.
             self.result.set_submodule(name, OptionA(layer.stride, 0))
+            return torch.arange(inputs[1]) if given is None else given
+        if given is None or isinstance(layer, (*PASSING, OptionA)):
             return given
         if isinstance(layer, nn.Flatten) and layer.start_dim == 1:
             each = torch.Size(inputs[2:]).numel()
@@ -291,9 +311,37 @@ class _Slicer:
             layer.in_channels, layer.out_channels = len(columns), len(rows)
         return None if kept is None or len(kept) == len(weight) else kept
 
-    def _spread(self, node: fx.Node, wanted: Tensor | None) -> None:
-        """Puts zeros into an operation's inputs, so that they have the wanted channels, or all."""
-        for one in node.all_input_nodes:
+    def _join(self, node: fx.Node) -> Tensor | None:
+        """Adds two branches; which channels come out: all that are in any of them."""
+        inputs = node.all_input_nodes
+        count = inputs[0].meta["shape"][1]
+        first, second = (
+            torch.arange(count) if alive is None else alive
+            for alive in (self.alive[one] for one in inputs)
+        )
+        union = torch.cat([first, second]).unique()
+        if len(union) not in (len(first), len(second)):
+            self._spread(node, union, inputs[:1])
+            inputs, first = node.all_input_nodes, union
+        if len(first) != len(second):
+            pair = [(inputs[0], first), (inputs[1], second)]
+            (wide, _), (narrow, own) = sorted(pair, key=lambda one: -len(one[1]))
+            name = f"join{len(self.alive)}"
+            self.result.add_submodule(name, Joined(torch.searchsorted(union, own)))
+            node.op, node.target, node.args = "call_module", name, (wide, narrow)
+        return None if len(union) == count else union
+
+    def _spread(
+        self, node: fx.Node, wanted: Tensor | None, some: Sequence[fx.Node] | None = None
+    ) -> None:
+        """Puts zeros into an operation's inputs, so that they have the wanted channels, or all.
+
+        Args:
+            node: the operation.
+            wanted: the channels; None for all.
+            some: of its inputs; None for all of them.
+        """
+        for one in node.all_input_nodes if some is None else some:
             given = self.alive[one]
             if given is None or (wanted is not None and len(given) == len(wanted)):
                 continue

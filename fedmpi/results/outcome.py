@@ -21,9 +21,10 @@ from fedmpi.messages.ledger import Ledger
 from fedmpi.messages.wire import ROOT, Wire
 from fedmpi.results import tables
 from fedmpi.training.evaluate import Evaluation, Verdict, mean
+from fedmpi.training.theory import OF_CLIENTS, Terms
 from fedmpi.training.train import Trainer
 
-SPENT = ("flops", "server_flops", "memory", "whole_flops", "whole_memory")
+SPENT = ("flops", "work", "server_flops", "memory", "whole_flops", "whole_memory")
 """Costs of a client's round on a device, as `burden` counts them; NaN without devices."""
 REPORT = np.dtype([("client", "i8"), *((n, "f8") for n in ("loss", "seconds", "personal", *SPENT))])
 """Measurements of each client on a rank, which are sent to the root after a round."""
@@ -78,6 +79,7 @@ class Observer:
         waves: Sequence[Wave],
         burdens: Burdens,
         verdict: Verdict | None,
+        terms: Terms | None,
         w: Tensor | None,
         noted: Mapping[str, Mapping[int, float]],
         figures: Mapping[str, float],
@@ -92,6 +94,7 @@ class Observer:
             waves: the clients that took part.
             burdens: returns what a client of this rank trained.
             verdict: accuracies after the round, on the root, if it was evaluated.
+            terms: those of a bound on convergence, on the root, if they were measured.
             w: the server's model [n], on the root.
             noted: numbers that the server found out about clients (see `Server.noted`).
             figures: numbers about its model (see `Server.figures`).
@@ -115,11 +118,17 @@ class Observer:
             rounds["density"] = int(w[self.prunable].count_nonzero()) / len(self.prunable)
         for name, figure in figures.items():
             rounds[name] = figure
+        if terms is not None:
+            rounds["theory_objective"] = terms.objective
+            rounds["theory_gradient"] = terms.gradient
+            places = np.searchsorted(terms.clients["client"], clients["client"])
+            for name in OF_CLIENTS:
+                clients[f"theory_{name}"] = terms.clients[name][places]
         rounds["flops"] = clients["flops"].sum()
         rounds["server_flops"] = report["server_flops"].sum()
         rounds["server_seconds"] = spent[ROOT][Phase.SERVE]
         if self.fleet.tiers:
-            self._simulate(t, clients, rounds, method.in_turn)
+            self._simulate(t, clients, report["work"], rounds, method.in_turn)
         rows = {
             "rounds": rounds,
             "clients": clients,
@@ -154,8 +163,9 @@ class Observer:
         burden, meter = burdens(t, client), self.meter
         whole = Burden(meter.whole, burden.samples, burden.batch)
         behind = meter.behind(burden) if converses else 0.0
+        faster = self.fleet.tier(client).faster(burden.bits) if self.fleet.tiers else 1.0
         return (
-            *(meter.flops(burden), behind, meter.memory(burden)),
+            *(meter.flops(burden), meter.work(burden, faster), behind, meter.memory(burden)),
             *(meter.flops(whole), meter.memory(whole)),
         )
 
@@ -213,21 +223,28 @@ class Observer:
             row["flops"], row["memory"] = costs
         return rows
 
-    def final(self, report: np.ndarray) -> np.ndarray:
-        """Returns `evaluate.FINAL` of all clients, ascending, as rows of the table `final`."""
-        rows, population = tables.empty(tables.FINAL, len(report)), self.population
-        for name in report.dtype.names or ():
-            rows[name] = report[name]
-        rows["newcomer"] = np.isin(rows["client"], list(population.newcomers))
-        rows["samples"] = population.sizes
-        return rows
+    def final(self, reports: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns `evaluate.ENDS` of all clients as rows of the tables of these names."""
+        found, newcomers = {}, list(self.population.newcomers)
+        for table, report in reports.items():
+            rows = tables.empty(tables.OF_END[table], len(report))
+            for name in report.dtype.names or ():
+                rows[name] = report[name]
+            if "newcomer" in (rows.dtype.names or ()):
+                rows["newcomer"] = np.isin(rows["client"], newcomers)
+            found[table] = rows
+        found["final"]["samples"] = self.population.sizes
+        found["slices"]["batch"] = self.settings.batch
+        return found
 
-    def _simulate(self, t: int, rows: np.ndarray, row: np.ndarray, in_turn: bool) -> None:
+    def _simulate(
+        self, t: int, rows: np.ndarray, work: np.ndarray, row: np.ndarray, in_turn: bool
+    ) -> None:
         """Fills in the simulated costs of the round, in the clients' rows and the round's."""
-        clients, flops = rows["client"].tolist(), rows["flops"]
+        clients = rows["client"].tolist()
         moved, messages = self.ledger.bytes[clients].sum(2), self.ledger.messages[clients]
         rows["tier"] = [self.fleet.tier(client).name for client in clients]
-        for name, column in self.fleet.cost(t, clients, moved, messages, flops).items():
+        for name, column in self.fleet.cost(t, clients, moved, messages, work).items():
             rows[name] = column
         served = self.fleet.serve(float(row["server_flops"][0]))
         waits = rows["sim_seconds"].copy()

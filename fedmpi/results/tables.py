@@ -10,6 +10,8 @@ DIRECTIONS = ("up", "down")
 BYTES = [f"{direction}_{kind.name.lower()}" for direction in DIRECTIONS for kind in Kind]
 """Columns of a client's bytes; up is from client to server."""
 COUNTED = "NaN unless devices are simulated or the model is split"
+THEORY = "NaN unless evaluate.theory is set, and the round was evaluated and ended with an average"
+"""End of the texts of columns whose names begin with `theory_`."""
 SIM = "on the simulated device, not measured: "
 """Beginning of the texts of simulated columns, whose names begin with `sim_`."""
 
@@ -50,6 +52,12 @@ ROUNDS: Columns = {
         "share of the channels that some client has sent so far; NaN unless the method selects "
         "channels",
     ),
+    "theory_objective": (
+        "f8",
+        "objective F at the model after the round: the clients' mean losses over their training "
+        f"samples, averaged as updates are; {THEORY}",
+    ),
+    "theory_gradient": ("f8", f"squared norm of the gradient of F at the same model; {THEORY}"),
     "flops": ("f8", f"of the clients' training, summed over them; {COUNTED}"),
     "server_flops": ("f8", "of the server's training of what lies behind a cut"),
     "server_seconds": ("f8", "in which the server worked: rank 0's phase `serve`"),
@@ -80,6 +88,27 @@ CLIENTS: Columns = {
         "NaN unless the method weighs by it, or where the upload was lost",
     ),
     "weight": ("f8", "its share in the average of parameters, 0 to 1; NaN where distance is"),
+    "theory_variance": (
+        "f8",
+        "of its minibatches' gradients at the model after the round: mean squared distance from "
+        f"the gradient over all its training samples; {THEORY}",
+    ),
+    "theory_drift": (
+        "f8",
+        "squared distance of its local model from the weighted mean of the round's local models; "
+        f"NaN where the upload was lost, or the client has no whole model; {THEORY}",
+    ),
+    "theory_pruning": (
+        "f8",
+        "||w - m * w||^2: squared norm of the values that the mask m took from the model with "
+        f"which it began the round; NaN in methods that prune no stored values; {THEORY}",
+    ),
+    "theory_rounding": (
+        "f8",
+        "E||Q(g) - g||^2: expected squared error of quantizing a gradient g of its minibatches at "
+        "the model after the round, before a mask; NaN in methods that quantize no gradients of "
+        f"local steps; {THEORY}",
+    ),
     **dict.fromkeys(BYTES, ("i8", "bytes of that kind in that direction")),
     "lost": ("?", "whether its upload was lost: it costs, but the server never learnt of it"),
     "tier": ("S16", "kind of device; empty without devices"),
@@ -93,6 +122,8 @@ CLIENTS: Columns = {
     "sim_seconds": ("f8", f"{SIM}the three together"),
     "sim_compute_joules": ("f8", f"{SIM}energy of training"),
     "sim_transmit_joules": ("f8", f"{SIM}energy of sending"),
+    "sim_share": ("f8", f"{SIM}its share of the band; 1 on a channel of its own"),
+    "sim_repeats": ("f8", f"{SIM}transmissions that failed and were repeated, up and down"),
 }
 PHASES: Columns = {
     "round": ("i4", "communication round; -1 is an agreement before the first"),
@@ -133,6 +164,43 @@ FINAL: Columns = {
     "tuned": ("f8", "of the same after evaluate.final_epochs of more training; NaN without"),
 }
 """Measured once, after all rounds; without rows unless `evaluate.final` says so."""
+SLICES: Columns = {
+    "client": ("i4", "logical client"),
+    "newcomer": ("?", "whether it is one of those that never took part"),
+    "channels": ("f8", "share of the encoder's channels that its selection keeps"),
+    "whole_accuracy": (
+        "f8",
+        "of the model that it has after the last round, as in `final`",
+    ),
+    "accuracy": ("f8", "of the same without the other channels, which are cut out, untrained"),
+    "tuned": ("f8", "of the same after evaluate.final_epochs of more training of what is left"),
+    "whole_flops": ("f8", "of the whole network for one sample, forward"),
+    "flops": ("f8", "of the sliced network for one sample, forward"),
+    "whole_seconds": (
+        "f8",
+        "of the whole network for one sample, measured on the rank's CPU: median of turns in which "
+        "both networks are timed; threads are those of the attribute threads_per_rank",
+    ),
+    "seconds": ("f8", "of the sliced network, likewise"),
+    "batch": ("i4", "samples of the batch behind the next two columns: those of a local step"),
+    "whole_batch_seconds": ("f8", "of the whole network for that batch, likewise"),
+    "batch_seconds": ("f8", "of the sliced network for that batch, likewise"),
+}
+"""Measured once, with `evaluate.final = slice`."""
+NEWCOMERS: Columns = {
+    "client": ("i4", "logical client, one of those that never took part"),
+    "start": (
+        "S8",
+        "what it begins with: model, what it has after the last round; scratch, the initial model",
+    ),
+    "epoch": ("i4", "epochs of local training since then, 0 to evaluate.final_epochs"),
+    "accuracy": (
+        "f8",
+        "after them, on its test shard; where a part of the model stays with clients, from `model` "
+        "it trains this part alone, and from `scratch` all of it",
+    ),
+}
+"""Measured once, with `evaluate.final = tune` and newcomers."""
 OF_ROUNDS = {
     "rounds": ROUNDS,
     "clients": CLIENTS,
@@ -141,8 +209,10 @@ OF_ROUNDS = {
     "variants": VARIANTS,
 }
 """Tables that rounds add rows to. `variants` has rows if devices hold different shares."""
-TABLES = OF_ROUNDS | {"final": FINAL}
-LATER = ("variants", "final")
+OF_END = {"final": FINAL, "slices": SLICES, "newcomers": NEWCOMERS}
+"""Tables that get all their rows after the last round, if they get any."""
+TABLES = OF_ROUNDS | OF_END
+LATER = ("variants", *OF_END)
 """Tables that results of earlier versions lack; a reader takes them as empty."""
 
 

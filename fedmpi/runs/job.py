@@ -216,8 +216,8 @@ class Job:
                     if not outcome.finite:
                         status = record.DIVERGED
                 final = engine.final()
-                if file is not None and final is not None:
-                    file.append({"final": final})
+                if file is not None and final:
+                    file.append(final)
         except BaseException:
             if file is not None:
                 file.fail()

@@ -308,6 +308,8 @@ def inner(kind: type[Table], path: str) -> Iterator[tuple[str, str, type[Table]]
         if get_origin(field.annotation) is tuple and config.is_table(item):
             yield f"[[{below}]]", below, item
             yield from inner(item, below)
+        if config.is_table(field.annotation):
+            yield f"[{below}]", below, field.annotation  # type: ignore[misc]
         for choice, table in config.kinds(field.annotation).items():
             yield f"[{below}] with kind = {choice}", below, table
 
@@ -336,6 +338,8 @@ def _type(annotation: Any, bounds: Sequence[Any] = ()) -> str:
         return f"table: {' | '.join(config.kinds(annotation))}"
     if origin in (Union, UnionType):
         return " | ".join(_type(one, bounds) for one in inner if one is not type(None))
+    if origin is dict:
+        return f"table of {_type(inner[1])}"
     if origin is tuple:
         if config.is_table(inner[0]):
             return "list of tables"

@@ -41,7 +41,7 @@ def _parts_of(
     path: Path, about: Mapping[str, Any], found: dict[str, np.ndarray]
 ) -> Iterator[RenderableType]:
     """What is shown of a result."""
-    final = found.pop("final")
+    ends = {name: found.pop(name) for name in tables.OF_END}
     # A run that was cut short may have begun to write another round.
     listed = found["rounds"]["round"]
     found = {name: rows[np.isin(rows["round"], listed)] for name, rows in found.items()}
@@ -55,7 +55,12 @@ def _parts_of(
     for title, part in (
         ("accuracy", _accuracies(rounds, about.get("best_round"))),
         ("the model by the share that devices hold", _variants(found)),
-        ("every client after the last round, on its test shard", _final(final)),
+        ("every client after the last round, on its test shard", _final(ends["final"])),
+        ("new clients over epochs of training", _newcomers(ends["newcomers"])),
+        (
+            "models without the channels that clients' selections leave out",
+            _slices(ends["slices"], about),
+        ),
         ("a client's bytes, mean over those that took part", _bytes(found)),
         ("bytes of a rank's buffers, mean over the rounds", _buffers(found)),
         (f"{unit} by phase, {_span(rounds)}", seconds),
@@ -244,6 +249,49 @@ def _final(rows: np.ndarray) -> RenderableType | None:
         if len(some):
             table.add_row(text, *cells)
     return table
+
+
+def _newcomers(rows: np.ndarray) -> RenderableType | None:
+    """Newcomers' mean accuracy after each epoch, from what they have and from scratch."""
+    if not len(rows):
+        return None
+    table = grid("epochs", "from what they have", "from scratch", "ratio")
+    epochs = np.unique(rows["epoch"])
+    for epoch in epochs[np.unique(np.linspace(0, len(epochs) - 1, TREND).round().astype(int))]:
+        some = rows[rows["epoch"] == epoch]
+        both = [some["accuracy"][some["start"] == start] for start in (b"model", b"scratch")]
+        known = [values[np.isfinite(values)] for values in both]
+        cells = [number(values.mean()) if len(values) else "-" for values in known]
+        ratio = "-"
+        if all(map(len, known)) and known[1].mean():
+            ratio = f"{known[0].mean() / known[1].mean():.2f}"
+        table.add_row(str(epoch), *cells, ratio)
+    remark = f"mean over {_several(len(np.unique(rows['client'])), 'newcomer')}; ratio: of the two"
+    return Group(table, Text(remark, "dim"))
+
+
+def _slices(rows: np.ndarray, about: Mapping[str, Any]) -> RenderableType | None:
+    """Whole and sliced models, mean over the clients but newcomers."""
+    rows = rows[~rows["newcomer"]]
+    if not len(rows):
+        return None
+    batch, threads = int(rows["batch"][0]), int(about.get("threads_per_rank", 1))
+    table = grid("", "accuracy", "tuned", "MFLOP", "ms, one sample", f"ms, batch of {batch}")
+    for name, prefix in (("whole", "whole_"), ("sliced", "")):
+        accuracies = [rows[f"{prefix}accuracy"], rows["tuned"] if not prefix else rows[:0]["tuned"]]
+        known = [values[np.isfinite(values)] for values in accuracies]
+        cells = [number(values.mean()) if len(values) else "-" for values in known]
+        cells.append(f"{rows[f'{prefix}flops'].mean() / 1e6:.3g}")
+        for column in ("seconds", "batch_seconds"):
+            cells.append(f"{1e3 * rows[f'{prefix}{column}'].mean():.3g}")
+        table.add_row(name, *cells)
+    saved = 1 - rows["flops"].sum() / rows["whole_flops"].sum()
+    remark = (
+        f"mean over {_several(len(rows), 'client')}: {saved:.1%} of the FLOPs saved, "
+        f"{rows['channels'].mean():.1%} of the encoder's channels kept; seconds of inference with "
+        f"{_several(threads, 'thread')}"
+    )
+    return Group(table, Text(remark, "dim"))
 
 
 def _bytes(found: Mapping[str, np.ndarray]) -> RenderableType:

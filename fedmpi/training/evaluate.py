@@ -7,8 +7,9 @@ All of it is off the clock. Who measures may look at models of server and client
 meet only in messages binds methods.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,12 +21,24 @@ from fedmpi.config import Settings
 from fedmpi.data import Dataset
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.wire import Wire
-from fedmpi.training import probe
+from fedmpi.networks.slicing import Channels
+from fedmpi.training import inference, probe
 from fedmpi.training.probe import Variant
 from fedmpi.training.train import Part, Trainer
 
-FINAL = np.dtype([("client", "i8"), ("accuracy", "f8"), ("tuned", "f8")])
-"""What a rank finds out about each client that it hosts after the last round."""
+ENDS = {
+    "final": np.dtype([("client", "i8"), ("accuracy", "f8"), ("tuned", "f8")]),
+    "slices": np.dtype(
+        [
+            ("client", "i8"),
+            *((name, "f8") for name in ("channels", "whole_accuracy", "accuracy", "tuned")),
+            *((name, "f8") for name in ("whole_flops", "flops", "whole_seconds", "seconds")),
+            *((name, "f8") for name in ("whole_batch_seconds", "batch_seconds")),
+        ]
+    ),
+    "newcomers": np.dtype([("client", "i8"), ("start", "S8"), ("epoch", "i8"), ("accuracy", "f8")]),
+}
+"""What a rank finds out about the clients that it hosts after the last round, by table."""
 SHARD = np.dtype([("client", "i8"), ("accuracy", "f8")])
 """What a rank knows of each client that it hosts, whether or not it took part."""
 
@@ -33,14 +46,20 @@ Personal = Callable[[int], Tensor | None]
 """A client's whole local model [n], where the server alone has it: `Server.personal`."""
 Deployed = Callable[[int, Tensor], Tensor]
 """What a client has once it knows the server's w [n]: `Clients.deployed`."""
-Owned = Callable[[int, int, Tensor], Tensor]
-"""Round, client, the server's w [n] -> what the client then has: `Clients.owned`."""
-Tune = Callable[[int, Sequence[int], Tensor], Tensor]
-"""Round, clients, their models [C, n] -> the models after more training: `Clients.tune`."""
-
-
 Variants = Callable[[int], Sequence[Variant]]
 """The variants after a round, the largest share first: `Server.variants`."""
+
+
+class Owners(Protocol):
+    """What a rank's clients are asked for after the last round: see `methods.fedavg.Clients`."""
+
+    def owned(self, t: int, client: int, w: Tensor) -> Tensor: ...
+
+    def tune(
+        self, t: int, clients: Sequence[int], models: Tensor, gone: Tensor | None = None
+    ) -> Tensor: ...
+
+    def keep(self, t: int, client: int, w: Tensor) -> tuple[Channels, Tensor]: ...
 
 
 @dataclass
@@ -138,7 +157,7 @@ class Evaluation:
 
     def evaluate_locals(
         self, wave: Wave, personal: Personal | None, wire: Wire, clock: Clock
-    ) -> None:
+    ) -> list[tuple[int, Tensor]]:
         """Measures the wave's local models on their clients' test shards.
 
         Args:
@@ -146,6 +165,9 @@ class Evaluation:
             personal: gives the local models that the server alone has whole; None off the root.
             wire: to the other ranks, who wait.
             clock: of this one.
+
+        Returns:
+            The clients whose models [n] are on this rank, and the models.
         """
         with clock(Phase.EVALUATE):
             whole, self.kept = self.kept, []
@@ -154,6 +176,7 @@ class Evaluation:
                 whole += [(client, w) for client, w in theirs if w is not None]
             self.personal |= self._on_shards(whole)
         wire.settle()
+        return whole
 
     def evaluate_deployed(
         self,
@@ -176,7 +199,7 @@ class Evaluation:
         """
         if deployed is None:
             return None
-        w = self._published(w, wire)
+        w = self.published(w, wire)
         rows: list[tuple[int, float]] = []
         with clock(Phase.EVALUATE):
             # Not all at once: that would be a whole model for each client of the rank.
@@ -191,41 +214,122 @@ class Evaluation:
         return Verdict(np.nan, np.nan, report["accuracy"])
 
     def final(
-        self,
-        t: int,
-        w: Tensor | None,
-        owned: Owned,
-        tune: Tune,
-        placement: Placement,
-        wire: Wire,
-    ) -> np.ndarray | None:
-        """Accuracies of what every client has after the last round, on the root; None elsewhere.
+        self, t: int, w: Tensor | None, owners: Owners, placement: Placement, wire: Wire
+    ) -> dict[str, np.ndarray]:
+        """Measurements of what every client has after the last round; empty off the root.
 
         Args:
             t: the last round.
             w: the server's model [n], on the root.
-            owned: makes a client's model of it.
-            tune: trains clients' models further; called only if the settings say so.
+            owners: the clients, who make models of it, and train or slice them if the settings say
+                so.
             placement: of the clients on the ranks.
             wire: to the other ranks.
 
         Returns:
-            `FINAL`, by client.
+            `ENDS` by table, ordered by client.
         """
-        w, rows = self._published(w, wire), list[tuple[int, float, float]]()
+        w, way = self.published(w, wire), self.settings.evaluate.final
         passes = self.settings.evaluate.final_epochs
+        found: dict[str, list[tuple[Any, ...]]] = {name: [] for name in ENDS}
         for clients in self.trainer.chunks(t, placement.hosted(wire.rank), passes):
-            models = torch.stack([owned(t, client, w) for client in clients])
-            found = self._on_shards(list(zip(clients, models, strict=True)))
+            models = torch.stack([owners.owned(t, client, w) for client in clients])
+            known = self._on_shards(list(zip(clients, models, strict=True)))
             tuned = dict.fromkeys(clients, np.nan)
-            if self.settings.evaluate.final == "tune":
-                models = tune(t, clients, models).clone()
-                tuned = self._on_shards(list(zip(clients, models, strict=True)))
-            rows += [(client, found[client], tuned[client]) for client in clients]
-        reports = wire.report(np.array(rows, FINAL))
-        return np.sort(np.concatenate(reports), order="client") if wire.is_root else None
+            if way == "slice":
+                found["slices"] += self._slices(t, clients, models, known, owners)
+            if way == "tune":
+                after = owners.tune(t, clients, models).clone()
+                tuned = self._on_shards(list(zip(clients, after, strict=True)))
+                found["newcomers"] += self._adapted(t, clients, known)
+            found["final"] += [(client, known[client], tuned[client]) for client in clients]
+        tables = {}
+        for name, kind in ENDS.items():
+            reports = wire.report(np.array(found[name], kind))
+            if wire.is_root:
+                tables[name] = np.concatenate(reports)
+                tables[name] = tables[name][np.argsort(tables[name]["client"], kind="stable")]
+        return tables
 
-    def _published(self, w: Tensor | None, wire: Wire) -> Tensor:
+    def _adapted(
+        self, t: int, clients: Sequence[int], known: Mapping[int, float]
+    ) -> list[tuple[int, str, int, float]]:
+        """Accuracies of the newcomers among a chunk of clients after each epoch of training.
+
+        The models that they have are tuned already (`trainer.passed`); then they train from the
+        initial model, all of it, in the same batches and at the same rate.
+
+        Args:
+            t: the last round.
+            clients: the chunk.
+            known: accuracies of the models that they have, by client.
+
+        Returns:
+            Rows of the table `newcomers`.
+        """
+        new = [client for client in clients if client in self.population.newcomers]
+        if not new:
+            return []
+        trainer, passes = self.trainer, self.settings.evaluate.final_epochs
+        initial = trainer.flat.initial.to(trainer.device)
+        begun = {"model": (known, trainer.passed)}
+        trainer.tune(t, new, initial, passes, watched=new)
+        first = self._on_shards([(client, initial) for client in new])
+        begun["scratch"] = (first, trainer.passed)
+        rows = []
+        for start, (accuracies, passed) in begun.items():
+            rows += [(client, start, 0, accuracies[client]) for client in new]
+            for epoch in range(passes):
+                models = [(client, passed[client][epoch]) for client in new]
+                found = self._on_shards(models)
+                rows += [(client, start, epoch + 1, found[client]) for client in new]
+        return rows
+
+    def _slices(
+        self,
+        t: int,
+        clients: Sequence[int],
+        models: Tensor,
+        known: Mapping[int, float],
+        owners: Owners,
+    ) -> list[tuple[float, ...]]:
+        """What becomes of the models [C, n] of a chunk of clients if they are sliced.
+
+        Args:
+            t: the last round.
+            clients: the chunk.
+            models: theirs.
+            known: their accuracies, by client.
+            owners: say which channels stay, and train what is left.
+
+        Returns:
+            Rows of the table `slices`.
+        """
+        kept = [owners.keep(t, *pair) for pair in zip(clients, models, strict=True)]
+        masks = [
+            channels.masked(torch.ones_like(model), chosen)
+            for model, (channels, chosen) in zip(models, kept, strict=True)
+        ]
+        left = torch.stack(masks)
+        tuned = owners.tune(t, clients, models * left, left == 0).clone()
+        flat, shape = self.trainer.flat, tuple(self.test_x.shape[1:])
+        some = torch.arange(self.settings.batch) % len(self.test_x)
+        batch = self.test_x[some.to(self.test_x.device)].cpu()
+        rows = []
+        for place, client in enumerate(clients):
+            x, y = (part.cpu() for part in self.shard(client))
+            channels, chosen = kept[place]
+            about = channels, chosen, shape
+            slice = inference.Slice(flat, models[place], *about)
+            after = inference.Slice(flat, tuned[place], *about)
+            accuracies = [inference.accuracy(each.small, x, y) for each in (slice, after)]
+            share = len(chosen) / channels.count
+            seconds = slice.seconds(batch[:1]), slice.seconds(batch)
+            numbers = (share, known[client], *accuracies, *slice.flops())
+            rows.append((client, *numbers, *seconds[0], *seconds[1]))
+        return rows
+
+    def published(self, w: Tensor | None, wire: Wire) -> Tensor:
         """The root's model [n], on every rank."""
         size, device = self.trainer.flat.size, self.trainer.device
         published = np.empty(size, "f4") if w is None else w.cpu().numpy()

@@ -156,9 +156,17 @@ def gradient(trainer: Trainer, client: int, w: Tensor, positions: np.ndarray) ->
     Returns:
         [n], valid until the trainer's network is used again.
     """
+    return loss(trainer, client, w, torch.from_numpy(positions))[1]
+
+
+def loss(trainer: Trainer, client: int, w: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean loss at w [n] on some training samples of a client, a scalar, and its gradient.
+
+    Arguments and gradient are as in `gradient`.
+    """
     trainer.rows.w[0] = w
     trainer.recall([client], trainer.rows)
     trainer.rows.train_mode(False)
-    x, y = trainer.feed.take(torch.from_numpy(positions))
-    trainer.rows.losses([x], [y], ())
-    return trainer.rows.head(1)[1][0]
+    x, y = trainer.feed.take(positions)
+    found = trainer.rows.losses([x], [y], ())[0][0]
+    return found, trainer.rows.head(1)[1][0]

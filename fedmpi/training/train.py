@@ -4,7 +4,7 @@ On a CPU clients train one after the other, because the caches like it; on a GPU
 its memory holds. The settings `device` and `rows` decide, and nothing outside of this module knows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
@@ -95,6 +95,7 @@ class Trainer:
         at: steps that those at work have behind them, for methods whose steps differ.
         planned: steps of each of them in all.
         tuned: local statistics of the models that clients have tuned this round.
+        passed: models of watched clients after each pass of the last call of `tune`, by client.
         stores: by name, everything that this rank keeps for its clients from round to round.
         pending: those of them that depend on whether uploads arrive.
         statistics: the clients' local statistics: one of the stores, if statistics are local.
@@ -152,6 +153,7 @@ class Trainer:
         self.losses: dict[int, tuple[Tensor, int]] = {}
         self.seconds: dict[int, float] = {}
         self.tuned: dict[int, Tensor] = {}
+        self.passed: dict[int, list[Tensor]] = {}
 
     def descent_of(self, flat: Flat, count: int) -> Descent:
         """`count` models of a shape, the whole network's or a part's, and what moves them."""
@@ -277,6 +279,7 @@ class Trainer:
         start: Tensor,
         passes: int,
         hooks: Hooks = PLAIN,
+        watched: Collection[int] = (),
     ) -> Tensor:
         """Models of their own for clients that have trained: so many passes from `start`.
 
@@ -284,9 +287,29 @@ class Trainer:
         Where statistics are local, these models' go on from the clients', which stay as they are,
         and `probe.correct` uses them until the round is over.
 
+        Args:
+            t: the round, whose learning rate and batches are used.
+            clients: those with most steps first.
+            start: their models, [n] or [C, n].
+            passes: over each client's samples.
+            hooks: what the method changes in their steps.
+            watched: clients whose models after each pass are kept in `passed`.
+
         Returns:
             The models, [C, n], until the next call for the same network.
         """
+        each = {c: self.population.steps(t, c, 1) for c in clients if c in watched}
+        self.passed = {client: [] for client in each}
+        before = hooks.follow
+
+        def follow(busy: Sequence[int], w: Tensor, rate: float | Tensor) -> None:
+            if before is not None:
+                before(busy, w, rate)
+            for row, client in enumerate(busy):
+                if client in each and (self.at + 1) % each[client] == 0:
+                    self.passed[client].append(w[row].clone())
+
+        hooks = replace(hooks, follow=follow) if each else hooks
         rows = self._descend(t, clients, start, hooks, None, passes)
         for row, client in enumerate(clients if self.keeps_statistics else ()):
             self.tuned[client] = rows.local_stats[row].clone()

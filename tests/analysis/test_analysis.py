@@ -16,7 +16,19 @@ import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
 
-from analysis import along, compare, frames, groups, panels, targets, terminal, tradeoff, trajectory
+from analysis import (
+    along,
+    compare,
+    frames,
+    groups,
+    newcomers,
+    panels,
+    slices,
+    targets,
+    terminal,
+    tradeoff,
+    trajectory,
+)
 from fedmpi import config
 from fedmpi.results import tables
 from tests.recorded import appearances, fleet, rounds, run, settings, simulated, write
@@ -468,6 +480,8 @@ def test_a_long_legend_takes_no_room_from_a_panel(lines: int) -> None:
         (trajectory.main, []),
         (targets.main, ["--target", "0.5"]),
         (along.main, ["--setting", "lr"]),
+        (newcomers.main, []),
+        (slices.main, []),
     ],
 )
 def test_bad_input_is_an_error_that_says_so(command: Any, words: list[str], tmp_path: Path) -> None:

@@ -437,3 +437,25 @@ def test_clusters_of_another_batch_are_refused() -> None:
     wrong = Block(WHAT, 60, Coding.CODES, np.full(60, 3, "u1"), None, 2, Scale(0.0, 1.0))
     with pytest.raises(WireError, match="code 3 of a codebook of 3"):
         quantized.clustered([blocks[0], wrong], (20, 6), 3, 1)
+
+
+@pytest.mark.parametrize("bits", [2, 5, 12])
+def test_the_expected_error_is_that_of_many_draws(bits: int) -> None:
+    """By numpy, and by the mean over draws, within five standard errors."""
+    g = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
+    sizes, wanted = g.abs().numpy(), 0.0
+    for row in sizes.astype(float):
+        step = (row.max() - row.min()) / (2**bits - 2)
+        up = (row - row.min()) / step % 1
+        wanted += float((up * (1 - up)).sum()) * step**2
+    found = quantized.expected_error(g, bits)
+    assert found == pytest.approx(wanted, rel=1e-2 if bits == 12 else 1e-3)
+    draws = torch.from_numpy(np.random.default_rng(1).random((400, 3, 40)))
+    errors = [float((quantized.unbiased(g, bits, d) - g).square().sum()) for d in draws]
+    assert abs(np.mean(errors) - found) < 5 * np.std(errors) / 20
+    assert quantized.expected_error(torch.ones(7), bits) == 0
+    assert np.isnan(quantized.expected_error(torch.tensor([1.0, np.inf]), bits))
+
+
+def test_floats_have_no_error() -> None:
+    assert quantized.expected_error(torch.randn(5), 32) == 0

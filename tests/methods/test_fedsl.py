@@ -68,9 +68,11 @@ def rounded(g: Tensor, bits: int, draws: np.ndarray) -> Tensor:
     return torch.from_numpy((low + step * (below + up)) * np.sign(g.numpy())).float()
 
 
-def masked(found: Engine, w: Tensor, g: Tensor) -> Tensor:
-    """The mask of a front [f] that has the weights w and had the gradient g; of (g w)^2."""
-    method, worth = found.settings.method, (g * w).double().square()
+def masked(found: Engine, w: Tensor, square: Tensor | None) -> Tensor:
+    """The mask of a front [f] that has the weights w and had the mean g^2; by magnitude if None."""
+    method, worth = found.settings.method, w.double().square()
+    if square is not None:
+        worth *= square
     if method.structured == "weights":
         sizes = [64 * 12, 12, 12 * 8, 8][: 4 if method.cut == "hidden2" else 2]
         is_bias = torch.cat([torch.full((n,), i % 2 == 1) for i, n in enumerate(sizes)])
@@ -92,7 +94,7 @@ def rounds(found: Engine) -> Iterator[Tensor]:
     size = len(vector(network(found, found.flat.initial)[:stages]))
     w = found.flat.initial.clone()
     own: dict[int, Tensor] = {}
-    last: dict[int, Tensor] = {}
+    squares: dict[int, Tensor] = {}
     masks: dict[int, Tensor] = {}
     for t in range(settings.rounds):
         clients = found.population.sample(t)
@@ -101,9 +103,10 @@ def rounds(found: Engine) -> Iterator[Tensor]:
         for client in clients:
             front = w[:size].clone() if t % method.interval == 0 else own[client].clone()
             back = w[size:].clone()
-            if t % method.prune_every == 0 and client in last:
-                masks[client] = masked(found, front, last[client])
-            mask = masks.get(client, torch.ones(size))
+            is_known = client in squares or method.first == "magnitude"
+            if t % method.prune_every == 0 and is_known:
+                masks[client] = masked(found, front, squares.get(client))
+            mask, mean = masks.get(client, torch.ones(size)), squares.get(client)
             for step, some in enumerate(plain.positions(found, t, client)):
                 module = network(found, torch.cat([front * mask, back]))
                 a = module[:stages](found.trainer.feed.x[some])
@@ -115,6 +118,8 @@ def rounds(found: Engine) -> Iterator[Tensor]:
                 each = torch.autograd.grad(loss, parameters)
                 ours = each[: 2 * stages]
                 g = torch.cat([piece.reshape(-1) for piece in ours])
+                beta, square = method.smoothing, g.double().square()
+                mean = square if mean is None else beta * mean + (1 - beta) * square
                 random = stream(settings.seed, Purpose.ROUNDING, t, client, step)
                 draws = np.split(random.random(size), np.cumsum([o.numel() for o in ours])[:-1])
                 pairs = zip(ours, draws, strict=True)
@@ -122,9 +127,10 @@ def rounds(found: Engine) -> Iterator[Tensor]:
                 front = front - settings.lr * mask * q
                 theirs = torch.cat([piece.reshape(-1) for piece in each[2 * stages :]])
                 back = back - settings.lr * theirs
-            if method.structured == "channels" and client in last:
-                g = torch.where(mask > 0, g, last[client])
-            own[client], last[client] = front, g
+            if method.structured == "channels":
+                usual = mean[mask > 0].mean()
+                mean = torch.where(mask > 0, mean, squares.get(client, usual))
+            own[client], squares[client] = front, mean
             backs.append(back)
         w = torch.cat([w[:size], (sizes / sizes.sum()) @ torch.stack(backs)])
         if (t + 1) % method.interval == 0 or t + 1 == settings.rounds:
@@ -148,6 +154,8 @@ def rounds(found: Engine) -> Iterator[Tensor]:
         (*CHANNELS, "method.bits=32"),
         (*CHANNELS, "method.interval=2", "method.bits=4", "participation=0.6"),
         ("method.cut=hidden2", "method.pruning=0.5", "method.bits=2"),
+        ("method.first=nothing", "method.smoothing=0.0"),
+        (*CHANNELS, "method.first=nothing", "method.smoothing=0.5", "method.interval=2"),
     ],
     ids=" ".join,
 )
@@ -177,8 +185,7 @@ def history(found: Engine) -> list[dict[int, Tensor]]:
 def test_pruned_weights_come_back() -> None:
     found = engine("rounds=6", "method.pruning=0.5", "lr=0.3")
     masks = history(found)
-    assert all((mask == 1).all() for mask in masks[0].values()), "nothing is known yet"
-    for of_round in masks[1:]:
+    for of_round in masks:
         for mask in of_round.values():
             assert int(mask[: 64 * 12].sum()) == 64 * 6
             assert (mask[64 * 12 :] == 1).all(), "biases stay"
@@ -189,13 +196,14 @@ def test_pruned_weights_come_back() -> None:
 def test_channels_come_back() -> None:
     found = engine(*CHANNELS, "rounds=10", "lr=0.3")
     masks = [torch.stack(list(each.values()))[:, 64 * 12 : 65 * 12] for each in history(found)]
-    assert all((mask.sum(1) == 6).all() for mask in masks[1:])
+    assert all((mask.sum(1) == 6).all() for mask in masks)
     assert any((other > one).any() for one, other in pairwise(masks[1:]))
 
 
 def test_what_is_pruned_keeps_its_value_and_changes_nothing() -> None:
     """In a round where all prune alike: with one client, and the same masks for two rounds."""
-    found = engine("clients=1", "rounds=4", "method.prune_every=2", "method.pruning=0.5")
+    words = ("method.prune_every=2", "method.pruning=0.5", "method.first=nothing")
+    found = engine("clients=1", "rounds=4", *words)
     before = found.server.w.clone()
     for t, _ in enumerate(play(found)):
         mask = found.clients.memory.mask(0)
@@ -237,23 +245,24 @@ def test_a_mean_is_over_those_who_keep_a_value(as_zero: str) -> None:
 def test_devices_say_how_much_they_keep() -> None:
     tiers = "devices.tiers=[{name='a',share=0.4},{name='b',share=0.6,keep=0.25}]"
     found = engine(tiers, "rounds=3")
-    for t, masks in enumerate(history(found)):
+    for masks in history(found):
         for client, mask in masks.items():
             keep = found.fleet.tier(client).keep or 1.0
-            assert int(mask[: 64 * 12].sum()) == (64 * 12 * keep if t else 64 * 12)
+            assert int(mask[: 64 * 12].sum()) == 64 * 12 * keep
 
 
 @pytest.mark.parametrize("words", [("method.pruning=0.75",), CHANNELS], ids=["weights", "channels"])
-def test_flops_fall_once_something_is_known(words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("first", ["magnitude", "nothing"])
+def test_flops_fall_once_something_is_pruned(first: str, words: tuple[str, ...]) -> None:
     """By half of the channels in front and behind them, or by three quarters of the weights."""
-    found = run(small(NAME, *words, DEVICE, "rounds=3"))
+    found = run(small(NAME, *words, DEVICE, "rounds=3", f"method.first={first}"))
     dense = 64 * 12 + (12 * 8 if words is CHANNELS else 0)
     left = dense / 2 if words is CHANNELS else dense / 4
     for row in found.tables["clients"]:
-        each = left if row["round"] else dense
+        each = left if row["round"] or first == "magnitude" else dense
         assert row["flops"] == pytest.approx(3 * 2 * each * row["samples"] * 2)
     meter, clients = found.engine.meter, found.engine.clients
-    whole = Burden(clients.held, 1, 16)
+    whole = Burden(clients.held, 1, 16, bits=8)
     assert meter.memory(clients.burden(2, 0)) < meter.memory(whole)
     served = found.tables["rounds"]["server_flops"]
     assert len(set(served.tolist())) == 1, "whatever fronts are left, the server has as much to do"
@@ -364,13 +373,16 @@ def test_what_is_refused() -> None:
     channels = "method.structured=channels"
     refused((channels,), r"method\.cut = 'hidden1': wanted .* there are: hidden2")
     refused((channels, "model.hidden=[9]"), "there are: none")
-    for word in (channels, "method.prune_every=2", "method.count_pruned_as_zero=true"):
+    idle = ("prune_every=2", "count_pruned_as_zero=true", "first=nothing", "smoothing=0.5")
+    for word in (channels, *(f"method.{one}" for one in idle)):
         refused((word, "method.pruning=0.0"), "where nothing is pruned")
     for word in ("bits=17", "bits=1", "pruning=1.0", "dropout=1.0", "interval=0"):
         refused((f"method.{word}",), f"method.{word.partition('=')[0]}")
     refused(("aggregation.rule=median",), "whole updates")
     tiers = "devices.tiers=[{gflops=1.0,keep=0.5}]"
     refused(("method.pruning=0.7", tiers), r"method\.pruning = 0\.7: .* `keep`, which say it, too")
+    tiers = "devices.tiers=[{gflops=1.0,bits=4}]"
+    refused(("method.bits=16", tiers), r"method\.bits = 16: .* `bits`, which say it, too")
 
 
 @pytest.mark.parametrize("words", [(), ("method.tail=head", "model.hidden=[12,8,6]")], ids=str)

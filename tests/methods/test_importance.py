@@ -137,7 +137,7 @@ def test_what_was_cut_out_is_remembered_by_its_last_gradient(kind: str) -> None:
     """A channel has none while it is not there; a weight has one all the time."""
     flat = front_of("mlp")
     pruner = Weights(flat, CPU) if kind == "weights" else Channels(flat, CPU, SHAPE)
-    memory = Memory(pruner, flat.size, flat.size, Stores(State()))
+    memory = Memory(pruner, flat.size, flat.size, Stores(State()), by_magnitude=False)
     gradients = [random(flat.size, seed) for seed in range(2)]
     for g in gradients:
         memory.release()
@@ -147,8 +147,50 @@ def test_what_was_cut_out_is_remembered_by_its_last_gradient(kind: str) -> None:
     mask = memory.mask(7)
     assert 0 < int(mask.sum()) < flat.size
     old = (mask == 0) & (torch.tensor(kind == "channels"))
-    assert torch.equal(memory.gradients[7], torch.where(old, *gradients))
+    wanted = torch.where(old, *(g.square() for g in gradients))
+    assert torch.equal(memory.squares[7], wanted)
     assert torch.equal(memory.own[7], flat.initial)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.75])
+def test_squares_are_a_running_mean_over_steps_and_rounds(smoothing: float) -> None:
+    """By numpy: the first step is taken as it is, later ones by their share; nothing is cut."""
+    flat = front_of("mlp")
+    memory = Memory(Weights(flat, CPU), flat.size, flat.size, Stores(State()), smoothing)
+    wanted = None
+    for t in range(3):
+        memory.release()
+        memory.begin(7, flat.initial, 0.5)
+        for step in range(2):
+            g = random(flat.size, 2 * t + step)
+            memory.observe(7, g)
+            square = np.square(g.double().numpy())
+            wanted = square if wanted is None else smoothing * wanted + (1 - smoothing) * square
+        memory.end(7, flat.initial, True)
+    np.testing.assert_allclose(memory.squares[7], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["weights", "channels"])
+def test_without_a_gradient_the_smallest_are_pruned(kind: str) -> None:
+    """By magnitude, against a sort; and channels that were cut out so may come back."""
+    flat = front_of("mlp")
+    pruner = Weights(flat, CPU) if kind == "weights" else Channels(flat, CPU, SHAPE)
+    memory, w = Memory(pruner, flat.size, flat.size, Stores(State())), random(flat.size)
+    memory.begin(7, w, 0.5)
+    mask, worth, prunable = memory.mask(7), w.double().square(), flat.prunable()
+    if kind == "weights":
+        limit = worth[prunable].sort().values[int(prunable.sum()) // 2]
+        assert torch.equal(mask > 0, ~prunable | (worth >= limit))
+    else:
+        owners = Channels(flat, CPU, SHAPE).owners
+        each = torch.stack([worth[owners == c].sum() for c in range(12)])
+        assert torch.equal(memory.kept(7), each.argsort(descending=True)[:6].sort().values)
+    assert memory.taken(7) == pytest.approx(float(worth[mask == 0].sum()), rel=1e-9)
+    memory.observe(7, random(flat.size, 2) * (mask if kind == "channels" else 1))
+    memory.end(7, w, True)
+    assert (memory.squares[7] > 0).all(), "what is cut out has a chance, too"
+    again = Memory(pruner, flat.size, flat.size, Stores(State()), by_magnitude=False)
+    assert torch.equal(again.begin(7, w, 0.5), w)
 
 
 def test_of_equal_channels_the_first_are_kept() -> None:

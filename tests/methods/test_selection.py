@@ -37,7 +37,8 @@ def words(tmp_path: Path) -> tuple[str, ...]:
 
 
 def test_agents_are_told_once_and_tuned_in_the_first_rounds(words: tuple[str, ...]) -> None:
-    engine = Engine(small(*words, "participation=0.6", "rounds=5", "method.tuned=2"))
+    more = ("participation=0.6", "rounds=5", "method.tuned=2", "method.down=dense")
+    engine = Engine(small(*words, *more))
     told: set[int] = set()
     minds: dict[int, Tensor] = {}
     body = sum(parameter.numel() for parameter in agent.born(5).body.parameters())
@@ -142,7 +143,7 @@ def test_asking_changes_nothing(
     engine = Engine(small(*words, f"statistics={statistics}", "rounds=1"))
     engine.trainer.begin()
     clients = engine.clients
-    clients.receive(0, [1], engine.server.broadcast(0))
+    clients.hear(0, [1], engine.server.tell(0))
     clients.accept(0, 1, engine.server.send(0, 1))
     w = clients.work(0, [1])[0]
     before, local_stats = w.clone(), engine.trainer.rows.local_stats.clone()

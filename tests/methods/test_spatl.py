@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -12,11 +13,16 @@ from fedmpi.engine import Engine
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Message
 from fedmpi.methods.spatl.selection import Select
-from tests.plain import CNN, RNN, network, play, train, vector
-from tests.small import run, small, smooth, text
+from tests.plain import CNN, RNN, accuracy, network, play, train, vector
+from tests.results.test_final import on_shard, tuned
+from tests.small import alike, refusal, run, small, smooth, text
 
 FEW = ("participation=0.6", "rounds=5", "epochs=3", "lr_decay=0.9")
 NET = ("model.name=cnn", "model.channels=[8,12]", "model.kernel=3", "model.hidden=16")
+
+
+ENDS = ("final", "slices")
+"""Tables that differ by what is measured in the end."""
 
 
 def engine_of(*words: str) -> Engine:
@@ -215,12 +221,182 @@ def test_all_channels_in_the_first_round_are_fedpers() -> None:
         np.testing.assert_array_equal(*(f.tables["clients"][column] for f in (ours, theirs)))
 
 
+# ---- Ablations
+
+OFF = ("control=none", "method.predictor=shared", "method.sparsity=0.0")
+"""Without gradient control, without predictors of clients' own, and without selection."""
+
+
+@pytest.mark.parametrize("down", ["changes", "dense"])
+def test_without_all_of_its_parts_it_is_fedavg(down: str) -> None:
+    words = (*NET, *FEW, "momentum=0.5", "proximal=0.1")
+    ours = run(small("method.name=spatl", *OFF, f"method.down={down}", *words))
+    theirs = run(small("method.name=fedavg", *words))
+    np.testing.assert_allclose(ours.model, theirs.model, rtol=1e-4, atol=1e-6)
+    for column in ("accuracy", "validation", "shard_mean", "density"):
+        both = (found.tables["rounds"][column] for found in (ours, theirs))
+        np.testing.assert_allclose(*both, atol=0.02)
+
+
+def test_a_shared_predictor_always_travels_and_makes_the_model_global() -> None:
+    found = run(small("method.name=spatl", "method.predictor=shared", *NET, "rounds=3"))
+    clients, rounds = found.tables["clients"], found.tables["rounds"]
+    layers = [(8, 9 + 1), (12, 8 * 9 + 1), (16, 12 * 2 * 2 + 1)]  # channels, and values of one
+    values = sum(count // 2 * each for count, each in layers) + 16 * 10 + 10
+    assert set(clients["up_gradient"].tolist()) == {2 * 4 * values}
+    assert np.isfinite(rounds["accuracy"]).all()
+    x, y = found.engine.evaluation.test_x, found.engine.evaluation.test_y
+    wanted = accuracy(network(found.engine, torch.from_numpy(found.model)), x, y)
+    assert rounds["accuracy"][-1] == pytest.approx(wanted, abs=1e-6)
+    assert not found.engine.clients.variates.of(0)[-170:].eq(0).all(), "it has control variates"
+
+
+@pytest.mark.parametrize(
+    ("selection", "control", "predictor"),
+    [
+        ("uniform", "none", "own"),
+        ("l2", "niid", "shared"),
+        ("random", "mean", "shared"),
+        ("agent", "none", "shared"),
+        ("agent", "niid", "own"),
+    ],
+)
+def test_ablations_compose_with_every_selection(
+    selection: str, control: str, predictor: str
+) -> None:
+    """Both ways down lead to one model, which has moved, and which clients can slice."""
+    words = (f"method.selection={selection}", f"control={control}", "rounds=2", "epochs=1")
+    words += (f"method.predictor={predictor}", "participation=0.6", "method.saved=0.3", *NET)
+    ends = ("evaluate.final=slice", "evaluate.final_epochs=1")
+    one = run(small("method.name=spatl", *words, *ends))
+    other = run(small("method.name=spatl", *words, "method.down=dense"))
+    assert one.sha256 == other.sha256
+    assert np.isfinite(one.model).all()
+    assert (one.model != one.engine.flat.initial.numpy()).mean() > 0.2
+    rows = one.tables["slices"]
+    assert (1 - rows["flops"] / rows["whole_flops"] >= 0.3).all()
+
+
+def test_newcomers_train_all_of_a_shared_model() -> None:
+    engine = engine_of("method.predictor=shared", "newcomers=1", "evaluate.final=tune", "rounds=1")
+    list(play(engine))
+    clients, w = engine.clients, engine.server.w
+    assert torch.equal(clients.owned(0, 4, w), w)
+    (found,) = clients.tune(0, (4,), w.view(1, -1).clone())
+    assert (found != w).float().mean() > 0.9
+
+
+def test_only_a_global_model_has_a_proximal_term() -> None:
+    assert "wanted a method whose clients train the global model" in refusal(
+        "method.name=spatl", "proximal=0.1"
+    )
+    assert not refusal("method.name=spatl", "proximal=0.1", "method.predictor=shared")
+
+
+# ---- Slicing after training
+
+SLICE = ("evaluate.final=slice", "evaluate.final_epochs=2", "rounds=2", "lr=0.3")
+
+
+def flops_of(channels: list[int]) -> int:
+    """FLOPs of a sample's way through NET with so many channels of each layer, by hand.
+
+    Two convolutions of 3x3 over 8x8 and 4x4 pixels, each with a pooling behind it, and two linear
+    layers; a multiplication and an addition are two.
+    """
+    first, second, hidden = channels
+    convolutions = 8 * 8 * first * 9 + 4 * 4 * second * first * 9
+    return 2 * (convolutions + hidden * second * 2 * 2 + 10 * hidden)
+
+
+@pytest.mark.parametrize("salience", ["update", "weight"])
+def test_a_slice_is_the_masked_model_that_a_client_has(salience: str) -> None:
+    """By plain torch: masked by weights' norms, and trained with zeros at what is masked."""
+    words = (f"method.salience={salience}", "method.sparsity=0.75", "data.separation=8.0")
+    engine = engine_of(*NET, *SLICE, *words, "newcomers=1", "rounds=6", "epochs=4", "lr=0.2")
+    list(play(engine))
+    tables = engine.final()
+    rows, w, free = tables["slices"], engine.server.w, torch.ones(engine.flat.size)
+    assert rows["client"].tolist() == list(range(5))
+    assert rows["newcomer"].tolist() == [False] * 4 + [True]
+    np.testing.assert_array_equal(rows["whole_accuracy"], tables["final"]["accuracy"])
+    moved = 0
+    for row in rows:
+        client = int(row["client"])
+        model = engine.clients.owned(5, client, w)
+        kept = chosen_by_hand(engine, model, 0.75) | ~encoder(engine)
+        free = kept & ~encoder(engine) if row["newcomer"] else kept
+        after = tuned(engine, 5, client, model * kept, 2, free.float())
+        for column, one in (("accuracy", model * kept), ("tuned", after)):
+            assert row[column] == pytest.approx(on_shard(engine, client, one), abs=1e-6)
+        moved += row["tuned"] != row["accuracy"]
+        assert row["channels"] == 0.25
+        assert row["whole_flops"] == flops_of([8, 12, 16])
+        assert row["flops"] == flops_of([2, 3, 4])
+        for name in ("whole_seconds", "seconds", "whole_batch_seconds", "batch_seconds"):
+            assert row[name] > 0
+    assert moved and (rows["accuracy"] != rows["whole_accuracy"]).any()
+    assert set(rows["batch"].tolist()) == {16}
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "static"])
+def test_a_slice_of_a_network_with_norms_is_the_masked_one(norm: str) -> None:
+    words = ("model.name=resnet", "model.depth=8", f"model.norm={norm}", "epochs=1", "rounds=1")
+    engine = engine_of(*words, "method.sparsity=0.4", *SLICE[:2])
+    list(play(engine))
+    rows, clients = engine.final()["slices"], engine.clients
+    for row in rows[:2]:
+        client = int(row["client"])
+        model = clients.owned(0, client, engine.server.w)
+        channels, chosen = clients.keep(0, client, model)
+        masked = channels.masked(model, chosen)
+        (found,) = engine.evaluation._on_shards([(client, masked)]).values()
+        assert row["accuracy"] == pytest.approx(found)
+        assert row["flops"] < 0.8 * row["whole_flops"]
+
+
+def test_an_agents_slice_saves_what_it_is_to_save_and_teaches_it_nothing() -> None:
+    words = ("method.selection=agent", "method.saved=0.4", "participation=0.4", "method.tuned=1")
+    engine = engine_of(*NET, *SLICE, *words)
+    list(play(engine))
+    agents = engine.clients.select.agents
+    before = {client: mind.clone() for client, mind in agents.items()}
+    rows = engine.final()["slices"]
+    assert (1 - rows["flops"] / rows["whole_flops"] >= 0.4).all()
+    assert before.keys() == agents.keys() and len(agents) < 5, "some never took part"
+    assert all(torch.equal(agents[client], mind) for client, mind in before.items())
+
+
+@pytest.mark.parallel([1, 3])
+def test_any_ranks_slice_the_same() -> None:
+    settings = small("method.name=spatl", *NET, *SLICE, "participation=0.6")
+    found, wanted = run(settings, MPI.COMM_WORLD), run(settings)
+    if MPI.COMM_WORLD.rank == 0:
+        rows, others = (one.tables["slices"] for one in (found, wanted))
+        for column in rows.dtype.names:
+            if "seconds" not in column:
+                np.testing.assert_array_equal(rows[column], others[column])
+
+
+def test_slicing_changes_no_book() -> None:
+    words = ("method.name=spatl", *NET, "rounds=2")
+    alike(run(small(*words, *SLICE[:2])), run(small(*words, "evaluate.final=evaluate")), ENDS)
+
+
+def test_what_cannot_be_sliced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "found method.name = 'fedper'" in refusal("method.name=fedper", SLICE[0])
+    local = ("statistics=local", "model.name=resnet", "model.norm=batch")
+    assert "wanted statistics = 'averaged'" in refusal("method.name=spatl", SLICE[0], *local)
+    monkeypatch.setattr(synthetic, "load", text)
+    assert "found none" in refusal("method.name=spatl", SLICE[0], *RNN)
+
+
 # ---- Bytes
 
 
 def test_bytes_are_values_of_channels_and_a_list_of_them() -> None:
     """Two values for each parameter of a channel that is sent, and a bitmap; both parts down."""
-    found = run(small("method.name=spatl", *NET, "rounds=2"))
+    found = run(small("method.name=spatl", *NET, "rounds=2", "method.down=dense"))
     clients = found.tables["clients"]
     layers = [(8, 9 + 1), (12, 8 * 9 + 1), (16, 12 * 2 * 2 + 1)]  # channels, and values of one
     values = sum(count // 2 * each for count, each in layers)

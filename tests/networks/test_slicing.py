@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from fedmpi import loading, models
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.flops import forward
-from fedmpi.networks.slicing import Channels, Spread, sliced, trace
+from fedmpi.networks.slicing import Channels, Joined, Normed, Spread, sliced, trace
 from fedmpi.networks.topology import Topology
 from tests.small import sorts
 
@@ -114,6 +115,36 @@ def test_all_channels_are_the_whole_network(name: str) -> None:
     with torch.no_grad():
         wanted = flat.network(lively(flat)).train(False)(x)
         torch.testing.assert_close(network(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-4, 0.0), (1.0, 100.0)])
+def test_a_norm_of_some_channels_counts_the_others_as_zeros(scale: float, shift: float) -> None:
+    """By numpy, in float64: with all channels there, of which the missing ones are zero."""
+    random = np.random.default_rng(2)
+    norm = nn.GroupNorm(3, 12)
+    kept, x = np.array([0, 1, 3, 5, 8, 9, 10, 11]), shift + scale * random.normal(size=(4, 8, 5, 6))
+    with torch.no_grad():
+        for one in (norm.weight, norm.bias):
+            one.copy_(torch.from_numpy(random.normal(size=12)))
+        found = Normed(norm, torch.from_numpy(kept))(torch.from_numpy(x).float())
+    whole = np.zeros((4, 12, 5, 6))
+    whole[:, kept] = x.astype(np.float32)
+    groups = whole.reshape(4, 3, -1)
+    mean, variance = groups.mean(2)[..., None], groups.var(2)[..., None]
+    normed = ((groups - mean) / np.sqrt(variance + norm.eps)).reshape(whole.shape)
+    weight, bias = (one.detach().double().numpy() for one in (norm.weight, norm.bias))
+    wanted = normed * weight[:, None, None] + bias[:, None, None]
+    # A shift of 100 leaves float32 digits for a share of 1e-5 of it.
+    near = 1e-5 if not shift else 2e-4
+    np.testing.assert_allclose(found, wanted[:, kept], rtol=near, atol=near)
+
+
+def test_branches_with_other_channels_are_added_where_they_belong() -> None:
+    x = torch.randn(2, 6, 3, 3)
+    summed = Joined(torch.tensor([1, 4]))(x, 2 * x[:, :2])
+    wanted = x.numpy().copy()
+    wanted[:, [1, 4]] += 2 * x.numpy()[:, :2]
+    np.testing.assert_allclose(summed, wanted)
 
 
 def test_flops_of_a_chain_fall_with_both_ends_of_a_layer() -> None:

@@ -1,6 +1,7 @@
 """What is measured once after the last round: of every client, and of those that are new then."""
 
 from collections.abc import Sequence
+from math import cos, pi
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_a_client_is_judged_by_the_share_that_its_device_holds(case: str) -> Non
     words = (f"method.name={case.split()[0]}", *VARIANTS[case], "rounds=3", *TUNE)
     engine = Engine(small(*words, "lr=0.3", "data.separation=4.0"))
     list(play(engine))
-    rows, variants = engine.final(), engine.server.variants(2)
+    rows, variants = engine.final()["final"], engine.server.variants(2)
     assert len(variants) == 2
     widths = getattr(engine.clients, "widths", engine.clients)
     shares = widths.rates if hasattr(widths, "rates") else widths.shares
@@ -98,7 +99,7 @@ def test_a_client_is_judged_by_the_share_that_its_device_holds(case: str) -> Non
 def test_tuning_is_plain_training_from_the_last_model(words: Sequence[str]) -> None:
     engine = Engine(small("rounds=3", "lr=0.3", "data.separation=4.0", *TUNE, *words))
     list(play(engine))
-    w, rows = engine.server.w.clone(), engine.final()
+    w, rows = engine.server.w.clone(), engine.final()["final"]
     free = torch.ones(len(w))
     wanted = [tuned(engine, 2, client, w, 3, free) for client in range(5)]
     for client, model in enumerate(wanted):
@@ -168,6 +169,69 @@ def test_newcomers_train_their_own_part_alone(name: str) -> None:
     assert (found[~own] != w[~own]).float().mean() > 0.5
 
 
+@pytest.mark.parametrize("words", [(), ("schedule=restarts", "lr_min=0.01")], ids=str)
+@pytest.mark.parametrize("name", ["fedavg", "spatl", "ssfl"])
+def test_newcomers_are_measured_after_each_epoch(name: str, words: Sequence[str]) -> None:
+    """From what they have, of which some train a part; and all of it from the initial model."""
+    given = (f"method.name={name}", "rounds=2", *NEW, "lr=0.3", "data.separation=4.0", *words)
+    engine = Engine(small(*given))
+    list(play(engine))
+    tables = engine.final()
+    rows, clients, unlike = tables["newcomers"], engine.clients, 0
+    assert rows["client"].tolist() == [3] * 8 + [4] * 8
+    everything = torch.ones(engine.flat.size)
+    for client in (3, 4):
+        mine = rows[rows["client"] == client]
+        begun = {
+            b"model": clients.owned(engine.last, client, engine.server.w),
+            b"scratch": engine.flat.initial,
+        }
+        assert [row["start"] for row in mine] == [b"model"] * 4 + [b"scratch"] * 4
+        for start, w in begun.items():
+            some = mine[mine["start"] == start]
+            assert some["epoch"].tolist() == [0, 1, 2, 3]
+            free = everything
+            if start == b"model" and name == "spatl":
+                free = clients.private.float()
+            if start == b"model" and name == "ssfl":
+                free = 1 - ((w == 0) & engine.flat.prunable()).float()
+            for row in some:
+                model = w if not row["epoch"] else after(engine, client, w, row["epoch"], free)
+                assert row["accuracy"] == pytest.approx(on_shard(engine, client, model), abs=1e-6)
+            unlike += len(set(some["accuracy"].tolist()))
+        (final,) = tables["final"][tables["final"]["client"] == client]
+        from_model = mine[mine["start"] == b"model"]["accuracy"]
+        assert (final["accuracy"], final["tuned"]) == (from_model[0], from_model[-1])
+    assert unlike > 4
+
+
+def after(engine: Engine, client: int, w: Tensor, epochs: int, free: Tensor) -> Tensor:
+    """A newcomer's model [n] after the first epochs of three, at the rates of all three."""
+    settings, feed = engine.settings, engine.trainer.feed
+    each = -(-len(engine.population.shards[client]) // settings.batch)
+    for step, pick in enumerate(feed.picks(1, client, 3)):
+        if step == epochs * each:
+            break
+        rate, least = settings.lr, settings.lr_min
+        if settings.schedule == "restarts":
+            rate = least + (rate - least) * (1 + cos(pi * (step // each) / 3)) / 2
+        module = network(engine, w)
+        x, y = feed.take(pick.positions)
+        pieces = torch.autograd.grad(cross_entropy(module(x), y), list(module.parameters()))
+        w = vector(module) - rate * free * torch.cat([piece.reshape(-1) for piece in pieces])
+    return w
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_nobody_but_newcomers_is_watched(rows: int) -> None:
+    words = ("method.name=fedper", "rounds=1", f"rows={rows}")
+    found = run(small(*words, *NEW)).tables
+    assert set(found["newcomers"]["client"].tolist()) == {3, 4}
+    assert len(found["newcomers"]) == 2 * 2 * 4
+    assert not len(run(small(*words, *TUNE)).tables["newcomers"])
+    assert not len(found["slices"])
+
+
 def test_what_rests_rests_under_decay_and_momentum() -> None:
     words = ("weight_decay=0.1", "momentum=0.9")
     engine = Engine(small("method.name=fedper", "rounds=1", *NEW, *words))
@@ -186,7 +250,8 @@ def test_any_ranks_measure_the_same(name: str) -> None:
     settings = small(f"method.name={name}", *NEW, "participation=0.6", "rounds=2")
     found, wanted = run(settings, MPI.COMM_WORLD), run(settings)
     if MPI.COMM_WORLD.rank == 0:
-        np.testing.assert_array_equal(found.tables["final"], wanted.tables["final"])
+        for table in ("final", "newcomers"):
+            np.testing.assert_array_equal(found.tables[table], wanted.tables[table])
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedper"])
@@ -212,4 +277,4 @@ def test_a_run_that_a_budget_ends_is_measured_as_a_short_one() -> None:
 def test_what_is_refused() -> None:
     assert "newcomers = 5: wanted less than clients = 5" in refusal("newcomers=5", *TUNE)
     assert "newcomers = 1: wanted evaluate.final" in refusal("newcomers=1")
-    assert "wanted evaluate.final = 'tune'" in refusal("evaluate.final_epochs=7")
+    assert "wanted evaluate.final = 'tune' or 'slice'" in refusal("evaluate.final_epochs=7")

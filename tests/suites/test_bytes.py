@@ -459,13 +459,15 @@ def tailed(found: Run, t: int, client: int) -> Bytes:
 def fedsl(found: Run, t: int, client: int) -> Bytes:
     """Survivors at the cut both ways; fronts only as intervals begin and end, or the run.
 
-    Nothing is pruned before a client has made a step in an earlier round.
+    With `first = nothing` that is so before a client has made a step in an earlier round.
     """
     settings = found.engine.settings
     method, here = settings.method, [client in found.engine.population.sample(s) for s in range(3)]
     is_narrow = method.structured == "channels"
     cut = LAYERS[2 if is_narrow else 1]
-    turns = [s for s in range(t + 1) if here[s] and any(here[:s]) and s % method.prune_every == 0]
+    turns = [s for s in range(t + 1) if here[s] and s % method.prune_every == 0]
+    if method.first == "nothing":
+        turns = [s for s in turns if any(here[:s])]
     weights, others = SHAPES[0] if not is_narrow else np.sum(SHAPES[:2], 0).tolist()
     kept, mask = weights, []
     if turns and method.pruning:
@@ -637,7 +639,7 @@ CASES = [
     case(powersgd, "powersgd", "method.rank=1"),
     case(local, "local"),
     *(case(front, name) for name in ("fedper", "fedrep")),
-    case(spatl, "spatl"),
+    case(spatl, "spatl", "method.down=dense"),
     case(ssfl, "ssfl", "method.sparsity=0.75"),
     case(half, "staticmask"),
     case(clientmask, "clientmask"),
@@ -654,6 +656,7 @@ CASES = [
     case(headed, "cse-fsl", "method.every=2"),
     case(fedsl, "fedsl"),
     case(fedsl, "fedsl", "method.interval=2", "method.pruning=0.9", "method.prune_every=2"),
+    case(fedsl, "fedsl", "method.first=nothing", "method.prune_every=2"),
     case(fedsl, "fedsl", "method.interval=4", "method.pruning=0.0", "method.dropout=0.0"),
     case(fedsl, "fedsl", "method.cut=hidden2", "method.structured=channels", "method.pruning=0.5"),
     case(sgcfl, "sgcfl"),

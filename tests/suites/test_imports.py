@@ -29,6 +29,7 @@ LAW = {
     "inputs": (0, "numpy"),
     "streams": (0, "numpy"),
     "units": (0, ""),
+    "turns": (0, ""),
     "provenance": (0, ""),
     "config": (1, "pydantic"),
     "words": (2, ""),

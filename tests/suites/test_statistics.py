@@ -143,7 +143,7 @@ def test_a_tuned_model_is_judged_with_its_own_statistics(statistics: str) -> Non
         state = engine.flat.network(engine.server.w.clone()).state_dict()
         shared.load_state_dict(state, strict=False)
         last = t
-    rows = engine.final()
+    rows = engine.final()["final"]
     for client in own:
         module = copy.deepcopy(own[client] if is_local else shared)
         module.load_state_dict(dict(shared.named_parameters()), strict=False)

@@ -231,6 +231,7 @@ def test_describe_tables_inside_of_tables() -> None:
         ("[[devices.tiers]]", "devices.tiers"),
         ("[devices.tiers.link] with kind = fixed", "devices.tiers.link"),
         ("[devices.tiers.link] with kind = wireless", "devices.tiers.link"),
+        ("[devices.spectrum]", "devices.spectrum"),
     ]
     rows = {row[0]: row[1:] for row in describe(found[0][2])}
     assert rows["link"][:2] == ("table: fixed | wireless", '{kind = "fixed"}')

@@ -320,6 +320,62 @@ def test_a_last_measurement(said: Any) -> None:
     assert new[1:] == ["0.250", "±", "0.000", "0.250", "0.375", "±", "0.000", "0.375"]
 
 
+def test_newcomers_by_epoch(said: Any) -> None:
+    path = write(Path("a.h5"), 2)
+    assert "new clients" not in words(said(show_result, path))
+    with h5py.File(path, "r+") as file:
+        rows = tables.empty(tables.NEWCOMERS, 48)
+        rows["client"], rows["start"] = (
+            [8] * 24 + [9] * 24,
+            ([b"model"] * 12 + [b"scratch"] * 12) * 2,
+        )
+        rows["epoch"] = list(range(12)) * 4
+        rows["accuracy"] = np.repeat([0.25, 0.0, 0.75, 0.0], 12)
+        rows["accuracy"][rows["epoch"] == 11] = [0.5, 0.125, 1.0, 0.375]
+        file["newcomers"].resize(48, axis=0)
+        file["newcomers"][:] = rows
+    head, *lines, remark = table(said(show_result, path), "new clients over epochs of training")
+    assert head[0] == "epochs"
+    assert [int(line[0]) for line in lines] == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
+    assert lines[0][1:] == ["0.500", "0.000", "-"]
+    assert lines[-1][1:] == ["0.750", "0.250", "3.00"]
+    assert "2 newcomers" in " ".join(remark)
+
+
+def test_slices(said: Any) -> None:
+    """Means over clients that took part, and what is saved of the FLOPs."""
+    path = write(Path("a.h5"), 2)
+    assert "leave out" not in words(said(show_result, path))
+    with h5py.File(path, "r+") as file:
+        rows = tables.empty(tables.SLICES, 3)
+        rows["client"], rows["newcomer"], rows["batch"] = range(3), [False, False, True], 32
+        rows["channels"] = [0.5, 0.25, 1]
+        for name, values in {
+            "whole_accuracy": [0.75, 0.25, 0],
+            "accuracy": [0.5, np.nan, 0],
+            "tuned": [0.625, 0.875, 0],
+            "whole_flops": [4e6, 4e6, 1],
+            "flops": [1e6, 2e6, 1],
+            "whole_seconds": [2e-3, 4e-3, 1],
+            "seconds": [1e-3, 2e-3, 1],
+            "whole_batch_seconds": [0.02, 0.04, 1],
+            "batch_seconds": [0.01, 0.04, 1],
+        }.items():
+            rows[name] = values
+        file["slices"].resize(3, axis=0)
+        file["slices"][:] = rows
+        file.attrs["threads_per_rank"] = 3
+    shown = said(show_result, path)
+    whole, cut = (
+        next(line.split() for line in shown.splitlines() if line.split()[:1] == [name])
+        for name in ("whole", "sliced")
+    )
+    assert whole[1:] == ["0.500", "-", "4", "3", "30"]
+    assert cut[1:] == ["0.500", "0.750", "1.5", "1.5", "25"]
+    for text in ("2 clients: 62.5% of the FLOPs saved", "37.5% of the encoder", "with 3 threads"):
+        assert text in words(shown)
+
+
 def test_a_result_of_another_version(said: Any) -> None:
     """Settings and names that this version does not know are shown as they are."""
     path = write(Path("a.h5"), 2)

@@ -6,13 +6,14 @@ averaged every I rounds, gradients are quantized to save computation, activation
 are dropped at random to save communication. With all of that off it is SplitFed v1.
 
 Reconstruction: only abstract and summaries are known; all that follows and the defaults are ours.
- * A mask is chosen at the beginning of a round, by (g w)^2 with the stored w and with g of the
-   client's last step before quantization (`importance`). Before its first step a client prunes
-   nothing. Pruned values are kept in memory and may come back. Channels that are cut out are scored
-   by their last g.
+ * A mask is chosen at the beginning of a round, by (g w)^2 with the stored w and with the running
+   mean of g^2 over the client's steps, before quantization (`importance`). Before its first step a
+   client prunes by the magnitude of w. Pruned values are kept in memory and may come back. Channels
+   that are cut out are scored by their last g, or if they have none yet, by the mean of the others.
  * Fronts step along m * Q(g), with the mask m and unbiased quantization Q for each tensor
-   (`quantized.unbiased`). Clip, decay and momentum follow in float32. This saves no bytes.
-   Gradients of tails are exact.
+   (`quantized.unbiased`). Clip, decay and momentum follow in float32. This saves no bytes. It saves
+   computation on devices with a `speedup`, and the memory of gradients. Gradients of tails are
+   exact.
  * Both sides draw alike which values survive at a cut, including that of a tail (`dropping`).
  * In every I-th round and in the last one, clients upload the values of front and tail that they
    keep. Pruned values count as zeros, or not at all. Clients of the next round start from the mean;
@@ -39,7 +40,6 @@ from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
 from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Kind, Message
-from fedmpi.messages.quantized import Bits
 from fedmpi.messages.sums import Held
 from fedmpi.methods import splitfed
 from fedmpi.methods.fedsl import importance
@@ -65,8 +65,15 @@ class Config(Leaky):
     the front smaller."""
     prune_every: int = Field(1, ge=1, le=config.MOST)
     """Rounds between two choices of the mask."""
-    bits: Bits = 8
-    """Bits per magnitude in the gradient of a front. 32 does not quantize."""
+    first: Literal["magnitude", "nothing"] = "magnitude"
+    """What a client prunes before its first step, when it knows no gradient. magnitude: its
+    smallest weights. nothing: it begins with the whole front."""
+    smoothing: float = Field(0.9, ge=0, lt=1)
+    """Share of the past in the running mean of squared gradients by which weights are judged, from
+    one local step to the next. 0 judges by the last step alone."""
+    bits: config.Bits = 8
+    """Bits per magnitude in the gradient of a front. 32 does not quantize. Used if no device has
+    bits."""
     count_pruned_as_zero: bool = False
     """Count pruned values as zeros in the average. Otherwise each value is averaged over the
     clients that keep it."""
@@ -84,9 +91,10 @@ class Config(Leaky):
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""
         found = super().idle(settings) | devices.instead(settings, "pruning")
+        found |= devices.instead(settings, "bits", "bits")
         if not any(importance.rates(settings, self.pruning)):
             pruning = "method.pruning above 0, found a run where nothing is pruned"
-            names = ("structured", "prune_every", "count_pruned_as_zero")
+            names = ("structured", "prune_every", "count_pruned_as_zero", "first", "smoothing")
             found |= dict.fromkeys(names, pruning)
         return found
 
@@ -101,6 +109,11 @@ class Half(Dropping):
     def rates(self) -> list[float]:
         """The share of its front that each client prunes."""
         return importance.rates(self.settings, self.method.pruning)
+
+    @cached_property
+    def bits(self) -> list[int]:
+        """With how many bits each client quantizes its gradients."""
+        return devices.bits(self.settings, self.method.bits)
 
     @cached_property
     def pruner(self) -> importance.Pruner:
@@ -169,9 +182,10 @@ class Clients(Half, splitfed.Clients):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        sizes = self.sections.front, self.sections.size
-        self.memory = importance.Memory(self.pruner, *sizes, trainer.stores)
-        if any(self.rates) or self.method.bits != sparse.EXACT:
+        about = self.sections.front, self.sections.size, trainer.stores, self.method.smoothing
+        is_pruned = self.method.first == "magnitude"
+        self.memory = importance.Memory(self.pruner, *about, is_pruned)
+        if any(self.rates) or set(self.bits) != {sparse.EXACT}:
             self.adjust = self.lighten
         if isinstance(self.pruner, importance.Channels):
             self.fronts = NarrowedWaveParts(trainer, self.held)
@@ -199,17 +213,22 @@ class Clients(Half, splitfed.Clients):
 
     def lighten(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Quantizes the gradients of fronts, and masks those of pruned values."""
-        step, (bits, size) = self.trainer.at, (self.method.bits, self.held.size)
+        step, size = self.trainer.at, self.held.size
         for row, client in enumerate(clients):
             if self.rates[client]:
                 self.memory.observe(client, g[row])
-        if bits != sparse.EXACT:
-            ids = [(Purpose.ROUNDING, self.t, client, step) for client in clients]
-            random = np.stack([stream(self.settings.seed, *each).random(size) for each in ids])
-            draws = torch.from_numpy(random).to(g.device)
+        each = np.array([self.bits[client] for client in clients])
+        for bits in np.unique(each[each != sparse.EXACT]).tolist():
+            rows = np.flatnonzero(each == bits).tolist()
+            ids = [(Purpose.ROUNDING, self.t, clients[row], step) for row in rows]
+            random = np.stack([stream(self.settings.seed, *one).random(size) for one in ids])
+            draws, is_all = torch.from_numpy(random).to(g.device), len(rows) == len(g)
+            some = g if is_all else g[rows]
             for piece in self.held.parameters:
                 part = slice(piece.start, piece.stop)
-                g[:, part] = quantized.unbiased(g[:, part], bits, draws[:, part])
+                some[:, part] = quantized.unbiased(some[:, part], bits, draws[:, part])
+            if not is_all:
+                g[rows] = some
         if any(self.rates):
             g.mul_(torch.stack([self.memory.mask(client)[:size] for client in clients]))
 
@@ -225,8 +244,19 @@ class Clients(Half, splitfed.Clients):
     def burden(self, t: int, client: int) -> Burden:
         """Returns the cost of a front without its pruned weights, or of a narrower front."""
         burden, choice = super().burden(t, client), self.memory.kept(client)
+        burden = replace(burden, bits=self.bits[client])
         if choice is None:
             return burden
         if isinstance(self.pruner, importance.Channels):
             return replace(burden, flat=self.pruner.narrowed(choice).flat, front=burden.flat)
         return replace(burden, kept=self.pruner.mask(choice))
+
+    def pruned(self, client: int) -> float:
+        """Returns the squared norm of what its mask took from the client's front."""
+        return self.memory.taken(client)
+
+    def rounded(self, client: int, g: Tensor) -> float:
+        """Returns the expected squared error of quantizing the front's part of a gradient g [n]."""
+        bits, front = self.bits[client], g[: self.held.size]
+        pieces = [front[piece.start : piece.stop] for piece in self.held.parameters]
+        return sum(quantized.expected_error(piece, bits) for piece in pieces)

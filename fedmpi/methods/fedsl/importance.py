@@ -2,7 +2,10 @@
 
 The importance of a weight is (F(w) - F(w | w_i = 0))^2, to first order (g_i w_i)^2: P. Molchanov,
 A. Mallya, S. Tyree, I. Frosio, J. Kautz, *Importance Estimation for Neural Network Pruning*, CVPR
-2019, arXiv 1906.10771. The importance of a channel is the sum over all its weights.
+2019, arXiv 1906.10771. It is averaged over minibatches: here g_i^2 is a running mean over the
+client's local steps, so that stored weights can be judged. The importance of a channel is the sum
+over all its weights. Before its first step a client knows no gradient; then the magnitude of w
+decides.
 
 A choice is a list of the weights or channels that are kept, by number, ascending: int64. The mask
 follows from it.
@@ -36,7 +39,12 @@ class Pruner(ABC):
 
     @abstractmethod
     def choose(self, change: Tensor, rate: float) -> Tensor:
-        """Returns the choice that prunes a share `rate`, with the smallest |change|, g * w."""
+        """Returns the choice that prunes a share `rate`, with the smallest |change|.
+
+        Args:
+            change: g * w of each value of the network, or w alone: [flat.size].
+            rate: the share.
+        """
 
     @abstractmethod
     def mask(self, kept: Tensor) -> Tensor:
@@ -147,19 +155,31 @@ class Memory:
         front: size of a front.
         size: length of a front and the tail behind it.
         stores: the stores of the rank.
+        smoothing: share of the past in a running mean of squared gradients, from one local step to
+            the next.
+        by_magnitude: whether a client prunes by magnitude before its first step; else nothing.
 
     Attributes:
         own: the values as clients left them, including pruned ones.
-        gradients: gradient of the front in each client's last step.
+        squares: running mean of the squared gradient of the front, by client.
         choices: each client's choice: bool, true for each number that is kept.
         starts: the values at which the active clients started.
         masks: masks of the active clients: 1 where they keep a value, else 0.
-        last: gradients of the active clients' last steps.
+        latest: running means of the active clients, after their last steps.
     """
 
-    def __init__(self, pruner: Pruner, front: int, size: int, stores: Stores) -> None:
+    def __init__(
+        self,
+        pruner: Pruner,
+        front: int,
+        size: int,
+        stores: Stores,
+        smoothing: float = 0.0,
+        by_magnitude: bool = True,
+    ) -> None:
         self.pruner, self.front, self.size = pruner, front, size
-        self.own, self.gradients = stores.add("own", self.size), stores.add("gradient", front)
+        self.smoothing, self.by_magnitude = smoothing, by_magnitude
+        self.own, self.squares = stores.add("own", self.size), stores.add("square", front)
         self.choices = stores.add("choice", pruner.count, torch.bool)
         self.release()
 
@@ -167,12 +187,15 @@ class Memory:
         """Forgets the active clients of the last round."""
         self.starts: dict[int, Tensor] = {}
         self.masks: dict[int, Tensor] = {}
-        self.last: dict[int, Tensor] = {}
+        self.latest: dict[int, Tensor] = {}
 
     def choose(self, client: int, w: Tensor, rate: float) -> None:
-        """Chooses what the client keeps of w [size]; everything before its first step."""
-        if rate and client in self.gradients:
-            change = self.gradients[client].to(w.device) * w[: self.front]
+        """Chooses what the client keeps of w [size]."""
+        is_known = client in self.squares
+        if rate and (is_known or self.by_magnitude):
+            change = w[: self.front]
+            if is_known:
+                change = self.squares[client].to(w.device).sqrt() * change
             choice = torch.zeros(self.pruner.count, dtype=torch.bool, device=w.device)
             self.choices[client] = choice.index_fill_(0, self.pruner.choose(change, rate), True)
 
@@ -202,17 +225,32 @@ class Memory:
         return w * self.mask(client)
 
     def observe(self, client: int, g: Tensor) -> None:
-        """Remembers the gradient [front] of the client's latest step."""
-        self.last[client] = g.clone()
+        """Takes the gradient [front] of a step into the client's running mean."""
+        square = g.square()
+        if client not in self.latest and client in self.squares:
+            self.latest[client] = self.squares[client].to(g.device, copy=True)
+        if client in self.latest:
+            self.latest[client].lerp_(square, 1 - self.smoothing)
+        else:
+            self.latest[client] = square
 
     def end(self, client: int, w: Tensor, goes_on: bool) -> None:
-        """Stores the client's values w [size] for its next round, and its last gradient."""
+        """Stores the client's values w [size] for its next round, and its running mean."""
         kept = self.mask(client) > 0
         if goes_on:
             self.own[client] = torch.where(kept, w, self.starts[client])
-        if client in self.last:
-            g = self.last.pop(client)
-            if isinstance(self.pruner, Channels) and client in self.gradients:
-                # Channels that are cut out keep their last gradient.
-                g = torch.where(kept[: self.front], g, self.gradients[client].to(g.device))
-            self.gradients[client] = g
+        if client in self.latest:
+            squares = self.latest.pop(client)
+            if isinstance(self.pruner, Channels):
+                # Channels that are cut out learn nothing about themselves.
+                there = kept[: self.front]
+                before = squares[there].mean()
+                if client in self.squares:
+                    before = self.squares[client].to(squares.device)
+                squares = torch.where(there, squares, before)
+            self.squares[client] = squares
+
+    def taken(self, client: int) -> float:
+        """Returns the squared norm of the values that its mask took from the client's start."""
+        start = self.starts[client].double()
+        return float((start * (1 - self.mask(client))).square().sum())

@@ -24,10 +24,10 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Kind, Message
-from fedmpi.messages.quantized import Bits
 from fedmpi.messages.select import Span
 from fedmpi.methods import splitfed
 from fedmpi.methods.sgcfl import distance
@@ -44,7 +44,7 @@ class Config(Cut, distance.Config):
 
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of a gradient tensor's values that are not sent."""
-    bits: Bits = 8
+    bits: config.Bits = 8
     """Bits per sent value. 32 sends floats."""
     cut_gradient: bool = True
     """Sparsify and quantize gradients at the cut. Otherwise they are sent unchanged."""

@@ -16,8 +16,15 @@ that many channels are never sent by any client; therefore the rules rank channe
 the update (`salience`).
 A client's c_k moves only where its change is sent, so that c is the mean of all c_k. There is no
 global model; accuracies are measured as in FedPer.
-New clients, who train a predictor on the encoder as it is, are the setting `newcomers`.
+Clients are told the channels of encoder and c that moved since they took part last (`downlink`).
+The paper tells them all of both, which is `down = dense`.
+New clients, who train a predictor on the encoder as it is, are the setting `newcomers`. What a
+client's selection leaves out can be cut out of its model after training: `evaluate.final = slice`.
+Channels then rank by norms of weights, because there is no update.
 The paper cuts VGG-11 behind its last convolution: `method.cut = conv8`.
+Ablations: `control = none` without gradient control, `method.sparsity = 0` without selection,
+`method.predictor = shared` without a predictor of each client's own. Without all three it is
+FedAvg.
 Differs from the paper: clients are averaged by samples.
 Differs from the code: the authors' code fills values that were not sent with zeros before it
 averages models (`aggregation = zero-average`), and divides the changes of c by the number of active
@@ -34,13 +41,15 @@ import torch
 from torch import Tensor
 
 from fedmpi.clients.burden import Burden
-from fedmpi.config import Settings
+from fedmpi.config import ConfigError, Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.sums import Held
 from fedmpi.methods import fedper
-from fedmpi.methods.spatl import selection
+from fedmpi.methods.spatl import downlink, selection
+from fedmpi.methods.spatl.downlink import NEVER, Copies, Teller
 from fedmpi.methods.spatl.selection import ByAgent, Select, by_rule
+from fedmpi.networks.flat import Flat
 from fedmpi.networks.slicing import Channels
 from fedmpi.networks.topology import Topology
 from fedmpi.training.train import Trainer
@@ -65,7 +74,9 @@ class Config(fedper.Config, selection.Config):
         "control": "niid",
         "method.selection": "agent",
         "method.saved": 0.2,
+        "method.down": "dense",
     }
+    slices: ClassVar[bool] = True
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
 
@@ -73,10 +84,30 @@ class Config(fedper.Config, selection.Config):
     """index: each value is averaged over the clients that sent it (the paper). zero-average: models
     are averaged with zeros where nothing was sent (the authors' code)."""
 
+    down: Literal["changes", "dense"] = "changes"
+    """What clients are told of the encoder and of c. changes: the channels that moved since the
+    client took part last, with a list of them. dense: all of both (the paper). The model is the
+    same."""
+    predictor: Literal["own", "shared"] = "own"
+    """own: each client keeps its predictor (the paper). shared: it is sent and averaged as values
+    of the encoder that belong to no channel, so that there is a global model."""
+
+    @property
+    def is_global(self) -> bool:  # type: ignore[override]
+        return self.predictor == "shared"
+
+    @property
+    def broadcasts(self) -> bool:  # type: ignore[override]
+        return self.down == "dense"
+
     @property
     def sends(self) -> bool:
-        """Whether the server sends an agent to each client, once."""
-        return self.selection == "agent"
+        """Whether each client is told what changed, or an agent, once."""
+        return self.down == "changes" or self.selection == "agent"
+
+    def private(self, flat: Flat) -> Tensor:
+        """Returns which positions of the model never leave a client: bool [size]."""
+        return super().private(flat) & (self.predictor == "own")
 
 
 class Half(fedper.Half):
@@ -92,9 +123,14 @@ class Half(fedper.Half):
         super().__init__(settings, trainer)
         self.channels = channels(self.method, trainer)
 
+    def positions(self, chosen: Tensor) -> Tensor:
+        """Returns the positions of the chosen channels [k], and of what belongs to none, int64."""
+        found = self.channels.positions(chosen.to(self.trainer.device))
+        return torch.cat([found, self.shared[self.shared >= len(self.channels.owner)]])
+
     def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
         """Returns the positions of the channels that an upload lists, and of nobody's values."""
-        return self.channels.positions(sparse.indices(blocks[-1], self.trainer.device))
+        return self.positions(sparse.indices(blocks[-1]))
 
 
 class Server(Half, fedper.Server):
@@ -102,7 +138,7 @@ class Server(Half, fedper.Server):
 
     Attributes:
         agent: what clients are sent when they take part for the first time, [agent.SIZE] or [0].
-        told: which clients have been sent it, bool [clients].
+        teller: notes what each client has been told.
         covered: which channels some client has sent so far, bool [channels].
     """
 
@@ -112,24 +148,36 @@ class Server(Half, fedper.Server):
         super().__init__(settings, trainer)
         self.sum: Held = Held(len(self.w), trainer.device)
         self.agent = self.method.begin()
-        self.told = torch.zeros(settings.clients, dtype=torch.bool)
+        self.teller = Teller(settings.clients, self.channels.count)
         self.covered = torch.zeros(self.channels.count, dtype=torch.bool)
 
     def state(self) -> dict[str, Tensor]:
-        """The model, c, which clients have been told an agent, and which channels were sent."""
-        return super().state() | {"told": self.told, "covered": self.covered}
+        """The model, c, what clients were told when, and which channels moved or were sent."""
+        about = {"told": self.teller.told, "moved": self.teller.moved, "covered": self.covered}
+        return super().state() | about
+
+    def tell(self, t: int) -> list[Block]:
+        """Returns the encoder and c for all clients, unless each is told what changed."""
+        if self.method.down == "changes":
+            self.teller.begin(self.control)
+        return super().tell(t)
 
     def send(self, t: int, client: int) -> list[Block]:
-        """Sends the agent when the client takes part for the first time."""
-        if self.told[client]:
-            return []
-        self.told[client] = True
-        return [sparse.block(Kind.MODEL, self.agent)]
+        """Sends what changed; and the agent when the client takes part for the first time."""
+        is_new, found = int(self.teller.told[client]) == NEVER, list[Block]()
+        news = self.teller.news(t, client)
+        if self.method.down == "changes":
+            about = news, self.channels.count, self.positions(news)
+            found = downlink.blocks(*about, self.w, self.teller.control)
+        if is_new and len(self.agent):
+            found.append(sparse.block(Kind.MODEL, self.agent))
+        return found
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Adds a client's update at the channels that it lists."""
         self.sum.add(blocks[0], weight, self.sent_positions(t, client, blocks))
         self.covered[sparse.indices(blocks[1])] = True
+        self.teller.listed[sparse.indices(blocks[1])] = True
 
     def step(self, t: int) -> None:
         """Moves each value by the mean over those who sent it, or averages models with zeros."""
@@ -139,6 +187,7 @@ class Server(Half, fedper.Server):
             mean = (self.w * self.sum.weights + self.sum.total) / self.sum.weight
             self.w[self.shared] = mean[self.shared]
         self.sum.clear()
+        self.teller.note(t, self.method.aggregation != "index")
         self.figures["covered"] = float(self.covered.float().mean())
 
 
@@ -148,11 +197,38 @@ class Clients(Half, fedper.Clients):
         self.select: Select = by_rule(self.method, trainer, self.channels)
         if self.method.selection == "agent":
             self.select = ByAgent(self.method, trainer, self.channels)
+        if settings.evaluate.final == "slice" and not self.channels.count:
+            raise ConfigError(
+                "evaluate.final = 'slice': wanted an encoder with convolutions or linear layers, "
+                "found none"
+            )
+        self.copies: Copies | None = None
+        if self.method.down == "changes":
+            names = ("encoder",) if self.variates is None else ("encoder", "control")
+            self.copies = Copies(trainer, self.shared, *names)
+
+    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
+        """Receives the encoder, unless each client is told what changed."""
+        if blocks:
+            super().receive(t, clients, blocks)
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """Receives the client's agent, the first time."""
+        """Receives what changed; and the client's agent, the first time."""
+        blocks = list(blocks)
+        if self.copies is not None:
+            where = self.positions(sparse.indices(blocks.pop(0)))
+            self.start = self.copies.update("encoder", client, blocks.pop(0), where)
+            if self.variates is not None:
+                common = self.copies.update("control", client, blocks.pop(0), where)
+                self.variates.begin(t, common)
         if blocks and isinstance(self.select, ByAgent):
             self.select.agents[client] = sparse.values(blocks[0])
+
+    def keep(self, t: int, client: int, w: Tensor) -> tuple[Channels, Tensor]:
+        """Returns the encoder's channels, and those that the client's selection keeps of w [n]."""
+        if isinstance(self.select, ByAgent):
+            return self.channels, self.select.decide(client, w)
+        return self.channels, self.select(t, client, w, w)
 
     def burden(self, t: int, client: int) -> Burden:
         """Returns the cost of training, and of the models that the client's agent tries out."""
@@ -166,7 +242,7 @@ class Clients(Half, fedper.Clients):
         update = w - self.start
         update[self.private] = 0
         chosen = self.select(t, client, w, update)
-        sent = self.channels.positions(chosen)
+        sent = self.positions(chosen)
         return [
             sparse.block(Kind.GRADIENT, update[sent], self.flat.size),
             sparse.places(chosen, self.channels.count),

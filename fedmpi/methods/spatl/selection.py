@@ -233,6 +233,13 @@ class ByAgent:
         self.judged[client] = t, self.spent
         return agent.choose(mind, game).to(w.device)
 
+    def decide(self, client: int, w: Tensor) -> Tensor:
+        """Selects channels of a model w [n] by the client's agent, or the initial one, as it is."""
+        mind = agent.born(0)
+        mind.load(self.agents[client] if client in self.agents else self.method.begin())
+        game = agent.Game(self.scene, self.channels.norms(w), self.target, lambda chosen: 0.0)
+        return agent.choose(mind, game).to(w.device)
+
     def forwards(self, t: int, client: int) -> float:
         """Returns the samples that the client's agent had go through the network in round t."""
         last, spent = self.judged.get(client, (t, 0.0))

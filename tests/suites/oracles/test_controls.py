@@ -134,28 +134,43 @@ def test_scaffold_in_the_order_of_niid_bench(local: tuple[str, ...]) -> None:
     controls.check(engine)
 
 
-@pytest.mark.parametrize("salience", ["update", "weight"])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_spatl(salience: str, momentum: float) -> None:
+SPATL = {
+    "plain": ("momentum=0.0",),
+    "momentum": ("momentum=0.9",),
+    "weights": ("method.salience=weight", "momentum=0.9"),
+    "whole encoder": ("method.sparsity=0.0",),
+    "no control": ("control=none", "momentum=0.9"),
+    "shared predictor": ("method.predictor=shared", "momentum=0.9"),
+    "all off": ("control=none", "method.predictor=shared", "method.sparsity=0.0"),
+}
+"""SPATL with its parts, and with some of them off."""
+
+
+@pytest.mark.parametrize("down", ["changes", "dense"])
+@pytest.mark.parametrize("case", SPATL)
+def test_spatl(case: str, down: str) -> None:
     """By index: values and c_k move where they are sent, and nowhere else.
 
     A channel of the encoder is a row of a weight with its bias. Half of each layer's are sent:
-    those with the largest norms of the row's update, or of the row.
+    those with the largest norms of the row's update, or of the row. A shared predictor is always
+    sent.
     """
     words = ("method.name=spatl", "method.selection=uniform", "method.sparsity=0.5")
-    more = (f"method.salience={salience}", f"momentum={momentum}", "lr=0.02")
-    engine, found = trajectory(*DEEP, *words, *more)
+    engine, found = trajectory(*DEEP, *words, f"method.down={down}", "lr=0.02", *SPATL[case])
     reference = Reference(engine)
     controls, own = Controls(reference), dict[int, ndarray]()
-    shared = np.arange(len(reference.start)) < reference.weights()[-1].start
+    encoder = np.arange(len(reference.start)) < reference.weights()[-1].start
+    shared = encoder | ("shared" in case or "all" in case)
+    has_control = engine.settings.control != "none"
+    share = 1 - engine.settings.method.sparsity
 
     def channels(w: ndarray) -> ndarray:
-        """What the largest rows of each layer of the encoder own: bool [n]."""
-        mask = np.zeros(len(w), bool)
+        """What the largest rows of each layer of the encoder own, and all behind: bool [n]."""
+        mask = np.where(encoder, False, shared)
         parts, marks = reference.parts(w), reference.parts(mask)
         for layer in range(0, len(parts) - 2, 2):
             norms = np.linalg.norm(parts[layer], axis=1)
-            some = largest(norms, round(len(norms) * 0.5))
+            some = largest(norms, round(len(norms) * share))
             marks[layer][some] = marks[layer + 1][some] = True
         return mask
 
@@ -164,8 +179,8 @@ def test_spatl(salience: str, momentum: float) -> None:
         for client in shares:
             start = np.where(shared, w, own.get(client, reference.start))
             local, mean = controls.train(start, t, client, shared)
-            sent = channels(local - start if salience == "update" else local)
-            changes[client] = (mean - controls.own[client]) * sent
+            sent = channels(local if "weights" in case else local - start)
+            changes[client] = (mean - controls.own[client]) * sent * has_control
             total += reference.sizes[client] * local * sent
             votes += reference.sizes[client] * sent
             own[client] = local
@@ -173,7 +188,8 @@ def test_spatl(salience: str, momentum: float) -> None:
         return np.where(votes > 0, total / np.maximum(votes, 1), w)
 
     agree(found, reference.rounds(turn), reference.start, within=5e-5)
-    controls.check(engine)
+    if has_control:
+        controls.check(engine)
 
 
 @briefly
