@@ -41,6 +41,8 @@ ACCURACIES = {
     "personal_mean": "mean accuracy of local models of the round's clients on their test shards",
 }
 """Columns of the table `rounds` that are accuracies: shares, 0 to 1."""
+FIRST = ("rounds", "clients", "phases", "ranks")
+"""Tables in results of every version; others are read as empty where they are lacking."""
 NEEDED = ("round", "warmup", *ACCURACIES, "up", "down", "seconds")
 """Columns of the table `rounds` in results of every version."""
 RESULTS = {
@@ -86,9 +88,6 @@ SHARE = re.compile(r"devices\.tiers\[.+\]\.share")
 """The share of clients with a kind of devices; it is 0 in a run that has only other kinds."""
 SUFFIXES = (".h5", ".hdf5")
 """Ends of the names of results, in upper or lower case."""
-
-LATER = ("variants", "layers", "masks", "final", "slices", "newcomers")
-"""Tables that results of earlier versions lack; they are read as empty."""
 
 AGREEMENT = -1
 """The round before the first, whose bytes are spent once."""
@@ -196,6 +195,11 @@ def newcomers(paths: Paths) -> pd.DataFrame:
     return _joined(paths, "newcomers")
 
 
+def table(paths: Paths, name: str) -> pd.DataFrame:
+    """Returns the rows of a table of any name; files without it have none."""
+    return _joined(paths, name)
+
+
 def settings(runs: pd.DataFrame) -> list[str]:
     """Returns the columns of `runs` that are settings."""
     return [name for name in runs.columns if name not in RESULTS and not name.startswith(ABOUT)]
@@ -211,6 +215,21 @@ def varying(runs: pd.DataFrame) -> list[str]:
     file whose content is known and the same.
     """
     return [name for name in settings(runs) if name not in MACHINE and _varies(runs, name)]
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Returns a tree's leaves by their dotted paths; lists as tuples, which can be compared.
+
+    Tables in a list are identified by their names, or else by their numbers.
+    """
+    for name, value in tree.items():
+        if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            for place, one in enumerate(value):
+                yield from flat(one, f"{prefix}{name}[{one.get('name', place)}].")
+        elif isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _tuple(value)
 
 
 def _varies(runs: pd.DataFrame, name: str) -> bool:
@@ -313,12 +332,12 @@ def _read_once(path: Path, table: str) -> Result:
         for column in NEEDED:
             if column not in rounds:
                 raise ValueError(f"a damaged result: the table rounds lacks the column {column}")
-        is_lacking = table in LATER and table not in file
+        is_lacking = table not in FIRST and table not in file
         rows = rounds[:0][["round"]] if is_lacking else _frame(_rows(file[table]))
     if "round" in rows:
         # `rounds` is written last: a round that is missing there may be incomplete elsewhere.
         rows = rows[rows["round"].isin(rounds["round"])]
-    given = dict(_flat(attributes["settings"])) | _contents(attributes)
+    given = dict(flat(attributes["settings"])) | _contents(attributes)
     if not {"method.name", "data.name", "seed", "rounds"} <= given.keys():
         raise ValueError("a damaged result: it lacks settings that every run has")
     return Result(path, attributes, given, _facts(path, attributes, rounds), rows)
@@ -422,21 +441,6 @@ def _facts(path: Path, attributes: Mapping[str, Any], rounds: pd.DataFrame) -> d
         known = rounds[name] if name in rounds else pd.Series(dtype=float)
         facts[f"{name}_total"] = known.sum(min_count=1)
     return facts
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Returns a tree's leaves by their dotted paths; lists as tuples, which can be compared.
-
-    Tables in a list are identified by their names, or else by their numbers.
-    """
-    for name, value in tree.items():
-        if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
-            for place, one in enumerate(value):
-                yield from _flat(one, f"{prefix}{name}[{one.get('name', place)}].")
-        elif isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _tuple(value)
 
 
 def _tuple(value: Any) -> Any:

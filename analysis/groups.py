@@ -22,7 +22,7 @@ DONE = "done"
 SPARSITY = "method.sparsity"
 PROBLEM = (
     *("partition.", "skew.", "data.", "model.", frames.CONTENTS),
-    *("clients", "participation", "sampling", "trace", "devices.", "budget"),
+    *("clients", "participation", "sampling", "trace", "devices.", "budget", "target"),
 )
 """Prefixes of the names of settings that define a group."""
 COMPOSED = {

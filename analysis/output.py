@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 import click
 
 BEGINNINGS = {
-    ".csv": b"group,variant,sparsity,",
-    ".png": b"\x89PNG",
-    ".pdf": b"%PDF",
-    ".svg": b'<?xml version="1.0" encoding="utf-8" standalone="no"?>\n<!DOCTYPE svg',
+    ".csv": (b"group,variant,sparsity,", b"system,claim,source,"),
+    ".png": (b"\x89PNG",),
+    ".pdf": (b"%PDF",),
+    ".svg": (b'<?xml version="1.0" encoding="utf-8" standalone="no"?>\n<!DOCTYPE svg',),
 }
 """How files begin that are written here, by the ends of their names: what begins otherwise, and is
 not empty, is another's and is not replaced."""
@@ -91,8 +91,8 @@ def _check(path: Path, option: str, suffix: str) -> None:
         raise click.UsageError(f"{option} {path}: wanted the name of a plain file")
     wanted = BEGINNINGS[suffix]
     with path.open("rb") as file:
-        found = file.read(len(wanted))
-    if found not in (b"", wanted):
+        found = file.read(max(map(len, wanted)))
+    if found and not found.startswith(wanted):
         raise click.UsageError(
             f"{option} {path}: holds something else than this command writes, and is not replaced; "
             "name another file, or remove it"

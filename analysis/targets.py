@@ -46,12 +46,23 @@ def costs(runs: pd.DataFrame, rounds: pd.DataFrame, target: float, measure: str)
     """
     known = labelled(runs)
     finished = known[known["reason"] == ""]
-    found = [_cost(rounds[rounds["path"] == one], target, measure) for one in finished["path"]]
+    found = [cost(rounds[rounds["path"] == one], target, measure) for one in finished["path"]]
     numbers = pd.DataFrame(found, columns=list(NUMBERS), index=finished.index, dtype=float)
     return pd.concat([finished[[*ROW, "others", "method.name", "seed"]], numbers], axis=1)
 
 
-def _cost(rounds: pd.DataFrame, target: float, measure: str) -> dict[str, float]:
+def cost(rounds: pd.DataFrame, target: float, measure: str) -> dict[str, float]:
+    """Returns what one run cost until it first reached a target; without `UNTIL` if it never did.
+
+    Args:
+        rounds: of one run, as from `frames.rounds`.
+        target: an accuracy, 0 to 1.
+        measure: which accuracy, a column of the rounds.
+
+    Returns:
+        `UNTIL`, `PER_CLIENT` and `best`, as for `costs`; also `bytes_up` and `bytes_down`, the two
+            parts of `bytes`.
+    """
     met = rounds.loc[rounds[measure] >= target, "round"]
     then = rounds[rounds["round"] <= met.min()] if len(met) else rounds
     regular = then[then["round"] > frames.AGREEMENT]
@@ -59,7 +70,8 @@ def _cost(rounds: pd.DataFrame, target: float, measure: str) -> dict[str, float]
     found["best"] = rounds[measure].max()
     if len(met):
         found["rounds"] = met.min() + 1
-        found["bytes"] = then["up"].sum() + then["down"].sum()
+        found |= {f"bytes_{way}": then[way].sum() for way in PER_CLIENT}
+        found["bytes"] = found["bytes_up"] + found["bytes_down"]
         for way in ("sim_seconds", "sim_joules"):
             # Results of earlier versions lack them.
             found[way] = then[way].sum(skipna=False) if way in then else np.nan

@@ -276,6 +276,11 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     show_default=True,
     help="Folder for the results; files are named after the settings.",
 )
+@click.option(
+    "--size",
+    metavar="NAME",
+    help="A smaller study that the file has beside its own: [sizes.NAME], such as small.",
+)
 @RANKS
 @click.option("--dry-run", is_flag=True, help="Only list the runs and their states.")
 @click.option("--count", is_flag=True, help="Only print the number of runs.")
@@ -290,6 +295,7 @@ def sweep(
     file: Path,
     words: tuple[str, ...],
     out: Path,
+    size: str | None,
     ranks: int | None,
     dry_run: bool,
     count: bool,
@@ -298,8 +304,8 @@ def sweep(
     """Run all experiments of a sweep FILE (TOML) that are not finished.
 
     Table [base] has settings of all runs. In each [[grid]] every value is a list, and the runs are
-    the product of the lists. KEY=VALUE overrides a setting in all runs. Running an interrupted
-    sweep again continues it.
+    the product of the lists. Tables [sizes.NAME] change settings of all runs, with --size NAME.
+    KEY=VALUE overrides a setting in all runs. Running an interrupted sweep again continues it.
     """
     from fedmpi.runs import launch
     from fedmpi.runs.sweep import Sweep
@@ -308,9 +314,9 @@ def sweep(
         from fedmpi.runs.job import Job
 
         job = Job(ranks)
-        plan = job.check(lambda: Sweep(file, out, only, words))
+        plan = job.check(lambda: Sweep(file, out, only, words, size))
         sys.exit(job.sweep(plan))
-    plan = Sweep(file, out, only, words)
+    plan = Sweep(file, out, only, words, size)
     if count:
         print(len(plan.members))
     elif dry_run:

@@ -60,6 +60,7 @@ READ, MACHINE = "read", "machine"
 machine, so that results do not depend on it, and it is no part of a run's identity."""
 
 BUDGET = r"^(up|down|total)_bytes:\d+(\.\d+)?(B|kB|MB|GB|TB)$"
+TARGET = r"^(accuracy|shard_mean|personal_mean):(0?\.\d+|1(\.0+)?)$"
 DEVICE = r"^(cpu|cuda(:\d+)?)$"
 SHA256 = "^[0-9a-f]{64}$"
 PLACE = r"^[^\x00]+$"
@@ -81,6 +82,24 @@ class Data(Table):
     cache: Annotated[Place | None, MACHINE] = None
     """Folder for decoded data, shared by all runs. If absent, $FEDMPI_CACHE or the user's cache
     folder is used."""
+
+
+Moments = tuple[float, ...]
+"""A number for each channel."""
+
+
+class Images(Data):
+    """A data set of images in files."""
+
+    pixels: Literal["normalised", "unit"] = "normalised"
+    """Values of the pixels. normalised: (pixel / 255 - mean) / deviation in each channel, with
+    those of the training set. unit: pixel / 255, from 0 to 1."""
+
+    def moments(self, mean: Moments, std: Moments) -> tuple[Moments, Moments]:
+        """What pixels from 0 to 1 are reduced by, and divided by, given the set's by channel."""
+        if self.pixels == "normalised":
+            return mean, std
+        return (0.0,) * len(mean), (1.0,) * len(std)
 
 
 class Partition(Table):
@@ -545,12 +564,17 @@ class Settings(Table):
     seed: int = Field(1, ge=0, le=MOST)
     """Seed of every random number in the run."""
     rounds: int = Field(20, ge=1, le=MOST)
-    """Number of communication rounds. A budget can end the run earlier."""
+    """Number of communication rounds. A budget or a target can end the run earlier."""
     budget: str | None = Field(None, pattern=BUDGET)
     """Communication budget of all clients together. No further round begins once it is reached; a
     method that averages every several rounds finishes these first. Written as up_bytes:50MB, or
     with down_bytes or total_bytes, in B, kB, MB, GB or TB. Messages before the first round count,
     too."""
+    target: str | None = Field(None, pattern=TARGET)
+    """Accuracy at which the run ends: after the first round whose evaluation found no less, among
+    the rounds at whose end the method averages. Written as accuracy:0.97 for the global model on
+    the test set, or with shard_mean or personal_mean, the columns of the table rounds. The result
+    says whether the run ended so."""
     clients: int = Field(10, ge=1, le=MOST)
     """Number of logical clients. One rank hosts many of them."""
     newcomers: int = Field(0, ge=0, le=MOST)
@@ -670,6 +694,13 @@ class Settings(Table):
         number = text.rstrip("BkMGT")
         limit = float(number) * 1000 ** ("B", "kB", "MB", "GB", "TB").index(text[len(number) :])
         return {"up": up, "down": down, "total": up + down}[what] >= limit
+
+    def is_reached(self, accuracies: Mapping[str, float]) -> bool:
+        """Whether a run with such accuracies, by their columns, has reached its target."""
+        if self.target is None:
+            return False
+        name, _, least = self.target.partition(":")
+        return accuracies[name] >= float(least)
 
     def is_agreement(self, t: int) -> bool:
         """Returns whether all clients agree on something in round t and none trains.

@@ -104,6 +104,11 @@ class Engine:
         if place.is_root:
             self.server = module.Server(settings, self.trainer)
         self.clients: Clients = module.Clients(settings, self.trainer)
+        if (settings.target or "").startswith("shard_mean:") and not self.has_accuracies:
+            raise ConfigError(
+                f"target = '{settings.target}': wanted a method whose clients have a model after a "
+                f"round, found method.name = '{self.method.name}'; possible is personal_mean"
+            )
         if settings.evaluate.link == "link":
             self.evaluation.chain = self.clients.chain()
         first = self.population.first_round
@@ -111,6 +116,11 @@ class Engine:
         if settings.devices.deadline is not None:
             about_work = self.population, self.meter, self.clients.burden
             self.population.fitting = burden.deadline(settings, *about_work)
+
+    @property
+    def has_accuracies(self) -> bool:
+        """Whether the models that clients have after a round can be evaluated."""
+        return self.method.is_global or self.clients.deployed is not None
 
     def rounds(
         self, wire: Wire, clock: Clock, first: int | None = None
@@ -158,8 +168,7 @@ class Engine:
             self.step(t)
             outcome = self.outcome(t, waves)
             if outcome is not None:
-                may_end = outcome.is_spent and self.settings.is_average(t)
-                self.goes_on = outcome.finite and not may_end
+                self.goes_on = outcome.finite and not outcome.ends
             yield outcome
 
     def begin(self, t: int) -> None:

@@ -293,6 +293,11 @@ def _contradictions(settings: Settings) -> list[str]:
             f"proximal = {settings.proximal}: wanted a method whose clients train the global model "
             f"alone, found method.name = '{settings.method.name}'"
         )
+    if (settings.target or "").startswith("accuracy:") and not settings.method.is_global:
+        found.append(
+            f"target = '{settings.target}': wanted a method with a global model, found method.name "
+            f"= '{settings.method.name}'; possible are shard_mean and personal_mean"
+        )
     if settings.control != "none" and not settings.method.controls:
         found.append(
             f"control = '{settings.control}': wanted a method whose clients train the server's "
@@ -524,7 +529,7 @@ def _sentence(whole: type[Table], problem: Mapping[str, Any]) -> str:
         close = difflib.get_close_matches(last, names, 1)
         guess = f" (did you mean '{close[0]}'?)" if close else ""
         where = f" in [{'.'.join(path)}]" if path else ""
-        if last in ("base", "grid") and not path:
+        if last in ("base", "grid", "sizes", "claim") and not path:
             return f"no setting '{last}'; [base] and [[grid]] are a sweep's: fedmpi sweep FILE"
         if "." in last:
             guess = "; in a file of settings a path stands without quotes"

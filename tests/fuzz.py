@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 from click.testing import CliRunner
 
-from analysis import along, compare, newcomers, slices, targets, tradeoff, trajectory
+from analysis import along, claims, compare, newcomers, slices, targets, tradeoff, trajectory
 from fedmpi import config
 from fedmpi.__main__ import main
 from fedmpi.data import files
@@ -125,7 +125,7 @@ PROGRAMS: dict[str, click.Command] = {
     "fedmpi": main,
     **{"compare": compare.main, "along": along.main, "targets": targets.main},
     **{"tradeoff": tradeoff.main, "trajectory": trajectory.main, "newcomers": newcomers.main},
-    "slices": slices.main,
+    **{"slices": slices.main, "claims": claims.main},
 }
 
 
@@ -372,6 +372,7 @@ def _analysis(rng: random.Random) -> Case:
     program = rng.choice([name for name in PROGRAMS if name != "fedmpi"])
     options = {
         "compare": ([], ["--json"], ["--csv", "a.csv"], ["--by", "lr"], ["--at", "best"]),
+        "claims": ([], ["--markdown"], ["--csv", "a.csv"], ["--claims", "here"]),
         "along": (["--along", "lr"], ["--along", "x"], []),
         "targets": (["--target", "0.1"], ["--target", "2"], []),
         "tradeoff": ([], ["--out", "p.svg"], ["--out", "p"]),

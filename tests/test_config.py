@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pydantic
 import pytest
 
@@ -85,6 +86,7 @@ def test_identity_depends_on_every_setting_but_those_of_the_machine() -> None:
         f"sampling=trace trace=a.csv trace_sha256={'0' * 64}",
         *("skew.rotations=[90]", "skew.colour=0.9", "skew.noise=0.9", "skew.labels=0.9"),
         *("skew.labels_to=0.9", "devices.dropouts=0.9", "budget=up_bytes:9kB"),
+        "target=accuracy:0.9",
         *("aggregation.rule=median", "aggregation.clip=9.0"),
         "aggregation.rule=trimmed aggregation.trim=0.1",
         "aggregation.clip=9.0 aggregation.noise=9.0",
@@ -151,6 +153,29 @@ def test_of_a_file_its_content_counts_and_not_its_path(
 def test_budgets(budget: str, up: int, down: int, spent: bool) -> None:
     assert loading.load({"budget": budget}).is_spent(up, down) == spent
     assert not loading.load({}).is_spent(up, down)
+
+
+@pytest.mark.parametrize(
+    ("target", "found", "reached"),
+    [
+        ("accuracy:0.97", 0.97, True),
+        ("accuracy:.97", 0.9699, False),
+        ("accuracy:1", 1.0, True),
+        ("shard_mean:0.97", 0.5, True),
+        ("personal_mean:0.97", 0.99, False),
+    ],
+)
+def test_targets(target: str, found: float, reached: bool) -> None:
+    """What is unknown has not been reached."""
+    row = {"accuracy": found, "shard_mean": 0.98, "personal_mean": np.nan}
+    assert loading.load({"target": target}).is_reached(row) == reached
+    assert not loading.load({}).is_reached(row)
+
+
+@pytest.mark.parametrize("target", ["0.9", "loss:0.9", "accuracy:9", "accuracy:", "shard_min:0.5"])
+def test_what_is_no_target(target: str) -> None:
+    with pytest.raises(ConfigError, match=r"target = '.*': wanted an accuracy such as accuracy:0"):
+        loading.load({"target": target})
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from fedmpi.methods.fedavg import Config
 from fedmpi.training.train import Trainer
 from tests import plain
 from tests.plain import METHODS, families, member, place, play
-from tests.small import run, small
+from tests.small import refusal, run, small
 
 WORLD = MPI.COMM_WORLD
 
@@ -340,6 +340,49 @@ def test_a_budget_ends_the_run_for_everyone(method: str) -> None:
         for name in ("round", "up", "down", "loss", "accuracy"):
             wanted = free.tables["rounds"][name][:5]
             np.testing.assert_array_equal(short.tables["rounds"][name], wanted)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize(
+    ("method", "accuracy", "more"),
+    [
+        ("fedavg", "accuracy", ()),
+        ("ssfl", "shard_mean", ("evaluate.every=2",)),
+        ("local", "personal_mean", ()),
+        ("fedsl", "accuracy", ("method.interval=3",)),
+    ],
+)
+def test_a_target_ends_the_run_for_everyone(
+    method: str, accuracy: str, more: tuple[str, ...]
+) -> None:
+    """After the first round that was measured, and averaged, with as much."""
+    words, world = (f"method.name={method}", "rounds=9", *more), MPI.COMM_WORLD
+    free, target = run(small(*words), world), None
+    last = 5 if more else 4
+    if world.rank == 0:
+        seen = free.tables["rounds"]
+        due = seen[np.isin(seen["round"], [2, 5, 8] if method == "fedsl" else range(last + 1))]
+        due = due[due["round"] <= last]
+        target = f"{accuracy}:{np.nanmax(due[accuracy]):.17f}"
+    target = world.bcast(target)
+    short = run(small(*words, f"target={target}"), world)
+    if world.rank == 0:
+        least = float(target.split(":")[1])
+        ends = [t for t, found in zip(due["round"], due[accuracy], strict=True) if found >= least]
+        assert short.tables["rounds"]["round"][-1] == ends[0] < 8
+        for name in ("round", "up", "down", "loss", "accuracy"):
+            wanted = seen[name][seen["round"] <= ends[0]]
+            np.testing.assert_array_equal(short.tables["rounds"][name], wanted)
+
+
+def test_a_target_that_is_never_measured_is_refused() -> None:
+    """Where there is no such model, the run would go on without it."""
+    for method in ("spatl", "fedper", "local", "dispfl"):
+        said = refusal(f"method.name={method}", "target=accuracy:0.5")
+        assert f"wanted a method with a global model, found method.name = '{method}'" in said
+        said = refusal(f"method.name={method}", "target=shard_mean:0.5")
+        assert ("possible is personal_mean" in said) == (method == "dispfl")
+        assert not refusal(f"method.name={method}", "target=personal_mean:0.5")
 
 
 @pytest.mark.parallel([1, 2, 3])

@@ -53,8 +53,10 @@ class Dataset:
 
     @property
     def about(self) -> dict[str, str | int]:
-        """Attributes of a result: origin and hash of the files, and samples in both sets."""
+        """Attributes of a result: origin, hash and numbers of samples, and those in both sets."""
         known = {
+            "train_samples": len(self.train_y),
+            "test_samples": len(self.test_y),
             "data_files": self.origin,
             "data_sha256": self.sha256,
             "test_in_training": self.repeated,

@@ -48,7 +48,7 @@ SOURCES = (
 )
 
 
-class Config(config.Data):
+class Config(config.Images):
     """Folder of the files; by default one of the usual places."""
 
 
@@ -79,6 +79,7 @@ def load(config: Config, seed: int) -> Dataset:
         DataError: if it is missing, or a file is missing, damaged, or another pickle.
     """
     paths = cifar.paths(where(config), BATCHES)
+    moments = config.moments(MEAN, STD)
     return cache.decoded(
-        config, paths, MD5, lambda: cifar.dataset(paths, "labels", LABELS, MEAN, STD)
+        config, paths, MD5, lambda: cifar.dataset(paths, "labels", LABELS, *moments)
     )

@@ -47,7 +47,7 @@ SOURCES = (
 )
 
 
-class Config(config.Data):
+class Config(config.Images):
     """Kind of labels, and folder of the files; by default one of the usual places."""
 
     labels: Literal["fine", "coarse"] = "fine"
@@ -97,7 +97,7 @@ def load(config: Config, seed: int) -> Dataset:
     paths, key = cifar.paths(where(config), FILES), f"{config.labels}_labels"
 
     def decode() -> Dataset:
-        found = cifar.dataset(paths, key, LABELS, MEAN, STD)
+        found = cifar.dataset(paths, key, LABELS, *config.moments(MEAN, STD))
         if config.labels == "coarse":
             return found
         return replace(found, groups=cifar.groups(paths, key, "coarse_labels", LABELS))

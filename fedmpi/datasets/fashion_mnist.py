@@ -12,7 +12,7 @@ from fedmpi.data import Dataset, cache
 from fedmpi.data.files import Source, missing
 from fedmpi.data.layouts import idx
 
-MEAN, STD = 0.2860, 0.3530
+MEAN, STD = (0.2860,), (0.3530,)
 """Mean and standard deviation of the training pixels, scaled to 0 .. 1, as in common use."""
 
 MD5 = {
@@ -32,7 +32,7 @@ SOURCES = tuple(
 )
 
 
-class Config(config.Data):
+class Config(config.Images):
     """Folder of the files; by default one of the usual places."""
 
 
@@ -75,5 +75,6 @@ def load(config: Config, seed: int) -> Dataset:
     """
     paths = idx.paths(where(config))
     sources = [*paths, *(copy for path in paths for copy in idx.copies(path))]
+    moments = config.moments(MEAN, STD)
     known = idx.known(MD5)
-    return cache.decoded(config, sources, known, lambda: idx.images(paths, MEAN, STD))
+    return cache.decoded(config, sources, known, lambda: idx.images(paths, *moments))

@@ -20,7 +20,7 @@ from fedmpi.data import Dataset, cache
 from fedmpi.data.files import DataError, Source, either, missing, one
 from fedmpi.data.layouts import idx
 
-MEAN, STD = 0.1307, 0.3081
+MEAN, STD = (0.1307,), (0.3081,)
 """Mean and standard deviation of the training pixels, scaled to 0 .. 1, as in common use."""
 
 NAMESAKES = ("fashion", "kmnist", "kuzushiji")
@@ -71,7 +71,7 @@ SOURCES = (
 )
 
 
-class Config(config.Data):
+class Config(config.Images):
     """Folder of the files; by default one of the usual places."""
 
 
@@ -112,7 +112,7 @@ def load(config: Config, seed: int) -> Dataset:
     sources = [*paths, *owners, *(copy for path in (*paths, *owners) for copy in idx.copies(path))]
 
     def decode() -> Dataset:
-        found = idx.images(paths, MEAN, STD)
+        found = idx.images(paths, *config.moments(MEAN, STD))
         if not owners:
             return found
         train, test = writers(owners[0], found.train_y), writers(owners[1], found.test_y)

@@ -18,7 +18,7 @@ content changes in place, because a run should not look at 110,000 files before 
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ SOURCES = (
 )
 
 
-class Config(config.Data):
+class Config(config.Images):
     """Folder of the files; by default one of the usual places."""
 
 
@@ -99,9 +99,10 @@ def load(config: Config, seed: int) -> Dataset:
         for inner in trained:
             if inner.name == "images":
                 _none_left(inner.parent, [inner])
-        train_x, train_y = _decoded(_labelled(trained))
+        moments = config.moments(MEAN, STD)
+        train_x, train_y = _decoded(_labelled(trained), *moments)
         by_number = sorted(_labelled(tested), key=lambda one: (_number(one[0]), one[0].name))
-        test_x, test_y = _decoded(by_number or _noted(folder / NOTES, names))
+        test_x, test_y = _decoded(by_number or _noted(folder / NOTES, names), *moments)
         return Dataset(train_x, train_y, test_x, test_y, len(names))
 
     return cache.decoded(config, sources, {}, decode)
@@ -142,10 +143,12 @@ def _number(picture: Path) -> int:
     return int(found[0]) if found else 0
 
 
-def _decoded(pictures: list[tuple[Path, int]]) -> tuple[np.ndarray, np.ndarray]:
+def _decoded(
+    pictures: list[tuple[Path, int]], mean: Sequence[float], std: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
     """Reads images float32 [N, 3, 64, 64] and labels int64 [N]."""
     paths, labels = zip(*pictures, strict=True)
-    return jpeg.read_all(paths, SIZE, MEAN, STD), np.array(labels, np.int64)
+    return jpeg.read_all(paths, SIZE, mean, std), np.array(labels, np.int64)
 
 
 def _lines(path: Path) -> list[str]:

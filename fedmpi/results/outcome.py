@@ -39,12 +39,13 @@ class Outcome:
     Attributes:
         tables: the rows.
         finite: whether the model is still finite.
-        is_spent: whether the run has reached its budget.
+        ends: what ends the run after this round, before all are done: `target` or `budget`; else
+            empty.
     """
 
     tables: dict[str, np.ndarray]
     finite: bool
-    is_spent: bool
+    ends: str
 
 
 class Observer:
@@ -147,7 +148,16 @@ class Observer:
         finite = bool(torch.isfinite(w).all())
         if not method.is_global:  # then its model may be at rest while the clients' own are lost
             finite = finite and bool(np.isfinite(clients["loss"]).any())
-        return Outcome(rows, finite, self.settings.is_spent(*self.total))
+        return Outcome(rows, finite, self._ends(t, rounds[0]))
+
+    def _ends(self, t: int, row: np.void) -> str:
+        """What ends the run after the round of that row; empty if nothing does."""
+        if not self.settings.is_average(t):
+            return ""
+        names = ("accuracy", "shard_mean", "personal_mean")
+        if self.settings.is_reached({name: float(row[name]) for name in names}):
+            return "target"
+        return "budget" if self.settings.is_spent(*self.total) else ""
 
     def _report(self, t: int, waves: Sequence[Wave], burdens: Burdens, rank: int) -> np.ndarray:
         mine = [client for wave in waves for client in wave.on(rank)]

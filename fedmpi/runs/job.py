@@ -188,7 +188,7 @@ class Job:
     def _record(self, settings: Settings, engine: Engine, held: Lease | None) -> str:
         """Runs the rounds and records them, on the root; returns the status, known on the root."""
         hosts = self.wire.report(np.frombuffer(wire.host().encode().ljust(256, b"\0"), "S256"))
-        status = record.DONE
+        status, ended = record.DONE, ""
         file = None
         if held is not None:
             about = provenance.about() | {
@@ -213,6 +213,7 @@ class Job:
                         continue
                     file.append(outcome.tables)
                     show(outcome.tables["rounds"][0])
+                    ended = outcome.ends or "rounds"
                     if not outcome.finite:
                         status = record.DIVERGED
                 final = engine.final()
@@ -223,7 +224,8 @@ class Job:
                 file.fail()
             raise
         if file is not None:
-            file.close(status, {"model_sha256": engine.model_sha256()})
+            why = {"ended": ended} if status == record.DONE else {}
+            file.close(status, {"model_sha256": engine.model_sha256(), **why})
         return status
 
     @contextmanager

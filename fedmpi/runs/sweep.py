@@ -8,7 +8,13 @@
     "method.sparsity" = [0.5, 0.9]
     partition = [{ name = "iid" }, { name = "dirichlet", alpha = 0.1 }]
 
+    [sizes.small]               # settings that win over base and grids, with --size small
+    rounds = 3
+    grid.seed = [1]             # other values of an axis, where a grid has it
+
 Several grids make one sweep, one behind the other. A run that stands in two of them runs once.
+So do runs that become equal by a size: an axis that it sets is gone. A file may have tables
+`[[claim]]`, too, which `analysis` reads.
 """
 
 import copy
@@ -17,7 +23,8 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +68,18 @@ class Sweep:
     """
 
     def __init__(
-        self, file: Path, out: Path, only: Sequence[int] = (), words: tuple[str, ...] = ()
+        self,
+        file: Path,
+        out: Path,
+        only: Sequence[int] = (),
+        words: tuple[str, ...] = (),
+        size: str | None = None,
     ) -> None:
         if record.is_named(out):
             raise ConfigError(f"--out {out}: wanted a folder, because each run has its own file")
         self.file, self.words, self.out = file, words, out
-        self.members = members(file, words)
+        self.size = () if size is None else ("--size", size)
+        self.members = members(file, words, size)
         beyond = [number for number in only if number >= len(self.members)]
         if beyond:
             raise ConfigError(
@@ -120,7 +133,8 @@ class Sweep:
             batch = left[:1] if alone else left
             before = {number: self._version(number) for number in batch}
             only = [word for number in batch for word in ("--only", str(number))]
-            code = launch.start(ranks, ["sweep", str(self.file), *self.words, *out, *only])
+            given = [str(self.file), *self.words, *self.size]
+            code = launch.start(ranks, ["sweep", *given, *out, *only])
             if code in (0, 2):
                 bad |= code == 2
                 ended += batch if code == 0 else []
@@ -213,28 +227,120 @@ def account(became: Mapping[int, str]) -> str:
 
 MOST_RUNS = 100_000
 """Runs of a sweep: each of them is checked before the first one begins."""
+TABLES = ("base", "grid", "sizes", "claim")
+"""What a sweep file may have."""
 
 
-def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
-    """All runs of a sweep file, checked; `key=value` words hold for all of them.
+@dataclass(frozen=True)
+class Size:
+    """What one of a file's sizes changes.
+
+    Attributes:
+        settings: that win over base and grids; a table with a name replaces the whole table.
+        axes: other values of axes, by their paths.
+    """
+
+    settings: Tree = field(default_factory=dict)
+    axes: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The paths of its settings, and of the tables that it replaces."""
+        return [path for path, _ in _leaves(self.settings)]
+
+    def grid(self, axes: Mapping[str, Any]) -> dict[str, Any]:
+        """A grid's axes in this size: without those that it sets, and with its own values."""
+        return {
+            path: self.axes.get(path, values)
+            for path, values in axes.items()
+            if not any(path == one or path.startswith(f"{one}.") for one in self.paths)
+        }
+
+    def apply(self, tree: Tree) -> None:
+        """Sets its settings in a tree."""
+        for path, value in _leaves(self.settings):
+            loading.assign(tree, path, copy.deepcopy(value))
+
+
+def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings in a tree by their paths; of a table with a name only the table."""
+    for name, value in tree.items():
+        is_named = not prefix and name in config.AXES
+        if isinstance(value, dict) and not (is_named and "name" in value):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+@dataclass(frozen=True)
+class File:
+    """What a sweep file says, in one of its sizes; not checked beyond its tables.
+
+    Attributes:
+        base: settings of all runs.
+        grids: the axes of each grid, by their paths.
+        size: what the size changes.
+    """
+
+    base: Tree
+    grids: list[dict[str, Any]]
+    size: Size
+
+
+def read(path: Path, size: str | None = None) -> File:
+    """Reads a sweep file; without a size, it is as its base and grids say.
+
+    Raises:
+        ConfigError: if there is no such file or size, or something is no table that must be one.
+    """
+    tree = loading.read(path)
+    problems = [
+        f"{path}: no table [{key}]; there are: {', '.join(TABLES)}" for key in tree.keys() - TABLES
+    ]
+    for key in ("grid", "claim"):
+        rows = tree.get(key, [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            problems.append(f"{path}: '{key}' must be a list of tables: write [[{key}]]")
+    base, sizes = tree.get("base", {}), tree.get("sizes", {})
+    if not isinstance(base, dict):
+        problems.append(f"{path}: 'base' must be a table: write [base]")
+    named = sizes.values() if isinstance(sizes, dict) else [sizes]
+    if not all(isinstance(one, dict) and isinstance(one.get("grid", {}), dict) for one in named):
+        problems.append(
+            f"{path}: 'sizes' must have a table for each size: write [sizes.NAME], and "
+            "[sizes.NAME.grid] for axes"
+        )
+    if problems:
+        raise ConfigError(*problems)
+    grids = [dict(_axes(grid)) for grid in tree.get("grid", [{}])]
+    if size is None:
+        return File(base, grids, Size())
+    if size not in sizes:
+        possible = f"there are: {', '.join(sizes)}" if sizes else "it has none; leave --size out"
+        raise ConfigError(f"--size {size}: no such size in {path}; {possible}")
+    settings = {name: value for name, value in sizes[size].items() if name != "grid"}
+    chosen = Size(settings, dict(_axes(sizes[size].get("grid", {}))))
+    grids = [chosen.grid(grid) for grid in grids]
+    there = dict.fromkeys(axis for grid in grids for axis in grid)
+    if idle := [axis for axis in chosen.axes if axis not in there]:
+        raise ConfigError(
+            f"{path}: [sizes.{size}.grid] {', '.join(idle)}: no [[grid]] has it; there are: "
+            f"{', '.join(there) or 'none'}"
+        )
+    return File(base, grids, chosen)
+
+
+def members(path: Path, words: tuple[str, ...] = (), size: str | None = None) -> list[Member]:
+    """All runs of a sweep file in a size, checked; `key=value` words hold for all of them.
 
     Raises:
         ConfigError: for anything that is wrong with any of them.
     """
-    tree = loading.read(path)
-    problems = [
-        f"{path}: no table [{key}]; there are: base, grid" for key in tree.keys() - {"base", "grid"}
-    ]
-    grids, base = tree.get("grid", [{}]), tree.get("base", {})
-    if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
-        raise ConfigError(f"{path}: 'grid' must be a list of tables: write [[grid]]")
-    if not isinstance(base, dict):
-        raise ConfigError(f"{path}: 'base' must be a table: write [base]")
-    found, count = dict[str, Member](), 0
+    file = read(path, size)
+    found, count, problems = dict[str, Member](), 0, list[str]()
     # What is wrong with many points, such as a setting of [base], is said of the first.
     said: set[str] = set()
-    for number, grid in enumerate(grids, 1):
-        axes = dict(_axes(grid))
+    for number, axes in enumerate(file.grids, 1):
         scalars = {n: v for n, v in axes.items() if not isinstance(v, list) or not v}
         problems += [
             f"{path}: [[grid]] {number}: {name} = {values!r}: wanted a list of at least one value"
@@ -247,7 +353,7 @@ def members(path: Path, words: tuple[str, ...] = ()) -> list[Member]:
             raise ConfigError(f"{path}: {count:,} runs; wanted at most {MOST_RUNS:,} in a sweep")
         for point in _points(axes):
             try:
-                settings = loading.load(_with(base, point, words))
+                settings = loading.load(_with(file, point, words))
             except ConfigError as error:
                 where = ", ".join(f"{name}={_plain(value)}" for name, value in point.items())
                 fresh = [problem for problem in error.problems if problem not in said]
@@ -293,9 +399,10 @@ def _points(axes: Mapping[str, list]) -> Iterator[dict[str, Any]]:
         yield dict(zip(axes, values, strict=True))
 
 
-def _with(base: Tree, point: Mapping[str, Any], words: tuple[str, ...]) -> Tree:
-    tree = copy.deepcopy(base)
+def _with(file: File, point: Mapping[str, Any], words: tuple[str, ...]) -> Tree:
+    tree = copy.deepcopy(file.base)
     for path, value in point.items():
-        loading.assign(tree, path, value)
+        loading.assign(tree, path, copy.deepcopy(value))
+    file.size.apply(tree)
     loading.override(tree, words)
     return tree

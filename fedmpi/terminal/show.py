@@ -108,6 +108,13 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
     return table
 
 
+ENDS = {
+    "target": ", after which the target was reached",
+    "budget": ", after which the budget was spent",
+}
+"""Why a finished run has no more rounds, if not because it has all."""
+
+
 def _both(count: int | None) -> str:
     """Test samples that are training samples, too."""
     return "" if count is None else _several(int(count), "test sample")
@@ -116,7 +123,7 @@ def _both(count: int | None) -> str:
 def _status(about: Mapping[str, Any], rounds: np.ndarray, wanted: int) -> Text:
     status, last = str(about["status"]), int(rounds["round"].max(initial=-1)) + 1
     meaning = {
-        record.DONE: f"{last} rounds",
+        record.DONE: f"{last} rounds{ENDS.get(str(about.get('ended')), '')}",
         record.RUNNING: f"running or cut short: {last} of {wanted} rounds are recorded",
         record.FAILED: f"the job died after {last} of {wanted} rounds",
         record.DIVERGED: f"the model was not finite after {last} of {wanted} rounds",

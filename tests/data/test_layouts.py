@@ -52,6 +52,9 @@ def test_idx(root: Path, packed: bool, train: int, test: int) -> None:
         np.testing.assert_allclose(
             found.train_x, (pixels - module.MEAN) / module.STD, rtol=1e-5, atol=1e-6
         )
+        plain = read(module, root, pixels="unit")
+        assert np.array_equal(plain.train_x, np.float32(images(train)[:, np.newaxis]) / 255)
+        assert plain.sha256 != found.sha256
 
 
 X, Y = FILES[:2]

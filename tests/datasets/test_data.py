@@ -179,6 +179,7 @@ def test_cifar10(
     for channel in range(3):
         wanted = (pixels[:, channel] - cifar10.MEAN[channel]) / cifar10.STD[channel]
         np.testing.assert_allclose(found.test_x[:, channel], wanted, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(read(cifar10, root, pixels="unit").test_x, np.float32(pixels))
 
 
 def test_the_binary_layout_comes_first(root: Path) -> None:
@@ -298,6 +299,7 @@ def test_cifar100(root: Path, pack: Callable[..., bytes], layout: str, suffix: s
         for channel in range(3):
             wanted = (pixels[:, channel] - cifar100.MEAN[channel]) / cifar100.STD[channel]
             np.testing.assert_allclose(found.train_x[:, channel], wanted, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(read(cifar100, root, pixels="unit").train_x, np.float32(pixels))
     assert (fine.classes, coarse.classes) == (100, 20)
     assert fine.train_y.tolist() == [99, 0, 50] and fine.test_y.tolist() == [5]
     assert coarse.train_y.tolist() == [19, 3, 7] and coarse.test_y.tolist() == [2]
@@ -381,6 +383,8 @@ def test_tiny_imagenet(root: Path, below: str) -> None:
         wanted = np.reshape([250, 0, blue], (3, 1, 1))
         np.testing.assert_allclose(train[place], np.broadcast_to(wanted, (3, 64, 64)), atol=4)
     np.testing.assert_allclose(test[:, 0, 5, 5], [100, 101, 102], atol=1)
+    plain = read(tiny_imagenet, root, pixels="unit").train_x
+    np.testing.assert_allclose(plain * 255, train, atol=1e-3)
 
 
 @pytest.mark.parametrize("inside", ["images", ""])

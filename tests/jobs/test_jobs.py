@@ -321,8 +321,11 @@ class TestInstallation:
 class TestSweep:
     """An array's task is one run."""
 
-    @pytest.mark.parametrize("out", [(), ("my results",)])
+    @pytest.mark.parametrize(
+        "out", [(), ("my results",), ("my results", "--size", "small", "data.root=a b")]
+    )
     def test_words(self, tmp_path: Path, out: tuple[str, ...]) -> None:
+        """Words behind the folder are the sweep's."""
         site = Site(tmp_path, ("*mpirun*",))
         done = site.submit("sweep.sbatch", "a b.toml", *out, SLURM_ARRAY_TASK_ID="5")
         assert done.returncode == 0, done.stderr
@@ -342,12 +345,17 @@ class TestSweep:
 
     @pytest.mark.parametrize(
         ("words", "task"),
-        [((), "0"), (("a.toml",), ""), (("a.toml", "results", "lr=1"), "0")],
+        [
+            ((), "0"),
+            (("a.toml",), ""),
+            (("a.toml", "--size", "small"), "0"),
+            (("a.toml", "lr=1"), "0"),
+        ],
     )
     def test_usage(self, tmp_path: Path, words: tuple[str, ...], task: str) -> None:
         site = Site(tmp_path, ("*mpirun*",))
         done = site.submit("sweep.sbatch", *words, SLURM_ARRAY_TASK_ID=task)
-        wanted = "wanted: sbatch --array=0-LAST jobs/sweep.sbatch SWEEP.toml [OUT]\n"
+        wanted = "wanted: sbatch --array=0-LAST jobs/sweep.sbatch SWEEP.toml [OUT [WORD]...]\n"
         assert (done.returncode, done.stderr) == (2, wanted)
         assert not site.calls()
 

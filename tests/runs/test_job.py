@@ -27,6 +27,7 @@ from fedmpi.results import record, tables
 from fedmpi.runs import earlier, launch
 from fedmpi.runs.job import Job, line, progress
 from fedmpi.runs.sweep import Sweep
+from fedmpi.terminal.show import show_result
 from fedmpi.training.train import Trainer
 from tests import PATIENCE, until
 from tests.made import write_idx
@@ -102,6 +103,29 @@ def test_a_run_is_recorded_by_the_root(folder: Path) -> None:
         }
         best = np.argmax(file["rounds"]["validation"][1:])
         assert about["best_round"] == best
+
+
+@pytest.mark.parametrize(
+    ("word", "ended", "rounds"),
+    [
+        ("seed=1", "rounds", 2),
+        ("target=accuracy:0.05", "target", 1),
+        ("target=accuracy:1.0", "rounds", 2),
+        ("budget=up_bytes:1B", "budget", 1),
+        ("lr=1e20", None, 1),
+    ],
+)
+def test_a_result_says_what_ended_the_run(
+    word: str, ended: str | None, rounds: int, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = small("rounds=2", word)
+    Job().run(settings, folder)
+    with h5py.File(path_of(settings, folder)) as file:
+        assert (file.attrs.get("ended"), len(file["rounds"])) == (ended, rounds)
+    show_result(path_of(settings, folder))
+    said = capsys.readouterr().out
+    for name in ("target", "budget"):
+        assert (f" 1 rounds, after which the {name} was" in said) == (name == ended)
 
 
 @on_ranks

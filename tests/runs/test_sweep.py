@@ -22,7 +22,7 @@ from fedmpi.runs.sweep import Sweep, account, members
 from tests import PATIENCE
 
 FILES = sorted((Path(__file__).parents[2] / "jobs" / "sweeps").glob("*.toml"))
-"""The studies that come along."""
+"""The studies that come along; `test_papers` has those in the folder of papers."""
 QUICK = """
 [base]
 rounds = 3
@@ -115,6 +115,123 @@ def test_a_grid_may_name_papers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one.settings.clients == 4  # as [base] says
     path = write('"method.sparsity" = [0.1, 0.2]')
     assert [one.settings.lr for one in members(path, ("paper:topk", "lr=0.3"))] == [0.3, 0.3]
+
+
+SIZES = """
+[sizes.small]
+rounds = 2
+clients = 3
+lr = 0.3
+model = { name = "lenet" }
+data.shape = [1, 16, 16]
+grid.seed = [7]
+
+[sizes.one]
+seed = 5
+method.name = "fedavg"
+model.hidden = [4]
+"""
+"""Behind a file's base and grids; `small` has another model than the base and the second grid."""
+
+
+def sized(*grids: str, more: str = SIZES) -> Path:
+    """A sweep file with sizes."""
+    path = write(*grids)
+    path.write_text(path.read_text() + more)
+    return path
+
+
+METHODS = '"method.name" = ["fedavg", "ssfl"]\nclients = [4, 5]\nseed = [1, 2]'
+
+
+def test_a_size_wins_over_base_and_grids() -> None:
+    """An axis that it sets is gone, and other values of an axis hold where a grid has it."""
+    path = sized(METHODS, '"model.hidden" = [[8], [9]]\nrounds = [4]')
+    assert len(members(path)) == 8 + 2
+    found = members(path, size="small")
+    assert [member.point for member in found] == [
+        {"method.name": "fedavg", "seed": 7},
+        {"method.name": "ssfl", "seed": 7},
+        {},
+    ]
+    for member in found:
+        tree = member.settings.tree()
+        assert (tree["rounds"], tree["clients"], tree["lr"]) == (2, 3, 0.3)
+        assert tree["model"] == {"name": "lenet", "channels": [6, 16], "hidden": [120, 84]}
+        assert tree["data"]["shape"] == [1, 16, 16]
+        assert tree["data"]["samples"] == 200, "the rest of the base's table stays"
+
+
+def test_runs_that_a_size_makes_equal_run_once() -> None:
+    path = sized(METHODS, "seed = [1, 2, 3]\nlr = [0.1, 0.2]", more="[sizes.a]\nlr=0.2\nclients=4")
+    found = [member.point for member in members(path, size="a")]
+    assert found == [
+        {"method.name": name, "seed": seed} for name in ("fedavg", "ssfl") for seed in (1, 2)
+    ] + [{"seed": 3}]
+
+
+def test_a_size_sets_one_setting_of_a_table_that_is_an_axis() -> None:
+    path = sized('model = [{ hidden = [5] }, { name = "lenet" }]\n"data.shape" = [[1, 16, 16]]')
+    with pytest.raises(ConfigError, match=r"\(model=lenet, .*model.hidden = \[4\]: wanted"):
+        members(path, size="one")
+    path = sized('partition = [{ name = "iid" }, { name = "dirichlet", alpha = 0.3 }]')
+    found = members(path, size="one")
+    assert list(map(str, found)) == ["partition=iid", "partition=dirichlet(alpha=0.3)"]
+    assert [one.settings.tree()["model"]["hidden"] for one in found] == [[4], [4]]
+
+
+def test_words_win_over_a_size() -> None:
+    (one,) = members(sized("seed = [1, 2]"), ("rounds=9", "seed=8"), "small")
+    assert (one.settings.rounds, one.settings.seed, one.settings.lr) == (9, 8, 0.3)
+
+
+def test_the_command_takes_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To count and list, to run, and to hand on to ranks."""
+    sized(METHODS)
+    assert sweep("--count").stdout == "8\n"
+    assert sweep("--count", "--size", "small").stdout == "2\n"
+    assert sweep("--size", "small", "data.samples=60").exit_code == 0
+    assert states(sweep("--size", "small", "--dry-run", "data.samples=60")) == ["done"] * 2
+    assert states(sweep("--dry-run")) == ["to do"] * 8
+    started = starts(2, monkeypatch)
+    assert sweep("--size", "small", "lr=0.1", "--ranks", "3", "--out", "o").exit_code == 2
+    assert started == ["3 sweep a.toml lr=0.1 --size small --out o --only 0 --only 1"]
+
+
+@pytest.mark.parametrize(
+    ("more", "size", "wanted"),
+    [
+        (SIZES, "big", "--size big: no such size in a.toml; there are: small, one"),
+        ("", "small", "--size small: no such size in a.toml; it has none; leave --size out"),
+        ("sizes = 3", "a", "a.toml: 'sizes' must have a table for each size: write [sizes.NAME]"),
+        ("[sizes]\na = 3", "a", "a.toml: 'sizes' must have a table for each size"),
+        ("[sizes.a]\ngrid = [1]", "a", "a.toml: 'sizes' must have a table for each size"),
+        (
+            "[sizes.a]\ngrid.lr = [1]\nclients = 4",
+            "a",
+            "a.toml: [sizes.a.grid] lr: no [[grid]] has it; there are: method.name, seed",
+        ),
+        ("[sizes.a]\ngrid.seed = 1", "a", "a.toml: [[grid]] 1: seed = 1: wanted a list of at"),
+        ("[sizes.a]\nrouds = 1", "a", "no setting 'rouds' (did you mean 'rounds'?)"),
+        ("claim = 3", None, "a.toml: 'claim' must be a list of tables: write [[claim]]"),
+        ("[bass]", None, "a.toml: no table [bass]; there are: base, grid, sizes, claim"),
+    ],
+)
+def test_sizes_that_cannot_be(more: str, size: str | None, wanted: str) -> None:
+    """Top-level keys must stand first in TOML."""
+    path = write(METHODS)
+    text = path.read_text()
+    path.write_text(f"{more}\n{text}" if more[:5] in ("sizes", "claim") else f"{text}{more}")
+    words = () if size is None else ("--size", size)
+    found = sweep("--count", *words)
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert wanted in found.stderr
+
+
+def test_claims_may_stand_in_the_file() -> None:
+    """They are for who reads the results."""
+    path = sized("seed = [1, 2]", more='[[claim]]\ntext = "a"\nabove = 0.5\n[[claim]]\n')
+    assert len(members(path)) == 2
 
 
 def test_a_grid_may_be_nested() -> None:

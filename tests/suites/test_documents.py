@@ -151,19 +151,25 @@ def sweep(words: list[str]) -> None:
     found = parsed(*words[1:])
     file, given, only = str(found["file"]), found["words"], found["only"]
     assert isinstance(given, tuple) and isinstance(only, tuple)
+    size = ["--size", str(found["size"])] if found["size"] else []
+    if Path(file).exists() and "[sizes.smoke]" in Path(file).read_text():
+        smoke = ["--size", "smoke", "--only", "0", "--out", str(found["out"])]
+        assert invoke(main, ["sweep", file, *given, *size, "--count"])
+        invoke(main, ["sweep", file, *smoke])
+        return
     if found["dry_run"] or found["count"]:
         assert invoke(main, words[1:])
         return
     if not only:
         runs: dict[str, list[int]] = {}
-        for line in invoke(main, ["sweep", file, "--dry-run"]).splitlines():
+        for line in invoke(main, ["sweep", file, *size, "--dry-run"]).splitlines():
             method = re.search(r"method(?:\.name)?=([\w-]+)", line)
             assert method is not None, f"{file}: no method in {line!r}"
             runs.setdefault(method[1], []).append(int(line.split()[0]))
         only = (*(numbers[0] for numbers in runs.values()), max(runs.values(), key=len)[-1])
     less = smaller(given, Path(file).read_text())
     chosen = [word for number in only for word in ("--only", str(number))]
-    invoke(main, ["sweep", file, *given, *less, "--out", str(found["out"]), *chosen])
+    invoke(main, ["sweep", file, *given, *less, *size, "--out", str(found["out"]), *chosen])
 
 
 def real(words: list[str]) -> None:
@@ -411,8 +417,8 @@ def test_every_picture_and_page_is_linked() -> None:
 
 def test_every_sweep_has_its_command() -> None:
     text = "".join(path.read_text() for path in DOCUMENTS)
-    for path in (ROOT / "jobs" / "sweeps").glob("*.toml"):
-        assert f"fedmpi sweep jobs/sweeps/{path.name} " in text
+    for path in (ROOT / "jobs" / "sweeps").rglob("*.toml"):
+        assert f"fedmpi sweep {path.relative_to(ROOT)} " in text
 
 
 def rows(path: Path, heading: str) -> list[str]:

@@ -6,7 +6,7 @@ of dimensions, each dimension as a big-endian int32, the values, big-endian.
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,9 @@ def copies(path: Path) -> list[Path]:
     return [other for other in found if other != path and os.path.isfile(other)]
 
 
-def images(files: list[Path], mean: float, std: float, classes: int = 10) -> Dataset:
+def images(
+    files: list[Path], mean: Sequence[float], std: Sequence[float], classes: int = 10
+) -> Dataset:
     """Reads a set of 28x28 images from the four files of MNIST's format.
 
     Raises:
@@ -100,7 +102,7 @@ def images(files: list[Path], mean: float, std: float, classes: int = 10) -> Dat
         x, y = read(x_path, (28, 28)), read(y_path, ())
         if len(x) != len(y):
             raise DataError(f"{y_path}: wanted a label for each of {len(x)} images, found {len(y)}")
-        return normalise(x[:, np.newaxis], [mean], [std]), checked(y, classes, y_path)
+        return normalise(x[:, np.newaxis], mean, std), checked(y, classes, y_path)
 
     train_x, train_y = part(*files[:2])
     test_x, test_y = part(*files[2:])
