@@ -24,7 +24,18 @@ import h5py
 import numpy as np
 from click.testing import CliRunner
 
-from analysis import along, claims, compare, newcomers, slices, targets, tradeoff, trajectory
+from analysis import (
+    along,
+    claims,
+    compare,
+    convergence,
+    newcomers,
+    paired,
+    slices,
+    targets,
+    tradeoff,
+    trajectory,
+)
 from fedmpi import config
 from fedmpi.__main__ import main
 from fedmpi.data import files
@@ -125,7 +136,8 @@ PROGRAMS: dict[str, click.Command] = {
     "fedmpi": main,
     **{"compare": compare.main, "along": along.main, "targets": targets.main},
     **{"tradeoff": tradeoff.main, "trajectory": trajectory.main, "newcomers": newcomers.main},
-    **{"slices": slices.main, "claims": claims.main},
+    **{"slices": slices.main, "claims": claims.main, "paired": paired.main},
+    **{"convergence": convergence.main},
 }
 
 
@@ -373,7 +385,18 @@ def _analysis(rng: random.Random) -> Case:
     options = {
         "compare": ([], ["--json"], ["--csv", "a.csv"], ["--by", "lr"], ["--at", "best"]),
         "claims": ([], ["--markdown"], ["--csv", "a.csv"], ["--claims", "here"]),
+        "paired": (
+            *(
+                ["--against", "fedavg"],
+                ["--against", "x"],
+                [],
+                ["--against", "fedavg", "--at", "x"],
+            ),
+            ["--against", "fedavg", "--column", "bytes_total", "--csv", "a.csv"],
+        ),
         "along": (["--along", "lr"], ["--along", "x"], []),
+        "newcomers": ([], ["--out", "p.svg"]),
+        **dict.fromkeys(("slices", "convergence"), ([], ["--x"])),
         "targets": (["--target", "0.1"], ["--target", "2"], []),
         "tradeoff": ([], ["--out", "p.svg"], ["--out", "p"]),
         "trajectory": ([], ["--x", "rounds"], ["--x", "bytes"], ["--target", "0.5"]),
