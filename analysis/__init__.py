@@ -4,6 +4,7 @@ Run from a checkout, on any machine that has pandas. No MPI and no torch are nee
 `fedmpi` is imported, so that results outlive the code that made them.
 
     python -m analysis.compare DIR...     methods side by side, in the terminal
+    python -m analysis.paired DIR...      differences by seed, with tests, in the terminal
     python -m analysis.targets DIR...     costs to reach an accuracy, in the terminal
     python -m analysis.claims [DIR]...    claims of papers beside the results, in the terminal
     python -m analysis.tradeoff DIR...    accuracy against bytes, as a picture

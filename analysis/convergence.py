@@ -161,8 +161,9 @@ def fitted(
         else:
             low += third
     smooth = (low + high) / 2
-    if best(float(GRID[place]))[0] <= best(smooth)[0]:
-        smooth = float(GRID[place])
+    # Where L makes no difference to the last digits it is 0.
+    if best(0.0)[0] <= best(smooth)[0] * (1 + 1e-9):
+        smooth = 0.0
     return best(smooth)[1], smooth
 
 

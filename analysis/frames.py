@@ -1,8 +1,9 @@
 """Result files as tidy data frames, with the settings in which the runs differ in every row.
 
-`runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks`, `variants`, `final`,
-`slices` and `newcomers` are the tables of the same names in the files, concatenated. All take files
-and folders, alone or in a list. The columns of `runs` have four origins, which their names tell:
+`runs` has one row for each run. `rounds`, `clients`, `phases`, `ranks`, `variants`, `layers`,
+`masks`, `final`, `slices` and `newcomers` are the tables of the same names in the files,
+concatenated. All take files and folders, alone or in a list. The columns of `runs` have four
+origins, which their names tell:
 
 * `RESULTS`: computed here from a file's tables, or identifying the run;
 * the content of files that a run read, by hash (`CONTENTS`), in which runs differ as by settings;
@@ -167,6 +168,16 @@ def variants(paths: Paths) -> pd.DataFrame:
     Methods in which every device holds the whole model have no rows.
     """
     return _joined(paths, "variants")
+
+
+def layers(paths: Paths) -> pd.DataFrame:
+    """Returns a row for each layer in each agreement on a mask; columns as in `rounds`."""
+    return _joined(paths, "layers")
+
+
+def masks(paths: Paths) -> pd.DataFrame:
+    """Returns a row for each two masks that an agreement compared; columns as in `rounds`."""
+    return _joined(paths, "masks")
 
 
 def final(paths: Paths) -> pd.DataFrame:

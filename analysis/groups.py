@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import click
 import numpy as np
 import pandas as pd
 
@@ -137,6 +138,34 @@ def summary(runs: pd.DataFrame, by: Sequence[str] = (), along: Sequence[str] = (
     if not found:
         return pd.DataFrame(columns=[*ROW, "n"])
     return pd.DataFrame(found).astype({"sparsity": "Float64"})
+
+
+def beside(runs: pd.DataFrame, reference: str, column: str) -> pd.Series:
+    """Returns a number of the reference's run with the same seed, for each run; NaN without one.
+
+    Args:
+        runs: with the columns of `labelled`, and `column`.
+        reference: a row's name, such as `ssfl 0.9`; or a method, whose row in each group is the
+            reference of those with equal settings besides the methods' own.
+        column: the number.
+
+    Raises:
+        click.UsageError: if there is no such row, or if there are several.
+    """
+    names = pd.Series([row_name(row) for row in runs.to_dict("records")], runs.index)
+    keys = ["group", "seed"]
+    chosen = runs[names == reference]
+    if chosen.empty:
+        chosen, keys = runs[runs["method.name"] == reference], [*keys, "others"]
+    several = chosen.index[chosen.duplicated(keys, keep=False)]
+    if chosen.empty or len(several):
+        found = ", ".join(dict.fromkeys(names[several])) or "none"
+        raise click.UsageError(
+            f"--against {reference}: wanted one row of a table, found {found}; possible are: "
+            f"{', '.join(dict.fromkeys(names))}"
+        )
+    theirs = runs[keys].merge(chosen[[*keys, column]], how="left", on=keys)[column]
+    return theirs.set_axis(runs.index)
 
 
 def label(run: Row, names: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis import frames, panels, terminal
 from analysis.compare import PATHS, constants, read
-from analysis.groups import DONE, ROW, labelled, row_name
+from analysis.groups import DONE, ROW, beside, labelled, row_name
 from analysis.output import Share
 from analysis.terminal import Column
 
@@ -92,20 +92,7 @@ def speedup(runs: pd.DataFrame, reference: str) -> pd.Series:
     Raises:
         click.UsageError: if there is no such row, or if there are several.
     """
-    names = pd.Series([row_name(row) for row in runs.to_dict("records")], runs.index)
-    keys = ["group", "seed"]
-    chosen = runs[names == reference]
-    if chosen.empty:
-        chosen, keys = runs[runs["method.name"] == reference], [*keys, "others"]
-    several = chosen.index[chosen.duplicated(keys, keep=False)]
-    if chosen.empty or len(several):
-        found = ", ".join(dict.fromkeys(names[several])) or "none"
-        raise click.UsageError(
-            f"--against {reference}: wanted one row of a table, found {found}; possible are: "
-            f"{', '.join(dict.fromkeys(names))}"
-        )
-    theirs = runs[keys].merge(chosen[[*keys, "bytes"]], how="left", on=keys)["bytes"]
-    return theirs.set_axis(runs.index) / runs["bytes"]
+    return beside(runs, reference, "bytes") / runs["bytes"]
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:

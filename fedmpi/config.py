@@ -127,6 +127,19 @@ class Skew(Table):
     labels_to: float | None = Field(None, ge=0, le=1)
     """If given, each client's share of wrong labels is drawn uniformly between labels and this
     value."""
+    since: int = Field(0, ge=0, le=MOST)
+    """Round from which samples have this skew; before it they have none. 0 is from the start, an
+    agreement before the first round included."""
+
+    def holds(self, t: int) -> bool:
+        """Returns whether samples have the skew in round t."""
+        return max(t, 0) >= self.since
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether samples and labels stay as they are, whatever the round."""
+        is_turned = any(self.rotations)
+        return not (is_turned or self.colour or self.noise or self.labels or self.labels_to)
 
 
 class Model(Table):
@@ -158,6 +171,7 @@ class Method(Table):
             than nothing without randomness, too.
         optimizes: whether the server moves its model by the mean of updates, and by nothing else,
             so that a server optimizer (`aggregation.server`) can take the step instead.
+        fits: whether the largest share of the model that fits a device can be found (`Tier.fit`).
         controls: whether control variates can correct its clients' gradients (`control`).
         implies: settings of the run that the method's name stands for, by their paths: defaults of
             their own, for where nothing is written. So a name can stand for settings alone.
@@ -176,6 +190,7 @@ class Method(Table):
     in_turn: ClassVar[bool] = False
     converses: ClassVar[bool] = False
     controls: ClassVar[bool] = False
+    fits: ClassVar[bool] = False
     slices: ClassVar[bool] = False
 
     @property
@@ -228,6 +243,18 @@ class Method(Table):
     def network(self, network: Any) -> Any:
         """The network that the method trains in place of the model's; by default the model's."""
         return network
+
+    def held(self, trainer: Any) -> Any:
+        """What a kind of device trains that holds some share of the model, if the method `fits`.
+
+        Args:
+            trainer: has the network and the samples.
+
+        Returns:
+            A function of a tier and a share; it returns a network, and which positions of it are
+            not pruned (see `burden.Burden`).
+        """
+        raise NotImplementedError
 
     def idle(self, settings: "Settings") -> dict[str, str]:
         """The method's settings that have no effect in this run, and what would give them one.
@@ -415,6 +442,10 @@ class Wireless(Table):
     """Seconds added to each message, in either direction."""
 
 
+Compressor = Literal["prune", "width", "quant", "lowrank"]
+"""How a model is made smaller for a device; see `methods.hetiot`."""
+
+
 class Tier(Table):
     """A kind of device."""
 
@@ -444,6 +475,13 @@ class Tier(Table):
     epochs: int | None = Field(None, ge=1, le=MOST)
     """Local epochs per round of clients with this kind of device. If absent, the settings epochs
     and epochs_to say it."""
+    compressor: Compressor | None = None
+    """How hetiot makes the model smaller for the device; other methods ignore it. If absent,
+    method.compressor says it."""
+    fit: bool = False
+    """In place of keep: the device takes the largest share of the model, in steps of 0.05, whose
+    training fits its memory and, with its messages, the deadline. Methods that do not fit the model
+    to the device ignore it."""
     link: Fixed | Wireless = Field(Fixed(kind="fixed"), discriminator="kind")
     """Link between the device and the server; its kind is fixed or wireless."""
 
@@ -512,7 +550,7 @@ class Devices(Table):
     @property
     def decide(self) -> bool:
         """Whether devices say which share of the model they take, and not the method."""
-        return any(tier.keep is not None for tier in self.tiers)
+        return any(tier.keep is not None or tier.fit for tier in self.tiers)
 
     @property
     def quantize(self) -> bool:

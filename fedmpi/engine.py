@@ -7,7 +7,7 @@ which is empty on a dedicated server.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
@@ -32,6 +32,7 @@ from fedmpi.results.outcome import Observer, Outcome
 from fedmpi.split.lockstep import Talk
 from fedmpi.training import hardware
 from fedmpi.training.evaluate import Evaluation
+from fedmpi.training.probe import Overlap
 from fedmpi.training.theory import Theory
 from fedmpi.training.train import Trainer
 
@@ -96,6 +97,9 @@ class Engine:
         self.method, module = settings.method, config.module("method", settings.method.name)
         capacity = max(1, settings.exchange.window * 2**20 // (4 * self.flat.size))
         self.width = self.method.width(capacity, settings.clients)
+        if any(tier.fit for tier in self.fleet.tiers) and self.method.fits:
+            held = self.method.held(self.trainer)
+            self.fleet.fitted = burden.fitted(self.population, self.meter, held)
         self.server: Server | None = None
         if place.is_root:
             self.server = module.Server(settings, self.trainer)
@@ -152,7 +156,7 @@ class Engine:
         first = self.population.first_round if first is None else first
         for t in range(first, self.settings.rounds):
             waves = self.placement.waves(t)
-            self.begin()
+            self.begin(t)
             if not self.tell(t, waves):
                 return
             self.last = t
@@ -167,14 +171,14 @@ class Engine:
                 self.goes_on = outcome.finite and not outcome.ends
             yield outcome
 
-    def begin(self) -> None:
-        """Resets clocks and byte counts, on all ranks together."""
+    def begin(self, t: int) -> None:
+        """Resets clocks and byte counts before round t, on all ranks together."""
         self.is_void = True
         self.wire.settle()
         self.clock.reset()
         self.wire.reset()
-        self.trainer.begin()
-        self.evaluation.begin()
+        self.trainer.begin(t)
+        self.evaluation.begin(t)
         self.theory.begin()
         self.ledger.begin()
 
@@ -323,9 +327,12 @@ class Engine:
         """
         seconds, both = self.clock.elapsed(), (self.wire, self.clock)
         w, noted, figures, variants = None, dict[str, dict[int, float]](), dict[str, float](), None
+        overlaps: Sequence[Overlap] = ()
         if self.server is not None:
             w, noted, figures = self.server.w, self.server.noted, self.server.figures
             variants = self.server.variants
+            with self.clock(Phase.EVALUATE):
+                overlaps = self.server.overlaps(t) if self.population.is_agreement(t) else ()
         verdict = self.evaluation.after(
             t, w, variants, self.clients.deployed, self.placement, *both
         )
@@ -333,8 +340,8 @@ class Engine:
         if self.has_theory(t):
             model, rounded = self.evaluation.published(w, self.wire), self.clients.rounded
             terms = self.theory.after(t, model, rounded, self.placement, *both)
-        about = self.clients.burden, verdict, terms
-        return self.observer.outcome(t, waves, *about, w, noted, figures, seconds, *both)
+        found = verdict, terms, w, noted, figures, overlaps
+        return self.observer.outcome(t, waves, self.clients.burden, *found, seconds, *both)
 
     def has_theory(self, t: int) -> bool:
         """Whether the terms of a bound on convergence are measured after round t."""
@@ -352,7 +359,7 @@ class Engine:
         """
         if self.settings.evaluate.final == "none":
             return {}
-        self.begin()
+        self.begin(self.last)
         w = None if self.server is None else self.server.w
         about = self.clients, self.placement, self.wire
         with self.clock(Phase.EVALUATE):

@@ -331,6 +331,14 @@ def _contradictions(settings: Settings) -> list[str]:
             f"skew.labels_to = {settings.skew.labels_to}: wanted at least skew.labels = "
             f"{settings.skew.labels}"
         )
+    skew = settings.skew
+    if skew.since and skew.changes_nothing:
+        found.append(f"skew.since = {skew.since}: wanted a skew, found none")
+    if skew.since >= settings.rounds:
+        found.append(
+            f"skew.since = {skew.since}: wanted less than rounds = {settings.rounds}, after which "
+            "nobody would see the skew"
+        )
     judged = settings.evaluate
     trains = judged.final in ("tune", "slice")
     if not trains and judged.final_epochs != config.Evaluate().final_epochs:
@@ -453,6 +461,16 @@ def _impossible(devices: Devices) -> list[str]:
         if isinstance(tier.link, Wireless) and tier.link.distance[0] > tier.link.distance[1]:
             path, value = f"devices.tiers.{place}.link.distance", config.written(tier.link.distance)
             found.append(f"{path} = {value}: wanted the nearest, then the farthest")
+    for place, tier in enumerate(devices.tiers):
+        if tier.fit and tier.keep is not None:
+            found.append(
+                f"devices.tiers.{place}.fit = true: wanted no keep beside it, found {tier.keep}"
+            )
+        if tier.fit and tier.memory is None and devices.deadline is None:
+            found.append(
+                f"devices.tiers.{place}.fit = true: wanted the device's memory, or "
+                "devices.deadline, found neither"
+            )
     for name in ("stragglers", "server_gflops", "deadline"):
         value = getattr(devices, name)
         if value and not names:

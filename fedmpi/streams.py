@@ -23,7 +23,8 @@ class Purpose(IntEnum):
     BATCH = 5
     """Order of a client's samples; ids: round, client."""
     SALIENCY = 6
-    """Choice of samples by which a client scores parameters; ids: client, and round but for -1."""
+    """Choice of samples by which a client scores parameters; ids: client, and round but for -1; of
+    others that are compared with them: client, round, 1."""
     ORDER = 7
     """Order in which a server processes the clients; ids: round."""
     QUANTIZE = 8

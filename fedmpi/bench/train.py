@@ -121,7 +121,7 @@ def one_by_one(engine: Engine) -> Trainer:
     found = copy.copy(engine.trainer)
     found.is_stacked = False
     found.descent = found.descent_of(engine.flat, 1)
-    found.begin()
+    found.begin(0)
     return found
 
 

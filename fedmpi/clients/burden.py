@@ -20,13 +20,18 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fedmpi.clients.devices import EXACT, Fleet
 from fedmpi.clients.population import Population
-from fedmpi.config import ConfigError, Settings
+from fedmpi.config import ConfigError, Settings, Tier
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.flops import Forward, forward
 
 TRAINING = 3
 """A step's FLOPs over those of the way forward: the loss's gradients by inputs and by weights."""
 MIB = 2**20
+SHARES = [step / 20 for step in range(20, 0, -1)]
+"""Shares of the model that are tried on a device, the largest first."""
+
+Held = Callable[[Tier, float], tuple[Flat, Tensor | None]]
+"""Kind of device, share of the model -> the network that it trains, and what is not pruned."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +197,44 @@ def deadline(
         flops[client] = work * min(settings.batch, size)
         lengths[client] = 4 * burden.flat.size * (1 if settings.control == "none" else 2)
     return lambda t, client: population.fleet.fitting(t, client, flops[client], lengths[client])
+
+
+def fitted(population: Population, meter: Meter, held: Held) -> dict[str, float]:
+    """Returns the largest share of the model that fits each kind of device that wants it.
+
+    It fits if the training of each of its clients in the first round needs no more than the memory,
+    and is over with its messages before the deadline. Messages are predicted as that many float32
+    values; fading and slow computation are not predicted. If none fits, it is the smallest.
+
+    Args:
+        population: the clients and their devices.
+        meter: counts.
+        held: what a kind of device trains that holds some share.
+    """
+    fleet, settings = population.fleet, meter.settings
+    first = next(t for t in range(settings.rounds) if not population.is_agreement(t))
+    owners: dict[str, list[int]] = {}
+    for client, tier in fleet.owners():
+        owners.setdefault(tier.name, []).append(client)
+
+    def fits(tier: Tier, share: float) -> bool:
+        flat, kept = held(tier, share)
+        length = 4 * (flat.size if kept is None else int(kept.count_nonzero()))
+        for client in owners.get(tier.name, []):
+            batch = min(settings.batch, int(population.sizes[client]))
+            burden = Burden(flat, population.seen(first, client), batch, kept)
+            if tier.memory is not None and meter.memory(burden) > tier.memory:
+                return False
+            spent = fleet.seconds(tier, client, meter.flops(burden), length)
+            if settings.devices.deadline is not None and spent > settings.devices.deadline:
+                return False
+        return True
+
+    return {
+        tier.name: next((share for share in SHARES if fits(tier, share)), SHARES[-1])
+        for tier in fleet.tiers
+        if tier.fit
+    }
 
 
 def unfit(fleet: Fleet, meter: Meter, burdens: Burdens, first: int) -> list[int]:

@@ -16,10 +16,11 @@ power. Its rate is s times that of the whole band, and its energy what the whole
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from fedmpi.config import Settings, Tier, Wireless
+from fedmpi.config import ConfigError, Settings, Tier, Wireless
 from fedmpi.streams import Purpose, stream
 
 MEGA, GIGA = 1e6, 1e9
@@ -28,6 +29,8 @@ EXACT = 32
 BISECTIONS = 100
 """Halvings of an interval of seconds, after which nothing is left of it."""
 
+Share = TypeVar("Share", bound=float | tuple[float, str])
+
 
 class Fleet:
     """The devices of a run's clients, the same on every rank.
@@ -35,12 +38,15 @@ class Fleet:
     Attributes:
         tiers: the kinds of devices; empty if nothing is simulated.
         kinds: each client's index in `tiers`, int64 [clients].
+        fitted: shares of the model that fit the devices, by the name of their kind, where the
+            settings want the largest (see `burden.fitted`).
         distances: metres to the server, [clients]; NaN if the link is not wireless.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.devices = settings, settings.devices
         self.tiers = self.devices.tiers
+        self.fitted: dict[str, float] = {}
         self.kinds = np.zeros(settings.clients, np.int64)
         self.distances = np.full(settings.clients, np.nan)
         if not self.tiers:
@@ -63,6 +69,41 @@ class Fleet:
         """Yields each client that has a device, and its kind."""
         if self.tiers:
             yield from ((client, self.tier(client)) for client in range(len(self.kinds)))
+
+    def shares(self, name: str) -> list[float]:
+        """Returns each client's share of the model, for methods that fit the model to the device.
+
+        The share is that of the client's device, if any device has one. Otherwise clients are
+        spread evenly over the method's own shares.
+
+        Args:
+            name: the method's setting with its own shares.
+        """
+        settings = self.settings
+        if self.devices.decide:
+            return [self.keep(tier) for _, tier in self.owners()]
+        own = getattr(settings.method, name)
+        counts = shared_out(settings.clients, [1 / len(own)] * len(own))
+        random = stream(settings.seed, Purpose.KEEP)
+        return random.permutation(np.repeat(own, counts)).tolist()
+
+    def keep(self, tier: Tier) -> float:
+        """Returns the share of the model that a kind of device holds, if devices decide."""
+        if tier.fit:
+            return self.fitted.get(tier.name, 1.0)
+        return 1.0 if tier.keep is None else tier.keep
+
+    def seconds(self, tier: Tier, client: int, flops: float, length: float) -> float:
+        """Returns the predicted seconds of a client's round without fading or slow computation.
+
+        Args:
+            tier: its kind of device.
+            client: the client.
+            flops: FLOPs of its training.
+            length: bytes of the download, and of the upload.
+        """
+        moves = (seconds(int(length), rate) for rate in self._capacities(tier, client, 1.0))
+        return flops / (GIGA * tier.gflops) + sum(moves) + 2 * tier.link.latency
 
     def is_lost(self, t: int, client: int) -> bool:
         """Whether the client's upload in round t is lost; never in an agreement."""
@@ -93,13 +134,18 @@ class Fleet:
 
         If the band is shared, they are those of the whole band.
         """
-        link = self.tier(client).link
+        tier, faded = self.tier(client), 1.0
+        if isinstance(tier.link, Wireless) and tier.link.fading:
+            # The power of a Rayleigh amplitude is exponential, of mean 1.
+            faded = stream(self.settings.seed, Purpose.CHANNEL, t, client).exponential()
+        return self._capacities(tier, client, faded)
+
+    def _capacities(self, tier: Tier, client: int, faded: float) -> tuple[float, float]:
+        """The rates at which the channel's power is multiplied by `faded`."""
+        link = tier.link
         if not isinstance(link, Wireless):
             return MEGA * link.up, MEGA * link.down
-        gain = path_gain(float(self.distances[client]), link.exponent, link.loss)
-        if link.fading:
-            # The power of a Rayleigh amplitude is exponential, of mean 1.
-            gain *= stream(self.settings.seed, Purpose.CHANNEL, t, client).exponential()
+        gain = path_gain(float(self.distances[client]), link.exponent, link.loss) * faded
         shared, noise = self.devices.spectrum.bandwidth, watts(link.noise)
         bandwidth = MEGA * (link.bandwidth if shared is None else shared)
         up, down = (
@@ -232,32 +278,14 @@ COLUMNS = (
 """Columns that `Fleet.cost` returns (see `tables.CLIENTS`)."""
 
 
-def shares(settings: Settings, name: str) -> list[float]:
-    """Returns each client's share of the model, for methods that fit the model to the device.
-
-    The share is the `keep` of the client's device, if any device has one. Otherwise clients are
-    spread evenly over the method's own shares.
-
-    Args:
-        settings: settings of the run.
-        name: the method's setting with its own shares.
-    """
-    if (found := keeps(settings)) is not None:
-        return found
-    own = getattr(settings.method, name)
-    counts = shared_out(settings.clients, [1 / len(own)] * len(own))
-    random = stream(settings.seed, Purpose.KEEP)
-    return random.permutation(np.repeat(own, counts)).tolist()
-
-
-def holders(shares: Sequence[float], excluded: Collection[int]) -> list[tuple[float, list[int]]]:
+def holders(shares: Sequence[Share], excluded: Collection[int]) -> list[tuple[Share, list[int]]]:
     """Returns each share with the clients that have it, the largest share first.
 
     Args:
-        shares: each client's share.
+        shares: each client's share, or a tuple that begins with it.
         excluded: clients that never take part.
     """
-    found: dict[float, list[int]] = {}
+    found: dict[Share, list[int]] = {}
     for client, share in enumerate(shares):
         if client not in excluded:
             found.setdefault(share, []).append(client)
@@ -265,9 +293,20 @@ def holders(shares: Sequence[float], excluded: Collection[int]) -> list[tuple[fl
 
 
 def keeps(settings: Settings) -> list[float] | None:
-    """Returns the share of the model that each device keeps; None if no device sets one."""
+    """Returns the share of the model that each device keeps; None if no device sets one.
+
+    Raises:
+        ConfigError: if the share of some device is to be found out, which `Fleet.shares` knows.
+    """
     if not settings.devices.decide:
         return None
+    for place, tier in enumerate(settings.devices.tiers):
+        if tier.fit:
+            raise ConfigError(
+                f"devices.tiers.{place}.fit = true: wanted a method whose memory and FLOPs follow "
+                f"from the share alone, found method.name = '{settings.method.name}'; possible is "
+                "keep"
+            )
     owners = Fleet(settings).owners()
     return [1.0 if tier.keep is None else tier.keep for _, tier in owners]
 
@@ -293,7 +332,9 @@ def instead(settings: Settings, name: str, of_tier: str = "keep") -> dict[str, s
         name: the method's setting.
         of_tier: that of tiers which takes its place.
     """
-    if all(getattr(tier, of_tier) is None for tier in settings.devices.tiers):
+    tiers = settings.devices.tiers
+    is_fitted = of_tier == "keep" and any(tier.fit for tier in tiers)
+    if not is_fitted and all(getattr(tier, of_tier) is None for tier in tiers):
         return {}
     return {name: f"the default beside devices.tiers with a `{of_tier}`, which say it, too"}
 

@@ -1,4 +1,6 @@
-"""Feature and label skew of clients, beside the partition; fixed before the first round.
+"""Feature and label skew of clients, beside the partition; drawn before the first round.
+
+It holds from the round `skew.since` on, in training and in tests; before it all samples are clean.
 
 Every training sample belongs to one client, so that a skew is a map over the data set. Images are
 rotated, their channels rescaled, and noise is added, in this order; labels are replaced. Test

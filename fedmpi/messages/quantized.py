@@ -27,25 +27,33 @@ def ranges(
     random: np.random.Generator | None = None,
     size: int | None = None,
     indices: Tensor | None = None,
+    by_sign: bool = False,
 ) -> list[Block]:
     """Quantizes each part uniformly between its least and its greatest value.
 
     The codes are those of `sparse.quantize_parts`. The second block has each part's least value and
-    step. Bytes: ceil(count * bits / 8), and 8 a part.
+    step. With `by_sign` they are those of magnitudes with one bit less, and the highest bit is set
+    if the value is negative. Bytes: ceil(count * bits / 8), and 8 a part.
 
     Args:
         kind: content of the values.
         values: [count] or a shape with as many elements, part by part.
         lengths: lengths of the parts, such as the samples of a batch.
-        bits: 1 to 16, or EXACT.
+        bits: 1 to 16, or EXACT; with `by_sign` 2 at least.
         random: rounds stochastically and unbiased; None rounds to the nearest.
         size: length of the whole vector; by default that of `values`.
         indices: positions of the values, ascending, [count]; None if the receiver knows them.
+        by_sign: whether codes are a sign and a magnitude.
     """
     if bits == EXACT:
         return [sparse.block(kind, values, size, indices)]
     given = values.detach().reshape(-1).to("cpu", torch.float32).numpy()
-    codes, low, step = sparse.quantize_parts(given, lengths, bits, random)
+    if by_sign:
+        codes, low, step = sparse.quantize_parts(np.abs(given), lengths, bits - 1, random)
+        codes = codes.astype(code_dtype(bits))
+        codes[given < 0] |= 1 << bits - 1
+    else:
+        codes, low, step = sparse.quantize_parts(given, lengths, bits, random)
     size = len(given) if size is None else size
     where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
     scale = Scale(0.0, 1.0)
@@ -59,6 +67,7 @@ def ranged(
     blocks: Sequence[Block],
     lengths: Sequence[int] | np.ndarray,
     device: torch.device | None = None,
+    by_sign: bool = False,
 ) -> Tensor:
     """Decodes blocks of `ranges`, [count].
 
@@ -77,6 +86,13 @@ def ranged(
     if len(scales) != 2 * len(parts):
         raise WireError(f"{len(scales)} values of ranges, wanted {2 * len(parts)}")
     low, step = scales.view(2, -1)
+    if by_sign:
+        half = 1 << blocks[0].bits - 1
+        negative = found >= half
+        repeats = parts.to(found.device)
+        found = (found - half * negative) * step.repeat_interleave(repeats)
+        found += low.repeat_interleave(repeats)
+        return torch.where(negative, -found, found)
     if len(found) and bool((parts == parts[0]).all()):
         rows = found.view(len(parts), -1)
         return rows.mul_(step[:, None]).add_(low[:, None]).view(-1)
@@ -91,6 +107,7 @@ def strongest(
     sparsity: float,
     bits: int,
     random: np.random.Generator | None = None,
+    by_sign: bool = False,
 ) -> list[Block]:
     """Sparse gradient quantization (SGQ): quantizes the largest values of each part.
 
@@ -110,12 +127,13 @@ def strongest(
         sparsity: share of each part's values that are left out.
         bits: 1 to 16, or EXACT.
         random: rounds kept values stochastically and unbiased; None rounds to the nearest.
+        by_sign: whether codes are a sign and a magnitude (see `ranges`).
     """
     where = select.tops(x, spans, sparsity)
     lengths = np.tile(select.counts(spans, sparsity), len(x))
     travel = where if sparsity else None
     values = x.detach().reshape(-1)[where]
-    return ranges(kind, values, lengths, bits, random, x.numel(), travel)
+    return ranges(kind, values, lengths, bits, random, x.numel(), travel, by_sign)
 
 
 def restored(
@@ -124,6 +142,7 @@ def restored(
     spans: Sequence[Span],
     sparsity: float,
     device: torch.device | None = None,
+    by_sign: bool = False,
 ) -> Tensor:
     """Dequantization (DQ): decodes `strongest` to a dense tensor [rows, n], zero elsewhere.
 
@@ -133,7 +152,7 @@ def restored(
     if blocks[0].size != prod(shape):
         raise WireError(f"a block of a tensor of {blocks[0].size}, wanted {prod(shape)}")
     lengths = np.tile(select.counts(spans, sparsity), shape[0])
-    found = ranged(blocks, lengths, device)
+    found = ranged(blocks, lengths, device, by_sign)
     dense = torch.zeros(shape, device=device)
     if sparsity:
         dense.view(-1)[sparse.indices(blocks[0], device)] = found

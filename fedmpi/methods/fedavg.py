@@ -21,7 +21,7 @@ from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.networks.slicing import Channels
 from fedmpi.split.lockstep import Talk
 from fedmpi.training import probe
-from fedmpi.training.probe import Variant
+from fedmpi.training.probe import Overlap, Variant
 from fedmpi.training.server_optimizer import ServerOptimizer
 from fedmpi.training.store import Stores
 from fedmpi.training.train import PLAIN, Adjust, Hooks, Rests, Trainer
@@ -210,6 +210,13 @@ class Server(Half):
 
         It is asked in rounds that are evaluated. It has nothing if every device holds the whole
         model.
+        """
+        return ()
+
+    def overlaps(self, t: int) -> Sequence[Overlap]:
+        """Returns how far the mask of round t's agreement overlaps with others.
+
+        It is asked off the clock after each agreement.
         """
         return ()
 

@@ -20,7 +20,7 @@ Differs from the code: GroupNorm's groups keep their size and not their number; 
 embeddings are narrowed, too; BatchNorm's statistics are not collected after training.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -31,12 +31,13 @@ from torch import Tensor
 from fedmpi import config
 from fedmpi.clients import devices
 from fedmpi.clients.burden import Burden
-from fedmpi.config import Settings
+from fedmpi.config import Settings, Tier
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.sums import Held
 from fedmpi.methods import fedavg
 from fedmpi.networks import narrow
+from fedmpi.networks.flat import Flat
 from fedmpi.networks.narrow import Choose, Narrow, SubModels
 from fedmpi.streams import Purpose, stream
 from fedmpi.training.probe import Variant
@@ -50,6 +51,7 @@ class Config(config.Method):
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    fits: ClassVar[bool] = True
 
     paper: ClassVar[Mapping[str, Any]] = {
         "data.name": "cifar10",
@@ -99,7 +101,17 @@ class Config(config.Method):
                 f"devices.deadline = {deadline}: wanted method.assignment = 'fix', found "
                 "'dynamic'; how many steps fit is predicted from a client's first round"
             )
+        if self.assignment == "dynamic" and any(tier.fit for tier in settings.devices.tiers):
+            found.append(
+                "method.assignment = 'dynamic': wanted devices.tiers without fit, whose shares are "
+                "for their own devices"
+            )
         return found
+
+    def held(self, trainer: Trainer) -> Callable[[Tier, float], tuple[Flat, Tensor | None]]:
+        """Returns what a kind of device trains that holds some share of the channels."""
+        models = SubModels(trainer.flat, trainer.feed.x.shape[1:])
+        return lambda _, rate: (models.narrow(narrow.prefix(rate)).flat, None)
 
     def choose(self, settings: Settings, t: int, client: int, rate: float) -> Choose:
         """Returns how to choose the client's channels in round t: the first ones of each layer."""
@@ -114,7 +126,7 @@ class Widths:
         self.settings, self.method = settings, settings.method
         self.models = SubModels(trainer.flat, trainer.feed.x.shape[1:])
         self.topology = self.models.topology
-        self.rates = devices.shares(settings, "rates")
+        self.rates = trainer.population.fleet.shares("rates")
         self.firsts: dict[float, Narrow] = {}
 
     def rate(self, t: int, client: int) -> float:

@@ -19,8 +19,10 @@ from fedmpi.messages import codec, select
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.ledger import Ledger
 from fedmpi.messages.wire import ROOT, Wire
+from fedmpi.networks import pruning
 from fedmpi.results import tables
 from fedmpi.training.evaluate import Evaluation, Verdict, mean
+from fedmpi.training.probe import Overlap
 from fedmpi.training.theory import OF_CLIENTS, Terms
 from fedmpi.training.train import Trainer
 
@@ -84,6 +86,7 @@ class Observer:
         w: Tensor | None,
         noted: Mapping[str, Mapping[int, float]],
         figures: Mapping[str, float],
+        overlaps: Sequence[Overlap],
         seconds: float,
         wire: Wire,
         clock: Clock,
@@ -99,6 +102,7 @@ class Observer:
             w: the server's model [n], on the root.
             noted: numbers that the server found out about clients (see `Server.noted`).
             figures: numbers about its model (see `Server.figures`).
+            overlaps: how far masks of an agreement overlap (see `Server.overlaps`).
             seconds: seconds of the round, on the clock.
             wire: connection to the other ranks.
             clock: clock of this rank.
@@ -136,6 +140,8 @@ class Observer:
             "phases": _phase_rows(t, spent),
             "ranks": _rank_rows(t, moved),
             "variants": self._variant_rows(t, verdict),
+            "layers": self._layer_rows(t, w),
+            "masks": _mask_rows(t, overlaps),
         }
         for way, name in enumerate(tables.DIRECTIONS):
             self.total[way] += int(rounds[name][0])
@@ -229,8 +235,19 @@ class Observer:
             sent = codec.pack([codec.Message(codec.EVERYONE, variant.blocks)]).bytes.sum()
             costs = self.meter.flops(variant.burden), self.meter.memory(variant.burden)
             row["round"], row["share"], row["clients"] = t, variant.share, variant.clients
+            row["kind"] = variant.kind
             row["accuracy"], row["bytes"] = accuracy, sent
             row["flops"], row["memory"] = costs
+        return rows
+
+    def _layer_rows(self, t: int, w: Tensor) -> np.ndarray:
+        """Returns the density of each layer after an agreement."""
+        agrees = self.population.is_agreement(t)
+        layers = pruning.weights(self.trainer.flat) if agrees else []
+        rows = tables.empty(tables.LAYERS, len(layers))
+        for row, piece in zip(rows, layers, strict=True):
+            row["round"], row["layer"] = t, piece.name.removesuffix(".weight")
+            row["weights"], row["kept"] = piece.of(w).numel(), int(piece.of(w).count_nonzero())
         return rows
 
     def final(self, reports: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -263,6 +280,15 @@ class Observer:
         spent = waits.sum() if in_turn else waits.max()
         row["sim_seconds"] = spent + served
         row["sim_joules"] = (rows["sim_compute_joules"] + rows["sim_transmit_joules"]).sum()
+
+
+def _mask_rows(t: int, overlaps: Sequence[Overlap]) -> np.ndarray:
+    rows = tables.empty(tables.MASKS, len(overlaps))
+    rows["round"] = t
+    for row, found in zip(rows, overlaps, strict=True):
+        for name, value in found._asdict().items():
+            row[name] = value
+    return rows
 
 
 def _phase_rows(t: int, spent: Sequence[np.ndarray]) -> np.ndarray:

@@ -140,6 +140,7 @@ RANKS: Columns = {
 VARIANTS: Columns = {
     "round": ("i4", "communication round that was evaluated"),
     "share": ("f8", "share of the model that a device holds, as the method counts it"),
+    "kind": ("S8", "compressor by which it is made smaller; empty unless methods have several"),
     "clients": ("i4", "clients with that share; on average, if clients draw it each round"),
     "accuracy": (
         "f8",
@@ -151,6 +152,25 @@ VARIANTS: Columns = {
         "f8",
         "MiB that training it takes, as in the table clients, a batch of `batch`",
     ),
+}
+LAYERS: Columns = {
+    "round": ("i4", "round of an agreement; -1 is before the first"),
+    "layer": ("S64", "convolution or linear layer, by its name in the network"),
+    "weights": ("i8", "weights that it has, biases aside"),
+    "kept": ("i8", "of them those that are not zero in the global model after the agreement"),
+}
+MASKS: Columns = {
+    "round": ("i4", "round of an agreement; -1 is before the first"),
+    "kind": (
+        "S8",
+        "what a mask is compared with. clients: that of another client. agreed: the one agreed on. "
+        "batches: the one from minibatches that are drawn again. oracle: the one from the gradient "
+        "over all training samples",
+    ),
+    "client": ("i4", "client who would have chosen the mask alone; -1: the mask agreed on"),
+    "other": ("i4", "the other client; -1 unless kind is clients"),
+    "common": ("f8", "share of the kept weights of prunable layers that both masks keep"),
+    "jaccard": ("f8", "weights that both keep over weights that one of them keeps"),
 }
 FINAL: Columns = {
     "client": ("i4", "logical client"),
@@ -207,12 +227,15 @@ OF_ROUNDS = {
     "phases": PHASES,
     "ranks": RANKS,
     "variants": VARIANTS,
+    "layers": LAYERS,
+    "masks": MASKS,
 }
-"""Tables that rounds add rows to. `variants` has rows if devices hold different shares."""
+"""Tables that rounds add rows to. `variants` has rows if devices hold different shares, `layers` in
+agreements, and `masks` if the method compares masks in them."""
 OF_END = {"final": FINAL, "slices": SLICES, "newcomers": NEWCOMERS}
 """Tables that get all their rows after the last round, if they get any."""
 TABLES = OF_ROUNDS | OF_END
-LATER = ("variants", *OF_END)
+LATER = ("variants", "layers", "masks", *OF_END)
 """Tables that results of earlier versions lack; a reader takes them as empty."""
 
 

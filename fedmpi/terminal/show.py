@@ -55,6 +55,7 @@ def _parts_of(
     for title, part in (
         ("accuracy", _accuracies(rounds, about.get("best_round"))),
         ("the model by the share that devices hold", _variants(found)),
+        ("share of the weights that two masks have in common, last agreement", _masks(found)),
         ("every client after the last round, on its test shard", _final(ends["final"])),
         ("new clients over epochs of training", _newcomers(ends["newcomers"])),
         (
@@ -231,12 +232,44 @@ def _variants(found: Mapping[str, np.ndarray]) -> RenderableType | None:
     if not len(rows):
         return None
     last = rows["round"].max()
-    table = grid("share", "clients", "test set", "bytes", "MFLOP", "MiB", left=())
-    for row in rows[rows["round"] == last]:
+    rows = rows[rows["round"] == last]
+    # Results of earlier versions have no kinds.
+    kinds = rows["kind"] if "kind" in (rows.dtype.names or ()) else np.zeros(len(rows), "S1")
+    has_kinds = len(set(kinds.tolist())) > 1
+    names = ("share", "clients", "test set", "bytes", "MFLOP", "MiB", *["by"] * has_kinds)
+    table = grid(*names, left=(6,))
+    for row, kind in zip(rows, kinds.tolist(), strict=True):
         sizes = f"{row['bytes']:,}", f"{row['flops'] / 1e6:.3g}", f"{row['memory']:.3g}"
-        table.add_row(f"{row['share']:g}", str(row["clients"]), number(row["accuracy"]), *sizes)
+        cells = f"{row['share']:g}", str(row["clients"]), number(row["accuracy"]), *sizes
+        table.add_row(*cells, *[kind.decode()] * has_kinds)
     remark = f"round {last + 1}; bytes as sent to a client, MFLOP of training on one sample"
     return Group(table, Text(remark, "dim"))
+
+
+COMPARED = {
+    "clients": ("of two clients alone", ""),
+    "agreed": ("of a client alone, and the one agreed on", ""),
+    "batches": ("of other minibatches, of a client alone", "the same, of all clients"),
+    "oracle": ("of all training samples, and a client's alone", "the same, and the one agreed on"),
+}
+"""How kinds of pairs of masks are called, for those of clients and for the mask of all."""
+
+
+def _masks(found: Mapping[str, np.ndarray]) -> RenderableType | None:
+    """Returns how far the masks of the last agreement that compared some have overlapped."""
+    rows = found["masks"]
+    if not len(rows):
+        return None
+    rows = rows[rows["round"] == rows["round"].max()]
+    table = grid("masks", "in common", "least", "Jaccard", left=(0,))
+    for kind, texts in COMPARED.items():
+        ours = rows["kind"] == kind.encode()
+        for text, some in zip(texts, (rows["client"] >= 0, rows["client"] < 0), strict=True):
+            pairs = rows[ours & some]
+            if len(pairs):
+                values = pairs["common"].mean(), pairs["common"].min(), pairs["jaccard"].mean()
+                table.add_row(text, *map(number, values))
+    return table
 
 
 def _final(rows: np.ndarray) -> RenderableType | None:

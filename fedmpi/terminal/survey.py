@@ -122,6 +122,8 @@ def _peculiar(traits: Traits, sizes: np.ndarray) -> Peculiar:
         wrong = [traits.replaced(client, size) for client, size in enumerate(sizes.tolist())]
         text = f"{sum(wrong):,} training labels, {_range(traits.shares)} of a client's"
         found["wrong"] = (f"{text}; distances are of true ones", [f"{n:,}" for n in wrong])
+    if skew.since:
+        found["since"] = (f"from round {skew.since} on; before it all samples are clean", None)
     return found
 
 

@@ -89,6 +89,8 @@ class Evaluation:
         test_y: its labels, int64 [N].
         held_x: samples that no client has, for validation.
         held_y: their labels.
+        skewed: all test shards with their clients' skew, concatenated; None if no sample changes.
+        seen: the same in this round.
         personal: accuracies of clients' local models in this round, by client.
         chain: the network in parts, if activations at a cut are judged as the method changes them.
     """
@@ -105,13 +107,14 @@ class Evaluation:
         self.owners = np.repeat(np.arange(settings.clients), self.counts)
         self.owned = np.concatenate(population.test_shards)
         seen = trainer.feed.traits.test(data, population)
-        self.seen = None if seen is None else torch.from_numpy(seen).to(trainer.device)
+        self.skewed = None if seen is None else torch.from_numpy(seen).to(trainer.device)
         self.ends = np.cumsum(self.counts)
         self.chain: probe.Chain | None = None
-        self.begin()
+        self.begin(EVERYONE_ROUND)
 
-    def begin(self) -> None:
-        """A round begins: nothing is known."""
+    def begin(self, t: int) -> None:
+        """Round t begins: nothing is known, and test shards have skew from `skew.since` on."""
+        self.seen = self.skewed if self.settings.skew.holds(t) else None
         self.kept: list[tuple[int, Tensor]] = []
         self.personal: dict[int, float] = {}
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.clients.population import Population
+from fedmpi.clients.population import EVERYONE_ROUND, Population
 from fedmpi.clients.skew import Traits
 from fedmpi.config import ConfigError, Settings
 from fedmpi.data import Dataset
@@ -57,8 +57,8 @@ class Feed:
 
     Attributes:
         traits: skew of each client's samples.
-        x: samples, float32 [N, *shape] or symbols (see `Dataset`).
-        y: labels, int64 [N].
+        x: samples in this round, float32 [N, *shape] or symbols (see `Dataset`).
+        y: their labels, int64 [N].
         classes: number of labels.
         is_random: whether the network needs random keys.
         longest: samples in the largest batch of any client.
@@ -80,8 +80,11 @@ class Feed:
             )
         self.settings, self.population, self.is_random = settings, population, is_random
         self.traits = Traits(settings, data)
-        x, y = self.traits.train(data, population)
-        self.x, self.y = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
+        pairs = [self.traits.train(data, population)]
+        if settings.skew.since:
+            pairs.insert(0, (data.train_x, data.train_y))
+        self.eras = [tuple(torch.from_numpy(part).to(device) for part in pair) for pair in pairs]
+        self.begin(EVERYONE_ROUND)
         self.classes = data.classes
         self.slab = max(1, SLAB // (settings.batch * self.x[0].nbytes))
         self.longest = min(settings.batch, int(population.sizes.max()))
@@ -89,6 +92,10 @@ class Feed:
         # Black is each channel's least value in the clean data set, whatever its normalization.
         clean = torch.from_numpy(data.train_x)
         self.black = clean.amin((0, 2, 3)).to(device) if settings.augment else torch.empty(0)
+
+    def begin(self, t: int) -> None:
+        """Round t begins: samples have skew from `skew.since` on."""
+        self.x, self.y = self.eras[-1 if self.settings.skew.holds(t) else 0]
 
     def picks(self, t: int, client: int, passes: int | None = None) -> Iterator[Pick]:
         """Yields the positions of the client's batches in round t, step by step.

@@ -5,7 +5,7 @@ Networks are in evaluation mode. Nothing is random, and no statistics move.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class Variant:
         part: the network of these values; None for the whole one.
         blocks: what one client is sent.
         burden: training on one sample, and with a batch of the settings' size.
+        kind: how the model is made smaller, where devices of one run differ in that.
     """
 
     share: float
@@ -41,6 +42,25 @@ class Variant:
     part: Part | None
     blocks: Sequence[Block]
     burden: Burden
+    kind: str = ""
+
+
+class Overlap(NamedTuple):
+    """How many weights two masks have in common (see `tables.MASKS`).
+
+    Attributes:
+        kind: what is compared.
+        client: whose mask it is; -1 for that of all.
+        other: the client whose mask it is compared with, or -1.
+        common: share of the weights that the first one keeps which the second keeps, too.
+        jaccard: weights that both keep over weights that at least one keeps.
+    """
+
+    kind: str
+    client: int
+    other: int
+    common: float
+    jaccard: float
 
 
 @dataclass(frozen=True)

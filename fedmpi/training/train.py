@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from fedmpi.clients.population import Population
+from fedmpi.clients.population import EVERYONE_ROUND, Population
 from fedmpi.config import Settings
 from fedmpi.data import Dataset
 from fedmpi.networks.flat import Flat
@@ -124,7 +124,7 @@ class Trainer:
         self.statistics: dict[int, Tensor] | Store = {}
         if self.keeps_statistics:
             self.statistics = self.store("statistics", len(flat.local_stats))
-        self.begin()
+        self.begin(EVERYONE_ROUND)
 
     def store(self, name: str, size: int, dtype: torch.dtype = torch.float32) -> Store:
         """Makes a store under a name of its own; see `Stores.add`."""
@@ -147,8 +147,9 @@ class Trainer:
         """The whole networks that train here."""
         return self.descent.rows
 
-    def begin(self) -> None:
-        """A round begins."""
+    def begin(self, t: int) -> None:
+        """Round t begins."""
+        self.feed.begin(t)
         self.at, self.planned = 0, dict[int, int]()
         self.losses: dict[int, tuple[Tensor, int]] = {}
         self.seconds: dict[int, float] = {}

@@ -603,6 +603,23 @@ def test_results_of_earlier_versions_have_no_variants(tmp_path: Path) -> None:
     assert len(frames.variants(old)) == 0 and len(frames.runs(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("name", ["layers", "masks"])
+def test_results_of_earlier_versions_have_no_agreements_in_detail(
+    name: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.h5", settings(), rounds([0.5, 0.6]))
+    read = getattr(frames, name)
+    with h5py.File(path, "r+") as file:
+        row = tables.empty(tables.TABLES[name], 1)
+        row["round"] = 1
+        del file[name]
+        file[name] = row
+    assert read(path)["round"].tolist() == [1]
+    with h5py.File(path, "r+") as file:
+        del file[name]
+    assert len(read(path)) == 0
+
+
 def test_devices_are_settings_and_part_of_the_problem(tmp_path: Path) -> None:
     """A list of tables: each goes by its name."""
     for number, up in enumerate((1.0, 2.0)):

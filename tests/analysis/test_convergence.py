@@ -83,6 +83,11 @@ def test_what_follows_the_bound_is_fitted(gap: float, smooth: float) -> None:
     np.testing.assert_allclose(found, (gap, smooth), rtol=1e-4, atol=1e-6)
 
 
+def test_what_grows_as_the_terms_fall_wants_no_smoothness() -> None:
+    gap, smooth = convergence.fitted(np.ones(3), *(np.array([3.0, 2.0, 1.0]),) * 2, np.arange(3.0))
+    assert (gap, smooth) == (1, 0)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_no_other_constants_fit_better(seed: int) -> None:
     """By a search over a lattice of both, none of which is below 0."""

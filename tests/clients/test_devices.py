@@ -17,7 +17,6 @@ from fedmpi.clients.devices import (
     ring,
     seconds,
     shared_out,
-    shares,
     watts,
 )
 from fedmpi.config import ConfigError, Settings
@@ -346,7 +345,7 @@ SPLIT = ("method.name=splitfed", "model.hidden=[4,200]")
 def test_a_methods_own_shares_hold_where_no_device_says_one(tiers: str, wanted: set[float]) -> None:
     """To keep everything is to say something, too."""
     settings = small("method.name=hetiot", f"devices.tiers={tiers}")
-    assert set(shares(settings, "keeps")) == wanted
+    assert set(Fleet(settings).shares("keeps")) == wanted
 
 
 TWO = (

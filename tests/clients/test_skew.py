@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 
 from fedmpi import config
 from fedmpi.clients.population import Population
@@ -13,7 +14,7 @@ from fedmpi.engine import Engine
 from fedmpi.training.feed import PADDING
 from tests import plain
 from tests.plain import play
-from tests.small import small
+from tests.small import alike, run, small
 
 IMAGES = ("data.shape=[3,6,6]", "partition.name=iid", "data.samples=500", "data.test_samples=200")
 ALL = (
@@ -320,3 +321,63 @@ def test_symbols_are_neither_rotated_coloured_nor_noisy(name: str) -> None:
     with pytest.raises(ConfigError, match=r"skew\.\w+ = .*: wanted samples of real .* found int64"):
         Traits(settings, symbols)
     Traits(small(*IMAGES, "skew.labels=0.5"), symbols)
+
+
+SHIFT = (*("data.shape=[1,6,6]", "rounds=4", "evaluate.every=1", "clients=3"), "partition.name=iid")
+
+
+def test_a_skew_that_begins_late_is_none_before_and_whole_afterwards() -> None:
+    """Clean rounds are those of a run without skew; later ones have that skew's samples."""
+    late = Engine(small(*SHIFT, "skew.rotations=[90]", "skew.labels=0.5", "skew.since=2"))
+    clean = Engine(small(*SHIFT))
+    skewed = Engine(small(*SHIFT, "skew.rotations=[90]", "skew.labels=0.5"))
+    rounds = zip(play(late), play(clean), strict=True)
+    for t, (found, wanted) in enumerate(rounds):
+        like = skewed if t >= 2 else clean
+        feed, other = late.trainer.feed, like.trainer.feed
+        assert torch.equal(feed.x, other.x) and torch.equal(feed.y, other.y)
+        for client in range(3):
+            mine, theirs = late.evaluation.shard(client), like.evaluation.shard(client)
+            assert torch.equal(mine[0], theirs[0]) and torch.equal(mine[1], theirs[1])
+        assert torch.equal(late.server.w, clean.server.w) == (t < 2)
+        if t < 2:
+            for name in ("accuracy", "validation", "shard_mean", "personal_mean", "loss"):
+                assert found.tables["rounds"][name] == wanted.tables["rounds"][name]
+    assert not torch.equal(clean.trainer.feed.x, skewed.trainer.feed.x)
+    last = late.server.w
+    theirs = [late.evaluation.shard(client) for client in range(3)]
+    hits = [late.evaluation._right(x, y, last, None).mean() for x, y in theirs]
+    assert found.tables["rounds"]["shard_mean"][0] == pytest.approx(np.mean(hits))
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("method", ["fedavg", "ssfl", "splitfed", "local"])
+def test_a_late_skew_is_the_same_on_all_ranks(method: str) -> None:
+    words = (f"method.name={method}", "skew.colour=0.5", "skew.since=1", "rounds=3")
+    settings = small(*SHIFT[:1], *words, "evaluate.final=evaluate")
+    found = run(settings, MPI.COMM_WORLD)
+    if MPI.COMM_WORLD.rank == 0:
+        alike(found, run(settings), but=("ranks", "clients"))
+
+
+def test_a_late_skew_begins_with_an_agreement_of_its_round() -> None:
+    """So that a mask which is found again is found on what came."""
+    words = ("method.name=ssfl", "method.rediscover=[2]", "skew.rotations=[90]")
+    late, other = (Engine(small(*SHIFT, *words, f"skew.since={t}")) for t in (2, 3))
+    for first, second in zip(play(late), play(other), strict=True):
+        t = int(first.tables["rounds"]["round"][0])
+        assert torch.equal(late.server.mask, other.server.mask) == (t < 2), t
+        assert second is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("skew.since=1",), "skew.since = 1: wanted a skew, found none"),
+        (("skew.since=1", "skew.rotations=[0]"), "skew.since = 1: wanted a skew, found none"),
+        (("skew.since=4", "skew.colour=0.5"), "skew.since = 4: wanted less than rounds = 4"),
+    ],
+)
+def test_a_skew_that_never_comes_is_refused(words: tuple[str, ...], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        small(*SHIFT, *words)

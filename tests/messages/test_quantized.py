@@ -226,6 +226,42 @@ def test_sgq_of_what_is_no_number_is_none() -> None:
     assert found[0, 10:].isfinite().all() and found[1].isfinite().all()
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8, 9, 16])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
+def test_sgq_by_sign_and_magnitude(sparsity: float, bits: int) -> None:
+    """A bit for the sign, the others uniform between the least and the greatest magnitude."""
+    spans = [range(2, 9), range(11, 29)]
+    x = normal(3, 30) * torch.logspace(-1, 1, 30)
+    blocks = quantized.strongest(WHAT, x, spans, sparsity, bits, by_sign=True)
+    found = quantized.restored(travel(blocks), (3, 30), spans, sparsity, by_sign=True)
+    sizes = plain(x.abs(), spans, sparsity, bits - 1).numpy()
+    wanted = sizes * np.sign(x.double().numpy())
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+    plainly = quantized.strongest(WHAT, x, spans, sparsity, bits)
+    lengths = [pack([Message(0, some)]).bytes.sum() for some in (blocks, plainly)]
+    assert lengths[0] == lengths[1]
+    if sparsity == 0.9 and bits == 4:
+        exact = plain(x, spans, sparsity, EXACT)
+        coarse = quantized.restored(plainly, (3, 30), spans, sparsity)
+        assert (found - exact).norm() < 0.7 * (coarse - exact).norm()
+
+
+def test_sgq_by_sign_can_round_at_random_and_shows_what_is_no_number() -> None:
+    x, spans, draws = normal(1, 40), [range(25), range(25, 40)], 3000
+    random, total = rng(1), torch.zeros(1, 40)
+    for _ in range(draws):
+        blocks = quantized.strongest(WHAT, x, spans, 0.5, 3, random, by_sign=True)
+        total += quantized.restored(blocks, (1, 40), spans, 0.5, by_sign=True)
+    kept = quantized.restored(quantized.strongest(WHAT, x, spans, 0.5, EXACT), (1, 40), spans, 0.5)
+    bound = 5 * kept.abs().max() / 3 / 2 / draws**0.5
+    assert (total / draws - kept).abs().max() <= bound
+    x[0, 3] = torch.nan
+    blocks = quantized.strongest(WHAT, x, spans, 0.5, 8, by_sign=True)
+    found = quantized.restored(blocks, (1, 40), spans, 0.5, by_sign=True)
+    assert int(found[0, :25].isnan().sum()) == 13
+    assert found[0, 25:].isfinite().all()
+
+
 def test_sgq_of_another_tensor_is_refused() -> None:
     blocks = quantized.strongest(WHAT, normal(2, 20), [range(20)], 0.5, 8)
     with pytest.raises(WireError, match="a tensor of 40, wanted 60"):

@@ -32,7 +32,7 @@ def flat() -> Flat:
 
 def all_of(flat: Flat) -> list[Compressor]:
     """One of each kind."""
-    prunes = [Prune(flat, CPU, by_layer) for by_layer in (False, True)]
+    prunes = [Prune(flat, CPU, by_layer=by_layer) for by_layer in (False, True)]
     return [*prunes, Width(flat, CPU, SHAPE), Quant(flat, CPU), LowRank(flat, CPU)]
 
 
@@ -71,7 +71,7 @@ def test_lifting_is_the_adjoint(kind: int, flat: Flat) -> None:
 
 @pytest.mark.parametrize("by_layer", [False, True])
 def test_the_largest_weights_stay(by_layer: bool, flat: Flat) -> None:
-    some, w = Prune(flat, CPU, by_layer), torch.randn(flat.size)
+    some, w = Prune(flat, CPU, by_layer=by_layer), torch.randn(flat.size)
     local = some.local(some.blocks(w, 0.3), 0.3)
     prunable = flat.prunable()
     stays = local.start != 0

@@ -1,19 +1,26 @@
 """hetiot: rounds against plain torch, bytes, FLOPs, and that a share of one is FedAvg."""
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 from torch import Tensor
 
+from fedmpi.clients.burden import activations
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
-from fedmpi.methods.hetiot.compress import DAMPING
+from fedmpi.messages.codec import Block
+from fedmpi.methods.hetiot.compress import DAMPING, LowRank, Prune, Quant, Width
 from fedmpi.streams import Purpose, stream
+from fedmpi.training.train import Hooks
 from tests.plain import CNN, EVERYTHING, play, positions, train
-from tests.small import run, small
+from tests.small import alike, refusal, run, small
 
 NAME = "method.name=hetiot"
 WIDE = [64, 12, 8, 10]
@@ -59,7 +66,7 @@ def test_pruned_rounds_are_masked_training(aggregation: str) -> None:
     for t, _ in enumerate(play(engine)):
         total, weights, samples = torch.zeros_like(w), torch.zeros_like(w), 0
         for client in engine.population.sample(t):
-            mask = pruned(engine, w, engine.clients.shares[client])
+            mask = pruned(engine, w, engine.clients.compressors.plans[client].keep)
             local, _ = train(engine, t, client, w * mask, change=lambda g, m=mask: g * m)
             size = len(engine.population.shards[client])
             total += size * (local - w * mask)
@@ -84,14 +91,14 @@ def codes(x: np.ndarray, draws: np.ndarray | float) -> np.ndarray:
 def test_running_statistics_travel_exactly_beside_codes() -> None:
     words = ("model.name=cnn", "model.channels=[3,4]", "model.kernel=3", "model.norm=batch")
     engine = Engine(small(NAME, "method.compressor=quant", *words))
-    quant, flat = engine.server.compressor, engine.flat
+    quant, flat = engine.server.compressors.made["quant"], engine.flat
     w = torch.from_numpy(np.random.default_rng(1).normal(size=flat.size).astype("f4"))
     random = np.random.default_rng(2)
     for blocks in (
         quant.blocks(w, 0.25),
         quant.local(quant.blocks(w, 0.25), 0.25).upload(w, random),
     ):
-        found = quant.decode(blocks)
+        found = quant.codes.decode(blocks)
         places = flat.stat_positions
         assert len(places) and torch.equal(found[places], w[places])
         for piece in flat.parameters:
@@ -127,7 +134,7 @@ def test_bytes_of_pruned_models(scope: str) -> None:
     """Values both ways, and downwards a bit a weight or its number, whichever is shorter."""
     found = run(small(NAME, f"method.scope={scope}", "method.keeps=[0.5,0.01]"))
     for row in found.tables["clients"]:
-        keep = found.engine.clients.shares[int(row["client"])]
+        keep = found.engine.clients.compressors.plans[int(row["client"])].keep
         each = [ALL] if scope == "global" else [a * b for a, b in pairwise(WIDE)]
         kept = sum(max(1, round(keep * size)) for size in each)
         assert row["up_gradient"] == row["down_model"] == 4 * (kept + BIASES)
@@ -209,7 +216,7 @@ def test_bytes_of_narrow_quantized_and_factored_models() -> None:
     )
     for found in (narrow, quant, rank):
         for row in found.tables["clients"]:
-            keep = found.engine.clients.shares[int(row["client"])]
+            keep = found.engine.clients.compressors.plans[int(row["client"])].keep
             if found is narrow:
                 units = [64, ceil(12 * keep), ceil(8 * keep), 10]
                 wanted = [4 * sum(a * b + b for a, b in pairwise(units))] * 2
@@ -252,3 +259,248 @@ def test_what_is_refused() -> None:
     tiers = "devices.tiers=[{name='a',share=0.4},{name='b',share=0.6,keep=0.25}]"
     with pytest.raises(ConfigError, match=r"method\.keeps = "):
         Engine(small(NAME, tiers, "method.keeps=[0.5]"))
+
+
+FOUR = (
+    "devices.tiers=[{name='a',share=0.2},{name='p',share=0.2,keep=0.5,compressor='prune'},"
+    "{name='w',share=0.2,keep=0.5,compressor='width'},"
+    "{name='q',share=0.2,keep=0.25,compressor='quant'},"
+    "{name='r',share=0.2,keep=0.5,compressor='lowrank'}]"
+)
+"""A device of each kind."""
+
+
+def alone(engine: Engine, t: int, client: int, w: Tensor, kind: str, keep: float) -> Tensor:
+    """What one client adds to w, by compressors that know of no other, [n]."""
+    flat, device = engine.flat, torch.device("cpu")
+    compressor = {
+        "prune": lambda: Prune(flat, device),
+        "width": lambda: Width(flat, device, (1, 8, 8)),
+        "quant": lambda: Quant(flat, device),
+        "lowrank": lambda: LowRank(flat, device),
+    }[kind]()
+    local = compressor.local(compressor.blocks(w, keep), keep)
+    part = None if local.part is None else local.part
+
+    def adjust(clients: Sequence[int], values: Tensor, g: Tensor) -> None:
+        local.adjust(values[0], g[0])
+
+    hooks = Hooks(adjust=adjust)
+    (trained,) = engine.trainer.train_apart(t, [client], [local.start], [part], hooks)
+    random = stream(engine.settings.seed, Purpose.QUANTIZE, t, client)
+    blocks = local.upload(trained - local.start, random)
+    return local.lifted(local.sent(blocks, device), flat.size)
+
+
+def test_devices_of_one_run_have_compressors_of_their_own() -> None:
+    """Each client's share of the round is what it would be if all had its compressor."""
+    engine = Engine(small(NAME, FOUR, "rounds=3", "evaluate.every=3"))
+    tiers = [engine.fleet.tier(client) for client in range(5)]
+    assert {tier.name for tier in tiers} == set("apwqr")
+    w = engine.server.w.clone()
+    outcomes = []
+    for t, outcome in enumerate(play(engine)):
+        outcomes.append(outcome)
+        changes = [
+            alone(engine, t, client, w, tier.compressor or "prune", tier.keep or 1.0)
+            for client, tier in enumerate(tiers)
+        ]
+        sizes = [len(shard) for shard in engine.population.shards]
+        total = sum(size * change for size, change in zip(sizes, changes, strict=True))
+        near(engine.server.w, w + total / sum(sizes))
+        w = engine.server.w.clone()
+    rows = outcomes[-1].tables["variants"]
+    pairs = list(zip(rows["share"].tolist(), rows["kind"].tolist(), strict=True))
+    wanted = [(1.0, b"prune"), (0.5, b"width"), (0.5, b"prune"), (0.5, b"lowrank")]
+    assert pairs == [*wanted, (0.25, b"quant")]
+    assert rows["clients"].tolist() == [1] * 5
+    flops = dict(zip(pairs, rows["flops"].tolist(), strict=True))
+    assert flops[1.0, b"prune"] == flops[0.25, b"quant"] > flops[0.5, b"prune"]
+    assert flops[0.5, b"width"] < flops[0.5, b"prune"]
+    assert rows["accuracy"][0] == outcomes[-1].tables["rounds"]["accuracy"][0]
+
+
+@pytest.mark.parametrize("compressor", ["prune", "width", "quant", "lowrank"])
+def test_a_compressor_of_all_devices_is_that_of_the_method(compressor: str) -> None:
+    tiers = "devices.tiers=[{name='a',share=0.4,keep=1.0X},{name='b',share=0.6,keep=0.25X}]"
+    of_tiers, of_method = (
+        run(small(NAME, tiers.replace("X", own), *words))
+        for own, words in (
+            (f",compressor='{compressor}'", ()),
+            ("", (f"method.compressor={compressor}",)),
+        )
+    )
+    alike(of_tiers, of_method)
+
+
+@pytest.mark.parametrize("kind", ["prune", "width", "lowrank", "quant"])
+def test_updates_in_few_bits(kind: str) -> None:
+    """Of each tensor's values that are sent those on the grid beside, right on average."""
+    words = (NAME, f"method.compressor={kind}", "method.keeps=[0.5]", "rounds=1", "clients=1")
+    exact, coded = (Engine(small(*words, f"method.bits={bits}")) for bits in (32, 4))
+    sent: dict[Engine, tuple[Any, ...]] = {}
+
+    def watch(engine: Engine, t: int, client: int, w: Tensor) -> list[Block]:
+        local = engine.clients.locals[client]
+        update = w - local.start
+        values = update if local.mask is None else update[local.places]
+        blocks = type(engine.clients).upload(engine.clients, t, client, w)
+        found = local.sent(blocks, torch.device("cpu"))
+        sent[engine] = local, values.numpy().astype("f8"), found.numpy()
+        return blocks
+
+    for engine in (exact, coded):
+        engine.clients.upload = partial(watch, engine)
+        (outcome,) = play(engine)
+        sent[engine] += (int(outcome.tables["clients"]["up_gradient"][0]),)
+    if kind != "quant":
+        assert np.array_equal(sent[exact][1].astype("f4"), sent[exact][2])
+    local, values, found, length = sent[coded]
+    places = np.arange(local.shape.size) if local.mask is None else local.places.numpy()
+    draws = stream(1, Purpose.QUANTIZE, 0, 0).random(len(values))
+    wanted = np.empty(len(values))
+    for piece in local.shape.parameters:
+        some = (places >= piece.start) & (places < piece.stop)
+        if some.any():
+            part = values[some]
+            low, high = (np.float32(end) for end in (part.min(), part.max()))
+            step = (high - low) / np.float32(15)
+            codes = np.floor((part - low) / (step or 1) + draws[some]).clip(0, 15)
+            wanted[some] = low + step * codes
+    assert np.mean(np.abs(found - wanted) > 1e-6) < 0.02
+    tensors = len(local.shape.parameters)
+    assert length == ceil(4 * len(values) / 8) + 8 * tensors
+
+
+def held(kind: str, keep: float) -> tuple[float, float]:
+    """Bytes of weights, gradients and a mask, and FLOPs of a sample, of a network of 64, 40, 10."""
+    sizes, biases = [(64, 40), (40, 10)], 50
+    if kind == "width":
+        units = ceil(40 * keep - 1e-9)
+        sizes, biases = [(64, units), (units, 10)], units + 10
+    weights, mask = sum(a * b for a, b in sizes), 0.0
+    if kind == "prune":
+        weights, mask = round(keep * weights), (weights + biases) / 8
+    if kind == "lowrank" and keep < 1:
+        thin = [max(1, int(keep * a * b / (a + b))) * (a + b) for a, b in sizes]
+        weights = sum(min(n, a * b) for n, (a, b) in zip(thin, sizes, strict=True))
+    return 8 * (weights + biases) + mask, 6 * weights
+
+
+@pytest.mark.parametrize("limit", [0.017, 0.021, 0.026])
+@pytest.mark.parametrize(
+    "words",
+    [("prune",), ("width",), ("lowrank",), ("width", "method.name=heterofl")],
+    ids=["prune", "width", "lowrank", "heterofl"],
+)
+def test_the_largest_share_whose_memory_fits(words: tuple[str, ...], limit: float) -> None:
+    kind, *name = words
+    name = name or [NAME, f"method.compressor={kind}"]
+    tiers = f"devices.tiers=[{{name='a',share=0.6,memory={limit},fit=true}},{{name='b',share=0.4}}]"
+    found = run(small(*name, tiers, "model.hidden=[40]", "rounds=1", "devices.unfit=rest"))
+    engine = found.engine
+
+    def needs(keep: float) -> float:
+        """MiB, with what autograd keeps of a batch, which has tests of its own."""
+        flat, _ = engine.method.held(engine.trainer)(engine.fleet.tiers[0], keep)
+        return (held(kind, keep)[0] + activations(flat, torch.zeros(16, 1, 8, 8))) / 2**20
+
+    share = engine.fleet.fitted["a"]
+    assert 0.05 < share < 1
+    assert needs(share) <= limit
+    larger = [step / 20 for step in range(round(20 * share) + 1, 21)]
+    assert all(needs(keep) > limit for keep in larger)
+    rows = found.tables["variants"]
+    assert rows["share"].tolist() == [1.0, share]
+    assert rows["memory"][1] == pytest.approx(needs(share))
+    assert engine.population.excluded == frozenset()
+
+
+@pytest.mark.parametrize("kind", ["prune", "width", "lowrank"])
+def test_the_largest_share_whose_time_fits(kind: str) -> None:
+    """Training at 1 MFLOP/s, and twice the values over a link, by the client with most samples."""
+    link = "link={kind='fixed',up=1.0,down=2.0,latency=0.25}"
+    tiers = f"devices.tiers=[{{name='a',gflops=0.001,fit=true,{link}}}]"
+    words = (NAME, f"method.compressor={kind}", "model.hidden=[40]", "rounds=1")
+    engine = Engine(small(*words, tiers, "devices.deadline=2.0"))
+    samples = 2 * int(engine.population.sizes.max())
+
+    def seconds(keep: float) -> float:
+        size, flops = held(kind, keep)
+        mask = (64 * 40 + 40 * 10 + 50) / 8 if kind == "prune" else 0
+        bits = 8 * (size - mask) / 2
+        return 0.5 + samples * flops / 1e6 + bits * 1e-6 + bits * 0.5e-6
+
+    share = engine.fleet.fitted["a"]
+    assert 0.05 < share < 1
+    assert seconds(share) <= 2.0
+    assert all(seconds(step / 20) > 2.0 for step in range(round(20 * share) + 1, 21))
+
+
+def test_what_does_not_fit_has_the_smallest_share_and_is_refused_or_rests() -> None:
+    tiers = "devices.tiers=[{name='a',share=0.4,memory=0.001,fit=true},{name='b',share=0.6}]"
+    with pytest.raises(ConfigError, match=r"is a 'a': wanted at most its memory, 0\.001 MiB"):
+        Engine(small(NAME, tiers))
+    engine = Engine(small(NAME, tiers, "devices.unfit=rest"))
+    assert engine.fleet.fitted == {"a": 0.05}
+    assert len(engine.population.excluded) == 2
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_mixed_fitted_devices_are_the_same_on_all_ranks() -> None:
+    tiers = (
+        "devices.tiers=[{name='p',share=0.4,fit=true,memory=0.008,compressor='prune'},"
+        "{name='w',share=0.2,fit=true,memory=0.01,compressor='width'},"
+        "{name='q',share=0.2,keep=0.25,compressor='quant'},"
+        "{name='r',share=0.2,keep=0.5,compressor='lowrank'}]"
+    )
+    settings = small(NAME, tiers, "method.bits=6", "devices.unfit=rest", "rounds=3")
+    found = run(settings, MPI.COMM_WORLD)
+    if MPI.COMM_WORLD.rank == 0:
+        alike(found, run(settings), but=("ranks", "clients"))
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (
+            ("devices.tiers=[{fit=true}]",),
+            "devices.tiers.0.fit = true: wanted the device's memory, or devices.deadline",
+        ),
+        (
+            ("devices.tiers=[{fit=true,keep=0.5,memory=1.0}]",),
+            "devices.tiers.0.fit = true: wanted no keep beside it, found 0.5",
+        ),
+        (
+            ("devices.tiers=[{fit=true,memory=1.0,compressor='quant'}]",),
+            "devices.tiers.0.fit = true: wanted the compressor 'prune', 'width' or 'lowrank'",
+        ),
+        (
+            ("devices.tiers=[{fit=true,memory=1.0}]", "method.name=fedsl"),
+            "devices.tiers.0.fit = true: wanted a method whose memory and FLOPs follow from",
+        ),
+        (
+            (
+                *("devices.tiers=[{fit=true,memory=1.0}]", "method.name=heterofl"),
+                "method.assignment=dynamic",
+            ),
+            "method.assignment = 'dynamic': wanted devices.tiers without fit",
+        ),
+        (
+            ("devices.tiers=[{compressor='width'}]", "method.compressor=lowrank"),
+            "method.compressor = 'lowrank': wanted the default beside devices.tiers that all have",
+        ),
+        (
+            ("devices.tiers=[{compressor='wide'}]",),
+            "devices.tiers.0.compressor = 'wide': wanted 'prune', 'width', 'quant' or 'lowrank'",
+        ),
+    ],
+)
+def test_devices_that_contradict_themselves(words: tuple[str, ...], match: str) -> None:
+    assert match in refusal(NAME, *words)
+
+
+def test_methods_that_fit_no_model_ignore_what_fits() -> None:
+    tiers = "devices.tiers=[{memory=1.0FIT}]"
+    both = (run(small(tiers.replace("FIT", fit))) for fit in (",fit=true,compressor='width'", ""))
+    alike(*both)

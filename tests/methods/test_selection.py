@@ -141,7 +141,7 @@ def test_asking_changes_nothing(
     """Judging runs on a network of its own: models, statistics and losses stay what they are."""
     monkeypatch.setattr(models, "build", smooth)
     engine = Engine(small(*words, f"statistics={statistics}", "rounds=1"))
-    engine.trainer.begin()
+    engine.trainer.begin(0)
     clients = engine.clients
     clients.hear(0, [1], engine.server.tell(0))
     clients.accept(0, 1, engine.server.send(0, 1))

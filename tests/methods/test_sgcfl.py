@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -21,7 +24,7 @@ from fedmpi.results.record import DONE, Record, begin
 from fedmpi.split.cuts import Crossing
 from tests import plain
 from tests.plain import CNN, network, optimiser, play, vector
-from tests.small import Run, run, small, smooth
+from tests.small import Run, alike, refusal, run, small, smooth
 
 OFF = ("cut_gradient=false", "model_gradient=false")
 NOTHING = (*(f"method.{word}" for word in OFF), "method.weight_rule=fedavg")
@@ -244,6 +247,73 @@ def test_what_a_residual_leaves_is_sent_later() -> None:
     clients.upload, server.absorb = watch, listen
     list(play(engine))
     assert len(owed) > 3
+
+
+@TAILS
+def test_what_a_residual_at_the_cut_leaves_is_sent_later(tail: tuple[str, ...]) -> None:
+    """Of each sample: sent + residual = gradients + old residual, per unit of its own loss."""
+    engine = engine_of("method.cut_feedback=true", "participation=0.6", "rounds=3", *tail)
+    assert engine.method.keeps_state == bool(tail)
+    owed: dict[tuple[int, int], Tensor] = {}
+    sides = {0: engine.server, 1: engine.clients}
+
+    def watch(side: Any, encode: Any, crossing: Crossing, values: Tensor) -> list[Block]:
+        blocks = encode(crossing, values)
+        if crossing.kind != Kind.GRADIENT:
+            return blocks
+        steps = list(engine.trainer.feed.picks(crossing.t, crossing.client))
+        samples = steps[crossing.step].positions.tolist()
+        assert len(samples) == len(values)
+        arrived = side.decode(crossing, sent(blocks)).view(len(values), -1)
+        rests = len(values) * (values.flatten(1) - arrived)
+        for sample, rest in zip(samples, rests, strict=True):
+            owed[crossing.cut, sample] = owed.get((crossing.cut, sample), 0) + rest
+        return blocks
+
+    for side in sides.values():
+        side.encode = partial(watch, side, side.encode)
+    list(play(engine))
+    assert {cut for cut, _ in owed} == ({0, 1} if tail else {0})
+    for (cut, sample), rest in owed.items():
+        np.testing.assert_allclose(sides[cut].residuals.store[sample], rest, atol=1e-5)
+
+
+@pytest.mark.parallel([1, 2, 3])
+@TAILS
+def test_residuals_at_the_cut_do_not_depend_on_ranks(tail: tuple[str, ...]) -> None:
+    more = ("method.cut_feedback=true", "method.codes=magnitude", "participation=0.6", "rounds=3")
+    settings = small(*words(*more, *tail))
+    found = run(settings, MPI.COMM_WORLD)
+    if MPI.COMM_WORLD.rank == 0:
+        alike(found, run(settings), but=("ranks", "clients"))
+        plainly = run(small(*words("participation=0.6", "rounds=3", *tail)))
+        assert found.sha256 != plainly.sha256
+        columns = ("up_gradient", "down_gradient", "up_mask", "down_mask")
+        for column in columns:
+            np.testing.assert_array_equal(
+                *(some.tables["clients"][column] for some in (found, plainly))
+            )
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (("method.cut_gradient=false",), "method.cut_feedback = true: wanted method.cut_gradient"),
+        (
+            ("method.bits=32", "method.sparsity=0.0"),
+            "method.cut_feedback = true: wanted method.sparsity above 0 or method.bits below 32",
+        ),
+        (("augment=[flip]",), "method.cut_feedback = true: wanted no augment"),
+    ],
+)
+def test_residuals_at_the_cut_of_nothing_are_refused(more: tuple[str, ...], match: str) -> None:
+    assert match in refusal(*words("method.cut_feedback=true", *more))
+
+
+def test_codes_of_nothing_are_refused() -> None:
+    for more in (("method.bits=32",), (f"method.{OFF[0]}", f"method.{OFF[1]}")):
+        said = refusal(*words("method.codes=magnitude", *more))
+        assert "method.codes = 'magnitude': wanted method." in said
 
 
 def gradient(found: Run, way: str) -> int:

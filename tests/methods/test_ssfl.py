@@ -1,5 +1,6 @@
 """SSFL's algebra: the mask that the scores make, the same for all, and a model that lives on it."""
 
+import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Coding, Kind
+from fedmpi.methods.ssfl import saliency
 from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, stream
 from tests.plain import CNN, EVERYTHING, average, network, place, play
@@ -69,6 +71,33 @@ def test_the_mask_is_the_global_top_of_the_scores(words: tuple[str, ...], sparsi
     assert torch.equal(kept[~near], (values > threshold)[~near])
     assert int(kept.sum()) == count
     assert mask[~prunable].all(), "biases stay"
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+def test_grasp_is_the_weight_times_a_product_with_the_hessian(norm: str) -> None:
+    """By torch's own product in float64, beside convolutions, pooling and normalisation."""
+    words = (*CNN, f"model.norm={norm}", *(["model.groups=1"] if norm == "group" else []))
+    engine = ssfl(*words, "method.saliency=grasp", "clients=1")
+    trainer, flat = engine.trainer, engine.flat
+    part = engine.population.shards[0][:20]
+    found = saliency.scores("grasp", trainer, 0, flat.initial, [part])
+    x, y = trainer.feed.x[part].double(), trainer.feed.y[part]
+    module = copy.deepcopy(flat.stages).double().eval()
+    names = [name for name, _ in module.named_parameters()]
+    values = tuple(parameter.detach() for parameter in module.parameters())
+
+    def loss(*parameters: Tensor) -> Tensor:
+        given = dict(zip(names, parameters, strict=True))
+        return cross_entropy(torch.func.functional_call(module, given, (x,)), y)
+
+    slopes = torch.autograd.functional.jacobian(loss, values)
+    _, products = torch.autograd.functional.hvp(loss, values, slopes)
+    for piece, value, product in zip(flat.parameters, values, products, strict=True):
+        wanted = (value * product).numpy()
+        assert np.abs(wanted).max() > 0 or piece.name.endswith("bias")
+        np.testing.assert_allclose(
+            piece.of(found), wanted, rtol=1e-3, atol=1e-5 * max(1e-3, np.abs(wanted).max())
+        )
 
 
 def test_the_density_is_recorded() -> None:
@@ -311,6 +340,18 @@ def test_a_mask_that_is_found_again_brings_initial_weights_back(
 def test_agreements_that_never_come_are_refused(words: tuple[str, ...], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         ssfl(*words)
+
+
+@pytest.mark.parametrize(("kind", "times"), [("grasp", 2), ("gradient", 1), ("magnitude", 0)])
+def test_a_score_costs_its_gradients(kind: str, times: int) -> None:
+    words = ("method.name=ssfl", "devices.tiers=[{gflops=0.001}]", "rounds=1")
+    snip, other = (
+        run(small(*words, f"method.saliency={one}")).tables["clients"] for one in ("snip", kind)
+    )
+    first = snip["round"] == -1
+    assert (snip["flops"][first] > 0).all()
+    assert other["flops"][first].tolist() == (times * snip["flops"][first]).tolist()
+    assert other["up_gradient"][first].tolist() == snip["up_gradient"][first].tolist()
 
 
 @pytest.mark.parametrize("batches", [1, 2, 100])

@@ -139,7 +139,7 @@ def test_tables_are_as_described() -> None:
     for name, rows in outcome.tables.items():
         wanted = np.dtype([(column, form) for column, (form, _) in tables.TABLES[name].items()])
         assert rows.dtype == wanted
-    assert [len(rows) for rows in outcome.tables.values()] == [1, 5, len(Phase), 1, 0]
+    assert [len(rows) for rows in outcome.tables.values()] == [1, 5, len(Phase), 1, 0, 0, 0]
 
 
 def test_rows_of_clients() -> None:

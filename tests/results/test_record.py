@@ -26,7 +26,10 @@ from tests import PATIENCE, until
 ROOM = Path(__file__).parent.parent.parent
 SETTINGS = {"rounds": 3, "method": {"name": "topk", "sparsity": 0.9}, "root": None}
 IDENTITY = config.identity(SETTINGS, {})
-COUNTS = {"rounds": 1, "clients": 4, "phases": 7, "ranks": 2, "variants": 3}
+COUNTS = {
+    **{"rounds": 1, "clients": 4, "phases": 7, "ranks": 2, "variants": 3},
+    **{"layers": 2, "masks": 5},
+}
 """Rows of a round in each table."""
 
 

@@ -410,11 +410,15 @@ def narrow(found: Run, t: int, client: int) -> Bytes:
 
 
 def hetiot(found: Run, t: int, client: int) -> Bytes:
-    """The largest weights; positions travel down only."""
-    k = max(1, round(found.engine.server.shares[client] * WEIGHTS))
-    values = 4 * (k + BIASES)
-    told = down(("model", values, 0), ("mask", 0, shorter(k, WEIGHTS)))
-    return total(down(), told, up(("gradient", values, 0)))
+    """The largest weights; positions travel down only. Codes have a range for each tensor."""
+    k = max(1, round(found.engine.server.compressors.plans[client].keep * WEIGHTS))
+    values, bits = k + BIASES, found.engine.method.bits
+    told = down(("model", 4 * values, 0), ("mask", 0, shorter(k, WEIGHTS)))
+    if bits == 32:
+        return total(down(), told, up(("gradient", 4 * values, 0)))
+    ranges = 8 * sum(len(shapes) for shapes in SHAPES)
+    said = up(("gradient", ceil(values * bits / 8), 0), ("gradient", ranges, 0))
+    return total(down(), told, said)
 
 
 def splitfed(found: Run, t: int, client: int) -> Bytes:
@@ -611,6 +615,7 @@ FEW = [
     case(top, "topk", "method.sparsity=0.9"),
     case(dense, "topk", "method.sparsity=0.0"),
     case(ssfl, "ssfl", "method.sparsity=0.98"),
+    case(ssfl, "ssfl", "method.saliency=grasp", "method.overlap=true"),
     case(splitfed, "splitfed", "method.version=v2"),
 ]
 CASES = [
@@ -649,6 +654,7 @@ CASES = [
     case(sparsyfed, "sparsyfed", "participation=0.2"),
     *(case(narrow, name) for name in ("heterofl", "fedrolex", "federated-dropout", "fjord")),
     case(hetiot, "hetiot"),
+    case(hetiot, "hetiot", "method.bits=5"),
     case(splitfed, "splitfed"),
     case(tailed, "splitfed", "method.tail=head"),
     case(relayed, "splitlearning"),
@@ -664,6 +670,7 @@ CASES = [
     case(sgcfl, "sgcfl", "method.sparsity=0.5", "method.bits=32", "method.stochastic=false"),
     case(sgcfl, "sgcfl", "method.sparsity=0.0", "method.tail=head", "method.cut_gradient=false"),
     case(sgcfl, "sgcfl", "method.model_gradient=false", "method.stochastic=true"),
+    case(sgcfl, "sgcfl", "method.codes=magnitude", "method.cut_feedback=true", "method.bits=5"),
     case(splitquant, "splitquant", "method.gradient_bits=5"),
     case(splitquant, "splitquant", "method.bits=3", "method.ranges=tensor"),
     case(randtopk, "randtopk"),

@@ -129,7 +129,7 @@ def smaller(words: Sequence[str], text: str = "") -> tuple[str, ...]:
     name = re.search(r'data\.name ?= ?"?([\w-]+)', " ".join([*words, text]))
     if name is not None and name[1] not in ("digits", "synthetic"):
         return PICTURES
-    if any(word.startswith(("method.rediscover=", "method.warmup=")) for word in words):
+    if re.search(r"\b(rediscover|warmup|since) ?=", " ".join([*words, text])):
         return SMALL[1:]  # they name rounds
     if "epochs" in " ".join([*words, text]):
         return *SMALL[::2], "epochs=1"  # each client has its own number of them

@@ -72,7 +72,7 @@ INVARIANTS = {
     "Error feedback conserves: sent + residual = input + old residual": """
         feedback::test_what_is_sent_and_what_waits_is_the_update_and_what_waited
         topk::test_a_run_conserves_every_update
-        sgcfl::test_what_a_residual_leaves_is_sent_later
+        sgcfl::test_what_a_residual_at_the_cut_leaves_is_sent_later
         stc::test_rounds_against_algorithm_2
         sgcfl::test_what_a_residual_leaves_is_sent_later""",
     "Compressors with feedback contract": """

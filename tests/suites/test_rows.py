@@ -349,7 +349,7 @@ def test_a_chunk_is_its_clients_one_by_one_bit_for_bit(words: tuple[str, ...]) -
     order = trainer.ordered(0, range(5))
     alone = [clients.work(1, (client,))[0].clone() for client in order]
     losses = [trainer.loss(client) for client in order]
-    trainer.begin()
+    trainer.begin(0)
     widen(engine, 5)
     together = clients.work(1, order)
     assert together.shape == (5, engine.flat.size)

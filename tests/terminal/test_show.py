@@ -70,6 +70,10 @@ def write(
         variants["round"], variants["share"], variants["clients"] = t, [1, 0.25], [2, 3]
         variants["accuracy"], variants["bytes"] = [0.5, 0.375], [123456, 4000 + t]
         variants["flops"], variants["memory"] = [3e9, 5e5], [12, 0.125]
+        masks = found["masks"] = tables.empty(tables.MASKS, 3)
+        masks["round"], masks["kind"] = t, [b"clients", b"clients", b"oracle"]
+        masks["client"], masks["other"] = [0, 0, -1], [1, 2, -1]
+        masks["common"], masks["jaccard"] = [0.5, 0.25, 0.75], [0.25, 0.125, 0.5]
         file.append(found)
     if status == record.RUNNING:
         file.file.close()
@@ -91,6 +95,16 @@ def test_results_fit_and_are_plain(
         assert max(map(len, found.splitlines())) <= columns
         assert "\x1b" not in found and "…" not in found and "nan" not in found
         assert f"\nstatus      {status}  " in found
+
+
+def test_masks_of_the_last_agreement(said: Any) -> None:
+    path = write(Path("a.h5"), 3)
+    title = "share of the weights that two masks have in common, last agreement"
+    assert table(said(show_result, path), title) == [
+        ["masks", "in common", "least", "Jaccard"],
+        ["of two clients alone", "0.375", "0.250", "0.188"],
+        ["the same, and the one agreed on", "0.750", "0.750", "0.500"],
+    ]
 
 
 def test_shares_of_the_model_in_the_last_round(said: Any) -> None:

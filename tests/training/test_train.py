@@ -27,7 +27,7 @@ def test_training_is_plain_training(words: tuple[str, ...]) -> None:
         assert engine.trainer.loss(client) == pytest.approx(loss, rel=1e-5)
         assert engine.trainer.seconds[client] > 0
     assert np.isnan(engine.trainer.loss(1)), "nothing is known of others"
-    engine.trainer.begin()
+    engine.trainer.begin(0)
     assert np.isnan(engine.trainer.loss(0)), "a round begins"
     assert engine.trainer.seconds == {}
 

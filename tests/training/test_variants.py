@@ -208,7 +208,7 @@ def test_a_conv_net_is_judged_as_the_network_that_devices_have() -> None:
     settings = small(*words("width", "[0.5]"), *model, "model.groups=2", "rounds=2", "lr=0.5")
     engine = Engine(settings)
     list(play(engine))
-    compressor = engine.server.compressor
+    compressor = engine.server.compressors.made["width"]
     local = compressor.local(compressor.blocks(engine.server.w, 0.5), 0.5)
     network = local.part.flat.network(local.start, local.part.flat.local_stats).train(False)
     hits = network(engine.evaluation.test_x).argmax(1) == engine.evaluation.test_y

@@ -8,6 +8,7 @@ share of 1 does not compress.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from fedmpi.messages import quantized, select, sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.counts import keep_round
+from fedmpi.messages.sparse import EXACT
 from fedmpi.networks import narrow, pruning
 from fedmpi.networks.flat import PRUNABLE, Flat, Piece
 from fedmpi.networks.narrow import Narrow, SubModels
@@ -31,32 +33,97 @@ class Network(NamedTuple):
     local_stats: Tensor
 
 
+class Codes:
+    """Values of a network that travel in few bits, with a range for each tensor.
+
+    A value lies on a uniform grid between the least and the greatest one of its tensor. Running
+    statistics are sent exactly.
+
+    Args:
+        flat: the network.
+        places: positions of the values that travel, ascending; None for all.
+    """
+
+    def __init__(self, flat: Flat, device: torch.device, places: Tensor | None = None) -> None:
+        where = torch.arange(flat.size) if places is None else places.cpu()
+        bounds = [
+            torch.searchsorted(where, torch.tensor([piece.start, piece.stop])).tolist()
+            for piece in flat.parameters
+        ]
+        self.lengths, self.device = [stop - start for start, stop in bounds], device
+        travels = torch.zeros(len(where), dtype=torch.bool)
+        for start, stop in bounds:
+            travels[start:stop] = True
+        self.parameters, self.statistics = (
+            some.nonzero().squeeze(1).to(device) for some in (travels, ~travels)
+        )
+
+    def encode(
+        self, kind: Kind, values: Tensor, bits: int, random: np.random.Generator | None
+    ) -> list[Block]:
+        """Encodes values as codes, ranges, and statistics if there are any.
+
+        Args:
+            kind: of the values.
+            values: those that travel, [k].
+            bits: 1 to 16.
+            random: rounds them at random, so that they are right on average; None to the nearest.
+        """
+        found = quantized.ranges(kind, values[self.parameters], self.lengths, bits, random)
+        if len(self.statistics):
+            found.append(sparse.block(kind, values[self.statistics]))
+        return found
+
+    def decode(self, blocks: Sequence[Block]) -> Tensor:
+        """Returns what `encode` encoded, [k]."""
+        found = torch.empty(len(self.parameters) + len(self.statistics), device=self.device)
+        found[self.parameters] = quantized.ranged(blocks[:2], self.lengths, self.device)
+        if len(self.statistics):
+            found[self.statistics] = sparse.values(blocks[2], self.device)
+        return found
+
+
 class Local:
     """A compressed model; this base has the whole network's shape and sends all values.
 
     Attributes:
         start: the values at which training starts, [m].
-        part: the network that trains; None for the whole one.
+        shape: the network that trains, of the size m.
+        part: the same where it is not the whole one, else None.
         mask: which values are trained, float32 [m]; None if all are.
         places: positions in the whole model of the values that are sent, int64; None for all.
+        bits: of a value of the update that is sent; EXACT for the value itself.
     """
 
     def __init__(
         self,
         start: Tensor,
+        whole: Flat,
         part: Network | Narrow | None = None,
         mask: Tensor | None = None,
         places: Tensor | None = None,
+        bits: int = EXACT,
     ) -> None:
-        self.start, self.part, self.mask, self.places = start, part, mask, places
+        self.start, self.shape = start, whole if part is None else part.flat
+        self.part, self.mask, self.places, self.bits = part, mask, places, bits
 
     def upload(self, update: Tensor, random: np.random.Generator) -> list[Block]:
         """Encodes those values of an update [m] that are sent; `random` rounds codes."""
-        return [sparse.block(Kind.GRADIENT, update if self.mask is None else update[self.places])]
+        values = update if self.mask is None else update[self.places]
+        if self.bits == EXACT:
+            return [sparse.block(Kind.GRADIENT, values)]
+        return self._codes.encode(Kind.GRADIENT, values, self.bits, random)
 
     def sent(self, blocks: Sequence[Block], device: torch.device) -> Tensor:
         """Decodes what `upload` encoded."""
-        return sparse.values(blocks[0], device)
+        if self.bits == EXACT:
+            return sparse.values(blocks[0], device)
+        return self._codes.decode(blocks)
+
+    @cached_property
+    def _codes(self) -> Codes:
+        trained = None if self.mask is None else self.places
+        return Codes(self.shape, self.start.device, trained)
 
     def adjust(self, w: Tensor, g: Tensor) -> None:
         """Changes the gradient g [m] of the model w [m] in place."""
@@ -77,10 +144,14 @@ class Local:
 
 
 class Compressor(ABC):
-    """Base of the compressors."""
+    """Base of the compressors.
 
-    def __init__(self, flat: Flat, device: torch.device) -> None:
-        self.flat, self.device = flat, device
+    Attributes:
+        bits: of a value of an update; EXACT for the value itself.
+    """
+
+    def __init__(self, flat: Flat, device: torch.device, bits: int = EXACT) -> None:
+        self.flat, self.device, self.bits = flat, device, bits
 
     @abstractmethod
     def blocks(self, w: Tensor, keep: float) -> list[Block]:
@@ -98,8 +169,10 @@ class Prune(Compressor):
         by_layer: whether the share holds for each layer, instead of all weights together.
     """
 
-    def __init__(self, flat: Flat, device: torch.device, by_layer: bool) -> None:
-        super().__init__(flat, device)
+    def __init__(
+        self, flat: Flat, device: torch.device, bits: int = EXACT, by_layer: bool = False
+    ) -> None:
+        super().__init__(flat, device, bits)
         self.prunable = flat.prunable().to(device)
         whole = (0, int(self.prunable.sum()))
         self.spans = [whole]
@@ -128,14 +201,16 @@ class Prune(Compressor):
         places = self._stay(sparse.indices(blocks[1], self.device))
         start = sparse.vector(blocks[0], self.flat.size, self.device, places)
         mask = torch.zeros_like(start).index_fill_(0, places, 1)
-        return Local(start, None, mask, places)
+        return Local(start, self.flat, None, mask, places, self.bits)
 
 
 class Width(Compressor):
     """Keeps the first channels of each hidden layer, as a narrower network (see `narrow`)."""
 
-    def __init__(self, flat: Flat, device: torch.device, shape: Sequence[int]) -> None:
-        super().__init__(flat, device)
+    def __init__(
+        self, flat: Flat, device: torch.device, shape: Sequence[int], bits: int = EXACT
+    ) -> None:
+        super().__init__(flat, device, bits)
         self.models = SubModels(flat, shape)
         self.parts: dict[float, Narrow] = {}
 
@@ -153,7 +228,8 @@ class Width(Compressor):
         """Builds the narrower network."""
         part = self._part(keep)
         start = sparse.values(blocks[0], self.device)
-        return Local(start, part, None, part.positions.to(self.device))
+        places = part.positions.to(self.device)
+        return Local(start, self.flat, part, None, places, self.bits)
 
 
 class Quant(Compressor):
@@ -161,65 +237,30 @@ class Quant(Compressor):
 
     A share below 1 is one of 32 bits, limited to 1 and 16 bits a value. The model is rounded to the
     nearest; updates are rounded at random, so that they are right on average. Running statistics
-    are sent exactly. The device trains in float32.
+    are sent exactly. The device trains in float32. If `bits` are fewer, they hold for updates.
     """
 
-    def __init__(self, flat: Flat, device: torch.device) -> None:
-        super().__init__(flat, device)
-        self.lengths = [piece.stop - piece.start for piece in flat.parameters]
-        spans = [torch.arange(piece.start, piece.stop) for piece in flat.parameters]
-        self.parameters = torch.cat(spans).to(device)
-        self.statistics = flat.stat_positions.to(device)
-
-    def encode(
-        self, kind: Kind, values: Tensor, bits: int, random: np.random.Generator | None
-    ) -> list[Block]:
-        """Encodes a model or an update [n] as codes, ranges, and statistics if there are any."""
-        found = quantized.ranges(kind, values[self.parameters], self.lengths, bits, random)
-        if len(self.statistics):
-            found.append(sparse.block(kind, values[self.statistics]))
-        return found
-
-    def decode(self, blocks: Sequence[Block]) -> Tensor:
-        """Returns what `encode` encoded, [n]."""
-        found = torch.empty(self.flat.size, device=self.device)
-        found[self.parameters] = quantized.ranged(blocks[:2], self.lengths, self.device)
-        if len(self.statistics):
-            found[self.statistics] = sparse.values(blocks[2], self.device)
-        return found
+    def __init__(self, flat: Flat, device: torch.device, bits: int = EXACT) -> None:
+        super().__init__(flat, device, bits)
+        self.codes = Codes(flat, device)
 
     def blocks(self, w: Tensor, keep: float) -> list[Block]:
         """Encodes the model by its share of bits."""
         if keep == 1:
             return [sparse.block(Kind.MODEL, w)]
-        return self.encode(Kind.MODEL, w, bits_of(keep), None)
+        return self.codes.encode(Kind.MODEL, w, bits_of(keep), None)
 
     def local(self, blocks: Sequence[Block], keep: float) -> Local:
         """Decodes the model."""
         if keep == 1:
-            return Local(sparse.values(blocks[0], self.device))
-        return Quantized(self.decode(blocks), self, bits_of(keep))
+            return Local(sparse.values(blocks[0], self.device), self.flat, bits=self.bits)
+        bits = min(self.bits, bits_of(keep))
+        return Local(self.codes.decode(blocks), self.flat, bits=bits)
 
 
 def bits_of(keep: float) -> int:
     """Returns the bits of a value for a share below 1 of 32 bits: 1 to 16."""
     return min(16, keep_round(32, keep))
-
-
-class Quantized(Local):
-    """A model that travels in few bits, and whose update does."""
-
-    def __init__(self, start: Tensor, quant: Quant, bits: int) -> None:
-        super().__init__(start)
-        self.quant, self.bits = quant, bits
-
-    def upload(self, update: Tensor, random: np.random.Generator) -> list[Block]:
-        """Encodes the update, rounded at random."""
-        return self.quant.encode(Kind.GRADIENT, update, self.bits, random)
-
-    def sent(self, blocks: Sequence[Block], device: torch.device) -> Tensor:
-        """Decodes the update."""
-        return self.quant.decode(blocks)
 
 
 class LowRank(Compressor):
@@ -231,8 +272,8 @@ class LowRank(Compressor):
     one.
     """
 
-    def __init__(self, flat: Flat, device: torch.device) -> None:
-        super().__init__(flat, device)
+    def __init__(self, flat: Flat, device: torch.device, bits: int = EXACT) -> None:
+        super().__init__(flat, device, bits)
         self.shapes: dict[float, Factors] = {}
 
     def _factors(self, keep: float) -> "Factors":
@@ -246,7 +287,7 @@ class LowRank(Compressor):
 
     def local(self, blocks: Sequence[Block], keep: float) -> Local:
         """Builds a network with factored layers."""
-        return Factored(sparse.values(blocks[0], self.device), self._factors(keep))
+        return Factored(sparse.values(blocks[0], self.device), self._factors(keep), self.bits)
 
 
 class Factored(Local):
@@ -255,8 +296,9 @@ class Factored(Local):
     Its gradients are scaled (`Factors.scale`).
     """
 
-    def __init__(self, start: Tensor, factors: "Factors") -> None:
-        super().__init__(start, Network(factors.flat, torch.arange(len(factors.flat.local_stats))))
+    def __init__(self, start: Tensor, factors: "Factors", bits: int) -> None:
+        part = Network(factors.flat, torch.arange(len(factors.flat.local_stats)))
+        super().__init__(start, factors.whole, part, bits=bits)
         self.factors = factors
 
     def whole(self, values: Tensor, size: int) -> Tensor:

@@ -8,7 +8,8 @@ assigned by Euclidean distance.
 Reconstruction: only the abstract is known; all details are ours. The base is SplitFed V1. SGQ
 (sparse gradient quantization) and DQ (dequantization) are `quantized.strongest` and `restored`. A
 gradient at a cut is one tensor for a batch, an update of front and tail has one tensor for each
-parameter, and activations are dense.
+parameter, and activations are dense. Codes of sign and magnitude (`codes`) and error feedback of
+updates and of samples' gradients at the cut (`residual`) are settings that are off by default.
 Reconstruction: a client's distance is the norm of its update of front and tail, as received, and of
 the change of its back, together. The weights that follow from the distances (`distance`) are
 applied to all three. The abstract does not say whether far clients count more or less.
@@ -19,7 +20,8 @@ clients' own models with updates as received.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from math import prod
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -32,6 +34,7 @@ from fedmpi.messages.select import Span
 from fedmpi.methods import splitfed
 from fedmpi.methods.sgcfl import distance
 from fedmpi.methods.sgcfl.distance import Waiting
+from fedmpi.methods.sgcfl.residual import Residuals
 from fedmpi.split.cuts import Crossing, Cut
 from fedmpi.split.sides import Side
 from fedmpi.streams import Purpose, stream
@@ -52,23 +55,43 @@ class Config(Cut, distance.Config):
     """Sparsify and quantize model updates. Otherwise they are sent unchanged."""
     stochastic: bool = False
     """Round stochastically, so that sent values are unbiased. Otherwise round to nearest."""
+    codes: Literal["range", "magnitude"] = "range"
+    """Codes of sent values. range: uniform between the least and the greatest value. magnitude: a
+    bit for the sign, the others uniform between the least and the greatest magnitude. Then no code
+    lies in the gap around zero, whose values are not sent."""
     error_feedback: bool = False
     """Add what was not sent of an update to the client's next one. The paper's abstract does not
     mention it."""
+    cut_feedback: bool = False
+    """Add what was not sent of a sample's gradient at a cut to its next one there. Who sends the
+    gradients keeps one for each training sample. The paper's abstract does not mention it."""
 
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""
         idle = super().idle(settings)
         if self.bits == sparse.EXACT:
-            idle["stochastic"] = "method.bits below 32"
+            idle |= dict.fromkeys(("stochastic", "codes"), "method.bits below 32")
             if not self.sparsity:
-                idle["error_feedback"] = "method.sparsity above 0 or method.bits below 32"
+                wanted = "method.sparsity above 0 or method.bits below 32"
+                idle |= dict.fromkeys(("error_feedback", "cut_feedback"), wanted)
+        if not self.cut_gradient:
+            idle["cut_feedback"] = "method.cut_gradient"
         if not self.model_gradient:
             idle["error_feedback"] = "method.model_gradient"
             if not self.cut_gradient:
                 gradient = "method.cut_gradient or method.model_gradient"
-                idle |= dict.fromkeys(("sparsity", "bits", "stochastic"), gradient)
+                idle |= dict.fromkeys(("sparsity", "bits", "stochastic", "codes"), gradient)
         return idle
+
+    def problems(self, settings: Settings) -> list[str]:
+        """Adds residuals of samples that look different each time."""
+        found = super().problems(settings)
+        if self.cut_feedback and settings.augment:
+            found.append(
+                "method.cut_feedback = true: wanted no augment, found "
+                f"{list(settings.augment)}: a sample's residual belongs to places in its image"
+            )
+        return found
 
     @property
     def is_one(self) -> bool:
@@ -78,7 +101,7 @@ class Config(Cut, distance.Config):
     @property
     def keeps_state(self) -> bool:
         """Whether clients keep residuals."""
-        return self.error_feedback
+        return self.error_feedback or (self.cut_feedback and self.tail is not None)
 
 
 class Coding(Side):
@@ -86,25 +109,38 @@ class Coding(Side):
 
     settings: Settings
     method: Config
+    residuals: Residuals | None = None
 
     def strongest(self, x: Tensor, spans: Sequence[Span], why: Purpose, *ids: int) -> list[Block]:
         """Encodes a tensor by SGQ, each span of its values separately."""
         method, seed = self.method, self.settings.seed
         random = stream(seed, why, *ids) if method.stochastic else None
         given = (x.reshape(1, -1), spans, method.sparsity, method.bits, random)
-        return quantized.strongest(Kind.GRADIENT, *given)
+        return quantized.strongest(Kind.GRADIENT, *given, by_sign=self.by_sign)
 
     def restored(self, blocks: Sequence[Block], spans: Sequence[Span]) -> Tensor:
         """Decodes blocks of SGQ to a dense vector (DQ)."""
-        shape, device = (1, blocks[0].size), self.trainer.device
-        return quantized.restored(blocks, shape, spans, self.method.sparsity, device)[0]
+        about = (1, blocks[0].size), spans, self.method.sparsity, self.trainer.device
+        return quantized.restored(blocks, *about, by_sign=self.by_sign)[0]
+
+    @property
+    def by_sign(self) -> bool:
+        """Whether codes are a sign and a magnitude."""
+        return self.method.codes == "magnitude"
 
     def encode(self, crossing: Crossing, values: Tensor) -> list[Block]:
         """Encodes a gradient by SGQ; activations are sent as they are."""
         if crossing.kind != Kind.GRADIENT or not self.method.cut_gradient:
             return super().encode(crossing, values)
         ids = crossing.t, crossing.client, crossing.step, crossing.cut
-        return self.strongest(values, [range(values.numel())], Purpose.CUT, *ids)
+        spans = [range(values.numel())]
+        if self.residuals is None:
+            return self.strongest(values, spans, Purpose.CUT, *ids)
+        g, samples = values.detach().flatten(1).clone(), self.residuals.samples(crossing)
+        self.residuals.add(samples, g)
+        blocks = self.strongest(g, spans, Purpose.CUT, *ids)
+        self.residuals.remember(samples, g - self.restored(blocks, spans).view_as(g))
+        return blocks
 
     def decode(self, crossing: Crossing, blocks: Sequence[Block]) -> Tensor:
         """Decodes a gradient by DQ; activations are received as they are."""
@@ -119,6 +155,9 @@ class Server(Coding, splitfed.Server):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.theirs, self.waiting = self.method.held(self.flat), Waiting(self.method)
+        if self.method.cut_feedback:
+            store = self.stores.add("residual at the cut", prod(self.shape))
+            self.residuals = Residuals(store, trainer.feed)
         self.blocks_per_upload = (
             2 if self.method.model_gradient and self.method.bits != sparse.EXACT else 1
         )
@@ -157,6 +196,9 @@ class Clients(Coding, splitfed.Clients):
         self.theirs = self.method.held(self.flat)
         self.stat_positions = self.theirs.stat_positions.to(trainer.device)
         self.feedback = Feedback(trainer, self.theirs.size, self.method.error_feedback)
+        if self.method.cut_feedback and self.method.tail is not None:
+            store = trainer.store("residual at the cut", prod(self.shape))
+            self.residuals = Residuals(store, trainer.feed)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update of front and tail by SGQ, and statistics exactly."""

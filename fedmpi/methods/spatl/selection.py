@@ -230,8 +230,9 @@ class ByAgent:
             for _ in range(self.method.episodes // TRIALS):
                 learner.update(game, random, agent.deviation(t, self.method.tuned))
             self.agents[client], self.moments[client] = mind.vector(), learner.moments()
+        chosen = agent.choose(mind, game)
         self.judged[client] = t, self.spent
-        return agent.choose(mind, game).to(w.device)
+        return chosen.to(w.device)
 
     def decide(self, client: int, w: Tensor) -> Tensor:
         """Selects channels of a model w [n] by the client's agent, or the initial one, as it is."""

@@ -5,24 +5,24 @@ Unified Subnetworks at Initialization for Efficient Federated Learning*, TMLR 20
 2405.09037.
 
 In an agreement every client scores the parameters on some minibatches by s_j = |dL/dw_j * w_j|
-(SNIP's saliency), with the network in evaluation mode. The server averages the scores by samples.
-It keeps the floor((1 - sparsity) * d) best of the d weights of convolutions and linear layers,
-globally; of equal scores the first ones. All other parameters stay dense. Afterwards only values on
-the mask are trained and sent, and no positions. Gradients are clipped by the norm of what the mask
-leaves. The baselines of the paper are `staticmask` and `clientmask`.
+(SNIP's; `saliency` has others), with the network in evaluation mode. The server averages the scores
+by samples. It keeps the floor((1 - sparsity) * d) best of the d weights of convolutions and linear
+layers, globally; of equal scores the first ones. All other parameters stay dense. Afterwards only
+values on the mask are trained and sent, and no positions. Gradients are clipped by the norm of what
+the mask leaves. The baselines of the paper are `staticmask` and `clientmask`.
 
 Differs from the code: it keeps all scores that equal the last one, more than was asked for where
 units are dead; after a warm-up the agreement is a round of its own.
 Values of the paper: those of its comparison on CIFAR-10, and of the released code (riohib/SSFL).
-Reconstruction: finding the mask again. A weight that is zero would have a score of zero. Therefore
-pruned weights get their initial values back first, in the dense model that all clients are sent.
+Reconstruction: other scores than SNIP's, which are averaged in the same way; GraSP's keep their
+signs. Finding the mask again: a weight that is zero would have a score of zero, so that pruned
+weights get their initial values back first, in the dense model that all clients are sent.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -35,8 +35,8 @@ from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.messages.counts import keep_floor
 from fedmpi.messages.sums import Sum
 from fedmpi.methods import fedavg, staticmask
-from fedmpi.streams import Purpose, stream
-from fedmpi.training import probe
+from fedmpi.methods.ssfl import overlap, saliency
+from fedmpi.training.probe import Overlap
 from fedmpi.training.train import Trainer
 
 
@@ -49,6 +49,10 @@ class Config(staticmask.Masked):
 
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the prunable weights that are zero for the whole run. 0 is FedAvg."""
+    saliency: Literal["snip", "grasp", "gradient", "magnitude"] = "snip"
+    """Score by which weights w are kept, the highest ones, by the gradient g and the Hessian H of a
+    minibatch's loss. snip: |g * w|. grasp: w * (H g), which preserves the gradient's norm.
+    gradient: |g|. magnitude: |w|."""
     batches: int = Field(1, ge=1, le=config.MOST)
     """Minibatches over which a client averages its saliency scores; fewer if it has too few
     samples."""
@@ -58,9 +62,20 @@ class Config(staticmask.Masked):
     """Rounds in which the mask is found again, for instance after a shift of the data. Nobody
     trains in them."""
 
+    overlap: bool = False
+    """Whether masks of single clients, of other minibatches and of all training samples are
+    compared in each agreement, off the clock, in the table masks. It takes a pass over all samples,
+    and on the root memory for a mask of each client."""
+
     def idle(self, settings: Settings) -> dict[str, str]:
-        """Adds how scores are measured, if all weights are kept."""
-        return super().idle(settings) | ({} if self.sparsity else {"batches": config.SPARSE})
+        """Adds how scores are measured, if all weights are kept, or if no sample is looked at."""
+        found = super().idle(settings)
+        if not self.sparsity:
+            return found | dict.fromkeys(("batches", "saliency", "overlap"), config.SPARSE)
+        if self.saliency == "magnitude":
+            wanted = "method.saliency = 'snip', 'grasp' or 'gradient', found 'magnitude'"
+            return found | dict.fromkeys(("batches", "overlap"), wanted)
+        return found
 
     def agreements(self, rounds: int) -> frozenset[int]:
         """Round -1, or that after the warm-up; and those in which the mask is found again."""
@@ -73,6 +88,11 @@ class Config(staticmask.Masked):
             found.append(
                 f"method.warmup = {self.warmup}: wanted less than rounds = {rounds}, since the "
                 "round after it finds the mask"
+            )
+        if self.overlap and settings.statistics == "local":
+            found.append(
+                "method.overlap = true: wanted statistics = 'averaged', found 'local', which the "
+                "root does not have"
             )
         wrong = [t for t in self.rediscover if not self.warmup < t < rounds]
         if wrong and self.warmup < rounds:
@@ -90,6 +110,7 @@ class Server(staticmask.Server):
         super().__init__(settings, trainer)
         self.agreements = self.method.agreements(settings.rounds)
         self.scores = Sum(int(self.prunable.sum()), trainer.device)
+        self.scored = self.w[:0]
 
     def broadcast(self, t: int) -> list[Block]:
         """Sends the dense model until the first agreement and in each, else values on the mask."""
@@ -98,6 +119,8 @@ class Server(staticmask.Server):
             self.w[~self.mask] = initial[~self.mask]
             self.adopt(torch.ones_like(self.mask))
             self.scores.clear()
+            if self.method.overlap:
+                self.scored = self.w.clone()
         return super().broadcast(t)
 
     def absorb(self, t: int, message: Message) -> None:
@@ -109,12 +132,24 @@ class Server(staticmask.Server):
 
     def agreement(self) -> list[Block]:
         """Chooses the mask, prunes the model, and sends the mask over the prunable weights."""
-        scores = self.scores.total
         mask = ~self.prunable
-        count = keep_floor(len(scores), 1 - self.method.sparsity)
-        mask[self.prunable] = select.largest(scores, count)
+        mask[self.prunable] = self._best(self.scores.total)
         self.adopt(mask)
         return [staticmask.encode_mask(mask, self.prunable)]
+
+    def _best(self, scores: Tensor) -> Tensor:
+        """Marks the weights to keep by scores [d] of those that can be pruned: bool [d]."""
+        return select.largest(scores, keep_floor(len(scores), 1 - self.method.sparsity))
+
+    def overlaps(self, t: int) -> list[Overlap]:
+        """Compares the mask of an agreement with others, if the settings say so."""
+        if not (self.method.overlap and t in self.agreements):
+            return []
+        scored, self.scored = self.scored, self.w[:0]
+        how, agreed = (self.method.saliency, self.trainer, self.method.batches), self.mask
+        return overlap.overlaps(
+            *(*how, t, scored, agreed[self.prunable]), lambda s: self._best(s[self.prunable])
+        )
 
 
 class Clients(staticmask.Clients):
@@ -134,18 +169,15 @@ class Clients(staticmask.Clients):
         """Trains the clients; in an agreement returns their scores instead, [C, n]."""
         if t not in self.agreements:
             return super().work(t, clients)
-        return torch.stack([self._saliency(t, client) for client in clients])
-
-    def _saliency(self, t: int, client: int) -> Tensor:
-        shard, batch = self.trainer.population.shards[client], self.settings.batch
-        random = stream(self.settings.seed, Purpose.SALIENCY, client, *([t] if t >= 0 else []))
-        count = self._scored(client)
-        some = random.choice(shard, count, replace=False)
-        parts = np.split(some, range(batch, count, batch))
-        scores = torch.zeros_like(self.start)
-        for part in parts:
-            scores += (probe.gradient(self.trainer, client, self.start, part) * self.start).abs()
-        return scores / len(parts)
+        kind, batches, trainer = self.method.saliency, self.method.batches, self.trainer
+        return torch.stack(
+            [
+                saliency.scores(
+                    kind, trainer, c, self.start, saliency.drawn(trainer, batches, t, c)
+                )
+                for c in clients
+            ]
+        )
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the scores of the prunable weights in an agreement, else the update on the mask."""
@@ -154,15 +186,13 @@ class Clients(staticmask.Clients):
         return super().upload(t, client, w)
 
     def burden(self, t: int, client: int) -> Burden:
-        """Returns the cost: in an agreement that of all minibatches on the whole model."""
+        """Returns the cost: in an agreement that of the scores on the whole model."""
         if t not in self.agreements:
             return super().burden(t, client)
-        return replace(fedavg.Clients.burden(self, t, client), samples=self._scored(client))
-
-    def _scored(self, client: int) -> int:
-        """Returns the number of samples by which the client scores parameters."""
         size = int(self.trainer.population.sizes[client])
-        return min(self.method.batches * self.settings.batch, size)
+        scored = min(self.method.batches * self.settings.batch, size)
+        gradients = saliency.GRADIENTS[self.method.saliency] * scored
+        return replace(fedavg.Clients.burden(self, t, client), samples=gradients)
 
     def agree(self, blocks: Sequence[Block]) -> None:
         """Changes to the mask that the server chose."""
