@@ -373,6 +373,8 @@ def _analysis(rng: random.Random) -> Case:
     options = {
         "compare": ([], ["--json"], ["--csv", "a.csv"], ["--by", "lr"], ["--at", "best"]),
         "claims": ([], ["--markdown"], ["--csv", "a.csv"], ["--claims", "here"]),
+        "newcomers": ([], ["--out", "p.png"], ["--out", "p"]),
+        "slices": ([], ["--x"]),
         "along": (["--along", "lr"], ["--along", "x"], []),
         "targets": (["--target", "0.1"], ["--target", "2"], []),
         "tradeoff": ([], ["--out", "p.svg"], ["--out", "p"]),
