@@ -177,6 +177,7 @@ def test_a_result_on_other_data_is_not_this_run(folder: Path) -> None:
     Job().run(settings, folder)
     with h5py.File(path) as result:
         first = result.attrs["data_sha256"]
+        assert (result.attrs["train_samples"], result.attrs["test_samples"]) == (40, 4)
     write_idx(pixels, [3, 2, 1, 0] * 10, [0, 1, 2, 3])
     for again in (lambda: Job().run(settings, folder), lambda: earlier.state(path, settings)):
         with pytest.raises(BadInput, match=f"holds the run on other data, of SHA-256 {first}"):
