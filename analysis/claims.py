@@ -335,6 +335,7 @@ class _Measured:
         if claim.target is not None:
             return self._until(run, ACCURACIES[accuracy], way)
         if claim.name == "bytes":
+            _until_its_end(run)
             return Reading(float(run["bytes_total" if way == "both" else f"{way}_total"]))
         if claim.name == "bytes a round":
             rounds = self._regular(run)
@@ -347,14 +348,14 @@ class _Measured:
         return rounds[rounds["round"] > frames.AGREEMENT]
 
     def _accuracy(self, run: Mapping[Any, Any], column: str) -> float:
-        if run.get(ENDED) == ENDS:
-            raise Lacking(f"{_named(run)} ended at its target, not after all rounds")
         if isinstance(self.claim.at, int):
             rounds = self._regular(run)
-            known = rounds.loc[rounds["round"] < self.claim.at, column].dropna()
-            value = known.iloc[-1] if len(known) else np.nan
-        else:
-            value = run[f"{column}_{self.claim.at}"]
+            known = rounds.loc[rounds["round"] == self.claim.at - 1, column].dropna()
+            if known.empty:
+                raise Lacking(f"{_named(run)} has no {column} after round {self.claim.at}")
+            return float(known.iloc[0])
+        _until_its_end(run)
+        value = run[f"{column}_{self.claim.at}"]
         if is_unset(value):
             raise Lacking(f"{_named(run)} has no accuracy {column}")
         return float(value)
@@ -372,6 +373,8 @@ class _Measured:
             raise Lacking(f"{_named(run)} has no simulated devices")
         if name in cost:
             return Reading(float(cost[name]))
+        if run.get(ENDED) == ENDS:
+            raise Lacking(f"{_named(run)} ended at its own target {run[ENDS]}, below {self.target}")
         return Reading(np.nan, _whole(rounds, name))
 
     def _column(self, run: Mapping[Any, Any]) -> float:
@@ -411,14 +414,26 @@ def _whole(rounds: pd.DataFrame, name: str) -> float:
     return float(sum(rounds[column].sum() for column in columns))
 
 
+def _until_its_end(run: Mapping[Any, Any]) -> None:
+    """Raises `Lacking` for a run that did not go through all of its rounds."""
+    if run.get(ENDED) == ENDS:
+        raise Lacking(f"{_named(run)} ended at its target, not after all rounds")
+
+
 def _named(run: Mapping[Any, Any]) -> str:
     return f"the result of {run['method.name']}"
 
 
 def _compared(form: str, ours: float, theirs: float) -> float:
-    """Returns the figure of a comparison; a reduction is that of the error of accuracies."""
+    """Returns the figure of a comparison; a reduction is that of the error of accuracies.
+
+    Raises:
+        Lacking: if it would be divided by zero.
+    """
     if form == "difference":
         return ours - theirs
+    if form != "reduction" and not (ours if form == "factor" else theirs):
+        raise Lacking(f"a {form} of {theirs:g} and {ours:g} is no number")
     if form == "factor":
         return theirs / ours
     if form == "saved":

@@ -20,7 +20,8 @@ in expectation. With |m_k w_k - w|^2 <= 2 |w_k - w|^2 + 2 |w_k - m_k w_k|^2 the 
                        + 2 L^2 sum p_k |w_k - w|^2       drift between averages
                        + 2 L^2 sum p_k |w_k - m_k w_k|^2 pruning
 
-The sums are means over the measured rounds. Drift is measured at averages, where it is largest. A
+The sums are means over the measured rounds. The weights p_k are those of the objective: samples, or
+equal ones where all uploads count the same. Drift is measured at averages, where it is largest. A
 longer interval makes drift larger; a deeper cut lets more of the model drift, be pruned and
 rounded. Not in the bound are momentum, decay, dropout at a cut, lost uploads, and what a mask takes
 from a gradient: steps are along m_k Q(g_k), and the mean is over those who keep a value. So it is
@@ -29,6 +30,7 @@ least squares over the rows of a group, neither below 0. Then L is raised until 
 every row.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ import pandas as pd
 
 from analysis import frames, terminal
 from analysis.compare import PATHS, constants, read
-from analysis.groups import DONE, ROW, labelled
+from analysis.groups import DONE, ROW, is_unset, labelled
 from analysis.terminal import Column
 
 MEASURED = ("gradient", "variance", "rounding", "drift", "pruning")
@@ -48,7 +50,9 @@ PARTS = ("start", "noise", "rounding_part", "drift_part", "pruning_part")
 PLAIN = {
     **{"momentum": 0, "weight_decay": 0, "clip": 0, "proximal": 0, "control": "none"},
     **{"optimizer": "sgd", "schedule": "decay", "participation": 1, "aggregation.server": "none"},
-    **{"method.dropout": 0, "devices.dropouts": 0, "method.count_pruned_as_zero": False},
+    **{"method.dropout": 0, "method.count_pruned_as_zero": False, "augment": ()},
+    **{"devices.dropouts": 0, "devices.deadline": "", "devices.spectrum.outage": 0, "trace": ""},
+    **{"aggregation.rule": "mean", "aggregation.clip": 0, "aggregation.noise": 0},
 }
 """Settings that change what the bound is about, and their values without that."""
 GRID, REFINEMENTS = np.concatenate([[0.0], np.logspace(-9, 9, 361)]), 80
@@ -91,7 +95,7 @@ def _measured(
     sums = []
     for t in due["round"]:
         some = clients[clients["round"] == t]
-        share = some["samples"].to_numpy(float) / some["samples"].sum()
+        share = _shares(run, some)
         values = {name: some[f"theory_{name}"].fillna(0).to_numpy(float) for name in MEASURED[1:]}
         sums.append(
             [
@@ -110,6 +114,16 @@ def _measured(
     gradient = float(due["theory_gradient"].mean())
     about = {"steps": steps, "rate": rate, "start_unit": 2 / (rate * steps)}
     return {"gradient": gradient, **found, **about}
+
+
+def _shares(run: Mapping[Any, Any], clients: pd.DataFrame) -> np.ndarray:
+    """Returns the clients' weights in the objective, [clients]; they sum to 1."""
+    is_equal = run.get("aggregation.weights") == "equal" or any(
+        not is_unset(run.get(path)) and run[path] != plain
+        for path, plain in (("aggregation.rule", "mean"), ("aggregation.clip", 0))
+    )
+    weights = np.ones(len(clients)) if is_equal else clients["samples"].to_numpy(float)
+    return weights / weights.sum()
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
@@ -263,7 +277,7 @@ def notes(rows: pd.DataFrame, runs: pd.DataFrame, measured: pd.DataFrame) -> lis
     used = [
         name
         for name, plain in PLAIN.items()
-        if name in runs and (runs[name].dropna() != plain).any()
+        if name in runs and any(not is_unset(one) and one != plain for one in runs[name])
     ]
     if used:
         found.append(f"The bound does not know what these settings do here: {', '.join(used)}.")

@@ -19,7 +19,7 @@ from analysis import frames
 Row = Mapping[Any, Any]
 
 DONE = "done"
-SPARSITY = "method.sparsity"
+SPARSITY, SAVED = "method.sparsity", "method.saved"
 PROBLEM = (
     *("partition.", "skew.", "data.", "model.", frames.CONTENTS),
     *("clients", "participation", "sampling", "trace", "devices.", "budget", "target"),
@@ -93,7 +93,8 @@ def labelled(runs: pd.DataFrame, by: Sequence[str] = (), along: Sequence[str] = 
         added = [name for name in COMPOSED if name in told and _is_added(name, run)]
         mine = dict.fromkeys(("method.name", *own[method], *added))
         mine.pop(SPARSITY, None)
-        sparsity = None if SPARSITY in along else run.get(SPARSITY)
+        is_idle = SPARSITY in along or not is_unset(run.get(SAVED))
+        sparsity = None if is_idle else run.get(SPARSITY)
         names = problem, [*mine, *shared, *by], [*shared, *by]
         labels.append((*(label(run, some) for some in names), sparsity))
     texts = ["group", "variant", "others", "sparsity"]

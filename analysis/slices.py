@@ -95,8 +95,8 @@ def main(paths: Sequence[Path]) -> None:
     groups = [(str(name), some) for name, some in rows.groupby("group", sort=False)]
     terminal.show(console, groups, [COLUMNS])
     console.print(
-        "Accuracies on clients' test shards: whole, sliced, and after training of what is left. "
-        "Times: whole over sliced.",
+        "Means over clients, without newcomers. Accuracies on clients' test shards: whole, sliced, "
+        "and after training of what is left. Times: whole over sliced.",
         style="dim",
     )
 

@@ -168,10 +168,13 @@ def show(
     if max(_width(console, table) for table in found) > console.width:
         pieces = [_tables(tables, part, count, is_marked) for part in parts]
         found = [table for some in zip(*pieces, strict=True) for table in some]
+    narrow = console.width
     for table in found:
-        # Wider than the console: the terminal may wrap it, but nothing is cut.
-        console.print(table, width=max(console.width, _width(console, table)))
+        # Wider than the terminal: that may wrap it, but nothing is cut.
+        console.width = max(narrow, _width(console, table))
+        console.print(table)
         console.print()
+    console.width = narrow
 
 
 def _width(console: Console, table: Table) -> int:

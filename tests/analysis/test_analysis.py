@@ -300,6 +300,26 @@ def test_a_narrow_terminal_gets_two_tables(folder: Path, monkeypatch: pytest.Mon
     assert max(len(line.rstrip()) for line in lines if "ssfl" in line) <= 80
 
 
+def test_a_sparsity_that_is_not_used_is_not_shown(tmp_path: Path) -> None:
+    """With method.saved SPATL's method.sparsity has no effect."""
+    for name, more in (("a", {}), ("b", {"saved": 0.4})):
+        tree = settings("spatl", sparsity=0.5, **more)
+        write(tmp_path / f"{name}.h5", tree, rounds([0.5]))
+    known = groups.labelled(frames.runs(tmp_path)).set_index("variant")["sparsity"]
+    assert known["spatl"] == 0.5 and pd.isna(known["spatl saved=0.4"])
+
+
+def test_a_terminal_that_is_too_narrow_wraps_and_nothing_is_cut(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for columns in ("100", "20"):
+        monkeypatch.setenv("COLUMNS", columns)
+        lines = run(compare.main, folder).output.splitlines()
+        found.append([line.split() for line in lines if line.startswith(("fedavg", "ssfl"))])
+    assert found[0] == found[1] and len(found[0]) > 2
+
+
 def test_the_best_are_marked() -> None:
     rows = pd.DataFrame({"up_round_mean": [5.0, 3.0, 3.0], "up_round_std": np.nan})
     column = terminal.Column("up_round", "", "bytes")

@@ -353,6 +353,43 @@ def test_a_column_that_is_lacking_is_said(tmp_path: Path, folder: Path) -> None:
     assert row["why"] == "the result of ssfl has no rounds.flops"
 
 
+def test_a_comparison_with_nothing_is_said(tmp_path: Path, folder: Path) -> None:
+    """The means of an empty kind of bytes are zero."""
+    lines = 'measure = "column"\ncolumn = "clients.up_mask"\nunit = "bytes"\nbetter = "lower"\n'
+    published = 'published = "fewer"\nspread = "none"\nleast = 0\n'
+    for form in ("factor", "ratio", "saved"):
+        row = one(tmp_path, folder, lines, f'as = "{form}"\n', SSFL, FEDAVG, published)
+        assert (row["verdict"], row["why"]) == (NOT_RUN, f"a {form} of 0 and 0 is no number")
+
+
+def test_an_accuracy_after_so_many_rounds_is_of_that_round(tmp_path: Path, folder: Path) -> None:
+    published = "published = 0.7\nspread = 0.1\n"
+    row = one(tmp_path, folder, ACCURACY, "at = 2\n", SSFL, published)
+    assert row["ours_mean"] == pytest.approx((0.7 + 0.8 + 0.7) / 3)
+    row = one(tmp_path, folder, ACCURACY, "at = 4\n", SSFL, published)
+    assert row["verdict"] == NOT_RUN
+    assert row["why"] == "the result of ssfl has no accuracy after round 4"
+
+
+def test_runs_that_ended_at_their_own_target(tmp_path: Path) -> None:
+    """They say nothing on a higher one, nor on all rounds; but on the rounds that there were."""
+    home = tmp_path / "results"
+    home.mkdir()
+    tree = settings("ssfl", sparsity=0.5) | {"target": "accuracy:0.7"}
+    write(home / "a.h5", tree, rounds([0.5, 0.7]), train_samples=100, ended="target")
+    target = 'measure = "rounds to target"\naccuracy = "global"\ntarget = 0.6\n'
+    published = "published = 2\nspread = 1\n"
+    assert one(tmp_path, home, target, SSFL, published)["ours_mean"] == 2
+    row = one(tmp_path, home, target.replace("0.6", "0.8"), SSFL, published)
+    assert row["verdict"] == NOT_RUN
+    assert row["why"] == "the result of ssfl ended at its own target accuracy:0.7, below 0.8"
+    whole = "the result of ssfl ended at its target, not after all rounds"
+    for measure in (ACCURACY, 'measure = "bytes"\n'):
+        assert one(tmp_path, home, measure, SSFL, published)["why"] == whole
+    early = one(tmp_path, home, ACCURACY, "at = 1\n", SSFL, "published = 0.5\nspread = 0.1\n")
+    assert early["ours_mean"] == pytest.approx(0.5)
+
+
 def test_an_order(tmp_path: Path, folder: Path) -> None:
     """Means of the first two seeds, which all three have: 0.9, 0.85 and 0.6."""
     names = ("ssfl", "fedavg", "dispfl")

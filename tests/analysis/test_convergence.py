@@ -63,6 +63,19 @@ def test_what_a_run_measured(tmp_path: Path) -> None:
     assert row["start_unit"] == pytest.approx(2 / 1.6)
 
 
+@pytest.mark.parametrize(
+    "aggregation", [{"weights": "equal"}, {"weights": "samples", "rule": "median"}]
+)
+def test_clients_that_count_the_same(tmp_path: Path, aggregation: dict[str, Any]) -> None:
+    """So they do in the objective, whatever their samples are."""
+    of_rounds, of_clients = theory([4.0], variance=8.0)
+    of_clients["theory_drift"] = [1.0, 5.0]
+    tree = settings("fedavg") | {"aggregation": aggregation}
+    result(tmp_path / "a.h5", tree, of_rounds, of_clients)
+    (row,) = measured(tmp_path).to_dict("records")
+    assert (row["variance"], row["drift"]) == (8 * 2 / 4, 3)
+
+
 def test_a_decaying_rate_counts_by_its_mean(tmp_path: Path) -> None:
     tree = settings("fedsl") | {"lr_decay": 0.5, "schedule": "decay"}
     result(tmp_path / "a.h5", tree, *theory([1.0, 1.0, 1.0]))
