@@ -356,6 +356,8 @@ def members(path: Path, words: tuple[str, ...] = (), size: str | None = None) ->
                 settings = loading.load(_with(file, point, words))
             except ConfigError as error:
                 where = ", ".join(f"{name}={_plain(value)}" for name, value in point.items())
+                if size is not None:
+                    where += f"{', ' * bool(where)}size {size}"
                 fresh = [problem for problem in error.problems if problem not in said]
                 problems += [f"{path}: [[grid]] {number} ({where}): {p}" for p in fresh]
                 said.update(fresh)

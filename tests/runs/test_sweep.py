@@ -212,7 +212,7 @@ def test_the_command_takes_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
             "a.toml: [sizes.a.grid] lr: no [[grid]] has it; there are: method.name, seed",
         ),
         ("[sizes.a]\ngrid.seed = 1", "a", "a.toml: [[grid]] 1: seed = 1: wanted a list of at"),
-        ("[sizes.a]\nrouds = 1", "a", "no setting 'rouds' (did you mean 'rounds'?)"),
+        ("[sizes.a]\nrouds = 1", "a", "size a): no setting 'rouds' (did you mean 'rounds'?)"),
         ("claim = 3", None, "a.toml: 'claim' must be a list of tables: write [[claim]]"),
         ("[bass]", None, "a.toml: no table [bass]; there are: base, grid, sizes, claim"),
     ],
