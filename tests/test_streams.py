@@ -46,6 +46,7 @@ IDS = {
     Purpose.CHOICE: 4,
     Purpose.EPOCHS: 2,
     Purpose.HEAD: 0,
+    Purpose.OUTAGE: 2,
 }
 """How many ids the streams of each purpose have."""
 
@@ -145,6 +146,7 @@ def test_purposes_are_never_renumbered() -> None:
         "CHOICE": 38,
         "EPOCHS": 40,
         "HEAD": 41,
+        "OUTAGE": 42,
     }
 
 

@@ -16,6 +16,9 @@ FILES = [
     path for folder in ("fedmpi", "analysis", "jobs") for path in (ROOM / folder).rglob("*.py")
 ]
 
+STARTS = ("run", "Popen", "call", "check_call", "check_output")
+"""Functions that start programs."""
+
 
 def unspecified(path: Path) -> Iterator[str]:
     """The calls in a file that read or write text in the locale's encoding."""
@@ -25,7 +28,7 @@ def unspecified(path: Path) -> Iterator[str]:
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         given = {keyword.arg for keyword in node.keywords}
         modes = [one.value for one in node.args if isinstance(one, ast.Constant)]
-        is_text = name in ("read_text", "write_text") or "text" in given
+        is_text = name in ("read_text", "write_text") or (name in STARTS and "text" in given)
         is_text |= name == "open" and isinstance(node.func, ast.Name) and "rb" not in modes
         is_text |= name in ("open", "fdopen") and any(
             mode in ("r", "w", "a", "x") for mode in modes
