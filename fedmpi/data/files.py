@@ -9,6 +9,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,8 +89,10 @@ def find(root: str | None, inside: Sequence[str], holds: Callable[[Path], bool])
     for place in places(root):
         for folder in _folders(place, DEPTH):
             for path in inside:
-                if holds(folder / path):
-                    return folder / path
+                # What cannot be looked at, such as a path that is too long, holds nothing.
+                with suppress(OSError):
+                    if holds(folder / path):
+                        return folder / path
     return None
 
 

@@ -7,7 +7,16 @@ import pytest
 
 from fedmpi.data import files
 from fedmpi.data.files import DataError
-from fedmpi.datasets import cifar10, cifar100, fashion_mnist, mnist, tiny_imagenet, usc_had
+from fedmpi.datasets import (
+    cifar10,
+    cifar100,
+    fashion_mnist,
+    femnist,
+    mnist,
+    shakespeare,
+    tiny_imagenet,
+    usc_had,
+)
 from tests.made import binary, read, write, write_cifar10, write_idx, write_tiny_imagenet
 
 pytestmark = pytest.mark.usefixtures("nowhere")
@@ -120,6 +129,16 @@ def test_what_is_no_folder(root: Path, kind: str) -> None:
     with pytest.raises(DataError) as error:
         mnist.where(mnist.Config(root=str(place)))
     assert f"\n  {place} (it is no folder)\n" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [cifar10, cifar100, fashion_mnist, femnist, mnist, shakespeare, tiny_imagenet, usc_had],
+)
+@pytest.mark.parametrize("root_text", ["9" * 400, "a/" * 3000])
+def test_a_path_that_is_too_long(module: ModuleType, root_text: str) -> None:
+    with pytest.raises(DataError, match=r"\(no such folder\)"):
+        module.where(module.Config(root=root_text))
 
 
 @pytest.mark.parametrize(
