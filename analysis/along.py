@@ -28,7 +28,17 @@ from matplotlib.ticker import NullLocator
 
 from analysis import frames, panels, terminal
 from analysis.compare import AT, PATHS, constants, read
-from analysis.groups import DONE, INDIFFERENT, Row, is_unset, label, row_name, summary, written
+from analysis.groups import (
+    DONE,
+    INDIFFERENT,
+    Row,
+    is_unset,
+    label,
+    row_name,
+    split,
+    summary,
+    written,
+)
 
 METHOD = "method.name"
 """The only setting that is never an axis: it distinguishes lines."""
@@ -178,7 +188,7 @@ def picture(
         at: the round of the accuracy: last or best.
     """
     rows = rows[rows["role"] != ""]
-    groups = [(str(title), some) for title, some in rows.groupby("group", sort=False)]
+    groups = split(rows)
     looks = panels.looks(rows)
     figure, shown = panels.figure([title for title, _ in groups], len(looks))
     handles: dict[str, Any] = {}
@@ -313,9 +323,7 @@ def main(
     console.print(constants(runs), end="\n\n")
     console.print(f"{panels.measure_label(measure)} along {setting}", end="\n\n")
     wide, columns = table(rows, measure, at)
-    terminal.show(
-        console, [(str(n), some) for n, some in wide.groupby("group", sort=False)], [columns]
-    )
+    terminal.show(console, split(wide), [columns])
     for note in notes(rows, setting, at):
         console.print(note, style="dim")
     print(out)

@@ -11,7 +11,7 @@ import click
 import pandas as pd
 
 from analysis import frames, terminal
-from analysis.groups import DONE, is_unset, label, labelled, summary
+from analysis.groups import DONE, is_unset, label, labelled, split, summary
 from analysis.output import File, draft
 from analysis.terminal import Column
 
@@ -155,7 +155,7 @@ def main(
     console = terminal.console()
     console.print(constants(runs), end="\n\n")
     if len(rows):
-        tables = [(str(group), some) for group, some in rows.groupby("group", sort=False)]
+        tables = split(rows)
         terminal.show(console, tables, columns(at, has_devices(rows)))
         for note in notes(runs, rows):
             console.print(note, style="dim")

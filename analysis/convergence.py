@@ -40,7 +40,7 @@ import pandas as pd
 
 from analysis import frames, terminal
 from analysis.compare import PATHS, constants, read
-from analysis.groups import DONE, ROW, is_unset, labelled
+from analysis.groups import DONE, ROW, is_unset, labelled, split
 from analysis.terminal import Column
 
 MEASURED = ("gradient", "variance", "rounding", "drift", "pruning")
@@ -301,7 +301,7 @@ def main(paths: tuple[Path, ...]) -> None:
     rows = bounded(summary(measured))
     console = terminal.console()
     console.print(constants(runs), end="\n\n")
-    tables = [(str(group), some) for group, some in rows.groupby("group", sort=False)]
+    tables = split(rows)
     terminal.show(console, tables, columns(), is_marked=False)
     for note in notes(rows, runs, measured):
         console.print(note, style="dim")

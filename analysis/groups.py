@@ -193,6 +193,11 @@ def written(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def split(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Returns each group's title and rows, in the order in which groups first appear."""
+    return [(str(title), some) for title, some in rows.groupby("group", sort=False)]
+
+
 def row_name(row: Row) -> str:
     """Returns the name of a row in its group: its variant and its sparsity."""
     sparsity = "" if is_unset(row["sparsity"]) else f" {row['sparsity']:g}"

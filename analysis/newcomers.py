@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import frames, panels, terminal
 from analysis.compare import PATHS, read
-from analysis.groups import ROW, labelled, row_name
+from analysis.groups import ROW, labelled, row_name, split
 
 MODEL, SCRATCH = "model", "scratch"
 """Values of the column `start`."""
@@ -74,7 +74,7 @@ def ratios(row: Any) -> np.ndarray:
 @panels.STYLED
 def picture(rows: pd.DataFrame) -> Figure:
     """Draws `curves` of at least one row."""
-    groups = [(str(title), some) for title, some in rows.groupby("group", sort=False)]
+    groups = split(rows)
     looks = panels.looks(rows)
     figure, shown = panels.figure([title for title, _ in groups], len(looks) + 1)
     handles: dict[str, Any] = {}
@@ -148,7 +148,7 @@ def main(paths: Sequence[Path], out: Path) -> None:
     panels.save(lambda: picture(rows), out)
     console, (wide, columns) = terminal.console(), table(rows)
     console.print("mean accuracy on newcomers' test shards", end="\n\n")
-    groups = [(str(name), some) for name, some in wide.groupby("group", sort=False)]
+    groups = split(wide)
     terminal.show(console, groups, [columns])
     console.print(
         "From scratch, and the transfer ratio (accuracy from the model over that from scratch): "

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis import frames, terminal
 from analysis.compare import PATHS, constants, read
-from analysis.groups import ROW, labelled
+from analysis.groups import ROW, labelled, split
 
 COLUMNS = [
     terminal.Column("whole", "whole", "share"),
@@ -92,7 +92,7 @@ def main(paths: Sequence[Path]) -> None:
         )
     console = terminal.console()
     console.print(constants(runs), end="\n\n")
-    groups = [(str(name), some) for name, some in rows.groupby("group", sort=False)]
+    groups = split(rows)
     terminal.show(console, groups, [COLUMNS])
     console.print(
         "Means over clients, without newcomers. Accuracies on clients' test shards: whole, sliced, "

@@ -17,7 +17,7 @@ from matplotlib.text import Annotation
 
 from analysis import panels
 from analysis.compare import AT, PATHS, read
-from analysis.groups import summary
+from analysis.groups import split, summary
 
 WAYS = {
     "up": ("up_total", "bytes from the clients"),
@@ -41,7 +41,7 @@ def picture(
         measure: which accuracy, a key of `panels.MEASURES`.
         at: the round of the accuracy: last or best.
     """
-    groups = [(str(name), some) for name, some in rows.groupby("group", sort=False)]
+    groups = split(rows)
     names = [str(name) for name in dict.fromkeys(rows["variant"])]
     looks = panels.variants(names)
     figure, shown = panels.figure([name for name, _ in groups], len(names))

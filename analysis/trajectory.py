@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from analysis import frames, panels
 from analysis.compare import PATHS, read
-from analysis.groups import ROW, labelled, row_name
+from analysis.groups import ROW, labelled, row_name, split
 from analysis.output import Share
 
 SECONDS: panels.Units = ((1, "s"), (1e-3, "ms"), (1e-6, "µs"))
@@ -98,7 +98,7 @@ def picture(
         target: an accuracy to mark, 0 to 1.
     """
     _, label, units = WAYS[way]
-    groups = [(str(title), some) for title, some in rows.groupby("group", sort=False)]
+    groups = split(rows)
     looks = panels.looks(rows)
     figure, shown = panels.figure([title for title, _ in groups], len(rows))
     lines: dict[str, Line2D] = {}
