@@ -106,12 +106,7 @@ class Coder:
         extra = coded.pop() if self.codec.is_lossy and self.has_exact and not self.apart else None
         is_exact = None
         if first.indices is None:
-            total = first.count + (0 if extra is None else extra.count)
-            if where is not None:
-                total = len(where)
-            elif extra is None:
-                total = first.size
-            is_exact = self._exact(where, total)
+            is_exact = self._exact(where, first.size if where is None else len(where))
         if is_exact is None:
             found = self._read(coded, where)
         else:
