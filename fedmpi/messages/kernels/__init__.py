@@ -64,13 +64,14 @@ class _Kernel:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
         folder = _folder()
         if folder is not None:
-            before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+            config: Any = numba.config
+            before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
             try:
                 return numba.njit(self.signature, cache=True, **options)(self.function)
             except Exception:  # a full disk, or a file that a crash of the machine damaged
                 _discard(folder, self.function.__qualname__)
             finally:
-                numba.config.CACHE_DIR = before
+                config.CACHE_DIR = before
         return numba.njit(self.signature, **options)(self.function)
 
 
@@ -83,7 +84,11 @@ def kernel(signature: str) -> Callable[[Function], Function]:
         signature: types of the result and arguments in numba's terms, `void(float32[::1], int64)`.
             An array that is only read is `const float32[::1]`: others must be writable.
     """
-    return lambda function: cast(Function, _Kernel(signature, function))
+
+    def made(function: Function) -> Function:
+        return cast(Function, _Kernel(signature, function))
+
+    return made
 
 
 @functools.cache
