@@ -571,8 +571,8 @@ class Settings(Table):
     with down_bytes or total_bytes, in B, kB, MB, GB or TB. Messages before the first round count,
     too."""
     target: str | None = Field(None, pattern=TARGET)
-    """Accuracy at which the run ends: after the first round whose evaluation found no less, among
-    the rounds at whose end the method averages. Written as accuracy:0.97 for the global model on
+    """Accuracy at which the run ends: after the first round whose evaluation found no less. A
+    method that averages every several rounds finishes these first. Written as accuracy:0.97 for the global model on
     the test set, or with shard_mean or personal_mean, the columns of the table rounds. The result
     says whether the run ended so."""
     clients: int = Field(10, ge=1, le=MOST)
