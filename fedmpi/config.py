@@ -15,10 +15,10 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, StrictInt
 
 from fedmpi import inputs
 from fedmpi.errors import BadInput
@@ -639,8 +639,8 @@ class Settings(Table):
     with down_bytes or total_bytes, in B, kB, MB, GB or TB. Messages before the first round count,
     too."""
     target: str | None = Field(None, pattern=TARGET)
-    """Accuracy at which the run ends: after the first round whose evaluation found no less, among
-    the rounds at whose end the method averages. Written as accuracy:0.97 for the global model on
+    """Accuracy at which the run ends: after the first round whose evaluation found no less. A
+    method that averages every several rounds finishes these first. Written as accuracy:0.97 for the global model on
     the test set, or with shard_mean or personal_mean, the columns of the table rounds. The result
     says whether the run ended so."""
     clients: int = Field(10, ge=1, le=MOST)
@@ -755,6 +755,19 @@ class Settings(Table):
     evaluate: Evaluate = Evaluate()
     state: State = State()
     devices: Devices = Devices()
+
+    _paper: str | None = PrivateAttr(None)
+
+    @property
+    def paper(self) -> str | None:
+        """The method whose paper's values stand where nothing was written; none if none do."""
+        return self._paper
+
+    def taking(self, paper: str | None) -> Self:
+        """Returns a copy that knows whose paper's values it has taken; it is the same run."""
+        found = self.model_copy()
+        found._paper = paper
+        return found
 
     def tree(self) -> Tree:
         """Every setting, defaults included, as plain values."""
@@ -898,11 +911,7 @@ def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
             result records them; of names that are unknown here, too.
         contents: the SHA-256 of the files that settings name, by the settings' paths.
     """
-    found = copy.deepcopy(dict(tree))
-    chosen = (str(_value(found, f"{table}.name")) for table in AXES)
-    for path in marked(_known(tuple(chosen)), MACHINE):
-        *tables, leaf = path.split(".")
-        _at(found, tables).pop(leaf, None)
+    found = portable(tree)
     for path, sha256 in contents.items():
         *tables, leaf = path.split(".")
         _at(found, tables)[leaf] = sha256
@@ -910,8 +919,22 @@ def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def portable(tree: Mapping[str, Any]) -> Tree:
+    """Returns a copy of a run's settings without those that belong to the machine.
+
+    Args:
+        tree: as in `identity`.
+    """
+    found = copy.deepcopy(dict(tree))
+    chosen = (str(_value(found, f"{table}.name")) for table in AXES)
+    for path in marked(known(tuple(chosen)), MACHINE):
+        *tables, leaf = path.split(".")
+        _at(found, tables).pop(leaf, None)
+    return found
+
+
 @functools.cache
-def _known(chosen: tuple[str, ...]) -> type[Settings]:
+def known(chosen: tuple[str, ...]) -> type[Settings]:
     """All settings, with a name for each of `AXES`; those of every run, if a name is unknown."""
     known = all(name in names(table) for name, table in zip(chosen, AXES, strict=True))
     return whole(chosen) if known else Settings

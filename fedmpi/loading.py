@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -228,7 +228,7 @@ def load(tree: Tree) -> Settings:
     """
     # What does not depend on names is read first, because names and papers depend on it.
     tree = meant(Settings, copy.deepcopy(dict(tree)))
-    problems: list[str] = []
+    paper, problems = meant(str, tree.get(PAPER)), list[str]()
     try:
         complete(tree)
     except ConfigError as error:
@@ -254,7 +254,62 @@ def load(tree: Tree) -> Settings:
         problems += [_sentence(whole, problem) for problem in error.errors()]
     if problems:
         raise ConfigError(*problems)
-    return settings
+    return settings.taking(paper)
+
+
+def changes(tree: Mapping[str, Any], paper: str | None = None) -> dict[str, Any]:
+    """Returns what a run has otherwise than by itself: for each such setting the value instead.
+
+    By itself a setting has the value of the run's paper, or else what the names in the tree imply,
+    or else its default. Settings of the machine do not count.
+
+    Args:
+        tree: every setting of the run, as `Settings.tree` has them.
+        paper: the method whose paper's values the run takes; none if it takes none.
+
+    Raises:
+        ConfigError: if there is no module of a name, or no such paper.
+    """
+    chosen = {table: str(at(tree, f"{table}.name", None)) for table in config.AXES}
+    for table, name in chosen.items():
+        if name not in config.names(table):
+            raise ConfigError(f"{table}.name = {said(name)}: no such {table}")
+    named: Tree = {table: {"name": name} for table, name in chosen.items()}
+    stated: Tree = {}
+    for one in (named, stated):
+        if paper is not None:
+            one[PAPER] = paper
+        complete(one)
+    whole = config.whole(tuple(chosen.values()))
+    alone = dict(leaves(whole.model_validate(meant(whole, named)).tree()))
+    alone |= {
+        path: at(stated, path, default)
+        for path, default in ((f"{table}.name", name) for table, (_, name) in config.AXES.items())
+    }
+    own = config.marked(whole, config.MACHINE)
+    return {
+        path: alone.get(path)
+        for path, value in leaves(tree)
+        if path not in own and value != alone.get(path) and not _is_idle(tree, path)
+    }
+
+
+def _is_idle(tree: Mapping[str, Any], path: str) -> bool:
+    """Whether a setting means nothing beside others of the same run."""
+    if path in BELONGS:
+        other, possible = BELONGS[path]
+        return at(tree, other, None) not in possible
+    others = [other for other, replaced in REPLACES.items() if replaced == path]
+    return any(at(tree, other, None) is not None for other in others)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the settings in a tree by their paths."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 BELONGS = {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedmpi.config import ConfigError
 from fedmpi.messages import select, sparse
-from fedmpi.messages.codec import Block, Coding, Kind, Scale, WireError, code_dtype
+from fedmpi.messages.codec import Block, Coding, Kind, Places, Scale, WireError, code_dtype
 from fedmpi.messages.select import Span
 from fedmpi.messages.sparse import EXACT
 
@@ -188,7 +188,8 @@ def signs(
     codes = (values >= 0).to("cpu", torch.uint8).numpy()
     where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
     mean = float(means[0]) if len(lengths) == 1 else 1.0
-    first = Block(kind, size, Coding.CODES, codes, where, 1, Scale(-mean, 2 * mean), True)
+    scale = Scale(-mean, 2 * mean)
+    first = Block(kind, size, Coding.CODES, codes, where, 1, scale, Places.GOLOMB)
     return [first] if len(lengths) == 1 else [first, sparse.block(kind, means)]
 
 
