@@ -82,6 +82,7 @@ CODECS = {
     "control": ("codec.values=uniform", "control=mean"),
     "median": ("codec.values=uniform", "aggregation.rule=median", "feedback=ef21"),
     "golomb": ("method.name=topk", "codec.values=uniform", "codec.positions=golomb"),
+    "varints": ("method.name=topk", "codec.positions=delta"),
     "zeros": ("method.name=topk", "codec.values=uniform", "codec.positions=dense"),
     "estimates": ("method.name=topk", "feedback=ef21"),
     "held": ("method.name=heterofl", "codec.values=uniform"),

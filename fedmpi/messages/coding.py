@@ -20,10 +20,17 @@ from torch import Tensor
 
 from fedmpi.config import Codec
 from fedmpi.messages import quantized, sparse
-from fedmpi.messages.codec import Block, Coding, Kind, WireError
+from fedmpi.messages.codec import Block, Coding, Kind, Places, WireError
 from fedmpi.messages.select import Span
 
 CODINGS = {"f2": Coding.F2, "bf16": Coding.BF16}
+PLACES = {
+    "uint32": Places.POSITIONS,
+    "bitmap": Places.BITMAP,
+    "delta": Places.DELTA,
+    "golomb": Places.GOLOMB,
+}
+"""Codings by the values of the settings; float32 and the shorter of two beside them."""
 
 
 class Coder:
@@ -84,7 +91,7 @@ class Coder:
         indices = where if travels else None
         coded = self._write(first.kind, values, first.size, indices, where, random)
         if travels:
-            coded[0] = replace(coded[0], golomb=self.codec.positions == "golomb")
+            coded[0] = replace(coded[0], places=PLACES.get(self.codec.positions))
         return [*coded, *extra, *rest]
 
     def decode(self, blocks: Sequence[Block], where: Tensor | None) -> list[Block]:

@@ -76,17 +76,21 @@ def test_positions_that_travel(codec: Codec) -> None:
     """Statistics are not among what is read, for their method sends them by itself."""
     where = torch.tensor([2, 4, 9, 30, 39])
     block = sparse.block(Kind.GRADIENT, given(where), 40, where)
-    read = {}
-    for positions in ("auto", "golomb", "dense"):
+    read, lengths = {}, {}
+    for positions in ("auto", "uint32", "bitmap", "delta", "golomb", "dense"):
         if positions == "dense" and codec.values == "sign":
             continue
         about = coder(codec.model_copy(update={"positions": positions}), apart=True)
         blocks = travel(about.encode([block], where, draws()))
         assert len(blocks) == about.blocks
         assert (blocks[0].indices is None) == (positions == "dense")
+        lengths[positions] = pack([Message(0, blocks, 1.0)]).bytes[0, Kind.MASK]
         (found,) = about.decode(blocks, None if positions == "dense" else where)
         read[positions] = sparse.vector(found, 40, torch.device("cpu"))
-    np.testing.assert_array_equal(read["auto"], read["golomb"])
+    for positions in ("uint32", "bitmap", "delta", "golomb"):
+        np.testing.assert_array_equal(read["auto"], read[positions])
+    wanted = {"auto": 5, "uint32": 20, "bitmap": 5, "delta": 5, "golomb": 3, "dense": 0}
+    assert lengths == {positions: wanted[positions] for positions in lengths}
     assert set(read["auto"].nonzero().squeeze(1).tolist()) <= set(where.tolist())
     if codec.values in ("f4", "f2", "bf16"):
         np.testing.assert_array_equal(read["auto"], read["dense"])
