@@ -816,3 +816,13 @@ def test_a_methods_name_says_what_it_stands_for(tmp_path: Path) -> None:
     assert set(rows["others"]) == {""}
     same = write(tmp_path / "same" / "0.h5", settings("topk") | {"control": "mean"}, rounds([0.5]))
     assert list(groups.labelled(frames.runs(same))["variant"]) == ["topk control=mean"]
+
+
+def test_a_list_of_nothing_is_not_in_a_label(tmp_path: Path) -> None:
+    """As a setting that is not set: an empty text behind `=` said nothing."""
+    for place, value in enumerate(([], [30], [10, 20])):
+        tree = settings("ssfl", sparsity=0.5, rediscover=value)
+        write(tmp_path / f"{place}.h5", tree, rounds([0.1, 0.2]))
+    found = groups.labelled(frames.runs(tmp_path))
+    wanted = ["ssfl", "ssfl rediscover=10,20", "ssfl rediscover=30"]
+    assert sorted(found["variant"]) == wanted and set(found["reason"]) == {""}
