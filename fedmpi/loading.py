@@ -134,7 +134,9 @@ def override(tree: Tree, words: tuple[str, ...]) -> None:
         assign(tree, path.strip(), Word(text if path == path.rstrip() else text.strip()))
 
 
-OF_METHODS = ("method.", "control", "proximal", "aggregation.", "evaluate.")
+OF_METHODS = (
+    *("method.", "control", "feedback", "codec.", "proximal", "aggregation.", "evaluate."),
+)
 """Prefixes of the settings by which a method differs from another one, and not its training."""
 
 
@@ -432,7 +434,67 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
-    return [*found, *_work(settings), *_impossible(settings.devices), *_idle(settings)]
+    found += [*_codec(settings), *_work(settings), *_impossible(settings.devices)]
+    return found + _idle(settings)
+
+
+UPLOADS = {
+    "codes": "has a coding of its own",
+    "models": "uploads models, not updates",
+    "nothing": "uploads nothing",
+}
+"""What keeps a codec from a method, by `Method.uploads`."""
+
+
+def _codec(settings: Settings) -> list[str]:
+    """Names settings of the codec and of feedback that have no effect or cannot be."""
+    codec, method, found = settings.codec, settings.method, []
+    name, default = f"method.name = '{method.name}'", type(codec)()
+    given = {key: value for key, value in codec if value != getattr(default, key)}
+    if method.uploads in UPLOADS:
+        return [
+            f"codec.{key} = {said(value)}: wanted a method that uploads updates in float32, found "
+            f"{name}, which {UPLOADS[method.uploads]}"
+            for key, value in given.items()
+        ] + _feedback(settings)
+    coded = "codec.values = 'uniform', 'ternary' or 'sign'"
+    wanted = {
+        "bits": (codec.values == "uniform", "codec.values = 'uniform'", codec.values),
+        "rounding": (codec.values == "uniform", "codec.values = 'uniform'", codec.values),
+        "scales": (codec.has_scales, coded, codec.values),
+        "bucket": (codec.scales == "bucket", "codec.scales = 'bucket'", codec.scales),
+    }
+    for key, (has, other, value) in wanted.items():
+        if key in given and not has:
+            found.append(f"codec.{key} = {said(given[key])}: wanted {other}, found '{value}'")
+    if "positions" in given and not method.travels:
+        found.append(
+            f"codec.positions = '{codec.positions}': wanted a method that sends the positions of "
+            f"an update's values, found {name} with its settings"
+        )
+    if codec.positions == "dense" and codec.values == "sign":
+        found.append(
+            "codec.positions = 'dense': wanted codec.values with a zero for what is left out, "
+            "found 'sign'"
+        )
+    return found + _feedback(settings)
+
+
+def _feedback(settings: Settings) -> list[str]:
+    """Names a kind of feedback that the method does not have, or that has no effect."""
+    method, kind = settings.method, settings.feedback
+    if kind not in method.feedbacks:
+        return [
+            f"feedback = '{kind}': wanted {either(list(method.feedbacks))}, which are possible "
+            f"with method.name = '{method.name}'"
+        ]
+    implied = method.implies.get("feedback", "none")
+    if kind not in ("none", implied) and not settings.feeds_back:
+        return [
+            f"feedback = '{kind}': wanted codec.values other than 'f4', or a method that leaves "
+            f"out something of its updates, found method.name = '{method.name}' with its settings"
+        ]
+    return []
 
 
 def _work(settings: Settings) -> list[str]:
@@ -578,6 +640,9 @@ def _spectrum(devices: Devices) -> list[str]:
 def _sentence(whole: type[Table], problem: Mapping[str, Any]) -> str:
     """Returns an error of pydantic as one sentence in the words of the settings."""
     steps, found = list(problem["loc"]), problem["input"]
+    if problem["type"] == "extra_forbidden" and steps[-2:] == ["method", "error_feedback"]:
+        kinds = either(["none", "classic", "ef21"])
+        return f"no setting 'error_feedback' in [method]; it is feedback now, which is {kinds}"
     if problem["type"] == "extra_forbidden":
         table, _, path = _walk(whole, steps[:-1])
         names, last = list(table.model_fields), str(steps[-1])

@@ -249,7 +249,7 @@ def test_settings_that_do_not_go_together(words: str, sentence: str) -> None:
         ("model.hidden=8", "model.hidden"),
         ("model.hidden=[8.0]", "model.hidden.0"),
         ("model.hidden=[8, true]", "model.hidden.1"),
-        ("method={name='topk', error_feedback=1}", "method.error_feedback"),
+        ("method={name='sgcfl', cut_feedback=1}", "method.cut_feedback"),
         ("model={name='cnn', channels=[1, 2, 3]}", "model.channels"),
     ],
 )
@@ -575,7 +575,7 @@ def test_a_methods_settings_that_have_no_effect_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Unless they are at their defaults; what else a method finds wrong stands beside them."""
-    idle = {"error_feedback": "never said, for it is at its default", "sparsity": "another one"}
+    idle = {"spans": "never said, for it is at its default", "sparsity": "another one"}
     monkeypatch.setattr(topk.Config, "idle", lambda self, settings: idle)
     monkeypatch.setattr(topk.Config, "problems", lambda self, s: [f"none with lr = {s.lr}"])
     assert problems({"lr": 0.5, "method": {"name": "topk", "sparsity": 0.5}}) == (

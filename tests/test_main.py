@@ -743,7 +743,7 @@ def test_words_change_a_file() -> None:
     (path,) = results(Path("results"))
     assert path.name.startswith("topk-")
     settings = record.settings_of(path)
-    method = {"name": "topk", "sparsity": 0.75, "error_feedback": True, "spans": "whole"}
+    method = {"name": "topk", "sparsity": 0.75, "spans": "whole"}
     assert settings["method"] == method
     assert settings["rounds"] == 1
 
