@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 
 from analysis import (
     along,
@@ -826,3 +827,17 @@ def test_a_list_of_nothing_is_not_in_a_label(tmp_path: Path) -> None:
     found = groups.labelled(frames.runs(tmp_path))
     wanted = ["ssfl", "ssfl rediscover=10,20", "ssfl rediscover=30"]
     assert sorted(found["variant"]) == wanted and set(found["reason"]) == {""}
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("wide", [8, 14, 16, 22, 40, 99, 101, 1000])
+def test_an_axis_has_several_ticks(columns: int, wide: float) -> None:
+    """One number alone does not tell the scale of a logarithmic axis."""
+    figure = Figure()
+    panel = figure.subplots(1, columns, squeeze=False)[0][0]
+    low = 1.1e6
+    panel.set_xlim(low, wide * low)
+    panels.scale(panel, panels.BYTES)
+    panel.set_xlim(low, wide * low)
+    seen = [one for one in panel.xaxis.get_majorticklocs() if low <= one <= wide * low]
+    assert 2 <= len(seen) <= 7
