@@ -17,10 +17,10 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.messages import quantized
+from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
-from fedmpi.streams import Purpose, stream
+from fedmpi.streams import Purpose, key
 
 
 class Config(config.Method):
@@ -45,14 +45,14 @@ class Levels(fedavg.Half):
 
     def encode_change(self, t: int, client: int, values: Tensor) -> list[Block]:
         """Quantizes the change of a client's control variate."""
-        random = stream(self.settings.seed, Purpose.QUANTIZE, t, client, 1)
+        secret = key(self.settings.seed, Purpose.ROUND, t, client, 1)
         method = self.method
-        return quantized.levels(Kind.GRADIENT, values, method.bits, method.bucket, random)
+        return quantized.levels(Kind.GRADIENT, values, method.bits, method.bucket, secret)
 
     def decode_change(self, blocks: Sequence[Block]) -> Tensor:
         """Restores the change from its levels and norms."""
-        codes, norms = blocks
-        return quantized.leveled(codes, norms, self.method.bucket, self.trainer.device)
+        grid = quantized.leveled(blocks, self.method.bucket)
+        return sparse.values(blocks[0], self.trainer.device, grid)
 
 
 class Server(Levels, fedavg.Server):
@@ -61,9 +61,8 @@ class Server(Levels, fedavg.Server):
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Restores an update from its levels and norms, and adds it."""
-        codes, norms = blocks
-        update = quantized.leveled(codes, norms, self.method.bucket, self.w.device)
-        self.sum.total.add_(update, alpha=weight)
+        grid = quantized.leveled(blocks, self.method.bucket)
+        sparse.add(self.sum.total, blocks[0], weight, grid=grid)
 
 
 class Clients(Levels, fedavg.Clients):
@@ -73,9 +72,9 @@ class Clients(Levels, fedavg.Clients):
         """Sends the update as levels and norms, and running statistics exactly."""
         update = w - self.start
         statistics = self.take_statistics(update)
-        random = stream(self.settings.seed, Purpose.QUANTIZE, t, client)
+        secret = key(self.settings.seed, Purpose.ROUND, t, client)
         method = self.method
         return [
-            *quantized.levels(Kind.GRADIENT, update, method.bits, method.bucket, random),
+            *quantized.levels(Kind.GRADIENT, update, method.bits, method.bucket, secret),
             *statistics,
         ]

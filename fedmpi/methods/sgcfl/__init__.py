@@ -37,7 +37,7 @@ from fedmpi.methods.sgcfl.distance import Waiting
 from fedmpi.methods.sgcfl.residual import Residuals
 from fedmpi.split.cuts import Crossing, Cut
 from fedmpi.split.sides import Side
-from fedmpi.streams import Purpose, stream
+from fedmpi.streams import Purpose, key
 from fedmpi.training.feedback import Feedback
 from fedmpi.training.train import Trainer
 
@@ -114,8 +114,8 @@ class Coding(Side):
     def strongest(self, x: Tensor, spans: Sequence[Span], why: Purpose, *ids: int) -> list[Block]:
         """Encodes a tensor by SGQ, each span of its values separately."""
         method, seed = self.method, self.settings.seed
-        random = stream(seed, why, *ids) if method.stochastic else None
-        given = (x.reshape(1, -1), spans, method.sparsity, method.bits, random)
+        secret = key(seed, why, *ids) if method.stochastic else None
+        given = (x.reshape(1, -1), spans, method.sparsity, method.bits, secret)
         return quantized.strongest(Kind.GRADIENT, *given, by_sign=self.by_sign)
 
     def restored(self, blocks: Sequence[Block], spans: Sequence[Span]) -> Tensor:
@@ -132,13 +132,12 @@ class Coding(Side):
         """Encodes a gradient by SGQ; activations are sent as they are."""
         if crossing.kind != Kind.GRADIENT or not self.method.cut_gradient:
             return super().encode(crossing, values)
-        ids = crossing.t, crossing.client, crossing.step, crossing.cut
         spans = [range(values.numel())]
         if self.residuals is None:
-            return self.strongest(values, spans, Purpose.CUT, *ids)
+            return self.strongest(values, spans, Purpose.ROUND_CUT, *crossing.ids)
         g, samples = values.detach().flatten(1).clone(), self.residuals.samples(crossing)
         self.residuals.add(samples, g)
-        blocks = self.strongest(g, spans, Purpose.CUT, *ids)
+        blocks = self.strongest(g, spans, Purpose.ROUND_CUT, *crossing.ids)
         self.residuals.remember(samples, g - self.restored(blocks, spans).view_as(g))
         return blocks
 
@@ -207,7 +206,7 @@ class Clients(Coding, splitfed.Clients):
         update, spans = w - self.start, self.theirs.parameters
         statistics = self.take_statistics(update)
         self.feedback.add(client, update)
-        blocks = self.strongest(update, spans, Purpose.QUANTIZE, t, client)
+        blocks = self.strongest(update, spans, Purpose.ROUND, t, client)
         if self.method.error_feedback:
             self.feedback.remember(client, update - self.restored(blocks, spans), update)
         return [*blocks, *statistics]
