@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmpi.messages.codec import INTEGERS, Block, Coding, Kind, Scale
+from fedmpi.messages.codec import INTEGERS, Block, Coding, Kind, Places, Scale
 
 
 def philox(counter: list[Any], key: list[int]) -> list[Any]:
@@ -46,11 +46,11 @@ def block(
     bits: int,
     scale: Scale = INTEGERS,
     indices: np.ndarray | None = None,
-    golomb: bool = False,
+    places: Places | None = None,
 ) -> Block:
     """The block of these codes."""
     data = packed(codes, bits)
-    return Block(kind, size, Coding.CODES, data, indices, bits, scale, golomb, len(codes))
+    return Block(kind, size, Coding.CODES, data, indices, bits, scale, places, len(codes))
 
 
 def codes_of(block: Block) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedmpi.config import ConfigError
 from fedmpi.messages import select, sparse
-from fedmpi.messages.codec import INTEGERS, Block, Coding, Kind, Scale, WireError
+from fedmpi.messages.codec import INTEGERS, Block, Coding, Kind, Places, Scale, WireError
 from fedmpi.messages.kernels import codes
 from fedmpi.messages.kernels.codes import Form, Grid
 from fedmpi.messages.select import Span
@@ -67,11 +67,11 @@ def _coded(
     count: int,
     scale: Scale = INTEGERS,
     indices: Tensor | None = None,
-    golomb: bool = False,
+    places: Places | None = None,
 ) -> Block:
     """The block of packed codes."""
     where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
-    return Block(kind, size, Coding.CODES, data, where, bits, scale, golomb, count)
+    return Block(kind, size, Coding.CODES, data, where, bits, scale, places, count)
 
 
 def ranged(
@@ -194,7 +194,7 @@ def signs(
     """
     means = torch.stack([v.abs().mean() if len(v) else v.sum() for v in values.split(lengths)])
     given = sparse.host(values)
-    return _scaled(kind, codes.signs(given), 1, means, 2.0, lengths, size, indices, True)
+    return _scaled(kind, codes.signs(given), 1, means, 2.0, lengths, size, indices, Places.GOLOMB)
 
 
 def ternary(
@@ -225,7 +225,7 @@ def ternary(
     tops = codes.bounds(given, ends, is_magnitude=True)[1]
     tops = np.where(np.isfinite(tops), tops, np.float32(np.nan))
     data = codes.encode(given, Grid(2, ends, np.zeros_like(tops), tops, Form.MIDDLE), key)
-    return _scaled(kind, data, 2, torch.from_numpy(tops), 1.0, lengths, size, indices, False)
+    return _scaled(kind, data, 2, torch.from_numpy(tops), 1.0, lengths, size, indices, None)
 
 
 def _scaled(
@@ -237,12 +237,12 @@ def _scaled(
     lengths: Sequence[int],
     size: int,
     indices: Tensor | None,
-    golomb: bool,
+    places: Places | None,
 ) -> list[Block]:
     """Blocks of codes that stand for (step * code - 1) times the scale of their part."""
     one = float(scales[0]) if len(lengths) == 1 else 1.0
     scale, count = Scale(-one, step * one), int(np.sum(lengths, dtype=np.int64))
-    first = _coded(kind, size, data, bits, count, scale, indices, golomb)
+    first = _coded(kind, size, data, bits, count, scale, indices, places)
     return [first] if len(lengths) == 1 else [first, sparse.block(kind, scales)]
 
 

@@ -41,7 +41,7 @@ class _Kernel:
     def __init__(self, signature: str, function: Callable) -> None:
         functools.update_wrapper(self, function)
         # numba reads signatures in terms of its types.
-        self.signature = re.sub(r"const (\w+)\[::1\]", r"Array(\1, 1, 'C', True)", signature)
+        self.signature = re.sub(r"const (\w+)\[((?::, )*)::1\]", _read_only, signature)
         self.function = function
 
     def __call__(self, *arguments: Any) -> Any:
@@ -73,6 +73,10 @@ class _Kernel:
             finally:
                 config.CACHE_DIR = before
         return numba.njit(self.signature, **options)(self.function)
+
+
+def _read_only(found: re.Match) -> str:
+    return f"Array({found[1]}, {found[2].count(':') + 1}, 'C', True)"
 
 
 def kernel(signature: str) -> Callable[[Function], Function]:
