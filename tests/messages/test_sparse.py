@@ -262,6 +262,26 @@ def test_add_is_a_weighted_sum(sized: str) -> None:
     torch.testing.assert_close(target, wanted)
 
 
+@pytest.mark.parametrize("bits", [1, 4, 8, 11])
+@pytest.mark.parametrize("sized", ["dense", "positions", "agreed"])
+def test_codes_are_added_as_their_values_are(sized: str, bits: int) -> None:
+    """With one scale, and with one for each part: product and sum are rounded, value by value."""
+    target, vector, where = random(3000, 1), random(3000, 2), select.top(random(3000, 3), 900)
+    given = vector if sized == "dense" else vector[where]
+    travels = where if sized == "positions" else None
+    lengths = [100, 0, len(given) - 100]
+    one = sparse.block(Kind.MODEL, given, 3000, travels, Coding.CODES, bits)
+    many = quantized.ranges(Kind.MODEL, given, lengths, bits, None, 3000, travels)
+    agreed = where if sized == "agreed" else None
+    places = slice(None) if sized == "dense" else where
+    grid = quantized._grid(many, lengths, False)
+    for block, levels in ((one, None), (many[0], grid)):
+        found, wanted = target.clone(), target.clone()
+        wanted[places] += 0.3 * sparse.values(block, grid=levels)
+        sparse.add(found, travel(block), 0.3, agreed, levels)
+        assert torch.equal(found, wanted)
+
+
 def test_means_are_over_those_who_have_a_position() -> None:
     """Each weighted; what nobody has is zero, and a weight below 1 is a weight."""
     total, weights = torch.zeros(4), torch.zeros(4)

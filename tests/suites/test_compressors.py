@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from fedmpi import models
 from fedmpi.engine import Engine
 from fedmpi.messages import quantized, select, sparse
-from fedmpi.messages.codec import Block, Kind, Message, WireError, pack
+from fedmpi.messages.codec import Block, Kind, Message, WireError, pack, unpack
 from fedmpi.methods import powersgd, randomk
 from fedmpi.streams import Purpose, key
 from tests.methods.test_fedavg import TINY
@@ -332,6 +333,42 @@ def test_signs() -> None:
     for wrong in ([2, 2], [4], [1, 0, 2], [1, 0, 3, 0]):
         with pytest.raises(WireError, match="wanted"):
             quantized.signed(parts, wrong)
+
+
+def test_ternary_values_are_zero_or_the_largest() -> None:
+    """And right on average: six standard deviations of a mean of 40,000 draws."""
+    draws, one = 40_000, torch.tensor([0.5, -2.0, 0.0, 1.5, -0.1, -4.0])
+    secret = key(3, Purpose.ROUND, 0, 0)
+    for lengths, tops in (([6], [4.0] * 6), ([2, 0, 4], [2.0] * 2 + [4.0] * 4)):
+        given = one.repeat(draws)
+        parts = lengths * draws if len(lengths) > 1 else [6 * draws]
+        blocks = quantized.ternary(Kind.GRADIENT, given, parts, len(given), None, secret)
+        found = sparse.values(quantized.signed(travel(blocks), parts)).view(draws, 6)
+        top = torch.tensor(tops)
+        assert ((found == 0) | (found == one.sign() * top)).all()
+        assert not found[:, 2].any() and (found[:, 5] == -4).all()
+        bound = 6 * top / 2 / draws**0.5
+        assert ((found.double().mean(0) - one).abs() <= bound + 1e-6).all()
+        assert blocks[0].bits == 2 and len(blocks) == min(2, len(parts))
+    nearest = quantized.ternary(Kind.GRADIENT, one, [6], 6)
+    assert sparse.values(nearest[0]).tolist() == [0, -4, 0, 0, 0, -4]
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_ternary_values_of_what_is_no_number(wrong: float) -> None:
+    given = torch.ones(10)
+    given[3] = wrong
+    blocks = quantized.ternary(Kind.GRADIENT, given, [5, 5], 10)
+    found = sparse.values(quantized.signed(blocks, [5, 5]))
+    assert found[:5].isnan().all() and found[5:].tolist() == [1] * 5
+    for nothing in (torch.zeros(4), torch.empty(0)):
+        blocks = quantized.ternary(Kind.GRADIENT, nothing, [len(nothing)], len(nothing))
+        assert torch.equal(sparse.values(blocks[0]), nothing)
+
+
+def travel(blocks: Sequence[Block]) -> Sequence[Block]:
+    """The blocks as they come out at the other end of the wire."""
+    return unpack(pack([Message(0, blocks)]).data)[0][0].blocks
 
 
 def pack_one(*blocks: Block) -> Any:
