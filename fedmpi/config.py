@@ -60,7 +60,7 @@ READ, MACHINE = "read", "machine"
 machine, so that results do not depend on it, and it is no part of a run's identity."""
 
 BUDGET = r"^(up|down|total)_bytes:\d+(\.\d+)?(B|kB|MB|GB|TB)$"
-TARGET = r"^(accuracy|shard_mean|personal_mean):(0?\.\d+|1(\.0+)?)$"
+TARGET = r"^(accuracy|shard_mean|personal_mean):(0?\.\d+|1(\.0+)?|[1-9](\.\d+)?[eE]-0*[1-9]\d*)$"
 DEVICE = r"^(cpu|cuda(:\d+)?)$"
 SHA256 = "^[0-9a-f]{64}$"
 PLACE = r"^[^\x00]+$"
@@ -641,9 +641,9 @@ class Settings(Table):
     too."""
     target: str | None = Field(None, pattern=TARGET)
     """Accuracy at which the run ends: after the first round whose evaluation found no less. A
-    method that averages every several rounds finishes these first. Written as accuracy:0.97 for the global model on
-    the test set, or with shard_mean or personal_mean, the columns of the table rounds. The result
-    says whether the run ended so."""
+    method that averages every several rounds finishes these first. Written as accuracy:0.97 for the
+    global model on the test set, or with shard_mean or personal_mean, the columns of the table
+    rounds. The result says whether the run ended so."""
     clients: int = Field(10, ge=1, le=MOST)
     """Number of logical clients. One rank hosts many of them."""
     newcomers: int = Field(0, ge=0, le=MOST)

@@ -91,6 +91,7 @@ def test_identity_depends_on_every_setting_but_those_of_the_machine() -> None:
         "aggregation.rule=trimmed aggregation.trim=0.1",
         "aggregation.clip=9.0 aggregation.noise=9.0",
         *("aggregation.server=adam", "aggregation.server_lr=0.9", "proximal=0.9", "control=mean"),
+        *("codec.values=f2", "codec.values=f2 feedback=ef21", "codec.values=uniform codec.bits=9"),
     ]
     own = {
         *("threads=9", "server_threads=9", "data.root=/x", "data.cache=/x", "exchange.window=9"),
@@ -159,6 +160,8 @@ def test_budgets(budget: str, up: int, down: int, spent: bool) -> None:
     ("target", "found", "reached"),
     [
         ("accuracy:0.97", 0.97, True),
+        ("accuracy:1e-3", 0.001, True),
+        ("accuracy:9.7E-01", 0.96, False),
         ("accuracy:.97", 0.9699, False),
         ("accuracy:1", 1.0, True),
         ("shard_mean:0.97", 0.5, True),
@@ -172,7 +175,10 @@ def test_targets(target: str, found: float, reached: bool) -> None:
     assert not loading.load({}).is_reached(row)
 
 
-@pytest.mark.parametrize("target", ["0.9", "loss:0.9", "accuracy:9", "accuracy:", "shard_min:0.5"])
+NO_TARGETS = ("0.9", "loss:0.9", "accuracy:9", "accuracy:", "shard_min:0.5", "accuracy:50e-1")
+
+
+@pytest.mark.parametrize("target", NO_TARGETS)
 def test_what_is_no_target(target: str) -> None:
     with pytest.raises(ConfigError, match=r"target = '.*': wanted an accuracy such as accuracy:0"):
         loading.load({"target": target})

@@ -23,7 +23,7 @@ from fedmpi.messages.coding import Coder
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.slicing import Channels
 from fedmpi.split.lockstep import Talk
-from fedmpi.streams import Purpose, stream
+from fedmpi.streams import Purpose, key
 from fedmpi.training import probe
 from fedmpi.training.feedback import Estimates, Feedback
 from fedmpi.training.probe import Overlap, Variant
@@ -127,9 +127,9 @@ class Half:
         where = self.sent_positions(t, client, blocks)
         return list(blocks), self.decode_update(t, client, blocks), where
 
-    def rounding(self, t: int, client: int, *more: int) -> np.random.Generator:
-        """Returns the stream by which the values of a client's upload are rounded."""
-        return stream(self.settings.seed, Purpose.QUANTIZE, t, client, *more)
+    def rounding(self, t: int, client: int, *more: int) -> np.ndarray:
+        """Returns the key by which the values of a client's upload are rounded."""
+        return key(self.settings.seed, Purpose.ROUND, t, client, *more)
 
     def encode_change(
         self, t: int, client: int, values: Tensor, where: Tensor | None

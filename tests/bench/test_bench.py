@@ -10,18 +10,20 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from mpi4py import MPI
 
 from fedmpi import bench, loading
 from fedmpi.__main__ import main
-from fedmpi.bench import client, converse, scale, train
+from fedmpi.bench import client, codec, converse, scale, train
 from fedmpi.bench import round as rounds
 from fedmpi.bench import slice as slices
 from fedmpi.bench.textbook import Textbook
 from fedmpi.config import ConfigError, Evaluate
 from fedmpi.engine import Engine
-from fedmpi.messages.codec import Block, Message
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import BLOCK, BUFFER, MESSAGE, Block, Message
 from fedmpi.methods import fedavg
 from fedmpi.networks.slicing import Channels
 from fedmpi.runs import memory
@@ -143,6 +145,8 @@ def test_the_eager_reference_is_the_same_training() -> None:
         ["client", "--clients", "0"],
         ["scale", "--clients", "0"],
         ["slice", "--model", "none"],
+        ["codec", "--values", "none"],
+        ["codec", "--sparsity", "1"],
     ],
 )
 def test_commands_name_what_there_is(words: list[str]) -> None:
@@ -384,3 +388,42 @@ def test_another_model_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     converses(["one", "another"], monkeypatch)
     with pytest.raises(AssertionError, match="lenet: pipelined, alone end at different models"):
         converse.measure("lenet", 2, repeats=1)
+
+
+@pytest.mark.parametrize("values", codec.VALUES)
+@pytest.mark.parametrize("positions", codec.POSITIONS)
+def test_every_codec_is_measured(
+    values: str, positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes are those of the formulas; the bound is below them."""
+    monkeypatch.setattr(codec, "SIZES", {"XS": 4000})
+    found = codec.measure("XS", 0.9, positions, values, 1)
+    assert found.case == {"size": "XS", "sparsity": 0.9, "positions": positions, "values": values}
+    assert found.seconds > 0 and found.against["copy"] > 0 and found.also["decode_copies"] > 0
+    bits = {"f4": 32, "f2": 16, "bf16": 16, "ternary": 2, "sign": 1}
+    width = bits.get(values) or int(values.split()[0])
+    heads, count = BUFFER.size + MESSAGE.size + BLOCK.size, 400
+    sent = round(found.also["bytes_per_value"] * count)
+    places = {"agreed": 0, "uint32": 4 * count, "bitmap": 500}.get(positions)
+    if places is not None:
+        assert sent == heads + sum(-(-length // 8) * 8 for length in (places, width * count // 8))
+    least = -(0.1 * np.log2(0.1) + 0.9 * np.log2(0.9)) / 0.1 / 8 if positions != "agreed" else 0
+    bound = found.also["bound_bytes_per_value"]
+    assert least < bound <= least + width / 8 + 1e-9 and bound * count < sent
+    assert (found.also["break_even_mbit_per_s"] > 0) == (sent < 16_000)
+
+
+def test_a_codec_that_loses_a_value_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "SIZES", {"XS": 100})
+    add = sparse.add
+    monkeypatch.setattr(
+        sparse, "add", lambda target, block, weight, *at: add(target, block, 2 * weight, *at)
+    )
+    with pytest.raises(AssertionError, match="another vector"):
+        codec.measure("XS", 0.9, "uint32", "f4", 1)
+
+
+def test_entropy_is_that_of_shares() -> None:
+    assert codec.entropy(torch.tensor([5, 0, 5])) == 1
+    assert codec.entropy(torch.tensor([1, 1, 2])) == pytest.approx(1.5)
+    assert codec.entropy(codec.counted(np.array([7, 7], np.uint16))) == 0

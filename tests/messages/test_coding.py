@@ -10,6 +10,7 @@ from fedmpi.config import Codec
 from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Coding, Kind, Message, WireError, pack, unpack
 from fedmpi.messages.coding import Coder
+from fedmpi.streams import Purpose, key
 
 SPANS = [range(6), range(6, 10), range(13, 40)]
 EXACT = torch.tensor([10, 11, 12])
@@ -46,8 +47,9 @@ def given(where: torch.Tensor | None, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(seed))
 
 
-def draws(seed: int = 5) -> np.random.Generator:
-    return np.random.default_rng(seed)
+def draws(t: int = 0) -> np.ndarray:
+    """The key of a round."""
+    return key(5, Purpose.ROUND, t, 1)
 
 
 @every_codec
@@ -131,9 +133,8 @@ def test_stochastic_codes_are_right_on_average(values: str) -> None:
         given(None),
     )
     total = torch.zeros(40, dtype=torch.float64)
-    random = draws()
-    for _ in range(4000):
-        blocks = about.encode([sparse.block(Kind.GRADIENT, update)], None, random)
+    for t in range(4000):
+        blocks = about.encode([sparse.block(Kind.GRADIENT, update)], None, draws(t))
         total += torch.from_numpy(about.decode(blocks, None)[0].values)
     bound = 5 * float(update.abs().max()) / 4000**0.5
     assert float((total / 4000 - update).abs().max()) < bound
@@ -169,7 +170,8 @@ def test_blocks_that_are_no_such_update_are_refused(codec: Codec) -> None:
         with pytest.raises(WireError):
             about.decode(blocks[:count], None)
     for place, block in enumerate(blocks):
-        short = replace(block, values=block.values[:-1])
+        left = block.values if block.coding == Coding.CODES else block.values[:-1]
+        short = replace(block, values=left, count=block.count - 1)
         with pytest.raises(WireError):
             about.decode([*blocks[:place], short, *blocks[place + 1 :]], None)
 

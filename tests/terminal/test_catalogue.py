@@ -135,7 +135,15 @@ def test_data_sets_are_found_or_not(said: Any, here: Path) -> None:
 def test_settings_are_all_there(said: Any) -> None:
     found = said(show_list, "settings", None)
     for key, kind, default, _ in describe(config.Settings):
-        if key not in {*config.AXES, "skew", "aggregation", "state", "devices", "evaluate"}:
+        if key not in {
+            *config.AXES,
+            "skew",
+            "aggregation",
+            "codec",
+            "state",
+            "devices",
+            "evaluate",
+        }:
             assert re.search(rf"^{key}  +{re.escape(kind)}  +{re.escape(default)}$", found, re.M)
     for axis in (*config.AXES, "exchange"):
         assert f"\n[{axis}]\n" in found
@@ -264,6 +272,7 @@ def test_every_setting_of_a_run_is_explained() -> None:
             "skew",
             "exchange",
             "aggregation",
+            "codec",
             "state",
             "devices",
             "evaluate",

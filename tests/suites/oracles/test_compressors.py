@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from fedmpi.streams import Purpose, stream
+from fedmpi.streams import Purpose, key, stream
+from tests import coded
 from tests.suites.oracles.reference import BASE, Reference, agree, largest, trajectory
 
 Compress = Callable[[ndarray], ndarray]
@@ -232,8 +233,9 @@ def test_qsgd(bits: int, bucket: int) -> None:
             update = reference.train(w, t, client) - w
             padded = np.pad(update, (0, -len(update) % bucket)).reshape(-1, bucket)
             norms = np.linalg.norm(padded, axis=1, keepdims=True)
-            drawn = stream(reference.settings.seed, Purpose.QUANTIZE, t, client)
-            heights = levels * np.abs(padded) / norms + drawn.random(padded.shape)
+            secret = key(reference.settings.seed, Purpose.ROUND, t, client)
+            drawn = coded.draws(secret, padded.size).reshape(padded.shape)
+            heights = levels * np.abs(padded) / norms + drawn
             sent = np.sign(padded) * np.floor(heights) * norms / levels
             total += share * sent.ravel()[: len(w)]
         return w + total
@@ -286,11 +288,12 @@ def uniform(vector: ndarray, parts: list[slice], bits: int, draws: ndarray | flo
 
 
 def tern(vector: ndarray, parts: list[slice], draws: ndarray) -> ndarray:
-    """W. Wen et al., eq. 3: the sign times the largest magnitude, with the probability |v| / s."""
+    """W. Wen et al., eq. 3: the sign times the largest magnitude s, with probability |v| / s."""
     found = np.empty_like(vector)
     for part in parts:
         top = np.abs(vector[part]).max()
-        found[part] = np.sign(vector[part]) * top * (draws[part] < np.abs(vector[part]) / top)
+        height = np.floor(np.abs(vector[part]) / top + draws[part])
+        found[part] = np.sign(vector[part]) * top * height
     return found
 
 
@@ -310,7 +313,8 @@ def test_codecs_with_feedback(values: str, scales: str, kind: str) -> None:
     parts = pieces(reference, scales) if scales != "bucket" else buckets(len(reference.start), 100)
 
     def compress(vector: ndarray, t: int, client: int) -> ndarray:
-        draws = stream(reference.settings.seed, Purpose.QUANTIZE, t, client).random(len(vector))
+        secret = key(reference.settings.seed, Purpose.ROUND, t, client)
+        draws = coded.draws(secret, len(vector))
         if values == "uniform":
             return uniform(vector, parts, 4, draws)
         return tern(vector, parts, draws) if values == "ternary" else signs(vector, parts)
