@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmpi.messages.kernels import adding
 from fedmpi.messages.codec import Block, Coding, Kind, Scale, WireError, code_dtype
 
 EXACT = 32
@@ -184,6 +185,11 @@ def add(target: Tensor, block: Block, weight: float = 1.0, agreed: Tensor | None
     if block.size != len(target):
         raise WireError(f"a block of a vector of {block.size}, wanted {len(target)}")
     found = _values(block).to(target.device)
+    if block.indices is not None and target.device.type == "cpu":
+        # The same as below, and faster.
+        if not adding.add_at(target.numpy(), block.indices, found.numpy(), weight):
+            raise WireError(f"positions beyond a vector of {len(target)}")
+        return
     where = indices(block, target.device) if block.indices is not None else agreed
     wanted = len(target) if where is None else len(where)
     if len(found) != wanted:
