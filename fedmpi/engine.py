@@ -151,6 +151,7 @@ class Engine:
         hosts = range(1 if is_apart else 0, wire.size)
         has_variates = self.settings.control != "none"
         is_settled = method.keeps_state or has_variates or self.trainer.keeps_statistics
+        is_settled = is_settled or self.settings.feeds_back
         about = self.width, is_settled, method.converses
         self.placement = Placement(self.population, hosts, *about)
         first = self.population.first_round if first is None else first
