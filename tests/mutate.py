@@ -127,10 +127,10 @@ def fault(data: np.ndarray) -> str:
 
 def run(count: int, seed: int = 0, first: int = 0) -> int:
     """Reads buffers one after the other; prints faults, and how many there are."""
-    faults, sound = 0, 0
+    faults, three = 0, np.arange(3, dtype=np.uint32)
     # What is compiled takes memory once.
     for places in CODED:
-        block = Block(Kind.MASK, 40, Coding.NONE, None, np.arange(3, dtype=np.uint32), places=places)
+        block = Block(Kind.MASK, 40, Coding.NONE, None, three, places=places)
         unpack(pack([Message(0, [block])]).data)
     tracemalloc.start()
     try:

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from fedmpi.config import Codec
 from fedmpi.messages import quantized, sparse
-from fedmpi.messages.codec import Block, Coding, Kind, WireError
+from fedmpi.messages.codec import Block, Coding, Kind, Places, WireError
 from fedmpi.messages.select import Span
 
 CODINGS = {"f2": Coding.F2, "bf16": Coding.BF16}
+PLACES = {"golomb": Places.GOLOMB}
 
 
 class Coder:
@@ -84,7 +85,7 @@ class Coder:
         indices = where if travels else None
         coded = self._write(first.kind, values, first.size, indices, where, random)
         if travels:
-            coded[0] = replace(coded[0], golomb=self.codec.positions == "golomb")
+            coded[0] = replace(coded[0], places=PLACES.get(self.codec.positions))
         return [*coded, *extra, *rest]
 
     def decode(self, blocks: Sequence[Block], where: Tensor | None) -> list[Block]:

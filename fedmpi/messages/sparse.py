@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.messages.kernels import adding
 from fedmpi.messages.codec import Block, Coding, Kind, Scale, WireError, code_dtype
+from fedmpi.messages.kernels import adding
 
 EXACT = 32
 """Bits of a value that is not quantized."""

@@ -17,7 +17,7 @@ def add_at(target: np.ndarray, positions: np.ndarray, values: np.ndarray, weight
     Returns:
         Whether all positions lie in the vector; if not, what lies in it may have been added.
     """
-    positions, values = (np.require(each, None, "CA") for each in (positions, values))
+    positions, values = (np.require(each, None, ["C", "A"]) for each in (positions, values))
 
     def part(start: int, stop: int) -> bool:
         return _add_at(target, positions[start:stop], values[start:stop], weight)
