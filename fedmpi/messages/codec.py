@@ -331,7 +331,7 @@ def _write_places(block: Block) -> tuple[Places, int, np.ndarray | None]:
         return Places.AGREED, 0, None
     if indices.dtype != np.uint32 or indices.shape != (block.count,):
         raise WireError(f"positions are {indices.dtype}{list(indices.shape)}, wanted uint32[count]")
-    indices = np.require(indices, np.uint32, "CA")
+    indices = np.require(indices, np.uint32, ["C", "A"])
     _check_ascending(indices, block.size)
     if places is None:
         is_short = 4 * block.count <= -(-block.size // 8)
