@@ -46,8 +46,8 @@ The laws
 12. (settings, round) alone tell every rank which collectives come next. A run ends early in one way
     only: the server broadcasts no message for the next round, and every rank receives that alike.
 13. The number of ranks never changes the result: bit for bit on a CPU, to rounding on a GPU or
-    where `rows` stacks other networks than dense ones. Nor do settings of the machine (`config.MACHINE`), which are no part of a run's
-    identity; threads of a rank do to rounding.
+    where `rows` stacks other networks than dense ones. Nor do settings of the machine
+    (`config.MACHINE`), which are no part of a run's identity; threads of a rank do to rounding.
 14. Waiting is not transfer, and nothing unknown passes. A timed barrier precedes each collective;
     on a split method's lines, counts are sent first, when messages are ready. Evaluation and
     recording are off the clock. Bad settings are errors before any collective.

@@ -50,38 +50,52 @@ def cases(draw: st.DrawFn) -> tuple[Flat, list[Batch], bool]:
     return flat, batches, draw(st.booleans())
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+def is_as_alone(flat: Flat, batches: list[Batch], trains: bool) -> None:
+    """Losses, gradients and models after a step are those of each client alone, in every bit."""
+    count, config = len(batches), small()
+    rows = Dense(flat, count + 1, CPU, config)
+    rows.train_mode(trains)
+    rows.w.copy_(flat.initial * torch.linspace(0.9, 1.1, count + 1)[:, None])
+    rows.g.fill_(7)
+    alone = OneByOne(flat, 1, CPU, config)
+    alone.train_mode(trains)
+    for _ in range(2):
+        start = rows.w.clone()
+        losses = rows.backprop(None, batches)
+        g = rows.head(count)[1].clone()
+        rows.move(count, 0.05)
+        for row, batch in enumerate(batches):
+            alone.w[0] = start[row]
+            assert bits(losses[row]) == bits(alone.backprop(None, [batch])[0])
+            alone.move(1, 0.05)
+            assert bits(rows.w[row]) == bits(alone.w[0])
+            alone.w[0] = start[row]
+            alone.backprop(None, [batch])
+            assert bits(g[row]) == bits(alone.head(1)[1][0])
+    assert torch.equal(rows.w[-1], start[-1]), "a row without a batch stays"
+    assert (rows.g[-1] == 7).all()
+
+
 @given(cases())
 @settings(max_examples=60, deadline=None)
 def test_a_step_together_is_each_clients_own_by_autograd(
-    threads: int, case: tuple[Flat, list[Batch], bool]
+    case: tuple[Flat, list[Batch], bool],
 ) -> None:
-    """Losses, gradients and models after a step, in every bit, for batches of any lengths."""
-    flat, batches, trains = case
+    is_as_alone(*case)
+
+
+def test_so_it_is_with_several_threads() -> None:
+    """Where matrix products and elementwise work are large enough to be divided."""
+    flat = Flat(models.build(small("model.hidden=[33, 64]").model, (1, 28, 28), 10, 1))
+    random = torch.Generator().manual_seed(1)
+    batches = [
+        Batch(torch.randn(n, 1, 28, 28, generator=random), torch.arange(n) % 10, 0)
+        for n in (64, 64, 64, 64, 64, 64, 64, 64, 64, 31, 1)
+    ]
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(2)
     try:
-        rows = Dense(flat, len(batches) + 1, CPU, small())
-        rows.train_mode(trains)
-        rows.w.copy_(flat.initial * torch.linspace(0.9, 1.1, len(rows))[:, None])
-        rows.g.fill_(7)
-        for _ in range(2):
-            start = rows.w.clone()
-            losses = rows.backprop(None, batches)
-            g = rows.head(len(batches))[1].clone()
-            rows.move(len(batches), 0.05)
-            for row, batch in enumerate(batches):
-                alone = OneByOne(flat, 1, CPU, small())
-                alone.train_mode(trains)
-                alone.w[0] = start[row]
-                assert bits(losses[row]) == bits(alone.backprop(None, [batch])[0])
-                alone.move(1, 0.05)
-                assert bits(rows.w[row]) == bits(alone.w[0])
-                alone.w[0] = start[row]
-                alone.backprop(None, [batch])
-                assert bits(g[row]) == bits(alone.head(1)[1][0])
-        assert torch.equal(rows.w[-1], start[-1]), "a row without a batch stays"
-        assert (rows.g[-1] == 7).all()
+        is_as_alone(flat, batches, True)
     finally:
         torch.set_num_threads(before)
 
