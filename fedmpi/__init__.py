@@ -23,7 +23,8 @@ The laws
     tensors are views. Running statistics are in it, too, unless they are local; no gradient moves
     them. Masks, control variates, residuals and sub-models are vectors or index sets over `w`.
  2. Clients are rows of w[C, n]; a method's mathematics is elementwise or row-wise. The same lines
-    run one client after the other on a CPU, or stacked on a GPU. A chunk's rows are ordered by
+    run one client after the other on a CPU, or stacked on a GPU. Small dense networks train
+    together on a CPU, too, with the bits of one after the other. A chunk's rows are ordered by
     steps, the clients with most steps first, so that active rows are always the first ones.
  3. A method is a module: a file, or a folder if its paper needs more than one page. The file name
     is its name. There is no registry.
@@ -44,9 +45,9 @@ The laws
 11. The round is on one screen.
 12. (settings, round) alone tell every rank which collectives come next. A run ends early in one way
     only: the server broadcasts no message for the next round, and every rank receives that alike.
-13. The number of ranks never changes the result: bit for bit on a CPU, to rounding where rows are
-    stacked. Nor do settings of the machine (`config.MACHINE`), which are no part of a run's
-    identity; threads of a rank do to rounding.
+13. The number of ranks never changes the result: bit for bit on a CPU, to rounding on a GPU or
+    where `rows` stacks other networks than dense ones. Nor do settings of the machine
+    (`config.MACHINE`), which are no part of a run's identity; threads of a rank do to rounding.
 14. Waiting is not transfer, and nothing unknown passes. A timed barrier precedes each collective;
     on a split method's lines, counts are sent first, when messages are ready. Evaluation and
     recording are off the clock. Bad settings are errors before any collective.
@@ -96,7 +97,8 @@ that says which others it may import, and checks it.
     train          local steps of rows of clients  rates          learning rates of local steps
     feed           batches of each local step      probe          measurements of single models
     rows           models, one by one              stacked        models, all at once
-    descent        optimizers of rows              inner          networks inside rows
+    dense          small networks, several at once inner          networks inside rows
+    descent        optimizers of rows
     evaluate       accuracies                      hardware       devices and threads of a rank
     store          clients' state between rounds   feedback       residuals of compression
     variates       control variates of clients     spans          values that compete to be sent

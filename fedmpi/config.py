@@ -730,8 +730,10 @@ class Settings(Table):
     device: str = Field("cpu", pattern=DEVICE)
     """Device for training: cpu, cuda (a node's ranks are spread over its GPUs) or cuda:K."""
     rows: int | None = Field(None, ge=1, le=MOST)
-    """Number of clients that train together as one stacked model. If absent: one on a CPU, as many
-    as fit into memory on a GPU. In split methods all clients of a wave train together."""
+    """Number of clients that train together. If absent: as many as fit into memory on a GPU; on a
+    CPU up to 32 for small dense models (an mlp in float32; with up to 262,144 parameters together),
+    and one for others. It changes no bit of a result for dense models on a CPU; elsewhere it
+    changes rounding. In split methods all clients of a wave train together."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Precision of matrix products: float32, TF32 (GPU only) or bfloat16 by autocast. All other
     operations use float32."""
