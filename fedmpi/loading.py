@@ -377,6 +377,7 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
+    found += _added_up(settings)
     return [*found, *_work(settings), *_impossible(settings.devices), *_idle(settings)]
 
 
@@ -402,6 +403,25 @@ def _work(settings: Settings) -> list[str]:
             f"devices.deadline = {settings.devices.deadline}: wanted a method whose clients train "
             f"alone, found method.name = '{settings.method.name}', whose clients and server take "
             "each step together"
+        )
+    return found
+
+
+def _added_up(settings: Settings) -> list[str]:
+    """Names what does not allow an exchange that adds up uploads on their way."""
+    found, pooled = [], settings.aggregation
+    what = f"exchange.name = '{settings.exchange.name}'"
+    if not settings.exchange.adds:
+        return []
+    if not settings.method.adds:
+        found.append(
+            f"{what}: wanted a method whose server needs only the sum of uploads, found "
+            f"method.name = '{settings.method.name}'; possible is 'star'"
+        )
+    if not pooled.is_mean:
+        found.append(
+            f"{what}: wanted aggregation.rule = 'mean' and no clip, found '{pooled.rule}' and "
+            f"{pooled.clip}; possible is 'star'"
         )
     return found
 

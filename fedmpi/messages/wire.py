@@ -35,6 +35,8 @@ except (ImportError, RuntimeError) as error:
 ROOT = 0
 WORD = 8
 """Buffers are counted in words of 8 bytes, their padding: 32-bit MPI counts then reach 16 GiB."""
+MOST = 1 << 30
+"""Elements in one reduction, under what 32-bit MPI counts can say."""
 EAGER, NAP = 1e-4, 1e-4
 """Seconds of busy polling before a waiting rank sleeps, and seconds of sleep between polls."""
 
@@ -69,7 +71,8 @@ class Wire:
     Attributes:
         rank: this rank; `ROOT` is the server.
         size: number of ranks.
-        up: bytes that this rank handed to `gather` since the last `reset`.
+        up: bytes that this rank handed to `gather` and, if it is not the root, to `reduce` since
+            the last `reset`. The root adds to its own sum in place.
         down: bytes that `bcast` and `scatter` handed to this rank since the last `reset`.
     """
 
@@ -110,6 +113,21 @@ class Wire:
         self._meet(Phase.WAIT)
         self.up += data.nbytes
         return self._gather(data, Phase.TRANSFER)
+
+    def reduce(self, vectors: Sequence[np.ndarray]) -> None:
+        """Adds every rank's vectors to the root's, in place; elsewhere they stay as they are.
+
+        All ranks pass vectors of the same lengths and types, float32 or float64.
+        """
+        self._meet(Phase.WAIT)
+        with self.clock(Phase.TRANSFER):
+            for vector in vectors:
+                for start in range(0, len(vector), MOST):
+                    part = vector[start : start + MOST]
+                    mine, all_of_it = (MPI.IN_PLACE, part) if self.is_root else (part, None)
+                    self.comm.Reduce(mine, all_of_it, MPI.SUM, ROOT)
+        if not self.is_root:
+            self.up += sum(vector.nbytes for vector in vectors)
 
     def scatter(self, data: np.ndarray | None, lengths: Sequence[int]) -> np.ndarray:
         """Scatters the root's bytes by the lengths for each rank; other ranks pass None and [].

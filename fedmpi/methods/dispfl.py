@@ -50,6 +50,7 @@ class Config(config.Method):
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
     paper: ClassVar[Mapping[str, Any]] = {
         "data.name": "cifar10",

@@ -64,6 +64,14 @@ class Half(fedavg.Half):
         """Returns the positions of the shared part."""
         return self.shared
 
+    def agreed(self, t: int) -> Tensor | None:
+        """Returns the positions of the shared part."""
+        return self.shared
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """Adds an update of the shared part."""
+        self.sum.add(blocks[0], weight, self.shared)
+
 
 class Server(Half, fedavg.Server):
     def broadcast(self, t: int) -> list[Block]:
@@ -73,10 +81,6 @@ class Server(Half, fedavg.Server):
     def control_block(self, control: Tensor) -> Block:
         """Encodes the shared part of the control variate."""
         return sparse.block(Kind.GRADIENT, control[self.shared], self.flat.size)
-
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds an update of the shared part."""
-        self.sum.add(blocks[0], weight, self.shared)
 
 
 class Clients(Half, fedavg.Clients):

@@ -157,27 +157,35 @@ class Widths:
         return self.models.narrow(choose, 1 / rate if scales else 1.0)
 
 
-class Server(fedavg.Server):
+class Half(fedavg.Half):
+    """What both sides know: `widths`, the clients' sub-models."""
+
     method: Config
     blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.widths = Widths(settings, trainer)
-        self.sum: Held = Held(len(self.w), trainer.device)
 
+    def prepare_sums(self) -> None:
+        """Makes an empty sum whose means are over the clients that have a value."""
+        super().prepare_sums()
+        self.sum = Held(self.flat.size, self.trainer.device)
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """Adds an update of the sub-model, except for classes that the client has no samples of."""
+        positions = self.widths.of(t, client).positions.to(self.trainer.device)
+        if self.method.masked:
+            held = sparse.indices(blocks[1], self.trainer.device)
+            positions = positions[self.widths.topology.inside(positions, held)]
+        self.sum.add(blocks[0], weight, positions)
+
+
+class Server(Half, fedavg.Server):
     def send(self, t: int, client: int) -> list[Block]:
         """Sends the client's sub-model."""
         positions = self.widths.of(t, client).positions.to(self.w.device)
         return [sparse.block(Kind.MODEL, self.w[positions], self.flat.size)]
-
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds an update of the sub-model, except for classes that the client has no samples of."""
-        positions = self.widths.of(t, client).positions.to(self.w.device)
-        if self.method.masked:
-            held = sparse.indices(blocks[1], self.w.device)
-            positions = positions[self.widths.topology.inside(positions, held)]
-        self.sum.add(blocks[0], weight, positions)
 
     def step(self, t: int) -> None:
         """Moves each value by the mean over the clients that have it."""
@@ -196,7 +204,7 @@ class Server(fedavg.Server):
         return found
 
 
-class Clients(fedavg.Clients):
+class Clients(Half, fedavg.Clients):
     """Clients that train sub-models.
 
     Attributes:
@@ -204,11 +212,8 @@ class Clients(fedavg.Clients):
         starts: the values at which their training starts.
     """
 
-    method: Config
-
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.widths = Widths(settings, trainer)
         self.parts: dict[int, Narrow] = {}
         self.starts: dict[int, Tensor] = {}
 

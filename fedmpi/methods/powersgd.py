@@ -97,7 +97,9 @@ class Shapes:
         return update
 
 
-class Server(fedavg.Server):
+class Products(fedavg.Half):
+    """What both sides know: `shapes`, the parameters that are sent as factors."""
+
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -106,16 +108,19 @@ class Server(fedavg.Server):
 
     def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
         """Adds the update that the factors and the other values make up."""
-        values = sparse.vector(blocks[0], self.shapes.length, self.w.device)
+        values = sparse.vector(blocks[0], self.shapes.length, self.trainer.device)
         self.sum.total.add_(self.shapes.product(values, self.flat.size), alpha=weight)
 
 
-class Clients(topk.Compressing):
+class Server(Products, fedavg.Server):
+    method: Config
+
+
+class Clients(Products, topk.Compressing):
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.shapes = Shapes(self.flat, self.method.rank)
         self.bases = trainer.store("factors", self.shapes.columns)
 
     def base(self, client: int) -> Tensor:

@@ -42,6 +42,7 @@ class Levels(fedavg.Half):
 
     method: Config
     blocks_per_change = 2
+    blocks_per_upload = 2
 
     def encode_change(self, t: int, client: int, values: Tensor) -> list[Block]:
         """Quantizes the change of a client's control variate."""
@@ -54,16 +55,13 @@ class Levels(fedavg.Half):
         codes, norms = blocks
         return quantized.leveled(codes, norms, self.method.bucket, self.trainer.device)
 
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """Restores an update from its levels and norms, and adds it."""
+        self.sum.total.add_(self.decode_change(blocks), alpha=weight)
+
 
 class Server(Levels, fedavg.Server):
     method: Config
-    blocks_per_upload = 2
-
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Restores an update from its levels and norms, and adds it."""
-        codes, norms = blocks
-        update = quantized.leveled(codes, norms, self.method.bucket, self.w.device)
-        self.sum.total.add_(update, alpha=weight)
 
 
 class Clients(Levels, fedavg.Clients):

@@ -55,13 +55,13 @@ class Positions(fedavg.Half):
         """Returns the positions of the client's values, int64 [k]."""
         return drawn(self.settings, self.flat, t, client).to(self.trainer.device)
 
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """Adds a client's values at the drawn positions."""
+        self.sum.add(blocks[0], weight, self.sent_positions(t, client, blocks))
+
 
 class Server(Positions, fedavg.Server):
     method: Config
-
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds a client's values at the positions that the server draws, too."""
-        self.sum.add(blocks[0], weight, self.sent_positions(t, client, blocks))
 
 
 class Clients(Positions, topk.Compressing):

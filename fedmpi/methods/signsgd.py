@@ -32,7 +32,14 @@ class Config(feedback.Config, spans.Tensorwise):
     }
 
 
-class Server(fedavg.Server):
+class Signs(fedavg.Half):
+    """What both sides know.
+
+    Attributes:
+        where: positions of all parameters, int64.
+        lengths: numbers of values that share a scale.
+    """
+
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -46,13 +53,12 @@ class Server(fedavg.Server):
         self.sum.add(quantized.signed(blocks, self.lengths), weight, self.where)
 
 
-class Clients(topk.Compressing):
+class Server(Signs, fedavg.Server):
     method: Config
 
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        self.where = self.flat.movable.to(trainer.device)
-        self.lengths = self.method.lengths(self.flat, self.flat.movable)
+
+class Clients(Signs, topk.Compressing):
+    method: Config
 
     def encode(self, t: int, client: int, update: Tensor) -> tuple[list[Block], Tensor]:
         """Sends the signs of all parameters, and their mean absolute values as scales."""

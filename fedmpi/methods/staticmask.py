@@ -90,8 +90,8 @@ class Config(Masked):
         return mask
 
 
-class Server(fedavg.Server):
-    """A server with a sparse model.
+class Half(fedavg.Half):
+    """What both sides know.
 
     Attributes:
         prunable: which weights can be pruned, bool [n].
@@ -107,9 +107,25 @@ class Server(fedavg.Server):
         self.adopt(self.method.initial_mask(self.flat, settings.seed))
 
     def adopt(self, mask: Tensor) -> None:
-        """Changes to another mask; the model becomes zero outside of it."""
-        self.mask = mask.to(self.w.device)
+        """Changes to another mask."""
+        self.mask = mask.to(self.trainer.device)
         self.active = self.mask.nonzero().squeeze(1)
+
+    def agreed(self, t: int) -> Tensor | None:
+        """Returns the positions that are kept."""
+        return self.active
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """Adds an update on the mask."""
+        self.sum.add(blocks[0], weight, self.active)
+
+
+class Server(Half, fedavg.Server):
+    """A server with a sparse model."""
+
+    def adopt(self, mask: Tensor) -> None:
+        """Changes to another mask; the model becomes zero outside of it."""
+        super().adopt(mask)
         self.w[~self.mask] = 0
         self.optimizer.forget(~self.mask)
 
@@ -126,29 +142,18 @@ class Server(fedavg.Server):
         """Sends the values on the mask."""
         return [sparse.block(Kind.MODEL, self.w[self.active], self.flat.size)]
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds an update on the mask."""
-        self.sum.add(blocks[0], weight, self.active)
 
-
-class Clients(fedavg.Clients):
-    """Clients that share one mask; `prunable`, `mask` and `active` as in the server.
+class Clients(Half, fedavg.Clients):
+    """Clients that share one mask.
 
     Attributes:
         kept: the mask as factors of a gradient, float32 [n].
     """
 
-    method: Masked
-
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        self.prunable = self.flat.prunable().to(trainer.device)
-        self.adopt(self.method.initial_mask(self.flat, settings.seed))
-
     def adopt(self, mask: Tensor) -> None:
         """Changes to another mask."""
-        self.mask = mask.to(self.start.device)
-        self.active, self.kept = self.mask.nonzero().squeeze(1), self.mask.float()
+        super().adopt(mask)
+        self.kept = self.mask.float()
 
     def state(self) -> dict[str, Tensor]:
         """The mask that this rank's clients train on."""

@@ -67,7 +67,21 @@ class Config(spans.Config):
         return min(2, len(self.lengths(flat, flat.movable)))
 
 
-class Server(fedavg.Server):
+class Ternary(fedavg.Half):
+    """Both sides know how an update is written."""
+
+    method: Config
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.blocks_per_upload = self.method.parts(self.flat)
+
+    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+        """Adds a client's ternary update."""
+        self.sum.add(self.method.values(blocks, self.flat), weight)
+
+
+class Server(Ternary, fedavg.Server):
     """A server that remembers its last updates, as blocks.
 
     Attributes:
@@ -90,7 +104,6 @@ class Server(fedavg.Server):
         self.lengths: dict[int, int] = {}
         self.forgotten = torch.zeros((), dtype=torch.int64)
         self.knows = torch.full((settings.clients,), -1)
-        self.blocks_per_upload = self.method.parts(self.flat)
 
     def state(self) -> dict[str, Tensor]:
         """The model, the residual, the last updates as one buffer, and what each client knows."""
@@ -113,10 +126,6 @@ class Server(fedavg.Server):
         return [
             block for round, blocks in self.history.items() if round >= first for block in blocks
         ]
-
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds a client's ternary update."""
-        self.sum.add(self.method.values(blocks, self.flat), weight)
 
     def step(self, t: int) -> None:
         """Moves the model by the compressed mean update; the error becomes the next residual."""
@@ -156,7 +165,7 @@ def follow(w: Tensor, blocks: Sequence[Block], method: Config, flat: Flat) -> No
             sparse.add(w, block, agreed=flat.stat_positions.to(w.device))
 
 
-class Clients(fedavg.Clients):
+class Clients(Ternary, fedavg.Clients):
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:

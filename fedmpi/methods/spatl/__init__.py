@@ -79,6 +79,7 @@ class Config(fedper.Config, selection.Config):
     slices: ClassVar[bool] = True
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
 
     aggregation: Literal["index", "zero-average"] = "index"
     """index: each value is averaged over the clients that sent it (the paper). zero-average: models
