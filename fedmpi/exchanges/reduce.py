@@ -47,13 +47,21 @@ class Exchange(star.Exchange):
     def gather(self, messages: list[Message]) -> list[Message]:
         """Returns the messages of this rank's clients, in client order, and notes their bytes."""
         with self.clock(Phase.PACK):
-            clients = np.array([message.client for message in messages], np.int64)
-            self.accounts.append(np.column_stack([clients, weigh(messages)]))
+            self.note(messages, weigh(messages))
         return sorted(messages, key=lambda message: message.client)
+
+    def note(self, messages: Sequence[Message], account: np.ndarray) -> None:
+        """Notes the bytes of uploads by kind, int64 [messages, kinds], which are added up here."""
+        clients = np.array([message.client for message in messages], np.int64)
+        self.accounts.append(np.column_stack([clients, account]))
 
     def merge(self, sums: Sequence[np.ndarray]) -> None:
         """Adds all ranks' sums to the root's, and charges the clients with their uploads."""
         self.wire.reduce(sums)
+        self.charge()
+
+    def charge(self) -> None:
+        """Charges the clients with the uploads that were added up on any rank."""
         rows = np.concatenate([np.empty((0, 1 + len(Kind)), np.int64), *self.accounts])
         self.accounts.clear()
         for found in self.wire.report(rows):

@@ -1,99 +1,21 @@
 """Sums that ranks add up themselves are those of `star`, to the rounding that is promised."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import pytest
-from mpi4py import MPI
-from torch import Tensor
 
 from fedmpi import config, models
 from fedmpi.engine import Engine
 from fedmpi.exchanges import reduce
 from fedmpi.methods.fedavg import Half
+from tests.exchanges.added import ADDING, CASES, LOST, WORLD, Seen, both, bytes_of, close
 from tests.plain import METHODS, place
-from tests.small import Run, refusal, run, small, smooth
+from tests.small import refusal, run, small, smooth
 
-WORLD = MPI.COMM_WORLD
-ADDING = [name for name in METHODS if config.module("method", name).Config.adds]
 OTHERS = [name for name in METHODS if name not in ADDING]
 REDUCE = "exchange.name=reduce"
 
 on_ranks = pytest.mark.parallel([1, 2, 3, 4])
 both_servers = pytest.mark.parametrize("server", ["dedicated", "shared"])
-
-
-@dataclass
-class Seen:
-    """What a server was about to step with, round by round, and what it was made of.
-
-    Attributes:
-        vectors: the sums' vectors, each [n].
-        numbers: the sums' numbers.
-        sizes: for each vector the sum of its terms' absolute values, as far as they were added
-            here.
-    """
-
-    vectors: list[list[np.ndarray]] = field(default_factory=list)
-    numbers: list[list[float]] = field(default_factory=list)
-    sizes: list[list[np.ndarray]] = field(default_factory=list)
-
-
-def copies(vectors: list[Tensor]) -> list[np.ndarray]:
-    """Vectors that stay as they are."""
-    return [vector.numpy().astype(np.float64) for vector in vectors]
-
-
-def watched(seen: Seen):
-    """Prepares an engine so that its sums are seen."""
-
-    def prepare(engine: Engine) -> None:
-        server, now = engine.server, []
-        if server is None:
-            return
-        absorb, merge = server.absorb, engine.merge
-
-        def absorbing(t: int, message: object) -> None:
-            before = copies(server.addends(t).vectors)
-            absorb(t, message)
-            after = copies(server.addends(t).vectors)
-            now.append([abs(b - a) for a, b in zip(before, after, strict=True)])
-
-        def merging(t: int) -> None:
-            merge(t)
-            found = server.addends(t)
-            seen.vectors.append(copies(found.vectors))
-            seen.numbers.append([number for each in found.sums for number in each.numbers])
-            seen.sizes.append([sum(each) for each in zip(*now, strict=True)])
-            now.clear()
-
-        server.absorb, engine.merge = absorbing, merging
-
-    return prepare
-
-
-def both(*words: str) -> tuple[Run, Run, Seen, Seen]:
-    """The same run with `reduce` on all ranks, and with `star` on one."""
-    ours, theirs = Seen(), Seen()
-    found = run(small(*words, REDUCE), WORLD, watched(ours))
-    wanted = run(small(*words), MPI.COMM_SELF, watched(theirs)) if WORLD.rank == 0 else found
-    return found, wanted, ours, theirs
-
-
-def close(ours: Seen, theirs: Seen, clients: int) -> None:
-    """Two orders of adding up float32: each is within C 2^-24 of the sum of absolute values."""
-    assert len(ours.vectors) == len(theirs.vectors) > 0
-    for t, vectors in enumerate(theirs.vectors):
-        np.testing.assert_allclose(ours.numbers[t], theirs.numbers[t], rtol=1e-12)
-        for found, wanted, size in zip(ours.vectors[t], vectors, theirs.sizes[t], strict=True):
-            assert (abs(found - wanted) <= 2 * clients * 2**-24 * size).all()
-        assert any(vector.any() for vector in vectors)
-
-
-def bytes_of(found: Run) -> dict[str, np.ndarray]:
-    """The columns of clients' bytes."""
-    rows = found.tables["clients"]
-    return {name: rows[name] for name in rows.dtype.names if name.startswith(("up_", "down_"))}
 
 
 @on_ranks
@@ -102,7 +24,7 @@ def bytes_of(found: Run) -> dict[str, np.ndarray]:
 def test_sums_and_bytes_of_every_method_are_those_of_star(name: str, server: str) -> None:
     """In one round, before which all is equal; some agree on something first."""
     words = (f"method.name={name}", f"server={server}", "rounds=1", "epochs=1")
-    found, wanted, ours, theirs = both(*words)
+    found, wanted, ours, theirs = both(REDUCE, *words)
     if WORLD.rank > 0:
         return
     close(ours, theirs, 5)
@@ -116,18 +38,6 @@ def test_sums_and_bytes_of_every_method_are_those_of_star(name: str, server: str
         np.testing.assert_allclose(found.model, wanted.model, rtol=1e-4, atol=1e-6)
 
 
-CASES = {
-    "control": ("method.name=scaffold", "control=niid", "participation=0.6"),
-    "control on a shared part": ("method.name=fedper", "control=mean"),
-    "rate by lengths": ("aggregation.server=fedexp",),
-    "statistics": ("method.name=topk",),
-    "waves": ("model.hidden=[1024]", "exchange.window=1"),
-    "stacked": ("rows=3",),
-    "waits": ("method.name=topk", "method.sparsity=0.8"),
-    "one client": ("clients=1", "validation=0.0"),
-}
-
-
 @on_ranks
 @pytest.mark.parametrize("case", CASES)
 def test_settings_of_all_kinds(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +45,7 @@ def test_settings_of_all_kinds(case: str, monkeypatch: pytest.MonkeyPatch) -> No
     if case == "statistics":
         monkeypatch.setattr(models, "build", smooth)
     words = (*CASES[case], "rounds=3", "epochs=1")
-    found, wanted, ours, theirs = both(*words)
+    found, wanted, ours, theirs = both(REDUCE, *words)
     if WORLD.rank > 0:
         return
     clients = 1 if case == "one client" else 5
@@ -146,18 +56,11 @@ def test_settings_of_all_kinds(case: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(ours.vectors) == 3
 
 
-LOST = (
-    "devices.tiers=[{name='a', share=1.0, link={kind='wireless'}}]",
-    "devices.spectrum.outage=0.4",
-    "devices.spectrum.failed=drop",
-)
-
-
 @on_ranks
 def test_lost_uploads_are_added_nowhere() -> None:
     """Clients learn of it, and their residuals are those of before."""
     words = (*LOST, "method.name=topk", "rounds=4", "epochs=1")
-    found, wanted, ours, theirs = both(*words)
+    found, wanted, ours, theirs = both(REDUCE, *words)
     if WORLD.rank > 0:
         return
     lost = found.tables["clients"]["lost"]
@@ -216,7 +119,7 @@ def test_where_all_agree_only_values_there_travel(name: str) -> None:
 @on_ranks
 def test_who_hosts_nobody_adds_nothing() -> None:
     """Two clients, on up to four ranks."""
-    found, _, ours, theirs = both("clients=2", "server=shared", "rounds=1")
+    found, _, ours, theirs = both(REDUCE, "clients=2", "server=shared", "rounds=1")
     if WORLD.rank == 0:
         close(ours, theirs, 2)
         assert len(found.tables["ranks"]) == WORLD.size
