@@ -16,7 +16,7 @@ from functools import cache, cached_property
 from threading import current_thread, main_thread
 from time import perf_counter, sleep
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mpi4py
 import numpy as np
@@ -286,11 +286,13 @@ class Node:
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
+        number = _faked(comm)
         shared = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self.comm = shared.Split(_faked(comm), comm.rank)
+        self.comm = cast(MPI.Intracomm, shared.Split(number, comm.rank))
         shared.Free()
         self.is_leader = self.comm.rank == ROOT
-        self.leaders = comm.Split(0 if self.is_leader else MPI.UNDEFINED, comm.rank)
+        color = 0 if self.is_leader else MPI.UNDEFINED
+        self.leaders = cast(MPI.Intracomm, comm.Split(color, comm.rank))
         self.window: MPI.Win | None = None
         self.segments = [np.empty(0, np.uint8)] * self.comm.size
 
@@ -327,7 +329,7 @@ class Node:
         self.window = MPI.Win.Allocate_shared(length, 1, comm=self.comm)
         self.window.Lock_all()
         found = (self.window.Shared_query(rank)[0] for rank in range(self.comm.size))
-        self.segments = [np.frombuffer(memoryview(memory), np.uint8) for memory in found]
+        self.segments = [np.asarray(memory).view(np.uint8) for memory in found]
         self.mine[: len(kept)] = kept
 
     def free(self) -> None:
@@ -504,6 +506,7 @@ def join() -> None:
     others may wait for it in a collective, and the launcher ends them only if it is gone.
     """
     if not MPI.Is_initialized():
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # complains of windows where it has no device
         MPI.Init_thread()
         atexit.register(MPI.Finalize)
         if MPI.COMM_WORLD.Get_size() > 1 and current_thread() is main_thread():
