@@ -73,7 +73,7 @@ class Engine:
     def __init__(self, settings: Settings, place: Place = ALONE) -> None:
         self.settings, self.place = settings, place
         device = hardware.pick_device(settings, place)
-        torch.set_num_threads(hardware.threads(settings))
+        hardware.use_threads(hardware.threads(settings))
         hardware.use_tf32(settings.precision == "tf32")
         data = config.module("data", settings.data.name).load(settings.data, settings.seed)
         self.about_data, self.population = data.about, Population(settings, data)
@@ -155,6 +155,7 @@ class Engine:
         hosts = range(1 if is_apart else 0, wire.size)
         has_variates = self.settings.control != "none"
         is_settled = method.keeps_state or has_variates or self.trainer.keeps_statistics
+        is_settled = is_settled or self.settings.feeds_back
         about = self.width, is_settled, method.converses
         self.placement = Placement(self.population, hosts, *about)
         first = self.population.first_round if first is None else first

@@ -68,10 +68,6 @@ class Half(fedavg.Half):
         """Returns the positions of the shared part."""
         return self.shared
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds an update of the shared part."""
-        self.sum.add(blocks[0], weight, self.shared)
-
 
 class Server(Half, fedavg.Server):
     def broadcast(self, t: int) -> list[Block]:
@@ -128,7 +124,12 @@ class Clients(Half, fedavg.Clients):
         found[self.private] = self.own.get(client, self.initial).to(w.device)
         return found
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+    def update(self, client: int, w: Tensor) -> Tensor:
+        """Returns the update of the shared part, which is zero in the personal part: [n]."""
+        found = super().update(client, w)
+        found[self.private] = 0
+        return found
+
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the update of the shared part."""
-        update = w[self.shared] - self.start[self.shared]
-        return [sparse.block(Kind.GRADIENT, update, self.flat.size)]
+        return [sparse.block(Kind.GRADIENT, update[self.shared], self.flat.size)]

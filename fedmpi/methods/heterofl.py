@@ -52,6 +52,7 @@ class Config(config.Method):
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     fits: ClassVar[bool] = True
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
     paper: ClassVar[Mapping[str, Any]] = {
         "data.name": "cifar10",
@@ -158,10 +159,13 @@ class Widths:
 
 
 class Half(fedavg.Half):
-    """What both sides know: `widths`, the clients' sub-models."""
+    """Both sides know the sub-models.
+
+    Attributes:
+        widths: the sub-models of all clients.
+    """
 
     method: Config
-    blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -172,13 +176,14 @@ class Half(fedavg.Half):
         super().prepare_sums()
         self.sum = Held(self.flat.size, self.trainer.device)
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds an update of the sub-model, except for classes that the client has no samples of."""
-        positions = self.widths.of(t, client).positions.to(self.trainer.device)
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
+        """Returns the positions of a sub-model, except for classes without samples, int64."""
+        device = self.trainer.device
+        positions = self.widths.of(t, client).positions.to(device)
         if self.method.masked:
-            held = sparse.indices(blocks[1], self.trainer.device)
+            held = sparse.indices(blocks[-1], device)
             positions = positions[self.widths.topology.inside(positions, held)]
-        self.sum.add(blocks[0], weight, positions)
+        return positions
 
 
 class Server(Half, fedavg.Server):
@@ -247,10 +252,12 @@ class Clients(Half, fedavg.Clients):
         masks = inside if self.method.masked else None
         return self.trainer.train_apart(t, clients, starts, parts, self.hooks, masks)
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Sends the update of the sub-model w and, if classes are masked, the client's classes."""
-        inside = self.inside(client)
-        update = (w - self.starts[client])[inside]
+    def update(self, client: int, w: Tensor) -> Tensor:
+        """Returns the update of the values of the sub-model w that are trained."""
+        return (w - self.starts[client])[self.inside(client)]
+
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
+        """Sends the update and, if classes are masked, the client's classes."""
         blocks = [sparse.block(Kind.GRADIENT, update, self.flat.size)]
         if self.method.masked:
             blocks.append(sparse.places(self.labels(client), self.trainer.feed.classes))

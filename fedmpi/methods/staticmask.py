@@ -55,7 +55,12 @@ PAPER: Mapping[str, Any] = {
 
 
 class Masked(config.Method):
-    """Settings of a method whose model is sparse, with one mask for all clients."""
+    """Settings of a method whose model is sparse, with one mask for all clients.
+
+    A mask that changes leaves no feedback: its positions are other ones later.
+    """
+
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
     def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """Returns the mask at the start of training, bool [n]; by default the whole model."""
@@ -64,6 +69,7 @@ class Masked(config.Method):
 
 class Config(Masked):
     paper: ClassVar[Mapping[str, Any]] = PAPER
+    feedbacks: ClassVar[tuple[str, ...]] = config.Method.feedbacks
 
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the prunable weights that are zero for the whole run. 0 is FedAvg."""
@@ -91,12 +97,29 @@ class Config(Masked):
 
 
 class Half(fedavg.Half):
-    """What both sides know.
+    """Both sides know the mask.
+
+    Attributes:
+        active: positions that are kept, int64.
+    """
+
+    active: Tensor
+
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
+        """Returns the positions that are kept."""
+        return self.active
+
+    def agreed(self, t: int) -> Tensor | None:
+        """Returns the positions that are kept."""
+        return self.active
+
+
+class Server(Half, fedavg.Server):
+    """A server with a sparse model.
 
     Attributes:
         prunable: which weights can be pruned, bool [n].
         mask: which positions are kept, bool [n].
-        active: positions that are kept, int64.
     """
 
     method: Masked
@@ -107,25 +130,9 @@ class Half(fedavg.Half):
         self.adopt(self.method.initial_mask(self.flat, settings.seed))
 
     def adopt(self, mask: Tensor) -> None:
-        """Changes to another mask."""
-        self.mask = mask.to(self.trainer.device)
-        self.active = self.mask.nonzero().squeeze(1)
-
-    def agreed(self, t: int) -> Tensor | None:
-        """Returns the positions that are kept."""
-        return self.active
-
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds an update on the mask."""
-        self.sum.add(blocks[0], weight, self.active)
-
-
-class Server(Half, fedavg.Server):
-    """A server with a sparse model."""
-
-    def adopt(self, mask: Tensor) -> None:
         """Changes to another mask; the model becomes zero outside of it."""
-        super().adopt(mask)
+        self.mask = mask.to(self.w.device)
+        self.active = self.mask.nonzero().squeeze(1)
         self.w[~self.mask] = 0
         self.optimizer.forget(~self.mask)
 
@@ -144,16 +151,23 @@ class Server(Half, fedavg.Server):
 
 
 class Clients(Half, fedavg.Clients):
-    """Clients that share one mask.
+    """Clients that share one mask; `prunable`, `mask` and `active` as in the server.
 
     Attributes:
         kept: the mask as factors of a gradient, float32 [n].
     """
 
+    method: Masked
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.prunable = self.flat.prunable().to(trainer.device)
+        self.adopt(self.method.initial_mask(self.flat, settings.seed))
+
     def adopt(self, mask: Tensor) -> None:
         """Changes to another mask."""
-        super().adopt(mask)
-        self.kept = self.mask.float()
+        self.mask = mask.to(self.start.device)
+        self.active, self.kept = self.mask.nonzero().squeeze(1), self.mask.float()
 
     def state(self) -> dict[str, Tensor]:
         """The mask that this rank's clients train on."""
@@ -173,10 +187,9 @@ class Clients(Half, fedavg.Clients):
         """Masks the gradients, so that pruned weights stay zero."""
         g.mul_(self.kept)
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the update on the mask."""
-        update = w[self.active] - self.start[self.active]
-        return [sparse.block(Kind.GRADIENT, update, self.flat.size)]
+        return [sparse.block(Kind.GRADIENT, update[self.active], self.flat.size)]
 
     def burden(self, t: int, client: int) -> Burden:
         """Returns the cost of training the weights on the mask."""
@@ -186,7 +199,7 @@ class Clients(Half, fedavg.Clients):
 class Pruned(fedavg.Server):
     """A server that averages models, which clients have pruned themselves, instead of updates.
 
-    Its `add` must add weight * model to `sum`.
+    What its `add` adds to `sum` must be weight * model.
     """
 
     def step(self, t: int) -> None:

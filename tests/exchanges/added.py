@@ -21,6 +21,7 @@ CASES = {
     "waves": ("model.hidden=[1024]", "exchange.window=1"),
     "stacked": ("rows=3",),
     "waits": ("method.name=topk", "method.sparsity=0.8"),
+    "codes": ("codec.values=uniform", "codec.bits=6", "feedback=classic", "control=mean"),
     "one client": ("clients=1", "validation=0.0"),
 }
 LOST = (

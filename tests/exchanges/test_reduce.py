@@ -129,7 +129,9 @@ def test_who_hosts_nobody_adds_nothing() -> None:
 @pytest.mark.parametrize("name", ADDING)
 def test_both_halves_add_up_in_the_same_way(name: str) -> None:
     method = config.module("method", name)
-    for what in ("absorb", "add", "take_change", "addends", "agreed", "prepare_sums", "share"):
+    adding = ("absorb", "add", "take_change", "addends", "agreed", "prepare_sums", "share")
+    reading = ("heard", "decode_update", "decode_change", "sent_positions")
+    for what in (*adding, *reading):
         assert getattr(method.Server, what) is getattr(method.Clients, what), what
 
 
@@ -149,6 +151,11 @@ def test_robust_rules_are_refused(word: str) -> None:
     why = refusal(word, REDUCE)
     assert why.startswith("exchange.name = 'reduce': wanted aggregation.rule = 'mean' and no clip")
     assert "possible is 'star'" in why
+
+
+def test_estimates_of_clients_on_the_server_are_refused() -> None:
+    why = refusal("method.name=topk", "feedback=ef21", REDUCE)
+    assert "wanted a feedback without clients' estimates on the server, found 'ef21'" in why
 
 
 def test_no_sum_is_kept_where_nobody_asks_for_it() -> None:

@@ -135,6 +135,8 @@ class Half(staticmask.Half):
 
 
 class Server(Half, staticmask.Server):
+    method: Config
+
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.scored = self.w[:0]
@@ -173,6 +175,8 @@ class Server(Half, staticmask.Server):
 
 
 class Clients(Half, staticmask.Clients):
+    method: Config
+
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives the dense model in an agreement, else the values on the mask."""
         if t in self.agreements:
