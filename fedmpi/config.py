@@ -163,6 +163,8 @@ class Method(Table):
             it holds the control variate, if there is one.
         sends: whether it also sends each participant a message of its own.
         is_global: whether the server has a whole model that can be evaluated.
+        adds: whether uploads are added up by what both halves know: then any rank can add its
+            clients' (see `fedavg.Half`), and the server needs no upload by itself.
         pools: whether every client uploads a whole update, as a median or trimmed mean needs it.
         keeps_state: whether clients keep state between rounds; they then stay on their rank.
         converses: whether clients and server exchange messages in each local step (split methods).
@@ -198,6 +200,7 @@ class Method(Table):
     broadcasts: ClassVar[bool] = True
     is_global: ClassVar[bool] = True
     in_halves: ClassVar[bool] = True
+    adds: ClassVar[bool] = True
     in_turn: ClassVar[bool] = False
     converses: ClassVar[bool] = False
     controls: ClassVar[bool] = False
@@ -319,7 +322,14 @@ SPARSE = "method.sparsity above 0, found 0"
 
 
 class Exchange(Table):
-    """How messages travel between ranks."""
+    """How messages travel between ranks.
+
+    Attributes:
+        adds: whether uploads are added up before they reach the server, so that it learns of their
+            sum alone. The method must allow it (`Method.adds`).
+    """
+
+    adds: ClassVar[bool] = False
 
     name: str = ""
     window: Annotated[int, MACHINE] = Field(256, ge=1, le=MOST)
