@@ -59,6 +59,7 @@ class Cut(config.Method):
     the network is the server's."""
 
     converses = True
+    adds = False
 
     def turns(self, steps: int) -> int:
         """Returns one exchange a step, or two if there is a tail."""

@@ -51,6 +51,7 @@ class Config(config.Method):
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     fits: ClassVar[bool] = True
     uploads: ClassVar[config.Uploads] = "codes"
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)
