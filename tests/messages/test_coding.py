@@ -169,7 +169,7 @@ def test_blocks_that_are_no_such_update_are_refused(codec: Codec) -> None:
         with pytest.raises(WireError):
             about.decode(blocks[:count], None)
     for place, block in enumerate(blocks):
-        short = replace(block, values=block.values[:-1])
+        short = replace(block, values=block.values[:-1], count=-1)
         with pytest.raises(WireError):
             about.decode([*blocks[:place], short, *blocks[place + 1 :]], None)
 
