@@ -434,8 +434,8 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
-    found += [*_codec(settings), *_work(settings), *_impossible(settings.devices)]
-    return found + _idle(settings)
+    found += [*_codec(settings), *_added_up(settings), *_work(settings)]
+    return [*found, *_impossible(settings.devices), *_idle(settings)]
 
 
 UPLOADS = {
@@ -495,6 +495,30 @@ def _feedback(settings: Settings) -> list[str]:
             f"out something of its updates, found method.name = '{method.name}' with its settings"
         ]
     return []
+
+
+def _added_up(settings: Settings) -> list[str]:
+    """Names what does not allow an exchange that adds up uploads on their way."""
+    found, pooled = [], settings.aggregation
+    what = f"exchange.name = '{settings.exchange.name}'"
+    if not settings.exchange.adds:
+        return []
+    if not settings.method.adds:
+        found.append(
+            f"{what}: wanted a method whose server needs only the sum of uploads, found "
+            f"method.name = '{settings.method.name}'; possible is 'star'"
+        )
+    if not pooled.is_mean:
+        found.append(
+            f"{what}: wanted aggregation.rule = 'mean' and no clip, found '{pooled.rule}' and "
+            f"{pooled.clip}; possible is 'star'"
+        )
+    if settings.feedback == "ef21":
+        found.append(
+            f"{what}: wanted a feedback without clients' estimates on the server, found 'ef21'; "
+            "possible is 'star'"
+        )
+    return found
 
 
 def _work(settings: Settings) -> list[str]:

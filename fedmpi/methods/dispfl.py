@@ -50,6 +50,7 @@ class Config(config.Method):
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
     uploads: ClassVar[config.Uploads] = "models"
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)

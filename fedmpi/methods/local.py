@@ -26,6 +26,7 @@ class Config(config.Method):
 
     broadcasts = is_global = False
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     pools: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
     uploads: ClassVar[config.Uploads] = "nothing"

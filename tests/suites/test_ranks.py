@@ -22,11 +22,13 @@ from tests import KEPT
 from tests.plain import (
     CHOICES,
     CNN,
+    CODECS,
     EVERYTHING,
     FAMILIES,
     METHODS,
     RNN,
     allowed,
+    codecs,
     families,
     member,
     place,
@@ -166,6 +168,15 @@ def test_every_choice(choice: tuple[str, ...]) -> None:
         compare(small(*words))
 
 
+@on_few_ranks
+@codecs
+def test_every_codec(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a network with running statistics; some uploads are lost."""
+    monkeypatch.setattr(models, "build", smooth)
+    words = ("participation=0.6", "rounds=4", "devices.dropouts=0.3", "server=shared")
+    compare(small(*CODECS[codec], *words))
+
+
 @on_ranks
 @families
 def test_more_ranks_than_clients(family: str) -> None:
@@ -222,7 +233,7 @@ def test_layers_that_look_beyond_a_sample(
 @families
 def test_stacked_rows(family: str) -> None:
     """All clients of a rank at once: then the same to rounding, because chunks differ."""
-    settings = of(family, "optimizer=adam", "lr=0.01", "rows=9", "server=shared")
+    settings = of(family, *CNN, "optimizer=adam", "lr=0.01", "rows=9", "server=shared")
     found = run(settings, WORLD)
     if WORLD.rank == 0:
         wanted = alone(settings, lambda: arrays(run(settings)))

@@ -1,7 +1,8 @@
 """Clients are rows: one by one or stacked, on any row, beside anyone, they come out the same.
 
-Every method is run with all that training can do, in a plain network and in one of convolutions and
-layers that look beyond a sample; a member of each family also in all that one may want or not.
+Dense networks do so in every bit, others to rounding. Every method is run with all that training
+can do, in a plain network and in one of convolutions and layers that look beyond a sample; a member
+of each family also in all that one may want or not.
 """
 
 from collections import OrderedDict
@@ -27,8 +28,20 @@ from fedmpi.split.sides import Side
 from fedmpi.training.descent import descent
 from fedmpi.training.rows import OneByOne, Rows
 from fedmpi.training.stacked import GRAPHS, Stacked, graph_size, loaded
-from tests.plain import CHOICES, CNN, EVERYTHING, METHODS, RNN, allowed, families, member, play
-from tests.small import Run, refusal, run, small, smooth, sorts, text
+from tests.plain import (
+    CHOICES,
+    CNN,
+    CODECS,
+    EVERYTHING,
+    METHODS,
+    RNN,
+    allowed,
+    codecs,
+    families,
+    member,
+    play,
+)
+from tests.small import Run, alike, refusal, run, small, smooth, sorts, text
 
 CPU = torch.device("cpu")
 SHAPE, CLASSES, LINE = (2, 8, 8), 3, 64
@@ -274,13 +287,37 @@ def same_codes(engine: Engine, seen: dict[Crossing, Tensor]) -> None:
         half.encode = watched
 
 
+def same_updates(engine: Engine, seen: dict[tuple[int, int], Tensor]) -> None:
+    """A codec gets in a second run what it got in the first, for the same reason."""
+    clients = engine.clients
+
+    def watched(t: int, client: int, update: Tensor, encode: Any = clients.encode_update) -> Any:
+        wanted = seen.setdefault((t, client), update.clone())
+        assert float((update - wanted).norm()) <= 1e-3 * float(wanted.norm()) + 1e-7, (t, client)
+        return encode(t, client, update.copy_(wanted))
+
+    if engine.settings.codec.is_lossy:
+        clients.encode_update = watched
+
+
 def compare(settings: Sequence[str], rows: int) -> None:
-    """A run with stacked rows against the run one by one."""
+    """A run with stacked rows against the run one by one; a dense network also against its own."""
     seen: dict[Crossing, Tensor] = {}
+    updates: dict[tuple[int, int], Tensor] = {}
+
+    def prepare(engine: Engine) -> None:
+        same_codes(engine, seen)
+        same_updates(engine, updates)
+        if (engine.settings.rows or 1) > 1:  # as on a GPU
+            engine.trainer.is_dense = False
+            widen(engine, 1)
+
     single, stacked = (
-        run(small(*allowed(*settings, *more)), prepare=lambda engine: same_codes(engine, seen))
-        for more in ((), (f"rows={rows}",))
+        run(small(*allowed(*settings, *more)), prepare=prepare)
+        for more in (("rows=1",), (f"rows={rows}",))
     )
+    if single.engine.trainer.is_dense:
+        alike(run(small(*allowed(*settings, f"rows={rows}"))), single)
     sizes = single.engine.population.sizes
     assert len(set(sizes.tolist())) > 2, "unequal shards"
     assert isinstance(single.engine.trainer.rows, OneByOne)
@@ -321,6 +358,14 @@ def test_stacked_equals_one_by_one_in_every_choice(choice: tuple[str, ...]) -> N
         compare((*choice, *ALL), 3)
 
 
+@codecs
+def test_stacked_equals_one_by_one_with_every_codec(
+    codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    compare((*CODECS[codec], *ALL), 3)
+
+
 @families
 def test_stacked_equals_one_by_one_with_statistics_of_their_own(
     family: str, monkeypatch: pytest.MonkeyPatch
@@ -342,7 +387,7 @@ def widen(engine: Engine, count: int) -> None:
 
 @networks
 def test_a_chunk_is_its_clients_one_by_one_bit_for_bit(words: tuple[str, ...]) -> None:
-    """Without stacking; split methods train so on a CPU."""
+    """Without stacking, as split methods train on a CPU, and dense networks with any method."""
     engine = Engine(small(*words, *EVERYTHING))
     trainer, clients = engine.trainer, engine.clients
     clients.start = engine.flat.initial

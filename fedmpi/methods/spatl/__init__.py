@@ -79,6 +79,7 @@ class Config(fedper.Config, selection.Config):
     slices: ClassVar[bool] = True
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
     aggregation: Literal["index", "zero-average"] = "index"
