@@ -9,7 +9,8 @@ Rank 0 is the server; the other ranks host the logical clients. In round t (`eng
               then upload -> pack.  In a split method clients and server take each step together;
               half of the clients computes while the server serves the other half:
               forward -> ask -> learn -> answer -> backward
-    collect   gather -> unpack -> server: absorb, in client order, one message at a time
+    collect   gather -> unpack -> server: absorb, in client order, one message at a time; or each
+              rank absorbs its own clients' uploads, and merge adds the ranks' sums (`reduce`)
     step      server: moves the model
     outcome   off the clock: accuracies, bytes, seconds as rows of tables -> `record`
 
@@ -38,16 +39,20 @@ The laws
  7. A client owns its state; the network belongs to the rank. State lies in `store` while its client
     is idle.
  8. Sums are things: `Sum` (a vector and a weight), `Held` (a mean over those who have a value),
-    `Kept` (median, trimmed mean, clip, noise).
- 9. Bytes are bytes: one packed buffer per rank and collective. The bytes reported are the length of
-    the buffers that MPI was handed, never a formula.
+    `Kept` (median, trimmed mean, clip, noise). What two sums consist of, an exchange may add up on
+    the way to the server.
+ 9. Bytes are bytes: one packed buffer per rank and collective. The bytes reported of a rank are the
+    length of the buffers that MPI was handed, and those of a client the length of its packed
+    messages, never a formula. Where uploads are added up on the way, the two have no common sum.
 10. One module knows MPI (`wire`), one HDF5 (`record`), one the wire format (`codec`).
 11. The round is on one screen.
 12. (settings, round) alone tell every rank which collectives come next. A run ends early in one way
     only: the server broadcasts no message for the next round, and every rank receives that alike.
-13. The number of ranks never changes the result: bit for bit on a CPU, to rounding on a GPU or
-    where `rows` stacks other networks than dense ones. Nor do settings of the machine
-    (`config.MACHINE`), which are no part of a run's identity; threads of a rank do to rounding.
+13. The number of ranks never changes the result: bit for bit on a CPU with the exchange `star`; to
+    rounding with one that adds on the way, on a GPU, or where `rows` stacks other networks than
+    dense ones. Nor do settings of the machine (`config.MACHINE`), which are no part of a run's
+    identity: where they decide who hosts whom or what is stacked (`exchange.window`) to rounding
+    likewise, as threads of a rank do.
 14. Waiting is not transfer, and nothing unknown passes. A timed barrier precedes each collective;
     on a split method's lines, counts are sent first, when messages are ready. Evaluation and
     recording are off the clock. Bad settings are errors before any collective.
@@ -76,6 +81,8 @@ that says which others it may import, and checks it.
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks
     select         which values are sent           counts         how many values are kept
+    kernels/       loops over arrays that run as machine code: `ranking` (the largest), `places`
+                   (positions), `adding`, `codes` (values of few bits), `philox` (random draws)
     clock          seconds by phase                ledger         bytes by client and kind
     sums           weighted sums of uploads, and robust alternatives to their mean
  networks/

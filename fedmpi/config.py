@@ -15,10 +15,10 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, StrictInt
 
 from fedmpi import inputs
 from fedmpi.errors import BadInput
@@ -60,7 +60,7 @@ READ, MACHINE = "read", "machine"
 machine, so that results do not depend on it, and it is no part of a run's identity."""
 
 BUDGET = r"^(up|down|total)_bytes:\d+(\.\d+)?(B|kB|MB|GB|TB)$"
-TARGET = r"^(accuracy|shard_mean|personal_mean):(0?\.\d+|1(\.0+)?)$"
+TARGET = r"^(accuracy|shard_mean|personal_mean):(0?\.\d+|1(\.0+)?|[1-9](\.\d+)?[eE]-0*[1-9]\d*)$"
 DEVICE = r"^(cpu|cuda(:\d+)?)$"
 SHA256 = "^[0-9a-f]{64}$"
 PLACE = r"^[^\x00]+$"
@@ -148,6 +148,10 @@ class Model(Table):
     name: str = ""
 
 
+Uploads = Literal["updates", "codes", "models", "nothing"]
+"""What the clients of a method upload (see `Method.uploads`)."""
+
+
 class Method(Table):
     """The method: what clients and server do with their models and messages.
 
@@ -159,6 +163,8 @@ class Method(Table):
             it holds the control variate, if there is one.
         sends: whether it also sends each participant a message of its own.
         is_global: whether the server has a whole model that can be evaluated.
+        adds: whether uploads are added up by what both halves know: then any rank can add its
+            clients' (see `fedavg.Half`), and the server needs no upload by itself.
         pools: whether every client uploads a whole update, as a median or trimmed mean needs it.
         keeps_state: whether clients keep state between rounds; they then stay on their rank.
         converses: whether clients and server exchange messages in each local step (split methods).
@@ -173,6 +179,13 @@ class Method(Table):
             so that a server optimizer (`aggregation.server`) can take the step instead.
         fits: whether the largest share of the model that fits a device can be found (`Tier.fit`).
         controls: whether control variates can correct its clients' gradients (`control`).
+        uploads: what clients upload. A codec (`codec`) takes updates, that is values in float32,
+            the first block of an upload. Codes are written as the method says; models are none.
+        apart: whether running statistics travel in a block of their own, behind the update.
+        travels: whether the positions of an update's values travel with them.
+        loses: whether something is left out of an update.
+        feedbacks: values of the setting `feedback` that are possible. Feedback needs updates of
+            one vector, whose positions mean the same in every round.
         implies: settings of the run that the method's name stands for, by their paths: defaults of
             their own, for where nothing is written. So a name can stand for settings alone.
         paper: the values of the method's paper, by the settings' paths, those of the training
@@ -187,9 +200,13 @@ class Method(Table):
     broadcasts: ClassVar[bool] = True
     is_global: ClassVar[bool] = True
     in_halves: ClassVar[bool] = True
+    adds: ClassVar[bool] = True
     in_turn: ClassVar[bool] = False
     converses: ClassVar[bool] = False
     controls: ClassVar[bool] = False
+    uploads: ClassVar[Uploads] = "updates"
+    apart: ClassVar[bool] = False
+    feedbacks: ClassVar[tuple[str, ...]] = ("none", "classic", "ef21")
     fits: ClassVar[bool] = False
     slices: ClassVar[bool] = False
 
@@ -207,6 +224,14 @@ class Method(Table):
 
     @property
     def keeps_state(self) -> bool:
+        return False
+
+    @property
+    def travels(self) -> bool:
+        return False
+
+    @property
+    def loses(self) -> bool:
         return False
 
     def turns(self, steps: int) -> int:
@@ -243,6 +268,14 @@ class Method(Table):
     def network(self, network: Any) -> Any:
         """The network that the method trains in place of the model's; by default the model's."""
         return network
+
+    def theirs(self, trainer: Any) -> Any:
+        """The network whose values a client uploads; by default all of it.
+
+        Args:
+            trainer: has the network and the samples.
+        """
+        return trainer.flat
 
     def held(self, trainer: Any) -> Any:
         """What a kind of device trains that holds some share of the model, if the method `fits`.
@@ -289,7 +322,14 @@ SPARSE = "method.sparsity above 0, found 0"
 
 
 class Exchange(Table):
-    """How messages travel between ranks."""
+    """How messages travel between ranks.
+
+    Attributes:
+        adds: whether uploads are added up before they reach the server, so that it learns of their
+            sum alone. The method must allow it (`Method.adds`).
+    """
+
+    adds: ClassVar[bool] = False
 
     name: str = ""
     window: Annotated[int, MACHINE] = Field(256, ge=1, le=MOST)
@@ -360,6 +400,45 @@ class Aggregation(Table):
     def is_mean(self) -> bool:
         """Whether it is the weighted mean of the updates as they are."""
         return self.rule == "mean" and not self.clip
+
+
+class Codec(Table):
+    """How the values of updates are written in messages, whatever the method chose to send.
+
+    Running statistics are always sent exactly. The change of a control variate is written like an
+    update.
+    """
+
+    values: Literal["f4", "f2", "bf16", "uniform", "ternary", "sign"] = "f4"
+    """Type of the values of an update. f4: float32, or what a method that has a coding of its own
+    sends. f2, bf16: 16-bit floats. uniform: codes of some bits between the least and the greatest
+    value. ternary: minus, zero or plus the largest magnitude, drawn so that a value is right on
+    average (TernGrad). sign: one bit, plus or minus the mean magnitude."""
+    bits: int = Field(8, ge=1, le=16)
+    """Bits per value, with values = uniform."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """Rounding with values = uniform. stochastic: up or down at random, so that a value is right on
+    average. nearest: to the nearest code."""
+    scales: Literal["whole", "tensor", "bucket"] = "whole"
+    """Which values share one scale, with values = uniform, ternary or sign. whole: all that are
+    sent. tensor: those of each weight or bias. bucket: as many in a row as bucket says."""
+    bucket: int = Field(512, ge=1, le=MOST)
+    """Number of values that share one scale, with scales = bucket."""
+    positions: Literal["auto", "uint32", "bitmap", "delta", "golomb", "dense"] = "auto"
+    """Encoding of the positions of an update's values, in methods that send positions. uint32: 32
+    bits each. bitmap: a bit for each that could be sent. auto: the shorter one of these two. delta:
+    gaps between them, in one byte or more each. golomb: gaps in Golomb code, the shortest for
+    positions at random. dense: none; values that were left out are sent as zeros."""
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether values change on the way."""
+        return self.values != "f4"
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether values are codes, which have a scale."""
+        return self.values in ("uniform", "ternary", "sign")
 
 
 class Evaluate(Table):
@@ -571,10 +650,10 @@ class Settings(Table):
     with down_bytes or total_bytes, in B, kB, MB, GB or TB. Messages before the first round count,
     too."""
     target: str | None = Field(None, pattern=TARGET)
-    """Accuracy at which the run ends: after the first round whose evaluation found no less, among
-    the rounds at whose end the method averages. Written as accuracy:0.97 for the global model on
-    the test set, or with shard_mean or personal_mean, the columns of the table rounds. The result
-    says whether the run ended so."""
+    """Accuracy at which the run ends: after the first round whose evaluation found no less. A
+    method that averages every several rounds finishes these first. Written as accuracy:0.97 for the
+    global model on the test set, or with shard_mean or personal_mean, the columns of the table
+    rounds. The result says whether the run ended so."""
     clients: int = Field(10, ge=1, le=MOST)
     """Number of logical clients. One rank hosts many of them."""
     newcomers: int = Field(0, ge=0, le=MOST)
@@ -644,6 +723,11 @@ class Settings(Table):
     travel beside model and update. mean: c_k is the mean of the client's gradients in its last
     round; right for every optimizer. niid: as in the code of NIID-Bench, the correction is a step
     of its own behind the optimizer's, and c_k follows from the update."""
+    feedback: Literal["none", "classic", "ef21"] = "none"
+    """What becomes of the part of an update that its compression left out, by the method or by
+    codec.values. none: it is lost. classic: the client adds it to its next update. ef21: client and
+    server keep an estimate of the client's update; the client sends the difference to it, and the
+    server averages estimates."""
     statistics: Literal["averaged", "local"] = "averaged"
     """BatchNorm's running statistics. averaged: sent and averaged like parameters. local: each
     client keeps its own and never sends them; the global model is then evaluated with the
@@ -680,13 +764,32 @@ class Settings(Table):
     method: Method
     exchange: Exchange
     aggregation: Aggregation = Aggregation()
+    codec: Codec = Codec()
     evaluate: Evaluate = Evaluate()
     state: State = State()
     devices: Devices = Devices()
 
+    _paper: str | None = PrivateAttr(None)
+
+    @property
+    def paper(self) -> str | None:
+        """The method whose paper's values stand where nothing was written; none if none do."""
+        return self._paper
+
+    def taking(self, paper: str | None) -> Self:
+        """Returns a copy that knows whose paper's values it has taken; it is the same run."""
+        found = self.model_copy()
+        found._paper = paper
+        return found
+
     def tree(self) -> Tree:
         """Every setting, defaults included, as plain values."""
         return self.model_dump(mode="json")
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether clients compress their updates with feedback."""
+        return self.feedback != "none" and (self.method.loses or self.codec.is_lossy)
 
     def is_spent(self, up: int, down: int) -> bool:
         """Whether a run with so many bytes has reached its budget."""
@@ -821,11 +924,7 @@ def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
             result records them; of names that are unknown here, too.
         contents: the SHA-256 of the files that settings name, by the settings' paths.
     """
-    found = copy.deepcopy(dict(tree))
-    chosen = (str(_value(found, f"{table}.name")) for table in AXES)
-    for path in marked(_known(tuple(chosen)), MACHINE):
-        *tables, leaf = path.split(".")
-        _at(found, tables).pop(leaf, None)
+    found = portable(tree)
     for path, sha256 in contents.items():
         *tables, leaf = path.split(".")
         _at(found, tables)[leaf] = sha256
@@ -833,8 +932,22 @@ def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def portable(tree: Mapping[str, Any]) -> Tree:
+    """Returns a copy of a run's settings without those that belong to the machine.
+
+    Args:
+        tree: as in `identity`.
+    """
+    found = copy.deepcopy(dict(tree))
+    chosen = (str(_value(found, f"{table}.name")) for table in AXES)
+    for path in marked(known(tuple(chosen)), MACHINE):
+        *tables, leaf = path.split(".")
+        _at(found, tables).pop(leaf, None)
+    return found
+
+
 @functools.cache
-def _known(chosen: tuple[str, ...]) -> type[Settings]:
+def known(chosen: tuple[str, ...]) -> type[Settings]:
     """All settings, with a name for each of `AXES`; those of every run, if a name is unknown."""
     known = all(name in names(table) for name, table in zip(chosen, AXES, strict=True))
     return whole(chosen) if known else Settings

@@ -64,6 +64,10 @@ class Half(fedavg.Half):
         """Returns the positions of the shared part."""
         return self.shared
 
+    def agreed(self, t: int) -> Tensor | None:
+        """Returns the positions of the shared part."""
+        return self.shared
+
 
 class Server(Half, fedavg.Server):
     def broadcast(self, t: int) -> list[Block]:
@@ -73,10 +77,6 @@ class Server(Half, fedavg.Server):
     def control_block(self, control: Tensor) -> Block:
         """Encodes the shared part of the control variate."""
         return sparse.block(Kind.GRADIENT, control[self.shared], self.flat.size)
-
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds an update of the shared part."""
-        self.sum.add(blocks[0], weight, self.shared)
 
 
 class Clients(Half, fedavg.Clients):
@@ -124,7 +124,12 @@ class Clients(Half, fedavg.Clients):
         found[self.private] = self.own.get(client, self.initial).to(w.device)
         return found
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+    def update(self, client: int, w: Tensor) -> Tensor:
+        """Returns the update of the shared part, which is zero in the personal part: [n]."""
+        found = super().update(client, w)
+        found[self.private] = 0
+        return found
+
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the update of the shared part."""
-        update = w[self.shared] - self.start[self.shared]
-        return [sparse.block(Kind.GRADIENT, update, self.flat.size)]
+        return [sparse.block(Kind.GRADIENT, update[self.shared], self.flat.size)]

@@ -22,21 +22,23 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Kind, Message, pack, unpack
 from fedmpi.methods import fedavg
 from fedmpi.networks.flat import Flat
-from fedmpi.training import spans
-from fedmpi.training.feedback import Feedback
+from fedmpi.training import feedback, spans
 from fedmpi.training.train import Trainer
 
 
-class Config(spans.Config):
+class Config(feedback.Config, spans.Config):
     broadcasts = False
+    controls: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     sends: ClassVar[bool] = True
     keeps_state: ClassVar[bool] = True
+    uploads: ClassVar[config.Uploads] = "codes"
     paper: ClassVar[Mapping[str, Any]] = {
         "method.sparsity": 0.9975,
         "method.sparsity_down": 0.9975,
@@ -67,7 +69,17 @@ class Config(spans.Config):
         return min(2, len(self.lengths(flat, flat.movable)))
 
 
-class Server(fedavg.Server):
+class Ternary(fedavg.Half):
+    """Both sides read ternary updates."""
+
+    method: Config
+
+    def decode_update(self, t: int, client: int, blocks: Sequence[Block]) -> Block:
+        """Restores a ternary update."""
+        return self.method.values(blocks, self.flat)
+
+
+class Server(Ternary, fedavg.Server):
     """A server that remembers its last updates, as blocks.
 
     Attributes:
@@ -79,8 +91,6 @@ class Server(fedavg.Server):
         knows: the round in which each client took part last, int64 [clients]; -1 if it never did.
     """
 
-    method: Config
-
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.rest = torch.zeros_like(self.w)
@@ -90,7 +100,6 @@ class Server(fedavg.Server):
         self.lengths: dict[int, int] = {}
         self.forgotten = torch.zeros((), dtype=torch.int64)
         self.knows = torch.full((settings.clients,), -1)
-        self.blocks_per_upload = self.method.parts(self.flat)
 
     def state(self) -> dict[str, Tensor]:
         """The model, the residual, the last updates as one buffer, and what each client knows."""
@@ -113,10 +122,6 @@ class Server(fedavg.Server):
         return [
             block for round, blocks in self.history.items() if round >= first for block in blocks
         ]
-
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds a client's ternary update."""
-        self.sum.add(self.method.values(blocks, self.flat), weight)
 
     def step(self, t: int) -> None:
         """Moves the model by the compressed mean update; the error becomes the next residual."""
@@ -156,12 +161,9 @@ def follow(w: Tensor, blocks: Sequence[Block], method: Config, flat: Flat) -> No
             sparse.add(w, block, agreed=flat.stat_positions.to(w.device))
 
 
-class Clients(fedavg.Clients):
-    method: Config
-
+class Clients(Ternary, fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.feedback = Feedback(trainer, self.flat.size)
         self.models = trainer.store("model", self.flat.size)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
@@ -177,12 +179,6 @@ class Clients(fedavg.Clients):
             follow(model, blocks, self.method, self.flat)
         self.models[client] = self.start = model
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Sends the largest values of update + residual as signs with one magnitude."""
-        update = w - self.start
-        statistics = self.take_statistics(update)
-        self.feedback.add(client, update)
-        blocks = self.method.ternary(update, self.flat, self.method.sparsity)
-        sent = sparse.vector(self.method.values(blocks, self.flat), self.flat.size, update.device)
-        self.feedback.remember(client, update - sent, update)
-        return [*blocks, *statistics]
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
+        """Sends the largest values as signs with one magnitude."""
+        return self.method.ternary(update, self.flat, self.method.sparsity)

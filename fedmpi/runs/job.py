@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from fedmpi import provenance
+from fedmpi import loading, provenance
 from fedmpi.clients import heterogeneity
 from fedmpi.config import Settings
 from fedmpi.engine import Engine
@@ -23,10 +23,10 @@ from fedmpi.messages import wire
 from fedmpi.messages.clock import Clock
 from fedmpi.messages.wire import Wire
 from fedmpi.results import record, tables
-from fedmpi.results.lease import Lease
+from fedmpi.results.lease import Held, Lease
 from fedmpi.results.record import Record
 from fedmpi.runs import earlier, launch, memory
-from fedmpi.runs.sweep import Sweep, account
+from fedmpi.runs.sweep import ELSEWHERE, Sweep, account
 from fedmpi.training import hardware
 from fedmpi.units import amount, duration
 
@@ -67,8 +67,9 @@ class Job:
             return found  # type: ignore[return-value]
         if self.wire.rank != first:
             raise BadInput
-        where = "" if first == wire.ROOT else f"rank {first} on {wire.host()}: "
-        raise BadInput(f"{where}{problem}")
+        if problem is not None and first == wire.ROOT:
+            raise problem
+        raise BadInput(f"rank {first} on {wire.host()}: {problem}")
 
     def agree(self, ours: str, what: str) -> None:
         """Makes sure that all ranks have the same; nothing is sent but a hash.
@@ -120,7 +121,8 @@ class Job:
             except (BadInput, Failure) as error:
                 if str(error):
                     say(f"run {number} ({member}): {error}")
-                became[number] = "failed" if isinstance(error, Failure) else "refused"
+                word = ELSEWHERE if isinstance(error, Held) else "refused"
+                became[number] = "failed" if isinstance(error, Failure) else word
                 code = code if code == 1 else 1 if isinstance(error, Failure) else 2
             # The parts of a run know each other in circles, and would pile up, run upon run.
             gc.collect()
@@ -203,6 +205,8 @@ class Job:
                 "partition_sha256": engine.population.fingerprint,
                 **heterogeneity.measures(engine.population.counts),
             }
+            changed = loading.changes(settings.tree(), settings.paper)
+            about |= {"paper": settings.paper or "", "changed": json.dumps(changed)}
             if contents := settings.contents():
                 about["files_sha256"] = json.dumps(contents)
             file = Record(held, settings.tree(), settings.identity(), about, tables.TABLES)

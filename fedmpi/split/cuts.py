@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ class Cut(config.Method):
     the network is the server's."""
 
     converses = True
+    adds = False
 
     def turns(self, steps: int) -> int:
         """Returns one exchange a step, or two if there is a tail."""
@@ -90,6 +91,10 @@ class Cut(config.Method):
         """How long the parts are."""
         return Sections(*(part.size for part in self.parts(flat)))
 
+    def theirs(self, trainer: Any) -> Flat:
+        """Front and tail, which a client uploads."""
+        return self.held(trainer.flat)
+
     def held(self, flat: Flat) -> Flat:
         """Front and tail as one: how they lie in what a client uploads."""
         front, _, tail = self.parts(flat)
@@ -119,6 +124,12 @@ class Crossing(NamedTuple):
     t: int
     client: int
     step: int
+
+    @property
+    def ids(self) -> tuple[int, int, int, int]:
+        """Round, client, step and way: 0 for activations, 1 for gradients, 2 and 3 at cut 1."""
+        way = 2 * self.cut + (self.kind == Kind.GRADIENT)
+        return self.t, self.client, self.step, way
 
 
 def shape_behind(flats: Sequence[Flat], x: Tensor) -> torch.Size:

@@ -22,6 +22,7 @@ from fedmpi.messages.codec import (
     Coding,
     Kind,
     Message,
+    Places,
     Scale,
     pack,
     unpack,
@@ -29,6 +30,7 @@ from fedmpi.messages.codec import (
 from fedmpi.messages.counts import keep_round
 from fedmpi.results import tables
 from fedmpi.streams import Purpose, stream
+from tests import coded
 from tests.plain import METHODS
 from tests.small import Run, run, small
 
@@ -75,31 +77,40 @@ GOLDEN = [
         "09 01 000000000000",
     ),
     (
-        Block(
-            *(Kind.GRADIENT, 5, Coding.CODES, np.array([1, 2, 3, 4, 7], "u1"), None),
-            *(3, Scale(-1.5, 0.25)),
-        ),
+        coded.block(Kind.GRADIENT, 5, [1, 2, 3, 4, 7], 3, Scale(-1.5, 0.25)),
         # 1, 2, 3, 4, 7, the lowest bits first: 100 010 11|0 001 111
         "01 07 00 03 00000000 0500000000000000 0500000000000000 0000c0bf 0000803e"
         "d1 78 000000000000",
     ),
     (
-        Block(
-            *(Kind.GRADIENT, 2, Coding.CODES, np.array([0xABC, 0x123], "u2"), None),
-            *(12, Scale(0.0, 1.0)),
-        ),
+        coded.block(Kind.GRADIENT, 2, [0xABC, 0x123], 12),
         "01 07 00 0c 00000000 0200000000000000 0200000000000000 00000000 0000803f"
         "bc 3a 12 0000000000",
     ),
     (
-        Block(
-            *(Kind.GRADIENT, 100, Coding.CODES, np.array([0, 1], "u1"), places(3, 64)),
-            *(1, Scale(-0.5, 1.0), True),
+        coded.block(
+            *(Kind.GRADIENT, 100, [0, 1], 1, Scale(-0.5, 1.0), places(3, 64)), Places.GOLOMB
         ),
         # Gaps of 3 and 60 with five lower bits: 1 01 | 11000 00111
         "01 07 03 01 03000000 6400000000000000 0200000000000000 000000bf 0000803f"
         "1d 1c 000000000000"
         "02 00000000000000",
+    ),
+    (
+        Block(Kind.MASK, 70000, Coding.NONE, None, places(3, 64, 300, 69999), places=Places.DELTA),
+        # Gaps of 3, 60, 235 = 107 + 128 and 69698 = 66 + 32 * 128 + 4 * 128^2.
+        "04 00 04 00 07000000 7011010000000000 0400000000000000 00000000 00000000"
+        "03 3c eb01 c2a004 00",
+    ),
+    (
+        Block(Kind.MASK, 100, Coding.NONE, None, places(3, 64), places=Places.BITMAP),
+        "04 00 02 00 00000000 6400000000000000 0200000000000000 00000000 00000000"
+        "08 00000000000000 01 00000000 000000",
+    ),
+    (
+        Block(Kind.MASK, 9, Coding.NONE, None, places(0, 3, 8), places=Places.POSITIONS),
+        "04 00 01 00 00000000 0900000000000000 0300000000000000 00000000 00000000"
+        "00000000 03000000 08000000 00000000",
     ),
 ]
 """Blocks of every coding, with their bytes in version 2."""
@@ -288,6 +299,28 @@ def scaffold(found: Run, t: int, client: int) -> Bytes:
 def top(found: Run, t: int, client: int) -> Bytes:
     k = round(N * (1 - found.engine.settings.method.sparsity))
     return total(down(MODEL), up(("gradient", 4 * k, shorter(k, N))))
+
+
+def bucketed(found: Run, t: int, client: int) -> Bytes:
+    """Five bits a value, and a least value and a step for each 100."""
+    scales = ("gradient", 8 * ceil(N / 100), 0)
+    return total(down(MODEL), up(("gradient", ceil(5 * N / 8), 0), scales))
+
+
+def halves(found: Run, t: int, client: int) -> Bytes:
+    return total(down(MODEL), up(("gradient", 2 * N, 0)))
+
+
+def signed_top(found: Run, t: int, client: int) -> Bytes:
+    """A bit a value that is sent, and a scale for each tensor."""
+    k = round(N * 0.1)
+    scales = ("gradient", 4 * len(TENSORS), 0)
+    return total(down(MODEL), up(("gradient", ceil(k / 8), shorter(k, N)), scales))
+
+
+def zeros(found: Run, t: int, client: int) -> Bytes:
+    """Eight bits for every value, and no positions."""
+    return total(down(MODEL), up(("gradient", N, 0)))
 
 
 def dgc(found: Run, t: int, client: int) -> Bytes:
@@ -610,6 +643,7 @@ def case(formula: Formula, name: str, *words: str) -> Any:
     return pytest.param(formula, (f"method.name={name}", *words), id=" ".join((name, *words)))
 
 
+CODED = ("codec.values=uniform",)
 UNCHANGED = ("method.start=0.5", "method.sparsity=0.5", "method.decrease=0.0", "method.every=1")
 FEW = [
     case(top, "topk", "method.sparsity=0.9"),
@@ -638,6 +672,11 @@ CASES = [
     case(dgc, "dgc"),
     case(randomk, "randomk"),
     case(qsgd, "qsgd", "method.bits=5", "method.bucket=64"),
+    case(bucketed, "fedavg", *CODED, "codec.bits=5", "codec.scales=bucket", "codec.bucket=100"),
+    case(halves, "fedavg", "codec.values=bf16"),
+    case(halves, "ditto", "codec.values=f2", "feedback=ef21"),
+    case(signed_top, "topk", "codec.values=sign", "codec.scales=tensor"),
+    case(zeros, "topk", *CODED, "codec.positions=dense"),
     case(signsgd, "signsgd"),
     case(scaled, "signsgd", "method.spans=whole"),
     case(stc, "stc", "method.sparsity=0.9965"),

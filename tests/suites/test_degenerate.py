@@ -34,10 +34,20 @@ def test_fedprox_without_its_term_is_fedavg(words: tuple[str, ...]) -> None:
 
 
 @worlds
-@pytest.mark.parametrize("feedback", ["true", "false"])
+@pytest.mark.parametrize("feedback", ["classic", "none"])
 def test_topk_without_sparsity_is_fedavg(words: tuple[str, ...], feedback: str) -> None:
-    mine = ("method.name=topk", "method.sparsity=0.0", f"method.error_feedback={feedback}")
+    mine = ("method.name=topk", "method.sparsity=0.0", f"feedback={feedback}")
     assert run(small(*mine, *words)).sha256 == run(small(*words)).sha256
+
+
+@worlds
+@pytest.mark.parametrize("spans", ["whole", "tensor"])
+def test_a_codec_of_signs_is_signsgd(words: tuple[str, ...], spans: str) -> None:
+    """With estimates, which the server adds in one go, in every bit."""
+    words = (*words, "feedback=ef21")
+    signs = run(small("method.name=signsgd", f"method.spans={spans}", *words))
+    codec = run(small("codec.values=sign", f"codec.scales={spans}", *words))
+    assert codec.sha256 == signs.sha256
 
 
 @worlds

@@ -15,7 +15,7 @@ from tests.plain import CHOICES, CNN, EVERYTHING, FILES, METHODS, allowed, named
 from tests.small import Run, alike, refusal, run, small
 
 CASES = [(name,) for name in METHODS]
-CASES += [("splitfed", "method.version=v2"), ("topk", "method.error_feedback=false")]
+CASES += [("splitfed", "method.version=v2"), ("topk", "feedback=none")]
 CASES += [("feddst", "method.every=1", "method.end=1.0"), ("prunefl", "method.every=1")]
 EASY = (
     *("rounds=15", "lr=0.3", "data.classes=4", "data.separation=8.0", "data.samples=400"),
@@ -102,6 +102,30 @@ def test_every_choice_runs_or_says_what_it_wants(choice: tuple[str, ...]) -> Non
     sound(run(small(*choice)))
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_a_codec_or_is_named(name: str) -> None:
+    """Where it does, an update takes a quarter of its bytes; the model is near the one without."""
+    method = config.module("method", name).Config
+    more = (f"method.name={name}", "participation=0.6")
+    coded = (*more, "codec.values=uniform", "codec.bits=8")
+    if method.uploads != "updates":
+        why = refusal(*coded)
+        assert f"found method.name = '{name}', which " in why
+        assert all(line.startswith("codec.values = 'uniform'") for line in why.split("\n"))
+        return
+    found, plain = run(small(*coded)), run(small(*more))
+    sound(found)
+    if found.engine.method.is_global:
+        moved = np.abs(plain.model - plain.engine.flat.initial.numpy()).max()
+        assert 0 < np.abs(found.model - plain.model).max() < 0.5 * moved
+    rows = [one.tables["clients"] for one in (found, plain)]
+    here = rows[0]["round"] >= 0
+    sent = [table["up_gradient"][here].sum() for table in rows]
+    assert sent[0] == sent[1] / 4
+    for column in ("up_mask", "up_model", "up_activation", "down_model", "down_gradient"):
+        np.testing.assert_array_equal(*(table[column] for table in rows))
+
+
 @every_case
 def test_every_result_has_three_accuracies(case: tuple[str, ...]) -> None:
     """Of the global model on all test samples, and on clients' own; of clients' own models there.
@@ -146,7 +170,7 @@ def test_it_learns(case: tuple[str, ...]) -> None:
 @every_case
 def test_bytes_are_charged_to_clients(case: tuple[str, ...]) -> None:
     found = run(words(case, "rounds=3", "participation=0.6"))
-    tables, says = found.tables, found.engine.server.blocks_per_upload > 0
+    tables, says = found.tables, found.engine.method.uploads != "nothing"
     for row in tables["rounds"]:
         clients = tables["clients"][tables["clients"]["round"] == row["round"]]
         for way in ("up", "down"):
@@ -203,9 +227,8 @@ def test_blocks_survive_the_wire(case: tuple[str, ...], monkeypatch: pytest.Monk
     if -1 in engine.population.agreements:
         listen(engine.server, "agreement")
     rounds = len(list(play(engine)))
-    assert len(blocks) >= rounds * (1 + engine.settings.clients) * min(
-        1, engine.server.blocks_per_upload
-    )
+    says = engine.method.uploads != "nothing"
+    assert len(blocks) >= rounds * (1 + engine.settings.clients) * says
     message = Message(7, blocks, 3.5)
     data, account = pack([message])
     (found,), counted = unpack(data)

@@ -20,7 +20,7 @@ from fedmpi.messages.wire import Wire
 from fedmpi.methods.spatl import agent
 from fedmpi.results.outcome import Outcome
 from fedmpi.training.store import Stores
-from tests.plain import CHOICES, CNN, METHODS
+from tests.plain import CHOICES, CNN, CODECS, METHODS
 from tests.small import small, smooth
 
 CASES = [
@@ -40,6 +40,7 @@ CASES = [
     ("method.name=fedsl", "method.interval=3"),
     ("method.name=fedsl", "method.interval=3", "method.structured=channels"),
     ("method.name=splitlearning", "devices.dropouts=0.9"),
+    *CODECS.values(),
 ]
 """Every method, each of its choices, and those whose states move within four rounds."""
 MANY = ("clients=40", "participation=0.1", "partition.name=iid")

@@ -39,7 +39,7 @@ from fedmpi.messages.sums import Held
 from fedmpi.methods import fedavg
 from fedmpi.methods.hetiot.compress import Compressor, Local, LowRank, Prune, Quant, Width
 from fedmpi.networks.flat import Flat
-from fedmpi.streams import Purpose, stream
+from fedmpi.streams import Purpose, key
 from fedmpi.training.probe import Variant
 from fedmpi.training.train import Trainer
 
@@ -51,7 +51,10 @@ class Config(config.Method):
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     fits: ClassVar[bool] = True
+    uploads: ClassVar[config.Uploads] = "codes"
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
     compressor: config.Compressor = "prune"
     """How the server compresses the model for devices that have no compressor of their own. prune:
@@ -158,7 +161,6 @@ class Server(fedavg.Server):
     """
 
     method: Config
-    blocks_per_upload = 3
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -174,7 +176,15 @@ class Server(fedavg.Server):
             self.made[plan] = blocks, self.compressors.local(blocks, plan)
         return self.made[plan][0]
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
         """Adds the update of the compressed model, mapped to the whole model."""
         local = self.made[self.compressors.plans[client]][1]
         sent = local.sent(blocks, self.w.device)
@@ -240,8 +250,8 @@ class Clients(fedavg.Clients):
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update of the compressed model."""
         local = self.locals[client]
-        random = stream(self.settings.seed, Purpose.QUANTIZE, t, client)
-        return local.upload(w - local.start, random)
+        secret = key(self.settings.seed, Purpose.ROUND, t, client)
+        return local.upload(w - local.start, secret)
 
     def burden(self, t: int, client: int) -> Burden:
         """Returns the cost of the smaller network, or the whole one without pruned weights."""

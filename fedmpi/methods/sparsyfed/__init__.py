@@ -38,6 +38,8 @@ from fedmpi.training.train import Trainer
 
 class Config(config.Method):
     optimizes: ClassVar[bool] = False
+    uploads: ClassVar[config.Uploads] = "models"
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
     paper: ClassVar[Mapping[str, Any]] = {"schedule": "cosine", "method.beta": 1.25}
 
     sparsity: float = Field(0.9, ge=0, lt=1)
@@ -57,28 +59,37 @@ def encode_nonzero(w: Tensor, prunable: Tensor) -> list[Block]:
     return blocks[:1] if bool(mask.all()) else blocks
 
 
-class Server(staticmask.Pruned):
-    blocks_per_upload = 2
+class Half(fedavg.Half):
+    """What both sides know: `prunable`, which weights can be pruned, bool [n]."""
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.prunable = self.flat.prunable().to(trainer.device)
 
-    def broadcast(self, t: int) -> list[Block]:
-        """Sends the model's values that are not zero, with their positions."""
-        return encode_nonzero(self.w, self.prunable)
-
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
         """Adds a client's pruned model."""
         self.sum.total.add_(staticmask.decode_model(blocks, self.prunable)[0], alpha=weight)
 
 
-class Clients(fedavg.Clients):
+class Server(Half, staticmask.Pruned):
+    def broadcast(self, t: int) -> list[Block]:
+        """Sends the model's values that are not zero, with their positions."""
+        return encode_nonzero(self.w, self.prunable)
+
+
+class Clients(Half, fedavg.Clients):
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.prunable = self.flat.prunable().to(trainer.device)
         self.places = self.prunable.nonzero().squeeze(1)
         self.kept = torch.ones_like(self.prunable)
 
