@@ -52,6 +52,8 @@ Width = Annotated[StrictInt, Field(ge=1, le=MOST)]
 """An item of a list of whole numbers, such as channels or units."""
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 32]
 """Bits of a value, as a setting; 32 is a float, not quantized."""
+Spans = Literal["whole", "tensor"]
+"""Which values compete for being sent, or share one scale."""
 Metres = Annotated[float, Field(gt=0, le=LARGEST, strict=True)]
 
 
@@ -158,6 +160,13 @@ class Method(Table):
         broadcasts: whether the server sends all participants the same message when a round begins;
             it holds the control variate, if there is one.
         sends: whether it also sends each participant a message of its own.
+        sends_changes: whether the server sends changes of its model in place of the model, to each
+            participant those that it missed (see `training.downlink`).
+        can_send_changes: whether the settings can have it so (`codec.down`): whether the broadcast
+            is the whole model, by which the clients' models begin the round, and each step of the
+            server adds to the model what does not depend on it.
+        own_changes: the setting that says how the server's word is compressed, in methods that have
+            one of their own.
         is_global: whether the server has a whole model that can be evaluated.
         pools: whether every client uploads a whole update, as a median or trimmed mean needs it.
         keeps_state: whether clients keep state between rounds; they then stay on their rank.
@@ -185,6 +194,9 @@ class Method(Table):
     implies: ClassVar[Mapping[str, Any]] = {}
     paper: ClassVar[Mapping[str, Any]] = {}
     broadcasts: ClassVar[bool] = True
+    sends_changes: ClassVar[bool] = False
+    can_send_changes: ClassVar[bool] = True
+    own_changes: ClassVar[str] = ""
     is_global: ClassVar[bool] = True
     in_halves: ClassVar[bool] = True
     in_turn: ClassVar[bool] = False
@@ -360,6 +372,44 @@ class Aggregation(Table):
     def is_mean(self) -> bool:
         """Whether it is the weighted mean of the updates as they are."""
         return self.rule == "mean" and not self.clip
+
+
+class Down(Table):
+    """What the server sends of its model, in methods whose server sends all of it to every client.
+
+    By default it is the model. Otherwise it is the model's change, compressed. What a change leaves
+    out is added to the next one. All sides hold the same model, which moved by what was sent; it is
+    the global model of the run. A client that missed rounds receives the changes that it missed, or
+    the whole model if that is shorter, and so does one that takes part for the first time. Running
+    statistics are sent exactly.
+    """
+
+    values: Literal["none", "f4", "f2", "bf16", "uniform", "ternary", "sign"] = "none"
+    """Coding of the values of the model's change. none: the server sends the whole model in
+    float32. f4: float32. f2: float16. bf16: bfloat16. uniform: codes of a few bits between the
+    smallest and the largest value, rounded to the nearest. ternary: the signs of the values that
+    are sent, and their mean magnitude. sign: the signs of all values, and their mean magnitude."""
+    bits: int = Field(8, ge=1, le=16)
+    """Bits of a value, with values = uniform."""
+    sparsity: float = Field(0.0, ge=0, lt=1)
+    """Share of the change's values that are not sent: all but the largest. 0 sends all."""
+    spans: Spans = "whole"
+    """Which values compete for being sent, or share one scale. whole: those of all parameters.
+    tensor: those of each weight or bias by itself, at least one of which is sent."""
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether nothing of the model is lost: then the model itself is no longer than a change.
+
+        So the server sends the model.
+        """
+        return self.values in ("none", "f4") and not self.sparsity
+
+
+class Codec(Table):
+    """How values are coded on the wire."""
+
+    down: Down = Down()
 
 
 class Evaluate(Table):
@@ -678,9 +728,31 @@ class Settings(Table):
     method: Method
     exchange: Exchange
     aggregation: Aggregation = Aggregation()
+    codec: Codec = Codec()
     evaluate: Evaluate = Evaluate()
     state: State = State()
     devices: Devices = Devices()
+
+    @property
+    def sends_changes(self) -> bool:
+        """Whether the server sends changes of its model: see `Method.sends_changes`."""
+        return self.method.sends_changes or self.codec.down.values != "none"
+
+    @property
+    def broadcasts(self) -> bool:
+        """Whether the server sends its model to all participants alike."""
+        return self.method.broadcasts and not self.sends_changes
+
+    @property
+    def sends(self) -> bool:
+        """Whether the server sends each participant a message of its own."""
+        return self.method.sends or self.sends_changes
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether clients keep anything between rounds; they then stay on their rank."""
+        has_own = self.control != "none" or self.statistics == "local" or self.sends_changes
+        return self.method.keeps_state or has_own
 
     def tree(self) -> Tree:
         """Every setting, defaults included, as plain values."""

@@ -377,7 +377,45 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
-    return [*found, *_work(settings), *_impossible(settings.devices), *_idle(settings)]
+    found += [*_down(settings), *_work(settings)]
+    return [*found, *_impossible(settings.devices), *_idle(settings)]
+
+
+def _down(settings: Settings) -> list[str]:
+    """Names settings of the server's word that have no effect or cannot be."""
+    down, found = settings.codec.down, []
+    is_sparse, is_coded = down.sparsity > 0, down.values in ("uniform", "ternary", "sign")
+    wants_values = "codec.down.values other than 'none'"
+    idle = {
+        "bits": down.values != "uniform" and "codec.down.values = 'uniform'",
+        "sparsity": down.values == "none" and f"{wants_values}, such as 'f4'",
+        "spans": not (is_coded or is_sparse) and "codec.down.sparsity above 0, or codes",
+    }
+    for name, wanted in idle.items():
+        value = getattr(down, name)
+        if wanted and value != config.Down.model_fields[name].default:
+            found.append(
+                f"codec.down.{name} = {said(value)}: wanted {wanted}, found values = "
+                f"'{down.values}' and sparsity = {down.sparsity}"
+            )
+    if down.values == "sign" and is_sparse:
+        found.append(
+            f"codec.down.sparsity = {down.sparsity}: wanted 0 beside codec.down.values = 'sign', "
+            "which sends all signs; possible is 'ternary'"
+        )
+    if down.values == "ternary" and not is_sparse:
+        found.append(
+            "codec.down.values = 'ternary': wanted codec.down.sparsity above 0, found 0; possible "
+            "is 'sign', which sends all signs without positions"
+        )
+    if down.values != "none" and not settings.method.can_send_changes:
+        own = settings.method.own_changes
+        found.append(
+            f"codec.down.values = '{down.values}': wanted a method whose server sends all clients "
+            f"its whole model, found method.name = '{settings.method.name}'"
+            f"{f', whose own way is set by {own}' if own else ''}"
+        )
+    return found
 
 
 def _work(settings: Settings) -> list[str]:

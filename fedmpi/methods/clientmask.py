@@ -35,6 +35,7 @@ class Config(config.Method):
     optimizes: ClassVar[bool] = False
     broadcasts = False
     sends: ClassVar[bool] = True
+    can_send_changes: ClassVar[bool] = False
 
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of each layer's weights that a client prunes."""

@@ -57,6 +57,8 @@ PAPER: Mapping[str, Any] = {
 class Masked(config.Method):
     """Settings of a method whose model is sparse, with one mask for all clients."""
 
+    can_send_changes: ClassVar[bool] = False
+
     def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """Returns the mask at the start of training, bool [n]; by default the whole model."""
         return torch.ones(flat.size, dtype=torch.bool)

@@ -198,7 +198,7 @@ def test_blocks_survive_the_wire(case: tuple[str, ...], monkeypatch: pytest.Monk
 
     listen(engine.server, "broadcast")
     listen(engine.clients, "upload")
-    if engine.method.sends:
+    if engine.settings.sends:
         listen(engine.server, "send")
     if -1 in engine.population.agreements:
         listen(engine.server, "agreement")
