@@ -410,6 +410,7 @@ class Codec(Table):
     """How values are coded on the wire."""
 
     down: Down = Down()
+    """What the server sends of its model: the model, or its change in some coding."""
 
 
 class Evaluate(Table):
