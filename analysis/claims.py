@@ -671,7 +671,8 @@ def _size(differing: Differences, is_own: bool) -> str:
     if not differing:
         return ""
     words = [
-        f"{name} {'unknown' if found is None else written(found)} ({written(wanted)})"
+        f"{name} {'unknown' if found is None else written(found)} "
+        f"({statements.NOT_SET if wanted is None else written(wanted)})"
         for name, (found, wanted) in differing.items()
     ]
     more = [f"{len(words) - SHOWN} more"] if len(words) > SHOWN else []

@@ -76,6 +76,10 @@ RESULTS = {
 }
 """Columns of `runs` that are computed from a file, and their meanings."""
 ABOUT = "about."
+CHANGED, ABSENT = f"{ABOUT}changed", f"{ABOUT}absent"
+"""Columns of `runs`: the settings that differ from what the run's names and paper stand for, with
+the value that each would have, NA if the result does not say it; and the settings that the run has,
+but that are not set."""
 CONTENTS = "sha256."
 """Beginning of the names of columns with the hashes of the files that a run read: `sha256.data`, or
 `sha256.trace` for the file that the setting `trace` names."""
@@ -217,6 +221,11 @@ def varying(runs: pd.DataFrame) -> list[str]:
     return [name for name in settings(runs) if name not in MACHINE and _varies(runs, name)]
 
 
+def absent(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the settings that are there, but not set; those that a method lacks are not there."""
+    return tuple(name for name, value in given.items() if value is None)
+
+
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """Returns a tree's leaves by their dotted paths; lists as tuples, which can be compared.
 
@@ -326,6 +335,8 @@ def _read_once(path: Path, table: str) -> Result:
         attributes["settings"] = _parsed(attributes, "settings")
         if not isinstance(attributes["settings"], dict):
             raise ValueError("a damaged result: its settings are no table")
+        if "changed" in attributes:
+            attributes["changed"] = _changed(attributes)
         if isinstance(attributes.get("hosts"), str):  # a line for each rank
             attributes["hosts"] = tuple(attributes["hosts"].splitlines())
         rounds = _frame(_rows(file["rounds"]))
@@ -360,6 +371,14 @@ def _parsed(attributes: Mapping[str, Any], name: str) -> Any:
         raise ValueError(f"a damaged result: its {name} are no JSON") from None
 
 
+def _changed(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that a run changed, each with the value instead."""
+    found = _parsed(attributes, "changed")
+    if not isinstance(found, dict):
+        raise ValueError("a damaged result: what it changed is no table")
+    return {name: _tuple(value) for name, value in found.items()}
+
+
 def _rows(data: h5py.Dataset) -> np.ndarray:
     if data.nbytes > data.id.get_storage_size():
         raise ValueError(f"a damaged result: the table {data.name} lacks rows")
@@ -387,6 +406,7 @@ def _runs(results: Sequence[Result]) -> pd.DataFrame:
     own = ("settings", *RESULTS)
     about = [
         {f"{ABOUT}{name}": value for name, value in result.attributes.items() if name not in own}
+        | {ABSENT: absent(result.given)}
         for result in results
     ]
     facts = pd.DataFrame([result.facts for result in results], columns=list(RESULTS))

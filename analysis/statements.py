@@ -20,7 +20,7 @@ settings at the paper's own size, and runs that differ from them are of a reduce
 import difflib
 import math
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,14 @@ SEED, PAPER = "seed", "paper"
 """Settings of a sweep that say nothing on its size: the second stands for others."""
 UNSET = "unset"
 """Of a selector: runs that have no such setting."""
+NOT_SET = "absent"
+"""Value of a sweep's setting that takes it back, and how one that is not set reads."""
+ASIDE = (
+    *("target", "device", "rows", "server", "server_device"),
+    *("evaluate.final", "evaluate.theory"),
+)
+"""Settings that change neither what is trained nor the accuracies of rounds: a claim whose runs
+need one of them states it."""
 SAMPLES = "samples"
 TRAINING = f"{frames.ABOUT}train_samples"
 """Column of `frames.runs` with the number of the data set's training samples."""
@@ -206,12 +214,14 @@ class Study:
         sizes: names of its other sizes.
         grids: for each grid the settings of the paper's size: one of several sets of values, for
             the base and for each axis.
+        paper: the method whose paper's values the base takes; or none.
     """
 
     file: Path
     claims: tuple[Claim, ...]
     sizes: tuple[str, ...]
     grids: tuple[tuple[tuple[Mapping[str, Any], ...], ...], ...]
+    paper: str | None = None
 
     @property
     def name(self) -> str:
@@ -243,12 +253,35 @@ class Study:
                     left = {path: v for path, v in one.items() if path not in claim.own}
                     misses.append(_missed(left, run))
                 differing |= misses[min(range(len(misses)), key=lambda i: len(misses[i]))]
-            found.append(differing)
+            stated = {path for alternatives in grid for one in alternatives for path in one}
+            found.append(differing | self._beside({*stated, *claim.own}, run))
         nearest = found[min(range(len(found)), key=lambda i: len(found[i]))]
         known = run.get(TRAINING)
         if claim.samples is not None and (is_unset(known) or known != claim.samples):
             nearest["training samples"] = (None if is_unset(known) else known, claim.samples)
         return nearest
+
+    def _beside(self, stated: Collection[str], run: Mapping[Any, Any]) -> Differences:
+        """Returns what a run changed of settings that are not stated; nothing if it is not known.
+
+        The settings of the paper's size are then those that its names and its paper stand for.
+        """
+        found: Differences = {}
+        changed = run.get(frames.CHANGED)
+        if changed is None or is_unset(changed):
+            return found
+        taken = run.get(f"{frames.ABOUT}{PAPER}") or None
+        if taken != self.paper:
+            found[PAPER] = (taken or "none", self.paper or "none")
+        for path, value in changed.items():
+            within = (f"{path}.", f"{path}[")
+            is_stated = path in stated or any(one.startswith(within) for one in stated)
+            if _counts(path) and path not in ASIDE and not is_stated:
+                there = run.get(path)
+                is_list = any(str(one).startswith(f"{path}[") for one in run)
+                text = "another" if is_list else NOT_SET
+                found[path] = (text if is_unset(there) else there, value)
+        return found
 
 
 def _missed(wanted: Mapping[str, Any], run: Mapping[Any, Any]) -> Differences:
@@ -256,13 +289,19 @@ def _missed(wanted: Mapping[str, Any], run: Mapping[Any, Any]) -> Differences:
 
     A method's settings that another method lacks are no difference.
     """
-    found = {}
+    found: Differences = {}
+    absent = run.get(frames.ABSENT)
+    without: tuple[str, ...] = () if absent is None or is_unset(absent) else absent
     for path, value in wanted.items():
         there = run.get(path)
-        if path.startswith("method.") and path != "method.name" and is_unset(there):
-            continue
-        if is_unset(there) or not equal(there, value):
-            found[path] = (None if is_unset(there) else there, value)
+        if not is_unset(there):
+            if not equal(there, value):
+                found[path] = (there, value)
+        elif path in without:
+            if value != NOT_SET:
+                found[path] = (NOT_SET, value)
+        elif not path.startswith("method.") or path == "method.name":
+            found[path] = (None, value)
     return found
 
 
@@ -308,7 +347,8 @@ def _study(file: Path) -> Study:
     )
     if not claims:
         return Study(file, (), (), ())
-    study = Study(file, claims, tuple(tree.get("sizes", {})), tuple(_grids(tree)))
+    paper = tree.get("base", {}).get(PAPER)
+    study = Study(file, claims, tuple(tree.get("sizes", {})), tuple(_grids(tree)), paper)
     _check_sizes(study, tree)
     return study
 

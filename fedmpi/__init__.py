@@ -75,6 +75,7 @@ that says which others it may import, and checks it.
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks
     select         which values are sent           counts         how many values are kept
+    kernels/       loops over arrays that run as machine code
     clock          seconds by phase                ledger         bytes by client and kind
     sums           weighted sums of uploads, and robust alternatives to their mean
  networks/

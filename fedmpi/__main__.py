@@ -109,25 +109,30 @@ def alone(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def tree_of(words: tuple[str, ...]) -> dict[str, Any]:
-    """The settings that `[FILE] [KEY=VALUE]...` gives."""
+    """The settings that `[FILE] [KEY=VALUE]...` gives; of a result without the machine's."""
     from fedmpi import config, loading
 
-    tree = {}
-    if words and not loading.is_word(words[0]):
-        from fedmpi.results import record
+    tree: dict[str, Any] = {}
+    if not words or loading.is_word(words[0]):
+        loading.override(tree, words)
+        return tree
+    from fedmpi.results import record
 
-        file, words = Path(words[0]), words[1:]
-        is_result = record.is_result(file)
-        tree = record.settings_of(file) if is_result else loading.read(file)
+    file, words = Path(words[0]), words[1:]
+    if not record.is_result(file):
+        tree = loading.read(file)
         loading.override(tree, words)
-        if is_result and loading.PAPER in tree:
-            raise config.ConfigError(
-                f"{loading.PAPER}:{tree[loading.PAPER]}: wanted settings that leave something "
-                f"open, found a result, {file}, which has a value for each"
-            )
-    else:
-        loading.override(tree, words)
-    return tree
+        return tree
+    # Folders, threads and memory of the machine where it ran say nothing about this one.
+    tree = config.portable(record.settings_of(file))
+    loading.override(tree, words)
+    if loading.PAPER in tree:
+        raise config.ConfigError(
+            f"{loading.PAPER}:{tree[loading.PAPER]}: wanted settings that leave something "
+            f"open, found a result, {file}, which has a value for each"
+        )
+    paper = record.read(file, lambda found: record.paper_of(found.attrs))
+    return tree if paper is None else {**tree, loading.PAPER: paper}
 
 
 class Command(click.Command):

@@ -15,10 +15,10 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, StrictInt
 
 from fedmpi import inputs
 from fedmpi.errors import BadInput
@@ -150,6 +150,10 @@ class Model(Table):
     name: str = ""
 
 
+Uploads = Literal["updates", "codes", "models", "nothing"]
+"""What the clients of a method upload (see `Method.uploads`)."""
+
+
 class Method(Table):
     """The method: what clients and server do with their models and messages.
 
@@ -182,6 +186,13 @@ class Method(Table):
             so that a server optimizer (`aggregation.server`) can take the step instead.
         fits: whether the largest share of the model that fits a device can be found (`Tier.fit`).
         controls: whether control variates can correct its clients' gradients (`control`).
+        uploads: what clients upload. A codec (`codec`) takes updates, that is values in float32,
+            the first block of an upload. Codes are written as the method says; models are none.
+        apart: whether running statistics travel in a block of their own, behind the update.
+        travels: whether the positions of an update's values travel with them.
+        loses: whether something is left out of an update.
+        feedbacks: values of the setting `feedback` that are possible. Feedback needs updates of
+            one vector, whose positions mean the same in every round.
         implies: settings of the run that the method's name stands for, by their paths: defaults of
             their own, for where nothing is written. So a name can stand for settings alone.
         paper: the values of the method's paper, by the settings' paths, those of the training
@@ -202,6 +213,9 @@ class Method(Table):
     in_turn: ClassVar[bool] = False
     converses: ClassVar[bool] = False
     controls: ClassVar[bool] = False
+    uploads: ClassVar[Uploads] = "updates"
+    apart: ClassVar[bool] = False
+    feedbacks: ClassVar[tuple[str, ...]] = ("none", "classic", "ef21")
     fits: ClassVar[bool] = False
     slices: ClassVar[bool] = False
 
@@ -219,6 +233,14 @@ class Method(Table):
 
     @property
     def keeps_state(self) -> bool:
+        return False
+
+    @property
+    def travels(self) -> bool:
+        return False
+
+    @property
+    def loses(self) -> bool:
         return False
 
     def turns(self, steps: int) -> int:
@@ -255,6 +277,14 @@ class Method(Table):
     def network(self, network: Any) -> Any:
         """The network that the method trains in place of the model's; by default the model's."""
         return network
+
+    def theirs(self, trainer: Any) -> Any:
+        """The network whose values a client uploads; by default all of it.
+
+        Args:
+            trainer: has the network and the samples.
+        """
+        return trainer.flat
 
     def held(self, trainer: Any) -> Any:
         """What a kind of device trains that holds some share of the model, if the method `fits`.
@@ -374,41 +404,79 @@ class Aggregation(Table):
         return self.rule == "mean" and not self.clip
 
 
-class Down(Table):
+class Coded(Table):
+    """How values are written in messages."""
+
+    values: str
+    bits: int = Field(8, ge=1, le=16)
+    """Bits per value, with values = uniform."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """Rounding with values = uniform. stochastic: up or down at random, so that a value is right on
+    average. nearest: to the nearest code."""
+    scales: Literal["whole", "tensor", "bucket"] = "whole"
+    """Which values share one scale, with values = uniform, ternary or sign. whole: all that are
+    sent. tensor: those of each weight or bias. bucket: as many in a row as bucket says."""
+    bucket: int = Field(512, ge=1, le=MOST)
+    """Number of values that share one scale, with scales = bucket."""
+    positions: Literal["auto", "golomb", "dense"] = "auto"
+    """Encoding of the positions of values, where some are left out. auto: as 32 bits each, or as a
+    bitmap, whichever is shorter. golomb: gaps in Golomb code. dense: none; values that were left
+    out are sent as zeros."""
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether values change on the way."""
+        return self.values != "f4"
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether values are codes, which have a scale."""
+        return self.values in ("uniform", "ternary", "sign")
+
+
+class Down(Coded):
     """What the server sends of its model, in methods whose server sends all of it to every client.
 
     By default it is the model. Otherwise it is the model's change, compressed. What a change leaves
-    out is added to the next one. All sides hold the same model, which moved by what was sent; it is
+    out is added to the next one. All sides hold the same model, which moves by what is sent; it is
     the global model of the run. A client that missed rounds receives the changes that it missed, or
     the whole model if that is shorter, and so does one that takes part for the first time. Running
     statistics are sent exactly.
     """
 
     values: Literal["none", "f4", "f2", "bf16", "uniform", "ternary", "sign"] = "none"
-    """Coding of the values of the model's change. none: the server sends the whole model in
-    float32. f4: float32. f2: float16. bf16: bfloat16. uniform: codes of a few bits between the
-    smallest and the largest value, rounded to the nearest. ternary: the signs of the values that
-    are sent, and their mean magnitude. sign: the signs of all values, and their mean magnitude."""
-    bits: int = Field(8, ge=1, le=16)
-    """Bits of a value, with values = uniform."""
+    """Type of the values of the model's change. none: the server sends its whole model in float32.
+    The others are those of codec.values."""
+    rounding: Literal["stochastic", "nearest"] = "nearest"
+    """Rounding with values = uniform. nearest: to the nearest code; what is lost is added to the
+    next change. stochastic: up or down at random."""
     sparsity: float = Field(0.0, ge=0, lt=1)
     """Share of the change's values that are not sent: all but the largest. 0 sends all."""
     spans: Spans = "whole"
-    """Which values compete for being sent, or share one scale. whole: those of all parameters.
-    tensor: those of each weight or bias by itself, at least one of which is sent."""
+    """Which values compete for being sent. whole: those of all parameters. tensor: those of each
+    weight or bias by itself, at least one of which is sent."""
 
     @property
     def is_lossless(self) -> bool:
-        """Whether nothing of the model is lost: then the model itself is no longer than a change.
+        """Whether nothing of the model is lost.
 
-        So the server sends the model.
+        A change is then no shorter than the model, and the server sends the model.
         """
         return self.values in ("none", "f4") and not self.sparsity
 
 
-class Codec(Table):
-    """How values are coded on the wire."""
+class Codec(Coded):
+    """How the values of updates are written in messages, whatever the method chose to send.
 
+    Running statistics are always sent exactly. The change of a control variate is written like an
+    update.
+    """
+
+    values: Literal["f4", "f2", "bf16", "uniform", "ternary", "sign"] = "f4"
+    """Type of the values of an update. f4: float32, or what a method that has a coding of its own
+    sends. f2, bf16: 16-bit floats. uniform: codes of some bits between the least and the greatest
+    value. ternary: minus, zero or plus the largest magnitude, drawn so that a value is right on
+    average (TernGrad). sign: one bit, plus or minus the mean magnitude."""
     down: Down = Down()
     """What the server sends of its model: the model, or its change in some coding."""
 
@@ -622,8 +690,8 @@ class Settings(Table):
     with down_bytes or total_bytes, in B, kB, MB, GB or TB. Messages before the first round count,
     too."""
     target: str | None = Field(None, pattern=TARGET)
-    """Accuracy at which the run ends: after the first round whose evaluation found no less, among
-    the rounds at whose end the method averages. Written as accuracy:0.97 for the global model on
+    """Accuracy at which the run ends: after the first round whose evaluation found no less. A
+    method that averages every several rounds finishes these first. Written as accuracy:0.97 for the global model on
     the test set, or with shard_mean or personal_mean, the columns of the table rounds. The result
     says whether the run ended so."""
     clients: int = Field(10, ge=1, le=MOST)
@@ -695,6 +763,11 @@ class Settings(Table):
     travel beside model and update. mean: c_k is the mean of the client's gradients in its last
     round; right for every optimizer. niid: as in the code of NIID-Bench, the correction is a step
     of its own behind the optimizer's, and c_k follows from the update."""
+    feedback: Literal["none", "classic", "ef21"] = "none"
+    """What becomes of the part of an update that its compression left out, by the method or by
+    codec.values. none: it is lost. classic: the client adds it to its next update. ef21: client and
+    server keep an estimate of the client's update; the client sends the difference to it, and the
+    server averages estimates."""
     statistics: Literal["averaged", "local"] = "averaged"
     """BatchNorm's running statistics. averaged: sent and averaged like parameters. local: each
     client keeps its own and never sends them; the global model is then evaluated with the
@@ -734,6 +807,18 @@ class Settings(Table):
     state: State = State()
     devices: Devices = Devices()
 
+    _paper: str | None = PrivateAttr(None)
+
+    @property
+    def paper(self) -> str | None:
+        """The method whose paper's values stand where nothing was written; none if none do."""
+        return self._paper
+
+    def taking(self, paper: str | None) -> Self:
+        """Returns a copy that knows whose paper's values it has taken; it is the same run."""
+        found = self.model_copy()
+        found._paper = paper
+        return found
     @property
     def sends_changes(self) -> bool:
         """Whether the server sends changes of its model: see `Method.sends_changes`."""
@@ -752,12 +837,18 @@ class Settings(Table):
     @property
     def keeps_state(self) -> bool:
         """Whether clients keep anything between rounds; they then stay on their rank."""
-        has_own = self.control != "none" or self.statistics == "local" or self.sends_changes
-        return self.method.keeps_state or has_own
+        local = self.statistics == "local"
+        own = self.control != "none" or local or self.sends_changes or self.feeds_back
+        return self.method.keeps_state or own
 
     def tree(self) -> Tree:
         """Every setting, defaults included, as plain values."""
         return self.model_dump(mode="json")
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether clients compress their updates with feedback."""
+        return self.feedback != "none" and (self.method.loses or self.codec.is_lossy)
 
     def is_spent(self, up: int, down: int) -> bool:
         """Whether a run with so many bytes has reached its budget."""
@@ -892,11 +983,7 @@ def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
             result records them; of names that are unknown here, too.
         contents: the SHA-256 of the files that settings name, by the settings' paths.
     """
-    found = copy.deepcopy(dict(tree))
-    chosen = (str(_value(found, f"{table}.name")) for table in AXES)
-    for path in marked(_known(tuple(chosen)), MACHINE):
-        *tables, leaf = path.split(".")
-        _at(found, tables).pop(leaf, None)
+    found = portable(tree)
     for path, sha256 in contents.items():
         *tables, leaf = path.split(".")
         _at(found, tables)[leaf] = sha256
@@ -904,8 +991,22 @@ def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def portable(tree: Mapping[str, Any]) -> Tree:
+    """Returns a copy of a run's settings without those that belong to the machine.
+
+    Args:
+        tree: as in `identity`.
+    """
+    found = copy.deepcopy(dict(tree))
+    chosen = (str(_value(found, f"{table}.name")) for table in AXES)
+    for path in marked(known(tuple(chosen)), MACHINE):
+        *tables, leaf = path.split(".")
+        _at(found, tables).pop(leaf, None)
+    return found
+
+
 @functools.cache
-def _known(chosen: tuple[str, ...]) -> type[Settings]:
+def known(chosen: tuple[str, ...]) -> type[Settings]:
     """All settings, with a name for each of `AXES`; those of every run, if a name is unknown."""
     known = all(name in names(table) for name, table in zip(chosen, AXES, strict=True))
     return whole(chosen) if known else Settings

@@ -72,7 +72,7 @@ class Engine:
     def __init__(self, settings: Settings, place: Place = ALONE) -> None:
         self.settings, self.place = settings, place
         device = hardware.pick_device(settings, place)
-        torch.set_num_threads(hardware.threads(settings))
+        hardware.use_threads(hardware.threads(settings))
         hardware.use_tf32(settings.precision == "tf32")
         data = config.module("data", settings.data.name).load(settings.data, settings.seed)
         self.about_data, self.population = data.about, Population(settings, data)

@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -134,7 +134,9 @@ def override(tree: Tree, words: tuple[str, ...]) -> None:
         assign(tree, path.strip(), Word(text if path == path.rstrip() else text.strip()))
 
 
-OF_METHODS = ("method.", "control", "proximal", "aggregation.", "evaluate.")
+OF_METHODS = (
+    *("method.", "control", "feedback", "codec.", "proximal", "aggregation.", "evaluate."),
+)
 """Prefixes of the settings by which a method differs from another one, and not its training."""
 
 
@@ -226,7 +228,7 @@ def load(tree: Tree) -> Settings:
     """
     # What does not depend on names is read first, because names and papers depend on it.
     tree = meant(Settings, copy.deepcopy(dict(tree)))
-    problems: list[str] = []
+    paper, problems = meant(str, tree.get(PAPER)), list[str]()
     try:
         complete(tree)
     except ConfigError as error:
@@ -252,7 +254,62 @@ def load(tree: Tree) -> Settings:
         problems += [_sentence(whole, problem) for problem in error.errors()]
     if problems:
         raise ConfigError(*problems)
-    return settings
+    return settings.taking(paper)
+
+
+def changes(tree: Mapping[str, Any], paper: str | None = None) -> dict[str, Any]:
+    """Returns what a run has otherwise than by itself: for each such setting the value instead.
+
+    By itself a setting has the value of the run's paper, or else what the names in the tree imply,
+    or else its default. Settings of the machine do not count.
+
+    Args:
+        tree: every setting of the run, as `Settings.tree` has them.
+        paper: the method whose paper's values the run takes; none if it takes none.
+
+    Raises:
+        ConfigError: if there is no module of a name, or no such paper.
+    """
+    chosen = {table: str(at(tree, f"{table}.name", None)) for table in config.AXES}
+    for table, name in chosen.items():
+        if name not in config.names(table):
+            raise ConfigError(f"{table}.name = {said(name)}: no such {table}")
+    named: Tree = {table: {"name": name} for table, name in chosen.items()}
+    stated: Tree = {}
+    for one in (named, stated):
+        if paper is not None:
+            one[PAPER] = paper
+        complete(one)
+    whole = config.whole(tuple(chosen.values()))
+    alone = dict(leaves(whole.model_validate(meant(whole, named)).tree()))
+    alone |= {
+        path: at(stated, path, default)
+        for path, default in ((f"{table}.name", name) for table, (_, name) in config.AXES.items())
+    }
+    own = config.marked(whole, config.MACHINE)
+    return {
+        path: alone.get(path)
+        for path, value in leaves(tree)
+        if path not in own and value != alone.get(path) and not _is_idle(tree, path)
+    }
+
+
+def _is_idle(tree: Mapping[str, Any], path: str) -> bool:
+    """Whether a setting means nothing beside others of the same run."""
+    if path in BELONGS:
+        other, possible = BELONGS[path]
+        return at(tree, other, None) not in possible
+    others = [other for other, replaced in REPLACES.items() if replaced == path]
+    return any(at(tree, other, None) is not None for other in others)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the settings in a tree by their paths."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 BELONGS = {
@@ -377,45 +434,100 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
-    found += [*_down(settings), *_work(settings)]
+    found += [*_codec(settings), *_down(settings), *_work(settings)]
     return [*found, *_impossible(settings.devices), *_idle(settings)]
+
+
+def _coded(coded: config.Coded, path: str) -> list[str]:
+    """Names settings of a coding of values that have no effect, where values are coded at all."""
+    fields, found = type(coded).model_fields, []
+    codes = f"{path}.values = 'uniform', 'ternary' or 'sign'"
+    is_uniform = coded.values == "uniform"
+    wanted = {
+        "bits": (is_uniform, f"{path}.values = 'uniform'", coded.values),
+        "rounding": (is_uniform, f"{path}.values = 'uniform'", coded.values),
+        "scales": (coded.has_scales, codes, coded.values),
+        "bucket": (coded.scales == "bucket", f"{path}.scales = 'bucket'", coded.scales),
+    }
+    for key, (has, other, value) in wanted.items():
+        given = getattr(coded, key)
+        if given != fields[key].default and not has:
+            found.append(f"{path}.{key} = {said(given)}: wanted {other}, found '{value}'")
+    if coded.positions == "dense" and coded.values == "sign":
+        found.append(
+            f"{path}.positions = 'dense': wanted {path}.values with a zero for what is left out, "
+            "found 'sign'"
+        )
+    return found
 
 
 def _down(settings: Settings) -> list[str]:
     """Names settings of the server's word that have no effect or cannot be."""
-    down, found = settings.codec.down, []
-    is_sparse, is_coded = down.sparsity > 0, down.values in ("uniform", "ternary", "sign")
-    wants_values = "codec.down.values other than 'none'"
-    idle = {
-        "bits": down.values != "uniform" and "codec.down.values = 'uniform'",
-        "sparsity": down.values == "none" and f"{wants_values}, such as 'f4'",
-        "spans": not (is_coded or is_sparse) and "codec.down.sparsity above 0, or codes",
-    }
-    for name, wanted in idle.items():
-        value = getattr(down, name)
-        if wanted and value != config.Down.model_fields[name].default:
+    down, method = settings.codec.down, settings.method
+    found = _coded(down, "codec.down")
+    if down.sparsity and down.values == "none":
+        found.append(
+            f"codec.down.sparsity = {down.sparsity}: wanted codec.down.values other than 'none', "
+            "such as 'f4'"
+        )
+    for key in ("spans", "positions"):
+        value = getattr(down, key)
+        if value != config.Down.model_fields[key].default and not down.sparsity:
             found.append(
-                f"codec.down.{name} = {said(value)}: wanted {wanted}, found values = "
-                f"'{down.values}' and sparsity = {down.sparsity}"
+                f"codec.down.{key} = {said(value)}: wanted codec.down.sparsity above 0, found 0"
             )
-    if down.values == "sign" and is_sparse:
-        found.append(
-            f"codec.down.sparsity = {down.sparsity}: wanted 0 beside codec.down.values = 'sign', "
-            "which sends all signs; possible is 'ternary'"
-        )
-    if down.values == "ternary" and not is_sparse:
-        found.append(
-            "codec.down.values = 'ternary': wanted codec.down.sparsity above 0, found 0; possible "
-            "is 'sign', which sends all signs without positions"
-        )
-    if down.values != "none" and not settings.method.can_send_changes:
-        own = settings.method.own_changes
+    if down.values != "none" and not method.can_send_changes:
+        own = f", whose own way is set by {method.own_changes}" if method.own_changes else ""
         found.append(
             f"codec.down.values = '{down.values}': wanted a method whose server sends all clients "
-            f"its whole model, found method.name = '{settings.method.name}'"
-            f"{f', whose own way is set by {own}' if own else ''}"
+            f"its whole model, found method.name = '{method.name}'{own}"
         )
     return found
+
+
+UPLOADS = {
+    "codes": "has a coding of its own",
+    "models": "uploads models, not updates",
+    "nothing": "uploads nothing",
+}
+"""What keeps a codec from a method, by `Method.uploads`."""
+
+
+def _codec(settings: Settings) -> list[str]:
+    """Names settings of the codec and of feedback that have no effect or cannot be."""
+    codec, method, found = settings.codec, settings.method, []
+    name, default = f"method.name = '{method.name}'", type(codec)()
+    given = {k: v for k, v in codec if k != "down" and v != getattr(default, k)}
+    if method.uploads in UPLOADS:
+        return [
+            f"codec.{key} = {said(value)}: wanted a method that uploads updates in float32, found "
+            f"{name}, which {UPLOADS[method.uploads]}"
+            for key, value in given.items()
+        ] + _feedback(settings)
+    found += _coded(codec, "codec")
+    if "positions" in given and not method.travels:
+        found.append(
+            f"codec.positions = '{codec.positions}': wanted a method that sends the positions of "
+            f"an update's values, found {name} with its settings"
+        )
+    return found + _feedback(settings)
+
+
+def _feedback(settings: Settings) -> list[str]:
+    """Names a kind of feedback that the method does not have, or that has no effect."""
+    method, kind = settings.method, settings.feedback
+    if kind not in method.feedbacks:
+        return [
+            f"feedback = '{kind}': wanted {either(list(method.feedbacks))}, which are possible "
+            f"with method.name = '{method.name}'"
+        ]
+    implied = method.implies.get("feedback", "none")
+    if kind not in ("none", implied) and not settings.feeds_back:
+        return [
+            f"feedback = '{kind}': wanted codec.values other than 'f4', or a method that leaves "
+            f"out something of its updates, found method.name = '{method.name}' with its settings"
+        ]
+    return []
 
 
 def _work(settings: Settings) -> list[str]:
@@ -561,6 +673,9 @@ def _spectrum(devices: Devices) -> list[str]:
 def _sentence(whole: type[Table], problem: Mapping[str, Any]) -> str:
     """Returns an error of pydantic as one sentence in the words of the settings."""
     steps, found = list(problem["loc"]), problem["input"]
+    if problem["type"] == "extra_forbidden" and steps[-2:] == ["method", "error_feedback"]:
+        kinds = either(["none", "classic", "ef21"])
+        return f"no setting 'error_feedback' in [method]; it is feedback now, which is {kinds}"
     if problem["type"] == "extra_forbidden":
         table, _, path = _walk(whole, steps[:-1])
         names, last = list(table.model_fields), str(steps[-1])

@@ -1,5 +1,7 @@
 """`python -m tests`: the whole suite on 1, 2, 3 and 4 ranks, and a plain count at the end.
 
+After each rank count come the files that took longest.
+
 Tests for one rank are dealt to several processes, each of them a rank alone. For more, one process
 per rank runs pytest. The tests of a rank count are chosen by mpi-pytest's marks. If one rank fails,
 the job is aborted (see `conftest`), so that a failure cannot hang the others.
@@ -18,6 +20,8 @@ from tests import KEPT
 
 LIMIT = 2700
 """Seconds for one rank count; a job that takes longer hangs."""
+FILES = 15
+"""Files whose seconds are printed, for each rank count."""
 CROWD = 8
 """Processes for the tests for one rank, at most: each imports torch, and collects all tests."""
 
@@ -52,6 +56,17 @@ def count(report: Path) -> Counter[str]:
     return found
 
 
+def slowest(report: Path) -> list[tuple[float, str]]:
+    """The test files that took longest, by a report: seconds of all their tests, and the file."""
+    seconds: Counter[str] = Counter()
+    if report.exists():
+        for case in ElementTree.parse(report).getroot().iter("testcase"):
+            parts = case.get("classname", "").split(".")
+            file = "/".join(part for part in parts if part.islower())  # a class is no file
+            seconds[file] += float(case.get("time", 0))
+    return [(taken, file) for file, taken in seconds.most_common(FILES)]
+
+
 def main() -> int:
     """Runs everything, whatever fails on the way; returns the exit code."""
     total: Counter[str] = Counter()
@@ -69,6 +84,8 @@ def main() -> int:
                 print(f"no end after {LIMIT} s")
                 code = 1
             found = count(report)
+            for taken, file in slowest(report):
+                print(f"{taken:8.1f} s  {file}")
             # An aborted job leaves no report, or an incomplete one.
             if code and not found["failed"]:
                 found["failed"] += 1

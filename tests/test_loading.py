@@ -249,7 +249,7 @@ def test_settings_that_do_not_go_together(words: str, sentence: str) -> None:
         ("model.hidden=8", "model.hidden"),
         ("model.hidden=[8.0]", "model.hidden.0"),
         ("model.hidden=[8, true]", "model.hidden.1"),
-        ("method={name='topk', error_feedback=1}", "method.error_feedback"),
+        ("method={name='sgcfl', cut_feedback=1}", "method.cut_feedback"),
         ("model={name='cnn', channels=[1, 2, 3]}", "model.channels"),
     ],
 )
@@ -575,7 +575,7 @@ def test_a_methods_settings_that_have_no_effect_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Unless they are at their defaults; what else a method finds wrong stands beside them."""
-    idle = {"error_feedback": "never said, for it is at its default", "sparsity": "another one"}
+    idle = {"spans": "never said, for it is at its default", "sparsity": "another one"}
     monkeypatch.setattr(topk.Config, "idle", lambda self, settings: idle)
     monkeypatch.setattr(topk.Config, "problems", lambda self, s: [f"none with lr = {s.lr}"])
     assert problems({"lr": 0.5, "method": {"name": "topk", "sparsity": 0.5}}) == (
@@ -713,3 +713,38 @@ def test_beside_another_method_a_paper_gives_its_training_alone(name: str) -> No
     assert found.aggregation == plain.aggregation
     assert found.method == plain.method
     assert found.tree() != plain.tree()
+
+
+TOPK = {"method.name": "fedavg", "method.sparsity": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        ([], {}),
+        (["threads=3", "data.root=/x"], {}),
+        (["momentum=0.9", "lr=0.1"], {"momentum": 0.0}),
+        (["local_steps=3"], {"local_steps": None}),
+        (["method.name=topk", "method.sparsity=0.5"], TOPK),
+        (["method.name=scaffold"], {"method.name": "fedavg"}),  # implies control
+        (["method.name=scaffold", "control=niid"], {"method.name": "fedavg", "control": "mean"}),
+        (["paper:ssfl"], {}),
+        (["paper:ssfl", "lr=0.5"], {"lr": 0.1}),
+        (["paper:ssfl", "optimizer=adam", "momentum=0"], {"optimizer": "sgd"}),
+        (["paper:ssfl", "method.name=topk"], {"method.name": "ssfl"}),
+        (["paper:ssfl", "local_steps=4"], {"local_steps": None}),  # epochs mean nothing then
+    ],
+)
+def test_what_a_run_changes(words: list[str], changed: dict[str, Any]) -> None:
+    """Of the defaults, of what the method's name implies, and of what the paper says."""
+    tree: config.Tree = {}
+    loading.override(tree, tuple(words))
+    settings = loading.load(tree)
+    assert loading.changes(settings.tree(), settings.paper) == changed
+    assert settings.paper == ("ssfl" if "paper:ssfl" in words else None)
+
+
+def test_names_that_are_unknown_change_what_nobody_knows() -> None:
+    tree = loading.load({}).tree()
+    with pytest.raises(config.ConfigError, match="no such method"):
+        loading.changes(tree | {"method": {"name": "fedfuture"}})

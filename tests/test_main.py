@@ -1,6 +1,7 @@
 """The command line: helps, exit codes, and one clear sentence for whatever is wrong."""
 
 import errno
+import json
 import os
 import pwd
 import shutil
@@ -604,6 +605,36 @@ def test_a_result_repeats_itself() -> None:
         assert len(a.attrs["model_sha256"]) == 64
 
 
+def test_a_result_says_what_was_changed_and_by_whose_paper() -> None:
+    words = [*QUICK, "paper:qsgd", "momentum=0.5", "threads=1"]
+    assert fedmpi("run", *words, "--out", "a.h5").exit_code == 0
+    assert fedmpi("run", "a.h5", "--out", "b.h5").exit_code == 0
+    for name in ("a.h5", "b.h5"):
+        with h5py.File(name) as file:
+            changed = json.loads(file.attrs["changed"])
+            assert file.attrs["paper"] == "qsgd"
+            assert (changed["momentum"], changed["model.hidden"]) == (0.0, [200, 200])
+            # The machine's, and the paper's.
+            assert changed.keys().isdisjoint(["threads", "method.name", "local_steps"])
+            assert json.loads(file.attrs["settings"])["local_steps"] == 1
+    found = " ".join(fedmpi("show", "b.h5").stdout.split())
+    assert "changed paper:qsgd " in found and "momentum=0.5 (not 0.0)" in found
+
+
+def test_a_result_of_another_machine_is_repeated_with_this_ones_settings() -> None:
+    """Threads, memory and folders of the machine where it ran are not taken, but can be given."""
+    own = ("threads=1", "state.memory=7", f"state.folder={Path.cwd()}", "exchange.window=3")
+    assert fedmpi("run", *QUICK, *own, "--out", "a.h5").exit_code == 0
+    assert fedmpi("run", "a.h5", "state.memory=9", "--out", "b.h5").exit_code == 0
+    there, here = record.settings_of(Path("a.h5")), record.settings_of(Path("b.h5"))
+    assert (there["threads"], there["state"]["memory"]) == (1, 7)
+    assert (here["threads"], here["exchange"]["window"]) == (None, 256)
+    assert here["state"] == {"memory": 9, "folder": None}
+    with h5py.File("a.h5") as a, h5py.File("b.h5") as b:
+        for name in ("identity", "model_sha256"):
+            assert a.attrs[name] == b.attrs[name]
+
+
 def test_a_result_is_known_by_its_bytes() -> None:
     """Whatever its name, and wherever it lies, such as in the folders of Hydra and Hive."""
     assert fedmpi("run", *QUICK, "--out", "lr=0.1/first.HDF5").exit_code == 0
@@ -712,7 +743,7 @@ def test_words_change_a_file() -> None:
     (path,) = results(Path("results"))
     assert path.name.startswith("topk-")
     settings = record.settings_of(path)
-    method = {"name": "topk", "sparsity": 0.75, "error_feedback": True, "spans": "whole"}
+    method = {"name": "topk", "sparsity": 0.75, "spans": "whole"}
     assert settings["method"] == method
     assert settings["rounds"] == 1
 

@@ -4,16 +4,18 @@ A buffer is self-describing and little-endian, and each of its sections is padde
 
     buffer   magic u4 | version u2 | 0 u2 | messages u4 | 0 u4 | length u8            24 bytes
     message  client u4 | blocks u4 | weight f8                                        16 bytes
-    block    kind u1 | coding u1 | places u1 | bits u1 | unary u4 | size u8 | count u8
+    block    kind u1 | coding u1 | places u1 | bits u1 | length u4 | size u8 | count u8
              | low f4 | step f4                                                       32 bytes
              positions: nothing, or count u4, or a bitmap of size bits (lowest bit first), or
-             gaps in Golomb code: `unary` bits, and rice(size, count) bits for each
+             gaps in Golomb code: `length` bits, and rice(size, count) bits for each, or
+             gaps as `length` bytes of varints
              values: nothing, or count values, or count codes of `bits` bits each
 
 Positions that both sides know (an agreed mask, a shared seed) are not sent. All others are sent as
-uint32 positions (4 * count bytes) or as a bitmap (size / 8 bytes), whichever is smaller, or in
-Golomb code if a method asks for it. Golomb code is shorter, but slower to write and read. `unpack`
-checks every length before it reads, and returns values as views of the buffer.
+uint32 positions (4 * count bytes) or as a bitmap (size / 8 bytes), whichever is smaller, or in the
+coding that a block asks for. Golomb code is the shortest for positions at random, and slower to
+write and read. Varints take a byte for each gap below 128. `unpack` checks every length before it
+reads, and returns values as views of the buffer.
 """
 
 import struct
@@ -24,6 +26,8 @@ from math import floor, log, log1p, log2, sqrt
 from typing import NamedTuple
 
 import numpy as np
+
+from fedmpi.messages.kernels import places as coded
 
 MAGIC, VERSION = 0x49504D46, 2
 BUFFER = struct.Struct("<IHHIIQ")
@@ -82,9 +86,12 @@ class Places(IntEnum):
     """Encoding of the positions of a block."""
 
     AGREED = 0
+    """No positions: both sides know them."""
     POSITIONS = 1
     BITMAP = 2
     GOLOMB = 3
+    DELTA = 4
+    """Gaps as varints."""
 
 
 class Scale(NamedTuple):
@@ -109,7 +116,8 @@ class Block:
         indices: positions of the values, uint32, strictly ascending; None if both sides know them.
         bits: bits of a code, 0 for all other codings.
         scale: least value and step of codes; zeros for all other codings.
-        golomb: whether positions that are sent are in Golomb code.
+        places: encoding of positions that are sent; None stands for the shorter one of POSITIONS
+            and BITMAP. A block that was read has the one that it came in.
     """
 
     kind: Kind
@@ -119,7 +127,7 @@ class Block:
     indices: np.ndarray | None = None
     bits: int = 0
     scale: Scale = NO_SCALE
-    golomb: bool = False
+    places: Places | None = None
 
     @property
     def count(self) -> int:
@@ -185,8 +193,8 @@ def pack(messages: Sequence[Message], buffer: np.ndarray | None = None) -> Buffe
         write(head, Kind.HEADER)
         for block in message.blocks:
             values = _write_values(block)
-            places, unary, positions = _write_places(block)
-            shape = (block.kind, block.coding, places, block.bits, unary, block.size, block.count)
+            places, length, positions = _write_places(block)
+            shape = (block.kind, block.coding, places, block.bits, length, block.size, block.count)
             write(_write_head(BLOCK, *shape, *block.scale), Kind.HEADER)
             if positions is not None:
                 write(positions, Kind.MASK)
@@ -270,25 +278,25 @@ def _read_message(reader: _Reader, row: np.ndarray) -> Message:
 
 
 def _read_block(reader: _Reader, row: np.ndarray) -> Block:
-    kind, coding, places, bits, unary, size, count, low, step = reader.head(BLOCK)
+    kind, coding, places, bits, length, size, count, low, step = reader.head(BLOCK)
     row[Kind.HEADER] += BLOCK.size
     if kind not in _KINDS or coding not in _CODINGS or places not in _PLACES:
         raise WireError(f"kind {kind}, coding {coding}, places {places}: no such block")
     kind, coding, places = _KINDS[kind], _CODINGS[coding], _PLACES[places]
     if size > 0xFFFFFFFF or count > size:
         raise WireError(f"{count} values of a vector of {size}")
-    if unary and places != Places.GOLOMB:
-        raise WireError(f"{unary} unary bits without Golomb's code")
+    if length and places not in (Places.GOLOMB, Places.DELTA):
+        raise WireError(f"a length of {length} for positions in {places.name}")
     if (coding == Coding.CODES) != (1 <= bits <= 16) or (coding != Coding.CODES and bits):
         raise WireError(f"codes of {bits} bits in coding {coding}")
     if coding != Coding.CODES and (low or step):
         raise WireError(f"a scale of {low}, {step} without codes")
     if coding == Coding.NONE and places == Places.AGREED:
         raise WireError("a block with neither values nor positions")
-    indices = _read_places(reader, row, places, size, count, unary)
+    indices = _read_places(reader, row, places, size, count, length)
     values = _read_values(reader, row, kind, coding, bits, count)
-    is_golomb = places == Places.GOLOMB
-    return Block(kind, size, coding, values, indices, bits, Scale(low, step), is_golomb)
+    found = None if indices is None else places
+    return Block(kind, size, coding, values, indices, bits, Scale(low, step), found)
 
 
 # By value: calling an enumeration takes longer than reading a head.
@@ -310,8 +318,8 @@ def _write_head(form: struct.Struct, *fields: float) -> bytes:
 
 
 def _write_places(block: Block) -> tuple[Places, int, np.ndarray | None]:
-    """Returns the encoding of positions, the bits of Golomb code's unary part, and the section."""
-    indices = block.indices
+    """Returns the encoding of positions, the length that stands in the head, and the section."""
+    indices, places = block.indices, block.places
     if not 0 <= block.size <= 0xFFFFFFFF or block.kind == Kind.HEADER:
         raise WireError(f"a block of {block.size} elements, kind {block.kind.name}")
     if indices is None:
@@ -320,34 +328,48 @@ def _write_places(block: Block) -> tuple[Places, int, np.ndarray | None]:
         return Places.AGREED, 0, None
     if indices.dtype != np.uint32 or indices.shape != (block.count,):
         raise WireError(f"positions are {indices.dtype}{list(indices.shape)}, wanted uint32[count]")
+    indices = np.require(indices, np.uint32, "CA")
     _check_ascending(indices, block.size)
-    if block.golomb:
-        return Places.GOLOMB, *_write_golomb(indices, block.size)
-    if 4 * block.count <= -(-block.size // 8):
-        return Places.POSITIONS, 0, np.ascontiguousarray(indices)
-    kept = np.zeros(block.size, bool)
-    kept[indices] = True
-    return Places.BITMAP, 0, np.packbits(kept, bitorder="little")
+    if places is None:
+        is_short = 4 * block.count <= -(-block.size // 8)
+        places = Places.POSITIONS if is_short else Places.BITMAP
+    if places == Places.POSITIONS:
+        return places, 0, indices
+    if places == Places.BITMAP:
+        return places, 0, coded.bitmap(indices, block.size)
+    if places == Places.GOLOMB:
+        return places, *coded.golomb(indices, rice(block.size, block.count))
+    if places == Places.DELTA:
+        section = coded.varints(indices)
+        return places, len(section), section
+    raise WireError("a block with positions, in an encoding without")
 
 
 def _read_places(
-    reader: _Reader, row: np.ndarray, places: Places, size: int, count: int, unary: int
+    reader: _Reader, row: np.ndarray, places: Places, size: int, count: int, length: int
 ) -> np.ndarray | None:
     if places == Places.AGREED:
         return None
     if places == Places.GOLOMB:
-        return _read_golomb(reader, row, size, count, unary)
+        return _read_golomb(reader, row, size, count, length)
+    if places == Places.DELTA:
+        if not count <= length <= 5 * count:
+            raise WireError(f"{length} bytes of varints for {count} positions")
+        found = coded.from_varints(reader.section(length, Kind.MASK, row), size, count)
+        if found is None:
+            raise WireError(f"{length} bytes are not {count} varints of positions below {size}")
+        return found
     if places == Places.POSITIONS:
-        indices = reader.section(4 * count, Kind.MASK, row).view("<u4")
+        indices = np.require(reader.section(4 * count, Kind.MASK, row).view("<u4"), None, "A")
         _check_ascending(indices, size)
         return indices
     bitmap = reader.section(-(-size // 8), Kind.MASK, row)
     if size % 8 and bitmap[-1] >> size % 8:
         raise WireError(f"a bitmap of {size} bits has bits behind its end")
-    indices = np.flatnonzero(np.unpackbits(bitmap, count=size, bitorder="little"))
+    indices = coded.from_bitmap(bitmap, size)
     if len(indices) != count:
         raise WireError(f"a bitmap with {len(indices)} positions for {count} values")
-    return indices.astype(np.uint32)
+    return indices
 
 
 def rice(size: int, count: int) -> int:
@@ -362,23 +384,7 @@ def rice(size: int, count: int) -> int:
     return max(0, 1 + floor(log2(log((sqrt(5) - 1) / 2) / log1p(-count / size))))
 
 
-def _write_golomb(indices: np.ndarray, size: int) -> tuple[int, np.ndarray]:
-    """Encodes gaps: first all upper parts in unary code, then all lower parts of `rice` bits.
-
-    All parts of a kind are contiguous, so that they can be decoded without a loop over codes. The
-    length is the same as that of interleaved Golomb code.
-    """
-    bits = rice(size, len(indices))
-    gaps: np.ndarray = np.diff(indices.astype(np.int64), prepend=-1) - 1
-    ends = np.cumsum((gaps >> bits) + 1)
-    unary = np.zeros(ends[-1] if len(ends) else 0, np.uint8)
-    unary[ends - 1] = 1
-    lower = (gaps[:, np.newaxis] >> np.arange(bits)).astype(np.uint8) & 1
-    return len(unary), np.packbits(np.concatenate([unary, lower.ravel()]), bitorder="little")
-
-
 def _read_golomb(reader: _Reader, row: np.ndarray, size: int, count: int, unary: int) -> np.ndarray:
-    """Decodes positions that `_write_golomb` encoded."""
     bits = rice(size, count)
     # A gap's upper part has one bit more than its value, and all gaps together are below `size`.
     if not count <= unary <= (count + (size >> bits) if count else 0):
@@ -387,20 +393,14 @@ def _read_golomb(reader: _Reader, row: np.ndarray, size: int, count: int, unary:
     section = reader.section(-(-length // 8), Kind.MASK, row)
     if length % 8 and section[-1] >> length % 8:
         raise WireError(f"{count} gaps have bits behind their end")
-    digits = np.unpackbits(section, count=length, bitorder="little")
-    ends = np.flatnonzero(digits[:unary])
-    if len(ends) != count or (count and ends[-1] != unary - 1):
-        raise WireError(f"{len(ends)} gaps for {count} positions")
-    upper: np.ndarray = np.diff(ends, prepend=-1) - 1
-    lower = digits[unary:].reshape(count, bits) @ (1 << np.arange(bits))
-    indices = np.cumsum((upper << bits) + lower + 1) - 1
-    if count and indices[-1] >= size:
-        raise WireError(f"positions are not strictly ascending below {size}")
-    return indices.astype(np.uint32)
+    found = coded.from_golomb(section, size, count, bits, unary)
+    if found is None:
+        raise WireError(f"{unary} unary bits are not {count} gaps of positions below {size}")
+    return found
 
 
 def _check_ascending(indices: np.ndarray, size: int) -> None:
-    if len(indices) and (indices[-1] >= size or (indices[1:] <= indices[:-1]).any()):
+    if not coded.are_ascending(indices, size):
         raise WireError(f"positions are not strictly ascending below {size}")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedmpi.config import ConfigError
 from fedmpi.messages import select, sparse
-from fedmpi.messages.codec import Block, Coding, Kind, Scale, WireError, code_dtype
+from fedmpi.messages.codec import Block, Coding, Kind, Places, Scale, WireError, code_dtype
 from fedmpi.messages.select import Span
 from fedmpi.messages.sparse import EXACT
 
@@ -188,12 +188,48 @@ def signs(
     codes = (values >= 0).to("cpu", torch.uint8).numpy()
     where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
     mean = float(means[0]) if len(lengths) == 1 else 1.0
-    first = Block(kind, size, Coding.CODES, codes, where, 1, Scale(-mean, 2 * mean), True)
+    scale = Scale(-mean, 2 * mean)
+    first = Block(kind, size, Coding.CODES, codes, where, 1, scale, Places.GOLOMB)
     return [first] if len(lengths) == 1 else [first, sparse.block(kind, means)]
 
 
+def ternary(
+    kind: Kind,
+    values: Tensor,
+    lengths: Sequence[int],
+    size: int,
+    indices: Tensor | None,
+    random: np.random.Generator,
+) -> list[Block]:
+    """Two bits a value: -1, 0 or 1 times the largest magnitude s of its part (TernGrad), unbiased.
+
+    A value v is sign(v) s with the probability |v| / s, else 0 (W. Wen et al., arXiv 1705.07878,
+    eq. 3). Bytes: ceil(count / 4), and 4 a part in a second block, as those of `signs`. A part with
+    a value that is not finite becomes NaN.
+
+    Args:
+        kind: what the values are.
+        values: [count], part by part.
+        lengths: of the parts, which the receiver knows or can tell from the positions.
+        size: length of the whole vector.
+        indices: positions of the values, ascending; None where both sides know them.
+        random: rounds magnitudes.
+    """
+    given = values.detach().to("cpu", torch.float32)
+    parts = given.abs().split(list(lengths))
+    tops = torch.stack([part.amax() if len(part) else part.sum() for part in parts])
+    tops = torch.where(tops.isfinite(), tops, torch.nan)
+    share = given.abs().double() / tops.double().repeat_interleave(torch.as_tensor(lengths))
+    up = torch.from_numpy(random.random(len(given))) < share  # never of 0 / 0
+    codes = (1 + up * given.nan_to_num().sign()).to(torch.uint8).numpy()
+    where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
+    top = float(tops[0]) if len(lengths) == 1 else 1.0
+    first = Block(kind, size, Coding.CODES, codes, where, 2, Scale(-top, top))
+    return [first] if len(lengths) == 1 else [first, sparse.block(kind, tops)]
+
+
 def signed(blocks: Sequence[Block], lengths: Sequence[int]) -> Block:
-    """The blocks of `signs` as a single one, of float32 values.
+    """The blocks of `signs` or `ternary` as a single one, of float32 values.
 
     Raises:
         WireError: if the blocks do not fit parts of these lengths.

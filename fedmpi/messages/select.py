@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from fedmpi.messages.counts import keep_ceil
+from fedmpi.messages.kernels import ranking
 
+SHORT = 1 << 12
+"""Values of a vector on a CPU, at least, for which compiled code is faster than NumPy."""
 SAMPLE = 1 << 16
-"""Values in the sample by which a selection from a long vector begins."""
+"""Values in the sample by which a selection from a long vector on a GPU begins."""
 EVEN = 0.1
 """Share of the mean deviation that is added to the deviation of each feature."""
 
@@ -29,6 +32,11 @@ def largest(x: Tensor, count: int) -> Tensor:
     x, size = x.detach(), x.shape[-1]
     if not 0 < count < size:
         return torch.full(x.shape, count > 0, dtype=torch.bool, device=x.device)
+    if _is_long(x):
+        marks = np.zeros((x.numel() // size, size), bool)
+        for mark, row in zip(marks, x.reshape(-1, size).numpy(), strict=True):
+            mark[ranking.highest(row, count)] = True
+        return torch.from_numpy(marks).view(x.shape)
     least = _ranked(x, count)
     chosen, equal = ~(x < least), least.isnan()
     if equal.any():
@@ -39,6 +47,11 @@ def largest(x: Tensor, count: int) -> Tensor:
         room = count - (chosen & ~equal).count_nonzero(-1).unsqueeze(-1)
         chosen &= ~equal | (equal.cumsum(-1, dtype=torch.int32) <= room)
     return chosen
+
+
+def _is_long(x: Tensor) -> bool:
+    """Whether compiled code takes over: its rule is the same."""
+    return not x.is_cuda and x.dtype == torch.float32 and x.shape[-1] >= SHORT
 
 
 def _ranked(x: Tensor, count: int) -> Tensor:
@@ -58,14 +71,16 @@ def positions(mask: Tensor) -> Tensor:
 
 
 def top(vector: Tensor, count: int) -> Tensor:
-    """Positions of the `count` largest absolute values [n], ascending: int64 [count].
-
-    For a long vector, a regular sample gives a threshold, and only the few values above it are
-    compared. If these are fewer than `count`, all values are compared.
-    """
-    magnitude = vector.detach().abs()
-    stride = len(vector) // SAMPLE
+    """Positions of the `count` largest absolute values [n], ascending: int64 [count]."""
+    vector = vector.detach()
+    if _is_long(vector):
+        found, _ = ranking.largest(vector.contiguous().numpy(), count)
+        return torch.from_numpy(found.astype(np.int64))
+    magnitude = vector.abs()
+    stride = len(vector) // SAMPLE if vector.is_cuda else 0
     if stride > 1 and 0 < count <= len(vector) // 4:
+        # A regular sample gives a threshold, and only the few values above it are compared. If
+        # these are fewer than `count`, all values are.
         sample = magnitude[::stride]
         rank = count / stride
         likely = _ranked(sample, min(len(sample) - 1, int(rank + 4 * rank**0.5) + 1))
@@ -101,10 +116,18 @@ def tops(x: Tensor, spans: Sequence[Span], sparsity: float) -> Tensor:
         spans: the parts, ascending and apart.
         sparsity: share of each part's values that are left out (see `counts`).
     """
+    numbers = counts(spans, sparsity)
+    if x.shape[1] >= (2 * SAMPLE if x.is_cuda else SHORT):
+        found = [
+            top(row[span.start : span.stop], count) + (number * x.shape[1] + span.start)
+            for number, row in enumerate(x)
+            for span, count in zip(spans, numbers, strict=True)
+        ]
+        return torch.cat(found) if found else positions(torch.zeros_like(x, dtype=torch.bool))
     chosen = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
-    for span, count in zip(spans, counts(spans, sparsity), strict=True):
+    for span, count in zip(spans, numbers, strict=True):
         part, mine = (each[:, span.start : span.stop] for each in (x, chosen))
-        mine.copy_(_tops(part, count))
+        mine.copy_(largest(part.abs(), count))
     return positions(chosen)
 
 
@@ -124,7 +147,7 @@ def random_tops(x: Tensor, count: int, alpha: float, random: np.random.Generator
         random: the source of randomness.
     """
     rows, size = x.shape
-    is_large = _tops(x, count).cpu().numpy()
+    is_large = largest(x.abs(), count).cpu().numpy()
     within, beyond = (1 - alpha) / max(1, count), alpha / max(1, size - count)
     weights = np.where(is_large, np.float32(within), np.float32(beyond))
     # Of exponential times with these rates, the first ones are such a draw (B. Efraimidis, P.
@@ -133,16 +156,6 @@ def random_tops(x: Tensor, count: int, alpha: float, random: np.random.Generator
     times = np.divide(times, weights, out=np.full_like(times, np.inf), where=weights > 0)
     earliest = largest(-torch.from_numpy(times), count)
     return positions(earliest).to(x.device)
-
-
-def _tops(x: Tensor, count: int) -> Tensor:
-    """Marks each row's `count` largest absolute values: bool [rows, n]."""
-    if x.shape[1] < 2 * SAMPLE:
-        return largest(x.abs(), count)
-    marks = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
-    for mark, row in zip(marks, x, strict=True):  # `top` is faster there
-        mark[top(row, count)] = True
-    return marks
 
 
 def survivors(size: int, share: float, random: np.random.Generator) -> Tensor:

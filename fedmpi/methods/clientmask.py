@@ -34,6 +34,7 @@ class Config(config.Method):
     paper: ClassVar[Mapping[str, Any]] = staticmask.PAPER
     optimizes: ClassVar[bool] = False
     broadcasts = False
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
     sends: ClassVar[bool] = True
     can_send_changes: ClassVar[bool] = False
 
@@ -46,26 +47,44 @@ class Config(config.Method):
         return pruning.drawn(flat, pruning.uniform(flat, self.sparsity), random)
 
 
-class Server(staticmask.Pruned):
+class Half(fedavg.Half):
+    """Both sides draw the clients' masks."""
+
     method: Config
+
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
+        """Returns the positions that the client keeps, int64."""
+        return self.places(client)
 
     def places(self, client: int) -> Tensor:
         """Returns the positions that the client keeps, int64."""
         mask = self.method.mask(self.flat, self.settings.seed, client)
-        return mask.to(self.w.device).nonzero().squeeze(1)
+        return mask.to(self.trainer.device).nonzero().squeeze(1)
+
+
+class Server(Half, staticmask.Pruned):
+    method: Config
 
     def send(self, t: int, client: int) -> list[Block]:
         """Sends the values on the client's mask."""
         return [sparse.block(Kind.MODEL, self.w[self.places(client)], self.flat.size)]
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
         """Adds the client's model: the values that it was sent, and their update."""
-        where = self.places(client)
+        assert where is not None
         self.sum.total.index_add_(0, where, self.w[where], alpha=weight)
-        self.sum.add(blocks[0], weight, where)
+        super().add(t, client, blocks, update, where, weight)
 
 
-class Clients(fedavg.Clients):
+class Clients(Half, fedavg.Clients):
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -104,9 +123,12 @@ class Clients(fedavg.Clients):
         for row, client in enumerate(clients):
             g[row].mul_(self.mask(client))
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+    def update(self, client: int, w: Tensor) -> Tensor:
+        """Returns the update on the client's mask, [values on it]."""
+        return w[self.mask(client)] - self.values.pop(client)
+
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the update on the client's mask."""
-        update = w[self.mask(client)] - self.values.pop(client)
         return [sparse.block(Kind.GRADIENT, update, self.flat.size)]
 
     def burden(self, t: int, client: int) -> Burden:

@@ -16,7 +16,7 @@ learned. A client's `loss` is that of its head.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from time import perf_counter
@@ -70,6 +70,12 @@ class Config(Cut):
             layers = nn.Sequential(nn.Flatten(), nn.Linear(size, trainer.feed.classes))
         return Flat(nn.Sequential(OrderedDict(auxiliary=layers)))
 
+    def theirs(self, trainer: Trainer) -> Flat:
+        """Front and head, which a client uploads."""
+        front, head = self.held(trainer.flat), self.head(trainer)
+        stages = [*front.stages.named_children(), *head.stages.named_children()]
+        return Flat(nn.Sequential(OrderedDict(stages)), trainer.flat.is_local)
+
 
 class Server(splitfed.Server):
     """SplitFed's server with one back, which learns from what comes and answers nothing.
@@ -104,12 +110,20 @@ class Server(splitfed.Server):
         backs.descent.step(1, self.trainer.rates.of_step(backs.t, list(told), step))
         return []
 
-    def absorb(self, t: int, message: Message) -> None:
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
         """Adds a client's update of front and head."""
         size = self.sections.size
-        update = sparse.vector(message.blocks[0], size + len(self.head), self.trainer.device)
-        self.heads.add_(update[size:], alpha=message.weight)
-        self.add_up(message, update[:size])
+        found = sparse.vector(update, self.theirs.size, self.trainer.device, where)
+        self.heads.add_(found[size:], alpha=weight)
+        self.add_up(client, found[:size], weight)
 
     def step(self, t: int) -> None:
         """Moves front and head by their mean updates, and copies the trained back."""
@@ -134,8 +148,7 @@ class Clients(splitfed.Clients):
         self.sections = self.sections._replace(tail=head.size)
         self.start = self.start.new_zeros(self.sections.size)
         self.tails = WaveParts(trainer, head)
-        stages = [*self.front.stages.named_children(), *head.stages.named_children()]
-        self.held = Flat(nn.Sequential(OrderedDict(stages)), trainer.flat.is_local)
+        self.held = self.theirs
 
     def talk(self, fronts: Lockstep, tails: Lockstep) -> Talk:
         """Takes a party's steps: yields the messages of every h-th; no answer is needed."""

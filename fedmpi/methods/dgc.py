@@ -25,16 +25,17 @@ from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
 from fedmpi.methods.fedavg import Server
-from fedmpi.training import spans
+from fedmpi.training import feedback, spans
 from fedmpi.training.feedback import Feedback
 from fedmpi.training.train import Trainer
 
 __all__ = ["Clients", "Config", "Server"]
 
 
-class Config(spans.Tensorwise):
+class Config(feedback.Config, spans.Tensorwise):
     keeps_state: ClassVar[bool] = True
-    controls: ClassVar[bool] = True
+    travels: ClassVar[bool] = True
+    feedbacks: ClassVar[tuple[str, ...]] = ("classic",)
     paper: ClassVar[Mapping[str, Any]] = {
         "method.sparsity": 0.999,
         "method.momentum": 0.9,
@@ -79,31 +80,36 @@ FIRST = 0.75
 
 
 class Clients(fedavg.Clients):
+    """The clients' half.
+
+    Attributes:
+        velocities: each client's u, [n].
+        velocity: u of the client whose update is being encoded, [n].
+    """
+
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.velocities = Feedback(trainer, self.flat.size, name="velocity")
-        self.feedback = Feedback(trainer, self.flat.size)
+        self.velocity = self.start
 
     def sparsity(self, t: int) -> float:
         """Returns the sparsity of round t, counted from 0, which rises during the warm-up."""
         wanted = self.method.sparsity
         return min(wanted, 1 - (1 - FIRST) ** (t + 1)) if t < self.method.warmup else wanted
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Sends the largest values of v, and keeps the rest of u and v."""
-        velocity = w - self.start
-        statistics = self.take_statistics(velocity)
-        self.velocities.add(client, velocity)
-        waiting = velocity.clone()
-        self.feedback.add(client, waiting)
-        positions = self.method.largest(waiting, self.flat, self.sparsity(t))
-        block = sparse.block(Kind.GRADIENT, waiting[positions], self.flat.size, positions)
-        velocity.mul_(self.method.momentum)
-        wholes = self.velocities.kept(velocity), self.feedback.kept(waiting)
+    def corrected(self, client: int, update: Tensor) -> Tensor:
+        """Returns u, which is to be added to v."""
+        self.velocities.add(client, update)
+        self.velocity = update
+        return update.clone()
+
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
+        """Sends the largest values of v, and keeps the rest of u."""
+        positions = self.method.largest(update, self.flat, self.sparsity(t))
+        velocity = self.velocity.mul_(self.method.momentum)
+        whole = self.velocities.kept(velocity)
         velocity[positions] = 0
-        waiting[positions] = 0
-        self.velocities.remember(client, velocity, wholes[0])
-        self.feedback.remember(client, waiting, wholes[1])
-        return [block, *statistics]
+        self.velocities.remember(client, velocity, whole)
+        return [sparse.block(Kind.GRADIENT, update[positions], self.flat.size, positions)]

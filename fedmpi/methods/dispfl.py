@@ -52,6 +52,8 @@ class Config(config.Method):
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
+    uploads: ClassVar[config.Uploads] = "models"
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
     paper: ClassVar[Mapping[str, Any]] = {
         "data.name": "cifar10",
         "partition.name": "dirichlet",
@@ -141,7 +143,6 @@ class Server(fedavg.Server):
     """A server that relays models between clients; it has no model of its own."""
 
     method: Config
-    blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -156,7 +157,15 @@ class Server(fedavg.Server):
             found += staticmask.encode_model(*self.models[other], self.prunable)
         return found
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
         """Keeps a client's model for its neighbours' next round."""
         self.fresh[client] = staticmask.decode_model(blocks, self.prunable)
 

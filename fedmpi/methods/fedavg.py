@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import nan
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,10 +19,14 @@ from fedmpi.clients.burden import Burden
 from fedmpi.config import Down, Settings
 from fedmpi.messages import sparse, sums
 from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.messages.coding import Coder
+from fedmpi.networks.flat import Flat
 from fedmpi.networks.slicing import Channels
 from fedmpi.split.lockstep import Talk
+from fedmpi.streams import Purpose, stream
 from fedmpi.training import probe
 from fedmpi.training.downlink import Changes, Copies, Words
+from fedmpi.training.feedback import Estimates, Feedback
 from fedmpi.training.probe import Overlap, Variant
 from fedmpi.training.server_optimizer import ServerOptimizer
 from fedmpi.training.store import Stores
@@ -54,54 +59,122 @@ class Half:
     Attributes:
         method: the settings in `[method]`; a method narrows their type to its own.
         stat_positions: positions of running statistics in the model, int64; may be empty.
+        theirs: the network whose values clients upload.
+        coder: writes and reads updates as `[codec]` says.
         changes: encodes changes of the model; None if the server sends the model itself.
     """
 
-    blocks_per_change = 1
     method: config.Method
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         self.settings, self.method = settings, settings.method
         self.trainer, self.flat = trainer, trainer.flat
         self.stat_positions = self.flat.stat_positions.to(trainer.device)
+        self.theirs: Flat = self.method.theirs(trainer)
+        about = self.theirs.parameters, self.theirs.stat_positions, self.theirs.size
+        self.coder = Coder(settings.codec, *about, self.method.apart)
         self.changes: Changes | None = None
         if settings.sends_changes:
             self.changes = Changes(self.down(), self.flat, trainer.device)
 
     def down(self) -> Down:
-        """Returns how changes of the model are coded, if the server sends changes."""
+        """Returns how changes of the model are written, if the server sends changes."""
         return self.settings.codec.down
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether an upload has a block of running statistics, behind those of the update."""
+        return self.method.apart and len(self.theirs.stat_positions) > 0
+
+    @property
+    def blocks_per_change(self) -> int:
+        """Number of blocks that encode the change of a control variate."""
+        return self.coder.blocks
+
     def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor | None:
-        """Returns the positions of the parameters that a client's upload gives values for.
+        """Returns the positions of the values that a client's update has.
 
         The change of the client's control variate is sent at the same positions.
 
+        Args:
+            t: the round.
+            client: the client.
+            blocks: those of its upload, the first ones as the method or as the codec wrote them.
+
         Returns:
-            int64, ascending; None for all of the model.
+            int64, ascending; None for all of what clients upload.
         """
         where = blocks[0].indices
         return None if where is None else sparse.indices(blocks[0], self.trainer.device)
 
-    def encode_change(self, t: int, client: int, values: Tensor) -> list[Block]:
-        """Encodes the change of a client's control variate: the values [k] that are sent of it.
+    def decode_update(self, t: int, client: int, blocks: Sequence[Block]) -> Block:
+        """Returns a client's update as one block of float32 values at `sent_positions`.
+
+        Args:
+            t: the round.
+            client: the client.
+            blocks: as `Clients.encode_update` made them.
+        """
+        return blocks[0]
+
+    def heard(
+        self, t: int, client: int, blocks: Sequence[Block]
+    ) -> tuple[list[Block], Block, Tensor | None]:
+        """Reads an upload, on both sides alike.
+
+        Args:
+            t: the round.
+            client: the client.
+            blocks: of its update, without running statistics or the change of a control variate.
+
+        Returns:
+            The blocks as the method wrote them, the update in float32, and the positions of its
+            values (see `sent_positions`).
+        """
+        if not self.coder.is_plain:
+            blocks = self.coder.decode(blocks, self.sent_positions(t, client, blocks))
+        where = self.sent_positions(t, client, blocks)
+        return list(blocks), self.decode_update(t, client, blocks), where
+
+    def rounding(self, t: int, *who: int) -> np.random.Generator:
+        """Returns the stream by which values are rounded in round t.
+
+        Args:
+            t: the round.
+            who: the client whose upload they are, with 1 behind it for the change of its control
+                variate; nobody for the change of the server's model.
+        """
+        return stream(self.settings.seed, Purpose.QUANTIZE, t, *who)
+
+    def encode_change(
+        self, t: int, client: int, values: Tensor, where: Tensor | None
+    ) -> list[Block]:
+        """Encodes the change of a client's control variate, as updates are.
+
+        Args:
+            t: the round.
+            client: the client.
+            values: those that are sent of it, [k].
+            where: their positions, int64 [k]; None for all.
 
         Returns:
             Blocks, `blocks_per_change` of them.
         """
-        return [sparse.block(Kind.GRADIENT, values)]
+        block = sparse.block(Kind.GRADIENT, values)
+        if self.coder.is_plain:
+            return [block]
+        return self.coder.encode([block], where, self.rounding(t, client, 1))
 
-    def decode_change(self, blocks: Sequence[Block]) -> Tensor:
+    def decode_change(self, blocks: Sequence[Block], where: Tensor | None) -> Tensor:
         """Restores those values from their blocks, [k]."""
-        return sparse.values(blocks[0], self.trainer.device)
+        (block,) = self.coder.decode(blocks, where)
+        return sparse.values(block, self.trainer.device)
 
 
 class Server(Half):
     """The server's half of a method; it exists on the root rank alone.
 
     Attributes:
-        blocks_per_upload: number of blocks in an encoded update, not counting a separate block of
-            running statistics.
         noted: numbers that the server found out about clients in a round, as `{column: {client:
             value}}`; columns are those of `tables.CLIENTS`.
         figures: numbers about its model after a round, by column of `tables.ROUNDS`.
@@ -112,9 +185,8 @@ class Server(Half):
         unheard: which clients' last upload was lost, and do not know it yet, bool [clients].
         stores: per-client state of the server between rounds, by name.
         words: the changes of the last rounds; None if the server sends the model itself.
+        estimates: of clients' updates, with `feedback = ef21`; else None.
     """
-
-    blocks_per_upload = 1
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -129,6 +201,10 @@ class Server(Half):
         self.words: Words | None = None
         if self.changes is not None:
             self.words = Words(self.changes, settings.clients)
+        self.estimates: Estimates | None = None
+        if settings.feeds_back and settings.feedback == "ef21":
+            store = self.stores.add("estimate", self.theirs.size)
+            self.estimates = Estimates(store, self.theirs.stat_positions.to(trainer.device))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next round depends on beside `stores`, by name; asked between rounds.
@@ -178,35 +254,56 @@ class Server(Half):
 
         The engine passes uploads in client order and does not keep them.
         """
-        blocks = list(message.blocks)
+        blocks, client = list(message.blocks), message.client
+        changes: list[Block] = []
         if self.control is not None:
             at = len(blocks) - self.blocks_per_change
             blocks, changes = blocks[:at], blocks[at:]
-            self.take_change(t, message.client, blocks, changes)
-        if len(blocks) > self.blocks_per_upload:  # see `take_statistics`
+        if self.has_statistics:
             self.sum.add(blocks.pop(), message.weight, self.stat_positions)
-        self.add(t, message.client, blocks, message.weight)
+        blocks, update, where = self.heard(t, client, blocks)
+        if self.control is not None:
+            self.take_change(client, where, changes)
+        if self.estimates is not None:
+            like = torch.zeros(self.theirs.size, device=self.trainer.device)
+            estimate = self.estimates.learn(client, like, update, where)
+            update, where = sparse.block(Kind.GRADIENT, estimate), None
+        self.add(t, client, blocks, update, where, message.weight)
         self.sum.weight += message.weight
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Decodes a client's update from its blocks and adds weight * update to `sum`."""
-        self.sum.add(blocks[0], weight)
-
-    def take_change(
-        self, t: int, client: int, blocks: Sequence[Block], changes: Sequence[Block]
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
     ) -> None:
+        """Adds weight * update to `sum`.
+
+        Args:
+            t: the round.
+            client: the client.
+            blocks: its upload, as `Clients.encode_update` made it.
+            update: what it decodes to, in float32.
+            where: positions of the update's values, int64; None for all.
+            weight: the client's weight in the mean.
+        """
+        self.sum.add(update, weight, where)
+
+    def take_change(self, client: int, where: Tensor | None, changes: Sequence[Block]) -> None:
         """Moves c by the client's share of the change of its c_k.
 
         So c stays the mean of all c_k, with the weights of the objective.
 
         Args:
-            t: the round.
             client: the client.
-            blocks: its upload without the change.
+            where: positions of the change's values, int64; None for all.
             changes: the blocks of the change.
         """
         assert self.control is not None
-        where, values = self.sent_positions(t, client, blocks), self.decode_change(changes)
+        values = self.decode_change(changes, where)
         values = values.to(self.control.device) * self.share(client)
         if where is None:
             self.control += values
@@ -231,7 +328,7 @@ class Server(Half):
             w, self.w = self.w, torch.zeros_like(self.w)
             self.step(t)
             change, self.w = self.w, w
-            self.words.say(t, change, self.w)
+            self.words.say(t, change, self.w, self.rounding(t))
 
     def step(self, t: int) -> None:
         """Moves the model by the weighted mean of the round's uploads, and clears the sum."""
@@ -267,7 +364,7 @@ class Clients(Half):
     Attributes:
         start: the model at which local training starts, [n].
         held: the network that a client trains, which may be a part of the whole one.
-        heard: each client's copy of the server's model, if the server sends changes of it; else
+        known: each client's copy of the server's model, if the server sends changes of it; else
             None.
         variates: control variates; None without.
         adjust: optional hook `adjust(clients, w, g)` that changes gradients; it is called before
@@ -278,6 +375,7 @@ class Clients(Half):
             the model [n] that the client has after it knows the server's w [n] and before it
             trains. Its accuracy is measured. The hook may be called for any client of the rank,
             even for one that never took part.
+        feedback: adds to updates what earlier ones left out, or what replaces it.
         private: positions of the part of the model that stays with each client, bool [n]; None if
             the clients have all of the server's model, or whole ones of their own.
     """
@@ -291,7 +389,13 @@ class Clients(Half):
         super().__init__(settings, trainer)
         self.start = torch.zeros(self.flat.size, device=trainer.device)
         self.held = self.flat
-        self.heard = None if self.changes is None else Copies(self.changes, trainer)
+        self.known = None if self.changes is None else Copies(self.changes, trainer)
+        self.feedback: Feedback | Estimates
+        if settings.feeds_back and settings.feedback == "ef21":
+            store = trainer.provisional("estimate", self.theirs.size)
+            self.feedback = Estimates(store, self.theirs.stat_positions.to(trainer.device))
+        else:
+            self.feedback = Feedback(trainer, self.theirs.size, settings.feeds_back)
         self.variates: Variates | None = None
         if settings.control != "none":
             self.variates = Variates(trainer, self.free())
@@ -352,8 +456,8 @@ class Clients(Half):
 
         By default they are the changes of the model that the client missed.
         """
-        assert self.heard is not None
-        self.start = self.heard.follow(client, blocks)
+        assert self.known is not None
+        self.start = self.known.follow(client, blocks)
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
         """Opens each party's conversation with the server for its clients on this rank.
@@ -375,26 +479,64 @@ class Clients(Half):
             return self.upload(t, client, w)
         change = self.variates.change(client, w, self.start)
         blocks = self.upload(t, client, w)
-        where = self.sent_positions(t, client, blocks)
-        changes = self.encode_change(t, client, change if where is None else change[where])
-        heard = self.decode_change(changes)
+        own = blocks[:-1] if self.has_statistics else blocks
+        _, _, where = self.heard(t, client, own)
+        given = change if where is None else change[where]
+        changes = self.encode_change(t, client, given, where)
+        moved = self.decode_change(changes, where)
         if where is not None:
-            heard = torch.zeros_like(change).index_add_(0, where, heard)
-        self.variates.move(client, heard)
+            moved = torch.zeros_like(change).index_add_(0, where, moved)
+        self.variates.move(client, moved)
         return [*blocks, *changes]
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Returns the blocks that a client with the local model w [n] sends to the server."""
-        return [sparse.block(Kind.GRADIENT, w - self.start)]
+        """Returns the blocks that a client with the local model w [n] sends to the server.
+
+        The update is compressed by the method, and then by the codec. What both together leave out
+        goes to the feedback.
+        """
+        update = self.update(client, w)
+        statistics = self.take_statistics(update)
+        update = self.corrected(client, update)
+        if self.feedback.is_on:
+            self.feedback.add(client, update)
+        blocks = self.encode_update(t, client, update)
+        if not self.coder.is_plain:
+            where = self.sent_positions(t, client, blocks)
+            blocks = self.coder.encode(blocks, where, self.rounding(t, client))
+        if self.feedback.is_on:
+            _, sent, where = self.heard(t, client, blocks)
+            self.feedback.learn(client, update, sent, where)
+        return [*blocks, *statistics]
+
+    def update(self, client: int, w: Tensor) -> Tensor:
+        """Returns the update by which a client came to its local model w [n]; a tensor of its own.
+
+        Methods whose clients have starts of their own override it.
+        """
+        return w - self.start
+
+    def corrected(self, client: int, update: Tensor) -> Tensor:
+        """Returns what is sent instead of an update [n]: by default the update."""
+        return update
+
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
+        """Encodes an update [n]; values of the first block are float32 if a codec may take them.
+
+        If the method `loses` something, the blocks share no memory with the update: what is left
+        out is found there in place.
+        """
+        return [sparse.block(Kind.GRADIENT, update)]
 
     def take_statistics(self, update: Tensor) -> list[Block]:
         """Moves the running statistics of an update [n] into a block that is sent after the update.
 
-        A method that compresses updates must still send running statistics exactly. They are no
-        gradients, and a small error could make a variance negative. Both sides know their
-        positions. The update is zero there afterwards.
+        There is none if the method does not have them `apart`. A method that compresses updates
+        must still send running statistics exactly. They are no gradients, and a small error could
+        make a variance negative. Both sides know their positions. The update is zero there
+        afterwards.
         """
-        if not len(self.stat_positions):
+        if not self.has_statistics:
             return []
         block = sparse.block(Kind.GRADIENT, update[self.stat_positions], len(update))
         update[self.stat_positions] = 0

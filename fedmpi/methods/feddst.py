@@ -95,7 +95,24 @@ class Config(staticmask.Masked):
         return pruning.annealed(self.share, t, self.end * rounds) if is_due else 0.0
 
 
-class Server(staticmask.Server):
+class Half(staticmask.Half):
+    """Both sides know in which rounds clients send masks of their own."""
+
+    prunable: Tensor
+
+    def has_own(self, t: int) -> bool:
+        """Returns whether updates of round t are on the clients' own masks."""
+        method = self.method
+        return isinstance(method, Config) and method.replaced(t, self.settings.rounds) > 0
+
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
+        """Returns the positions of the shared mask, or of the client's own mask."""
+        if not self.has_own(t):
+            return super().sent_positions(t, client, blocks)
+        return staticmask.decode_mask(blocks[-1], self.prunable).nonzero().squeeze(1)
+
+
+class Server(Half, staticmask.Server):
     """A server that changes the mask.
 
     Attributes:
@@ -103,8 +120,6 @@ class Server(staticmask.Server):
         knows: the version that each client was last sent, int64 [clients].
         held: sum of updates on the clients' own masks in a readjustment round.
     """
-
-    blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -128,13 +143,18 @@ class Server(staticmask.Server):
         self.knows[client] = self.version
         return [staticmask.encode_mask(self.mask, self.prunable)]
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds an update, on the shared mask or, with two blocks, on the client's own mask."""
-        if len(blocks) == 1:
-            super().add(t, client, blocks, weight)
-            return
-        where = staticmask.decode_mask(blocks[0], self.prunable).nonzero().squeeze(1)
-        self.held.add(blocks[1], weight, where)
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
+        """Adds an update, on the shared mask or on the client's own mask."""
+        total = self.held if self.has_own(t) else self.sum
+        total.add(update, weight, where)
 
     def step(self, t: int) -> None:
         """Moves the model by the mean update; in a readjustment round prunes it to a new mask.
@@ -144,7 +164,7 @@ class Server(staticmask.Server):
         """
         method = self.method
         assert isinstance(method, Config)
-        if not method.replaced(t, self.settings.rounds):
+        if not self.has_own(t):
             super().step(t)
             return
         votes = self.held.weights
@@ -157,7 +177,7 @@ class Server(staticmask.Server):
         self.sum.clear()
 
 
-class Clients(staticmask.Clients):
+class Clients(Half, staticmask.Clients):
     """Clients whose mask the server changes.
 
     Clients stay on their ranks. A rank keeps the newest mask that was sent to one of its clients; a
@@ -200,10 +220,10 @@ class Clients(staticmask.Clients):
             w[~(self.mask & self.own[client])] = 0
         return found
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the update on the mask; after a readjustment with the client's new mask."""
-        if client not in self.own:
-            return super().upload(t, client, w)
+        if not self.has_own(t):
+            return super().encode_update(t, client, update)
         mask = self.own.pop(client)
-        update = sparse.block(Kind.GRADIENT, (w - self.start)[mask], self.flat.size)
-        return [staticmask.encode_mask(mask, self.prunable), update]
+        block = sparse.block(Kind.GRADIENT, update[mask], self.flat.size)
+        return [block, staticmask.encode_mask(mask, self.prunable)]

@@ -35,6 +35,7 @@ class Config(config.Method):
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
+    feedbacks: ClassVar[tuple[str, ...]] = ("none", "classic")
 
     alpha: float = Field(0.1, gt=0, le=config.LARGEST)
     """Strength of the regularization towards the global model, of a client with the mean number of
@@ -72,10 +73,23 @@ class Server(fedavg.Server):
 
     def absorb(self, t: int, message: Message) -> None:
         """Adds one client's update: parameters with weight 1, running statistics by samples."""
-        update = sparse.values(message.blocks[0], self.w.device)[self.stat_positions]
-        self.statistics.add_(update, alpha=message.weight)
-        self.samples += message.weight
         super().absorb(t, replace(message, weight=1.0))
+
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
+        """Adds an update, and its running statistics by samples."""
+        super().add(t, client, blocks, update, where, weight)
+        samples = self.trainer.population.weight(t, client)
+        statistics = sparse.values(update, self.w.device)[self.stat_positions]
+        self.statistics.add_(statistics, alpha=samples)
+        self.samples += samples
 
     def step(self, t: int) -> None:
         """Moves the model to the mean of the clients' models, plus l."""
@@ -127,9 +141,11 @@ class Clients(fedavg.Clients):
             g[row].add_(w[row] - self.start, alpha=strength).sub_(pull)
 
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Sends the update, by which h_k moves."""
-        update = w - self.start
+        """Sends the update; h_k moves by what the server hears of it."""
+        blocks = super().upload(t, client, w)
+        _, heard, where = self.heard(t, client, blocks)
+        update = sparse.vector(heard, self.flat.size, w.device, where)
         update[self.stat_positions] = 0
         before = self.pull(client)
         self.pulls.put(client, before - self.strength(client) * update, before)
-        return super().upload(t, client, w)
+        return blocks

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from fedmpi import config
 from fedmpi.config import Settings
@@ -44,13 +45,21 @@ class Server(fedavg.Server):
         self.effective = 0.0
         self.plain = torch.zeros_like(self.w[self.stat_positions])
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
         """Adds a client's normalized update."""
         scale = self.trainer.rates.effective_steps(t, client)
         self.effective += weight * scale
-        update = sparse.vector(blocks[0], self.flat.size, self.w.device)
-        self.plain.add_(update[self.stat_positions], alpha=weight)
-        self.sum.total.add_(update, alpha=weight / scale)
+        found = sparse.vector(update, self.flat.size, self.w.device, where)
+        self.plain.add_(found[self.stat_positions], alpha=weight)
+        self.sum.total.add_(found, alpha=weight / scale)
 
     def step(self, t: int) -> None:
         """Moves the model along the mean normalized update, scaled by the mean effective steps."""

@@ -75,10 +75,6 @@ class Server(Half, fedavg.Server):
         """Encodes the shared part of the control variate."""
         return sparse.block(Kind.GRADIENT, control[self.shared], self.flat.size)
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds an update of the shared part."""
-        self.sum.add(blocks[0], weight, self.shared)
-
 
 class Clients(Half, fedavg.Clients):
     """Clients that keep a personal part of the model.
@@ -125,7 +121,12 @@ class Clients(Half, fedavg.Clients):
         found[self.private] = self.own.get(client, self.initial).to(w.device)
         return found
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+    def update(self, client: int, w: Tensor) -> Tensor:
+        """Returns the update of the shared part, which is zero in the personal part: [n]."""
+        found = super().update(client, w)
+        found[self.private] = 0
+        return found
+
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the update of the shared part."""
-        update = w[self.shared] - self.start[self.shared]
-        return [sparse.block(Kind.GRADIENT, update, self.flat.size)]
+        return [sparse.block(Kind.GRADIENT, update[self.shared], self.flat.size)]

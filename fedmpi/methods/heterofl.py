@@ -53,6 +53,7 @@ class Config(config.Method):
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     fits: ClassVar[bool] = True
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
     paper: ClassVar[Mapping[str, Any]] = {
         "data.name": "cifar10",
@@ -158,27 +159,38 @@ class Widths:
         return self.models.narrow(choose, 1 / rate if scales else 1.0)
 
 
-class Server(fedavg.Server):
+class Half(fedavg.Half):
+    """Both sides know the sub-models.
+
+    Attributes:
+        widths: the sub-models of all clients.
+    """
+
     method: Config
-    blocks_per_upload = 2
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.widths = Widths(settings, trainer)
+
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
+        """Returns the positions of a sub-model, except for classes without samples, int64."""
+        device = self.trainer.device
+        positions = self.widths.of(t, client).positions.to(device)
+        if self.method.masked:
+            held = sparse.indices(blocks[-1], device)
+            positions = positions[self.widths.topology.inside(positions, held)]
+        return positions
+
+
+class Server(Half, fedavg.Server):
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
         self.sum: Held = Held(len(self.w), trainer.device)
 
     def send(self, t: int, client: int) -> list[Block]:
         """Sends the client's sub-model."""
         positions = self.widths.of(t, client).positions.to(self.w.device)
         return [sparse.block(Kind.MODEL, self.w[positions], self.flat.size)]
-
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds an update of the sub-model, except for classes that the client has no samples of."""
-        positions = self.widths.of(t, client).positions.to(self.w.device)
-        if self.method.masked:
-            held = sparse.indices(blocks[1], self.w.device)
-            positions = positions[self.widths.topology.inside(positions, held)]
-        self.sum.add(blocks[0], weight, positions)
 
     def step(self, t: int) -> None:
         """Moves each value by the mean over the clients that have it."""
@@ -197,7 +209,7 @@ class Server(fedavg.Server):
         return found
 
 
-class Clients(fedavg.Clients):
+class Clients(Half, fedavg.Clients):
     """Clients that train sub-models.
 
     Attributes:
@@ -205,11 +217,8 @@ class Clients(fedavg.Clients):
         starts: the values at which their training starts.
     """
 
-    method: Config
-
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.widths = Widths(settings, trainer)
         self.parts: dict[int, Narrow] = {}
         self.starts: dict[int, Tensor] = {}
 
@@ -243,10 +252,12 @@ class Clients(fedavg.Clients):
         masks = inside if self.method.masked else None
         return self.trainer.train_apart(t, clients, starts, parts, self.hooks, masks)
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Sends the update of the sub-model w and, if classes are masked, the client's classes."""
-        inside = self.inside(client)
-        update = (w - self.starts[client])[inside]
+    def update(self, client: int, w: Tensor) -> Tensor:
+        """Returns the update of the values of the sub-model w that are trained."""
+        return (w - self.starts[client])[self.inside(client)]
+
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
+        """Sends the update and, if classes are masked, the client's classes."""
         blocks = [sparse.block(Kind.GRADIENT, update, self.flat.size)]
         if self.method.masked:
             blocks.append(sparse.places(self.labels(client), self.trainer.feed.classes))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.messages.codec import Block
+from fedmpi.messages.codec import Block, Message
 from fedmpi.methods import fedavg
 from fedmpi.training.train import PLAIN, Hooks, Trainer
 
@@ -29,13 +29,14 @@ class Config(config.Method):
     optimizes: ClassVar[bool] = False
     pools: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
+    uploads: ClassVar[config.Uploads] = "nothing"
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
 
 class Server(fedavg.Server):
-    blocks_per_upload = 0
-
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Does nothing: clients upload nothing."""
+    def absorb(self, t: int, message: Message) -> None:
+        """Counts the client, which uploads nothing."""
+        self.sum.weight += message.weight
 
 
 class Owners(fedavg.Clients):

@@ -26,7 +26,7 @@ from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
-from fedmpi.methods import fedavg, topk
+from fedmpi.methods import fedavg
 from fedmpi.networks.flat import Flat, Piece
 from fedmpi.streams import Purpose, stream
 from fedmpi.training import feedback
@@ -35,8 +35,9 @@ from fedmpi.training.train import Trainer
 
 class Config(feedback.Config):
     keeps_state: ClassVar[bool] = True
+    uploads: ClassVar[config.Uploads] = "codes"
     paper: ClassVar[Mapping[str, Any]] = {
-        "method.error_feedback": True,
+        "feedback": "classic",
         "aggregation.server": "momentum",
         "aggregation.beta1": 0.9,
         "local_steps": 1,
@@ -97,25 +98,32 @@ class Shapes:
         return update
 
 
-class Server(fedavg.Server):
+class Factors(fedavg.Half):
+    """Both sides know the shapes.
+
+    Attributes:
+        shapes: of the parameters that are sent as factors.
+    """
+
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.shapes = Shapes(self.flat, self.method.rank)
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds the update that the factors and the other values make up."""
-        values = sparse.vector(blocks[0], self.shapes.length, self.w.device)
-        self.sum.total.add_(self.shapes.product(values, self.flat.size), alpha=weight)
+    def decode_update(self, t: int, client: int, blocks: Sequence[Block]) -> Block:
+        """Returns the update that the factors and the other values make up."""
+        values = sparse.vector(blocks[0], self.shapes.length, self.trainer.device)
+        return sparse.block(Kind.GRADIENT, self.shapes.product(values, self.flat.size))
 
 
-class Clients(topk.Compressing):
-    method: Config
+class Server(Factors, fedavg.Server):
+    pass
 
+
+class Clients(Factors, fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.shapes = Shapes(self.flat, self.method.rank)
         self.bases = trainer.store("factors", self.shapes.columns)
 
     def base(self, client: int) -> Tensor:
@@ -126,8 +134,8 @@ class Clients(topk.Compressing):
         drawn = random.standard_normal(self.shapes.columns, dtype="f4")
         return torch.from_numpy(drawn).to(self.start.device)
 
-    def encode(self, t: int, client: int, update: Tensor) -> tuple[list[Block], Tensor]:
-        """Sends the factors and all other parameters; the error is what the factors miss."""
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
+        """Sends the factors and all other parameters."""
         values = torch.zeros(self.shapes.length, device=update.device)
         bases = self.base(client).split(
             [self.method.rank * columns for _, _, columns in self.shapes.matrices]
@@ -139,5 +147,4 @@ class Clients(topk.Compressing):
         values[self.shapes.length - len(self.shapes.others) :] = update[self.shapes.others]
         factors = self.shapes.factors(values)
         self.bases[client] = torch.cat([values[:0], *(q.reshape(-1) for _, _, q in factors)])
-        update -= self.shapes.product(values, self.flat.size)
-        return [sparse.block(Kind.GRADIENT, values)], update
+        return [sparse.block(Kind.GRADIENT, values)]

@@ -114,9 +114,17 @@ class Server(feddst.Server):
         self.movable = self.flat.movable.to(trainer.device)
         self.squares = torch.zeros_like(self.w)
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
         """Adds an update on the mask and, before a reconfiguration, the squares of gradients."""
-        staticmask.Server.add(self, t, client, blocks[:1], weight)
+        super().add(t, client, blocks, update, where, weight)
         if len(blocks) > 1:
             sparse.add(self.squares, blocks[1], weight, self.movable)
 
@@ -178,11 +186,11 @@ class Clients(feddst.Clients):
         """Returns the models unchanged: only the server changes masks."""
         return found
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the update on the mask and, before a reconfiguration, the squares of gradients."""
-        blocks = super().upload(t, client, w)
+        blocks = super().encode_update(t, client, update)
         if not self.method.changes_at(t):
             return blocks
-        squares = self.squares[client].to(w.device, copy=True)
+        squares = self.squares[client].to(update.device, copy=True)
         self.squares.put(client, torch.zeros_like(squares), squares)
         return [*blocks, sparse.block(Kind.GRADIENT, squares[self.movable], self.flat.size)]

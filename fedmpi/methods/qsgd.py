@@ -13,23 +13,25 @@ Values of the paper: its experiments with 4 bits, for a gradient of one step a r
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.messages import quantized
+from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
-from fedmpi.streams import Purpose, stream
+from fedmpi.training import feedback
 
 
-class Config(config.Method):
+class Config(feedback.Config):
     paper: ClassVar[Mapping[str, Any]] = {
         "method.bits": 4,
         "method.bucket": 512,
         "local_steps": 1,
     }
-    controls: ClassVar[bool] = True
+    implies: ClassVar[Mapping[str, Any]] = {}
+    uploads: ClassVar[config.Uploads] = "codes"
 
     bits: int = Field(4, ge=2, le=16)
     """Bits per value: a sign and one of 2^(bits - 1) - 1 levels."""
@@ -38,44 +40,47 @@ class Config(config.Method):
 
 
 class Levels(fedavg.Half):
-    """Control variates travel as updates do, as levels and norms."""
+    """Updates, and the changes of control variates, travel as levels and norms."""
 
     method: Config
-    blocks_per_change = 2
 
-    def encode_change(self, t: int, client: int, values: Tensor) -> list[Block]:
-        """Quantizes the change of a client's control variate."""
-        random = stream(self.settings.seed, Purpose.QUANTIZE, t, client, 1)
+    @property
+    def blocks_per_change(self) -> int:
+        """Levels and norms."""
+        return 2
+
+    def levels(self, values: Tensor, random: np.random.Generator) -> list[Block]:
+        """Encodes values as levels and norms."""
         method = self.method
         return quantized.levels(Kind.GRADIENT, values, method.bits, method.bucket, random)
 
-    def decode_change(self, blocks: Sequence[Block]) -> Tensor:
-        """Restores the change from its levels and norms."""
+    def leveled(self, blocks: Sequence[Block]) -> Tensor:
+        """Restores values from their levels and norms."""
         codes, norms = blocks
         return quantized.leveled(codes, norms, self.method.bucket, self.trainer.device)
+
+    def decode_update(self, t: int, client: int, blocks: Sequence[Block]) -> Block:
+        """Restores an update."""
+        return sparse.block(Kind.GRADIENT, self.leveled(blocks))
+
+    def encode_change(
+        self, t: int, client: int, values: Tensor, where: Tensor | None
+    ) -> list[Block]:
+        """Quantizes the change of a client's control variate."""
+        return self.levels(values, self.rounding(t, client, 1))
+
+    def decode_change(self, blocks: Sequence[Block], where: Tensor | None) -> Tensor:
+        """Restores the change from its levels and norms."""
+        return self.leveled(blocks)
 
 
 class Server(Levels, fedavg.Server):
     method: Config
-    blocks_per_upload = 2
-
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Restores an update from its levels and norms, and adds it."""
-        codes, norms = blocks
-        update = quantized.leveled(codes, norms, self.method.bucket, self.w.device)
-        self.sum.total.add_(update, alpha=weight)
 
 
 class Clients(Levels, fedavg.Clients):
     method: Config
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Sends the update as levels and norms, and running statistics exactly."""
-        update = w - self.start
-        statistics = self.take_statistics(update)
-        random = stream(self.settings.seed, Purpose.QUANTIZE, t, client)
-        method = self.method
-        return [
-            *quantized.levels(Kind.GRADIENT, update, method.bits, method.bucket, random),
-            *statistics,
-        ]
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
+        """Sends the update as levels and norms."""
+        return self.levels(update, self.rounding(t, client))

@@ -4,39 +4,38 @@ J. Konecny, H. B. McMahan, F. X. Yu, P. Richtarik, A. T. Suresh, D. Bacon, *Fede
 Strategies for Improving Communication Efficiency*, arXiv 1610.05492, section 2 ("random mask"); S.
 U. Stich, J.-B. Cordonnier, M. Jaggi, *Sparsified SGD with Memory*, NeurIPS 2018, arXiv 1809.07599.
 
-Without error feedback values are scaled by n / k, so that the update is unbiased. With it they are
-sent unscaled, as in the second paper. Positions are drawn anew for each client and round. No
+Without feedback values are scaled by n / k, so that the update is unbiased. With it they are sent
+unscaled, as in the second paper. Positions are drawn anew for each client and round. No
 positions are sent. Running statistics are all sent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.counts import keep_round
-from fedmpi.methods import fedavg, topk
+from fedmpi.methods import fedavg
 from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, stream
 from fedmpi.training import feedback
 
 
 class Config(feedback.Config):
+    implies: ClassVar[Mapping[str, Any]] = {}
+
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of an update's values that are not sent. 0 is FedAvg."""
-    error_feedback: bool = False
-    """Add what was not sent to the client's next update. Otherwise sent values are scaled up, so
-    that updates are unbiased."""
 
-    def idle(self, settings: Settings) -> dict[str, str]:
-        """Adds error feedback, where nothing is left out."""
-        wanted = {} if self.sparsity else {"error_feedback": config.SPARSE}
-        return super().idle(settings) | wanted
+    @property
+    def loses(self) -> bool:
+        """Whether some values are not sent."""
+        return self.sparsity > 0
 
 
 def drawn(settings: Settings, flat: Flat, t: int, client: int) -> Tensor:
@@ -59,18 +58,12 @@ class Positions(fedavg.Half):
 class Server(Positions, fedavg.Server):
     method: Config
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds a client's values at the positions that the server draws, too."""
-        self.sum.add(blocks[0], weight, self.sent_positions(t, client, blocks))
 
-
-class Clients(Positions, topk.Compressing):
+class Clients(Positions, fedavg.Clients):
     method: Config
 
-    def encode(self, t: int, client: int, update: Tensor) -> tuple[list[Block], Tensor]:
-        """Sends the values at the drawn positions; the others are the error."""
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
+        """Sends the values at the drawn positions, scaled up if there is no feedback."""
         where = drawn(self.settings, self.flat, t, client).to(update.device)
-        scale = 1.0 if self.method.error_feedback else self.flat.count / len(where)
-        block = sparse.block(Kind.GRADIENT, scale * update[where], self.flat.size)
-        update[where] = 0
-        return [block], update
+        scale = 1.0 if self.feedback.is_on else self.flat.count / len(where)
+        return [sparse.block(Kind.GRADIENT, scale * update[where], self.flat.size)]

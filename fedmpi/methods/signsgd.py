@@ -14,39 +14,35 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fedmpi import config
 from fedmpi.config import Settings
-from fedmpi.messages import quantized, sparse
+from fedmpi.messages import quantized
 from fedmpi.messages.codec import Block, Kind
-from fedmpi.methods import fedavg, topk
+from fedmpi.methods import fedavg
 from fedmpi.training import feedback, spans
 from fedmpi.training.train import Trainer
 
 
 class Config(feedback.Config, spans.Tensorwise):
-    """Whether clients use error feedback, and how many scales they send."""
+    """How many scales clients send."""
+
+    uploads: ClassVar[config.Uploads] = "codes"
 
     paper: ClassVar[Mapping[str, Any]] = {
-        "method.error_feedback": True,
+        "feedback": "classic",
         "method.spans": "tensor",
         "local_steps": 1,
     }
 
 
-class Server(fedavg.Server):
-    method: Config
+class Signs(fedavg.Half):
+    """Both sides know the positions: those of all parameters.
 
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        self.where = self.flat.movable.to(trainer.device)
-        self.lengths = self.method.lengths(self.flat, self.flat.movable)
-        self.blocks_per_upload = min(2, len(self.lengths))
+    Attributes:
+        where: these positions, int64.
+        lengths: how many of them share a scale.
+    """
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds the signs of all parameters, times their scales."""
-        self.sum.add(quantized.signed(blocks, self.lengths), weight, self.where)
-
-
-class Clients(topk.Compressing):
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -54,9 +50,20 @@ class Clients(topk.Compressing):
         self.where = self.flat.movable.to(trainer.device)
         self.lengths = self.method.lengths(self.flat, self.flat.movable)
 
-    def encode(self, t: int, client: int, update: Tensor) -> tuple[list[Block], Tensor]:
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
+        """Returns the positions of all parameters."""
+        return self.where
+
+    def decode_update(self, t: int, client: int, blocks: Sequence[Block]) -> Block:
+        """Restores the signs of all parameters, times their scales."""
+        return quantized.signed(blocks, self.lengths)
+
+
+class Server(Signs, fedavg.Server):
+    pass
+
+
+class Clients(Signs, fedavg.Clients):
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the signs of all parameters, and their mean absolute values as scales."""
-        given = update[self.where], self.lengths, self.flat.size
-        blocks = quantized.signs(Kind.GRADIENT, *given)
-        sent = quantized.signed(blocks, self.lengths)
-        return blocks, update.sub_(sparse.vector(sent, self.flat.size, update.device, self.where))
+        return quantized.signs(Kind.GRADIENT, update[self.where], self.lengths, self.flat.size)

@@ -30,7 +30,7 @@ from torch import Tensor
 from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
-from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
 from fedmpi.split.cuts import Cut, shape_behind
 from fedmpi.split.lockstep import Talk, WaveParts
@@ -113,26 +113,33 @@ class Server(ServerSide, fedavg.Server):
         self.round, self.updates = t, {}
         return self.begin(t, parties, None if goes_on else self.sections.split(self.w)[1])
 
-    def absorb(self, t: int, message: Message) -> None:
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
         """Adds a client's update of front and tail, and in v1 the update of its back."""
-        update = sparse.vector(message.blocks[0], self.sections.size, self.trainer.device)
-        self.add_up(message, update)
+        found = sparse.vector(update, self.theirs.size, self.trainer.device, where)
+        self.add_up(client, found, weight)
 
-    def add_up(self, message: Message, update: Tensor) -> None:
+    def add_up(self, client: int, update: Tensor, weight: float) -> None:
         """Adds an update of front and tail to the sum, and in v1 that of the client's back."""
         front, _, tail = self.sections.split(self.sum.total)
         for total, own in zip((front, tail), self.sections.split_held(update), strict=True):
-            total.add_(own, alpha=message.weight)
-        self.updates[message.client] = update
-        self.count(message)
+            total.add_(own, alpha=weight)
+        self.updates[client] = update
+        self.add_back(client, weight)
 
-    def count(self, message: Message) -> None:
-        """Adds a client's weight to the sum, and in v1 the update of its back."""
+    def add_back(self, client: int, weight: float) -> None:
+        """Adds the update of a client's back to the sum, in v1."""
         if not self.method.is_one:
             _, back, _ = self.sections.split(self.sum.total)
-            change = self.backs.of(message.client) - self.sections.split(self.w)[1]
-            back.add_(change, alpha=message.weight)
-        self.sum.weight += message.weight
+            change = self.backs.of(client) - self.sections.split(self.w)[1]
+            back.add_(change, alpha=weight)
 
     def step(self, t: int) -> None:
         """Moves front, tail and, in v1, the back by their mean; in v2 copies the trained back."""

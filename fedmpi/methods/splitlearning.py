@@ -19,6 +19,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fedmpi import config
 from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message
@@ -35,6 +36,8 @@ class Config(Cut):
     sends: ClassVar[bool] = True
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    uploads: ClassVar[config.Uploads] = "models"
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
     def width(self, capacity: int, clients: int) -> int:
         """Returns 1 client a wave, because each client starts where the previous one ended."""

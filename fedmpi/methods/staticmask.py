@@ -55,7 +55,12 @@ PAPER: Mapping[str, Any] = {
 
 
 class Masked(config.Method):
-    """Settings of a method whose model is sparse, with one mask for all clients."""
+    """Settings of a method whose model is sparse, with one mask for all clients.
+
+    A mask that changes leaves no feedback: its positions are other ones later.
+    """
+
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
     can_send_changes: ClassVar[bool] = False
 
@@ -66,6 +71,7 @@ class Masked(config.Method):
 
 class Config(Masked):
     paper: ClassVar[Mapping[str, Any]] = PAPER
+    feedbacks: ClassVar[tuple[str, ...]] = config.Method.feedbacks
 
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the prunable weights that are zero for the whole run. 0 is FedAvg."""
@@ -92,13 +98,26 @@ class Config(Masked):
         return mask
 
 
-class Server(fedavg.Server):
+class Half(fedavg.Half):
+    """Both sides know the mask.
+
+    Attributes:
+        active: positions that are kept, int64.
+    """
+
+    active: Tensor
+
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
+        """Returns the positions that are kept."""
+        return self.active
+
+
+class Server(Half, fedavg.Server):
     """A server with a sparse model.
 
     Attributes:
         prunable: which weights can be pruned, bool [n].
         mask: which positions are kept, bool [n].
-        active: positions that are kept, int64.
     """
 
     method: Masked
@@ -128,12 +147,8 @@ class Server(fedavg.Server):
         """Sends the values on the mask."""
         return [sparse.block(Kind.MODEL, self.w[self.active], self.flat.size)]
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds an update on the mask."""
-        self.sum.add(blocks[0], weight, self.active)
 
-
-class Clients(fedavg.Clients):
+class Clients(Half, fedavg.Clients):
     """Clients that share one mask; `prunable`, `mask` and `active` as in the server.
 
     Attributes:
@@ -170,10 +185,9 @@ class Clients(fedavg.Clients):
         """Masks the gradients, so that pruned weights stay zero."""
         g.mul_(self.kept)
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the update on the mask."""
-        update = w[self.active] - self.start[self.active]
-        return [sparse.block(Kind.GRADIENT, update, self.flat.size)]
+        return [sparse.block(Kind.GRADIENT, update[self.active], self.flat.size)]
 
     def burden(self, t: int, client: int) -> Burden:
         """Returns the cost of training the weights on the mask."""
@@ -183,7 +197,7 @@ class Clients(fedavg.Clients):
 class Pruned(fedavg.Server):
     """A server that averages models, which clients have pruned themselves, instead of updates.
 
-    Its `add` must add weight * model to `sum`.
+    What its `add` adds to `sum` must be weight * model.
     """
 
     def step(self, t: int) -> None:

@@ -21,21 +21,22 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from fedmpi import config
 from fedmpi.config import Down, Settings
 from fedmpi.messages.codec import Block
 from fedmpi.methods import fedavg
-from fedmpi.training import spans
+from fedmpi.training import feedback, spans
 from fedmpi.training.downlink import Changes
-from fedmpi.training.feedback import Feedback
 from fedmpi.training.train import Trainer
 
 
-class Config(spans.Config):
+class Config(feedback.Config, spans.Config):
+    controls: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     sends_changes: ClassVar[bool] = True
     can_send_changes: ClassVar[bool] = False
     own_changes: ClassVar[str] = "method.sparsity_down"
-    keeps_state: ClassVar[bool] = True
+    uploads: ClassVar[config.Uploads] = "codes"
     paper: ClassVar[Mapping[str, Any]] = {
         "method.sparsity": 0.9975,
         "method.sparsity_down": 0.9975,
@@ -48,8 +49,9 @@ class Config(spans.Config):
     """Share of a download's values that are not sent. If absent, it equals sparsity."""
 
     def ternary(self, sparsity: float) -> Down:
-        """Returns the coding by signs and one magnitude a span, at that sparsity."""
-        return Down(values="ternary", sparsity=sparsity, spans=self.spans)
+        """Returns the coding of either direction: signs with one magnitude a span."""
+        signs: dict[str, Any] = {"values": "sign", "positions": "golomb", "scales": self.spans}
+        return Down(sparsity=sparsity, spans=self.spans, **signs)
 
 
 class Half(fedavg.Half):
@@ -71,16 +73,12 @@ class Half(fedavg.Half):
         down = self.method.sparsity_down
         return self.method.ternary(self.method.sparsity if down is None else down)
 
+    def decode_update(self, t: int, client: int, blocks: Sequence[Block]) -> Block:
+        """Restores a ternary update."""
+        return self.updates.decode(blocks)
+
 
 class Server(Half, fedavg.Server):
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        self.blocks_per_upload = self.updates.count
-
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
-        """Adds a client's ternary update."""
-        self.sum.add(self.updates.decode(blocks), weight)
-
     def step(self, t: int) -> None:
         """Moves the model by the mean update."""
         self.w += self.sum.mean()
@@ -88,15 +86,6 @@ class Server(Half, fedavg.Server):
 
 
 class Clients(Half, fedavg.Clients):
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        self.feedback = Feedback(trainer, self.flat.size)
-
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Sends the largest values of update + residual as signs with one magnitude."""
-        update = w - self.start
-        statistics = self.take_statistics(update)
-        self.feedback.add(client, update)
-        blocks = self.updates.encode(update)
-        self.feedback.remember(client, update - self.updates.vector(blocks), update)
-        return [*blocks, *statistics]
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
+        """Sends the largest values as signs with one magnitude."""
+        return self.updates.encode(update, self.rounding(t, client))

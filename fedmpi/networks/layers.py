@@ -105,11 +105,22 @@ class Dropout(nn.Module):
         """Any shape, samples first."""
         if not self.training:
             return x
+        return x * self.kept(x, self.key) / (1 - self.share)
+
+    def kept(self, x: Tensor, keys: Tensor) -> Tensor:
+        """Returns which values of a batch stay.
+
+        Args:
+            x: the batch, samples first.
+            keys: random keys, int64 [] or [k, 1, ...] for so many batches like x.
+
+        Returns:
+            Bool, of the shape of x, or [k, *x.shape].
+        """
         places = torch.arange(x.numel(), device=x.device).view(x.shape)
-        low = scrambled(self.key)
-        high = scrambled(low ^ (self.key >> 32)) + self.number
-        drawn = scrambled(scrambled(places + low) ^ high)
-        return x * (drawn >= int(self.share * 2**32)) / (1 - self.share)
+        low = scrambled(keys)
+        high = scrambled(low ^ (keys >> 32)) + self.number
+        return scrambled(scrambled(places + low) ^ high) >= int(self.share * 2**32)
 
 
 def dropouts(share: float) -> list[nn.Module]:

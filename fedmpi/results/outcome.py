@@ -73,7 +73,7 @@ class Observer:
     ) -> None:
         self.settings, self.population, self.trainer = settings, population, trainer
         self.fleet, self.meter, self.evaluation, self.ledger = fleet, meter, evaluation, ledger
-        self.total = [0, 0]
+        self.total, self.is_reached = [0, 0], False
         self.prunable = select.positions(trainer.flat.prunable()).to(trainer.device)
 
     def outcome(
@@ -152,10 +152,11 @@ class Observer:
 
     def _ends(self, t: int, row: np.void) -> str:
         """What ends the run after the round of that row; empty if nothing does."""
+        names = ("accuracy", "shard_mean", "personal_mean")
+        self.is_reached |= self.settings.is_reached({name: float(row[name]) for name in names})
         if not self.settings.is_average(t):
             return ""
-        names = ("accuracy", "shard_mean", "personal_mean")
-        if self.settings.is_reached({name: float(row[name]) for name in names}):
+        if self.is_reached:
             return "target"
         return "budget" if self.settings.is_spent(*self.total) else ""
 

@@ -447,6 +447,20 @@ def settings_of(path: Path) -> dict[str, Any]:
     return found
 
 
+def changed(about: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns what a run had otherwise than by itself, as `loading.changes` found it.
+
+    Args:
+        about: the attributes of its result; those of earlier versions do not say it.
+    """
+    return parsed(about, "changed") if "changed" in about else None
+
+
+def paper_of(about: Mapping[str, Any]) -> str | None:
+    """Returns the method whose paper's values a run took where nothing was written; or none."""
+    return str(about["paper"]) if about.get("paper") else None
+
+
 def files_of(about: Mapping[str, Any]) -> dict[str, str]:
     """Returns the SHA-256 of the files that a run's settings name, by the settings' paths.
 

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from fedmpi import provenance
+from fedmpi import loading, provenance
 from fedmpi.clients import heterogeneity
 from fedmpi.config import Settings
 from fedmpi.engine import Engine
@@ -203,6 +203,8 @@ class Job:
                 "partition_sha256": engine.population.fingerprint,
                 **heterogeneity.measures(engine.population.counts),
             }
+            changed = loading.changes(settings.tree(), settings.paper)
+            about |= {"paper": settings.paper or "", "changed": json.dumps(changed)}
             if contents := settings.contents():
                 about["files_sha256"] = json.dumps(contents)
             file = Record(held, settings.tree(), settings.identity(), about, tables.TABLES)

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,10 @@ class Cut(config.Method):
     def sections(self, flat: Flat) -> Sections:
         """How long the parts are."""
         return Sections(*(part.size for part in self.parts(flat)))
+
+    def theirs(self, trainer: Any) -> Flat:
+        """Front and tail, which a client uploads."""
+        return self.held(trainer.flat)
 
     def held(self, flat: Flat) -> Flat:
         """Front and tail as one: how they lie in what a client uploads."""

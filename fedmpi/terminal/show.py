@@ -80,7 +80,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
     table.columns[0].style = "dim"
     table.columns[1].no_wrap, table.columns[1].overflow = False, "fold"
     settings = record.parsed(about, "settings")
-    changed, same, machine = _changes(settings)
+    changed, same, machine = _changes(about, settings)
     commit = about.get("commit", "") or "not from a checkout"
     for name, text in {
         "status": _status(about, rounds, settings["rounds"]),
@@ -132,37 +132,34 @@ def _status(about: Mapping[str, Any], rounds: np.ndarray, wanted: int) -> Text:
     return Text.assemble((status, f"bold {colour}"), f"  {meaning.get(status, '')}")
 
 
-def _changes(settings: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
-    """Settings that differ from the defaults of their names, those that do not, the machine's."""
-    names = {table: {"name": settings[table]["name"]} for table in config.AXES}
-    machine = config.marked(config.Settings, config.MACHINE)
-    try:
-        plain = loading.load(names)
-        defaults = dict(_leaves(plain.tree()))
-        machine = config.marked(type(plain), config.MACHINE)
-    except ConfigError:  # a name of another version
-        defaults = {}
-    defaults |= {f"{table}.name": name for table, (_, name) in config.AXES.items()}
-    changed, same, own = [], [], []
-    for path, value in _leaves(settings):
+def _changes(
+    about: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[list[str], list[str], list[str]]:
+    """Settings that differ from what the run's names and paper stand for, others, the machine's."""
+    chosen = tuple(str(settings[table]["name"]) for table in config.AXES)
+    own = config.marked(config.known(chosen), config.MACHINE)
+    found = record.changed(about)
+    if found is None:
+        try:
+            found = loading.changes(settings)
+        except ConfigError:  # a name of another version
+            names = {f"{table}.name": name for table, (_, name) in config.AXES.items()}
+            found = {
+                path: names.get(path)
+                for path, value in loading.leaves(settings)
+                if path not in own and value not in (None, names.get(path))
+            }
+    paper = record.paper_of(about)
+    changed = [f"{loading.PAPER}:{paper}"] if paper else []
+    same, machine = list[str](), list[str]()
+    for path, value in loading.leaves(settings):
         text = f"{path}={config.written(value)}"
-        if path in machine:
-            own += [] if value is None else [text]
-        elif path not in defaults:
-            changed.append(text)
-        elif defaults[path] != value:
-            changed.append(f"{text} (not {config.written(defaults[path])})")
+        if path in found:
+            instead = "" if found[path] is None else f" (not {config.written(found[path])})"
+            changed.append(f"{text}{instead}")
         elif value is not None:
-            same.append(text)
-    return changed, same, own
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+            (machine if path in own else same).append(text)
+    return changed, same, machine
 
 
 def _time(about: Mapping[str, Any], name: str) -> datetime:

@@ -13,69 +13,57 @@ Running statistics are no gradients: their changes are sent exactly.
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedmpi.config import Down
-from fedmpi.messages import quantized, sparse
-from fedmpi.messages.codec import Block, Coding, Kind, Message, pack, unpack
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind, Message, pack, unpack
+from fedmpi.messages.coding import Coder
 from fedmpi.networks.flat import Flat
 from fedmpi.training import spans
 from fedmpi.training.train import Trainer
-
-CODINGS = {"f4": Coding.F4, "f2": Coding.F2, "bf16": Coding.BF16, "uniform": Coding.CODES}
-"""Codings of single values."""
 
 
 class Changes:
     """Encodes and decodes changes of a model [n], alike on both sides.
 
     Args:
-        chosen: the coding.
+        chosen: how they are written.
         flat: the network.
         device: of the models.
 
     Attributes:
-        are_lossless: whether a change would be as long as the model, and lose nothing.
-        agreed: positions of a change whose values are all sent, int64; None for all of the model.
+        are_lossless: whether a change would lose nothing, and be as long as the model.
         stat_positions: positions of running statistics, int64; may be empty.
-        count: blocks of an encoded change, without those of running statistics.
+        coder: writes the values.
     """
 
     def __init__(self, chosen: Down, flat: Flat, device: torch.device) -> None:
         self.chosen, self.flat, self.device = chosen, flat, device
         self.are_lossless = chosen.is_lossless
-        self.agreed = None if flat.moving is None else flat.movable.to(device)
         self.stat_positions = flat.stat_positions.to(device)
-        is_coded = chosen.values in ("uniform", "ternary", "sign")
-        self.count = 2 if is_coded and len(self._lengths(None)) > 1 else 1
+        self.coder = Coder(chosen, flat.parameters, flat.stat_positions, flat.size, apart=True)
 
-    def encode(self, change: Tensor) -> list[Block]:
+    def encode(self, change: Tensor, random: np.random.Generator) -> list[Block]:
         """Encodes the largest values of a change, or all of them.
 
         Args:
             change: [n], zero at running statistics.
+            random: rounds values, if they are rounded at random.
 
         Returns:
-            Blocks, `count` of them.
+            Blocks, `coder.blocks` of them.
         """
-        chosen, size = self.chosen, self.flat.size
-        positions = None
-        if chosen.sparsity or chosen.values == "ternary":
-            positions = spans.largest(chosen.spans, change, self.flat, chosen.sparsity)
-        if positions is not None and chosen.values == "ternary":  # zeros have no sign
-            positions = positions[change[positions] != 0]
-        where = self.agreed if positions is None else positions
+        chosen, where = self.chosen, None
+        if chosen.sparsity or chosen.positions != "auto":
+            where = spans.largest(chosen.spans, change, self.flat, chosen.sparsity)
+        if where is not None and chosen.values == "sign":  # zeros have no sign
+            where = where[change[where] != 0]
         values = change if where is None else change[where]
-        if chosen.values in ("ternary", "sign"):
-            lengths = self._lengths(positions)
-            return quantized.signs(Kind.GRADIENT, values, lengths, size, positions)
-        if self.count > 1:
-            about = self._lengths(positions), chosen.bits
-            return quantized.ranges(Kind.GRADIENT, values, *about, size=size, indices=positions)
-        bits = chosen.bits if chosen.values == "uniform" else 0
-        coding = CODINGS[chosen.values]
-        return [sparse.block(Kind.GRADIENT, values, size, positions, coding, bits)]
+        block = sparse.block(Kind.GRADIENT, values, self.flat.size, where)
+        return self.coder.encode([block], where, random)
 
     def decode(self, blocks: Sequence[Block]) -> Block:
         """Restores a change as one block of float32 values.
@@ -83,32 +71,18 @@ class Changes:
         Raises:
             WireError: if the blocks do not fit the network.
         """
-        first = blocks[0]
-        positions = None if first.indices is None else sparse.indices(first)
-        if self.chosen.values in ("ternary", "sign"):
-            return quantized.signed(blocks, self._lengths(positions))
-        found = sparse.values(first)
-        if self.count > 1:
-            found = quantized.ranged(blocks, self._lengths(positions))
-        return Block(first.kind, first.size, Coding.F4, found.numpy(), first.indices)
-
-    def vector(self, blocks: Sequence[Block]) -> Tensor:
-        """Restores a change as a vector [n], zero where nothing was sent."""
-        return sparse.vector(self.decode(blocks), self.flat.size, self.device, self.agreed)
+        (block,) = self.coder.decode(blocks, None)
+        return block
 
     def move(self, w: Tensor, blocks: Sequence[Block]) -> None:
         """Moves a model [n] by changes, one after the other, in place."""
-        each = self.count + bool(len(self.stat_positions))
+        count = self.coder.blocks
+        each = count + bool(len(self.stat_positions))
         for first in range(0, len(blocks), each):
             change = blocks[first : first + each]
-            sparse.add(w, self.decode(change[: self.count]), agreed=self.agreed)
-            for block in change[self.count :]:
+            sparse.add(w, self.decode(change[:count]))
+            for block in change[count:]:
                 sparse.add(w, block, agreed=self.stat_positions)
-
-    def _lengths(self, positions: Tensor | None) -> Sequence[int]:
-        """Returns how many of the values at some positions, or of all, share each scale."""
-        where = self.flat.movable if positions is None else positions
-        return spans.lengths(self.chosen.spans, self.flat, where)
 
 
 class Words:
@@ -159,15 +133,18 @@ class Words:
             return [sparse.block(Kind.MODEL, w)]
         return [block for said, blocks in self.history.items() if said >= first for block in blocks]
 
-    def say(self, t: int, change: Tensor, w: Tensor) -> None:
-        """Compresses the change [n] of round t, and moves the model w [n] by what is sent of it."""
+    def say(self, t: int, change: Tensor, w: Tensor, random: np.random.Generator) -> None:
+        """Compresses the change [n] of round t, and moves the model w [n] by what is sent of it.
+
+        The change is changed in place; `random` rounds its values, if they are rounded at random.
+        """
         statistics, where = [], self.changes.stat_positions
         if len(where):
             statistics = [sparse.block(Kind.GRADIENT, change[where], self.size)]
             change[where] = 0
         change += self.rest
-        blocks = self.changes.encode(change)
-        sparse.add(change, self.changes.decode(blocks), -1.0, self.changes.agreed)
+        blocks = self.changes.encode(change, random)
+        sparse.add(change, self.changes.decode(blocks), -1.0)
         self.rest = change
         self.history[t] = [*blocks, *statistics]
         self.lengths[t] = length(self.history[t])

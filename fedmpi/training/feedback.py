@@ -1,35 +1,45 @@
-"""Error feedback: what a client's compressor left out of an update is added to its next one.
+"""Feedback: what compression left out of a client's update is not lost.
 
-F. Seide, H. Fu, J. Droppo, G. Li, D. Yu, *1-Bit Stochastic Gradient Descent and its Application to
-Data-Parallel Distributed Training of Speech DNNs*, Interspeech 2014; S. P. Karimireddy, Q. Rebjock,
-S. U. Stich, M. Jaggi, *Error Feedback Fixes SignSGD and other Gradient Compression Schemes*, ICML
-2019, arXiv 1901.09847.
+Classic error feedback: what was left out is added to the client's next update. F. Seide, H. Fu, J.
+Droppo, G. Li, D. Yu, *1-Bit Stochastic Gradient Descent and its Application to Data-Parallel
+Distributed Training of Speech DNNs*, Interspeech 2014; S. P. Karimireddy, Q. Rebjock, S. U. Stich,
+M. Jaggi, *Error Feedback Fixes SignSGD and other Gradient Compression Schemes*, ICML 2019, arXiv
+1901.09847.
 
-If the upload was lost, all of it was left out. The client learns of that with the next word from
-the server.
+EF21: client k and the server keep the same estimate g_k of the client's update u_k. The client
+sends C(u_k - g_k), by which both move g_k, and the server averages the g_k of the round's clients.
+P. Richtarik, I. Sokolov, I. Fatkhullin, *EF21: A New, Simpler, Theoretically Better, and
+Practically Faster Error Feedback*, NeurIPS 2021, arXiv 2106.05203, algorithm 2, with the update of
+a round of local training for a gradient. All g_k are zero at first.
+
+If the upload was lost, all of it was left out, and the estimate stays. The client learns of that
+with the next word from the server.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.training.store import Provisional
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block
+from fedmpi.training.store import Provisional, Store
 from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):
-    """Settings of a method that can do with error feedback, and without."""
+    """A method that compresses updates, by default with classic feedback."""
 
     controls: ClassVar[bool] = True
-
-    error_feedback: bool = True
-    """Add what was not sent to the client's next update."""
+    apart: ClassVar[bool] = True
+    implies: ClassVar[Mapping[str, Any]] = {"feedback": "classic"}
 
     @property
-    def keeps_state(self) -> bool:
-        """Residuals."""
-        return self.error_feedback
+    def loses(self) -> bool:
+        """Whether something is left out: always."""
+        return True
 
 
 class Feedback:
@@ -73,3 +83,67 @@ class Feedback:
         """
         if isinstance(self.residuals, Provisional):
             self.residuals.put(client, rest, whole)
+
+    def learn(self, client: int, update: Tensor, sent: Block, where: Tensor | None) -> None:
+        """Remembers what is left of an update without what was sent of it.
+
+        Args:
+            client: the client.
+            update: the update that was to be sent, [size]; changed in place.
+            sent: what the server decodes.
+            where: positions of its values, int64; None for all, or if the block has positions.
+        """
+        whole = self.kept(update)
+        sparse.add(update, sent, -1.0, where)
+        self.remember(client, update, whole)
+
+
+class Estimates:
+    """EF21's estimates g_k of clients' updates, float32 [size], on either side.
+
+    Args:
+        store: keeps them.
+        stat_positions: positions of running statistics, int64, which are sent exactly: they have no
+            estimate.
+    """
+
+    is_on = True
+
+    def __init__(self, store: Provisional | Store, stat_positions: Tensor) -> None:
+        self.store, self.stat_positions = store, stat_positions
+
+    def of(self, client: int, like: Tensor) -> Tensor:
+        """Returns a copy of the client's estimate [size], on the device of `like`."""
+        if client in self.store:
+            return self.store[client].to(like.device, copy=True)
+        return torch.zeros_like(like)
+
+    def add(self, client: int, update: Tensor) -> None:
+        """Subtracts the estimate from an update [size] in place: the difference is sent."""
+        update -= self.of(client, update)
+
+    def learn(self, client: int, update: Tensor, sent: Block, where: Tensor | None) -> Tensor:
+        """Moves the estimate by what was sent; on a client, unless the upload is lost.
+
+        Args:
+            client: the client.
+            update: a vector [size], such as the difference that was to be sent.
+            sent: what the server decodes.
+            where: positions of its values, int64; None for all, or if the block has positions.
+
+        Returns:
+            What the server takes for the client's update: the new estimate with the running
+            statistics that were sent, [size].
+        """
+        before = self.of(client, update)
+        found = before.clone()
+        sparse.add(found, sent, 1.0, where)
+        after = found
+        if len(self.stat_positions):
+            after = found.clone()
+            after[self.stat_positions] = 0
+        if isinstance(self.store, Provisional):
+            self.store.put(client, after, before)
+        else:
+            self.store[client] = after
+        return found

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from fedmpi.config import ConfigError, Settings
+from fedmpi.messages import kernels
 from fedmpi.messages.wire import Place
 from fedmpi.provenance import cores
 from fedmpi.training.rows import Each
@@ -39,7 +40,7 @@ def pick_device(settings: Settings, place: Place) -> torch.device:
 
 
 def threads(settings: Settings) -> int:
-    """Returns the number of Torch threads of a rank.
+    """Returns the number of threads of a rank.
 
     It is the setting `threads`, or else the first number in $OMP_NUM_THREADS, as OpenMP reads it,
     or 1.
@@ -48,6 +49,12 @@ def threads(settings: Settings) -> int:
         return settings.threads
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return min(max(1, int(first)), MOST) if first.isdecimal() else 1
+
+
+def use_threads(count: int) -> None:
+    """Sets how many threads the operations of this process use: Torch's, and our kernels."""
+    torch.set_num_threads(count)
+    kernels.use_threads(count)
 
 
 def pool(settings: Settings, place: Place) -> tuple[int, Each]:

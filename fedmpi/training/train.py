@@ -1,7 +1,8 @@
 """Clients through their local steps, as rows: the loop that all time is spent in.
 
-On a CPU clients train one after the other, because the caches like it; on a GPU as many at once as
-its memory holds. The settings `device` and `rows` decide, and nothing outside of this module knows.
+On a CPU clients train one after the other, because the caches like it, unless their networks are
+dense and small; on a GPU as many at once as its memory holds. The model and the settings `device`
+and `rows` decide, and nothing outside of this module knows.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,6 +17,8 @@ from fedmpi.clients.population import EVERYONE_ROUND, Population
 from fedmpi.config import Settings
 from fedmpi.data import Dataset
 from fedmpi.networks.flat import Flat
+from fedmpi.training import dense
+from fedmpi.training.dense import Dense
 from fedmpi.training.descent import Descent, descent
 from fedmpi.training.feed import Feed
 from fedmpi.training.rates import Rates
@@ -92,6 +95,7 @@ class Trainer:
         keeps_statistics: whether clients have statistics of their own, which stay on their rank.
         losses: each client's losses in local training, this round: their sum and their number.
         seconds: each client's time in local training, and in preparing its upload, this round.
+        row_limit: number of clients that train together at most; None until memory was measured.
         at: steps that those at work have behind them, for methods whose steps differ.
         planned: steps of each of them in all.
         tuned: local statistics of the models that clients have tuned this round.
@@ -114,8 +118,9 @@ class Trainer:
         self.settings, self.flat, self.population, self.device = settings, flat, population, device
         self.rates = Rates(settings, population, device)
         self.feed = Feed(settings, data, population, device, flat.is_random)
-        self.is_stacked = device.type == "cuda" or (settings.rows or 1) > 1
         self.row_limit = settings.rows
+        if settings.rows is None and device.type == "cpu":
+            self.row_limit = dense.limit(flat) if dense.fits(settings, flat) else 1
         self.keeps_statistics = flat.is_local and len(flat.statistics) > 0
         self.descent = self.descent_of(flat, 1)
         self.others: dict[Flat | Composite, Descent] = {}
@@ -158,8 +163,15 @@ class Trainer:
 
     def descent_of(self, flat: Flat, count: int) -> Descent:
         """`count` models of a shape, the whole network's or a part's, and what moves them."""
-        kind = Stacked if self.is_stacked else OneByOne
+        kind = self.kind(flat)
         return descent(self.settings, kind(flat, count, self.device, self.settings))
+
+    def kind(self, flat: Flat) -> type[Rows[Any]]:
+        """Returns the rows in which such networks train."""
+        if self.device.type == "cpu" and dense.fits(self.settings, flat):
+            return Dense
+        is_stacked = self.device.type == "cuda" or (self.settings.rows or 1) > 1
+        return Stacked if is_stacked else OneByOne
 
     def note(self, clients: Sequence[int], losses: Tensor, steps: int) -> None:
         """Takes down clients' losses [k], each the sum over so many steps."""
@@ -188,7 +200,7 @@ class Trainer:
             clients: the clients.
             passes: local passes, if they are not those of the round's local training.
         """
-        if not self.is_stacked:
+        if self.row_limit == 1:
             yield from ((client,) for client in clients)
             return
         if self.row_limit is None and clients:

@@ -1,5 +1,6 @@
 """Claims of papers beside results made by hand, against figures worked out by hand."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from analysis import claims, frames, statements
 from analysis.claims import DIRECTION, NOT_REACHED, NOT_RUN, REPRODUCED
+from fedmpi import loading
 from fedmpi.runs import sweep
 from tests.recorded import rounds, run, settings, simulated, write
 
@@ -138,6 +140,72 @@ def test_a_reduced_size_reproduces_nothing(tmp_path: Path, folder: Path) -> None
     row = one(tmp_path, folder, ACCURACY, SSFL, "published = 0.85\nspread = 0.1\n", sweep=other)
     assert row["verdict"] == NOT_RUN and row["ours"] == "85.0±8.7 %"
     assert row["why"] == "at a reduced size only, where the figure says nothing"
+
+
+@pytest.mark.parametrize(
+    ("changed", "more", "size"),
+    [
+        ({}, "", "own"),
+        ({"lr": 0.5, "method.name": "fedavg"}, "", "own"),  # both are stated
+        ({"momentum": 0.0}, "", "reduced: momentum 0.9 (0.0)"),
+        ({"momentum": 0.0}, "own = { momentum = 0.9 }\n", "own"),
+        ({"momentum": 0.0, "clip": None}, "", "reduced: momentum 0.9 (0.0), clip 2.0 (absent)"),
+        ({"epochs": 2}, "", "reduced: epochs absent (2)"),
+        ({"devices.tiers": []}, "", "reduced: devices.tiers another ()"),
+        # Neither what is trained nor the accuracies of rounds.
+        ({"threads": 1, "device": "cpu", "target": None, "evaluate.final": "none"}, "", "own"),
+    ],
+)
+def test_what_runs_changed_beside_what_is_stated_is_not_the_papers(
+    tmp_path: Path, changed: dict[str, Any], more: str, size: str
+) -> None:
+    """A result says which settings differ from those that its names and its paper stand for."""
+    tree = settings("ssfl", sparsity=0.5) | {"momentum": 0.9, "clip": 2.0, "epochs": None}
+    tree["devices"] = {"tiers": [{"name": "phone", "share": 1.0}]}
+    about = {"train_samples": 100, "paper": "", "changed": json.dumps(changed)}
+    write(tmp_path / "a.h5", tree, rounds([0.3, 0.7, 0.9]), **about)
+    lines = [ACCURACY, SSFL, "published = 0.9\nspread = 0.02\n", more]
+    row = one(tmp_path, tmp_path / "a.h5", *lines)
+    assert row["size"] == size
+    assert row["verdict"] == (REPRODUCED if size == "own" else NOT_RUN)
+
+
+@pytest.mark.parametrize(
+    ("paper", "base", "size"),
+    [
+        ("", "", "own"),
+        ("ssfl", "", "reduced: paper ssfl (none)"),
+        ("", 'paper = "ssfl"\n', "reduced: paper none (ssfl)"),
+        ("ssfl", 'paper = "ssfl"\n', "own"),
+    ],
+)
+def test_a_papers_values_are_stated_by_its_name(
+    tmp_path: Path, paper: str, base: str, size: str
+) -> None:
+    about = {"train_samples": 100, "paper": paper, "changed": "{}"}
+    tree = settings("ssfl", sparsity=0.5)
+    write(tmp_path / "a.h5", tree, rounds([0.3, 0.7, 0.9]), **about)
+    lines = [ACCURACY, SSFL, "published = 0.9\nspread = 0.02\nown = { rounds = 3 }\n"]
+    changed = SWEEP.replace("[base]\n", f"[base]\n{base}")
+    assert one(tmp_path, tmp_path / "a.h5", *lines, sweep=changed)["size"] == size
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "size"),
+    [
+        ({"bits": None}, "8", "reduced: method.bits absent (8)"),
+        ({"bits": None}, '"absent"', "own"),
+        ({"bits": 8}, '"absent"', "reduced: method.bits 8 (absent)"),
+        ({}, "8", "own"),  # the method has no such setting
+    ],
+)
+def test_a_setting_of_the_method_that_is_not_set_is_a_difference(
+    tmp_path: Path, given: dict[str, Any], wanted: str, size: str
+) -> None:
+    tree = settings("ssfl", sparsity=0.5, **given)
+    write(tmp_path / "a.h5", tree, rounds([0.3, 0.7, 0.9]), train_samples=100)
+    lines = [ACCURACY, SSFL, f"published = 0.9\nspread = 0.02\nown.method.bits = {wanted}\n"]
+    assert one(tmp_path, tmp_path / "a.h5", *lines)["size"] == size
 
 
 def test_of_unknown_size_is_not_of_the_papers_own(tmp_path: Path) -> None:
@@ -683,8 +751,12 @@ def test_claims_are_of_runs_that_their_sweep_makes(file: Path, tmp_path: Path) -
     few.write_text(
         re.sub(r"^(seed|lr) = \[([^,\]]*).*", r"\1 = [\2]", file.read_text(), flags=re.M)
     )
-    members = [one.settings.tree() for one in sweep.members(few)]
-    runs = pd.DataFrame([dict(frames.flat(tree)) for tree in members])
+    members = [one.settings for one in sweep.members(few)]
+    given = [dict(frames.flat(one.tree())) for one in members]
+    runs = pd.DataFrame(given)
+    runs[frames.ABSENT] = [frames.absent(one) for one in given]
+    runs[frames.CHANGED] = [loading.changes(one.tree(), one.paper) for one in members]
+    runs[f"{frames.ABOUT}paper"] = [one.paper for one in members]
     runs[statements.TRAINING] = {"mnist": 60_000, "cifar10": 50_000}.get(runs["data.name"][0], 0)
     for claim in study.claims:
         if claim.needs or claim.command:

@@ -25,6 +25,7 @@ from fedmpi.messages.codec import (
     Coding,
     Kind,
     Message,
+    Places,
     Scale,
     WireError,
     code_dtype,
@@ -39,6 +40,7 @@ many = settings(max_examples=600, deadline=None)
 WIDTHS = range(1, 17)
 KINDS = [kind for kind in Kind if kind != Kind.HEADER]
 CODINGS = [coding for coding in Coding if coding in DTYPES]
+CODED = [places for places in Places if places != Places.AGREED]
 
 
 def same(found: np.ndarray | None, wanted: np.ndarray | None) -> bool:
@@ -59,7 +61,8 @@ def check_equal(found: Sequence[Message], wanted: Sequence[Message]) -> None:
             assert same(np.array(a.scale, "f4"), np.array(b.scale, "f4"))
             assert same(a.values, b.values)
             assert same(a.indices, b.indices)
-            assert a.golomb == (b.golomb and b.indices is not None)
+            assert (a.places is None) == (a.indices is None)
+            assert a.places is None or b.places in (None, a.places)
 
 
 def check_sound(message: Message) -> None:
@@ -98,17 +101,17 @@ def blocks(draw: st.DrawFn) -> Block:
     if coding == Coding.NONE or draw(st.booleans()):
         indices = np.sort(rng.choice(size, count, replace=False)).astype(np.uint32)
     kind = draw(st.sampled_from(KINDS))
-    golomb = draw(st.booleans())
+    coded = draw(st.sampled_from([None, *CODED]))
     if coding == Coding.NONE:
-        return Block(kind, size, coding, None, indices, golomb=golomb)
+        return Block(kind, size, coding, None, indices, places=coded)
     if coding != Coding.CODES:
         # All patterns of bits, NaN with a payload included.
         values = np.frombuffer(rng.bytes(DTYPES[coding].itemsize * count), DTYPES[coding])
-        return Block(kind, size, coding, values, indices, golomb=golomb)
+        return Block(kind, size, coding, values, indices, places=coded)
     bits = draw(st.integers(1, 16))
     codes = rng.integers(2**bits, size=count).astype(code_dtype(bits))
     scale = Scale(draw(st.floats(width=32)), draw(st.floats(width=32)))
-    return Block(kind, size, coding, codes, indices, bits, scale, golomb)
+    return Block(kind, size, coding, codes, indices, bits, scale, coded)
 
 
 messages = st.builds(
@@ -291,6 +294,7 @@ def places(*numbers: int) -> np.ndarray:
         pytest.param({"indices": places(5, 2), "size": 1000}, id="descend, as positions"),
         pytest.param(THREE | {"indices": places(1, 5, 3)}, id="positions descend at last"),
         pytest.param(THREE | {"indices": places(1, 5, 5)}, id="the last position twice"),
+        pytest.param({"places": Places.AGREED}, id="positions that are not to be sent"),
         pytest.param({"indices": np.array([1, 4])}, id="positions of int64"),
         pytest.param({"indices": np.array([1, 4], np.int32)}, id="positions of int32"),
         pytest.param({"indices": np.array([1, 4], ">u4")}, id="big-endian positions"),
@@ -347,6 +351,7 @@ def test_unpack_wants_a_vector_of_bytes(data: np.ndarray) -> None:
 
 # What is not a buffer. `VICTIM` has a block of every coding and of every way to write positions.
 
+GAPS = Kind.MASK, 300, Coding.NONE, None
 VICTIM = pack(
     [
         Message(
@@ -370,6 +375,8 @@ VICTIM = pack(
                 Block(
                     Kind.ACTIVATION, 4, Coding.CODES, np.ones(2, "u2"), places(1, 3), 11, NO_SCALE
                 ),
+                Block(*GAPS, places(3, 64, 99), places=Places.GOLOMB),
+                Block(*GAPS, places(3, 260, 261), places=Places.DELTA),
             ],
             1.0,
         ),
@@ -405,6 +412,7 @@ def test_every_single_bit_matters_or_is_content() -> None:
 
 
 def test_no_single_bit_costs_memory() -> None:
+    unpack(VICTIM)  # what it calls is compiled
     tracemalloc.start()
     try:
         for flipped in flips(VICTIM):
@@ -499,7 +507,7 @@ FIELDS = {
     "coding": (BUFFER.size + MESSAGE.size + 1, "<B"),
     "places": (BUFFER.size + MESSAGE.size + 2, "<B"),
     "bits": (BUFFER.size + MESSAGE.size + 3, "<B"),
-    "unary": (BUFFER.size + MESSAGE.size + 4, "<I"),
+    "gaps": (BUFFER.size + MESSAGE.size + 4, "<I"),
     "size": (BUFFER.size + MESSAGE.size + 8, "<Q"),
     "count": (BUFFER.size + MESSAGE.size + 16, "<Q"),
 }
@@ -525,8 +533,8 @@ def changed(data: np.ndarray, field: str, value: int) -> np.ndarray:
         ("blocks", 2**32 - 1, "blocks"),
         ("kind", Kind.HEADER, "no such block"),
         ("coding", 8, "no such block"),
-        ("places", 4, "no such block"),
-        ("unary", 1, "1 unary bits without"),
+        ("places", 5, "no such block"),
+        ("gaps", 1, "a length of 1 for positions in POSITIONS"),
         ("bits", 4, "codes of 4 bits"),
         ("size", 2**32, "of a vector of"),
         ("size", 1, "of a vector of 1"),
@@ -597,7 +605,7 @@ def test_a_vector_of_4_gi_elements_costs_nothing_but_its_values() -> None:
 
 
 def golomb(indices: np.ndarray, size: int) -> Block:
-    return Block(Kind.MASK, size, Coding.NONE, None, indices, golomb=True)
+    return Block(Kind.MASK, size, Coding.NONE, None, indices, places=Places.GOLOMB)
 
 
 @given(st.integers(1, 5000), st.floats(0, 1), st.integers(0, 2**32 - 1))
@@ -680,9 +688,9 @@ def test_golombs_code_is_close_to_the_entropy(share: float, bits: int) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "text"),
     [
-        ("unary", 2, "2 unary bits for 3 of 100 positions"),
-        ("unary", 200, "200 unary bits for 3 of 100 positions"),
-        ("unary", 4, "gaps|padding"),
+        ("gaps", 2, "2 unary bits for 3 of 100 positions"),
+        ("gaps", 200, "200 unary bits for 3 of 100 positions"),
+        ("gaps", 4, "gaps|padding"),
         ("count", 2, "gaps|unary|bytes"),
         ("size", 64, "unary|below 64|bits behind"),
     ],

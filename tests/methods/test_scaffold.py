@@ -185,7 +185,7 @@ def test_the_change_of_c_k_costs_what_the_update_costs() -> None:
         ("topk", "method.sparsity=0.9", 4 * k),
         ("randomk", "method.sparsity=0.9", 4 * k),
         ("qsgd", "method.bits=8", n + 4 * -(-n // 128)),
-        ("signsgd", "method.error_feedback=true", 4 * n),
+        ("signsgd", "feedback=classic", 4 * n),
     ):
         words = (f"method.name={name}", mine, *(["method.bucket=128"] if name == "qsgd" else []))
         with_, without = (

@@ -198,7 +198,7 @@ def test_what_arrives_is_dq_of_sgq(tail: tuple[str, ...], sparsity: float, bits:
         assert torch.equal(other.decode(crossing, [block]).view_as(g), g), "dense"
     clients.start = torch.zeros(len(clients.start))
     update = torch.randn(len(clients.start), generator=torch.Generator().manual_seed(6))
-    found = server.dense(sent(clients.upload(0, 2, update)))
+    found = server.dense(0, 2, sent(clients.upload(0, 2, update)))
     front, _, end = engine.settings.method.parts(engine.flat)
     sizes = [p.stop - p.start for part in (front, end) for p in part.parameters]
     wanted = coded(update.numpy(), sizes, sparsity, bits)
@@ -228,9 +228,9 @@ def test_rounding_at_random_is_drawn_for_each_step_and_cut() -> None:
 
 def test_what_a_residual_leaves_is_sent_later() -> None:
     """Sent + residual = update + old residual, over a run, for every client."""
-    engine = engine_of("method.error_feedback=true", "participation=0.6", "rounds=5")
+    engine = engine_of("feedback=classic", "participation=0.6", "rounds=5")
     clients, server = engine.clients, engine.server
-    assert engine.method.keeps_state
+    assert engine.settings.feeds_back
     upload, absorb = clients.upload, server.absorb
     owed: dict[int, Tensor] = {}
 
@@ -469,11 +469,9 @@ def test_updates_wait_for_all_of_a_round_and_no_longer() -> None:
     [
         (("temperature=0.5",), "method.temperature = 0.5: wanted method.weight_rule = 'exp_dist'"),
         (("epsilon=0.1", "weight_rule=fedavg"), "method.epsilon = 0.1: wanted .*'inv_dist'"),
-        (("error_feedback=true", "model_gradient=false"), "wanted method.model_gradient"),
         (("stochastic=true", "bits=32"), "method.stochastic = true: wanted method.bits below 32"),
         (("sparsity=0.5", *OFF), "sparsity = 0.5: wanted .* or method.model_gradient"),
         (("bits=4", *OFF), "method.bits = 4: wanted"),
-        (("error_feedback=true", "bits=32", "sparsity=0.0"), "wanted method.sparsity above 0 or"),
         (("bits=1",), "method.bits"),
         (("bits=17",), "method.bits"),
         (("cut=nowhere",), "method.cut = 'nowhere'.*hidden1, hidden2"),
@@ -482,6 +480,14 @@ def test_updates_wait_for_all_of_a_round_and_no_longer() -> None:
 def test_what_means_nothing_is_refused(given: tuple[str, ...], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         engine_of(*(f"method.{word}" for word in given))
+
+
+@pytest.mark.parametrize(
+    "given", [("method.model_gradient=false",), ("method.bits=32", "method.sparsity=0.0")]
+)
+def test_feedback_of_nothing_is_refused(given: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="feedback = 'classic': wanted codec.values other"):
+        engine_of("feedback=classic", *given)
 
 
 def test_medians_are_refused() -> None:

@@ -57,12 +57,12 @@ def test_each_client_has_its_own_residual() -> None:
 
 
 def test_without_error_feedback_nothing_is_remembered() -> None:
-    engine = halved("method.error_feedback=false")
-    assert not engine.method.keeps_state
+    engine = halved("feedback=none")
+    assert not engine.settings.feeds_back
     for _ in range(2):
         assert read(say(engine, 0, 0.5, -3, 1, 2)) == ([1, 3], [-3, 2])
     assert engine.clients.feedback.residuals == {}
-    assert halved().method.keeps_state
+    assert halved().settings.feeds_back
 
 
 def test_the_server_moves_only_where_values_came() -> None:
@@ -74,13 +74,13 @@ def test_the_server_moves_only_where_values_came() -> None:
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.999])
-@pytest.mark.parametrize("feedback", [True, False])
+@pytest.mark.parametrize("feedback", ["classic", "none"])
 def test_a_run_conserves_every_update(
-    sparsity: float, feedback: bool, monkeypatch: pytest.MonkeyPatch
+    sparsity: float, feedback: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is sent + residual = update + what was left before: in every bit, round after round."""
     words = ("method.name=topk", f"method.sparsity={sparsity}", "rounds=5", "participation=0.6")
-    engine = Engine(small(*words, f"method.error_feedback={str(feedback).lower()}"))
+    engine = Engine(small(*words, f"feedback={feedback}"))
     clients, n = engine.clients, engine.flat.size
     count = max(1, round(n * (1 - sparsity)))
     waiting: dict[int, Tensor] = defaultdict(lambda: torch.zeros(n))
@@ -96,7 +96,7 @@ def test_a_run_conserves_every_update(
         rest = whole.clone()
         rest[positions] = 0
         assert sent[positions].abs().min() >= rest.abs().max()
-        if feedback:
+        if feedback == "classic":
             assert torch.equal(sent + clients.feedback.residuals[client], whole)
             assert torch.equal(clients.feedback.residuals[client], rest)
             waiting[client] = rest
@@ -105,7 +105,7 @@ def test_a_run_conserves_every_update(
 
     monkeypatch.setattr(clients, "upload", watch)
     list(play(engine))
-    assert set(clients.feedback.residuals) == (set(rounds) if feedback else set())
+    assert set(clients.feedback.residuals) == (set(rounds) if feedback == "classic" else set())
     gaps = [later - earlier for ts in rounds.values() for earlier, later in itertools.pairwise(ts)]
     assert max(gaps) > 1, "a residual has waited for its client's next round"
 
@@ -125,16 +125,16 @@ def test_bytes(sparsity: float) -> None:
 def test_error_feedback_sends_in_the_end_what_it_left_out() -> None:
     """What is sent adds up to all updates with it, and falls short without."""
     ends = {}
-    for feedback in ("true", "false"):
-        engine = halved(f"method.error_feedback={feedback}")
+    for feedback in ("classic", "none"):
+        engine = halved(f"feedback={feedback}")
         sent = torch.zeros(4)
         for _ in range(8):
             sent += sparse.vector(say(engine, 0, 4, 3, 2, 1), 4, torch.device("cpu"))
         ends[feedback] = sent
     total = torch.tensor([32.0, 24.0, 16.0, 8.0])
-    assert (ends["true"] - total).abs().max() <= 8
-    assert ends["false"].tolist() == [32, 24, 0, 0]
-    assert (ends["true"] > 0).all()
+    assert (ends["classic"] - total).abs().max() <= 8
+    assert ends["none"].tolist() == [32, 24, 0, 0]
+    assert (ends["classic"] > 0).all()
 
 
 def test_sparsity_slows_learning_down_and_error_feedback_helps() -> None:
@@ -144,7 +144,7 @@ def test_sparsity_slows_learning_down_and_error_feedback_helps() -> None:
 
     dense = loss("method.name=fedavg")
     with_feedback = loss("method.name=topk", "method.sparsity=0.95")
-    without = loss("method.name=topk", "method.sparsity=0.95", "method.error_feedback=false")
+    without = loss("method.name=topk", "method.sparsity=0.95", "feedback=none")
     assert np.isfinite([dense, with_feedback, without]).all()
     assert dense < with_feedback < without
 

@@ -22,6 +22,7 @@ from fedmpi.messages.codec import (
     Coding,
     Kind,
     Message,
+    Places,
     Scale,
     pack,
     unpack,
@@ -94,12 +95,28 @@ GOLDEN = [
     (
         Block(
             *(Kind.GRADIENT, 100, Coding.CODES, np.array([0, 1], "u1"), places(3, 64)),
-            *(1, Scale(-0.5, 1.0), True),
+            *(1, Scale(-0.5, 1.0), Places.GOLOMB),
         ),
         # Gaps of 3 and 60 with five lower bits: 1 01 | 11000 00111
         "01 07 03 01 03000000 6400000000000000 0200000000000000 000000bf 0000803f"
         "1d 1c 000000000000"
         "02 00000000000000",
+    ),
+    (
+        Block(Kind.MASK, 70000, Coding.NONE, None, places(3, 64, 300, 69999), places=Places.DELTA),
+        # Gaps of 3, 60, 235 = 107 + 128 and 69698 = 66 + 32 * 128 + 4 * 128^2.
+        "04 00 04 00 07000000 7011010000000000 0400000000000000 00000000 00000000"
+        "03 3c eb01 c2a004 00",
+    ),
+    (
+        Block(Kind.MASK, 100, Coding.NONE, None, places(3, 64), places=Places.BITMAP),
+        "04 00 02 00 00000000 6400000000000000 0200000000000000 00000000 00000000"
+        "08 00000000000000 01 00000000 000000",
+    ),
+    (
+        Block(Kind.MASK, 9, Coding.NONE, None, places(0, 3, 8), places=Places.POSITIONS),
+        "04 00 01 00 00000000 0900000000000000 0300000000000000 00000000 00000000"
+        "00000000 03000000 08000000 00000000",
     ),
 ]
 """Blocks of every coding, with their bytes in version 2."""

@@ -36,7 +36,7 @@ def sent(found: Engine, client: int, update: Tensor, t: int = 0) -> Tensor:
     """What the server makes of a client's upload after that update: [n]."""
     blocks = found.clients.upload(t, client, found.clients.start + update)
     found.server.sum.total.zero_()
-    found.server.add(t, client, blocks, 1.0)
+    found.server.absorb(t, Message(client, blocks, 1.0))
     return found.server.sum.total.clone()
 
 
@@ -119,7 +119,6 @@ def test_spans_against_the_papers(name: str, spans: str, monkeypatch: pytest.Mon
     ("words", "said"),
     [
         ("topk method.sparsity=0.0 method.spans=tensor", "method.spans = 'tensor'"),
-        ("randomk method.sparsity=0.0 method.error_feedback=true", "method.error_feedback = true"),
         ("dgc method.sparsity=0.0 method.spans=whole", "method.spans = 'whole'"),
         ("dgc method.sparsity=0.0 method.momentum=0.5", "method.momentum = 0.5"),
         ("dgc method.sparsity=0.75 method.warmup=9", "method.warmup = 9"),
@@ -170,23 +169,23 @@ def test_randomk_draws_anew_and_sends_no_positions() -> None:
     assert len(seen) == 9
 
 
-@pytest.mark.parametrize("feedback", [True, False])
+@pytest.mark.parametrize("feedback", ["classic", "none"])
 def test_randomk_over_all_sets_of_positions(
-    feedback: bool, monkeypatch: pytest.MonkeyPatch
+    feedback: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of four values. Scaled by n / k they are right on average, and vary by (n / k - 1) times
     the square; as they are they leave the share 1 - k / n of it.
     """
-    mine = ("method.sparsity=0.5", f"method.error_feedback={str(feedback).lower()}")
+    mine = ("method.sparsity=0.5", f"feedback={feedback}")
     found, update = engine(*TINY, "method.name=randomk", *mine), torch.tensor([3.0, -1.0, 0.5, 2.0])
     sets = list(itertools.combinations(range(4), 2))
     # A client for each, so that none has a residual.
     monkeypatch.setattr(randomk, "drawn", lambda *given: torch.tensor(sets[given[-1]]))
     every = torch.stack([sent(found, client, update) for client in range(len(sets))])
-    wanted = update / 2 if feedback else update
+    wanted = update / 2 if feedback == "classic" else update
     torch.testing.assert_close(every.mean(0), wanted)
     square = (every - update).square().sum(1).mean()
-    torch.testing.assert_close(square, update.square().sum() * (0.5 if feedback else 1))
+    torch.testing.assert_close(square, update.square().sum() * (0.5 if feedback == "classic" else 1))
 
 
 def test_randomk_takes_all_sets_of_positions_alike() -> None:
@@ -415,7 +414,7 @@ def test_powersgd_projects_and_so_contracts(rank: int) -> None:
     """What is left out of a matrix is orthogonal to what is sent of it, at the first draw already;
     at last no more than 1 - rank / (number of its rows) of the square, as of the best of that rank.
     """
-    found = engine("method.name=powersgd", f"method.rank={rank}", "method.error_feedback=false")
+    found = engine("method.name=powersgd", f"method.rank={rank}", "feedback=none")
     update = noise(found)
     for t in range(30):
         arrived = sent(found, 0, update, t)
@@ -443,7 +442,7 @@ def test_powersgd_comes_to_the_best_rank() -> None:
     """The same update again and again, without feedback: subspace iteration finds the first
     singular vectors.
     """
-    found = engine("method.name=powersgd", "method.rank=2", "method.error_feedback=false")
+    found = engine("method.name=powersgd", "method.rank=2", "feedback=none")
     update = noise(found)
     for t in range(60):
         arrived = sent(found, 0, update, t)

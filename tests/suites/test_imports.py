@@ -34,7 +34,7 @@ LAW = {
     "config": (1, "pydantic"),
     "words": (2, ""),
     "loading": (3, "pydantic"),
-    "messages": (2, "mpi4py numpy torch"),
+    "messages": (2, "mpi4py numba numpy platformdirs torch"),
     "partitions": (2, "numpy pydantic"),
     "networks": (4, "numpy torch"),
     "data": (4, "PIL filelock numpy platformdirs rich"),
@@ -56,6 +56,7 @@ LAW = {
 ALONE = {
     # package: the modules of a room that may know it, where not all of them may
     "mpi4py": ("messages/wire",),
+    "numba": ("messages/kernels",),
     # The doctor examines packages, so it imports them, each where it is examined.
     "h5py": ("results/record", "terminal/doctor"),
     "matplotlib": ("terminal/picture",),
@@ -70,7 +71,7 @@ TORCHLESS = (
 )
 """Modules without torch in rooms that have it; of the clients it is `burden` alone that has it."""
 
-HEAVY = ("torch", "mpi4py", "h5py", "pandas", "matplotlib", "sklearn")
+HEAVY = ("torch", "mpi4py", "h5py", "pandas", "matplotlib", "sklearn", "numba")
 
 
 def name(path: Path, folder: Path) -> str:
@@ -176,7 +177,8 @@ def test_methods_meet_only_in_messages() -> None:
 
 def test_torch_stops_at_codec_and_mpi_starts_at_wire() -> None:
     clients = {m for m in FILES if room(m) == "clients"} - {"clients/burden"}
-    for module in (*TORCHLESS, *sorted(clients)):
+    kernels = {m for m in FILES if m.startswith("messages/kernels")}
+    for module in (*TORCHLESS, *sorted(clients | kernels)):
         assert "torch" not in packages(FILES[module]), module
 
 
@@ -225,7 +227,7 @@ def test_only_config_imports_by_name() -> None:
         ("results.record", ("torch", "mpi4py")),
         ("datasets.tiny_imagenet", ("torch", "mpi4py", "PIL")),
         ("data.fetch", HEAVY),
-        ("messages.wire", ("torch", "h5py")),
+        ("messages.wire", ("torch", "h5py", "numba")),
         (
             "methods.fedavg",
             ("mpi4py", "h5py", "fedmpi.messages.wire", "fedmpi.messages.clock", "fedmpi.engine"),

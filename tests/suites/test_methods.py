@@ -16,7 +16,7 @@ from tests.plain import CHOICES, CNN, EVERYTHING, FILES, METHODS, allowed, named
 from tests.small import Run, alike, refusal, run, small
 
 CASES = [(name,) for name in METHODS]
-CASES += [("splitfed", "method.version=v2"), ("topk", "method.error_feedback=false")]
+CASES += [("splitfed", "method.version=v2"), ("topk", "feedback=none")]
 CASES += [("feddst", "method.every=1", "method.end=1.0"), ("prunefl", "method.every=1")]
 EASY = (
     *("rounds=15", "lr=0.3", "data.classes=4", "data.separation=8.0", "data.samples=400"),
@@ -185,7 +185,7 @@ def test_it_learns(case: tuple[str, ...]) -> None:
 @every_case
 def test_bytes_are_charged_to_clients(case: tuple[str, ...]) -> None:
     found = run(words(case, "rounds=3", "participation=0.6"))
-    tables, says = found.tables, found.engine.server.blocks_per_upload > 0
+    tables, says = found.tables, found.engine.method.uploads != "nothing"
     for row in tables["rounds"]:
         clients = tables["clients"][tables["clients"]["round"] == row["round"]]
         for way in ("up", "down"):
@@ -242,9 +242,8 @@ def test_blocks_survive_the_wire(case: tuple[str, ...], monkeypatch: pytest.Monk
     if -1 in engine.population.agreements:
         listen(engine.server, "agreement")
     rounds = len(list(play(engine)))
-    assert len(blocks) >= rounds * (1 + engine.settings.clients) * min(
-        1, engine.server.blocks_per_upload
-    )
+    says = engine.method.uploads != "nothing"
+    assert len(blocks) >= rounds * (1 + engine.settings.clients) * says
     message = Message(7, blocks, 3.5)
     data, account = pack([message])
     (found,), counted = unpack(data)

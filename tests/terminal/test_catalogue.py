@@ -154,8 +154,8 @@ def test_settings_are_all_there(said: Any) -> None:
     ("name", "there", "elsewhere"),
     [
         ("lr", "Learning rate", "lr_decay"),
-        ("method", "method.error_feedback", "lr_decay"),
-        ("method.sparsity", "with name = ssfl", "error_feedback"),
+        ("method", "method.spans", "lr_decay"),
+        ("method.sparsity", "with name = ssfl", "spans"),
         ("exchange", "exchange.window", "lr_decay"),
         ("devices", "devices.tiers.link.exponent", "exchange"),
         ("devices.tiers.link", "with kind = wireless", "gflops"),
@@ -210,7 +210,7 @@ def test_paragraphs_keep_remarks_on_their_lines() -> None:
 def test_describe() -> None:
     rows = {row[0]: row[1:] for row in describe(config.schema("method", "topk"))}
     assert rows["sparsity"][:2] == ("0 <= float < 1", "0.9")
-    assert rows["error_feedback"][:2] == ("bool", "true")
+    assert rows["spans"][1] == "whole"
     assert rows["name"][:2] == ("topk", "topk")
     assert "fedavg" in rows["name"][2]
     rows = {row[0]: row[1:] for row in describe(Settings)}

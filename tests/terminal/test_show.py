@@ -148,7 +148,7 @@ def test_where_a_result_comes_from(said: Any) -> None:
         assert part in found
     changed, default = found.split(" changed ")[1].split(" default ")
     assert "rounds=" not in changed, "20 rounds are the default"
-    assert "method.error_feedback=true" in default
+    assert "feedback=classic" in default
     assert "absent" not in found
 
 

@@ -54,6 +54,8 @@ class Config(Leaky):
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
+    uploads: ClassVar[config.Uploads] = "models"
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
     interval: int = Field(1, ge=1, le=config.MOST)
     """Rounds between two averages of the clients' parts. The same clients take part in these
@@ -143,20 +145,22 @@ class Server(Half, splitfed.Server):
 
     def absorb(self, t: int, message: Message) -> None:
         """Adds the client's back and, at the end of an interval, its values of front and tail."""
+        client, weight = message.client, message.weight
+        self.sum.weight += weight
         if not message.blocks:
-            self.count(message)
+            self.add_back(client, weight)
             return
         w, (values, *which) = self.sections.held(self.w), message.blocks
         choice = sparse.indices(which[0], w.device) if which else None
         kept = self.pruner.beyond(choice, len(w))
         own = torch.zeros_like(w).masked_scatter_(kept > 0, sparse.values(values, w.device))
-        change = self.updates[message.client] = own - w
+        change = self.updates[client] = own - w
         if not self.averages:
-            self.add_up(message, change)
+            self.add_up(client, change, weight)
             return
-        self.kept.total.add_(change * kept, alpha=message.weight)
-        self.kept.weights.add_(kept, alpha=message.weight)
-        self.count(message)
+        self.kept.total.add_(change * kept, alpha=weight)
+        self.kept.weights.add_(kept, alpha=weight)
+        self.add_back(client, weight)
 
     def step(self, t: int) -> None:
         """Moves the back, and front and tail by the mean over the clients that keep a value."""

@@ -53,6 +53,8 @@ class Config(config.Method):
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     fits: ClassVar[bool] = True
+    uploads: ClassVar[config.Uploads] = "codes"
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
     compressor: config.Compressor = "prune"
     """How the server compresses the model for devices that have no compressor of their own. prune:
@@ -159,7 +161,6 @@ class Server(fedavg.Server):
     """
 
     method: Config
-    blocks_per_upload = 3
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
@@ -175,7 +176,15 @@ class Server(fedavg.Server):
             self.made[plan] = blocks, self.compressors.local(blocks, plan)
         return self.made[plan][0]
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
         """Adds the update of the compressed model, mapped to the whole model."""
         local = self.made[self.compressors.plans[client]][1]
         sent = local.sent(blocks, self.w.device)

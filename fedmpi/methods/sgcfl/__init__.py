@@ -31,19 +31,20 @@ from fedmpi.config import Settings
 from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.messages.select import Span
-from fedmpi.methods import splitfed
+from fedmpi.methods import fedavg, splitfed
 from fedmpi.methods.sgcfl import distance
 from fedmpi.methods.sgcfl.distance import Waiting
 from fedmpi.methods.sgcfl.residual import Residuals
 from fedmpi.split.cuts import Crossing, Cut
 from fedmpi.split.sides import Side
 from fedmpi.streams import Purpose, stream
-from fedmpi.training.feedback import Feedback
 from fedmpi.training.train import Trainer
 
 
 class Config(Cut, distance.Config):
     pools: ClassVar[bool] = False
+    uploads: ClassVar[config.Uploads] = "codes"
+    feedbacks: ClassVar[tuple[str, ...]] = ("none", "classic")
 
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of a gradient tensor's values that are not sent."""
@@ -59,9 +60,6 @@ class Config(Cut, distance.Config):
     """Codes of sent values. range: uniform between the least and the greatest value. magnitude: a
     bit for the sign, the others uniform between the least and the greatest magnitude. Then no code
     lies in the gap around zero, whose values are not sent."""
-    error_feedback: bool = False
-    """Add what was not sent of an update to the client's next one. The paper's abstract does not
-    mention it."""
     cut_feedback: bool = False
     """Add what was not sent of a sample's gradient at a cut to its next one there. Who sends the
     gradients keeps one for each training sample. The paper's abstract does not mention it."""
@@ -72,15 +70,12 @@ class Config(Cut, distance.Config):
         if self.bits == sparse.EXACT:
             idle |= dict.fromkeys(("stochastic", "codes"), "method.bits below 32")
             if not self.sparsity:
-                wanted = "method.sparsity above 0 or method.bits below 32"
-                idle |= dict.fromkeys(("error_feedback", "cut_feedback"), wanted)
+                idle["cut_feedback"] = "method.sparsity above 0 or method.bits below 32"
         if not self.cut_gradient:
             idle["cut_feedback"] = "method.cut_gradient"
-        if not self.model_gradient:
-            idle["error_feedback"] = "method.model_gradient"
-            if not self.cut_gradient:
-                gradient = "method.cut_gradient or method.model_gradient"
-                idle |= dict.fromkeys(("sparsity", "bits", "stochastic", "codes"), gradient)
+        if not (self.model_gradient or self.cut_gradient):
+            gradient = "method.cut_gradient or method.model_gradient"
+            idle |= dict.fromkeys(("sparsity", "bits", "stochastic", "codes"), gradient)
         return idle
 
     def problems(self, settings: Settings) -> list[str]:
@@ -100,8 +95,18 @@ class Config(Cut, distance.Config):
 
     @property
     def keeps_state(self) -> bool:
-        """Whether clients keep residuals."""
-        return self.error_feedback or (self.cut_feedback and self.tail is not None)
+        """Whether clients keep residuals of gradients at a cut."""
+        return self.cut_feedback and self.tail is not None
+
+    @property
+    def apart(self) -> bool:  # type: ignore[override]
+        """Whether running statistics travel by themselves: beside sparse, quantized updates."""
+        return self.model_gradient
+
+    @property
+    def loses(self) -> bool:
+        """Whether something is left out of an update."""
+        return self.model_gradient and (self.sparsity > 0 or self.bits != sparse.EXACT)
 
 
 class Coding(Side):
@@ -149,32 +154,44 @@ class Coding(Side):
         return self.restored(blocks, [range(blocks[0].size)])
 
 
-class Server(Coding, splitfed.Server):
+class Updates(Coding, fedavg.Half):
+    """Updates of front and tail are sent by SGQ, too, if the settings say so."""
+
+    method: Config
+
+    def decode_update(self, t: int, client: int, blocks: Sequence[Block]) -> Block:
+        """Restores an update of front and tail."""
+        if not self.method.model_gradient:
+            return super().decode_update(t, client, blocks)
+        return sparse.block(Kind.GRADIENT, self.restored(blocks, self.theirs.parameters))
+
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> None:
+        """Returns None: an update that was restored is dense."""
+
+
+class Server(Updates, splitfed.Server):
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.theirs, self.waiting = self.method.held(self.flat), Waiting(self.method)
+        self.waiting = Waiting(self.method)
         if self.method.cut_feedback:
             store = self.stores.add("residual at the cut", prod(self.shape))
             self.residuals = Residuals(store, trainer.feed)
-        self.blocks_per_upload = (
-            2 if self.method.model_gradient and self.method.bits != sparse.EXACT else 1
-        )
 
-    def dense(self, blocks: Sequence[Block]) -> Tensor:
+    def dense(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
         """Returns the dense update of front and tail from its blocks."""
-        if not self.method.model_gradient:
-            return sparse.vector(blocks[0], self.theirs.size, self.trainer.device)
-        update = self.restored(blocks[: self.blocks_per_upload], self.theirs.parameters)
-        for statistics in blocks[self.blocks_per_upload :]:
-            update[self.theirs.stat_positions] = sparse.values(statistics, update.device)
+        own = blocks[:-1] if self.has_statistics else blocks
+        _, heard, where = self.heard(t, client, own)
+        update = sparse.vector(heard, self.theirs.size, self.trainer.device, where)
+        if self.has_statistics:
+            update[self.theirs.stat_positions] = sparse.values(blocks[-1], update.device)
         return update
 
     def absorb(self, t: int, message: Message) -> None:
         """Stores the update of client and back for `step`; adds running statistics at once."""
         client, weight = message.client, message.weight
-        update = self.updates[client] = self.dense(message.blocks)
+        update = self.updates[client] = self.dense(t, client, message.blocks)
         back = self.backs.of(client) - self.sections.split(self.w)[1]
         whole = self.sections.join(update, back)
         self.sum.total.index_add_(0, self.stat_positions, whole[self.stat_positions], alpha=weight)
@@ -188,26 +205,18 @@ class Server(Coding, splitfed.Server):
         super().step(t)
 
 
-class Clients(Coding, splitfed.Clients):
+class Clients(Updates, splitfed.Clients):
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.theirs = self.method.held(self.flat)
         self.stat_positions = self.theirs.stat_positions.to(trainer.device)
-        self.feedback = Feedback(trainer, self.theirs.size, self.method.error_feedback)
         if self.method.cut_feedback and self.method.tail is not None:
             store = trainer.store("residual at the cut", prod(self.shape))
             self.residuals = Residuals(store, trainer.feed)
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
-        """Sends the update of front and tail by SGQ, and statistics exactly."""
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
+        """Sends the update of front and tail by SGQ."""
         if not self.method.model_gradient:
-            return super().upload(t, client, w)
-        update, spans = w - self.start, self.theirs.parameters
-        statistics = self.take_statistics(update)
-        self.feedback.add(client, update)
-        blocks = self.strongest(update, spans, Purpose.QUANTIZE, t, client)
-        if self.method.error_feedback:
-            self.feedback.remember(client, update - self.restored(blocks, spans), update)
-        return [*blocks, *statistics]
+            return super().encode_update(t, client, update)
+        return self.strongest(update, self.theirs.parameters, Purpose.QUANTIZE, t, client)

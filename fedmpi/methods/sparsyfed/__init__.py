@@ -39,6 +39,8 @@ from fedmpi.training.train import Trainer
 class Config(config.Method):
     can_send_changes: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    uploads: ClassVar[config.Uploads] = "models"
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
     paper: ClassVar[Mapping[str, Any]] = {"schedule": "cosine", "method.beta": 1.25}
 
     sparsity: float = Field(0.9, ge=0, lt=1)
@@ -59,8 +61,6 @@ def encode_nonzero(w: Tensor, prunable: Tensor) -> list[Block]:
 
 
 class Server(staticmask.Pruned):
-    blocks_per_upload = 2
-
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.prunable = self.flat.prunable().to(trainer.device)
@@ -69,7 +69,15 @@ class Server(staticmask.Pruned):
         """Sends the model's values that are not zero, with their positions."""
         return encode_nonzero(self.w, self.prunable)
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
         """Adds a client's pruned model."""
         self.sum.total.add_(staticmask.decode_model(blocks, self.prunable)[0], alpha=weight)
 

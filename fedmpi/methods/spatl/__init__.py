@@ -80,6 +80,7 @@ class Config(fedper.Config, selection.Config):
     own_changes: ClassVar[str] = "method.down"
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
     aggregation: Literal["index", "zero-average"] = "index"
     """index: each value is averaged over the clients that sent it (the paper). zero-average: models
@@ -143,8 +144,6 @@ class Server(Half, fedper.Server):
         covered: which channels some client has sent so far, bool [channels].
     """
 
-    blocks_per_upload = 2
-
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.sum: Held = Held(len(self.w), trainer.device)
@@ -174,9 +173,17 @@ class Server(Half, fedper.Server):
             found.append(sparse.block(Kind.MODEL, self.agent))
         return found
 
-    def add(self, t: int, client: int, blocks: Sequence[Block], weight: float) -> None:
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
         """Adds a client's update at the channels that it lists."""
-        self.sum.add(blocks[0], weight, self.sent_positions(t, client, blocks))
+        super().add(t, client, blocks, update, where, weight)
         self.covered[sparse.indices(blocks[1])] = True
         self.teller.listed[sparse.indices(blocks[1])] = True
 
@@ -193,6 +200,12 @@ class Server(Half, fedper.Server):
 
 
 class Clients(Half, fedper.Clients):
+    """The clients' half.
+
+    Attributes:
+        trained: the model of the client whose update is being encoded, [n].
+    """
+
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.select: Select = by_rule(self.method, trainer, self.channels)
@@ -203,6 +216,7 @@ class Clients(Half, fedper.Clients):
                 "evaluate.final = 'slice': wanted an encoder with convolutions or linear layers, "
                 "found none"
             )
+        self.trained = self.start
         self.copies: Copies | None = None
         if self.method.down == "changes":
             names = ("encoder",) if self.variates is None else ("encoder", "control")
@@ -238,11 +252,14 @@ class Clients(Half, fedper.Clients):
             return once
         return replace(once, forwards=self.select.forwards(t, client))
 
-    def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
+    def update(self, client: int, w: Tensor) -> Tensor:
+        """Returns the update, and notes the model w that channels are selected by."""
+        self.trained = w
+        return super().update(client, w)
+
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the update at the selected channels, and their numbers."""
-        update = w - self.start
-        update[self.private] = 0
-        chosen = self.select(t, client, w, update)
+        chosen = self.select(t, client, self.trained, update)
         sent = self.positions(chosen)
         return [
             sparse.block(Kind.GRADIENT, update[sent], self.flat.size),

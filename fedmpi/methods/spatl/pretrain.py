@@ -55,7 +55,7 @@ class Lab:
         alone = {"clients": 1, "participation": 1.0, "partition": {"name": "iid"}, "method": method}
         settings: Any = loading.load({**tree, **alone})
         self.settings: Settings = settings
-        torch.set_num_threads(hardware.threads(settings))
+        hardware.use_threads(hardware.threads(settings))
         data = config.module("data", settings.data.name).load(settings.data, settings.seed)
         population = Population(settings, data)
         if not len(population.held_out):

@@ -97,7 +97,7 @@ def test_topk(momentum: float, rate: float, spans: str) -> None:
 
 
 def test_topk_without_error_feedback() -> None:
-    words = ("method.name=topk", "method.sparsity=0.9", "method.error_feedback=false")
+    words = ("method.name=topk", "method.sparsity=0.9", "feedback=none")
     engine, found = trajectory(*BASE, *words)
     reference = Reference(engine)
     where = pieces(reference, "whole")

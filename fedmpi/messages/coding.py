@@ -1,0 +1,189 @@
+"""The codec of updates: float32 blocks <-> blocks in another coding, whatever the method is.
+
+A method hands over its blocks, of which the first has the update's values in float32. The codec
+replaces this block by others, and the receiver gets a block of float32 back, the same on both
+sides. So methods know nothing of codecs. Running statistics are no gradients: they are sent
+exactly, in a block of their own, because a small error could make a variance negative.
+
+Ternary values are those of TernGrad, unbiased: W. Wen, C. Xu, F. Yan, C. Wu, Y. Wang, Y. Chen,
+H. Li, *TernGrad: Ternary Gradients to Reduce Communication in Distributed Deep Learning*, NeurIPS
+2017, arXiv 1705.07878, eq. 3. Signs have the mean magnitude, as in EF-signSGD (see
+`quantized.signs`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi.config import Coded
+from fedmpi.messages import quantized, sparse
+from fedmpi.messages.codec import Block, Coding, Kind, WireError
+from fedmpi.messages.select import Span
+
+CODINGS = {"f2": Coding.F2, "bf16": Coding.BF16}
+
+
+class Coder:
+    """Writes updates as the settings say, and reads them, on both sides alike.
+
+    Args:
+        codec: the settings.
+        spans: parameters of the network that updates are of, ascending.
+        exact: positions of its running statistics, int64.
+        size: length of an update.
+        apart: whether the method sends running statistics by itself. Then values at their positions
+            are zero, and are not sent.
+
+    Attributes:
+        blocks: number of blocks that replace the first one of an upload.
+    """
+
+    def __init__(
+        self, codec: Coded, spans: Sequence[Span], exact: Tensor, size: int, apart: bool
+    ) -> None:
+        self.codec, self.size, self.apart = codec, size, apart
+        self.stops = torch.tensor([span.stop for span in spans], dtype=torch.int64)
+        self.exact = torch.zeros(size, dtype=torch.bool)
+        self.exact[exact.cpu()] = True
+        self.has_exact = len(exact) > 0
+        self.is_plain = not codec.is_lossy and codec.positions == "auto"
+        self.blocks = 1
+        if codec.is_lossy:
+            self.blocks += codec.has_scales and codec.scales != "whole"
+            self.blocks += self.has_exact and not apart
+
+    def encode(
+        self, blocks: Sequence[Block], where: Tensor | None, random: np.random.Generator
+    ) -> list[Block]:
+        """Replaces the first of some blocks by others.
+
+        Args:
+            blocks: of an upload; the first has float32 values.
+            where: positions of its values, int64 ascending; None if it has all values.
+            random: rounds codes.
+        """
+        if self.is_plain:
+            return list(blocks)
+        first, *rest = blocks
+        if first.coding != Coding.F4 or first.values is None:
+            raise WireError(f"a codec takes float32 values, found {first.coding.name}")
+        values, travels = torch.from_numpy(first.values), first.indices is not None
+        if travels and self.codec.positions == "dense":
+            values, where = sparse.vector(first, first.size, torch.device("cpu")), None
+            travels = False
+        is_exact = self._exact(where, len(values))
+        extra = []
+        if is_exact is not None:
+            if not self.apart:
+                extra = [sparse.block(first.kind, values[is_exact], first.size)]
+            values = values[~is_exact]
+            where = (torch.arange(len(is_exact)) if where is None else where.cpu())[~is_exact]
+        indices = where if travels else None
+        coded = self._write(first.kind, values, first.size, indices, where, random)
+        if travels:
+            coded[0] = replace(coded[0], golomb=self.codec.positions == "golomb")
+        return [*coded, *extra, *rest]
+
+    def decode(self, blocks: Sequence[Block], where: Tensor | None) -> list[Block]:
+        """Restores the float32 block, the same on both sides.
+
+        Args:
+            blocks: as `encode` made them.
+            where: as there; None also where values are sent as a dense vector.
+
+        Raises:
+            WireError: if the blocks are no such update.
+        """
+        if self.is_plain:
+            return list(blocks)
+        if len(blocks) < self.blocks:
+            raise WireError(f"{len(blocks)} blocks, wanted at least {self.blocks}")
+        coded, rest = list(blocks[: self.blocks]), blocks[self.blocks :]
+        first = coded[0]
+        extra = coded.pop() if self.codec.is_lossy and self.has_exact and not self.apart else None
+        is_exact = None
+        if first.indices is None:
+            total = first.count + (0 if extra is None else extra.count)
+            if where is not None:
+                total = len(where)
+            elif extra is None:
+                total = first.size
+            is_exact = self._exact(where, total)
+        if is_exact is None:
+            found = self._read(coded, where)
+        else:
+            exact = int(is_exact.sum())
+            if first.count != len(is_exact) - exact or (extra and extra.count != exact):
+                raise WireError(f"{first.count} values, wanted {len(is_exact)}, {exact} exact")
+            at = torch.arange(len(is_exact)) if where is None else where.cpu()
+            found = torch.zeros(len(is_exact))
+            found[~is_exact] = self._read(coded, at[~is_exact])
+            if extra is not None:
+                found[is_exact] = sparse.values(extra)
+        return [Block(first.kind, first.size, Coding.F4, found.numpy(), first.indices), *rest]
+
+    def _exact(self, where: Tensor | None, count: int) -> Tensor | None:
+        """Marks which of `count` values are running statistics, bool [count]; None if none can."""
+        if not self.has_exact:
+            return None
+        if where is not None:
+            return self.exact[where.cpu()]
+        found = torch.zeros(count, dtype=torch.bool)
+        found[: self.size] = self.exact[:count]
+        return found
+
+    def _lengths(self, where: Tensor | None, count: int) -> list[int]:
+        """How many of `count` values at some positions have each scale.
+
+        There are at least two such parts but for `whole`, so that scales have a block of their own.
+        """
+        if self.codec.scales == "whole":
+            return [count]
+        if self.codec.scales == "bucket":
+            whole, left = divmod(count, self.codec.bucket)
+            lengths = [self.codec.bucket] * whole + [left] * (left > 0)
+            return lengths + [0] * (2 - len(lengths))
+        at = torch.arange(count) if where is None else where.cpu()
+        before = torch.searchsorted(at.contiguous(), self.stops)
+        lengths = before.diff(prepend=before.new_zeros(1)).tolist()
+        return lengths + [0] * (2 - len(lengths))
+
+    def _write(
+        self,
+        kind: Kind,
+        values: Tensor,
+        size: int,
+        indices: Tensor | None,
+        where: Tensor | None,
+        random: np.random.Generator,
+    ) -> list[Block]:
+        """Encodes values: float32 [count], at the positions `where`, of which `indices` travel."""
+        codec = self.codec
+        if not codec.has_scales:
+            coding = CODINGS.get(codec.values, Coding.F4)
+            return [sparse.block(kind, values, size, indices, coding)]
+        lengths = self._lengths(where, len(values))
+        if codec.values == "uniform":
+            draws = random if codec.rounding == "stochastic" else None
+            if codec.scales == "whole":
+                about = indices, Coding.CODES, codec.bits, draws
+                return [sparse.block(kind, values, size, *about)]
+            return quantized.ranges(kind, values, lengths, codec.bits, draws, size, indices)
+        if codec.values == "sign":
+            return quantized.signs(kind, values, lengths, size, indices)
+        return quantized.ternary(kind, values, lengths, size, indices, random)
+
+    def _read(self, blocks: Sequence[Block], where: Tensor | None) -> Tensor:
+        """Decodes what `_write` encoded: float32 [count]."""
+        codec, first = self.codec, blocks[0]
+        if not codec.has_scales or len(blocks) == 1:
+            return sparse.values(first)
+        if codec.scales == "tensor" and first.indices is not None:
+            where = sparse.indices(first)
+        lengths = self._lengths(where, first.count)
+        if codec.values == "uniform":
+            return quantized.ranged(blocks, lengths)
+        return sparse.values(quantized.signed(blocks, lengths))

@@ -1,0 +1,232 @@
+"""Positions of a vector's values as bytes: bitmaps, gaps in Golomb code, and gaps as varints.
+
+Positions are uint32 [count], strictly ascending, and below the size of the vector. What is read may
+be anything: a reader returns None unless its bytes are exactly what the writer makes of some
+positions, and neither reads nor writes beyond its arrays.
+
+A varint has 7 bits of a number in each byte, the lowest first; the last byte is below 128 (LEB128).
+"""
+
+import numpy as np
+
+from fedmpi.messages.kernels import kernel, parts, run
+
+_SET = [[bit for bit in range(8) if byte >> bit & 1] for byte in range(256)]
+ONES = np.array([len(bits) for bits in _SET], np.uint8)
+"""How many bits of a byte are set."""
+SET = np.array([bits + [0] * (8 - len(bits)) for bits in _SET], np.uint32)
+"""Which bits of a byte are set, ascending; zeros behind them. [256, 8]"""
+
+
+@kernel("boolean(const uint32[::1], uint64)")
+def are_ascending(positions: np.ndarray, size: int) -> bool:
+    """Whether positions are strictly ascending and below `size`."""
+    if not len(positions):
+        return True
+    wrong = np.uint32(0)
+    for i in range(1, len(positions)):
+        wrong |= np.uint32(positions[i] <= positions[i - 1])
+    return wrong == 0 and positions[-1] < size
+
+
+def bitmap(positions: np.ndarray, size: int) -> np.ndarray:
+    """Returns a bit for each of `size` elements, the lowest bit of a byte first: uint8."""
+    found = np.zeros(-(-size // 8), np.uint8)
+    _set_bits(positions, found)
+    return found
+
+
+def from_bitmap(data: np.ndarray, size: int) -> np.ndarray:
+    """Returns the positions of the bits that are set among the first `size`."""
+    whole = data[: size >> 3]
+    pieces = parts(len(whole))
+    counts = run(_ones, [(whole[a:b],) for a, b in pieces])
+    rest = int(data[size >> 3]) & (1 << size % 8) - 1 if size % 8 else 0
+    positions = np.empty(sum(counts) + rest.bit_count(), np.uint32)
+    end, arguments = 0, []
+    for (a, b), ones in zip(pieces, counts, strict=True):
+        start, end = end, end + ones
+        arguments.append((whole[a:b], 8 * a, positions[start:end]))
+    run(_bits_set, arguments)
+    positions[end:] = [8 * len(whole) + bit for bit in _SET[rest]]
+    return positions
+
+
+def golomb(positions: np.ndarray, width: int) -> tuple[int, np.ndarray]:
+    """Encodes gaps: first all upper parts in unary code, then all lower parts of `width` bits.
+
+    A gap is the number of elements left out before a position.
+
+    Returns:
+        The bits of the unary part, and all bits, the lowest of a byte first: uint8.
+    """
+    unary = _unary(positions, width)
+    found = np.zeros(-(-(unary + len(positions) * width) // 8), np.uint8)
+    _write_gaps(positions, width, unary, found)
+    return unary, found
+
+
+def from_golomb(
+    data: np.ndarray, size: int, count: int, width: int, unary: int
+) -> np.ndarray | None:
+    """Decodes positions below `size` from so many bits in unary code and `count` times `width`.
+
+    None if there are no such positions.
+    """
+    positions = from_bitmap(data, unary)
+    fits = len(positions) == count and _read_gaps(data, width, unary, size, positions)
+    return positions if fits else None
+
+
+def varints(positions: np.ndarray) -> np.ndarray:
+    """Encodes gaps as varints, of 1 to 5 bytes: uint8."""
+    found = np.empty(_varint_bytes(positions), np.uint8)
+    _write_varints(positions, found)
+    return found
+
+
+def from_varints(data: np.ndarray, size: int, count: int) -> np.ndarray | None:
+    """Decodes `count` positions below `size` that are all of `data`; None if there are none."""
+    positions = np.empty(count, np.uint32)
+    return positions if _read_varints(data, size, positions) else None
+
+
+@kernel("void(const uint32[::1], uint8[::1])")
+def _set_bits(positions: np.ndarray, bits: np.ndarray) -> None:
+    for position in positions:
+        bits[position >> np.uint32(3)] |= np.uint8(1 << (position & np.uint32(7)))
+
+
+@kernel("int64(const uint8[::1])")
+def _ones(data: np.ndarray) -> int:
+    """How many bits are set."""
+    found = 0
+    for byte in data:
+        found += ONES[byte]
+    return found
+
+
+@kernel("void(const uint8[::1], uint32, uint32[::1])")
+def _bits_set(data: np.ndarray, first: int, positions: np.ndarray) -> None:
+    """Writes the positions of all bits that are set, counted from `first`; they fill the room."""
+    c, i, last = 0, 0, len(positions) - 8
+    # Eight are written, of which the next byte's replace those that are none.
+    while i < len(data) and c <= last:
+        for j in range(8):
+            positions[c + j] = first + np.uint32(8 * i) + SET[data[i], j]
+        c += ONES[data[i]]
+        i += 1
+    while i < len(data):
+        for j in range(ONES[data[i]]):
+            positions[c] = first + np.uint32(8 * i) + SET[data[i], j]
+            c += 1
+        i += 1
+
+
+@kernel("uint64(const uint32[::1], uint32)")
+def _unary(positions: np.ndarray, width: int) -> int:
+    """Bits of all gaps' upper parts in unary code."""
+    bits, before = np.uint64(0), np.uint32(0xFFFFFFFF)
+    for position in positions:
+        bits += np.uint64((np.uint32(position - before - np.uint32(1)) >> width) + 1)
+        before = position
+    return bits
+
+
+@kernel("void(const uint32[::1], uint32, uint64, uint8[::1])")
+def _write_gaps(positions: np.ndarray, width: int, unary: int, found: np.ndarray) -> None:
+    """Sets the bits of gaps, among zeros."""
+    end, at, before = np.uint64(0), np.uint64(unary), np.uint32(0xFFFFFFFF)
+    for position in positions:
+        gap = np.uint64(np.uint32(position - before - np.uint32(1)))
+        before = position
+        upper = gap >> np.uint64(width)
+        end += upper + np.uint64(1)
+        last = end - np.uint64(1)
+        found[last >> np.uint64(3)] |= np.uint8(np.uint64(1) << (last & np.uint64(7)))
+        lower = (gap - (upper << np.uint64(width))) << (at & np.uint64(7))
+        byte = at >> np.uint64(3)
+        while lower:
+            found[byte] |= np.uint8(lower & np.uint64(255))
+            lower >>= np.uint64(8)
+            byte += np.uint64(1)
+        at += np.uint64(width)
+
+
+@kernel("boolean(const uint8[::1], uint32, uint64, uint64, uint32[::1])")
+def _read_gaps(data: np.ndarray, width: int, unary: int, size: int, positions: np.ndarray) -> bool:
+    """Turns the ends of gaps' upper parts into positions; whether they end where they should."""
+    count = len(positions)
+    if count and np.uint64(positions[-1]) != unary - np.uint64(1):
+        return False
+    at, left, bits = unary >> np.uint64(3), np.uint64(0), np.uint64(0)
+    if unary & np.uint64(7) and width and count:
+        bits = np.uint64(data[at]) >> (unary & np.uint64(7))
+        left = np.uint64(8) - (unary & np.uint64(7))
+        at += np.uint64(1)
+    mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
+    end, next = np.uint64(0), np.uint64(0)
+    for i in range(count):
+        while left < np.uint64(width):
+            bits |= np.uint64(data[at]) << left
+            left += np.uint64(8)
+            at += np.uint64(1)
+        upper = np.uint64(positions[i]) - end
+        end = np.uint64(positions[i]) + np.uint64(1)
+        next += (upper << np.uint64(width)) + (bits & mask)
+        if next >= size:
+            return False
+        positions[i] = np.uint32(next)
+        next += np.uint64(1)
+        bits >>= np.uint64(width)
+        left -= np.uint64(width)
+    return True
+
+
+@kernel("int64(const uint32[::1])")
+def _varint_bytes(positions: np.ndarray) -> int:
+    """Bytes of all gaps as varints."""
+    found, before = 0, np.uint32(0xFFFFFFFF)
+    for position in positions:
+        gap = np.uint32(position - before - np.uint32(1))
+        before = position
+        found += 1
+        for bits in (7, 14, 21, 28):
+            found += gap >> np.uint32(bits) != 0
+    return found
+
+
+@kernel("void(const uint32[::1], uint8[::1])")
+def _write_varints(positions: np.ndarray, found: np.ndarray) -> None:
+    at, before = 0, np.uint32(0xFFFFFFFF)
+    for position in positions:
+        gap = np.uint32(position - before - np.uint32(1))
+        before = position
+        while gap >= np.uint32(128):
+            found[at] = np.uint8(gap & np.uint32(127)) | np.uint8(128)
+            gap >>= np.uint32(7)
+            at += 1
+        found[at] = np.uint8(gap)
+        at += 1
+
+
+@kernel("boolean(const uint8[::1], uint64, uint32[::1])")
+def _read_varints(data: np.ndarray, size: int, positions: np.ndarray) -> bool:
+    """Reads gaps; whether they are all of the bytes, none is longer than it has to be."""
+    at, next = 0, np.uint64(0)
+    for i in range(len(positions)):
+        shift = np.uint64(0)
+        while True:
+            if at >= len(data) or shift > np.uint64(28):
+                return False
+            byte = np.uint64(data[at])
+            at += 1
+            next += (byte & np.uint64(127)) << shift
+            if byte < np.uint64(128):
+                break
+            shift += np.uint64(7)
+        if (byte == np.uint64(0) and shift > np.uint64(0)) or next >= size:
+            return False
+        positions[i] = np.uint32(next)
+        next += np.uint64(1)
+    return at == len(data)
