@@ -418,10 +418,11 @@ class Coded(Table):
     sent. tensor: those of each weight or bias. bucket: as many in a row as bucket says."""
     bucket: int = Field(512, ge=1, le=MOST)
     """Number of values that share one scale, with scales = bucket."""
-    positions: Literal["auto", "golomb", "dense"] = "auto"
-    """Encoding of the positions of values, where some are left out. auto: as 32 bits each, or as a
-    bitmap, whichever is shorter. golomb: gaps in Golomb code. dense: none; values that were left
-    out are sent as zeros."""
+    positions: Literal["auto", "uint32", "bitmap", "delta", "golomb", "dense"] = "auto"
+    """Encoding of the positions of values, where some are left out. uint32: 32 bits each. bitmap: a
+    bit for each that could be sent. auto: the shorter one of these two. delta: gaps between them,
+    in one byte or more each. golomb: gaps in Golomb code, the shortest for positions at random.
+    dense: none; values that were left out are sent as zeros."""
 
     @property
     def is_lossy(self) -> bool:

@@ -71,6 +71,28 @@ server's model by its changes, to each client those that it missed.
 """
 families = pytest.mark.parametrize("family", FAMILIES)
 
+CODECS = {
+    "f2": ("codec.values=f2",),
+    "bf16": ("codec.values=bf16", "feedback=classic"),
+    "uniform": ("codec.values=uniform", "codec.bits=5", "codec.scales=tensor"),
+    "nearest": (
+        *("codec.values=uniform", "codec.rounding=nearest", "codec.scales=bucket"),
+        *("codec.bucket=50", "feedback=ef21"),
+    ),
+    "ternary": ("codec.values=ternary", "codec.scales=bucket", "codec.bucket=64"),
+    "sign": ("codec.values=sign", "codec.scales=tensor", "feedback=classic"),
+    "control": ("codec.values=uniform", "control=mean"),
+    "median": ("codec.values=uniform", "aggregation.rule=median", "feedback=ef21"),
+    "golomb": ("method.name=topk", "codec.values=uniform", "codec.positions=golomb"),
+    "varints": ("method.name=topk", "codec.positions=delta"),
+    "zeros": ("method.name=topk", "codec.values=uniform", "codec.positions=dense"),
+    "estimates": ("method.name=topk", "feedback=ef21"),
+    "held": ("method.name=heterofl", "codec.values=uniform"),
+    "halves": ("method.name=splitfed", "codec.values=uniform", "feedback=ef21"),
+}
+"""Each codec and each kind of feedback, in a method that can have it."""
+codecs = pytest.mark.parametrize("codec", CODECS)
+
 Change = Callable[[Tensor], Tensor]
 
 CNN = ("model.name=cnn", "model.channels=[3,4]", "model.kernel=3", "model.hidden=10")

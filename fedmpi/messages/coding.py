@@ -20,10 +20,17 @@ from torch import Tensor
 
 from fedmpi.config import Coded
 from fedmpi.messages import quantized, sparse
-from fedmpi.messages.codec import Block, Coding, Kind, WireError
+from fedmpi.messages.codec import Block, Coding, Kind, Places, WireError
 from fedmpi.messages.select import Span
 
 CODINGS = {"f2": Coding.F2, "bf16": Coding.BF16}
+PLACES = {
+    "uint32": Places.POSITIONS,
+    "bitmap": Places.BITMAP,
+    "delta": Places.DELTA,
+    "golomb": Places.GOLOMB,
+}
+"""Codings by the values of the settings; float32 and the shorter of two beside them."""
 
 
 class Coder:
@@ -84,7 +91,7 @@ class Coder:
         indices = where if travels else None
         coded = self._write(first.kind, values, first.size, indices, where, random)
         if travels:
-            coded[0] = replace(coded[0], golomb=self.codec.positions == "golomb")
+            coded[0] = replace(coded[0], places=PLACES.get(self.codec.positions))
         return [*coded, *extra, *rest]
 
     def decode(self, blocks: Sequence[Block], where: Tensor | None) -> list[Block]:
@@ -106,12 +113,7 @@ class Coder:
         extra = coded.pop() if self.codec.is_lossy and self.has_exact and not self.apart else None
         is_exact = None
         if first.indices is None:
-            total = first.count + (0 if extra is None else extra.count)
-            if where is not None:
-                total = len(where)
-            elif extra is None:
-                total = first.size
-            is_exact = self._exact(where, total)
+            is_exact = self._exact(where, first.size if where is None else len(where))
         if is_exact is None:
             found = self._read(coded, where)
         else:

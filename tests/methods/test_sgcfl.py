@@ -486,7 +486,7 @@ def test_what_means_nothing_is_refused(given: tuple[str, ...], match: str) -> No
     "given", [("method.model_gradient=false",), ("method.bits=32", "method.sparsity=0.0")]
 )
 def test_feedback_of_nothing_is_refused(given: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="feedback = 'classic': wanted codec.values other"):
+    with pytest.raises(ConfigError, match=r"feedback = 'classic': wanted codec\.values other"):
         engine_of("feedback=classic", *given)
 
 

@@ -307,6 +307,28 @@ def top(found: Run, t: int, client: int) -> Bytes:
     return total(down(MODEL), up(("gradient", 4 * k, shorter(k, N))))
 
 
+def bucketed(found: Run, t: int, client: int) -> Bytes:
+    """Five bits a value, and a least value and a step for each 100."""
+    scales = ("gradient", 8 * ceil(N / 100), 0)
+    return total(down(MODEL), up(("gradient", ceil(5 * N / 8), 0), scales))
+
+
+def halves(found: Run, t: int, client: int) -> Bytes:
+    return total(down(MODEL), up(("gradient", 2 * N, 0)))
+
+
+def signed_top(found: Run, t: int, client: int) -> Bytes:
+    """A bit a value that is sent, and a scale for each tensor."""
+    k = round(N * 0.1)
+    scales = ("gradient", 4 * len(TENSORS), 0)
+    return total(down(MODEL), up(("gradient", ceil(k / 8), shorter(k, N)), scales))
+
+
+def zeros(found: Run, t: int, client: int) -> Bytes:
+    """Eight bits for every value, and no positions."""
+    return total(down(MODEL), up(("gradient", N, 0)))
+
+
 def dgc(found: Run, t: int, client: int) -> Bytes:
     """The warm-up keeps a quarter of each tensor, and a quarter of it each round."""
     k = sum(ceil(n * 0.25 ** (t + 1)) for n in TENSORS)
@@ -669,6 +691,7 @@ def case(formula: Formula, name: str, *words: str) -> Any:
 
 
 SPARSE = ("codec.down.values=f4", "codec.down.sparsity=0.9")
+CODED = ("codec.values=uniform",)
 UNCHANGED = ("method.start=0.5", "method.sparsity=0.5", "method.decrease=0.0", "method.every=1")
 FEW = [
     case(top, "topk", "method.sparsity=0.9"),
@@ -697,6 +720,11 @@ CASES = [
     case(dgc, "dgc"),
     case(randomk, "randomk"),
     case(qsgd, "qsgd", "method.bits=5", "method.bucket=64"),
+    case(bucketed, "fedavg", *CODED, "codec.bits=5", "codec.scales=bucket", "codec.bucket=100"),
+    case(halves, "fedavg", "codec.values=bf16"),
+    case(halves, "ditto", "codec.values=f2", "feedback=ef21"),
+    case(signed_top, "topk", "codec.values=sign", "codec.scales=tensor"),
+    case(zeros, "topk", *CODED, "codec.positions=dense"),
     case(signsgd, "signsgd"),
     case(scaled, "signsgd", "method.spans=whole"),
     case(stc, "stc", "method.sparsity=0.9965"),

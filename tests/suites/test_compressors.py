@@ -170,9 +170,7 @@ def test_randomk_draws_anew_and_sends_no_positions() -> None:
 
 
 @pytest.mark.parametrize("feedback", ["classic", "none"])
-def test_randomk_over_all_sets_of_positions(
-    feedback: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_randomk_over_all_sets_of_positions(feedback: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of four values. Scaled by n / k they are right on average, and vary by (n / k - 1) times
     the square; as they are they leave the share 1 - k / n of it.
     """
@@ -185,7 +183,8 @@ def test_randomk_over_all_sets_of_positions(
     wanted = update / 2 if feedback == "classic" else update
     torch.testing.assert_close(every.mean(0), wanted)
     square = (every - update).square().sum(1).mean()
-    torch.testing.assert_close(square, update.square().sum() * (0.5 if feedback == "classic" else 1))
+    left = 0.5 if feedback == "classic" else 1
+    torch.testing.assert_close(square, update.square().sum() * left)
 
 
 def test_randomk_takes_all_sets_of_positions_alike() -> None:

@@ -41,6 +41,16 @@ def test_topk_without_sparsity_is_fedavg(words: tuple[str, ...], feedback: str) 
 
 
 @worlds
+@pytest.mark.parametrize("spans", ["whole", "tensor"])
+def test_a_codec_of_signs_is_signsgd(words: tuple[str, ...], spans: str) -> None:
+    """With estimates, which the server adds in one go, in every bit."""
+    words = (*words, "feedback=ef21")
+    signs = run(small("method.name=signsgd", f"method.spans={spans}", *words))
+    codec = run(small("codec.values=sign", f"codec.scales={spans}", *words))
+    assert codec.sha256 == signs.sha256
+
+
+@worlds
 def test_ssfl_without_sparsity_is_fedavg(words: tuple[str, ...]) -> None:
     """To rounding: the server adds at positions, which rounds the product, and not in one go."""
     ssfl = run(small("method.name=ssfl", "method.sparsity=0.0", *words))

@@ -141,6 +141,30 @@ def test_a_step_of_the_server_that_sends_changes_only_adds_to_its_model(name: st
     assert 0 < np.linalg.norm(found - wanted) < 0.1 * moved
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_a_codec_or_is_named(name: str) -> None:
+    """Where it does, an update takes a quarter of its bytes; the model is near the one without."""
+    method = config.module("method", name).Config
+    more = (f"method.name={name}", "participation=0.6")
+    coded = (*more, "codec.values=uniform", "codec.bits=8")
+    if method.uploads != "updates":
+        why = refusal(*coded)
+        assert f"found method.name = '{name}', which " in why
+        assert all(line.startswith("codec.values = 'uniform'") for line in why.split("\n"))
+        return
+    found, plain = run(small(*coded)), run(small(*more))
+    sound(found)
+    if found.engine.method.is_global:
+        moved = np.abs(plain.model - plain.engine.flat.initial.numpy()).max()
+        assert 0 < np.abs(found.model - plain.model).max() < 0.5 * moved
+    rows = [one.tables["clients"] for one in (found, plain)]
+    here = rows[0]["round"] >= 0
+    sent = [table["up_gradient"][here].sum() for table in rows]
+    assert sent[0] == sent[1] / 4
+    for column in ("up_mask", "up_model", "up_activation", "down_model", "down_gradient"):
+        np.testing.assert_array_equal(*(table[column] for table in rows))
+
+
 @every_case
 def test_every_result_has_three_accuracies(case: tuple[str, ...]) -> None:
     """Of the global model on all test samples, and on clients' own; of clients' own models there.

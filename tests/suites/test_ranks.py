@@ -22,11 +22,13 @@ from tests import KEPT
 from tests.plain import (
     CHOICES,
     CNN,
+    CODECS,
     EVERYTHING,
     FAMILIES,
     METHODS,
     RNN,
     allowed,
+    codecs,
     families,
     member,
     place,
@@ -163,6 +165,15 @@ def test_every_choice(choice: tuple[str, ...]) -> None:
     words = (*choice, "participation=0.6", "rounds=3", "epochs=1", "server=shared")
     if not refusal(*words):
         compare(small(*words))
+
+
+@on_few_ranks
+@codecs
+def test_every_codec(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a network with running statistics; some uploads are lost."""
+    monkeypatch.setattr(models, "build", smooth)
+    words = ("participation=0.6", "rounds=4", "devices.dropouts=0.3", "server=shared")
+    compare(small(*CODECS[codec], *words))
 
 
 @on_ranks

@@ -27,7 +27,19 @@ from fedmpi.split.sides import Side
 from fedmpi.training.descent import descent
 from fedmpi.training.rows import OneByOne, Rows
 from fedmpi.training.stacked import GRAPHS, Stacked, graph_size, loaded
-from tests.plain import CHOICES, CNN, EVERYTHING, METHODS, RNN, allowed, families, member, play
+from tests.plain import (
+    CHOICES,
+    CNN,
+    CODECS,
+    EVERYTHING,
+    METHODS,
+    RNN,
+    allowed,
+    codecs,
+    families,
+    member,
+    play,
+)
 from tests.small import Run, refusal, run, small, smooth, sorts, text
 
 CPU = torch.device("cpu")
@@ -274,12 +286,30 @@ def same_codes(engine: Engine, seen: dict[Crossing, Tensor]) -> None:
         half.encode = watched
 
 
+def same_updates(engine: Engine, seen: dict[tuple[int, int], Tensor]) -> None:
+    """A codec gets in a second run what it got in the first, for the same reason."""
+    clients = engine.clients
+
+    def watched(t: int, client: int, update: Tensor, encode: Any = clients.encode_update) -> Any:
+        wanted = seen.setdefault((t, client), update.clone())
+        assert float((update - wanted).norm()) <= 1e-3 * float(wanted.norm()) + 1e-7, (t, client)
+        return encode(t, client, update.copy_(wanted))
+
+    if engine.settings.codec.is_lossy:
+        clients.encode_update = watched
+
+
 def compare(settings: Sequence[str], rows: int) -> None:
     """A run with stacked rows against the run one by one."""
     seen: dict[Crossing, Tensor] = {}
+    updates: dict[tuple[int, int], Tensor] = {}
+
+    def prepare(engine: Engine) -> None:
+        same_codes(engine, seen)
+        same_updates(engine, updates)
+
     single, stacked = (
-        run(small(*allowed(*settings, *more)), prepare=lambda engine: same_codes(engine, seen))
-        for more in ((), (f"rows={rows}",))
+        run(small(*allowed(*settings, *more)), prepare=prepare) for more in ((), (f"rows={rows}",))
     )
     sizes = single.engine.population.sizes
     assert len(set(sizes.tolist())) > 2, "unequal shards"
@@ -319,6 +349,14 @@ def test_stacked_equals_one_by_one_in_every_choice(choice: tuple[str, ...]) -> N
     """Choices that want another setting, too, are seen through in `test_methods`."""
     if not refusal(*choice):
         compare((*choice, *ALL), 3)
+
+
+@codecs
+def test_stacked_equals_one_by_one_with_every_codec(
+    codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "build", smooth)
+    compare((*CODECS[codec], *ALL), 3)
 
 
 @families

@@ -20,7 +20,7 @@ from fedmpi.messages.wire import Wire
 from fedmpi.methods.spatl import agent
 from fedmpi.results.outcome import Outcome
 from fedmpi.training.store import Stores
-from tests.plain import CHOICES, CNN, METHODS
+from tests.plain import CHOICES, CNN, CODECS, METHODS
 from tests.small import small, smooth
 
 CASES = [
@@ -40,8 +40,9 @@ CASES = [
     ("method.name=fedsl", "method.interval=3"),
     ("method.name=fedsl", "method.interval=3", "method.structured=channels"),
     ("method.name=splitlearning", "devices.dropouts=0.9"),
-    ("codec.down.values=uniform", "codec.down.bits=4", "codec.down.spans=tensor"),
+    ("codec.down.values=uniform", "codec.down.scales=tensor", "codec.down.rounding=stochastic"),
     ("method.name=topk", "codec.down.values=f4", "codec.down.sparsity=0.9", "control=mean"),
+    *CODECS.values(),
 ]
 """Every method, each of its choices, and those whose states move within four rounds."""
 MANY = ("clients=40", "participation=0.1", "partition.name=iid")

@@ -118,7 +118,13 @@ def _gather(
 
 @kernel("void(uint32, uint32, uint32, int64, int64, uint32[::1], uint32[::1])")
 def _narrow(
-    shift: int, most: int, bin: int, room: int, within: int, positions: np.ndarray, found: np.ndarray
+    shift: int,
+    most: int,
+    bin: int,
+    room: int,
+    within: int,
+    positions: np.ndarray,
+    found: np.ndarray,
 ) -> None:
     """Moves to the front what is above a bin, and `room` of the `within` keys in it."""
     keys, c, i = np.empty(within, np.uint32), 0, 0

@@ -46,6 +46,40 @@ def with_feedback(
     return reference.rounds(turn)
 
 
+class Estimate:
+    """What a client and the server both take for the client's update (EF21, algorithm 2)."""
+
+    def __init__(self, compress: Compress) -> None:
+        self.compress, self.value = compress, 0.0
+
+    def __call__(self, vector: ndarray) -> ndarray:
+        self.value = self.value + self.compress(vector - self.value)
+        return self.value
+
+
+def fed_back(
+    reference: Reference, kind: str, compress: Callable[[ndarray, int, int], ndarray]
+) -> list[ndarray]:
+    """Models of a run whose clients compress their updates, which also depends on round, client."""
+    kept: dict[int, Compress] = {}
+    at = [0]
+
+    def of(client: int) -> Compress:
+        def now(vector: ndarray) -> ndarray:
+            return compress(vector, at[0], client)
+
+        return {"none": lambda v: now(v), "classic": Memory(now), "ef21": Estimate(now)}[kind]
+
+    def turn(w: ndarray, t: int, shares: dict[int, float]) -> ndarray:
+        at[0], moved = t, w.copy()
+        for client, share in shares.items():
+            use = kept.setdefault(client, of(client))
+            moved += share * use(reference.train(w, t, client) - w)
+        return moved
+
+    return reference.rounds(turn)
+
+
 def pieces(reference: Reference, spans: str) -> list[slice]:
     """Where each span lies in a model."""
     if spans == "whole":
@@ -226,3 +260,76 @@ def test_server_optimizer_proximal_term_and_compressor_together() -> None:
         return w + 0.03 * first / (np.sqrt(second) + 1e-3)
 
     agree(found, reference.rounds(turn), reference.start, within=1e-4)
+
+
+@pytest.mark.parametrize("name", ["topk", "signsgd"])
+def test_ef21(name: str) -> None:
+    """P. Richtarik et al., algorithm 2: estimates move by what is sent, and their mean is taken."""
+    mine = {"topk": "method.sparsity=0.8", "signsgd": "method.spans=whole"}
+    words = (*BASE, "seed=3")  # without ties of what is sent
+    engine, found = trajectory(*words, f"method.name={name}", mine[name], "feedback=ef21")
+    reference = Reference(engine)
+    where = pieces(reference, "whole")
+    compress = {"topk": lambda v: top(v, 0.2, where), "signsgd": lambda v: signs(v, where)}[name]
+    agree(found, fed_back(reference, "ef21", lambda v, *_: compress(v)), reference.start)
+
+
+def uniform(vector: ndarray, parts: list[slice], bits: int, draws: ndarray | float) -> ndarray:
+    """Codes between the least and the greatest value of each part, decoded."""
+    found = np.empty_like(vector)
+    shifts = np.broadcast_to(draws, vector.shape)
+    for part in parts:
+        low, high = vector[part].min(), vector[part].max()
+        step = (high - low) / (2**bits - 1)
+        found[part] = low + step * np.floor((vector[part] - low) / step + shifts[part])
+    return found
+
+
+def tern(vector: ndarray, parts: list[slice], draws: ndarray) -> ndarray:
+    """W. Wen et al., eq. 3: the sign times the largest magnitude, with the probability |v| / s."""
+    found = np.empty_like(vector)
+    for part in parts:
+        top = np.abs(vector[part]).max()
+        found[part] = np.sign(vector[part]) * top * (draws[part] < np.abs(vector[part]) / top)
+    return found
+
+
+def buckets(size: int, each: int) -> list[slice]:
+    return [slice(start, min(size, start + each)) for start in range(0, size, each)]
+
+
+@pytest.mark.parametrize("kind", ["none", "classic", "ef21"])
+@pytest.mark.parametrize("scales", ["whole", "tensor", "bucket"])
+@pytest.mark.parametrize("values", ["uniform", "ternary", "sign"])
+def test_codecs_with_feedback(values: str, scales: str, kind: str) -> None:
+    """FedAvg through each codec, rounded by the same draws; two clients, several rounds."""
+    words = [f"codec.values={values}", f"codec.scales={scales}", f"feedback={kind}", "clients=2"]
+    words += ["codec.bits=4"] * (values == "uniform") + ["codec.bucket=100"] * (scales == "bucket")
+    engine, found = trajectory(*BASE, *words, "participation=1.0")
+    reference = Reference(engine)
+    parts = pieces(reference, scales) if scales != "bucket" else buckets(len(reference.start), 100)
+
+    def compress(vector: ndarray, t: int, client: int) -> ndarray:
+        draws = stream(reference.settings.seed, Purpose.QUANTIZE, t, client).random(len(vector))
+        if values == "uniform":
+            return uniform(vector, parts, 4, draws)
+        return tern(vector, parts, draws) if values == "ternary" else signs(vector, parts)
+
+    agree(found, fed_back(reference, kind, compress), reference.start, within=5e-5)
+
+
+def test_a_codec_of_the_largest_values() -> None:
+    """What is left out by top-k and by the codec together comes with the next update."""
+    words = ("codec.values=uniform", "codec.bits=3", "codec.rounding=nearest")
+    engine, found = trajectory(*BASE, "method.name=topk", "method.sparsity=0.9", *words)
+    reference = Reference(engine)
+    where = pieces(reference, "whole")
+
+    def compress(vector: ndarray, t: int, client: int) -> ndarray:
+        mask = chosen(vector, 0.1, where)
+        sent = np.zeros_like(vector)
+        kept = vector[mask]
+        sent[mask] = uniform(kept, [slice(0, len(kept))], 3, 0.5)
+        return sent
+
+    agree(found, fed_back(reference, "classic", compress), reference.start)
