@@ -820,6 +820,7 @@ class Settings(Table):
         found = self.model_copy()
         found._paper = paper
         return found
+
     @property
     def sends_changes(self) -> bool:
         """Whether the server sends changes of its model: see `Method.sends_changes`."""

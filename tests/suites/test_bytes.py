@@ -359,17 +359,20 @@ def scaled(found: Run, t: int, client: int) -> Bytes:
 def change(found: Run) -> list[tuple[str, int, int]]:
     """The blocks of a change of the model."""
     chosen = found.engine.settings.codec.down
-    counts = TENSORS if chosen.spans == "tensor" else [N]
+    k, scales = N, {"whole": 0, "tensor": len(TENSORS)}.get(chosen.scales, 0)
     if chosen.sparsity and chosen.spans == "tensor":
-        counts = [ceil(round((1 - chosen.sparsity) * n, 6)) for n in TENSORS]
+        k = sum(ceil(round((1 - chosen.sparsity) * n, 6)) for n in TENSORS)
     elif chosen.sparsity:
-        counts = [round((1 - chosen.sparsity) * N)]
-    k = sum(counts)
-    where = shorter(k, N) if chosen.sparsity else 0
-    bits = {"f4": 32, "f2": 16, "bf16": 16, "uniform": chosen.bits, "sign": 1}[chosen.values]
-    scales = {"uniform": 8, "sign": 4}.get(chosen.values, 0) * len(counts)
-    values = ("gradient", ceil(bits * k / 8), where)
-    return [values, ("gradient", scales, 0)] if scales and len(counts) > 1 else [values]
+        k = round((1 - chosen.sparsity) * N)
+    if chosen.scales == "bucket":
+        scales = ceil(k / chosen.bucket)
+    where = 0
+    if chosen.sparsity:
+        where = {"auto": shorter(k, N), "uint32": 4 * k, "bitmap": ceil(N / 8)}[chosen.positions]
+    bits = {"f4": 32, "f2": 16, "bf16": 16, "uniform": chosen.bits, "ternary": 2, "sign": 1}
+    values = ("gradient", ceil(bits[chosen.values] * k / 8), where)
+    each = 8 if chosen.values == "uniform" else 4
+    return [values, ("gradient", each * scales, 0)] if scales else [values]
 
 
 def changes(found: Run, t: int, client: int) -> Bytes:
@@ -737,10 +740,12 @@ CASES = [
             "values=f2",
             "values=bf16 sparsity=0.8 spans=tensor",
             "values=uniform bits=5",
-            "values=uniform bits=5 spans=tensor",
-            "values=uniform bits=3 sparsity=0.8 spans=tensor",
+            "values=uniform bits=5 scales=tensor",
+            "values=uniform bits=3 sparsity=0.8 spans=tensor scales=bucket bucket=20",
+            "values=ternary scales=tensor",
             "values=sign",
-            "values=sign spans=tensor",
+            "values=sign scales=tensor",
+            "values=sign sparsity=0.5 positions=uint32",
         )
     ),
     case(both_ways, "topk", "method.sparsity=0.9", *SPARSE),

@@ -51,16 +51,19 @@ CODINGS: dict[str, tuple[tuple[str, ...], Callable[[ndarray, list[slice]], ndarr
         ("bits=3", "sparsity=0.8"),
         lambda v, parts: uniform(v, 3, parts, top(v, 0.2, parts) != 0),
     ),
-    "ternary": (("sparsity=0.9",), lambda v, parts: ternary(v, 0.1, parts)),
     "sign": ((), signs),
+    "sign of few": (("sparsity=0.9", "positions=golomb"), lambda v, parts: ternary(v, 0.1, parts)),
 }
 
 
 def down(values: str, spans: str) -> tuple[str, ...]:
     """The words of a coding."""
-    return (f"codec.down.values={values}", f"codec.down.spans={spans}") + tuple(
-        f"codec.down.{word}" for word in CODINGS[values][0]
-    )
+    words = [f"values={values.split()[0]}", *CODINGS[values][0]]
+    if any(word.startswith("sparsity") for word in words):
+        words.append(f"spans={spans}")
+    if values.split()[0] in ("uniform", "sign"):
+        words.append(f"scales={spans}")
+    return tuple(f"codec.down.{word}" for word in words)
 
 
 @SPANS
