@@ -445,9 +445,12 @@ class Down(Coded):
     statistics are sent exactly.
     """
 
-    values: Literal["none", "f4", "f2", "bf16", "uniform", "ternary", "sign"] = "none"
+    values: Literal["none", "f4", "f2", "bf16", "uniform", "sign"] = "none"
     """Type of the values of the model's change. none: the server sends its whole model in float32.
-    The others are those of codec.values."""
+    The others are those of codec.values; ternary values at random and codes of a single bit are not
+    possible, because what they leave out would grow from change to change."""
+    bits: int = Field(8, ge=2, le=16)
+    """Bits per value, with values = uniform."""
     rounding: Literal["stochastic", "nearest"] = "nearest"
     """Rounding with values = uniform. nearest: to the nearest code; what is lost is added to the
     next change. stochastic: up or down at random."""

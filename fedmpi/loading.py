@@ -441,12 +441,13 @@ def _contradictions(settings: Settings) -> list[str]:
 def _coded(coded: config.Coded, path: str) -> list[str]:
     """Names settings of a coding of values that have no effect, where values are coded at all."""
     fields, found = type(coded).model_fields, []
-    codes = f"{path}.values = 'uniform', 'ternary' or 'sign'"
+    possible = get_args(fields["values"].annotation)
+    codes = [name for name in ("uniform", "ternary", "sign") if name in possible]
     is_uniform = coded.values == "uniform"
     wanted = {
         "bits": (is_uniform, f"{path}.values = 'uniform'", coded.values),
         "rounding": (is_uniform, f"{path}.values = 'uniform'", coded.values),
-        "scales": (coded.has_scales, codes, coded.values),
+        "scales": (coded.has_scales, f"{path}.values = {either(codes)}", coded.values),
         "bucket": (coded.scales == "bucket", f"{path}.scales = 'bucket'", coded.scales),
     }
     for key, (has, other, value) in wanted.items():

@@ -369,7 +369,7 @@ def change(found: Run) -> list[tuple[str, int, int]]:
     where = 0
     if chosen.sparsity:
         where = {"auto": shorter(k, N), "uint32": 4 * k, "bitmap": ceil(N / 8)}[chosen.positions]
-    bits = {"f4": 32, "f2": 16, "bf16": 16, "uniform": chosen.bits, "ternary": 2, "sign": 1}
+    bits = {"f4": 32, "f2": 16, "bf16": 16, "uniform": chosen.bits, "sign": 1}
     values = ("gradient", ceil(bits[chosen.values] * k / 8), where)
     each = 8 if chosen.values == "uniform" else 4
     return [values, ("gradient", each * scales, 0)] if scales else [values]
@@ -742,7 +742,6 @@ CASES = [
             "values=uniform bits=5",
             "values=uniform bits=5 scales=tensor",
             "values=uniform bits=3 sparsity=0.8 spans=tensor scales=bucket bucket=20",
-            "values=ternary scales=tensor",
             "values=sign",
             "values=sign scales=tensor",
             "values=sign sparsity=0.5 positions=uint32",

@@ -26,11 +26,10 @@ EACH = [
     "values=f4 sparsity=0.7 spans=tensor positions=delta",
     "values=f2",
     "values=bf16 sparsity=0.5",
-    "values=uniform bits=1",
+    "values=uniform bits=2 rounding=stochastic",
     "values=uniform bits=6 scales=tensor",
     "values=uniform bits=4 sparsity=0.8 rounding=stochastic",
     "values=uniform bits=4 sparsity=0.8 spans=tensor scales=bucket bucket=100",
-    "values=ternary sparsity=0.9",
     "values=sign sparsity=0.9 positions=golomb",
     "values=sign sparsity=0.9 spans=tensor scales=tensor",
     "values=sign",
@@ -92,21 +91,17 @@ def test_both_sides_move_alike_and_nothing_is_lost(words: str) -> None:
 
 
 @each
-def test_what_a_change_leaves_out_contracts(words: str) -> None:
-    """So that in the end all is sent: ||v - C(v)|| < ||v||. Two codes may lie far from most values,
-    but no farther than half of what lies between them.
+def test_what_changes_leave_out_does_not_grow(words: str) -> None:
+    """From change to change, as it does if a coding leaves out as much as there is: codes of a
+    single bit, or ternary values at random.
     """
-    coding = changes(words)
-    for seed in range(20):
-        change = drawn(seed)
+    said, norms = Words(changes(words), 1), []
+    for t in range(400):
+        change = drawn(t)
         change[FLAT.stat_positions] = 0
-        rest = change - sent(coding, change)
-        if "ternary" in words:  # right on average, and not near
-            assert (rest.abs() <= change.abs().max()).all()
-        elif words == "values=uniform bits=1":
-            assert rest.abs().max() <= (change.max() - change.min()) / 2 * (1 + 1e-6)
-        else:
-            assert rest.norm() < change.norm()
+        said.say(t, change, torch.zeros(FLAT.size), np.random.default_rng(t))
+        norms.append(float(said.rest.norm()))
+    assert 0 < np.mean(norms[300:]) < 1.2 * np.mean(norms[100:200])
 
 
 @pytest.mark.parametrize("words", ["values=uniform scales=tensor", "values=sign scales=tensor"])
@@ -268,8 +263,7 @@ def test_both_directions_together_cut_traffic_as_much_as_one() -> None:
         ),
         (
             "values=f2 scales=tensor",
-            "codec.down.scales = 'tensor': wanted codec.down.values = 'uniform', 'ternary' or "
-            "'sign', found 'f2'",
+            "codec.down.scales = 'tensor': wanted codec.down.values = 'uniform' or 'sign', ",
         ),
         (
             "values=sign bucket=9",
@@ -282,8 +276,12 @@ def test_both_directions_together_cut_traffic_as_much_as_one() -> None:
             "codec.down.positions = 'dense': wanted codec.down.values with a zero for what is left "
             "out, found 'sign'",
         ),
-        ("values=uniform bits=17", "codec.down.bits = 17: wanted a whole number from 1 to 16"),
-        ("values=zip", "codec.down.values = 'zip': wanted 'none', 'f4', 'f2', 'bf16', 'uniform', "),
+        ("values=uniform bits=17", "codec.down.bits = 17: wanted a whole number from 2 to 16"),
+        ("values=uniform bits=1", "codec.down.bits = 1: wanted a whole number from 2 to 16"),
+        (
+            "values=ternary",
+            "codec.down.values = 'ternary': wanted 'none', 'f4', 'f2', 'bf16', 'uniform' or 'sign'",
+        ),
     ],
 )
 def test_what_means_nothing_is_refused(words: str, said: str) -> None:

@@ -78,7 +78,7 @@ def test_fedavg(values: str, spans: str) -> None:
     agree(found, wanted, reference.start, 2e-4 if values in ("uniform", "f2", "bf16") else 2e-5)
 
 
-@pytest.mark.parametrize("bits", [1, 8])
+@pytest.mark.parametrize("bits", [2, 8])
 def test_codes_of_all_values(bits: int) -> None:
     words = ("codec.down.values=uniform", f"codec.down.bits={bits}")
     engine, found = trajectory(*BASE, *words)
