@@ -192,9 +192,9 @@ def _findings(study: Study, claim: Claim, by: tuple[str, str], results: Results)
 
 
 def _says(path: str, run: Mapping[Any, Any]) -> bool:
-    """Whether a setting is worth a word: not a list of nothing, nor devices that are not there."""
+    """Whether a setting is worth a word: not devices that are not there."""
     is_none = frames.SHARE.fullmatch(path) is not None and run[path] == 0
-    return not (is_none or is_unset(run[path]) or run[path] == ())
+    return not (is_unset(run[path]) or is_none)
 
 
 def matching(runs: pd.DataFrame, selector: Selector) -> pd.DataFrame:

@@ -170,14 +170,14 @@ def beside(runs: pd.DataFrame, reference: str, column: str) -> pd.Series:
 
 
 def label(run: Row, names: Sequence[str]) -> str:
-    """Returns settings of a run as text, without those that are not set.
+    """Returns settings of a run as text, without those that are not set and lists of nothing.
 
     The name of a table stands alone: `dirichlet alpha=0.1`.
     """
     words = []
     for name in names:
         value = run[name]
-        if is_unset(value):
+        if is_unset(value) or value == ():
             continue
         text = written(value)[: SHOWN if name.startswith(frames.CONTENTS) else None]
         if name in ("partition.name", "method.name"):
@@ -190,7 +190,7 @@ def label(run: Row, names: Sequence[str]) -> str:
 
 def written(value: Any) -> str:
     """Returns a setting's value as a text for people."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def split(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -34,6 +34,14 @@ from analysis.output import File, draft
 MOST = 16
 """Seeds up to which all choices of signs are tried; beyond, as many as 2^16 are drawn."""
 SURE = 0.95
+UNITS = {
+    ("up_", "down_", "bytes_"): (1.0, ("B", "kB", "MB", "GB", "TB", "PB")),
+    ("seconds_", "sim_seconds_"): (1e6, ("µs", "ms", "s")),
+    ("sim_joules_",): (1.0, ("J", "kJ", "MJ", "GJ")),
+    ("flops_",): (1.0, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP")),
+}
+"""Units of numbers that are no accuracies, by the beginnings of their names: how many of the first
+unit make one, and units that are a thousand times the one before."""
 FOUND = ("mean", "low", "high", "t", "flips")
 """Columns of `differences`."""
 
@@ -150,6 +158,24 @@ def holm(values: ndarray) -> ndarray:
     return found
 
 
+def scaled(column: str, rows: pd.DataFrame) -> tuple[float, int, str]:
+    """Returns how the differences of a table are written: a factor, digits, and the unit.
+
+    Args:
+        column: the number that is compared, one of `groups.NUMBERS`.
+        rows: of `differences`, all in the same unit.
+    """
+    if column.startswith(tuple(frames.ACCURACIES)):
+        return 100.0, 1, "points of percent"
+    factor, units = next(of for names, of in UNITS.items() if column.startswith(names))
+    known = np.abs(rows[["mean", "low", "high"]].to_numpy(float)) * factor
+    largest = float(np.nanmax(known, initial=0.0))
+    unit = 0
+    while largest >= 999.5 and unit + 1 < len(units):
+        largest, factor, unit = largest / 1000, factor / 1000, unit + 1
+    return factor, max(0, 3 - len(str(round(largest)))), units[unit]
+
+
 def _shown(rows: pd.DataFrame, title: str, scale: float, digits: int) -> Table:
     """The rows of one group as a table."""
     table = Table(
@@ -197,12 +223,12 @@ def main(paths: tuple[Path, ...], against: str, column: str, csv: Path | None) -
     if csv is not None:
         with draft(csv, "--csv", ".csv") as to:
             rows.to_csv(to, index=False, encoding="utf-8", errors="surrogateescape")
-    is_share = column.startswith(tuple(frames.ACCURACIES))
-    scale, digits, unit = (100.0, 1, " in points of percent") if is_share else (1.0, 3, "")
     console = terminal.console()
     console.print(constants(runs), end="\n\n")
     for group, some in rows.groupby("group", sort=False):
-        console.print(_shown(some, f"{group}: {column}{unit}, minus {against}", scale, digits))
+        scale, digits, unit = scaled(column, some)
+        title = f"{group}: {column} in {unit}, minus {against}"
+        console.print(_shown(some, title, scale, digits))
         console.print()
     console.print(
         "n: seeds that both have. p of t: Student's paired test; Holm: adjusted for the number of "

@@ -62,7 +62,7 @@ READ, MACHINE = "read", "machine"
 machine, so that results do not depend on it, and it is no part of a run's identity."""
 
 BUDGET = r"^(up|down|total)_bytes:\d+(\.\d+)?(B|kB|MB|GB|TB)$"
-TARGET = r"^(accuracy|shard_mean|personal_mean):(0?\.\d+|1(\.0+)?)$"
+TARGET = r"^(accuracy|shard_mean|personal_mean):(0?\.\d+|1(\.0+)?|[1-9](\.\d+)?[eE]-0*[1-9]\d*)$"
 DEVICE = r"^(cpu|cuda(:\d+)?)$"
 SHA256 = "^[0-9a-f]{64}$"
 PLACE = r"^[^\x00]+$"
@@ -172,6 +172,8 @@ class Method(Table):
         own_changes: the setting that says how the server's word is compressed, in methods that have
             one of their own.
         is_global: whether the server has a whole model that can be evaluated.
+        adds: whether uploads are added up by what both halves know: then any rank can add its
+            clients' (see `fedavg.Half`), and the server needs no upload by itself.
         pools: whether every client uploads a whole update, as a median or trimmed mean needs it.
         keeps_state: whether clients keep state between rounds; they then stay on their rank.
         converses: whether clients and server exchange messages in each local step (split methods).
@@ -210,6 +212,7 @@ class Method(Table):
     own_changes: ClassVar[str] = ""
     is_global: ClassVar[bool] = True
     in_halves: ClassVar[bool] = True
+    adds: ClassVar[bool] = True
     in_turn: ClassVar[bool] = False
     converses: ClassVar[bool] = False
     controls: ClassVar[bool] = False
@@ -331,7 +334,14 @@ SPARSE = "method.sparsity above 0, found 0"
 
 
 class Exchange(Table):
-    """How messages travel between ranks."""
+    """How messages travel between ranks.
+
+    Attributes:
+        adds: whether uploads are added up before they reach the server, so that it learns of their
+            sum alone. The method must allow it (`Method.adds`).
+    """
+
+    adds: ClassVar[bool] = False
 
     name: str = ""
     window: Annotated[int, MACHINE] = Field(256, ge=1, le=MOST)
@@ -695,9 +705,9 @@ class Settings(Table):
     too."""
     target: str | None = Field(None, pattern=TARGET)
     """Accuracy at which the run ends: after the first round whose evaluation found no less. A
-    method that averages every several rounds finishes these first. Written as accuracy:0.97 for the global model on
-    the test set, or with shard_mean or personal_mean, the columns of the table rounds. The result
-    says whether the run ended so."""
+    method that averages every several rounds finishes these first. Written as accuracy:0.97 for the
+    global model on the test set, or with shard_mean or personal_mean, the columns of the table
+    rounds. The result says whether the run ended so."""
     clients: int = Field(10, ge=1, le=MOST)
     """Number of logical clients. One rank hosts many of them."""
     newcomers: int = Field(0, ge=0, le=MOST)
@@ -784,8 +794,10 @@ class Settings(Table):
     device: str = Field("cpu", pattern=DEVICE)
     """Device for training: cpu, cuda (a node's ranks are spread over its GPUs) or cuda:K."""
     rows: int | None = Field(None, ge=1, le=MOST)
-    """Number of clients that train together as one stacked model. If absent: one on a CPU, as many
-    as fit into memory on a GPU. In split methods all clients of a wave train together."""
+    """Number of clients that train together. If absent: as many as fit into memory on a GPU; on a
+    CPU up to 32 for small dense models (an mlp in float32; with up to 262,144 parameters together),
+    and one for others. It changes no bit of a result for dense models on a CPU; elsewhere it
+    changes rounding. In split methods all clients of a wave train together."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Precision of matrix products: float32, TF32 (GPU only) or bfloat16 by autocast. All other
     operations use float32."""

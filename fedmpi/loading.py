@@ -434,7 +434,7 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
-    found += [*_codec(settings), *_down(settings), *_work(settings)]
+    found += [*_codec(settings), *_down(settings), *_added_up(settings), *_work(settings)]
     return [*found, *_impossible(settings.devices), *_idle(settings)]
 
 
@@ -442,7 +442,7 @@ def _coded(coded: config.Coded, path: str) -> list[str]:
     """Names settings of a coding of values that have no effect, where values are coded at all."""
     fields, found = type(coded).model_fields, []
     possible = get_args(fields["values"].annotation)
-    codes = [name for name in ("uniform", "ternary", "sign") if name in possible]
+    codes = [f"'{name}'" for name in ("uniform", "ternary", "sign") if name in possible]
     is_uniform = coded.values == "uniform"
     wanted = {
         "bits": (is_uniform, f"{path}.values = 'uniform'", coded.values),
@@ -529,6 +529,30 @@ def _feedback(settings: Settings) -> list[str]:
             f"out something of its updates, found method.name = '{method.name}' with its settings"
         ]
     return []
+
+
+def _added_up(settings: Settings) -> list[str]:
+    """Names what does not allow an exchange that adds up uploads on their way."""
+    found, pooled = [], settings.aggregation
+    what = f"exchange.name = '{settings.exchange.name}'"
+    if not settings.exchange.adds:
+        return []
+    if not settings.method.adds:
+        found.append(
+            f"{what}: wanted a method whose server needs only the sum of uploads, found "
+            f"method.name = '{settings.method.name}'; possible is 'star'"
+        )
+    if not pooled.is_mean:
+        found.append(
+            f"{what}: wanted aggregation.rule = 'mean' and no clip, found '{pooled.rule}' and "
+            f"{pooled.clip}; possible is 'star'"
+        )
+    if settings.feedback == "ef21":
+        found.append(
+            f"{what}: wanted a feedback without clients' estimates on the server, found 'ef21'; "
+            "possible is 'star'"
+        )
+    return found
 
 
 def _work(settings: Settings) -> list[str]:

@@ -5,6 +5,7 @@ the rank that hosts it, on earlier draws, or on the number of ranks.
 """
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +28,6 @@ class Purpose(IntEnum):
     others that are compared with them: client, round, 1."""
     ORDER = 7
     """Order in which a server processes the clients; ids: round."""
-    QUANTIZE = 8
-    """Stochastic rounding; ids: round, client."""
     DATA = 9
     """Synthetic samples."""
     AUGMENT = 10
@@ -75,15 +74,11 @@ class Purpose(IntEnum):
     """Initial parameters of an agent."""
     AGENT = 31
     """Random actions of an agent; ids: round, client."""
-    CUT = 32
-    """Stochastic rounding at a cut; ids: round, client, step, cut."""
     SURVIVOR = 34
     """Dropout at a cut: the values that are sent; ids: round, client, step, cut."""
-    ROUNDING = 35
-    """Stochastic rounding in a step; ids: round, client, step."""
     LINK = 37
-    """Rounding or clustering of a batch at a cut; ids: round, client, step, and 0 for activations,
-    1 for gradients, 2 and 3 at a second cut."""
+    """Clustering of a batch at a cut; ids: round, client, step, and 0 for activations, 1 for
+    gradients, 2 and 3 at a second cut."""
     CHOICE = 38
     """Choice of a batch's values that are sent over a cut; ids as for `LINK`."""
     EPOCHS = 40
@@ -93,17 +88,32 @@ class Purpose(IntEnum):
     """Initial parameters of an auxiliary head."""
     OUTAGE = 42
     """Transmissions of a client's radio that fail and are repeated; ids: round, client."""
+    ROUND = 43
+    """Key of stochastic rounding of what a client sends; ids: round, client, and 1 for its control
+    variate. Of the change of the server's model; ids: round."""
+    ROUND_CUT = 44
+    """Key of stochastic rounding of a batch at a cut; ids as for `LINK`."""
+    ROUND_STEP = 45
+    """Key of stochastic rounding of a step's gradients; ids: round, client, step."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:
     """Returns a new generator; `ids` may be -1, the round before the first, but not less."""
-    # The number of ids is part of the key, because numpy ignores a seed's trailing zeros.
-    key = (seed, int(purpose), len(ids), *(number + 1 for number in ids))
-    # Numpy converts a tuple to the same words, but that doubles the time.
-    fits = min(key) >= 0 and max(key) < 1 << 32
-    return np.random.default_rng(np.array(key, np.uint32) if fits else key)
+    return np.random.default_rng(_entropy(seed, purpose, ids))
 
 
 def torch_seed(seed: int, purpose: Purpose, *ids: int) -> int:
     """Returns a 63-bit seed from the same stream, for generators that are not numpy's."""
     return int(stream(seed, purpose, *ids).integers(1 << 63))
+
+
+def key(seed: int, purpose: Purpose, *ids: int) -> np.ndarray:
+    """Returns the key of draws that are a function of their position (`philox`): uint64 [2]."""
+    return np.random.SeedSequence(_entropy(seed, purpose, ids)).generate_state(2, np.uint64)
+
+
+def _entropy(seed: int, purpose: Purpose, ids: tuple[int, ...]) -> Any:
+    # The number of ids is part of the key, because numpy ignores a seed's trailing zeros.
+    key = (seed, int(purpose), len(ids), *(number + 1 for number in ids))
+    # Numpy converts a tuple to the same words, but that doubles the time.
+    return np.array(key, np.uint32) if min(key) >= 0 and max(key) < 1 << 32 else key

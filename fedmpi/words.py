@@ -159,7 +159,7 @@ READ: dict[Any, Callable[[Word], Any]] = {
 
 FORMS = {
     config.BUDGET: "bytes such as up_bytes:50MB, down_bytes:2.5GB or total_bytes:1TB",
-    config.TARGET: "an accuracy such as accuracy:0.97, shard_mean:0.8 or personal_mean:0.9",
+    config.TARGET: "an accuracy such as accuracy:0.97, shard_mean:0.8 or personal_mean:9e-1",
     config.DEVICE: "cpu, cuda or cuda:K",
     config.SHA256: "64 hexadecimal digits in lower case",
     config.PLACE: "a path",

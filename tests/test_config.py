@@ -164,6 +164,8 @@ def test_budgets(budget: str, up: int, down: int, spent: bool) -> None:
     ("target", "found", "reached"),
     [
         ("accuracy:0.97", 0.97, True),
+        ("accuracy:1e-3", 0.001, True),
+        ("accuracy:9.7E-01", 0.96, False),
         ("accuracy:.97", 0.9699, False),
         ("accuracy:1", 1.0, True),
         ("shard_mean:0.97", 0.5, True),
@@ -177,7 +179,10 @@ def test_targets(target: str, found: float, reached: bool) -> None:
     assert not loading.load({}).is_reached(row)
 
 
-@pytest.mark.parametrize("target", ["0.9", "loss:0.9", "accuracy:9", "accuracy:", "shard_min:0.5"])
+NO_TARGETS = ("0.9", "loss:0.9", "accuracy:9", "accuracy:", "shard_min:0.5", "accuracy:50e-1")
+
+
+@pytest.mark.parametrize("target", NO_TARGETS)
 def test_what_is_no_target(target: str) -> None:
     with pytest.raises(ConfigError, match=r"target = '.*': wanted an accuracy such as accuracy:0"):
         loading.load({"target": target})

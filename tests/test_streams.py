@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from fedmpi.streams import Purpose, stream, torch_seed
+from fedmpi.streams import Purpose, key, stream, torch_seed
 
 IDS = {
     Purpose.MODEL: 0,
@@ -15,7 +15,6 @@ IDS = {
     Purpose.BATCH: 2,
     Purpose.SALIENCY: 1,
     Purpose.ORDER: 1,
-    Purpose.QUANTIZE: 2,
     Purpose.DATA: 0,
     Purpose.AUGMENT: 2,
     Purpose.DROPOUT: 2,
@@ -39,14 +38,15 @@ IDS = {
     Purpose.RESERVE: 1,
     Purpose.BIRTH: 0,
     Purpose.AGENT: 2,
-    Purpose.CUT: 4,
     Purpose.SURVIVOR: 4,
-    Purpose.ROUNDING: 3,
     Purpose.LINK: 4,
     Purpose.CHOICE: 4,
     Purpose.EPOCHS: 2,
     Purpose.HEAD: 0,
     Purpose.OUTAGE: 2,
+    Purpose.ROUND: 2,
+    Purpose.ROUND_CUT: 4,
+    Purpose.ROUND_STEP: 3,
 }
 """How many ids the streams of each purpose have."""
 
@@ -79,6 +79,28 @@ def test_no_two_streams_of_a_run_are_alike() -> None:
             first[number] = (seed, purpose, ids)
 
 
+def test_no_two_keys_of_a_run_are_alike() -> None:
+    """Nor are the halves of keys."""
+    purposes = (Purpose.ROUND, Purpose.ROUND_CUT, Purpose.ROUND_STEP)
+    found = [
+        key(seed, purpose, *ids)
+        for seed, purpose in itertools.product((0, 1, 2**40), purposes)
+        for ids in itertools.product(range(-1, 5), repeat=IDS[purpose])
+    ]
+    halves = np.concatenate(found)
+    assert halves.dtype == np.uint64 and len(np.unique(halves)) == len(halves) > 5000
+
+
+def test_golden_keys() -> None:
+    assert key(1, Purpose.ROUND, -1, 5).tolist() == [11998448728605182210, 14033908560421701872]
+    assert key(2**40, Purpose.ROUND_CUT, 1, 2, 3, 0).tolist() == [
+        17717692357665441785,
+        8478129561127650835,
+    ]
+    with pytest.raises(ValueError, match="non-negative"):
+        key(1, Purpose.ROUND, -2, 0)
+
+
 def test_streams_are_not_correlated() -> None:
     """Neighbours in seed, round and client differ as much as any two."""
     draws = 4000
@@ -87,7 +109,7 @@ def test_streams_are_not_correlated() -> None:
         stream(2, Purpose.BATCH, 0, 0),
         stream(1, Purpose.BATCH, 0, 1),
         stream(1, Purpose.BATCH, 1, 0),
-        stream(1, Purpose.QUANTIZE, 0, 0),
+        stream(1, Purpose.ROUND, 0, 0),
     ):
         assert abs(np.corrcoef(base, other.standard_normal(draws))[0, 1]) < 5 / np.sqrt(draws)
 
@@ -115,7 +137,6 @@ def test_purposes_are_never_renumbered() -> None:
         "BATCH": 5,
         "SALIENCY": 6,
         "ORDER": 7,
-        "QUANTIZE": 8,
         "DATA": 9,
         "AUGMENT": 10,
         "DROPOUT": 11,
@@ -139,14 +160,15 @@ def test_purposes_are_never_renumbered() -> None:
         "RESERVE": 29,
         "BIRTH": 30,
         "AGENT": 31,
-        "CUT": 32,
         "SURVIVOR": 34,
-        "ROUNDING": 35,
         "LINK": 37,
         "CHOICE": 38,
         "EPOCHS": 40,
         "HEAD": 41,
         "OUTAGE": 42,
+        "ROUND": 43,
+        "ROUND_CUT": 44,
+        "ROUND_STEP": 45,
     }
 
 
@@ -161,7 +183,7 @@ def test_purposes_are_never_renumbered() -> None:
         (1, Purpose.BATCH, (0, 0), [260, 217, 554, 398]),
         (1, Purpose.BATCH, (0, 1), [784, 528, 934, 608]),
         (1, Purpose.SALIENCY, (3,), [735, 959, 233, 141]),
-        (1, Purpose.QUANTIZE, (-1, 5), [576, 182, 659, 808]),
+        (1, Purpose.DROPOUT, (-1, 5), [895, 842, 791, 844]),
     ],
 )
 def test_golden_numbers(seed: int, purpose: Purpose, ids: tuple, wanted: list[int]) -> None:

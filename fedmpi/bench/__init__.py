@@ -177,3 +177,8 @@ def command_of(name: str) -> click.Command:
     """The command of a benchmark, which is imported."""
     found: click.Command = config.imported("bench", name).command
     return found
+
+
+def is_on_ranks(name: str) -> bool:
+    """Whether a benchmark is for the ranks that a launcher starts: its module has `ON_RANKS`."""
+    return bool(vars(config.imported("bench", name)).get("ON_RANKS", False))

@@ -102,6 +102,8 @@ class Scale(NamedTuple):
 
 
 NO_SCALE = Scale(0.0, 0.0)
+INTEGERS = Scale(0.0, 1.0)
+"""Scale of codes that stand for themselves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +114,15 @@ class Block:
         kind: content of the values.
         size: length of the whole vector, under 2**32.
         coding: data type of the values.
-        values: 1-D array of the coding's dtype; codes are uint8 up to 8 bits, else uint16.
+        values: 1-D array of the coding's dtype; codes are packed into bytes, lowest bit first,
+            uint8 [ceil(count * bits / 8)], the last bits zero.
         indices: positions of the values, uint32, strictly ascending; None if both sides know them.
         bits: bits of a code, 0 for all other codings.
         scale: least value and step of codes; zeros for all other codings.
         places: encoding of positions that are sent; None stands for the shorter one of POSITIONS
             and BITMAP. A block that was read has the one that it came in.
+        count: number of elements of the vector that are given; by default as many as positions, or
+            else as values. Codes without positions need it.
     """
 
     kind: Kind
@@ -128,14 +133,12 @@ class Block:
     bits: int = 0
     scale: Scale = NO_SCALE
     places: Places | None = None
+    count: int = -1
 
-    @property
-    def count(self) -> int:
-        """Number of elements of the vector that are given."""
-        if self.values is not None:
-            return len(self.values)
-        assert self.indices is not None
-        return len(self.indices)
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            given = self.values if self.indices is None else self.indices
+            object.__setattr__(self, "count", 0 if given is None else given.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +177,27 @@ def pack(messages: Sequence[Message], buffer: np.ndarray | None = None) -> Buffe
         WireError: if a block breaks the rules of `Block`, or a message has a client or weight that
             `unpack` would refuse.
     """
+    sections, account = _write(messages)
+    end = BUFFER.size + int(account.sum())
+    data = np.empty(end, np.uint8) if buffer is None or len(buffer) < end else buffer[:end]
+    start, view = 0, data.data
+    for section in (BUFFER.pack(MAGIC, VERSION, 0, len(messages), 0, end), *sections):
+        stop = start + len(section)
+        view[start:stop] = section
+        start = stop
+    return Buffer(data, account)
+
+
+def weigh(messages: Sequence[Message]) -> np.ndarray:
+    """Returns the bytes of messages by kind, int64 [messages, kinds], as `pack` does.
+
+    All is written as for `pack`, but not put into one buffer.
+    """
+    return _write(messages)[1]
+
+
+def _write(messages: Sequence[Message]) -> tuple[list[bytes | memoryview], np.ndarray]:
+    """Returns the sections of a buffer behind its header, and their bytes as `Buffer.bytes`."""
     sections: list[bytes | memoryview] = []
     accounts: list[list[int]] = []
 
@@ -200,15 +224,7 @@ def pack(messages: Sequence[Message], buffer: np.ndarray | None = None) -> Buffe
                 write(positions, Kind.MASK)
             if values is not None:
                 write(values, block.kind)
-
-    end = BUFFER.size + sum(map(sum, accounts))
-    data = np.empty(end, np.uint8) if buffer is None or len(buffer) < end else buffer[:end]
-    start, view = 0, data.data
-    for section in (BUFFER.pack(MAGIC, VERSION, 0, len(messages), 0, end), *sections):
-        stop = start + len(section)
-        view[start:stop] = section
-        start = stop
-    return Buffer(data, np.array(accounts, np.int64).reshape(-1, len(Kind)))
+    return sections, np.array(accounts, np.int64).reshape(-1, len(Kind))
 
 
 def unpack(data: np.ndarray) -> tuple[list[Message], np.ndarray]:
@@ -296,7 +312,7 @@ def _read_block(reader: _Reader, row: np.ndarray) -> Block:
     indices = _read_places(reader, row, places, size, count, length)
     values = _read_values(reader, row, kind, coding, bits, count)
     found = None if indices is None else places
-    return Block(kind, size, coding, values, indices, bits, Scale(low, step), found)
+    return Block(kind, size, coding, values, indices, bits, Scale(low, step), found, count)
 
 
 # By value: calling an enumeration takes longer than reading a head.
@@ -328,7 +344,7 @@ def _write_places(block: Block) -> tuple[Places, int, np.ndarray | None]:
         return Places.AGREED, 0, None
     if indices.dtype != np.uint32 or indices.shape != (block.count,):
         raise WireError(f"positions are {indices.dtype}{list(indices.shape)}, wanted uint32[count]")
-    indices = np.require(indices, np.uint32, "CA")
+    indices = np.require(indices, np.uint32, ["C", "A"])
     _check_ascending(indices, block.size)
     if places is None:
         is_short = 4 * block.count <= -(-block.size // 8)
@@ -413,16 +429,17 @@ def _write_values(block: Block) -> np.ndarray | None:
         raise WireError(f"bits or a scale with coding {block.coding.name}")
     if values is None:
         return None
-    if block.coding != Coding.CODES:
-        if values.dtype != DTYPES[block.coding] or values.ndim != 1:
-            found, wanted = f"{values.dtype}{list(values.shape)}", DTYPES[block.coding]
-            raise WireError(f"values are {found}, wanted {wanted}[count]")
-        return np.ascontiguousarray(values)
-    if not 1 <= block.bits <= 16 or values.dtype != code_dtype(block.bits) or values.ndim != 1:
-        raise WireError(f"codes of {block.bits} bits are {values.dtype}{list(values.shape)}")
-    if len(values) and values.max() >> block.bits:
-        raise WireError(f"a code of {values.max()} does not fit into {block.bits} bits")
-    return _squeeze(values, block.bits)
+    is_coded = block.coding == Coding.CODES
+    if is_coded and not 1 <= block.bits <= 16:
+        raise WireError(f"codes of {block.bits} bits")
+    length = -(-block.count * block.bits // 8) if is_coded else block.count
+    wanted = np.dtype(np.uint8) if is_coded else DTYPES[block.coding]
+    if values.dtype != wanted or values.shape != (length,):
+        found = f"{values.dtype}{list(values.shape)}"
+        raise WireError(f"{block.count} values are {found}, wanted {wanted}[{length}]")
+    if is_coded:
+        _check_end(values, block.count, block.bits)
+    return np.ascontiguousarray(values)
 
 
 def _read_values(
@@ -433,32 +450,11 @@ def _read_values(
     if coding != Coding.CODES:
         return reader.section(DTYPES[coding].itemsize * count, kind, row).view(DTYPES[coding])
     section = reader.section(-(-count * bits // 8), kind, row)
+    _check_end(section, count, bits)
+    return section
+
+
+def _check_end(codes: np.ndarray, count: int, bits: int) -> None:
     used = count * bits % 8
-    if used and section[-1] >> used:
+    if used and codes[-1] >> used:
         raise WireError(f"{count} codes of {bits} bits have bits behind their end")
-    return _spread(section, bits, count)
-
-
-def code_dtype(bits: int) -> np.dtype:
-    """Returns the dtype of codes in memory: uint8 up to 8 bits, else uint16."""
-    return np.dtype("u1") if bits <= 8 else np.dtype("<u2")
-
-
-def _squeeze(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Packs codes into whole bytes, lowest bit first."""
-    if bits in (8, 16):
-        return np.ascontiguousarray(codes)
-    wide = codes.astype("<u2").view(np.uint8).reshape(-1, 2)
-    digits = np.unpackbits(wide, axis=1, count=bits, bitorder="little")
-    return np.packbits(digits, bitorder="little")
-
-
-def _spread(data: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """Unpacks codes that `_squeeze` packed."""
-    if bits in (8, 16):
-        return data.view(code_dtype(bits))
-    digits = np.unpackbits(data, count=count * bits, bitorder="little").reshape(count, bits)
-    wide = np.packbits(digits, axis=1, bitorder="little")
-    if bits < 8:
-        return wide[:, 0]
-    return np.ascontiguousarray(wide).view("<u2")[:, 0]

@@ -1,8 +1,8 @@
 """Tensor <-> blocks of quantized values, with their scales in a second block.
 
-If all codes have one scale, a single block is enough, as of `sparse.block`. Encoding
-takes a few passes over the values on the host, never a loop over samples. The decoded values are
-bit-identical on both sides. With `bits = sparse.EXACT` values are sent unquantized, in one block.
+If all codes have one scale, a single block is enough, as of `sparse.block`. Encoding passes over
+the values twice: one pass finds the scales, one rounds and packs. Decoded values are bit-identical
+on both sides. With `bits = sparse.EXACT` values are sent unquantized, in one block.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from fedmpi.config import ConfigError
 from fedmpi.messages import select, sparse
-from fedmpi.messages.codec import Block, Coding, Kind, Places, Scale, WireError, code_dtype
+from fedmpi.messages.codec import INTEGERS, Block, Coding, Kind, Places, Scale, WireError
+from fedmpi.messages.kernels import codes
+from fedmpi.messages.kernels.codes import Form, Grid
 from fedmpi.messages.select import Span
 from fedmpi.messages.sparse import EXACT
 
@@ -24,14 +26,14 @@ def ranges(
     values: Tensor,
     lengths: Sequence[int] | np.ndarray,
     bits: int,
-    random: np.random.Generator | None = None,
+    key: np.ndarray | None = None,
     size: int | None = None,
     indices: Tensor | None = None,
     by_sign: bool = False,
 ) -> list[Block]:
     """Quantizes each part uniformly between its least and its greatest value.
 
-    The codes are those of `sparse.quantize_parts`. The second block has each part's least value and
+    The levels are those of `sparse.uniform`. The second block has each part's least value and
     step. With `by_sign` they are those of magnitudes with one bit less, and the highest bit is set
     if the value is negative. Bytes: ceil(count * bits / 8), and 8 a part.
 
@@ -40,27 +42,36 @@ def ranges(
         values: [count] or a shape with as many elements, part by part.
         lengths: lengths of the parts, such as the samples of a batch.
         bits: 1 to 16, or EXACT; with `by_sign` 2 at least.
-        random: rounds stochastically and unbiased; None rounds to the nearest.
+        key: rounds stochastically and unbiased (`streams.key`); None rounds to the nearest.
         size: length of the whole vector; by default that of `values`.
         indices: positions of the values, ascending, [count]; None if the receiver knows them.
         by_sign: whether codes are a sign and a magnitude.
     """
     if bits == EXACT:
         return [sparse.block(kind, values, size, indices)]
-    given = values.detach().reshape(-1).to("cpu", torch.float32).numpy()
-    if by_sign:
-        codes, low, step = sparse.quantize_parts(np.abs(given), lengths, bits - 1, random)
-        codes = codes.astype(code_dtype(bits))
-        codes[given < 0] |= 1 << bits - 1
-    else:
-        codes, low, step = sparse.quantize_parts(given, lengths, bits, random)
+    given = sparse.host(values)
+    grid = sparse.uniform(given, lengths, bits, Form.SIGN if by_sign else Form.RANGE)
     size = len(given) if size is None else size
-    where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
-    scale = Scale(0.0, 1.0)
+    data = codes.encode(given, grid, key)
     return [
-        Block(kind, size, Coding.CODES, codes, where, bits, scale),
-        Block(kind, 2 * len(low), Coding.F4, np.concatenate([low, step])),
+        _coded(kind, size, data, bits, len(given), indices=indices),
+        Block(kind, 2 * len(grid.ends), Coding.F4, np.concatenate([grid.low, grid.step])),
     ]
+
+
+def _coded(
+    kind: Kind,
+    size: int,
+    data: np.ndarray,
+    bits: int,
+    count: int,
+    scale: Scale = INTEGERS,
+    indices: Tensor | None = None,
+    places: Places | None = None,
+) -> Block:
+    """The block of packed codes."""
+    where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
+    return Block(kind, size, Coding.CODES, data, where, bits, scale, places, count)
 
 
 def ranged(
@@ -74,30 +85,26 @@ def ranged(
     Raises:
         WireError: if the blocks do not fit parts of these lengths.
     """
-    parts = torch.as_tensor(np.asarray(lengths, np.int64))
-    found = sparse.values(blocks[0], device)
-    if len(found) != int(parts.sum()):
-        raise WireError(f"{len(found)} values, wanted {int(parts.sum())} of {len(parts)} parts")
+    return sparse.values(blocks[0], device, _grid(blocks, lengths, by_sign))
+
+
+def _grid(
+    blocks: Sequence[Block], lengths: Sequence[int] | np.ndarray, by_sign: bool
+) -> Grid | None:
+    """Returns what codes of `ranges` stand for; None if values are not quantized."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    if blocks[0].count != total:
+        raise WireError(f"{blocks[0].count} values, wanted {total} of {len(ends)} parts")
     if blocks[0].coding != Coding.CODES:
-        return found
+        return None
     if len(blocks) != 2:
         raise WireError(f"{len(blocks)} blocks, wanted codes and ranges")
-    scales = sparse.values(blocks[1], device)
-    if len(scales) != 2 * len(parts):
-        raise WireError(f"{len(scales)} values of ranges, wanted {2 * len(parts)}")
-    low, step = scales.view(2, -1)
-    if by_sign:
-        half = 1 << blocks[0].bits - 1
-        negative = found >= half
-        repeats = parts.to(found.device)
-        found = (found - half * negative) * step.repeat_interleave(repeats)
-        found += low.repeat_interleave(repeats)
-        return torch.where(negative, -found, found)
-    if len(found) and bool((parts == parts[0]).all()):
-        rows = found.view(len(parts), -1)
-        return rows.mul_(step[:, None]).add_(low[:, None]).view(-1)
-    parts = parts.to(found.device)
-    return found.mul_(step.repeat_interleave(parts)).add_(low.repeat_interleave(parts))
+    scales = sparse.values(blocks[1]).numpy()
+    if len(scales) != 2 * len(ends):
+        raise WireError(f"{len(scales)} values of ranges, wanted {2 * len(ends)}")
+    low, step = scales.reshape(2, -1)
+    return Grid(blocks[0].bits, ends, low, step, Form.SIGN if by_sign else Form.RANGE)
 
 
 def strongest(
@@ -106,7 +113,7 @@ def strongest(
     spans: Sequence[Span],
     sparsity: float,
     bits: int,
-    random: np.random.Generator | None = None,
+    key: np.ndarray | None = None,
     by_sign: bool = False,
 ) -> list[Block]:
     """Sparse gradient quantization (SGQ): quantizes the largest values of each part.
@@ -126,14 +133,14 @@ def strongest(
             disjoint; values outside of all spans are not sent.
         sparsity: share of each part's values that are left out.
         bits: 1 to 16, or EXACT.
-        random: rounds kept values stochastically and unbiased; None rounds to the nearest.
+        key: rounds kept values stochastically and unbiased; None rounds to the nearest.
         by_sign: whether codes are a sign and a magnitude (see `ranges`).
     """
     where = select.tops(x, spans, sparsity)
     lengths = np.tile(select.counts(spans, sparsity), len(x))
     travel = where if sparsity else None
     values = x.detach().reshape(-1)[where]
-    return ranges(kind, values, lengths, bits, random, x.numel(), travel, by_sign)
+    return ranges(kind, values, lengths, bits, key, x.numel(), travel, by_sign)
 
 
 def restored(
@@ -152,11 +159,12 @@ def restored(
     if blocks[0].size != prod(shape):
         raise WireError(f"a block of a tensor of {blocks[0].size}, wanted {prod(shape)}")
     lengths = np.tile(select.counts(spans, sparsity), shape[0])
-    found = ranged(blocks, lengths, device, by_sign)
     dense = torch.zeros(shape, device=device)
     if sparsity:
-        dense.view(-1)[sparse.indices(blocks[0], device)] = found
+        grid = _grid(blocks, lengths, by_sign)
+        sparse.add(dense.view(-1), blocks[0], grid=grid)
     else:
+        found = ranged(blocks, lengths, device, by_sign)
         counts = select.counts(spans, sparsity)
         parts = found.view(shape[0], sum(counts)).split(counts, 1)
         for span, part in zip(spans, parts, strict=True):
@@ -185,12 +193,8 @@ def signs(
             them.
     """
     means = torch.stack([v.abs().mean() if len(v) else v.sum() for v in values.split(lengths)])
-    codes = (values >= 0).to("cpu", torch.uint8).numpy()
-    where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
-    mean = float(means[0]) if len(lengths) == 1 else 1.0
-    scale = Scale(-mean, 2 * mean)
-    first = Block(kind, size, Coding.CODES, codes, where, 1, scale, Places.GOLOMB)
-    return [first] if len(lengths) == 1 else [first, sparse.block(kind, means)]
+    given = sparse.host(values)
+    return _scaled(kind, codes.signs(given), 1, means, 2.0, lengths, size, indices, Places.GOLOMB)
 
 
 def ternary(
@@ -198,34 +202,48 @@ def ternary(
     values: Tensor,
     lengths: Sequence[int],
     size: int,
-    indices: Tensor | None,
-    random: np.random.Generator,
+    indices: Tensor | None = None,
+    key: np.ndarray | None = None,
 ) -> list[Block]:
-    """Two bits a value: -1, 0 or 1 times the largest magnitude s of its part (TernGrad), unbiased.
+    """Two bits a value: -1, 0 or 1 times the largest magnitude s of its part, as in TernGrad.
 
-    A value v is sign(v) s with the probability |v| / s, else 0 (W. Wen et al., arXiv 1705.07878,
-    eq. 3). Bytes: ceil(count / 4), and 4 a part in a second block, as those of `signs`. A part with
-    a value that is not finite becomes NaN.
+    W. Wen, C. Xu, F. Yan, C. Wu, Y. Wang, Y. Chen, H. Li, *TernGrad: Ternary Gradients to Reduce
+    Communication in Distributed Deep Learning*, NeurIPS 2017, arXiv 1705.07878, eq. 3: a value v is
+    sign(v) s with the probability |v| / s, else 0. Bytes: ceil(count / 4), and 4 a part as those
+    of `signs`. A part with a value that is not finite becomes NaN.
 
     Args:
         kind: what the values are.
         values: [count], part by part.
         lengths: of the parts, which the receiver knows or can tell from the positions.
         size: length of the whole vector.
-        indices: positions of the values, ascending; None where both sides know them.
-        random: rounds magnitudes.
+        indices: positions, ascending; None where both sides know them.
+        key: rounds unbiased (`streams.key`); None rounds to the nearest.
     """
-    given = values.detach().to("cpu", torch.float32)
-    parts = given.abs().split(list(lengths))
-    tops = torch.stack([part.amax() if len(part) else part.sum() for part in parts])
-    tops = torch.where(tops.isfinite(), tops, torch.nan)
-    share = given.abs().double() / tops.double().repeat_interleave(torch.as_tensor(lengths))
-    up = torch.from_numpy(random.random(len(given))) < share  # never of 0 / 0
-    codes = (1 + up * given.nan_to_num().sign()).to(torch.uint8).numpy()
-    where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
-    top = float(tops[0]) if len(lengths) == 1 else 1.0
-    first = Block(kind, size, Coding.CODES, codes, where, 2, Scale(-top, top))
-    return [first] if len(lengths) == 1 else [first, sparse.block(kind, tops)]
+    given = sparse.host(values)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    tops = codes.bounds(given, ends, is_magnitude=True)[1]
+    tops = np.where(np.isfinite(tops), tops, np.float32(np.nan))
+    data = codes.encode(given, Grid(2, ends, np.zeros_like(tops), tops, Form.MIDDLE), key)
+    return _scaled(kind, data, 2, torch.from_numpy(tops), 1.0, lengths, size, indices, None)
+
+
+def _scaled(
+    kind: Kind,
+    data: np.ndarray,
+    bits: int,
+    scales: Tensor,
+    step: float,
+    lengths: Sequence[int],
+    size: int,
+    indices: Tensor | None,
+    places: Places | None,
+) -> list[Block]:
+    """Blocks of codes that stand for (step * code - 1) times the scale of their part."""
+    one = float(scales[0]) if len(lengths) == 1 else 1.0
+    scale, count = Scale(-one, step * one), int(np.sum(lengths, dtype=np.int64))
+    first = _coded(kind, size, data, bits, count, scale, indices, places)
+    return [first] if len(lengths) == 1 else [first, sparse.block(kind, scales)]
 
 
 def signed(blocks: Sequence[Block], lengths: Sequence[int]) -> Block:
@@ -235,15 +253,18 @@ def signed(blocks: Sequence[Block], lengths: Sequence[int]) -> Block:
         WireError: if the blocks do not fit parts of these lengths.
     """
     first, *others = blocks
-    if first.count != sum(lengths) or len(others) != (len(lengths) > 1):
-        raise WireError(f"{first.count} signs, wanted {sum(lengths)} of {len(lengths)} parts")
-    found = sparse.values(first)
+    total = int(np.sum(lengths, dtype=np.int64))
+    if first.count != total or len(others) != (len(lengths) > 1):
+        raise WireError(f"{first.count} signs, wanted {total} of {len(lengths)} parts")
+    grid = None
     if others:
-        means = sparse.values(others[0])
-        if len(means) != len(lengths):
-            raise WireError(f"{len(means)} scales, wanted {len(lengths)}")
-        found *= means.repeat_interleave(torch.as_tensor(lengths))
-    return Block(first.kind, first.size, Coding.F4, found.numpy(), first.indices)
+        scales = sparse.values(others[0]).numpy()
+        if len(scales) != len(lengths):
+            raise WireError(f"{len(scales)} scales, wanted {len(lengths)}")
+        low, step = (scales * np.float32(each) for each in first.scale)
+        grid = Grid(first.bits, np.cumsum(lengths, dtype=np.int64), low, step)
+    found = sparse.values(first, grid=grid).numpy()
+    return Block(first.kind, first.size, Coding.F4, found, first.indices)
 
 
 def unbiased(g: Tensor, bits: int, draws: Tensor) -> Tensor:
@@ -294,9 +315,7 @@ def _magnitudes(g: Tensor, bits: int, draws: Tensor) -> tuple[Tensor, Tensor, Te
     return level, torch.where(step.isfinite(), low, torch.nan), torch.where(usual, step, 0)
 
 
-def levels(
-    kind: Kind, values: Tensor, bits: int, bucket: int, random: np.random.Generator
-) -> list[Block]:
+def levels(kind: Kind, values: Tensor, bits: int, bucket: int, key: np.ndarray) -> list[Block]:
     """Encodes values as signed levels of their bucket's norm (QSGD), unbiased: levels and norms.
 
     v_i becomes ||v|| * sign(v_i) * l / s, with s = 2^(bits - 1) - 1 levels. l is the level below or
@@ -308,30 +327,39 @@ def levels(
         values: [count].
         bits: bits of a level with its sign, 2 to 16.
         bucket: number of values that share a norm.
-        random: rounds stochastically.
+        key: rounds stochastically (`streams.key`).
     """
-    top = (1 << bits - 1) - 1
-    given = values.detach().to("cpu", torch.float64).numpy()
-    buckets = np.pad(given, (0, -len(given) % bucket)).reshape(-1, bucket)
-    norms = np.linalg.norm(buckets, axis=1, keepdims=True).astype(np.float32)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        exact = np.where(norms > 0, top * np.abs(buckets) / norms, 0)
-    exact = np.where(np.isfinite(norms), exact, 0)
-    level = np.floor(exact + random.random(exact.shape)).clip(0, top)
-    codes = (top + np.sign(np.nan_to_num(buckets)) * level).ravel()[: len(given)]
-    integers = codes.astype(code_dtype(bits))
-    scale = Scale(-float(top), 1.0)
+    given = sparse.host(values)
+    ends = _buckets(len(given), bucket)
+    norms = codes.norms(given, ends)
+    grid = _level_grid(bits, ends, norms)
+    data, scale = codes.encode(given, grid, key), Scale(1.0 - (1 << bits - 1), 1.0)
     return [
-        Block(kind, len(given), Coding.CODES, integers, None, bits, scale),
-        sparse.block(kind, torch.from_numpy(norms.ravel())),
+        _coded(kind, len(given), data, bits, len(given), scale),
+        sparse.block(kind, torch.from_numpy(norms)),
     ]
 
 
-def leveled(codes: Block, norms: Block, bucket: int, device: torch.device) -> Tensor:
-    """Decodes blocks of `levels`, [count]."""
-    top = (1 << codes.bits - 1) - 1
-    found = sparse.values(codes, device) / top
-    return found * sparse.values(norms, device).repeat_interleave(bucket)[: len(found)]
+def leveled(blocks: Sequence[Block], bucket: int) -> Grid:
+    """Returns what the codes in the first block of `levels` stand for.
+
+    Raises:
+        WireError: if the blocks do not fit buckets of that length.
+    """
+    first, norms = blocks[0], sparse.values(blocks[1]).numpy()
+    ends = _buckets(first.count, bucket)
+    if len(norms) != len(ends):
+        raise WireError(f"{len(norms)} norms, wanted {len(ends)}")
+    return _level_grid(first.bits, ends, norms)
+
+
+def _buckets(count: int, bucket: int) -> np.ndarray:
+    return np.minimum(np.arange(bucket, count + bucket, bucket), count)
+
+
+def _level_grid(bits: int, ends: np.ndarray, norms: np.ndarray) -> Grid:
+    step = norms / np.float32((1 << bits - 1) - 1)
+    return Grid(bits, ends, np.zeros_like(step), step, Form.MIDDLE)
 
 
 def columns(
@@ -339,7 +367,7 @@ def columns(
     x: Tensor,
     features: int,
     bits: int,
-    random: np.random.Generator | None = None,
+    key: np.ndarray | None = None,
 ) -> list[Block]:
     """Quantizes columns of a batch uniformly, each between its least and its greatest value.
 
@@ -354,10 +382,10 @@ def columns(
         x: the columns that are sent, [B, kept].
         features: number of columns of the whole batch, D.
         bits: 1 to 16, or EXACT.
-        random: rounds stochastically and unbiased; None rounds to the nearest.
+        key: rounds stochastically and unbiased (`streams.key`); None rounds to the nearest.
     """
     batch, kept = x.shape
-    return ranges(kind, x.t(), np.full(kept, batch), bits, random, batch * features)
+    return ranges(kind, x.t(), np.full(kept, batch), bits, key, batch * features)
 
 
 def columned(
@@ -427,11 +455,8 @@ def clusters(
         nearest = np.tile(np.arange(count, dtype=np.int32), groups)
     books = torch.where(points.isfinite().all(2).all(1)[:, None, None], books, torch.nan)
     bits = max(1, (centroids - 1).bit_length())
-    codes, scale = nearest.astype(code_dtype(bits)), Scale(0.0, 1.0)
-    return [
-        sparse.block(kind, books),
-        Block(kind, len(codes), Coding.CODES, codes, None, bits, scale),
-    ]
+    count, data = len(nearest), codes.squeeze(nearest, bits)
+    return [sparse.block(kind, books), _coded(kind, count, data, bits, count)]
 
 
 def clustered(
@@ -446,14 +471,16 @@ def clustered(
     Raises:
         WireError: if the blocks do not fit such a batch.
     """
-    books, codes = (sparse.values(block, device) for block in blocks)
+    books, nearest = (sparse.values(block, device) for block in blocks)
     size, centroids = shape[1] // vectors, len(books) // (groups * (shape[1] // vectors))
-    if len(codes) != shape[0] * vectors or len(books) != groups * centroids * size:
-        raise WireError(f"{len(books)} and {len(codes)} values, wanted codebooks of {list(shape)}")
-    if len(codes) and codes.max() >= centroids:
-        raise WireError(f"code {int(codes.max())} of a codebook of {centroids}")
-    nearest = codes.long().view(groups, shape[0] * (vectors // groups), 1)
-    found = books.view(groups, centroids, size).gather(1, nearest.expand(-1, -1, size))
+    if len(nearest) != shape[0] * vectors or len(books) != groups * centroids * size:
+        raise WireError(
+            f"{len(books)} and {len(nearest)} values, wanted codebooks of {list(shape)}"
+        )
+    if len(nearest) and nearest.max() >= centroids:
+        raise WireError(f"code {int(nearest.max())} of a codebook of {centroids}")
+    place = nearest.long().view(groups, shape[0] * (vectors // groups), 1)
+    found = books.view(groups, centroids, size).gather(1, place.expand(-1, -1, size))
     return found.view(groups, shape[0], shape[1] // groups).transpose(0, 1).reshape(shape)
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.messages.codec import Block, Coding, Kind, Scale, WireError, code_dtype
+from fedmpi.messages.codec import Block, Coding, Kind, Scale, WireError
+from fedmpi.messages.kernels import adding, codes
+from fedmpi.messages.kernels.codes import Form, Grid
 
 EXACT = 32
 """Bits of a value that is not quantized."""
@@ -23,7 +25,7 @@ def block(
     indices: Tensor | None = None,
     coding: Coding = Coding.F4,
     bits: int = 0,
-    random: np.random.Generator | None = None,
+    key: np.ndarray | None = None,
 ) -> Block:
     """Values of a vector as a block; only they cross from the device to the host.
 
@@ -34,8 +36,8 @@ def block(
         indices: their positions, ascending, [count]; None where the receiver knows them.
         coding: how to write them; CODES quantizes to `bits` bits.
         bits: bits a value, 1 to 16, for CODES; with EXACT values travel in float32 after all.
-        random: rounds codes up or down at random, so that they are right on average; without it
-            codes are rounded to the nearest.
+        key: rounds codes up or down at random, so that they are right on average (`streams.key`);
+            without it codes are rounded to the nearest.
     """
     values = values.detach().reshape(-1)
     where = None if indices is None else indices.to("cpu", torch.int64).numpy().astype(np.uint32)
@@ -43,8 +45,11 @@ def block(
     if coding == Coding.CODES and bits == EXACT:
         coding = Coding.F4
     if coding == Coding.CODES:
-        codes, scale = quantize(values.to("cpu", torch.float32).numpy(), bits, random)
-        return Block(kind, size, coding, codes, where, bits, scale)
+        given = host(values)
+        grid = uniform(given, [len(given)], bits)
+        scale = Scale(float(grid.low[0]), float(grid.step[0]))
+        data = codes.encode(given, grid, key)
+        return Block(kind, size, coding, data, where, bits, scale, count=len(given))
     if coding == Coding.BF16:
         array = values.to(torch.bfloat16).cpu().view(torch.int16).numpy().view(np.uint16)
     else:
@@ -72,94 +77,73 @@ def places(indices: Tensor, size: int) -> Block:
     return Block(Kind.MASK, size, Coding.NONE, None, indices.cpu().numpy().astype(np.uint32))
 
 
-def quantize(
-    values: np.ndarray, bits: int, random: np.random.Generator | None = None
-) -> tuple[np.ndarray, Scale]:
-    """Uniform b-bit codes between the smallest and the largest value: see `quantize_parts`."""
-    codes, low, step = quantize_parts(values, [len(values)], bits, random)
-    return codes, Scale(float(low[0]), float(step[0]))
+def host(values: Tensor) -> np.ndarray:
+    """Values in the memory of the host, contiguous: float32 [count]."""
+    return values.detach().reshape(-1).to("cpu", torch.float32).contiguous().numpy()
 
 
-def quantize_parts(
+def uniform(
     values: np.ndarray,
     lengths: Sequence[int] | np.ndarray,
     bits: int,
-    random: np.random.Generator | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Uniform b-bit codes between the smallest and the largest value of each part.
+    form: Form = Form.RANGE,
+) -> Grid:
+    """Uniform levels between the smallest and the largest value, or magnitude, of each part.
 
     step = (max - min) / (2**bits - 1), code = round((value - min) / step), as in SGQ (see
-    `quantized.strongest`). With `random` the
-    rounding is up with the probability of the fraction, so that E[low + step * code] = value; then
-    the variance of a value is at most step^2 / 4.
+    `quantized.strongest`); levels of magnitudes have one bit less.
     Where a value is not finite, or the range is not, all of the part become NaN: nothing is hidden.
 
     Args:
         values: float32 [count], part by part.
         lengths: of the parts.
-        bits: bits of a code, 1 to 16.
-        random: rounds up or down; without it codes are rounded to the nearest.
-
-    Returns:
-        The codes [count], and of each part `low` and `step`, float32 [parts].
+        bits: bits of a code, 1 to 16; 2 at least with a sign.
+        form: RANGE, or SIGN for magnitudes.
     """
-    lengths = np.asarray(lengths)
-    low, high = (np.zeros(len(lengths), np.float32) for _ in range(2))
-    if not len(values):
-        return np.empty(0, code_dtype(bits)), low, high
-    is_even = bool((lengths == lengths[0]).all())
-    if is_even:
-        table = values.reshape(len(lengths), -1)
-        low, high = table.min(1), table.max(1)
-    else:
-        table, filled = values, lengths > 0
-        first = (np.cumsum(lengths) - lengths)[filled]
-        low[filled] = np.minimum.reduceat(values, first)
-        high[filled] = np.maximum.reduceat(values, first)
-
-    def each(part: np.ndarray) -> np.ndarray:
-        return part[:, np.newaxis] if is_even else np.repeat(part, lengths)
-
+    ends, is_signed = np.cumsum(lengths, dtype=np.int64), form == Form.SIGN
+    low, high = codes.bounds(values, ends, is_signed)
     with np.errstate(over="ignore", invalid="ignore"):
-        step = (high - low) / np.float32((1 << bits) - 1)
-        usual = (step > 0) & (step < np.inf)
-        # In float64: beside a code of 16 bits float32 has but 8 bits left for the fraction.
-        exact = table.astype(np.float64)
-        exact -= each(low)
-    exact /= each(np.where(usual, step, 1))
-    exact += 0.5 if random is None else random.random(exact.shape)
-    if not usual.all():  # all values equal, or not finite: one code stands for all
-        exact[~np.broadcast_to(each(usual), exact.shape)] = 0
-    np.floor(exact, exact).clip(0, (1 << bits) - 1, exact)
+        step = (high - low) / np.float32((1 << bits - is_signed) - 1)
+    usual = (step > 0) & (step < np.inf)
     low = np.where(usual | (step == 0), low, np.float32(np.nan))
-    step = np.where(usual, step, np.float32(0))
-    return exact.astype(code_dtype(bits)).reshape(-1), low, step
+    return Grid(bits, ends, low, np.where(usual, step, np.float32(0)), form)
 
 
-def values(block: Block, device: torch.device | None = None) -> Tensor:
+def values(block: Block, device: torch.device | None = None, grid: Grid | None = None) -> Tensor:
     """The values of a block as float32 (labels as int64), dequantized: a tensor of its own.
 
     It is aligned: a buffer's sections are so to 8 bytes only, and results of a matrix product may
     depend on alignment, that is on who else shares the buffer.
+
+    Args:
+        block: the block.
+        device: where the tensor is to be.
+        grid: what codes stand for, if the block's header does not tell.
     """
-    found = _values(block)
+    found = _values(block, grid)
     copied = found.to(device)
     is_view = block.coding == Coding.F4 and copied.data_ptr() == found.data_ptr()
     return copied.clone() if is_view else copied
 
 
-def _values(block: Block) -> Tensor:
+def _values(block: Block, grid: Grid | None = None) -> Tensor:
     """Returns the values of a block, as a view of the buffer where they are float32 already."""
     given = block.values
     if given is None:
         raise WireError("wanted a block with values, found positions alone")
     if block.coding == Coding.CODES:
-        return torch.from_numpy(given.astype(np.float32)) * block.scale.step + block.scale.low
+        return torch.from_numpy(codes.decode(given, _grid(block) if grid is None else grid))
     if block.coding == Coding.BF16:
         return torch.from_numpy(given.view(np.int16).copy()).view(torch.bfloat16).float()
     if block.coding == Coding.F4:
         return torch.from_numpy(given)
     return torch.from_numpy(given.astype(np.float32 if block.coding == Coding.F2 else np.int64))
+
+
+def _grid(block: Block) -> Grid:
+    """Returns the levels of a block with a single scale, which is in its header."""
+    ends, (low, step) = np.array([block.count]), np.array(block.scale, np.float32)[:, np.newaxis]
+    return Grid(block.bits, ends, low, step)
 
 
 def indices(block: Block, device: torch.device | None = None) -> Tensor:
@@ -169,7 +153,13 @@ def indices(block: Block, device: torch.device | None = None) -> Tensor:
     return torch.from_numpy(block.indices.astype(np.int64)).to(device)
 
 
-def add(target: Tensor, block: Block, weight: float = 1.0, agreed: Tensor | None = None) -> None:
+def add(
+    target: Tensor,
+    block: Block,
+    weight: float = 1.0,
+    agreed: Tensor | None = None,
+    grid: Grid | None = None,
+) -> None:
     """Target += weight * vector, where `block` gives the vector's values.
 
     Args:
@@ -177,17 +167,30 @@ def add(target: Tensor, block: Block, weight: float = 1.0, agreed: Tensor | None
         block: the vector; without positions it gives all values, or those at `agreed`.
         weight: a factor.
         agreed: the positions that both sides know, int64 [count].
+        grid: what codes stand for, if the block's header does not tell.
 
     Raises:
         WireError: if the block is not of a vector of that length, or has another count.
     """
     if block.size != len(target):
         raise WireError(f"a block of a vector of {block.size}, wanted {len(target)}")
-    found = _values(block).to(target.device)
+    given = block.indices if block.indices is not None else agreed
+    wanted = len(target) if given is None else len(given)
+    if block.count != wanted:
+        raise WireError(f"{block.count} values, wanted {wanted}")
+    if block.coding == Coding.CODES and target.device.type == "cpu":
+        assert block.values is not None
+        places = given.numpy().astype(np.uint32) if isinstance(given, Tensor) else given
+        levels = _grid(block) if grid is None else grid
+        codes.add(target.numpy(), block.values, levels, weight, places)
+        return
+    found = _values(block, grid).to(target.device)
+    if block.indices is not None and target.device.type == "cpu":
+        # The same as below, and faster.
+        if not adding.add_at(target.numpy(), block.indices, found.numpy(), weight):
+            raise WireError(f"positions beyond a vector of {len(target)}")
+        return
     where = indices(block, target.device) if block.indices is not None else agreed
-    wanted = len(target) if where is None else len(where)
-    if len(found) != wanted:
-        raise WireError(f"{len(found)} values, wanted {wanted}")
     if where is None:
         target.add_(found, alpha=weight)
     else:

@@ -33,6 +33,7 @@ from fedmpi.training.train import Trainer
 class Config(config.Method):
     paper: ClassVar[Mapping[str, Any]] = staticmask.PAPER
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     broadcasts = False
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)
     sends: ClassVar[bool] = True

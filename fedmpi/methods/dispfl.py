@@ -51,6 +51,7 @@ class Config(config.Method):
     can_send_changes: ClassVar[bool] = False
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
     uploads: ClassVar[config.Uploads] = "models"
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)

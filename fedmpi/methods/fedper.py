@@ -65,6 +65,10 @@ class Half(fedavg.Half):
         """Returns the positions of the shared part."""
         return self.shared
 
+    def agreed(self, t: int) -> Tensor | None:
+        """Returns the positions of the shared part."""
+        return self.shared
+
 
 class Server(Half, fedavg.Server):
     def broadcast(self, t: int) -> list[Block]:

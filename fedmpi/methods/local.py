@@ -27,6 +27,7 @@ class Config(config.Method):
     broadcasts = is_global = False
     can_send_changes: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     pools: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
     uploads: ClassVar[config.Uploads] = "nothing"

@@ -49,15 +49,14 @@ class Levels(fedavg.Half):
         """Levels and norms."""
         return 2
 
-    def levels(self, values: Tensor, random: np.random.Generator) -> list[Block]:
+    def levels(self, values: Tensor, key: np.ndarray) -> list[Block]:
         """Encodes values as levels and norms."""
-        method = self.method
-        return quantized.levels(Kind.GRADIENT, values, method.bits, method.bucket, random)
+        return quantized.levels(Kind.GRADIENT, values, self.method.bits, self.method.bucket, key)
 
     def leveled(self, blocks: Sequence[Block]) -> Tensor:
         """Restores values from their levels and norms."""
-        codes, norms = blocks
-        return quantized.leveled(codes, norms, self.method.bucket, self.trainer.device)
+        grid = quantized.leveled(blocks, self.method.bucket)
+        return sparse.values(blocks[0], self.trainer.device, grid)
 
     def decode_update(self, t: int, client: int, blocks: Sequence[Block]) -> Block:
         """Restores an update."""

@@ -22,7 +22,7 @@ from fedmpi.messages.sparse import EXACT
 from fedmpi.methods import splitfed
 from fedmpi.split import links
 from fedmpi.split.cuts import Crossing
-from fedmpi.streams import Purpose
+from fedmpi.streams import Purpose, key
 
 
 class Config(splitfed.Config):
@@ -57,9 +57,10 @@ class Link(links.Link[int]):
 
     def coded(self, crossing: Crossing, x: Tensor, bits: int) -> list[Block]:
         """Quantizes x [B, D] to codes of `bits` bits, with their ranges."""
-        is_random = self.method.rounding == "random" and bits != EXACT
-        random = self.random(Purpose.LINK, crossing) if is_random else None
-        return quantized.ranges(crossing.kind, x, self.lengths(*x.shape), bits, random)
+        secret = None
+        if self.method.rounding == "random" and bits != EXACT:
+            secret = key(self.trainer.settings.seed, Purpose.ROUND_CUT, *crossing.ids)
+        return quantized.ranges(crossing.kind, x, self.lengths(*x.shape), bits, secret)
 
     def judged(self, cut: int, x: Tensor) -> Tensor:
         """Returns activations quantized to the nearest level."""

@@ -111,6 +111,10 @@ class Half(fedavg.Half):
         """Returns the positions that are kept."""
         return self.active
 
+    def agreed(self, t: int) -> Tensor | None:
+        """Returns the positions that are kept."""
+        return self.active
+
 
 class Server(Half, fedavg.Server):
     """A server with a sparse model.

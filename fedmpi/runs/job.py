@@ -23,10 +23,10 @@ from fedmpi.messages import wire
 from fedmpi.messages.clock import Clock
 from fedmpi.messages.wire import Wire
 from fedmpi.results import record, tables
-from fedmpi.results.lease import Lease
+from fedmpi.results.lease import Held, Lease
 from fedmpi.results.record import Record
 from fedmpi.runs import earlier, launch, memory
-from fedmpi.runs.sweep import Sweep, account
+from fedmpi.runs.sweep import ELSEWHERE, Sweep, account
 from fedmpi.training import hardware
 from fedmpi.units import amount, duration
 
@@ -67,8 +67,9 @@ class Job:
             return found  # type: ignore[return-value]
         if self.wire.rank != first:
             raise BadInput
-        where = "" if first == wire.ROOT else f"rank {first} on {wire.host()}: "
-        raise BadInput(f"{where}{problem}")
+        if problem is not None and first == wire.ROOT:
+            raise problem
+        raise BadInput(f"rank {first} on {wire.host()}: {problem}")
 
     def agree(self, ours: str, what: str) -> None:
         """Makes sure that all ranks have the same; nothing is sent but a hash.
@@ -120,7 +121,8 @@ class Job:
             except (BadInput, Failure) as error:
                 if str(error):
                     say(f"run {number} ({member}): {error}")
-                became[number] = "failed" if isinstance(error, Failure) else "refused"
+                word = ELSEWHERE if isinstance(error, Held) else "refused"
+                became[number] = "failed" if isinstance(error, Failure) else word
                 code = code if code == 1 else 1 if isinstance(error, Failure) else 2
             # The parts of a run know each other in circles, and would pile up, run upon run.
             gc.collect()

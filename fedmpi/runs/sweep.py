@@ -30,12 +30,14 @@ from typing import Any
 
 from fedmpi import config, loading
 from fedmpi.config import ConfigError, Settings, Tree
-from fedmpi.results import record
+from fedmpi.results import lease, record
 from fedmpi.results.record import Damaged, RecordError
 from fedmpi.runs import earlier, launch
 
 REFUSED = {"damaged", "refused"}
 """States of members whose file is not replaced."""
+ELSEWHERE = "being written by another job"
+"""What became of a member that was left to a sweep or run that began before."""
 SHOWN = 20
 """Most numbers of runs that are listed in a line."""
 
@@ -121,10 +123,11 @@ class Sweep:
         at the end.
 
         Returns:
-            1 if some failed, else 2 if some were bad input, else 0.
+            1 if some failed, else 2 if some were bad input or are not finished, because another
+            job is writing them, else 0.
         """
         states, dead, ended = self.states(), list[int](), list[int]()
-        bad, alone = bool(REFUSED & set(states.values())), False
+        alone = False
         left = [n for n, state in states.items() if state not in (*record.FINISHED, *REFUSED)]
         out = ("--out", str(self.out))
         for number in left:
@@ -136,7 +139,6 @@ class Sweep:
             given = [str(self.file), *self.words, *self.size]
             code = launch.start(ranks, ["sweep", *given, *out, *only])
             if code in (0, 2):
-                bad |= code == 2
                 ended += batch if code == 0 else []
                 left = left[len(batch) :]
                 continue
@@ -151,7 +153,9 @@ class Sweep:
             left = [n for n in left if n not in dead and not self._is_over(n)]
         became = self._outcomes(states, dead, ended)
         print(account(became), file=sys.stderr, flush=True)
-        return 1 if "failed" in became.values() else 2 if bad else 0
+        # What another job was writing may be finished by now.
+        words = set(became.values())
+        return 1 if "failed" in words else 2 if words & {"refused", ELSEWHERE} else 0
 
     def _outcomes(
         self, before: Mapping[int, str], dead: Sequence[int], ended: Sequence[int]
@@ -170,7 +174,8 @@ class Sweep:
             elif number in dead:
                 found[number] = "failed"
             else:
-                found[number] = "refused"
+                is_held = lease.holder(self.path(number)) is not None
+                found[number] = ELSEWHERE if is_held else "refused"
                 with suppress(RecordError):
                     now = self.state(number)
                     if now in record.FINISHED:
@@ -211,7 +216,8 @@ def account(became: Mapping[int, str]) -> str:
     """What became of a sweep's runs, in one line; with numbers where one may want to look.
 
     Args:
-        became: for each run a word: done, diverged, refused, failed, or one that says already.
+        became: for each run a word: done, diverged, refused, failed, `ELSEWHERE`, or one that
+            says already.
     """
     numbers: dict[str, list[int]] = {}
     for number, word in became.items():

@@ -60,6 +60,7 @@ class Cut(config.Method):
 
     converses = True
     can_send_changes: ClassVar[bool] = False
+    adds = False
 
     def turns(self, steps: int) -> int:
         """Returns one exchange a step, or two if there is a tail."""
@@ -124,6 +125,12 @@ class Crossing(NamedTuple):
     t: int
     client: int
     step: int
+
+    @property
+    def ids(self) -> tuple[int, int, int, int]:
+        """Round, client, step and way: 0 for activations, 1 for gradients, 2 and 3 at cut 1."""
+        way = 2 * self.cut + (self.kind == Kind.GRADIENT)
+        return self.t, self.client, self.step, way
 
 
 def shape_behind(flats: Sequence[Flat], x: Tensor) -> torch.Size:

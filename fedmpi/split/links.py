@@ -60,9 +60,7 @@ class Link(Side, Generic[Memory]):
 
     def random(self, purpose: Purpose, crossing: Crossing) -> np.random.Generator:
         """Returns the random generator of one batch, cut and direction."""
-        kind, cut, *ids = crossing
-        way = 2 * cut + (kind == Kind.GRADIENT)
-        return stream(self.trainer.settings.seed, purpose, *ids, way)
+        return stream(self.trainer.settings.seed, purpose, *crossing.ids)
 
     @property
     def size(self) -> int:

@@ -46,12 +46,12 @@ class Changes:
         self.stat_positions = flat.stat_positions.to(device)
         self.coder = Coder(chosen, flat.parameters, flat.stat_positions, flat.size, apart=True)
 
-    def encode(self, change: Tensor, random: np.random.Generator) -> list[Block]:
+    def encode(self, change: Tensor, key: np.ndarray) -> list[Block]:
         """Encodes the largest values of a change, or all of them.
 
         Args:
             change: [n], zero at running statistics.
-            random: rounds values, if they are rounded at random.
+            key: rounds values, if they are rounded at random (`streams.key`).
 
         Returns:
             Blocks, `coder.blocks` of them.
@@ -63,7 +63,7 @@ class Changes:
             where = where[change[where] != 0]
         values = change if where is None else change[where]
         block = sparse.block(Kind.GRADIENT, values, self.flat.size, where)
-        return self.coder.encode([block], where, random)
+        return self.coder.encode([block], where, key)
 
     def decode(self, blocks: Sequence[Block]) -> Block:
         """Restores a change as one block of float32 values.
@@ -133,17 +133,17 @@ class Words:
             return [sparse.block(Kind.MODEL, w)]
         return [block for said, blocks in self.history.items() if said >= first for block in blocks]
 
-    def say(self, t: int, change: Tensor, w: Tensor, random: np.random.Generator) -> None:
+    def say(self, t: int, change: Tensor, w: Tensor, key: np.ndarray) -> None:
         """Compresses the change [n] of round t, and moves the model w [n] by what is sent of it.
 
-        The change is changed in place; `random` rounds its values, if they are rounded at random.
+        The change is changed in place; `key` rounds its values (`streams.key`).
         """
         statistics, where = [], self.changes.stat_positions
         if len(where):
             statistics = [sparse.block(Kind.GRADIENT, change[where], self.size)]
             change[where] = 0
         change += self.rest
-        blocks = self.changes.encode(change, random)
+        blocks = self.changes.encode(change, key)
         sparse.add(change, self.changes.decode(blocks), -1.0)
         self.rest = change
         self.history[t] = [*blocks, *statistics]

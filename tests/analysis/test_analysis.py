@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 
 from analysis import (
     along,
@@ -816,3 +817,27 @@ def test_a_methods_name_says_what_it_stands_for(tmp_path: Path) -> None:
     assert set(rows["others"]) == {""}
     same = write(tmp_path / "same" / "0.h5", settings("topk") | {"control": "mean"}, rounds([0.5]))
     assert list(groups.labelled(frames.runs(same))["variant"]) == ["topk control=mean"]
+
+
+def test_a_list_of_nothing_is_not_in_a_label(tmp_path: Path) -> None:
+    """As a setting that is not set: an empty text behind `=` said nothing."""
+    for place, value in enumerate(([], [30], [10, 20])):
+        tree = settings("ssfl", sparsity=0.5, rediscover=value)
+        write(tmp_path / f"{place}.h5", tree, rounds([0.1, 0.2]))
+    found = groups.labelled(frames.runs(tmp_path))
+    wanted = ["ssfl", "ssfl rediscover=10,20", "ssfl rediscover=30"]
+    assert sorted(found["variant"]) == wanted and set(found["reason"]) == {""}
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("wide", [8, 14, 16, 22, 40, 99, 101, 1000])
+def test_an_axis_has_several_ticks(columns: int, wide: float) -> None:
+    """One number alone does not tell the scale of a logarithmic axis."""
+    figure = Figure()
+    panel = figure.subplots(1, columns, squeeze=False)[0][0]
+    low = 1.1e6
+    panel.set_xlim(low, wide * low)
+    panels.scale(panel, panels.BYTES)
+    panel.set_xlim(low, wide * low)
+    seen = [one for one in panel.xaxis.get_majorticklocs() if low <= one <= wide * low]
+    assert 2 <= len(seen) <= 7

@@ -151,7 +151,7 @@ def test_a_reduced_size_reproduces_nothing(tmp_path: Path, folder: Path) -> None
         ({"momentum": 0.0}, "own = { momentum = 0.9 }\n", "own"),
         ({"momentum": 0.0, "clip": None}, "", "reduced: momentum 0.9 (0.0), clip 2.0 (absent)"),
         ({"epochs": 2}, "", "reduced: epochs absent (2)"),
-        ({"devices.tiers": []}, "", "reduced: devices.tiers another ()"),
+        ({"devices.tiers": []}, "", "reduced: devices.tiers another (none)"),
         # Neither what is trained nor the accuracies of rounds.
         ({"threads": 1, "device": "cpu", "target": None, "evaluate.final": "none"}, "", "own"),
     ],

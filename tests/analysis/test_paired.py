@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import frames, paired
+from analysis import frames, groups, paired
 from tests.recorded import rounds, run, settings, write
 
 SLEEP = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
@@ -99,6 +99,37 @@ def test_runs_are_paired_by_their_seeds(folder: Path) -> None:
     assert np.isnan([second[name] for name in ("low", "high", "t", "holm", "flips")]).all()
     other = paired.differences(frames.runs(folder), "ssfl 0.5", "accuracy_last")
     assert other["mean"].tolist() == pytest.approx([-0.03, -0.33])
+
+
+@pytest.mark.parametrize(
+    ("column", "ours", "theirs", "cells"),
+    [
+        ("up_total", 2_000_000, 0, ["up_total in MB, minus fedavg", "+4.00", "+4.00 to +4.00"]),
+        ("bytes_once", 1_500, 0, ["bytes_once in kB, minus fedavg", "+1.50", "+1.50 to +1.50"]),
+        ("down_once", 0, 0, ["down_once in B, minus fedavg", "+0.00", "+0.00 to +0.00"]),
+    ],
+)
+def test_bytes_have_a_unit(
+    tmp_path: Path, column: str, ours: int, theirs: int, cells: list[str]
+) -> None:
+    """One for the whole table, with three digits of its largest number."""
+    for seed in (1, 2):
+        for name, up in (("ssfl", ours), ("fedavg", theirs)):
+            once = up if column == "bytes_once" else 0
+            rows = rounds([0.1, 0.2], up=0 if once else up, once=once)
+            rows["down"] = 0
+            write(tmp_path / f"{name}{seed}.h5", settings(name, seed=seed), rows)
+    said = run(paired.main, tmp_path, "--against", "fedavg", "--column", column)
+    assert said.exit_code == 0
+    for cell in cells:
+        assert cell in " ".join(said.output.split())
+
+
+@pytest.mark.parametrize("column", groups.NUMBERS)
+def test_every_number_has_a_unit(folder: Path, column: str) -> None:
+    rows = paired.differences(frames.runs(folder), "fedavg", column)
+    scale, digits, unit = paired.scaled(column, rows)
+    assert scale > 0 and 0 <= digits < 3 and unit
 
 
 def test_the_command(folder: Path, tmp_path: Path) -> None:

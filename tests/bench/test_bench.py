@@ -10,24 +10,26 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from mpi4py import MPI
 
-from fedmpi import bench, loading
+from fedmpi import bench, config, loading
 from fedmpi.__main__ import main
-from fedmpi.bench import client, converse, scale, train
+from fedmpi.bench import client, codec, converse, exchange, mpi, scale, train
 from fedmpi.bench import round as rounds
 from fedmpi.bench import slice as slices
 from fedmpi.bench.textbook import Textbook
 from fedmpi.config import ConfigError, Evaluate
 from fedmpi.engine import Engine
-from fedmpi.messages.codec import Block, Message
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import BLOCK, BUFFER, MESSAGE, Block, Message
 from fedmpi.methods import fedavg
 from fedmpi.networks.slicing import Channels
 from fedmpi.runs import memory
 from fedmpi.runs.launch import Launcher
+from fedmpi.training.dense import Dense
 from fedmpi.training.rows import OneByOne
-from fedmpi.training.stacked import Stacked
 from tests.small import run
 
 
@@ -88,7 +90,7 @@ def test_unknown_cases_are_refused() -> None:
 def test_training_is_measured(model: str, rows: int) -> None:
     found = train.measure(model, batch=10, rows=rows, device="cpu", repeats=1)
     assert found.case["model"] == model
-    assert set(found.against) == {"textbook", "bare"} | ({"eager"} if rows > 1 else set())
+    assert set(found.against) == {"textbook", "bare", "eager"}
     assert all(ratio > 0 for ratio in found.against.values())
 
 
@@ -126,10 +128,9 @@ def test_the_eager_reference_is_the_same_training() -> None:
     start = engine.server.w.clone()
     together = engine.trainer.train(0, (0, 1, 2), start).clone()
     single = train.one_by_one(engine)
-    assert (type(engine.trainer.rows), type(single.rows)) == (Stacked, OneByOne)
+    assert (type(engine.trainer.rows), type(single.rows)) == (Dense, OneByOne)
     for row in range(3):
-        alone = single.train(0, (row,), start)[0]
-        np.testing.assert_allclose(together[row], alone, rtol=1e-4, atol=1e-6)
+        assert torch.equal(together[row], single.train(0, (row,), start)[0])
 
 
 @pytest.mark.parametrize(
@@ -143,6 +144,8 @@ def test_the_eager_reference_is_the_same_training() -> None:
         ["client", "--clients", "0"],
         ["scale", "--clients", "0"],
         ["slice", "--model", "none"],
+        ["codec", "--values", "none"],
+        ["codec", "--sparsity", "1"],
     ],
 )
 def test_commands_name_what_there_is(words: list[str]) -> None:
@@ -384,3 +387,146 @@ def test_another_model_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     converses(["one", "another"], monkeypatch)
     with pytest.raises(AssertionError, match="lenet: pipelined, alone end at different models"):
         converse.measure("lenet", 2, repeats=1)
+
+
+@pytest.mark.parametrize("values", codec.VALUES)
+@pytest.mark.parametrize("positions", codec.POSITIONS)
+def test_every_codec_is_measured(
+    values: str, positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes are those of the formulas; the bound is below them."""
+    monkeypatch.setattr(codec, "SIZES", {"XS": 4000})
+    found = codec.measure("XS", 0.9, positions, values, 1)
+    assert found.case == {"size": "XS", "sparsity": 0.9, "positions": positions, "values": values}
+    assert found.seconds > 0 and found.against["copy"] > 0 and found.also["decode_copies"] > 0
+    bits = {"f4": 32, "f2": 16, "bf16": 16, "ternary": 2, "sign": 1}
+    width = bits.get(values) or int(values.split()[0])
+    heads, count = BUFFER.size + MESSAGE.size + BLOCK.size, 400
+    sent = round(found.also["bytes_per_value"] * count)
+    places = {"agreed": 0, "uint32": 4 * count, "bitmap": 500}.get(positions)
+    if places is not None:
+        assert sent == heads + sum(-(-length // 8) * 8 for length in (places, width * count // 8))
+    least = -(0.1 * np.log2(0.1) + 0.9 * np.log2(0.9)) / 0.1 / 8 if positions != "agreed" else 0
+    bound = found.also["bound_bytes_per_value"]
+    assert least < bound <= least + width / 8 + 1e-9 and bound * count < sent
+    assert (found.also["break_even_mbit_per_s"] > 0) == (sent < 16_000)
+
+
+def test_a_codec_that_loses_a_value_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "SIZES", {"XS": 100})
+    add = sparse.add
+    monkeypatch.setattr(
+        sparse, "add", lambda target, block, weight, *at: add(target, block, 2 * weight, *at)
+    )
+    with pytest.raises(AssertionError, match="another vector"):
+        codec.measure("XS", 0.9, "uint32", "f4", 1)
+
+
+def test_entropy_is_that_of_shares() -> None:
+    assert codec.entropy(torch.tensor([5, 0, 5])) == 1
+    assert codec.entropy(torch.tensor([1, 1, 2])) == pytest.approx(1.5)
+    assert codec.entropy(codec.counted(np.array([7, 7], np.uint16))) == 0
+
+
+GIVEN = {"clients": 3, "parameters": 1000, "sparsity": 0.9, "repeats": 2}
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_exchanges_do_the_same_work_as_their_references(tmp_path: Path) -> None:
+    """Every sum is that of the updates; bytes are those of what all ranks handed over."""
+    world, out = MPI.COMM_WORLD, tmp_path / "found.json"
+    given = GIVEN | {"exchanges": list(config.names("exchange"))}
+    exchange.main(given, out)
+    assert out.exists() == (world.rank == 0)
+    if world.rank > 0:
+        return
+    found = json.loads(out.read_text())
+    ours = {f"{n} {p}" for n in given["exchanges"] for p in exchange.POSITIONS}
+    wanted = ours | {*exchange.DENSE, "transfer", "dense transfer"}
+    assert found["seconds"].keys() == found["bytes"].keys() == wanted
+    assert all(len(each) == 2 and min(each) > 0 for each in found["seconds"].values())
+    clients = 3 * (16 + 32 + 4 * 100)
+    assert found["bytes"]["star agreed"] == 24 * world.size + clients
+    # A bitmap is shorter than 100 positions.
+    assert found["bytes"]["star own"] == 24 * world.size + clients + 3 * 128
+    assert found["bytes"]["reduce agreed"] == (world.size - 1) * (4 * 100 + 8)
+    assert found["bytes"]["reduce own"] == (world.size - 1) * (4 * 1000 + 8)
+
+
+@pytest.mark.parametrize("name", ["star own", "star agreed", "gatherv"])
+def test_an_exchange_that_adds_up_something_else_is_not_measured(name: str) -> None:
+    uplink = exchange.Uplink(bench.rank(), 2, 100, 0.9)
+    work = uplink.candidates(("star",))[name]
+    uplink.check(name, work())
+    with pytest.raises(AssertionError, match=f"{name}: not the sum of the updates"):
+        uplink.check(name, 1.001 * work())
+
+
+def test_exchanges_are_set_against_dense_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: Launcher, ranks: int, words: Sequence[str]) -> int:
+        given = json.loads(words[-2])
+        assert (ranks, given) == (4, GIVEN | {"exchanges": ["reduce"]})
+        seconds = {"pickled": 4.0, "gatherv": 2.0, "dense reduce": 1.0, "transfer": 0.5}
+        seconds |= {"reduce own": 3.0, "reduce agreed": 0.5, "dense transfer": 2.0}
+        found = {"seconds": {name: [one] for name, one in seconds.items()}}
+        found["bytes"] = dict.fromkeys(seconds, 2**20)
+        Path(words[-1]).write_text(json.dumps(found))
+        return 0
+
+    monkeypatch.setattr(Launcher, "run", start)
+    own, agreed, bare = exchange.measure(GIVEN | {"exchanges": ["reduce"]}, 4)
+    assert own.against == {"pickled": 0.75, "gatherv": 1.5, "dense reduce": 3.0}
+    assert agreed.against == {"pickled": 0.125, "gatherv": 0.25, "dense reduce": 0.5}
+    assert (agreed.case["positions"], agreed.also) == ("agreed", {"mib": 1.0})
+    assert bare.against == {"dense transfer": 0.25}
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("collective", mpi.COLLECTIVES)
+@pytest.mark.parametrize("size", [8, 10_000])
+def test_collectives_are_measured_on_all_ranks(collective: str, size: int) -> None:
+    job = bench.rank()
+    found = mpi.measure(job, collective, size, 1)
+    assert (found is None) == (not job.wire.is_root)
+    if found is not None:
+        assert found.case == {"collective": collective, "bytes": size, "ranks": job.wire.size}
+        assert 0 < found.spread[0] <= found.seconds <= found.spread[1]
+        assert 0 < found.also["bare_least_us"] <= found.also["bare_us"]
+        assert found.against["bare"] == pytest.approx(1e6 * found.seconds / found.also["bare_us"])
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("collective", mpi.COLLECTIVES)
+def test_a_collective_that_brings_something_else_is_not_measured(
+    collective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mpi, "wanted", lambda *_: b"else")
+    with pytest.raises(AssertionError, match=f"ours: a {collective} of 8 bytes yields something"):
+        mpi.measure(bench.rank(), collective, 8, 1)
+
+
+def test_what_collectives_bring() -> None:
+    """Ranks send their number from 1, as float32."""
+    one, three = np.full(2, 1, "f4").tobytes(), np.full(2, 3, "f4").tobytes()
+    assert mpi.wanted("bcast", 8, 2, False) == one
+    assert mpi.wanted("gather", 8, 2, True) == one + np.full(2, 2, "f4").tobytes()
+    assert mpi.wanted("reduce", 8, 2, True) == three
+    assert mpi.wanted("gather", 8, 2, False) == mpi.wanted("reduce", 8, 2, False) == b""
+    assert list(mpi.cases(("bcast",), (1, 9))) == [("bcast", 8), ("bcast", 16)]
+    assert len(list(mpi.cases((), ()))) == len(mpi.COLLECTIVES) * len(mpi.SIZES)
+
+
+def test_one_benchmark_is_for_ranks_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [name for name in bench.summaries() if bench.is_on_ranks(name)] == ["mpi"]
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    found = CliRunner().invoke(main, ["bench", "exchange"])
+    assert found.exit_code == 2
+    assert "fedmpi bench exchange: wanted one process, found 2" in found.output
+
+
+@pytest.mark.parametrize("name", config.names("exchange"))
+def test_rounds_are_measured_with_every_exchange(name: str) -> None:
+    for workload in rounds.WORKLOADS:
+        settings = loading.load(rounds.tree_of(workload, name, "shared"))
+        assert (settings.exchange.name, settings.server) == (name, "shared")

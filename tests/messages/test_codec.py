@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -28,11 +29,12 @@ from fedmpi.messages.codec import (
     Places,
     Scale,
     WireError,
-    code_dtype,
     pack,
     rice,
     unpack,
+    weigh,
 )
+from tests import coded
 
 some = settings(max_examples=150, deadline=None)
 many = settings(max_examples=600, deadline=None)
@@ -58,6 +60,7 @@ def check_equal(found: Sequence[Message], wanted: Sequence[Message]) -> None:
         assert len(one.blocks) == len(other.blocks)
         for a, b in zip(one.blocks, other.blocks, strict=True):
             assert (a.kind, a.size, a.coding, a.bits) == (b.kind, b.size, b.coding, b.bits)
+            assert a.count == b.count
             assert same(np.array(a.scale, "f4"), np.array(b.scale, "f4"))
             assert same(a.values, b.values)
             assert same(a.indices, b.indices)
@@ -75,12 +78,14 @@ def check_sound(message: Message) -> None:
         assert (block.values is None) == (block.coding == Coding.NONE)
         assert block.values is not None or block.indices is not None
         if block.values is not None:
-            codes = block.coding == Coding.CODES
-            wanted = code_dtype(block.bits) if codes else DTYPES[block.coding]
-            assert (block.values.dtype, block.values.ndim) == (wanted, 1)
+            is_coded = block.coding == Coding.CODES
+            wanted = np.dtype("u1") if is_coded else DTYPES[block.coding]
+            length = -(-block.count * block.bits // 8) if is_coded else block.count
+            assert (block.values.dtype, block.values.shape) == (wanted, (length,))
         if block.coding == Coding.CODES:
-            assert 1 <= block.bits <= 16
-            assert (block.values.astype(int) < 2**block.bits).all()
+            assert block.values is not None and 1 <= block.bits <= 16
+            again = coded.packed(coded.codes_of(block), block.bits)
+            assert same(again, np.array(block.values)), "no bits behind the last code"
         else:
             assert (block.bits, block.scale) == (0, NO_SCALE)
         if block.indices is not None:
@@ -101,17 +106,17 @@ def blocks(draw: st.DrawFn) -> Block:
     if coding == Coding.NONE or draw(st.booleans()):
         indices = np.sort(rng.choice(size, count, replace=False)).astype(np.uint32)
     kind = draw(st.sampled_from(KINDS))
-    coded = draw(st.sampled_from([None, *CODED]))
+    placed = draw(st.sampled_from([None, *CODED]))
     if coding == Coding.NONE:
-        return Block(kind, size, coding, None, indices, places=coded)
+        return Block(kind, size, coding, None, indices, places=placed)
     if coding != Coding.CODES:
         # All patterns of bits, NaN with a payload included.
         values = np.frombuffer(rng.bytes(DTYPES[coding].itemsize * count), DTYPES[coding])
-        return Block(kind, size, coding, values, indices, places=coded)
+        return Block(kind, size, coding, values, indices, places=placed)
     bits = draw(st.integers(1, 16))
-    codes = rng.integers(2**bits, size=count).astype(code_dtype(bits))
+    codes = rng.integers(2**bits, size=count)
     scale = Scale(draw(st.floats(width=32)), draw(st.floats(width=32)))
-    return Block(kind, size, coding, codes, indices, bits, scale, coded)
+    return coded.block(kind, size, codes, bits, scale, indices, placed)
 
 
 messages = st.builds(
@@ -135,6 +140,17 @@ def test_what_goes_in_comes_out(given: list[Message]) -> None:
         check_sound(message)
 
 
+@given(st.lists(messages, max_size=4))
+@some
+def test_weighing_is_packing_without_a_buffer(given: list[Message]) -> None:
+    """The same bytes by kind, and the same refusals."""
+    np.testing.assert_array_equal(weigh(given), pack(given).bytes)
+    assert weigh(given).shape == (len(given), len(Kind))
+    broken = Message(1, [Block(Kind.GRADIENT, 3, Coding.F4, np.zeros(4, "f4"))])
+    with pytest.raises(WireError):
+        weigh([*given, broken])
+
+
 @given(st.lists(messages, max_size=3), st.integers(1, 7))
 @some
 def test_any_place_in_memory_will_do(given: list[Message], offset: int) -> None:
@@ -150,8 +166,8 @@ def test_any_place_in_memory_will_do(given: list[Message], offset: int) -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 9, 65])
 def test_codes_of_every_width(bits: int, count: int) -> None:
     top = 2**bits - 1
-    codes = np.resize([0, top, 1, top - 1, top // 2], count).astype(code_dtype(bits))
-    block = Block(Kind.GRADIENT, 100, Coding.CODES, codes, None, bits, Scale(-1.5, 0.25))
+    codes = np.resize([0, top, 1, top - 1, top // 2], count)
+    block = coded.block(Kind.GRADIENT, 100, codes, bits, Scale(-1.5, 0.25))
     data, account = pack([Message(0, [block])])
     assert account[0, Kind.GRADIENT] == -(-count * bits // 8)
     check_equal(unpack(data)[0], [Message(0, [block])])
@@ -194,10 +210,9 @@ def test_smaller_of_positions_and_bitmap(size: int) -> None:
 
 def test_positions_are_masks_bytes_and_padding_headers() -> None:
     values, indices = np.ones(3, "f4"), np.array([5, 77, 999], np.uint32)
-    scale = Scale(0.0, 1.0)
     given = [
         Message(0, [Block(Kind.GRADIENT, 1000, Coding.F4, values, indices)]),
-        Message(1, [Block(Kind.ACTIVATION, 9, Coding.CODES, np.ones(9, "u1"), None, 3, scale)]),
+        Message(1, [coded.block(Kind.ACTIVATION, 9, np.ones(9), 3)]),
         Message(2, [Block(Kind.LABEL, 5, Coding.U1, np.ones(5, "u1"))] * 2),
     ]
     wanted = np.zeros((3, len(Kind)), np.int64)
@@ -218,10 +233,9 @@ def test_values_and_positions_are_views(coding: Coding) -> None:
     assert np.shares_memory(message.blocks[0].indices, data)
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_codes_of_whole_bytes_are_views(bits: int) -> None:
-    codes = np.arange(5, dtype=code_dtype(bits))
-    data = pack([Message(0, [Block(Kind.MODEL, 5, Coding.CODES, codes, None, bits)])]).data
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_codes_are_views(bits: int) -> None:
+    data = pack([Message(0, [coded.block(Kind.MODEL, 5, [0, 1, 1, 0, 1], bits)])]).data
     assert np.shares_memory(unpack(data)[0][0].blocks[0].values, data)
 
 
@@ -239,10 +253,9 @@ def test_strided_arrays_are_packed(step: int) -> None:
         indices = indices[::-1].copy()[::-1]
     for coding, values in (
         (Coding.F4, np.arange(80, dtype="f4")),
-        (Coding.CODES, np.arange(80, dtype="u1") % 8),
-        (Coding.CODES, np.arange(80, dtype="u2") * 50),
+        (Coding.CODES, np.arange(80, dtype="u1")),
     ):
-        bits = 0 if coding == Coding.F4 else 3 if values.dtype == "u1" else 12
+        bits = 0 if coding == Coding.F4 else 8
         strided = values[::step][: len(indices)]
         for size in (100, 10_000):
             given = [Message(0, [Block(Kind.MODEL, size, coding, strided, indices, bits)])]
@@ -258,7 +271,7 @@ FINE = {
 }
 """A block without fault."""
 THREE = {"values": np.zeros(3, "f4"), "size": 1000}
-CODES = {"coding": Coding.CODES, "values": np.zeros(2, "u1"), "bits": 4}
+CODES = {"coding": Coding.CODES, "values": np.zeros(1, "u1"), "bits": 4}
 
 
 def places(*numbers: int) -> np.ndarray:
@@ -302,11 +315,15 @@ def places(*numbers: int) -> np.ndarray:
         pytest.param(CODES | {"bits": 0}, id="codes of no bits"),
         pytest.param(CODES | {"bits": 17}, id="codes of 17 bits"),
         pytest.param(CODES | {"bits": -1}, id="codes of -1 bits"),
-        pytest.param(CODES | {"bits": 9}, id="codes of 9 bits as bytes"),
-        pytest.param(CODES | {"values": np.zeros(2, "u2")}, id="codes of 4 bits as words"),
-        pytest.param(CODES | {"values": np.array([1, 16], "u1")}, id="a code too large"),
-        pytest.param(CODES | {"values": np.zeros(2, "i1")}, id="signed codes"),
-        pytest.param(CODES | {"values": np.zeros((1, 2), "u1")}, id="codes are a matrix"),
+        pytest.param(CODES | {"bits": 9}, id="too few bytes of codes"),
+        pytest.param(CODES | {"values": np.zeros(2, "u1")}, id="too many bytes of codes"),
+        pytest.param(CODES | {"values": np.zeros(1, "u2")}, id="codes as words"),
+        pytest.param(CODES | {"values": np.array([16], "u1"), "bits": 2}, id="bits behind codes"),
+        pytest.param(CODES | {"values": np.zeros(1, "i1")}, id="signed codes"),
+        pytest.param(CODES | {"values": np.zeros((1, 1), "u1")}, id="codes are a matrix"),
+        pytest.param(CODES | {"count": 1}, id="fewer codes than positions"),
+        pytest.param({"count": 1}, id="another count than that of values"),
+        pytest.param({"indices": None, "count": 3}, id="a larger count than that of values"),
         pytest.param(CODES | {"scale": Scale(1e300, 0.0)}, id="a scale that is no float32"),
     ],
 )
@@ -318,11 +335,15 @@ def test_pack_refuses(fault: dict) -> None:
 
 
 @pytest.mark.parametrize("bits", WIDTHS[:-1])
-def test_pack_refuses_the_first_code_that_does_not_fit(bits: int) -> None:
+def test_pack_refuses_the_first_bit_behind_the_codes(bits: int) -> None:
     if bits != 8:
-        codes = np.array([2**bits - 1, 2**bits], code_dtype(bits))
-        with pytest.raises(WireError, match="does not fit"):
-            pack([Message(0, [Block(Kind.MODEL, 9, Coding.CODES, codes, None, bits)])])
+        full = coded.block(Kind.MODEL, 9, [2**bits - 1] * 3, bits)
+        pack([Message(0, [full])])
+        assert full.values is not None
+        data = full.values.copy()
+        data[-1] |= 1 << 3 * bits % 8
+        with pytest.raises(WireError, match="bits behind their end"):
+            pack([Message(0, [replace(full, values=data)])])
 
 
 @pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf, -np.inf])
@@ -371,10 +392,8 @@ VICTIM = pack(
                 Block(Kind.MODEL, 3, Coding.BF16, np.ones(3, "u2")),
                 Block(Kind.LABEL, 1, Coding.U2, np.ones(1, "u2")),
                 Block(Kind.LABEL, 1, Coding.U4, np.ones(1, "u4")),
-                Block(Kind.GRADIENT, 7, Coding.CODES, np.ones(7, "u1"), None, 3, Scale(-1.0, 2.0)),
-                Block(
-                    Kind.ACTIVATION, 4, Coding.CODES, np.ones(2, "u2"), places(1, 3), 11, NO_SCALE
-                ),
+                coded.block(Kind.GRADIENT, 7, np.ones(7), 3, Scale(-1.0, 2.0)),
+                coded.block(Kind.ACTIVATION, 4, np.ones(2), 11, NO_SCALE, places(1, 3)),
                 Block(*GAPS, places(3, 64, 99), places=Places.GOLOMB),
                 Block(*GAPS, places(3, 260, 261), places=Places.DELTA),
             ],
@@ -546,7 +565,7 @@ def test_errors_say_what_is_wrong(field: str, value: int, text: str) -> None:
         unpack(changed(VICTIM, field, value))
 
 
-SIXTEEN = Block(Kind.MODEL, 4, Coding.CODES, np.ones(4, "u2"), None, 16)
+SIXTEEN = coded.block(Kind.MODEL, 4, np.ones(4), 16)
 ELEVEN = Block(Kind.MASK, 11, Coding.NONE, None, places(1, 2, 10))
 
 
@@ -576,8 +595,7 @@ def test_heads_that_do_not_fit_what_follows(
 def test_bits_behind_the_last_code(bits: int) -> None:
     """Two buffers never stand for the same codes."""
     count = 3
-    codes = np.zeros(count, code_dtype(bits))
-    data = pack([Message(0, [Block(Kind.MODEL, count, Coding.CODES, codes, None, bits)])]).data
+    data = pack([Message(0, [coded.block(Kind.MODEL, count, np.zeros(count), bits)])]).data
     for bit in range(count * bits, -(-count * bits // 8) * 8):
         damaged = data.copy()
         damaged[BUFFER.size + MESSAGE.size + BLOCK.size + bit // 8] |= 1 << bit % 8

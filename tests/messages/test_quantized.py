@@ -24,12 +24,13 @@ from fedmpi.messages.codec import (
     Coding,
     Kind,
     Message,
-    Scale,
     WireError,
     pack,
     unpack,
 )
 from fedmpi.messages.sparse import EXACT
+from fedmpi.streams import Purpose, key
+from tests import coded
 
 some = settings(max_examples=100, deadline=None)
 
@@ -44,6 +45,10 @@ def silence() -> None:
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def secret(seed: int = 0) -> np.ndarray:
+    return key(seed, Purpose.ROUND, 0, 0)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -100,7 +105,7 @@ def test_ranges_are_right_on_average(bits: int) -> None:
     """A mean of draws is within 5 standard deviations; and the variance within its bound."""
     draws, x = 5000, torch.tensor([0.0, 0.1, 0.77, 1.0, -4.0, 3.3, 9.0, 9.0])
     lengths, many = [4, 4] * draws, x.repeat(draws)
-    found = quantized.ranged(quantized.ranges(WHAT, many, lengths, bits, rng(bits)), lengths)
+    found = quantized.ranged(quantized.ranges(WHAT, many, lengths, bits, secret(bits)), lengths)
     found = found.view(draws, 8).double()
     step = torch.tensor([1.0] * 4 + [13.0] * 4) / (2**bits - 1)
     bound = step / 2
@@ -109,7 +114,7 @@ def test_ranges_are_right_on_average(bits: int) -> None:
     assert (found.var(0) <= 1.05 * bound**2 + rounding**2).all()
     nearest = quantized.ranged(quantized.ranges(WHAT, x, [4, 4], bits), [4, 4])
     assert bits == 16 or ((nearest - x).abs() > 5 * bound / draws**0.5 + rounding).any()
-    again = quantized.ranges(WHAT, many, lengths, bits, rng(bits))
+    again = quantized.ranges(WHAT, many, lengths, bits, secret(bits))
     assert torch.equal(quantized.ranged(again, lengths).view(draws, 8).double(), found)
 
 
@@ -118,8 +123,8 @@ def test_one_part_that_is_no_number_leaves_the_others_alone(wrong: float) -> Non
     for lengths in ([4, 4, 4], [3, 5, 4]):
         x = normal(12)
         x[6] = wrong
-        for random in (None, rng()):
-            found = quantized.ranged(quantized.ranges(WHAT, x, lengths, 8, random), lengths)
+        for one in (None, secret()):
+            found = quantized.ranged(quantized.ranges(WHAT, x, lengths, 8, one), lengths)
             wanted = [True, False, True]
             assert [bool(part.isfinite().all()) for part in found.split(lengths)] == wanted
             assert not found.split(lengths)[1].isfinite().any()
@@ -206,9 +211,9 @@ def test_sgq_of_one_tensor_has_the_bytes_of_its_formula() -> None:
 
 def test_sgq_can_round_at_random() -> None:
     x, spans, draws = normal(1, 40), [range(25), range(25, 40)], 3000
-    random, total = rng(1), torch.zeros(1, 40)
-    for _ in range(draws):
-        blocks = quantized.strongest(WHAT, x, spans, 0.5, 2, random)
+    total = torch.zeros(1, 40)
+    for draw in range(draws):
+        blocks = quantized.strongest(WHAT, x, spans, 0.5, 2, secret(draw))
         total += quantized.restored(blocks, (1, 40), spans, 0.5)
     kept = quantized.restored(quantized.strongest(WHAT, x, spans, 0.5, EXACT), (1, 40), spans, 0.5)
     bound = 5 * (kept.max() - kept.min()) / 3 / 2 / draws**0.5
@@ -248,9 +253,9 @@ def test_sgq_by_sign_and_magnitude(sparsity: float, bits: int) -> None:
 
 def test_sgq_by_sign_can_round_at_random_and_shows_what_is_no_number() -> None:
     x, spans, draws = normal(1, 40), [range(25), range(25, 40)], 3000
-    random, total = rng(1), torch.zeros(1, 40)
-    for _ in range(draws):
-        blocks = quantized.strongest(WHAT, x, spans, 0.5, 3, random, by_sign=True)
+    total = torch.zeros(1, 40)
+    for draw in range(draws):
+        blocks = quantized.strongest(WHAT, x, spans, 0.5, 3, secret(draw), by_sign=True)
         total += quantized.restored(blocks, (1, 40), spans, 0.5, by_sign=True)
     kept = quantized.restored(quantized.strongest(WHAT, x, spans, 0.5, EXACT), (1, 40), spans, 0.5)
     bound = 5 * kept.abs().max() / 3 / 2 / draws**0.5
@@ -347,9 +352,9 @@ def test_columns_that_are_kept_are_right_on_average() -> None:
     """SplitFC in one: dropped features and random rounding together."""
     x, random, draws = normal(8, 10) + 0.5, rng(2), 4000
     total = torch.zeros(8, 10)
-    for _ in range(draws):
+    for draw in range(draws):
         kept, share = select.features(x, 2, random)
-        blocks = quantized.columns(WHAT, x[:, kept] / share, 10, 4, random)
+        blocks = quantized.columns(WHAT, x[:, kept] / share, 10, 4, secret(draw))
         total += quantized.columned(blocks, kept, (8, 10))
     # A column is kept with a probability of 0.05 at least: variance below x^2 / 0.05 + step^2 / 4.
     bound = 5 * ((x.square() / 0.05 + 1) / draws).sqrt()
@@ -470,7 +475,7 @@ def test_clusters_of_another_batch_are_refused() -> None:
     blocks = quantized.clusters(WHAT, normal(20, 6), 3, 1, 3, rng())
     with pytest.raises(WireError, match="wanted codebooks of"):
         quantized.clustered(blocks, (21, 6), 3, 1)
-    wrong = Block(WHAT, 60, Coding.CODES, np.full(60, 3, "u1"), None, 2, Scale(0.0, 1.0))
+    wrong = coded.block(WHAT, 60, np.full(60, 3), 2)
     with pytest.raises(WireError, match="code 3 of a codebook of 3"):
         quantized.clustered([blocks[0], wrong], (20, 6), 3, 1)
 

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedmpi.messages import select, sparse
+from fedmpi.messages import quantized, select, sparse
 from fedmpi.messages.codec import Block, Coding, Kind, Message, Scale, WireError, pack, unpack
+from fedmpi.streams import Purpose, key
+from tests import coded
 
 some = settings(max_examples=200, deadline=None)
 
@@ -23,6 +25,14 @@ vectors = st.lists(floats, min_size=1, max_size=60).map(
 def travel(block: Block) -> Block:
     """The block as it comes out at the other end of the wire."""
     return unpack(pack([Message(0, [block])]).data)[0][0].blocks[0]
+
+
+def quantize(values: np.ndarray, bits: int, seed: int | None = None) -> tuple[np.ndarray, Scale]:
+    """The codes of a vector and their scale; with a seed they are rounded at random."""
+    secret = None if seed is None else key(seed, Purpose.ROUND, 0, 0)
+    vector = torch.from_numpy(values)
+    block = sparse.block(Kind.MODEL, vector, coding=Coding.CODES, bits=bits, key=secret)
+    return coded.codes_of(block), block.scale
 
 
 def random(size: int, seed: int = 0) -> Tensor:
@@ -104,7 +114,7 @@ def test_shapes_are_flattened_and_gradients_left_behind() -> None:
 @given(vectors, st.integers(1, 16))
 @some
 def test_quantize_errs_by_half_a_step(vector: Tensor, bits: int) -> None:
-    codes, scale = sparse.quantize(vector.numpy(), bits)
+    codes, scale = quantize(vector.numpy(), bits)
     exact = vector.numpy().astype(np.float64)
     assert codes.max() < 2**bits
     assert scale.low == exact.min()
@@ -119,7 +129,7 @@ def test_quantize_errs_by_half_a_step(vector: Tensor, bits: int) -> None:
 @given(vectors, st.integers(1, 16), st.integers(0, 2**32))
 @some
 def test_stochastic_rounding_errs_by_a_step(vector: Tensor, bits: int, seed: int) -> None:
-    codes, scale = sparse.quantize(vector.numpy(), bits, np.random.default_rng(seed))
+    codes, scale = quantize(vector.numpy(), bits, seed)
     exact = vector.numpy().astype(np.float64)
     found = scale.low + scale.step * codes.astype(np.float64)
     rounding = 2**-22 * (np.abs(exact).max() + np.ptp(exact))
@@ -131,14 +141,13 @@ def test_stochastic_rounding_is_right_on_average(bits: int) -> None:
     """A mean of 20,000 draws is within 5 of its standard deviations; the nearest would not be."""
     draws, step = 20_000, 1.0 / (2**bits - 1)
     values = np.array([0.0, 0.07, 0.3, 0.49, 0.81, 1.0], "f4")
-    rng = np.random.default_rng(bits)
     many = np.tile(values, (draws, 1))
-    codes, scale = sparse.quantize(many.ravel(), bits, rng)
+    codes, scale = quantize(many.ravel(), bits, 1)
     found = (scale.low + scale.step * codes).reshape(draws, -1)
     fraction = (values / step) % 1
     deviation = step * np.sqrt(fraction * (1 - fraction) / draws)
     assert (np.abs(found.mean(0) - values) <= 5 * deviation + 1e-6).all()
-    nearest, _ = sparse.quantize(values, bits)
+    nearest, _ = quantize(values, bits)
     assert (np.abs(scale.step * nearest - values) > 5 * deviation + 1e-6).any()
     assert (found.std(0)[[0, -1]] == 0).all(), "the ends of the range are exact"
 
@@ -148,7 +157,7 @@ def test_stochastic_rounding_keeps_to_the_codes(bits: int) -> None:
     """The largest value is never rounded up to a code that there is not."""
     values = np.ones(100_000, "f4")
     values[0] = 0
-    codes, _ = sparse.quantize(values, bits, np.random.default_rng(0))
+    codes, _ = quantize(values, bits, 0)
     assert codes[0] == 0
     assert (codes[1:] >= 2**bits - 2).all(), "an error of float32 may cost a step, rarely"
 
@@ -161,15 +170,12 @@ def test_parts_are_quantized_one_by_one(data: st.DataObject, bits: int) -> None:
     lengths = [len(part) for part in parts]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        codes, low, step = sparse.quantize_parts(
-            np.concatenate([np.empty(0, "f4"), *parts]), lengths, bits
-        )
-    assert codes.dtype == (np.uint8 if bits <= 8 else np.uint16)
-    assert low.dtype == step.dtype == np.float32
-    for part, mine, a, s in zip(
-        parts, np.split(codes, np.cumsum(lengths)), low, step, strict=False
-    ):
-        wanted, scale = sparse.quantize(part, bits)
+        whole = torch.from_numpy(np.concatenate([np.empty(0, "f4"), *parts]))
+        codes, scales = quantized.ranges(Kind.MODEL, whole, lengths, bits)
+    low, step = sparse.values(scales).view(2, -1).numpy()
+    every = np.split(coded.codes_of(codes), np.cumsum(lengths, dtype=int))
+    for part, mine, a, s in zip(parts, every, low, step, strict=False):
+        wanted, scale = quantize(part, bits)
         np.testing.assert_array_equal(mine, wanted)
         np.testing.assert_array_equal([a, s], np.array(scale, "f4"))
 
@@ -185,9 +191,7 @@ def test_32_bits_are_exact() -> None:
 
 def test_stochastic_rounding_follows_its_stream() -> None:
     values = random(100).numpy()
-    first, again, other = (
-        sparse.quantize(values, 3, np.random.default_rng(seed))[0] for seed in (1, 1, 2)
-    )
+    first, again, other = (quantize(values, 3, seed)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -256,6 +260,26 @@ def test_add_is_a_weighted_sum(sized: str) -> None:
         block = sparse.block(Kind.MODEL, vector[where], 30, places)
     sparse.add(target, travel(block), 2.5, agreed)
     torch.testing.assert_close(target, wanted)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8, 11])
+@pytest.mark.parametrize("sized", ["dense", "positions", "agreed"])
+def test_codes_are_added_as_their_values_are(sized: str, bits: int) -> None:
+    """With one scale, and with one for each part: product and sum are rounded, value by value."""
+    target, vector, where = random(3000, 1), random(3000, 2), select.top(random(3000, 3), 900)
+    given = vector if sized == "dense" else vector[where]
+    travels = where if sized == "positions" else None
+    lengths = [100, 0, len(given) - 100]
+    one = sparse.block(Kind.MODEL, given, 3000, travels, Coding.CODES, bits)
+    many = quantized.ranges(Kind.MODEL, given, lengths, bits, None, 3000, travels)
+    agreed = where if sized == "agreed" else None
+    places = slice(None) if sized == "dense" else where
+    grid = quantized._grid(many, lengths, False)
+    for block, levels in ((one, None), (many[0], grid)):
+        found, wanted = target.clone(), target.clone()
+        wanted[places] += 0.3 * sparse.values(block, grid=levels)
+        sparse.add(found, travel(block), 0.3, agreed, levels)
+        assert torch.equal(found, wanted)
 
 
 def test_means_are_over_those_who_have_a_position() -> None:

@@ -18,6 +18,7 @@ from fedmpi.methods.hetiot.compress import (
     Width,
 )
 from fedmpi.networks.flat import Flat
+from fedmpi.streams import Purpose, key
 from tests.small import small, smooth, sorts
 
 CPU = torch.device("cpu")
@@ -52,7 +53,7 @@ def test_a_share_of_one_leaves_a_model_as_it_is(kind: int, flat: Flat) -> None:
 
 def lifted(local: Local, update: Tensor, flat: Flat) -> Tensor:
     """What the server makes of an update of the values, [n]."""
-    blocks = local.upload(update, np.random.default_rng(1))
+    blocks = local.upload(update, key(1, Purpose.ROUND, 0, 0))
     return local.lifted(local.sent(blocks, CPU), flat.size)
 
 

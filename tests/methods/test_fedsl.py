@@ -17,8 +17,8 @@ from fedmpi.clients.burden import Burden
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Message
-from fedmpi.streams import Purpose, stream
-from tests import plain
+from fedmpi.streams import Purpose, key, stream
+from tests import coded, plain
 from tests.plain import CNN, EVERYTHING, network, play, vector
 from tests.small import run, small, smooth
 from tests.suites.test_rows import compare
@@ -120,8 +120,9 @@ def rounds(found: Engine) -> Iterator[Tensor]:
                 g = torch.cat([piece.reshape(-1) for piece in ours])
                 beta, square = method.smoothing, g.double().square()
                 mean = square if mean is None else beta * mean + (1 - beta) * square
-                random = stream(settings.seed, Purpose.ROUNDING, t, client, step)
-                draws = np.split(random.random(size), np.cumsum([o.numel() for o in ours])[:-1])
+                secret = key(settings.seed, Purpose.ROUND_STEP, t, client, step)
+                ends = np.cumsum([o.numel() for o in ours])[:-1]
+                draws = np.split(coded.draws(secret, size), ends)
                 pairs = zip(ours, draws, strict=True)
                 q = torch.cat([rounded(o.reshape(-1), method.bits, d) for o, d in pairs])
                 front = front - settings.lr * mask * q

@@ -17,8 +17,9 @@ from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Block
 from fedmpi.methods.hetiot.compress import DAMPING, LowRank, Prune, Quant, Width
-from fedmpi.streams import Purpose, stream
+from fedmpi.streams import Purpose, key
 from fedmpi.training.train import Hooks
+from tests import coded
 from tests.plain import CNN, EVERYTHING, play, positions, train
 from tests.small import alike, refusal, run, small
 
@@ -93,10 +94,10 @@ def test_running_statistics_travel_exactly_beside_codes() -> None:
     engine = Engine(small(NAME, "method.compressor=quant", *words))
     quant, flat = engine.server.compressors.made["quant"], engine.flat
     w = torch.from_numpy(np.random.default_rng(1).normal(size=flat.size).astype("f4"))
-    random = np.random.default_rng(2)
+    secret = key(2, Purpose.ROUND, 0, 0)
     for blocks in (
         quant.blocks(w, 0.25),
-        quant.local(quant.blocks(w, 0.25), 0.25).upload(w, random),
+        quant.local(quant.blocks(w, 0.25), 0.25).upload(w, secret),
     ):
         found = quant.codes.decode(blocks)
         places = flat.stat_positions
@@ -119,7 +120,7 @@ def test_quantized_rounds_train_from_the_grid_and_send_updates_in_as_many_bits()
         for client in engine.population.sample(t):
             size = len(engine.population.shards[client])
             update = (train(engine, t, client, start)[0] - start).numpy()
-            draws = stream(engine.settings.seed, Purpose.QUANTIZE, t, client).random(len(w))
+            draws = coded.draws(key(engine.settings.seed, Purpose.ROUND, t, client), len(w))
             for some in pieces:
                 total[some] += size * codes(update[some], draws[some])
             samples += size
@@ -287,8 +288,8 @@ def alone(engine: Engine, t: int, client: int, w: Tensor, kind: str, keep: float
 
     hooks = Hooks(adjust=adjust)
     (trained,) = engine.trainer.train_apart(t, [client], [local.start], [part], hooks)
-    random = stream(engine.settings.seed, Purpose.QUANTIZE, t, client)
-    blocks = local.upload(trained - local.start, random)
+    secret = key(engine.settings.seed, Purpose.ROUND, t, client)
+    blocks = local.upload(trained - local.start, secret)
     return local.lifted(local.sent(blocks, device), flat.size)
 
 
@@ -337,7 +338,7 @@ def test_a_compressor_of_all_devices_is_that_of_the_method(compressor: str) -> N
 def test_updates_in_few_bits(kind: str) -> None:
     """Of each tensor's values that are sent those on the grid beside, right on average."""
     words = (NAME, f"method.compressor={kind}", "method.keeps=[0.5]", "rounds=1", "clients=1")
-    exact, coded = (Engine(small(*words, f"method.bits={bits}")) for bits in (32, 4))
+    exact, rough = (Engine(small(*words, f"method.bits={bits}")) for bits in (32, 4))
     sent: dict[Engine, tuple[Any, ...]] = {}
 
     def watch(engine: Engine, t: int, client: int, w: Tensor) -> list[Block]:
@@ -349,15 +350,15 @@ def test_updates_in_few_bits(kind: str) -> None:
         sent[engine] = local, values.numpy().astype("f8"), found.numpy()
         return blocks
 
-    for engine in (exact, coded):
+    for engine in (exact, rough):
         engine.clients.upload = partial(watch, engine)
         (outcome,) = play(engine)
         sent[engine] += (int(outcome.tables["clients"]["up_gradient"][0]),)
     if kind != "quant":
         assert np.array_equal(sent[exact][1].astype("f4"), sent[exact][2])
-    local, values, found, length = sent[coded]
+    local, values, found, length = sent[rough]
     places = np.arange(local.shape.size) if local.mask is None else local.places.numpy()
-    draws = stream(1, Purpose.QUANTIZE, 0, 0).random(len(values))
+    draws = coded.draws(key(1, Purpose.ROUND, 0, 0), len(values))
     wanted = np.empty(len(values))
     for piece in local.shape.parameters:
         some = (places >= piece.start) & (places < piece.stop)

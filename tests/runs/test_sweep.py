@@ -645,3 +645,35 @@ def test_devices_too_small_for_all_but_a_front() -> None:
         else:
             with pytest.raises(ConfigError, match="is a 'sensor': wanted at most its memory"):
                 Engine(settings)
+
+
+def test_what_another_job_writes_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a sweep that is started twice: the account says so, and the code that it lacks."""
+    file = write("seed = [1, 2]")
+    path = Sweep(file, Path("results")).path(0)
+    with record.begin(path):
+        found = sweep()
+        assert found.exit_code == 2
+        last = found.stderr.splitlines()[-1]
+        assert last == "2 runs: 1 being written by another job (run 0), 1 done"
+        starts(2, monkeypatch)
+        found = sweep("--ranks", "2", "--out", "results")
+        assert found.exit_code == 2
+        last = found.stderr.splitlines()[-1]
+        assert last == "2 runs: 1 being written by another job (run 0), 1 done already"
+
+
+def test_what_another_job_has_finished_meanwhile_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The account and the exit code say the same; it was 3 done, with code 2."""
+    file = write("seed = [1, 2, 3]")
+    plan = Sweep(file, Path("results"))
+
+    def start(ranks: int, words: Sequence[str]) -> int:
+        with record.begin(plan.path(0)):
+            code = sweep().exit_code
+        assert sweep("--only", "0").exit_code == 0  # the other job's
+        return int(code)
+
+    monkeypatch.setattr(launch, "start", start)
+    found = sweep("--ranks", "2", "--out", "results")
+    assert found.stderr.splitlines()[-1] == "3 runs: 3 done" and found.exit_code == 0

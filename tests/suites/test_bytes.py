@@ -30,6 +30,7 @@ from fedmpi.messages.codec import (
 from fedmpi.messages.counts import keep_round
 from fedmpi.results import tables
 from fedmpi.streams import Purpose, stream
+from tests import coded
 from tests.plain import METHODS
 from tests.small import Run, run, small
 
@@ -76,26 +77,19 @@ GOLDEN = [
         "09 01 000000000000",
     ),
     (
-        Block(
-            *(Kind.GRADIENT, 5, Coding.CODES, np.array([1, 2, 3, 4, 7], "u1"), None),
-            *(3, Scale(-1.5, 0.25)),
-        ),
+        coded.block(Kind.GRADIENT, 5, [1, 2, 3, 4, 7], 3, Scale(-1.5, 0.25)),
         # 1, 2, 3, 4, 7, the lowest bits first: 100 010 11|0 001 111
         "01 07 00 03 00000000 0500000000000000 0500000000000000 0000c0bf 0000803e"
         "d1 78 000000000000",
     ),
     (
-        Block(
-            *(Kind.GRADIENT, 2, Coding.CODES, np.array([0xABC, 0x123], "u2"), None),
-            *(12, Scale(0.0, 1.0)),
-        ),
+        coded.block(Kind.GRADIENT, 2, [0xABC, 0x123], 12),
         "01 07 00 0c 00000000 0200000000000000 0200000000000000 00000000 0000803f"
         "bc 3a 12 0000000000",
     ),
     (
-        Block(
-            *(Kind.GRADIENT, 100, Coding.CODES, np.array([0, 1], "u1"), places(3, 64)),
-            *(1, Scale(-0.5, 1.0), Places.GOLOMB),
+        coded.block(
+            *(Kind.GRADIENT, 100, [0, 1], 1, Scale(-0.5, 1.0), places(3, 64)), Places.GOLOMB
         ),
         # Gaps of 3 and 60 with five lower bits: 1 01 | 11000 00111
         "01 07 03 01 03000000 6400000000000000 0200000000000000 000000bf 0000803f"

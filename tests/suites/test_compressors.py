@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor
 from fedmpi import models
 from fedmpi.engine import Engine
 from fedmpi.messages import quantized, select, sparse
-from fedmpi.messages.codec import Block, Kind, Message, WireError, pack
+from fedmpi.messages.codec import Block, Kind, Message, WireError, pack, unpack
 from fedmpi.methods import powersgd, randomk
+from fedmpi.streams import Purpose, key
 from tests.methods.test_fedavg import TINY
 from tests.plain import EVERYTHING, play
 from tests.small import refusal, run, small, smooth
@@ -220,8 +222,7 @@ def test_randomk_without_sparsity_is_fedavg() -> None:
 @pytest.mark.parametrize("bucket", [1, 7, 128, 5000])
 def test_levels_are_those_beside_a_value(bits: int, bucket: int) -> None:
     values = torch.randn(1000, generator=torch.Generator().manual_seed(1))
-    codes, norms = quantized.levels(Kind.GRADIENT, values, bits, bucket, np.random.default_rng(0))
-    found = quantized.leveled(codes, norms, bucket, CPU)
+    found, norms = leveled(values, bits, bucket)
     parts = values.split(bucket)
     wanted = torch.stack([part.norm() for part in parts])
     np.testing.assert_allclose(sparse.values(norms), wanted, rtol=1e-6)
@@ -230,34 +231,29 @@ def test_levels_are_those_beside_a_value(bits: int, bucket: int) -> None:
     assert ((found == 0) | (found.sign() == values.sign())).all()
 
 
-class Even:
-    """In place of a generator: all numbers of a row are the middle of its part of [0, 1)."""
-
-    def random(self, shape: tuple[int, int]) -> np.ndarray:
-        """See `numpy.random.Generator.random`."""
-        rows = (np.arange(shape[0]) + 0.5) / shape[0]
-        return np.broadcast_to(rows[:, np.newaxis], shape)
+def leveled(values: Tensor, bits: int, bucket: int) -> tuple[Tensor, Block]:
+    """What QSGD makes of values [n], and the block of norms."""
+    secret = key(0, Purpose.ROUND, 0, 0)
+    codes, norms = quantized.levels(Kind.GRADIENT, values, bits, bucket, secret)
+    return sparse.values(codes, grid=quantized.leveled([codes, norms], bucket)), norms
 
 
-POINTS = 256
-"""Into so many parts of equal probability [0, 1) is divided."""
+DRAWS = 2000
 
 
 def outcomes(values: Tensor, bits: int) -> Tensor:
-    """What QSGD makes of values [n], a bucket, in all parts of the probability: [POINTS, n]."""
-    even: Any = Even()
-    pair = quantized.levels(Kind.GRADIENT, values.repeat(POINTS), bits, len(values), even)
-    return quantized.leveled(*pair, len(values), CPU).view(POINTS, -1).double()
+    """What QSGD makes of values [n], a bucket, drawn again and again: [DRAWS, n]."""
+    return leveled(values.repeat(DRAWS), bits, len(values))[0].view(DRAWS, -1).double()
 
 
 @given(vectors, st.integers(2, 6))
 @few
-def test_levels_are_right_on_average_over_all_outcomes(vector: list[float], bits: int) -> None:
-    """E Q(v) = v (lemma 3.1 (i) of the paper), to what one part of the probability is worth."""
+def test_levels_are_right_on_average(vector: list[float], bits: int) -> None:
+    """E Q(v) = v (lemma 3.1 (i) of the paper), to six standard deviations of the mean."""
     values = torch.tensor(vector)
     step = float(values.double().norm()) / (2 ** (bits - 1) - 1)
     mean = outcomes(values, bits).mean(0)
-    assert (mean - values).abs().max() <= step * (0.5 / POINTS + 1e-5)
+    assert (mean - values).abs().max() <= step * (6 / 2 / DRAWS**0.5 + 1e-5)
 
 
 @given(vectors, st.integers(2, 6))
@@ -271,8 +267,8 @@ def test_levels_vary_no_more_and_are_as_few_as_the_paper_proves(
     values, n, s = torch.tensor(vector), len(vector), 2 ** (bits - 1) - 1
     found, square = outcomes(values, bits), float(values.double().square().sum())
     variance = float((found - values).square().sum(1).mean())
-    # Half of a part each value may be off, by what it has to lose.
-    off = n / POINTS / 2
+    # Six standard deviations of the mean of a sum of n terms between 0 and 1.
+    off = 6 * n**0.5 / 2 / DRAWS**0.5
     assert variance <= (min(n / s**2, n**0.5 / s) * (1 + 1e-5) + off / s**2) * square
     assert float((found != 0).double().sum(1).mean()) <= s * (s + n**0.5) + off
 
@@ -301,15 +297,13 @@ def test_qsgd_with_a_norm_for_each_value_is_fedavg() -> None:
 def test_levels_of_what_is_no_number(wrong: float) -> None:
     values = torch.ones(10)
     values[3] = wrong
-    pair = quantized.levels(Kind.GRADIENT, values, 4, 5, np.random.default_rng(0))
-    found = quantized.leveled(*pair, 5, CPU)
+    found, _ = leveled(values, 4, 5)
     assert not torch.isfinite(found[:5]).any() and torch.isfinite(found[5:]).all()
 
 
 def test_levels_of_nothing_and_zeros() -> None:
     for values in (torch.empty(0), torch.zeros(9)):
-        pair = quantized.levels(Kind.GRADIENT, values, 4, 5, np.random.default_rng(0))
-        assert torch.equal(quantized.leveled(*pair, 5, CPU), values)
+        assert torch.equal(leveled(values, 4, 5)[0], values)
 
 
 @pytest.mark.parametrize("bits", [2, 8, 11])
@@ -337,6 +331,42 @@ def test_signs() -> None:
     for wrong in ([2, 2], [4], [1, 0, 2], [1, 0, 3, 0]):
         with pytest.raises(WireError, match="wanted"):
             quantized.signed(parts, wrong)
+
+
+def test_ternary_values_are_zero_or_the_largest() -> None:
+    """And right on average: six standard deviations of a mean of 40,000 draws."""
+    draws, one = 40_000, torch.tensor([0.5, -2.0, 0.0, 1.5, -0.1, -4.0])
+    secret = key(3, Purpose.ROUND, 0, 0)
+    for lengths, tops in (([6], [4.0] * 6), ([2, 0, 4], [2.0] * 2 + [4.0] * 4)):
+        given = one.repeat(draws)
+        parts = lengths * draws if len(lengths) > 1 else [6 * draws]
+        blocks = quantized.ternary(Kind.GRADIENT, given, parts, len(given), None, secret)
+        found = sparse.values(quantized.signed(travel(blocks), parts)).view(draws, 6)
+        top = torch.tensor(tops)
+        assert ((found == 0) | (found == one.sign() * top)).all()
+        assert not found[:, 2].any() and (found[:, 5] == -4).all()
+        bound = 6 * top / 2 / draws**0.5
+        assert ((found.double().mean(0) - one).abs() <= bound + 1e-6).all()
+        assert blocks[0].bits == 2 and len(blocks) == min(2, len(parts))
+    nearest = quantized.ternary(Kind.GRADIENT, one, [6], 6)
+    assert sparse.values(nearest[0]).tolist() == [0, -4, 0, 0, 0, -4]
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_ternary_values_of_what_is_no_number(wrong: float) -> None:
+    given = torch.ones(10)
+    given[3] = wrong
+    blocks = quantized.ternary(Kind.GRADIENT, given, [5, 5], 10)
+    found = sparse.values(quantized.signed(blocks, [5, 5]))
+    assert found[:5].isnan().all() and found[5:].tolist() == [1] * 5
+    for nothing in (torch.zeros(4), torch.empty(0)):
+        blocks = quantized.ternary(Kind.GRADIENT, nothing, [len(nothing)], len(nothing))
+        assert torch.equal(sparse.values(blocks[0]), nothing)
+
+
+def travel(blocks: Sequence[Block]) -> Sequence[Block]:
+    """The blocks as they come out at the other end of the wire."""
+    return unpack(pack([Message(0, blocks)]).data)[0][0].blocks
 
 
 def pack_one(*blocks: Block) -> Any:

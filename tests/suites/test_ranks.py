@@ -232,7 +232,7 @@ def test_layers_that_look_beyond_a_sample(
 @families
 def test_stacked_rows(family: str) -> None:
     """All clients of a rank at once: then the same to rounding, because chunks differ."""
-    settings = of(family, "optimizer=adam", "lr=0.01", "rows=9", "server=shared")
+    settings = of(family, *CNN, "optimizer=adam", "lr=0.01", "rows=9", "server=shared")
     found = run(settings, WORLD)
     if WORLD.rank == 0:
         wanted = alone(settings, lambda: arrays(run(settings)))

@@ -92,8 +92,8 @@ def test_both_sides_move_alike_and_nothing_is_lost(words: str) -> None:
 
 @each
 def test_what_changes_leave_out_does_not_grow(words: str) -> None:
-    """From change to change, as it does if a coding leaves out as much as there is: codes of a
-    single bit, or ternary values at random.
+    """From change to change, as it does if a coding leaves out as much as there is, such as codes
+    of a single bit.
     """
     said, norms = Words(changes(words), 1), []
     for t in range(400):

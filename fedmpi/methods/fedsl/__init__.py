@@ -40,13 +40,14 @@ from fedmpi.clients.burden import Burden
 from fedmpi.config import Settings
 from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.messages.kernels import philox
 from fedmpi.messages.sums import Held
 from fedmpi.methods import splitfed
 from fedmpi.methods.fedsl import importance
 from fedmpi.methods.fedsl.dropping import Dropping, Leaky
 from fedmpi.methods.fedsl.fronts import NarrowedWaveParts
 from fedmpi.split.lockstep import Talk
-from fedmpi.streams import Purpose, stream
+from fedmpi.streams import Purpose, key
 from fedmpi.training.train import Trainer
 
 
@@ -224,9 +225,9 @@ class Clients(Half, splitfed.Clients):
         each = np.array([self.bits[client] for client in clients])
         for bits in np.unique(each[each != sparse.EXACT]).tolist():
             rows = np.flatnonzero(each == bits).tolist()
-            ids = [(Purpose.ROUNDING, self.t, clients[row], step) for row in rows]
-            random = np.stack([stream(self.settings.seed, *one).random(size) for one in ids])
-            draws, is_all = torch.from_numpy(random).to(g.device), len(rows) == len(g)
+            ids = [(Purpose.ROUND_STEP, self.t, clients[row], step) for row in rows]
+            drawn = [philox.uniform(key(self.settings.seed, *one), size) for one in ids]
+            draws, is_all = torch.from_numpy(np.stack(drawn)).to(g.device), len(rows) == len(g)
             some = g if is_all else g[rows]
             for piece in self.held.parameters:
                 part = slice(piece.start, piece.stop)

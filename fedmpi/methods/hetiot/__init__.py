@@ -39,7 +39,7 @@ from fedmpi.messages.sums import Held
 from fedmpi.methods import fedavg
 from fedmpi.methods.hetiot.compress import Compressor, Local, LowRank, Prune, Quant, Width
 from fedmpi.networks.flat import Flat
-from fedmpi.streams import Purpose, stream
+from fedmpi.streams import Purpose, key
 from fedmpi.training.probe import Variant
 from fedmpi.training.train import Trainer
 
@@ -52,6 +52,7 @@ class Config(config.Method):
     can_send_changes: ClassVar[bool] = False
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     fits: ClassVar[bool] = True
     uploads: ClassVar[config.Uploads] = "codes"
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)
@@ -250,8 +251,8 @@ class Clients(fedavg.Clients):
     def upload(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Sends the update of the compressed model."""
         local = self.locals[client]
-        random = stream(self.settings.seed, Purpose.QUANTIZE, t, client)
-        return local.upload(w - local.start, random)
+        secret = key(self.settings.seed, Purpose.ROUND, t, client)
+        return local.upload(w - local.start, secret)
 
     def burden(self, t: int, client: int) -> Burden:
         """Returns the cost of the smaller network, or the whole one without pruned weights."""

@@ -58,18 +58,17 @@ class Codes:
             some.nonzero().squeeze(1).to(device) for some in (travels, ~travels)
         )
 
-    def encode(
-        self, kind: Kind, values: Tensor, bits: int, random: np.random.Generator | None
-    ) -> list[Block]:
+    def encode(self, kind: Kind, values: Tensor, bits: int, key: np.ndarray | None) -> list[Block]:
         """Encodes values as codes, ranges, and statistics if there are any.
 
         Args:
             kind: of the values.
             values: those that travel, [k].
             bits: 1 to 16.
-            random: rounds them at random, so that they are right on average; None to the nearest.
+            key: rounds them at random, so that they are right on average (`streams.key`); None to
+                the nearest.
         """
-        found = quantized.ranges(kind, values[self.parameters], self.lengths, bits, random)
+        found = quantized.ranges(kind, values[self.parameters], self.lengths, bits, key)
         if len(self.statistics):
             found.append(sparse.block(kind, values[self.statistics]))
         return found
@@ -107,12 +106,12 @@ class Local:
         self.start, self.shape = start, whole if part is None else part.flat
         self.part, self.mask, self.places, self.bits = part, mask, places, bits
 
-    def upload(self, update: Tensor, random: np.random.Generator) -> list[Block]:
-        """Encodes those values of an update [m] that are sent; `random` rounds codes."""
+    def upload(self, update: Tensor, key: np.ndarray) -> list[Block]:
+        """Encodes those values of an update [m] that are sent; codes are rounded with the key."""
         values = update if self.mask is None else update[self.places]
         if self.bits == EXACT:
             return [sparse.block(Kind.GRADIENT, values)]
-        return self._codes.encode(Kind.GRADIENT, values, self.bits, random)
+        return self._codes.encode(Kind.GRADIENT, values, self.bits, key)
 
     def sent(self, blocks: Sequence[Block], device: torch.device) -> Tensor:
         """Decodes what `upload` encoded."""

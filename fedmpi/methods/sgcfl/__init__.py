@@ -37,7 +37,7 @@ from fedmpi.methods.sgcfl.distance import Waiting
 from fedmpi.methods.sgcfl.residual import Residuals
 from fedmpi.split.cuts import Crossing, Cut
 from fedmpi.split.sides import Side
-from fedmpi.streams import Purpose, stream
+from fedmpi.streams import Purpose, key
 from fedmpi.training.train import Trainer
 
 
@@ -119,8 +119,8 @@ class Coding(Side):
     def strongest(self, x: Tensor, spans: Sequence[Span], why: Purpose, *ids: int) -> list[Block]:
         """Encodes a tensor by SGQ, each span of its values separately."""
         method, seed = self.method, self.settings.seed
-        random = stream(seed, why, *ids) if method.stochastic else None
-        given = (x.reshape(1, -1), spans, method.sparsity, method.bits, random)
+        secret = key(seed, why, *ids) if method.stochastic else None
+        given = (x.reshape(1, -1), spans, method.sparsity, method.bits, secret)
         return quantized.strongest(Kind.GRADIENT, *given, by_sign=self.by_sign)
 
     def restored(self, blocks: Sequence[Block], spans: Sequence[Span]) -> Tensor:
@@ -137,13 +137,12 @@ class Coding(Side):
         """Encodes a gradient by SGQ; activations are sent as they are."""
         if crossing.kind != Kind.GRADIENT or not self.method.cut_gradient:
             return super().encode(crossing, values)
-        ids = crossing.t, crossing.client, crossing.step, crossing.cut
         spans = [range(values.numel())]
         if self.residuals is None:
-            return self.strongest(values, spans, Purpose.CUT, *ids)
+            return self.strongest(values, spans, Purpose.ROUND_CUT, *crossing.ids)
         g, samples = values.detach().flatten(1).clone(), self.residuals.samples(crossing)
         self.residuals.add(samples, g)
-        blocks = self.strongest(g, spans, Purpose.CUT, *ids)
+        blocks = self.strongest(g, spans, Purpose.ROUND_CUT, *crossing.ids)
         self.residuals.remember(samples, g - self.restored(blocks, spans).view_as(g))
         return blocks
 
@@ -219,4 +218,4 @@ class Clients(Updates, splitfed.Clients):
         """Sends the update of front and tail by SGQ."""
         if not self.method.model_gradient:
             return super().encode_update(t, client, update)
-        return self.strongest(update, self.theirs.parameters, Purpose.QUANTIZE, t, client)
+        return self.strongest(update, self.theirs.parameters, Purpose.ROUND, t, client)

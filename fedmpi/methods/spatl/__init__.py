@@ -80,6 +80,7 @@ class Config(fedper.Config, selection.Config):
     own_changes: ClassVar[str] = "method.down"
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
     aggregation: Literal["index", "zero-average"] = "index"

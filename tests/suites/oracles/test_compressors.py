@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from fedmpi.streams import Purpose, stream
+from fedmpi.streams import Purpose, key, stream
+from tests import coded
 from tests.suites.oracles.reference import BASE, Reference, agree, largest, trajectory
 
 Compress = Callable[[ndarray], ndarray]
@@ -232,8 +233,9 @@ def test_qsgd(bits: int, bucket: int) -> None:
             update = reference.train(w, t, client) - w
             padded = np.pad(update, (0, -len(update) % bucket)).reshape(-1, bucket)
             norms = np.linalg.norm(padded, axis=1, keepdims=True)
-            drawn = stream(reference.settings.seed, Purpose.QUANTIZE, t, client)
-            heights = levels * np.abs(padded) / norms + drawn.random(padded.shape)
+            secret = key(reference.settings.seed, Purpose.ROUND, t, client)
+            drawn = coded.draws(secret, padded.size).reshape(padded.shape)
+            heights = levels * np.abs(padded) / norms + drawn
             sent = np.sign(padded) * np.floor(heights) * norms / levels
             total += share * sent.ravel()[: len(w)]
         return w + total
