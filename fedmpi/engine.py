@@ -153,10 +153,7 @@ class Engine:
         self.exchange = exchange.Exchange(wire, clock, self.ledger)
         method, is_apart = self.method, self.settings.server == "dedicated" and wire.size > 1
         hosts = range(1 if is_apart else 0, wire.size)
-        has_variates = self.settings.control != "none"
-        is_settled = method.keeps_state or has_variates or self.trainer.keeps_statistics
-        is_settled = is_settled or self.settings.feeds_back
-        about = self.width, is_settled, method.converses
+        about = self.width, self.settings.keeps_state, method.converses
         self.placement = Placement(self.population, hosts, *about)
         first = self.population.first_round if first is None else first
         for t in range(first, self.settings.rounds):
@@ -215,7 +212,7 @@ class Engine:
 
     def send(self, t: int, wave: Wave) -> None:
         """Server -> each client, if the method sends something to single clients."""
-        if not self.method.sends:
+        if not self.settings.sends:
             return
         messages = []
         with self.clock(Phase.SERVE):
@@ -333,7 +330,7 @@ class Engine:
             with self.clock(Phase.SERVE):
                 if self.server is not None and not self.is_void:
                     self.server.sum.close(t)
-                    self.server.step(t)
+                    self.server.advance(t)
             return
         messages = []
         with self.clock(Phase.SERVE):

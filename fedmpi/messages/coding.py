@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.config import Codec
+from fedmpi.config import Coded
 from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Coding, Kind, Places, WireError
 from fedmpi.messages.select import Span
@@ -49,7 +49,7 @@ class Coder:
     """
 
     def __init__(
-        self, codec: Codec, spans: Sequence[Span], exact: Tensor, size: int, apart: bool
+        self, codec: Coded, spans: Sequence[Span], exact: Tensor, size: int, apart: bool
     ) -> None:
         self.codec, self.size, self.apart = codec, size, apart
         self.stops = torch.tensor([span.stop for span in spans], dtype=torch.int64)
