@@ -144,7 +144,9 @@ def scale(panel: Axes, units: Units) -> None:
     low, high = panel.get_xlim()
     place = panel.get_subplotspec()
     is_alone = place is not None and place.get_gridspec().ncols == 1
-    between = (1.0, 2.0, 5.0) if high < (100 if is_alone else 15) * low else (1.0, 3.0)
+    between: tuple[float, ...] = (
+        (1.0, 2.0, 5.0) if high < (100 if is_alone else 15) * low else (1.0, 3.0)
+    )
     if high >= 100 * low:
         between = (1.0,)
     panel.xaxis.set_major_locator(LogLocator(subs=between))

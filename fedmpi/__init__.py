@@ -9,7 +9,8 @@ Rank 0 is the server; the other ranks host the logical clients. In round t (`eng
               then upload -> pack.  In a split method clients and server take each step together;
               half of the clients computes while the server serves the other half:
               forward -> ask -> learn -> answer -> backward
-    collect   gather -> unpack -> server: absorb, in client order, one message at a time
+    collect   gather -> unpack -> server: absorb, in client order, one message at a time; or each
+              rank absorbs its own clients' uploads, and merge adds the ranks' sums (`reduce`)
     step      server: moves the model
     outcome   off the clock: accuracies, bytes, seconds as rows of tables -> `record`
 
@@ -23,7 +24,8 @@ The laws
     tensors are views. Running statistics are in it, too, unless they are local; no gradient moves
     them. Masks, control variates, residuals and sub-models are vectors or index sets over `w`.
  2. Clients are rows of w[C, n]; a method's mathematics is elementwise or row-wise. The same lines
-    run one client after the other on a CPU, or stacked on a GPU. A chunk's rows are ordered by
+    run one client after the other on a CPU, or stacked on a GPU. Small dense networks train
+    together on a CPU, too, with the bits of one after the other. A chunk's rows are ordered by
     steps, the clients with most steps first, so that active rows are always the first ones.
  3. A method is a module: a file, or a folder if its paper needs more than one page. The file name
     is its name. There is no registry.
@@ -37,16 +39,20 @@ The laws
  7. A client owns its state; the network belongs to the rank. State lies in `store` while its client
     is idle.
  8. Sums are things: `Sum` (a vector and a weight), `Held` (a mean over those who have a value),
-    `Kept` (median, trimmed mean, clip, noise).
- 9. Bytes are bytes: one packed buffer per rank and collective. The bytes reported are the length of
-    the buffers that MPI was handed, never a formula.
+    `Kept` (median, trimmed mean, clip, noise). What two sums consist of, an exchange may add up on
+    the way to the server.
+ 9. Bytes are bytes: one packed buffer per rank and collective. The bytes reported of a rank are the
+    length of the buffers that MPI was handed, and those of a client the length of its packed
+    messages, never a formula. Where uploads are added up on the way, the two have no common sum.
 10. One module knows MPI (`wire`), one HDF5 (`record`), one the wire format (`codec`).
 11. The round is on one screen.
 12. (settings, round) alone tell every rank which collectives come next. A run ends early in one way
     only: the server broadcasts no message for the next round, and every rank receives that alike.
-13. The number of ranks never changes the result: bit for bit on a CPU, to rounding where rows are
-    stacked. Nor do settings of the machine (`config.MACHINE`), which are no part of a run's
-    identity; threads of a rank do to rounding.
+13. The number of ranks never changes the result: bit for bit on a CPU with the exchange `star`; to
+    rounding with one that adds on the way, on a GPU, or where `rows` stacks other networks than
+    dense ones. Nor do settings of the machine (`config.MACHINE`), which are no part of a run's
+    identity: where they decide who hosts whom or what is stacked (`exchange.window`) to rounding
+    likewise, as threads of a rank do.
 14. Waiting is not transfer, and nothing unknown passes. A timed barrier precedes each collective;
     on a split method's lines, counts are sent first, when messages are ready. Evaluation and
     recording are off the clock. Bad settings are errors before any collective.
@@ -75,9 +81,10 @@ that says which others it may import, and checks it.
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks
     select         which values are sent           counts         how many values are kept
-    kernels/       loops over arrays that run as machine code: codes (values of few bits, packed),
-                   philox (draws at a position)
+    kernels/       loops over arrays that run as machine code: `ranking` (the largest), `places`
+                   (positions), `adding`, `codes` (values of few bits), `philox` (random draws)
     clock          seconds by phase                ledger         bytes by client and kind
+    coding         the codec of updates, whatever the method
     sums           weighted sums of uploads, and robust alternatives to their mean
     coding         codec of updates: float32 blocks <-> blocks in few bits
  networks/
@@ -97,10 +104,12 @@ that says which others it may import, and checks it.
     train          local steps of rows of clients  rates          learning rates of local steps
     feed           batches of each local step      probe          measurements of single models
     rows           models, one by one              stacked        models, all at once
-    descent        optimizers of rows              inner          networks inside rows
+    dense          small networks, several at once inner          networks inside rows
+    descent        optimizers of rows
     evaluate       accuracies                      hardware       devices and threads of a rank
     store          clients' state between rounds   feedback       residuals of compression
     variates       control variates of clients     spans          values that compete to be sent
+    downlink       changes of the model in its place
     theory         terms of a bound on convergence
     server_optimizer   moves the global model by the mean update
     inference      sliced networks against whole ones

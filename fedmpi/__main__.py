@@ -485,7 +485,8 @@ class Benches(click.Group):
             return None
         found = copy.copy(bench.command_of(name))
         assert found.callback is not None
-        found.callback = alone(f"bench {name}")(found.callback)
+        guard = mends if bench.is_on_ranks(name) else alone(f"bench {name}")
+        found.callback = guard(found.callback)
         return found
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:

@@ -26,7 +26,7 @@ from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import EVERYONE, Message
 from fedmpi.messages.ledger import Ledger
 from fedmpi.messages.wire import ALONE, Line, Place, Wire
-from fedmpi.methods.fedavg import Clients, Server
+from fedmpi.methods.fedavg import Clients, Half, Server
 from fedmpi.networks.flat import Flat
 from fedmpi.results.outcome import Observer, Outcome
 from fedmpi.split.lockstep import Talk
@@ -60,6 +60,7 @@ class Engine:
     Attributes:
         server: the method's server half, on the root; None elsewhere.
         clients: the method's client half, for the clients that this rank hosts.
+        half: the one that adds up uploads: the server's, or elsewhere the clients'.
         width: number of clients in a wave, at most.
 
     Raises:
@@ -104,6 +105,9 @@ class Engine:
         if place.is_root:
             self.server = module.Server(settings, self.trainer)
         self.clients: Clients = module.Clients(settings, self.trainer)
+        self.half: Half = self.clients if self.server is None else self.server
+        if settings.exchange.adds and self.server is None:
+            self.clients.prepare_sums()
         if (settings.target or "").startswith("shard_mean:") and not self.has_accuracies:
             raise ConfigError(
                 f"target = '{settings.target}': wanted a method whose clients have a model after a "
@@ -149,10 +153,7 @@ class Engine:
         self.exchange = exchange.Exchange(wire, clock, self.ledger)
         method, is_apart = self.method, self.settings.server == "dedicated" and wire.size > 1
         hosts = range(1 if is_apart else 0, wire.size)
-        has_variates = self.settings.control != "none"
-        is_settled = method.keeps_state or has_variates or self.trainer.keeps_statistics
-        is_settled = is_settled or self.settings.feeds_back
-        about = self.width, is_settled, method.converses
+        about = self.width, self.settings.keeps_state, method.converses
         self.placement = Placement(self.population, hosts, *about)
         first = self.population.first_round if first is None else first
         for t in range(first, self.settings.rounds):
@@ -166,6 +167,7 @@ class Engine:
                 if method.converses:
                     self.converse(t, wave)
                 self.collect(t, wave, self.work(t, wave))
+            self.merge(t)
             self.step(t)
             outcome = self.outcome(t, waves)
             if outcome is not None:
@@ -210,7 +212,7 @@ class Engine:
 
     def send(self, t: int, wave: Wave) -> None:
         """Server -> each client, if the method sends something to single clients."""
-        if not self.method.sends:
+        if not self.settings.sends:
             return
         messages = []
         with self.clock(Phase.SERVE):
@@ -223,9 +225,10 @@ class Engine:
 
     def work(self, t: int, wave: Wave) -> list[Message]:
         """Trains this rank's clients of the wave, and returns their uploads."""
-        mine, messages = wave.on(self.wire.rank), []
+        mine, messages, agrees = wave.on(self.wire.rank), [], self.population.is_agreement(t)
+        is_evaluated = self.evaluation.is_due(t) and not agrees
         with self.clock(Phase.TRAIN):
-            if not (self.population.is_agreement(t) or self.method.converses):
+            if not (agrees or self.method.converses):
                 self.trainer.feed.draw(t, mine)
             for clients in self.trainer.chunks(t, mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
@@ -233,7 +236,7 @@ class Engine:
                     blocks = self.clients.report(t, client, w)
                     self.trainer.spend((client,), began)
                     messages.append(Message(client, blocks, self.population.weight(t, client)))
-                    if self.evaluation.is_due(t) and not self.population.is_agreement(t):
+                    if is_evaluated:
                         with self.clock(Phase.EVALUATE):
                             self.evaluation.set_aside(client, self.clients.personal(client, w))
                             if self.has_theory(t):
@@ -282,24 +285,41 @@ class Engine:
         return [Party(*each) for each in zip(waves, lines, turns, talks, strict=True)]
 
     def collect(self, t: int, wave: Wave, messages: list[Message]) -> None:
-        """Clients -> server: absorbs the uploads in client order, without those that are lost."""
+        """Clients -> server: absorbs the uploads in client order, without those that are lost.
+
+        It happens where the exchange has them added up: on the root, or on each rank.
+        """
         uploads, agrees = self.exchange.gather(messages), self.population.is_agreement(t)
+        lost = {client for client in wave.clients if self.population.is_lost(t, client)}
+        self.is_void = self.is_void and len(lost) == len(wave.clients)
         with self.clock(Phase.SERVE):
             for message in uploads:
-                assert self.server is not None
-                if self.population.is_lost(t, message.client):
-                    self.server.unheard[message.client] = True
-                    continue
-                self.is_void = False
-                taking = nullcontext(message) if agrees else self.server.sum.taking(message)
-                with taking as taken:
-                    self.server.absorb(t, taken)
+                if message.client not in lost:
+                    taking = nullcontext(message) if agrees else self.half.sum.taking(message)
+                    with taking as taken:
+                        self.half.absorb(t, taken)
+            if self.server is not None:
+                self.server.unheard[list(lost)] = True
         if self.evaluation.is_due(t):
             personal = None if self.server is None else self.server.personal
             models = self.evaluation.evaluate_locals(wave, personal, self.wire, self.clock)
             if self.has_theory(t):
                 with self.clock(Phase.EVALUATE):
                     self.theory.keep(models)
+
+    def merge(self, t: int) -> None:
+        """Adds all ranks' sums to the server's, if the exchange adds up uploads on their way."""
+        if not self.settings.exchange.adds:
+            return
+        with self.clock(Phase.PACK):
+            addends = self.half.addends(t)
+            sums = addends.buffers()
+        self.exchange.merge(sums)
+        with self.clock(Phase.PACK):
+            if self.server is None:
+                addends.clear()
+            else:
+                addends.fill(sums)
 
     def step(self, t: int) -> None:
         """Moves the model; in an agreement the server sends its result to all clients instead.
@@ -310,7 +330,7 @@ class Engine:
             with self.clock(Phase.SERVE):
                 if self.server is not None and not self.is_void:
                     self.server.sum.close(t)
-                    self.server.step(t)
+                    self.server.advance(t)
             return
         messages = []
         with self.clock(Phase.SERVE):

@@ -150,7 +150,7 @@ SETTINGS = {
         ["partition.name=x"],
         "partition.name = 'x': no such partition; there are: classes",
     ),
-    "exchange": (["exchange.name=tree"], "exchange.name = 'tree': no such exchange; there are"),
+    "exchange": (["exchange.name=ring"], "exchange.name = 'ring': no such exchange; there are"),
     "state": (["state.memory=-1"], "state.memory = -1: wanted a whole number of at least 0"),
     "no folder for state": (
         ["method.name=topk", "state.folder=/nowhere/at/all"],

@@ -18,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
-from fedmpi import loading
+from fedmpi import config, loading
 from fedmpi.bench import JSON, REPEATS, Result, apart, chosen, compare, rank, run
 from fedmpi.config import Tree
 from fedmpi.runs import launch
@@ -46,32 +46,36 @@ TOLERANCE = 0.02
 and 0.00007 before the first unit tipped over."""
 
 
-def cases(workloads: tuple[str, ...], ranks: int, repeats: int) -> Iterator[Callable[[], Result]]:
+def cases(
+    workloads: tuple[str, ...], exchange: str, server: str, ranks: int, repeats: int
+) -> Iterator[Callable[[], Result]]:
     """One case for each workload."""
     for workload in workloads:
-        yield partial(measure, workload, ranks, repeats)
+        yield partial(measure, workload, exchange, server, ranks, repeats)
 
 
-def tree_of(workload: str) -> Tree:
+def tree_of(workload: str, exchange: str = "star", server: str = "dedicated") -> Tree:
     """The settings of a workload. Accuracies are measured after the last round alone."""
     tree, samples = WORKLOADS[workload]
     data = {"name": "synthetic", "shape": [1, 28, 28], "test_samples": 10}
     data["samples"] = samples * tree["clients"]
     common = {"lr": 0.01, "epochs": 1, "validation": 0.0, "data": data}
     common |= {"evaluate": {"every": tree["rounds"]}}
+    common |= {"exchange": {"name": exchange}, "server": server}
     return common | tree
 
 
-def measure(workload: str, ranks: int, repeats: int) -> Result:
+def measure(workload: str, exchange: str, server: str, ranks: int, repeats: int) -> Result:
     """One workload: its rounds on so many ranks, and the textbook's."""
     launcher = launch.find()
-    settings = loading.load(tree_of(workload))
+    settings = loading.load(tree_of(workload, exchange, server))
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Path(folder) / "ours", Path(folder) / "textbook"
 
         def turn(side: str, out: Path) -> float:
             starter = launcher if side == "ours" else None
-            apart("fedmpi.bench.round", [workload, side, str(out)], starter, ranks)
+            words = [workload, exchange, server, side, str(out)]
+            apart("fedmpi.bench.round", words, starter, ranks)
             return json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["seconds"]
 
         def check() -> None:
@@ -88,15 +92,16 @@ def measure(workload: str, ranks: int, repeats: int) -> Result:
             check()
             return seconds
 
-        case: dict[str, Any] = {"workload": workload, "ranks": ranks}
+        case: dict[str, Any] = {"workload": workload, "exchange": exchange, "server": server}
+        case["ranks"] = ranks
         return compare("round", case, {"ours": our_turn, "textbook": their_turn}, repeats)
 
 
-def main(workload: str, side: str, out: Path) -> None:
+def main(workload: str, exchange: str, server: str, side: str, out: Path) -> None:
     """One side's turn, in this process or on these ranks: leaves its seconds and its movement."""
     from fedmpi.engine import Engine
 
-    settings = loading.load(tree_of(workload))
+    settings = loading.load(tree_of(workload, exchange, server))
     if side == "textbook":
         from fedmpi.bench.textbook import Textbook
 
@@ -122,6 +127,20 @@ def main(workload: str, side: str, out: Path) -> None:
 @click.command()
 @click.option("--workload", "workloads", multiple=True, help="Only this workload. Can be repeated.")
 @click.option(
+    "--exchange",
+    type=click.Choice(config.names("exchange")),
+    default="star",
+    show_default=True,
+    help="How uploads travel.",
+)
+@click.option(
+    "--server",
+    type=click.Choice(["dedicated", "shared"]),
+    default="dedicated",
+    show_default=True,
+    help="Whether rank 0 hosts clients, too.",
+)
+@click.option(
     "--ranks",
     type=click.IntRange(min=1),
     default=3,
@@ -130,13 +149,22 @@ def main(workload: str, side: str, out: Path) -> None:
 )
 @REPEATS
 @JSON
-def command(workloads: tuple[str, ...], ranks: int, repeats: int, as_json: bool) -> None:
+def command(
+    workloads: tuple[str, ...],
+    exchange: str,
+    server: str,
+    ranks: int,
+    repeats: int,
+    as_json: bool,
+) -> None:
     """Measure the time of a whole round on several ranks.
 
     The reference is the textbook's serial loop.
     """
-    run(cases(chosen(workloads, WORKLOADS), ranks, repeats), as_json)
+    found = chosen(workloads, WORKLOADS)
+    run(cases(found, exchange, server, ranks, repeats), as_json)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    workload, exchange, server, side, out = sys.argv[1:]
+    main(workload, exchange, server, side, Path(out))

@@ -1,9 +1,9 @@
 """Local training: milliseconds a client and step, against the textbook loop and the bare step.
 
 The bare step is forward and `autograd.grad` on one resident batch, nothing else: a floor that no
-training can be under. The textbook loop (see `textbook`) is what most codes do. Where rows are
-stacked, the same rows one by one are the reference `eager`. All run in one process, whose memory
-is kept as in a run.
+training by autograd can be under. The textbook loop (see `textbook`) is what most codes do. Where
+clients train in another way, the same clients one by one, by autograd, are the reference `eager`.
+All run in one process, whose memory is kept as in a run.
 """
 
 import copy
@@ -21,6 +21,8 @@ from fedmpi.bench.textbook import Textbook
 from fedmpi.config import Tree
 from fedmpi.engine import Engine
 from fedmpi.runs import memory
+from fedmpi.training.descent import descent
+from fedmpi.training.rows import OneByOne
 from fedmpi.training.train import Trainer
 
 MODELS = {
@@ -106,7 +108,7 @@ def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Res
         "textbook": textbook_once,
         "bare": bare_once,
     }
-    if trainer.is_stacked:
+    if type(trainer.rows) is not OneByOne:
         single = one_by_one(engine)
         turns["eager"] = lambda: [
             single.train(0, (client,), start) for chunk in chunks for client in chunk
@@ -118,9 +120,8 @@ def measure(model: str, batch: int, rows: int, device: str, repeats: int) -> Res
 
 def one_by_one(engine: Engine) -> Trainer:
     """A trainer like the engine's whose clients train one after the other, in eager mode."""
-    found = copy.copy(engine.trainer)
-    found.is_stacked = False
-    found.descent = found.descent_of(engine.flat, 1)
+    found, settings = copy.copy(engine.trainer), engine.settings
+    found.descent = descent(settings, OneByOne(engine.flat, 1, found.device, settings))
     found.begin(0)
     return found
 

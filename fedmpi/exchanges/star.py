@@ -27,6 +27,7 @@ class Config(config.Exchange):
 class Exchange:
     """Sends messages to all clients (`broadcast`), from all (`gather`) and to each (`scatter`).
 
+    Uploads are added up where `gather` returns them; `merge` then brings the ranks' sums together.
     On a `Line` gather and scatter are nonblocking, in two halves: `send_up` and `recv_up`,
     `send_down` and `recv_down`.
 
@@ -49,6 +50,15 @@ class Exchange:
     def gather(self, messages: list[Message]) -> list[Message]:
         """Returns all clients' messages on the root, in client order, and charges them."""
         return self._sort(self.wire.gather(self._pack("wire", messages).data))
+
+    def merge(self, sums: Sequence[np.ndarray]) -> None:
+        """Adds all ranks' sums to the root's, in place, at the end of a round.
+
+        Here the root has added up all uploads already.
+
+        Args:
+            sums: on each rank float32 or float64 vectors of the same lengths.
+        """
 
     def scatter(self, wave: Wave, messages: list[Message]) -> list[Message]:
         """Sends the root's messages for single clients to the ranks that host them."""

@@ -20,7 +20,8 @@ class Phase(IntEnum):
     TRAIN = 3
     """Local steps of the clients."""
     SERVE = 4
-    """The server's work: absorbing updates, training the back of a split network."""
+    """The server's work: absorbing updates, on whichever rank; training the back of a split
+    network."""
     EVALUATE = 5
     """Off the clock: evaluation, and waiting for ranks that still evaluate."""
     RECORD = 6

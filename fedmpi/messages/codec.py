@@ -177,6 +177,27 @@ def pack(messages: Sequence[Message], buffer: np.ndarray | None = None) -> Buffe
         WireError: if a block breaks the rules of `Block`, or a message has a client or weight that
             `unpack` would refuse.
     """
+    sections, account = _write(messages)
+    end = BUFFER.size + int(account.sum())
+    data = np.empty(end, np.uint8) if buffer is None or len(buffer) < end else buffer[:end]
+    start, view = 0, data.data
+    for section in (BUFFER.pack(MAGIC, VERSION, 0, len(messages), 0, end), *sections):
+        stop = start + len(section)
+        view[start:stop] = section
+        start = stop
+    return Buffer(data, account)
+
+
+def weigh(messages: Sequence[Message]) -> np.ndarray:
+    """Returns the bytes of messages by kind, int64 [messages, kinds], as `pack` does.
+
+    All is written as for `pack`, but not put into one buffer.
+    """
+    return _write(messages)[1]
+
+
+def _write(messages: Sequence[Message]) -> tuple[list[bytes | memoryview], np.ndarray]:
+    """Returns the sections of a buffer behind its header, and their bytes as `Buffer.bytes`."""
     sections: list[bytes | memoryview] = []
     accounts: list[list[int]] = []
 
@@ -203,15 +224,7 @@ def pack(messages: Sequence[Message], buffer: np.ndarray | None = None) -> Buffe
                 write(positions, Kind.MASK)
             if values is not None:
                 write(values, block.kind)
-
-    end = BUFFER.size + sum(map(sum, accounts))
-    data = np.empty(end, np.uint8) if buffer is None or len(buffer) < end else buffer[:end]
-    start, view = 0, data.data
-    for section in (BUFFER.pack(MAGIC, VERSION, 0, len(messages), 0, end), *sections):
-        stop = start + len(section)
-        view[start:stop] = section
-        start = stop
-    return Buffer(data, np.array(accounts, np.int64).reshape(-1, len(Kind)))
+    return sections, np.array(accounts, np.int64).reshape(-1, len(Kind))
 
 
 def unpack(data: np.ndarray) -> tuple[list[Message], np.ndarray]:
@@ -331,7 +344,7 @@ def _write_places(block: Block) -> tuple[Places, int, np.ndarray | None]:
         return Places.AGREED, 0, None
     if indices.dtype != np.uint32 or indices.shape != (block.count,):
         raise WireError(f"positions are {indices.dtype}{list(indices.shape)}, wanted uint32[count]")
-    indices = np.require(indices, np.uint32, "CA")
+    indices = np.require(indices, np.uint32, ["C", "A"])
     _check_ascending(indices, block.size)
     if places is None:
         is_short = 4 * block.count <= -(-block.size // 8)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.config import Codec
+from fedmpi.config import Coded
 from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Coding, Kind, Places, WireError
 from fedmpi.messages.select import Span
@@ -49,7 +49,7 @@ class Coder:
     """
 
     def __init__(
-        self, codec: Codec, spans: Sequence[Span], exact: Tensor, size: int, apart: bool
+        self, codec: Coded, spans: Sequence[Span], exact: Tensor, size: int, apart: bool
     ) -> None:
         self.codec, self.size, self.apart = codec, size, apart
         self.stops = torch.tensor([span.stop for span in spans], dtype=torch.int64)
@@ -167,11 +167,11 @@ class Coder:
             return [sparse.block(kind, values, size, indices, coding)]
         lengths = self._lengths(where, len(values))
         if codec.values == "uniform":
-            draws = key if codec.rounding == "stochastic" else None
+            given = key if codec.rounding == "stochastic" else None
             if codec.scales == "whole":
-                about = indices, Coding.CODES, codec.bits, draws
+                about = indices, Coding.CODES, codec.bits, given
                 return [sparse.block(kind, values, size, *about)]
-            return quantized.ranges(kind, values, lengths, codec.bits, draws, size, indices)
+            return quantized.ranges(kind, values, lengths, codec.bits, given, size, indices)
         if codec.values == "sign":
             return quantized.signs(kind, values, lengths, size, indices)
         return quantized.ternary(kind, values, lengths, size, indices, key)

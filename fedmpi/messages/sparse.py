@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedmpi.messages.codec import Block, Coding, Kind, Scale, WireError
-from fedmpi.messages.kernels import codes
+from fedmpi.messages.kernels import adding, codes
 from fedmpi.messages.kernels.codes import Form, Grid
 
 EXACT = 32
@@ -185,6 +185,11 @@ def add(
         codes.add(target.numpy(), block.values, levels, weight, places)
         return
     found = _values(block, grid).to(target.device)
+    if block.indices is not None and target.device.type == "cpu":
+        # The same as below, and faster.
+        if not adding.add_at(target.numpy(), block.indices, found.numpy(), weight):
+            raise WireError(f"positions beyond a vector of {len(target)}")
+        return
     where = indices(block, target.device) if block.indices is not None else agreed
     if where is None:
         target.add_(found, alpha=weight)

@@ -3,7 +3,8 @@
 `Sum` is a weighted sum. `Measured` also sums up the squared lengths of the updates. `Held` is a sum
 whose mean at each position is over the clients that have a value there. `Kept` keeps all updates of
 a round, for a median, a trimmed mean, clipping or noise.
-`vectors` returns the parts that can be added up elementwise on the way to the server.
+`vectors` returns the parts that can be added up elementwise on the way to the server; `Addends` are
+those of a rank, as buffers.
 
 Coordinate-wise median and trimmed mean: D. Yin, Y. Chen, K. Ramchandran, P. Bartlett,
 *Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates*, ICML 2018, arXiv
@@ -17,10 +18,11 @@ Reconstruction: noise is added only where some client's update is not zero, so t
 stays sparse. A guarantee of privacy would need noise everywhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,8 +44,17 @@ class Sum:
         self.total, self.weight = torch.zeros(size, device=device), 0.0
 
     def vectors(self) -> list[Tensor]:
-        """Returns the vectors by which two such sums can be added, besides `weight`: each [n]."""
+        """Returns the vectors by which two such sums can be added, besides `numbers`: each [n]."""
         return [self.total]
+
+    @property
+    def numbers(self) -> list[float]:
+        """The numbers by which two such sums can be added; they can be set."""
+        return [self.weight]
+
+    @numbers.setter
+    def numbers(self, found: Sequence[float]) -> None:
+        (self.weight,) = found
 
     @contextmanager
     def taking(self, message: Message) -> Iterator[Message]:
@@ -106,6 +117,15 @@ class Measured(Sum):
         self.total[self.stat_positions] = 0
         self.squares += float(self.total.square().sum(dtype=torch.float64)) / message.weight
         self.total = before
+
+    @property
+    def numbers(self) -> list[float]:
+        """The sum of the weights, and that of the lengths."""
+        return [self.weight, self.squares]
+
+    @numbers.setter
+    def numbers(self, found: Sequence[float]) -> None:
+        self.weight, self.squares = found
 
     def scale(self, factor: float) -> None:
         """Multiplies all updates by a factor, and so their lengths."""
@@ -205,6 +225,57 @@ class Kept(Sum):
             result = result + deviation * noise * (rows != 0).any(0)
         result[self.stat_positions] = rows[:, self.stat_positions].mean(0)
         self.total = result * len(rows)
+
+
+@dataclass
+class Addends:
+    """All that a rank adds uploads to, so that it can be added to that of the other ranks.
+
+    Attributes:
+        sums: the sums; none of them is a `Kept`.
+        more: vectors beside them, each [n].
+        where: positions outside of which all vectors are zero on every rank, int64 [k]; None if
+            there are no such positions, and then k = n.
+    """
+
+    sums: Sequence[Sum]
+    more: Sequence[Tensor]
+    where: Tensor | None
+
+    @property
+    def vectors(self) -> list[Tensor]:
+        """The vectors of all sums, and those beside them."""
+        return [vector for each in self.sums for vector in each.vectors()] + list(self.more)
+
+    def buffers(self) -> list[np.ndarray]:
+        """Returns float32 [k] for each vector, and float64 for all numbers; to be `fill`ed again.
+
+        A buffer is the vector's own memory where all of it is on the host.
+        """
+        numbers = [number for each in self.sums for number in each.numbers]
+        values = [v if self.where is None else v[self.where] for v in self.vectors]
+        return [*(value.cpu().numpy() for value in values), np.array(numbers)]
+
+    def fill(self, buffers: Sequence[np.ndarray]) -> None:
+        """Takes what became of the buffers."""
+        *values, numbers = buffers
+        for vector, value in zip(self.vectors, values, strict=True):
+            found = torch.from_numpy(value).to(vector.device)
+            if self.where is not None:
+                vector[self.where] = found
+            elif found.data_ptr() != vector.data_ptr():
+                vector.copy_(found)
+        left = numbers.tolist()
+        for each in self.sums:
+            count = len(each.numbers)
+            each.numbers, left = left[:count], left[count:]
+
+    def clear(self) -> None:
+        """Sets everything to zero."""
+        for each in self.sums:
+            each.clear()
+        for vector in self.more:
+            vector.zero_()
 
 
 def chosen(settings: Settings, size: int, device: torch.device, stat_positions: Tensor) -> Sum:

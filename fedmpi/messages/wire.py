@@ -7,15 +7,16 @@ transfer.
 """
 
 import atexit
+import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from threading import current_thread, main_thread
 from time import perf_counter, sleep
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mpi4py
 import numpy as np
@@ -33,8 +34,13 @@ except (ImportError, RuntimeError) as error:
     ) from None
 
 ROOT = 0
+NODES = "FEDMPI_NODES"
+"""Environment variable for tests: a number of nodes among which the ranks are divided, in their
+order, in place of the nodes that there are. Ranks of one such node must be on one machine."""
 WORD = 8
 """Buffers are counted in words of 8 bytes, their padding: 32-bit MPI counts then reach 16 GiB."""
+MOST = 1 << 30
+"""Elements in one reduction, under what 32-bit MPI counts can say."""
 EAGER, NAP = 1e-4, 1e-4
 """Seconds of busy polling before a waiting rank sleeps, and seconds of sleep between polls."""
 
@@ -69,7 +75,8 @@ class Wire:
     Attributes:
         rank: this rank; `ROOT` is the server.
         size: number of ranks.
-        up: bytes that this rank handed to `gather` since the last `reset`.
+        up: bytes that this rank handed to `gather`, `gather_near` and, if it is not the root, which
+            adds to its own sum in place, to `reduce` since the last `reset`.
         down: bytes that `bcast` and `scatter` handed to this rank since the last `reset`.
     """
 
@@ -110,6 +117,36 @@ class Wire:
         self._meet(Phase.WAIT)
         self.up += data.nbytes
         return self._gather(data, Phase.TRANSFER)
+
+    def reduce(self, vectors: Sequence[np.ndarray]) -> None:
+        """Adds every rank's vectors to the root's, in place; elsewhere they stay as they are.
+
+        All ranks pass vectors of the same lengths and types, float32 or float64.
+        """
+        self._meet(Phase.WAIT)
+        with self.clock(Phase.TRANSFER):
+            for vector in vectors:
+                for start in range(0, len(vector), MOST):
+                    part = vector[start : start + MOST]
+                    mine, all_of_it = (MPI.IN_PLACE, part) if self.is_root else (part, None)
+                    self.comm.Reduce(mine, all_of_it, MPI.SUM, ROOT)
+        if not self.is_root:
+            self.up += sum(vector.nbytes for vector in vectors)
+
+    def gather_near(self, pack: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+        """Gathers the bytes of a node's ranks on its leader, in rank order; elsewhere nothing.
+
+        The pieces are views of the window, until the next call.
+
+        Args:
+            pack: returns this rank's bytes; they lie in the uint8 memory that it is given, if that
+                is long enough.
+        """
+        self._meet(Phase.WAIT)
+        data = pack(self.node.mine)
+        self.up += data.nbytes
+        with self.clock(Phase.TRANSFER):
+            return self.node.gather(data)
 
     def scatter(self, data: np.ndarray | None, lengths: Sequence[int]) -> np.ndarray:
         """Scatters the root's bytes by the lengths for each rank; other ranks pass None and [].
@@ -163,6 +200,17 @@ class Wire:
         mine, least = np.array([self.rank if here else self.size]), np.zeros(1, np.int64)
         self.comm.Allreduce(mine, least, MPI.MIN)
         return int(least[0]) if least[0] < self.size else None
+
+    @cached_property
+    def node(self) -> "Node":
+        """The ranks of this node; its first use is collective, so that all ranks must read it."""
+        return _nodes(self.comm)
+
+    @cached_property
+    def leaders(self) -> "Wire | None":
+        """The first rank of each node; None on all others. Its first use is collective."""
+        leaders = self.node.leaders
+        return None if leaders == MPI.COMM_NULL else Wire(self.clock, leaders)
 
     @cached_property
     def place(self) -> Place:
@@ -224,6 +272,73 @@ class Wire:
         if buffer is None or buffer.nbytes < words * WORD:
             buffer = self.buffers[sender] = np.empty(words * WORD, np.uint8)
         return buffer[: words * WORD]
+
+
+class Node:
+    """The ranks of one node, whose first one, the leader, reads what they write, without a copy.
+
+    Each rank has a segment of a window of shared memory. It may write while the leader does not
+    read: after all ranks met.
+
+    Attributes:
+        leaders: the leaders of all nodes, the root first; COMM_NULL on other ranks.
+        is_leader: whether this rank is the first one of its node.
+    """
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        number = _faked(comm)
+        shared = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.comm = cast(MPI.Intracomm, shared.Split(number, comm.rank))
+        shared.Free()
+        self.is_leader = self.comm.rank == ROOT
+        color = 0 if self.is_leader else MPI.UNDEFINED
+        self.leaders = cast(MPI.Intracomm, comm.Split(color, comm.rank))
+        self.window: MPI.Win | None = None
+        self.segments = [np.empty(0, np.uint8)] * self.comm.size
+
+    @property
+    def mine(self) -> np.ndarray:
+        """This rank's segment, which may be too short, uint8."""
+        return self.segments[self.comm.rank]
+
+    def gather(self, data: np.ndarray) -> list[np.ndarray]:
+        """Returns every rank's bytes on the leader, in rank order; elsewhere an empty list.
+
+        Args:
+            data: lies at the beginning of `mine` if it fits there; else it is copied into a longer
+                segment, which all ranks of the node make together.
+        """
+        lengths, longest = np.zeros(self.comm.size, np.int64), map(len, self.segments)
+        self.comm.Allgather(np.array([data.nbytes]), lengths)
+        if self.window is None or any(
+            length > room for length, room in zip(lengths, longest, strict=True)
+        ):
+            self._grow(data)
+        assert self.window is not None
+        self.window.Sync()
+        self.comm.Barrier()
+        self.window.Sync()
+        if not self.is_leader:
+            return []
+        return [some[:length] for some, length in zip(self.segments, lengths, strict=True)]
+
+    def _grow(self, data: np.ndarray) -> None:
+        """Makes segments that are long enough, and copies this rank's data there."""
+        length, kept = max(data.nbytes, len(self.mine)), data.copy()
+        self.free()
+        self.window = MPI.Win.Allocate_shared(length, 1, comm=self.comm)
+        self.window.Lock_all()
+        found = (self.window.Shared_query(rank)[0] for rank in range(self.comm.size))
+        self.segments = [np.asarray(memory).view(np.uint8) for memory in found]
+        self.mine[: len(kept)] = kept
+
+    def free(self) -> None:
+        """Gives the window back; all ranks of the node do so together, and before MPI ends."""
+        if self.window is not None:
+            self.segments = [np.empty(0, np.uint8)] * self.comm.size
+            self.window.Unlock_all()
+            self.window.Free()
+            self.window = None
 
 
 class Line:
@@ -356,6 +471,32 @@ def _second(comm: MPI.Intracomm) -> MPI.Intracomm:
     return found
 
 
+@cache
+def _nodes_key() -> int:
+    """The name under which a communicator keeps its nodes, by the number that is asked for."""
+    return MPI.Comm.Create_keyval()
+
+
+def _nodes(comm: MPI.Intracomm) -> Node:
+    """Returns this rank's node, made only once; all ranks call it together."""
+    found, asked = comm.Get_attr(_nodes_key()), os.environ.get(NODES, "")
+    if not isinstance(found, dict):
+        found = dict[str, Node]()
+        comm.Set_attr(_nodes_key(), found)
+    if asked not in found:
+        found[asked] = Node(comm)
+        atexit.register(found[asked].free)
+    return found[asked]
+
+
+def _faked(comm: MPI.Intracomm) -> int:
+    """Returns the number of this rank's node among those that `NODES` asks for; 0 without it."""
+    asked = os.environ.get(NODES, "")
+    if asked and not (asked.isdecimal() and 1 <= int(asked) <= comm.size):
+        raise BadInput(f"${NODES} = '{asked}': wanted a number from 1 to {comm.size}, the ranks")
+    return comm.rank * int(asked) // comm.size if asked else 0
+
+
 def join() -> None:
     """Initialises MPI, until this process ends; no other process of this program knows MPI.
 
@@ -365,6 +506,7 @@ def join() -> None:
     others may wait for it in a collective, and the launcher ends them only if it is gone.
     """
     if not MPI.Is_initialized():
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # complains of windows where it has no device
         MPI.Init_thread()
         atexit.register(MPI.Finalize)
         if MPI.COMM_WORLD.Get_size() > 1 and current_thread() is main_thread():

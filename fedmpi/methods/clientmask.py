@@ -33,9 +33,11 @@ from fedmpi.training.train import Trainer
 class Config(config.Method):
     paper: ClassVar[Mapping[str, Any]] = staticmask.PAPER
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     broadcasts = False
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)
     sends: ClassVar[bool] = True
+    can_send_changes: ClassVar[bool] = False
 
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of each layer's weights that a client prunes."""

@@ -48,8 +48,10 @@ from fedmpi.training.train import Trainer
 class Config(config.Method):
     broadcasts = is_global = False
     sends: ClassVar[bool] = True
+    can_send_changes: ClassVar[bool] = False
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
     uploads: ClassVar[config.Uploads] = "models"
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)

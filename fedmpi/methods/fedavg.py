@@ -16,15 +16,17 @@ from torch import Tensor
 
 from fedmpi import config
 from fedmpi.clients.burden import Burden
-from fedmpi.config import Settings
+from fedmpi.config import Down, Settings
 from fedmpi.messages import sparse, sums
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.messages.coding import Coder
+from fedmpi.messages.sums import Addends, Sum
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.slicing import Channels
 from fedmpi.split.lockstep import Talk
 from fedmpi.streams import Purpose, key
 from fedmpi.training import probe
+from fedmpi.training.downlink import Changes, Copies, Words
 from fedmpi.training.feedback import Estimates, Feedback
 from fedmpi.training.probe import Overlap, Variant
 from fedmpi.training.server_optimizer import ServerOptimizer
@@ -55,14 +57,26 @@ class Config(config.Method):
 class Half:
     """What both halves of a method know.
 
+    If the method `adds`, both can add up uploads: the server all of them or, with an exchange that
+    adds on the way, each rank those of its clients. Then `absorb`, `add` and what they call are the
+    same in both halves, and use nothing that only one of them knows.
+
     Attributes:
         method: the settings in `[method]`; a method narrows their type to its own.
         stat_positions: positions of running statistics in the model, int64; may be empty.
         theirs: the network whose values clients upload.
         coder: writes and reads updates as `[codec]` says.
+        changes: encodes changes of the model; None if the server sends the model itself.
+        sum: weighted sum of the round's uploads; on the server of all of them in the end.
+        shift: what control variates' changes are added to, [n]: on the server c itself, elsewhere
+            zeros at the beginning of a round; None without control variates.
+        estimates: on the server those of clients' updates, with `feedback = ef21`; else None.
     """
 
     method: config.Method
+    sum: Sum
+    shift: Tensor | None
+    estimates: Estimates | None = None
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         self.settings, self.method = settings, settings.method
@@ -71,6 +85,13 @@ class Half:
         self.theirs: Flat = self.method.theirs(trainer)
         about = self.theirs.parameters, self.theirs.stat_positions, self.theirs.size
         self.coder = Coder(settings.codec, *about, self.method.apart)
+        self.changes: Changes | None = None
+        if settings.sends_changes:
+            self.changes = Changes(self.down(), self.flat, trainer.device)
+
+    def down(self) -> Down:
+        """Returns how changes of the model are written, if the server sends changes."""
+        return self.settings.codec.down
 
     @property
     def has_statistics(self) -> bool:
@@ -127,9 +148,102 @@ class Half:
         where = self.sent_positions(t, client, blocks)
         return list(blocks), self.decode_update(t, client, blocks), where
 
-    def rounding(self, t: int, client: int, *more: int) -> np.ndarray:
-        """Returns the key by which the values of a client's upload are rounded."""
-        return key(self.settings.seed, Purpose.ROUND, t, client, *more)
+    def prepare_sums(self) -> None:
+        """Makes what uploads are added to, all zero; called before the first upload."""
+        size, device = self.flat.size, self.trainer.device
+        self.sum = sums.chosen(self.settings, size, device, self.stat_positions)
+        has_control = self.settings.control != "none"
+        self.shift = torch.zeros(size, device=device) if has_control else None
+
+    def absorb(self, t: int, message: Message) -> None:
+        """Adds one client's upload to the round's sum.
+
+        The engine passes uploads in client order and does not keep them.
+        """
+        blocks, client = list(message.blocks), message.client
+        changes: list[Block] = []
+        if self.shift is not None:
+            at = len(blocks) - self.blocks_per_change
+            blocks, changes = blocks[:at], blocks[at:]
+        if self.has_statistics:
+            self.sum.add(blocks.pop(), message.weight, self.stat_positions)
+        blocks, update, where = self.heard(t, client, blocks)
+        if self.shift is not None:
+            self.take_change(client, where, changes)
+        if self.estimates is not None:
+            like = torch.zeros(self.theirs.size, device=self.trainer.device)
+            estimate = self.estimates.learn(client, like, update, where)
+            update, where = sparse.block(Kind.GRADIENT, estimate), None
+        self.add(t, client, blocks, update, where, message.weight)
+        self.sum.weight += message.weight
+
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
+        """Adds weight * update to `sum`.
+
+        Args:
+            t: the round.
+            client: the client.
+            blocks: its upload, as `Clients.encode_update` made it.
+            update: what it decodes to, in float32.
+            where: positions of the update's values, int64; None for all.
+            weight: the client's weight in the mean.
+        """
+        self.sum.add(update, weight, where)
+
+    def take_change(self, client: int, where: Tensor | None, changes: Sequence[Block]) -> None:
+        """Adds the client's share of the change of its c_k to `shift`.
+
+        So c stays the mean of all c_k, with the weights of the objective.
+
+        Args:
+            client: the client.
+            where: positions of the change's values, int64; None for all.
+            changes: the blocks of the change.
+        """
+        assert self.shift is not None
+        values = self.decode_change(changes, where)
+        values = values.to(self.shift.device) * self.share(client)
+        if where is None:
+            self.shift += values
+        else:
+            self.shift.index_add_(0, where, values)
+
+    def share(self, client: int) -> float:
+        """Returns the client's weight in the mean of all c_k."""
+        return self.trainer.population.share(client)
+
+    def agreed(self, t: int) -> Tensor | None:
+        """Returns the positions outside of which the sums of round t are zero on every rank.
+
+        All ranks know them without a message, such as those of a mask.
+
+        Returns:
+            int64, ascending; None if there are no such positions.
+        """
+        return None
+
+    def addends(self, t: int) -> Addends:
+        """Returns all that uploads of round t are added to, so that ranks can add it up."""
+        more = [] if self.shift is None else [self.shift]
+        return Addends([self.sum], more, self.agreed(t))
+
+    def rounding(self, t: int, *who: int) -> np.ndarray:
+        """Returns the key by which values are rounded in round t.
+
+        Args:
+            t: the round.
+            who: the client whose upload they are, with 1 behind it for the change of its control
+                variate; nobody for the change of the server's model.
+        """
+        return key(self.settings.seed, Purpose.ROUND, t, *who)
 
     def encode_change(
         self, t: int, client: int, values: Tensor, where: Tensor | None
@@ -164,25 +278,26 @@ class Server(Half):
             value}}`; columns are those of `tables.CLIENTS`.
         figures: numbers about its model after a round, by column of `tables.ROUNDS`.
         w: the global model, [n].
-        sum: weighted sum of the round's uploads.
         optimizer: moves the model by the mean of the sum.
         control: the control variate c, [n]; None without control variates.
         unheard: which clients' last upload was lost, and do not know it yet, bool [clients].
         stores: per-client state of the server between rounds, by name.
-        estimates: of clients' updates, with `feedback = ef21`; else None.
+        words: the changes of the last rounds; None if the server sends the model itself.
     """
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
+        self.prepare_sums()
         self.w = self.flat.initial.to(trainer.device, copy=True)
         about = len(self.w), trainer.device, self.stat_positions
-        self.sum, self.optimizer = sums.chosen(settings, *about), ServerOptimizer(settings, *about)
-        self.control = torch.zeros_like(self.w) if settings.control != "none" else None
+        self.optimizer, self.control = ServerOptimizer(settings, *about), self.shift
         self.unheard = torch.zeros(settings.clients, dtype=torch.bool)
         self.noted: dict[str, dict[int, float]] = {}
         self.figures: dict[str, float] = {}
         self.stores = Stores(settings.state)
-        self.estimates: Estimates | None = None
+        self.words: Words | None = None
+        if self.changes is not None:
+            self.words = Words(self.changes, settings.clients)
         if settings.feeds_back and settings.feedback == "ef21":
             store = self.stores.add("estimate", self.theirs.size)
             self.estimates = Estimates(store, self.theirs.stat_positions.to(trainer.device))
@@ -192,23 +307,26 @@ class Server(Half):
 
         The tensors are the server's own, unless they were made for this.
         """
-        control = {} if self.control is None else {"control": self.control}
-        return {"w": self.w, "unheard": self.unheard} | control | self.optimizer.state()
+        found = {"w": self.w, "unheard": self.unheard} | self.optimizer.state()
+        found |= {} if self.control is None else {"control": self.control}
+        return found | ({} if self.words is None else self.words.state())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes the state of another server that has the same settings."""
+        if self.words is not None:
+            self.words.restore(state)
         for name, own in self.state().items():
             own.copy_(state[name])
 
     def tell(self, t: int) -> list[Block]:
         """Returns all blocks for round t's clients: the broadcast, and the control variate."""
-        if not self.method.broadcasts:
-            return []
-        blocks = self.broadcast(t)
-        return blocks if self.control is None else [*blocks, self.control_block(self.control)]
+        blocks = self.broadcast(t) if self.settings.broadcasts else []
+        if self.control is None or not self.method.broadcasts:
+            return blocks
+        return [*blocks, self.control_block(self.control)]
 
     def broadcast(self, t: int) -> list[Block]:
-        """Returns the blocks for all of round t's clients; called if the method `broadcasts`."""
+        """Returns the blocks for all of round t's clients; called if the settings `broadcasts`."""
         return [sparse.block(Kind.MODEL, self.w)]
 
     def control_block(self, control: Tensor) -> Block:
@@ -216,77 +334,32 @@ class Server(Half):
         return sparse.block(Kind.GRADIENT, control)
 
     def send(self, t: int, client: int) -> list[Block]:
-        """Returns additional blocks for one client; called only if the method `sends`."""
-        raise NotImplementedError
+        """Returns additional blocks for one client; called only if the settings `sends`.
+
+        By default they are the changes of the model that the client missed.
+        """
+        assert self.words is not None
+        return self.words.missed(t, client, self.w)
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
         """Opens a conversation with each party of clients; called only if the method converses."""
         raise NotImplementedError
 
-    def absorb(self, t: int, message: Message) -> None:
-        """Adds one client's upload to the round's sum.
+    def advance(self, t: int) -> None:
+        """Takes the step of round t. If the server sends changes, the model moves by what is sent.
 
-        The engine passes uploads in client order and does not keep them.
+        The step then starts from zero, so that no digit of a small change is lost beside the model.
         """
-        blocks, client = list(message.blocks), message.client
-        changes: list[Block] = []
-        if self.control is not None:
-            at = len(blocks) - self.blocks_per_change
-            blocks, changes = blocks[:at], blocks[at:]
-        if self.has_statistics:
-            self.sum.add(blocks.pop(), message.weight, self.stat_positions)
-        blocks, update, where = self.heard(t, client, blocks)
-        if self.control is not None:
-            self.take_change(client, where, changes)
-        if self.estimates is not None:
-            like = torch.zeros(self.theirs.size, device=self.trainer.device)
-            estimate = self.estimates.learn(client, like, update, where)
-            update, where = sparse.block(Kind.GRADIENT, estimate), None
-        self.add(t, client, blocks, update, where, message.weight)
-        self.sum.weight += message.weight
-
-    def add(
-        self,
-        t: int,
-        client: int,
-        blocks: Sequence[Block],
-        update: Block,
-        where: Tensor | None,
-        weight: float,
-    ) -> None:
-        """Adds weight * update to `sum`.
-
-        Args:
-            t: the round.
-            client: the client.
-            blocks: its upload, as `Clients.encode_update` made it.
-            update: what it decodes to, in float32.
-            where: positions of the update's values, int64; None for all.
-            weight: the client's weight in the mean.
-        """
-        self.sum.add(update, weight, where)
-
-    def take_change(self, client: int, where: Tensor | None, changes: Sequence[Block]) -> None:
-        """Moves c by the client's share of the change of its c_k.
-
-        So c stays the mean of all c_k, with the weights of the objective.
-
-        Args:
-            client: the client.
-            where: positions of the change's values, int64; None for all.
-            changes: the blocks of the change.
-        """
-        assert self.control is not None
-        values = self.decode_change(changes, where)
-        values = values.to(self.control.device) * self.share(client)
-        if where is None:
-            self.control += values
+        if self.words is None:
+            self.step(t)
+        elif self.words.changes.are_lossless:
+            self.step(t)
+            self.words.forget(t)
         else:
-            self.control.index_add_(0, where, values)
-
-    def share(self, client: int) -> float:
-        """Returns the client's weight in the mean of all c_k."""
-        return self.trainer.population.share(client)
+            w, self.w = self.w, torch.zeros_like(self.w)
+            self.step(t)
+            change, self.w = self.w, w
+            self.words.say(t, change, self.w, self.rounding(t))
 
     def step(self, t: int) -> None:
         """Moves the model by the weighted mean of the round's uploads, and clears the sum."""
@@ -322,6 +395,8 @@ class Clients(Half):
     Attributes:
         start: the model at which local training starts, [n].
         held: the network that a client trains, which may be a part of the whole one.
+        known: each client's copy of the server's model, if the server sends changes of it; else
+            None.
         variates: control variates; None without.
         adjust: optional hook `adjust(clients, w, g)` that changes gradients; it is called before
             each local step and changes g [k, n], of the models w [k, n], in place.
@@ -345,6 +420,7 @@ class Clients(Half):
         super().__init__(settings, trainer)
         self.start = torch.zeros(self.flat.size, device=trainer.device)
         self.held = self.flat
+        self.known = None if self.changes is None else Copies(self.changes, trainer)
         self.feedback: Feedback | Estimates
         if settings.feeds_back and settings.feedback == "ef21":
             store = trainer.provisional("estimate", self.theirs.size)
@@ -403,11 +479,16 @@ class Clients(Half):
 
         It is called at the start of each round; without a broadcast the list of blocks is empty.
         """
-        self.start = sparse.vector(blocks[0], self.flat.size, self.trainer.device)
+        if blocks:
+            self.start = sparse.vector(blocks[0], self.flat.size, self.trainer.device)
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """Receives the additional blocks for one client; called only if the method `sends`."""
-        raise NotImplementedError
+        """Receives the additional blocks for one client; called only if the settings `sends`.
+
+        By default they are the changes of the model that the client missed.
+        """
+        assert self.known is not None
+        self.start = self.known.follow(client, blocks)
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
         """Opens each party's conversation with the server for its clients on this rank.

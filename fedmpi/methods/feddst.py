@@ -44,6 +44,7 @@ class Config(staticmask.Masked):
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
+    adds: ClassVar[bool] = False
     paper: ClassVar[Mapping[str, Any]] = {
         "data.name": "cifar10",
         "partition.name": "dirichlet",

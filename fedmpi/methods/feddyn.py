@@ -34,6 +34,7 @@ from fedmpi.training.train import Trainer
 class Config(config.Method):
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
     feedbacks: ClassVar[tuple[str, ...]] = ("none", "classic")
 

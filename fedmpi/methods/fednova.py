@@ -37,6 +37,7 @@ class Config(config.Method):
 
     paper: ClassVar[Mapping[str, Any]] = NIID_BENCH
     controls: ClassVar[bool] = True
+    adds: ClassVar[bool] = False
 
 
 class Server(fedavg.Server):

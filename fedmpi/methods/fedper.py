@@ -25,6 +25,7 @@ from fedmpi.training.train import Trainer
 
 class Config(config.Method):
     is_global = False
+    can_send_changes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
     controls: ClassVar[bool] = True
 
@@ -61,6 +62,10 @@ class Half(fedavg.Half):
         super().__init__(settings, trainer)
 
     def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
+        """Returns the positions of the shared part."""
+        return self.shared
+
+    def agreed(self, t: int) -> Tensor | None:
         """Returns the positions of the shared part."""
         return self.shared
 

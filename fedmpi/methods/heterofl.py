@@ -49,6 +49,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 class Config(config.Method):
     broadcasts = False
     sends: ClassVar[bool] = True
+    can_send_changes: ClassVar[bool] = False
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     fits: ClassVar[bool] = True
@@ -171,6 +172,11 @@ class Half(fedavg.Half):
         super().__init__(settings, trainer)
         self.widths = Widths(settings, trainer)
 
+    def prepare_sums(self) -> None:
+        """Makes an empty sum whose means are over the clients that have a value."""
+        super().prepare_sums()
+        self.sum = Held(self.flat.size, self.trainer.device)
+
     def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
         """Returns the positions of a sub-model, except for classes without samples, int64."""
         device = self.trainer.device
@@ -182,10 +188,6 @@ class Half(fedavg.Half):
 
 
 class Server(Half, fedavg.Server):
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        self.sum: Held = Held(len(self.w), trainer.device)
-
     def send(self, t: int, client: int) -> list[Block]:
         """Sends the client's sub-model."""
         positions = self.widths.of(t, client).positions.to(self.w.device)

@@ -109,7 +109,14 @@ CLIENTS: Columns = {
         "the model after the round, before a mask; NaN in methods that quantize no gradients of "
         f"local steps; {THEORY}",
     ),
-    **dict.fromkeys(BYTES, ("i8", "bytes of that kind in that direction")),
+    **dict.fromkeys(
+        BYTES,
+        (
+            "i8",
+            "bytes of that kind in that direction, in its packed messages; an upload that is added "
+            "up on its own rank counts as it would be packed",
+        ),
+    ),
     "lost": ("?", "whether its upload was lost: it costs, but the server never learnt of it"),
     "tier": ("S16", "kind of device; empty without devices"),
     "flops": ("f8", f"of its training, counted on the network that it has; {COUNTED}"),
@@ -134,7 +141,11 @@ PHASES: Columns = {
 RANKS: Columns = {
     "round": ("i4", "communication round; -1 is an agreement before the first"),
     "rank": ("i4", "rank"),
-    "up": ("i8", "bytes of the buffers that it handed to MPI for the server"),
+    "up": (
+        "i8",
+        "bytes of the buffers that it handed to MPI for the server: uploads, or a sum of them; the "
+        "root adds to its own sum in place, and hands none",
+    ),
     "down": ("i8", "bytes of the buffers that MPI handed it from the server"),
 }
 VARIANTS: Columns = {

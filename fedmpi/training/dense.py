@@ -117,13 +117,14 @@ class Dense(OneByOne):
         assert layers is not None, "wanted a dense network"
         self.plan: list[Layer] = []
         self.rooms: dict[int, Room] = {}
-        for number, (_, *behind) in enumerate(layers):
-            models, gradients = (
+        for number, (_, has_relu, dropout) in enumerate(layers):
+            (weights, biases), (by_weights, by_biases) = (
                 [[row[2 * number + place] for row in rows] for place in (0, 1)]
                 for rows in (self.models, self.gradients)
             )
-            transposed = [weight.t() for weight in models[0]]
-            self.plan.append(Layer(*models, transposed, *gradients, *behind))
+            transposed = [weight.t() for weight in weights]
+            own = weights, biases, transposed, by_weights, by_biases
+            self.plan.append(Layer(*own, has_relu, dropout))
 
     def backprop(self, feed: Feed, lessons: Sequence[Batch]) -> Tensor:
         """Sets the first rows' gradients for one batch each; returns their losses [k]."""
@@ -190,14 +191,14 @@ class Dense(OneByOne):
     def _room(self, length: int) -> Room:
         """Returns the memory for batches of a length; it is kept."""
         if length not in self.rooms:
-            pairs = []
-            for _ in range(2):
-                pairs.append([])
-                for layer in self.plan:
-                    width = len(layer.biases[0])
-                    step = ALIGNMENT // gcd(ALIGNMENT, width)
-                    tensor = torch.zeros(len(self), -(-length // step) * step, width)
-                    pairs[-1].append((tensor, list(tensor[:, :length])))
-            transposed = [[part.t() for part in parts] for _, parts in pairs[1]]
-            self.rooms[length] = Room(*pairs, transposed)
+            outputs, gradients = ([self._space(length, layer) for layer in self.plan] for _ in "ab")
+            transposed = [[part.t() for part in parts] for _, parts in gradients]
+            self.rooms[length] = Room(outputs, gradients, transposed)
         return self.rooms[length]
+
+    def _space(self, length: int, layer: Layer) -> tuple[Tensor, list[Tensor]]:
+        """Returns memory for values at a layer's outputs: [rows, B', outputs], and its parts."""
+        width = len(layer.biases[0])
+        step = ALIGNMENT // gcd(ALIGNMENT, width)
+        found = torch.zeros(len(self), -(-length // step) * step, width)
+        return found, list(found[:, :length])

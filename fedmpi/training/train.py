@@ -95,6 +95,7 @@ class Trainer:
         keeps_statistics: whether clients have statistics of their own, which stay on their rank.
         losses: each client's losses in local training, this round: their sum and their number.
         seconds: each client's time in local training, and in preparing its upload, this round.
+        is_dense: whether the whole network is a dense one on a CPU.
         row_limit: number of clients that train together at most; None until memory was measured.
         at: steps that those at work have behind them, for methods whose steps differ.
         planned: steps of each of them in all.
@@ -118,9 +119,10 @@ class Trainer:
         self.settings, self.flat, self.population, self.device = settings, flat, population, device
         self.rates = Rates(settings, population, device)
         self.feed = Feed(settings, data, population, device, flat.is_random)
+        self.is_dense = device.type == "cpu" and dense.fits(settings, flat)
         self.row_limit = settings.rows
         if settings.rows is None and device.type == "cpu":
-            self.row_limit = dense.limit(flat) if dense.fits(settings, flat) else 1
+            self.row_limit = dense.limit(flat) if self.is_dense else 1
         self.keeps_statistics = flat.is_local and len(flat.statistics) > 0
         self.descent = self.descent_of(flat, 1)
         self.others: dict[Flat | Composite, Descent] = {}
@@ -167,9 +169,9 @@ class Trainer:
         return descent(self.settings, kind(flat, count, self.device, self.settings))
 
     def kind(self, flat: Flat) -> type[Rows[Any]]:
-        """Returns the rows in which such networks train."""
-        if self.device.type == "cpu" and dense.fits(self.settings, flat):
-            return Dense
+        """Returns the kind of rows of such networks: the whole one, or parts of it."""
+        if self.is_dense:
+            return Dense if dense.fits(self.settings, flat) else OneByOne
         is_stacked = self.device.type == "cuda" or (self.settings.rows or 1) > 1
         return Stacked if is_stacked else OneByOne
 
@@ -245,7 +247,7 @@ class Trainer:
 
     def rows_for(self, count: int, part: Part | None = None) -> Descent:
         """Returns at least so many rows of the whole network, or of another one."""
-        if isinstance(part, Composite) or (part is not None and part.flat is not self.flat):
+        if part is not None and (part.flat is not self.flat or isinstance(part, Composite)):
             key = part if isinstance(part, Composite) else part.flat
             found = self.others.pop(key, None)
             if found is None or len(found.rows) < count:
@@ -347,12 +349,12 @@ class Trainer:
         descent.reset(start)
         self.recall(clients, rows, None if part is None else part.local_stats)
         rows.train_mode(True)
-        done = 0
+        done, losses = 0, torch.empty(len(clients), steps[0], device=self.device)
         for count in range(len(clients), 0, -1):
-            busy, losses = clients[:count], []
+            busy = clients[:count]
             for step in range(done, steps[count - 1]):
-                some = [next(lesson) for lesson in lessons[:count]]
-                losses.append(rows.backprop(self.feed, some))
+                batches = [next(lesson) for lesson in lessons[:count]]
+                losses[:count, step] = rows.backprop(self.feed, batches)
                 self.at = step
                 rate = self.rates.of_step(t, busy, step, passes)
                 if hooks.adjust is not None:
@@ -364,9 +366,12 @@ class Trainer:
                 descent.step(count, rate, rests)
                 if hooks.follow is not None:
                     hooks.follow(busy, rows.head(count)[0], rate)
-            if losses and passes is None:
-                self.note(busy, torch.stack(losses).sum(0), len(losses))
             done = steps[count - 1]
+        # Each client's losses are added at once, so that no neighbour changes their rounding.
+        for own in sorted(set(steps)) if passes is None else ():
+            first = steps.index(own)
+            some = slice(first, first + steps.count(own))
+            self.note(clients[some], losses[some, :own].sum(1), own)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return rows

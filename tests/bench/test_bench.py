@@ -14,9 +14,9 @@ import torch
 from click.testing import CliRunner
 from mpi4py import MPI
 
-from fedmpi import bench, loading
+from fedmpi import bench, config, loading
 from fedmpi.__main__ import main
-from fedmpi.bench import client, codec, converse, scale, train
+from fedmpi.bench import client, codec, converse, exchange, mpi, scale, train
 from fedmpi.bench import round as rounds
 from fedmpi.bench import slice as slices
 from fedmpi.bench.textbook import Textbook
@@ -28,8 +28,8 @@ from fedmpi.methods import fedavg
 from fedmpi.networks.slicing import Channels
 from fedmpi.runs import memory
 from fedmpi.runs.launch import Launcher
+from fedmpi.training.dense import Dense
 from fedmpi.training.rows import OneByOne
-from fedmpi.training.stacked import Stacked
 from tests.small import run
 
 
@@ -90,7 +90,7 @@ def test_unknown_cases_are_refused() -> None:
 def test_training_is_measured(model: str, rows: int) -> None:
     found = train.measure(model, batch=10, rows=rows, device="cpu", repeats=1)
     assert found.case["model"] == model
-    assert set(found.against) == {"textbook", "bare"} | ({"eager"} if rows > 1 else set())
+    assert set(found.against) == {"textbook", "bare", "eager"}
     assert all(ratio > 0 for ratio in found.against.values())
 
 
@@ -128,10 +128,9 @@ def test_the_eager_reference_is_the_same_training() -> None:
     start = engine.server.w.clone()
     together = engine.trainer.train(0, (0, 1, 2), start).clone()
     single = train.one_by_one(engine)
-    assert (type(engine.trainer.rows), type(single.rows)) == (Stacked, OneByOne)
+    assert (type(engine.trainer.rows), type(single.rows)) == (Dense, OneByOne)
     for row in range(3):
-        alone = single.train(0, (row,), start)[0]
-        np.testing.assert_allclose(together[row], alone, rtol=1e-4, atol=1e-6)
+        assert torch.equal(together[row], single.train(0, (row,), start)[0])
 
 
 @pytest.mark.parametrize(
@@ -427,3 +426,107 @@ def test_entropy_is_that_of_shares() -> None:
     assert codec.entropy(torch.tensor([5, 0, 5])) == 1
     assert codec.entropy(torch.tensor([1, 1, 2])) == pytest.approx(1.5)
     assert codec.entropy(codec.counted(np.array([7, 7], np.uint16))) == 0
+
+
+GIVEN = {"clients": 3, "parameters": 1000, "sparsity": 0.9, "repeats": 2}
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_exchanges_do_the_same_work_as_their_references(tmp_path: Path) -> None:
+    """Every sum is that of the updates; bytes are those of what all ranks handed over."""
+    world, out = MPI.COMM_WORLD, tmp_path / "found.json"
+    given = GIVEN | {"exchanges": list(config.names("exchange"))}
+    exchange.main(given, out)
+    assert out.exists() == (world.rank == 0)
+    if world.rank > 0:
+        return
+    found = json.loads(out.read_text())
+    ours = {f"{n} {p}" for n in given["exchanges"] for p in exchange.POSITIONS}
+    wanted = ours | {*exchange.DENSE, "transfer", "dense transfer"}
+    assert found["seconds"].keys() == found["bytes"].keys() == wanted
+    assert all(len(each) == 2 and min(each) > 0 for each in found["seconds"].values())
+    clients = 3 * (16 + 32 + 4 * 100)
+    assert found["bytes"]["star agreed"] == 24 * world.size + clients
+    # A bitmap is shorter than 100 positions.
+    assert found["bytes"]["star own"] == 24 * world.size + clients + 3 * 128
+    assert found["bytes"]["reduce agreed"] == (world.size - 1) * (4 * 100 + 8)
+    assert found["bytes"]["reduce own"] == (world.size - 1) * (4 * 1000 + 8)
+
+
+@pytest.mark.parametrize("name", ["star own", "star agreed", "gatherv"])
+def test_an_exchange_that_adds_up_something_else_is_not_measured(name: str) -> None:
+    uplink = exchange.Uplink(bench.rank(), 2, 100, 0.9)
+    work = uplink.candidates(("star",))[name]
+    uplink.check(name, work())
+    with pytest.raises(AssertionError, match=f"{name}: not the sum of the updates"):
+        uplink.check(name, 1.001 * work())
+
+
+def test_exchanges_are_set_against_dense_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: Launcher, ranks: int, words: Sequence[str]) -> int:
+        given = json.loads(words[-2])
+        assert (ranks, given) == (4, GIVEN | {"exchanges": ["reduce"]})
+        seconds = {"pickled": 4.0, "gatherv": 2.0, "dense reduce": 1.0, "transfer": 0.5}
+        seconds |= {"reduce own": 3.0, "reduce agreed": 0.5, "dense transfer": 2.0}
+        found = {"seconds": {name: [one] for name, one in seconds.items()}}
+        found["bytes"] = dict.fromkeys(seconds, 2**20)
+        Path(words[-1]).write_text(json.dumps(found))
+        return 0
+
+    monkeypatch.setattr(Launcher, "run", start)
+    own, agreed, bare = exchange.measure(GIVEN | {"exchanges": ["reduce"]}, 4)
+    assert own.against == {"pickled": 0.75, "gatherv": 1.5, "dense reduce": 3.0}
+    assert agreed.against == {"pickled": 0.125, "gatherv": 0.25, "dense reduce": 0.5}
+    assert (agreed.case["positions"], agreed.also) == ("agreed", {"mib": 1.0})
+    assert bare.against == {"dense transfer": 0.25}
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("collective", mpi.COLLECTIVES)
+@pytest.mark.parametrize("size", [8, 10_000])
+def test_collectives_are_measured_on_all_ranks(collective: str, size: int) -> None:
+    job = bench.rank()
+    found = mpi.measure(job, collective, size, 1)
+    assert (found is None) == (not job.wire.is_root)
+    if found is not None:
+        assert found.case == {"collective": collective, "bytes": size, "ranks": job.wire.size}
+        assert 0 < found.spread[0] <= found.seconds <= found.spread[1]
+        assert 0 < found.also["bare_least_us"] <= found.also["bare_us"]
+        assert found.against["bare"] == pytest.approx(1e6 * found.seconds / found.also["bare_us"])
+
+
+@pytest.mark.parallel([1, 3])
+@pytest.mark.parametrize("collective", mpi.COLLECTIVES)
+def test_a_collective_that_brings_something_else_is_not_measured(
+    collective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mpi, "wanted", lambda *_: b"else")
+    with pytest.raises(AssertionError, match=f"ours: a {collective} of 8 bytes yields something"):
+        mpi.measure(bench.rank(), collective, 8, 1)
+
+
+def test_what_collectives_bring() -> None:
+    """Ranks send their number from 1, as float32."""
+    one, three = np.full(2, 1, "f4").tobytes(), np.full(2, 3, "f4").tobytes()
+    assert mpi.wanted("bcast", 8, 2, False) == one
+    assert mpi.wanted("gather", 8, 2, True) == one + np.full(2, 2, "f4").tobytes()
+    assert mpi.wanted("reduce", 8, 2, True) == three
+    assert mpi.wanted("gather", 8, 2, False) == mpi.wanted("reduce", 8, 2, False) == b""
+    assert list(mpi.cases(("bcast",), (1, 9))) == [("bcast", 8), ("bcast", 16)]
+    assert len(list(mpi.cases((), ()))) == len(mpi.COLLECTIVES) * len(mpi.SIZES)
+
+
+def test_one_benchmark_is_for_ranks_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [name for name in bench.summaries() if bench.is_on_ranks(name)] == ["mpi"]
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    found = CliRunner().invoke(main, ["bench", "exchange"])
+    assert found.exit_code == 2
+    assert "fedmpi bench exchange: wanted one process, found 2" in found.output
+
+
+@pytest.mark.parametrize("name", config.names("exchange"))
+def test_rounds_are_measured_with_every_exchange(name: str) -> None:
+    for workload in rounds.WORKLOADS:
+        settings = loading.load(rounds.tree_of(workload, name, "shared"))
+        assert (settings.exchange.name, settings.server) == (name, "shared")

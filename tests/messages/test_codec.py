@@ -32,6 +32,7 @@ from fedmpi.messages.codec import (
     pack,
     rice,
     unpack,
+    weigh,
 )
 from tests import coded
 
@@ -137,6 +138,17 @@ def test_what_goes_in_comes_out(given: list[Message]) -> None:
     assert len(data) % 8 == 0
     for message in found:
         check_sound(message)
+
+
+@given(st.lists(messages, max_size=4))
+@some
+def test_weighing_is_packing_without_a_buffer(given: list[Message]) -> None:
+    """The same bytes by kind, and the same refusals."""
+    np.testing.assert_array_equal(weigh(given), pack(given).bytes)
+    assert weigh(given).shape == (len(given), len(Kind))
+    broken = Message(1, [Block(Kind.GRADIENT, 3, Coding.F4, np.zeros(4, "f4"))])
+    with pytest.raises(WireError):
+        weigh([*given, broken])
 
 
 @given(st.lists(messages, max_size=3), st.integers(1, 7))

@@ -407,6 +407,26 @@ def test_seconds_on_a_line_are_of_waiting_and_of_transfer(ours: Wire) -> None:
     assert seconds(ours, Phase.PACK, Phase.TRAIN, Phase.SERVE, *OFF) == 0
 
 
+@on_ranks
+@pytest.mark.parametrize("most", [3, 1 << 30])
+def test_reduction_is_in_place_on_the_root(
+    ours: Wire, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one piece or several; whole numbers, so that the order of adding does not matter."""
+    monkeypatch.setattr(wire, "MOST", most)
+    mine = [np.arange(10, dtype="f4") + RANK, np.full(2, 2.0**40 * RANK), np.empty(0, "f4")]
+    before = [vector.copy() for vector in mine]
+    ours.reduce(mine)
+    wanted = before
+    if ours.is_root:
+        ranks = sum(range(SIZE))
+        wanted = [SIZE * np.arange(10) + ranks, np.full(2, 2.0**40 * ranks), np.empty(0)]
+    for found, one in zip(mine, wanted, strict=True):
+        np.testing.assert_array_equal(found, one)
+    assert (ours.up, ours.down) == (0 if ours.is_root else 40 + 16, 0)
+    assert seconds(ours, Phase.TRANSFER) > 0
+
+
 def test_what_mpi_cannot_count_is_an_error_that_says_so() -> None:
     limit = 2**31 - 1
     counts, displacements = wire._layout(np.array([limit - 2, 0, 2]))

@@ -138,8 +138,7 @@ def test_every_method_with_all_that_training_can_do_and_few_clients_a_round(
 
 def stays(found: Run) -> None:
     """A client that keeps something is on one rank all the time."""
-    keeps = found.engine.method.keeps_state or found.engine.trainer.keeps_statistics
-    if WORLD.rank == 0 and keeps:
+    if WORLD.rank == 0 and found.engine.settings.keeps_state:
         assert all(len(ranks) == 1 for ranks in hosts(found).values())
 
 
@@ -233,7 +232,7 @@ def test_layers_that_look_beyond_a_sample(
 @families
 def test_stacked_rows(family: str) -> None:
     """All clients of a rank at once: then the same to rounding, because chunks differ."""
-    settings = of(family, "optimizer=adam", "lr=0.01", "rows=9", "server=shared")
+    settings = of(family, *CNN, "optimizer=adam", "lr=0.01", "rows=9", "server=shared")
     found = run(settings, WORLD)
     if WORLD.rank == 0:
         wanted = alone(settings, lambda: arrays(run(settings)))

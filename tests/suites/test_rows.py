@@ -1,7 +1,8 @@
 """Clients are rows: one by one or stacked, on any row, beside anyone, they come out the same.
 
-Every method is run with all that training can do, in a plain network and in one of convolutions and
-layers that look beyond a sample; a member of each family also in all that one may want or not.
+Dense networks do so in every bit, others to rounding. Every method is run with all that training
+can do, in a plain network and in one of convolutions and layers that look beyond a sample; a member
+of each family also in all that one may want or not.
 """
 
 from collections import OrderedDict
@@ -40,7 +41,7 @@ from tests.plain import (
     member,
     play,
 )
-from tests.small import Run, refusal, run, small, smooth, sorts, text
+from tests.small import Run, alike, refusal, run, small, smooth, sorts, text
 
 CPU = torch.device("cpu")
 SHAPE, CLASSES, LINE = (2, 8, 8), 3, 64
@@ -300,17 +301,23 @@ def same_updates(engine: Engine, seen: dict[tuple[int, int], Tensor]) -> None:
 
 
 def compare(settings: Sequence[str], rows: int) -> None:
-    """A run with stacked rows against the run one by one."""
+    """A run with stacked rows against the run one by one; a dense network also against its own."""
     seen: dict[Crossing, Tensor] = {}
     updates: dict[tuple[int, int], Tensor] = {}
 
     def prepare(engine: Engine) -> None:
         same_codes(engine, seen)
         same_updates(engine, updates)
+        if (engine.settings.rows or 1) > 1:  # as on a GPU
+            engine.trainer.is_dense = False
+            widen(engine, 1)
 
     single, stacked = (
-        run(small(*allowed(*settings, *more)), prepare=prepare) for more in ((), (f"rows={rows}",))
+        run(small(*allowed(*settings, *more)), prepare=prepare)
+        for more in (("rows=1",), (f"rows={rows}",))
     )
+    if single.engine.trainer.is_dense:
+        alike(run(small(*allowed(*settings, f"rows={rows}"))), single)
     sizes = single.engine.population.sizes
     assert len(set(sizes.tolist())) > 2, "unequal shards"
     assert isinstance(single.engine.trainer.rows, OneByOne)
@@ -380,7 +387,7 @@ def widen(engine: Engine, count: int) -> None:
 
 @networks
 def test_a_chunk_is_its_clients_one_by_one_bit_for_bit(words: tuple[str, ...]) -> None:
-    """Without stacking; split methods train so on a CPU."""
+    """Without stacking, as split methods train on a CPU, and dense networks with any method."""
     engine = Engine(small(*words, *EVERYTHING))
     trainer, clients = engine.trainer, engine.clients
     clients.start = engine.flat.initial

@@ -10,9 +10,13 @@ from torch.nn.functional import cross_entropy
 
 from fedmpi.engine import Engine
 from fedmpi.networks.flat import Flat
+from fedmpi.training.dense import Dense
 from fedmpi.training.descent import Descent
+from fedmpi.training.rows import OneByOne, Rows
+from fedmpi.training.stacked import Stacked
 from fedmpi.training.train import Hooks
 from tests import plain
+from tests.plain import CNN
 from tests.small import run, small
 
 
@@ -45,9 +49,50 @@ def test_adjusting_comes_before_each_step() -> None:
     assert seen == [((3,), (1, engine.flat.size), (1, engine.flat.size))] * 4
 
 
-def test_training_takes_one_client_at_a_time_here() -> None:
-    engine = Engine(small())
-    assert list(engine.trainer.chunks(0, [4, 0, 2])) == [(4,), (0,), (2,)]
+@pytest.mark.parametrize(
+    ("words", "kind", "limit"),
+    [
+        ((), Dense, 32),
+        (("model.hidden=[]",), Dense, 32),
+        (("model.hidden=[1000]",), Dense, 3),
+        (("model.hidden=[4000]",), Dense, 1),
+        (("model.hidden=[1000]", "rows=9"), Dense, 9),
+        (("rows=1",), Dense, 1),
+        (("model.hidden=[1, 9]",), OneByOne, 1),
+        (("precision=bf16",), OneByOne, 1),
+        (("precision=bf16", "rows=2"), Stacked, 2),
+        (CNN, OneByOne, 1),
+        ((*CNN, "rows=2"), Stacked, 2),
+        (("method.name=sparsyfed",), OneByOne, 1),
+    ],
+    ids=str,
+)
+def test_the_model_says_how_many_clients_train_together(
+    words: tuple[str, ...], kind: type[Rows], limit: int
+) -> None:
+    trainer = Engine(small(*words)).trainer
+    assert (type(trainer.rows), trainer.row_limit) == (kind, limit)
+
+
+def test_clients_that_train_one_by_one_do_so_in_their_order() -> None:
+    trainer = Engine(small(*CNN)).trainer
+    assert list(trainer.chunks(0, [4, 0, 2])) == [(4,), (0,), (2,)]
+
+
+@pytest.mark.parametrize("words", [(), CNN], ids=["mlp", "cnn"])
+def test_a_clients_loss_does_not_depend_on_its_neighbours(words: tuple[str, ...]) -> None:
+    """Neither in its last bit: whoever is done earlier beside it divides no sum."""
+    given = ("clients=9", "partition.minimum=1", "batch=3", "epochs=3", "rows=1")
+    engine = Engine(small(*words, *given))
+    trainer, start = engine.trainer, engine.flat.initial
+    order = trainer.ordered(0, range(9))
+    assert len({trainer.population.steps(0, client) for client in order}) > 4
+    for client in order:
+        trainer.train(0, (client,), start)
+    alone = [trainer.loss(client) for client in order]
+    trainer.begin(0)
+    trainer.train(0, order, start)
+    assert [trainer.loss(client) for client in order] == alone
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 5, 9])

@@ -123,12 +123,13 @@ def _bits_set(data: np.ndarray, first: int, positions: np.ndarray) -> None:
         i += 1
 
 
-@kernel("uint64(const uint32[::1], uint32)")
+@kernel("int64(const uint32[::1], uint32)")
 def _unary(positions: np.ndarray, width: int) -> int:
     """Bits of all gaps' upper parts in unary code."""
-    bits, before = np.uint64(0), np.uint32(0xFFFFFFFF)
+    bits, before = 0, np.uint32(0xFFFFFFFF)
     for position in positions:
-        bits += np.uint64((np.uint32(position - before - np.uint32(1)) >> width) + 1)
+        gap = np.uint32(position - before - np.uint32(1))
+        bits += int(gap >> width) + 1
         before = position
     return bits
 

@@ -8,6 +8,8 @@ Of equal values those at the lowest positions are taken. Zeros of both signs are
 all that is no number, which is larger than any other value.
 """
 
+from typing import Any
+
 import numpy as np
 
 from fedmpi.messages.kernels import kernel, parts, run
@@ -65,7 +67,7 @@ def _chosen(bits: np.ndarray, shift: int, most: int, count: int) -> tuple[np.nda
 
 
 @kernel("uint32(uint32, uint32, uint32)")
-def _key(bits: int, shift: int, most: int) -> int:
+def _key(bits: Any, shift: Any, most: Any) -> Any:
     """The key of a float32: its bits without the sign for a shift of 1, and at most `most`."""
     return min(np.uint32(bits << shift), most)
 

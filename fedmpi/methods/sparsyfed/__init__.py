@@ -37,6 +37,7 @@ from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):
+    can_send_changes: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     uploads: ClassVar[config.Uploads] = "models"
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)
@@ -59,14 +60,12 @@ def encode_nonzero(w: Tensor, prunable: Tensor) -> list[Block]:
     return blocks[:1] if bool(mask.all()) else blocks
 
 
-class Server(staticmask.Pruned):
+class Half(fedavg.Half):
+    """What both sides know: `prunable`, which weights can be pruned, bool [n]."""
+
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.prunable = self.flat.prunable().to(trainer.device)
-
-    def broadcast(self, t: int) -> list[Block]:
-        """Sends the model's values that are not zero, with their positions."""
-        return encode_nonzero(self.w, self.prunable)
 
     def add(
         self,
@@ -81,12 +80,17 @@ class Server(staticmask.Pruned):
         self.sum.total.add_(staticmask.decode_model(blocks, self.prunable)[0], alpha=weight)
 
 
-class Clients(fedavg.Clients):
+class Server(Half, staticmask.Pruned):
+    def broadcast(self, t: int) -> list[Block]:
+        """Sends the model's values that are not zero, with their positions."""
+        return encode_nonzero(self.w, self.prunable)
+
+
+class Clients(Half, fedavg.Clients):
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.prunable = self.flat.prunable().to(trainer.device)
         self.places = self.prunable.nonzero().squeeze(1)
         self.kept = torch.ones_like(self.prunable)
 

@@ -33,7 +33,7 @@ from fedmpi.config import Settings, Width
 from fedmpi.messages import select, sparse
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.messages.counts import keep_floor
-from fedmpi.messages.sums import Sum
+from fedmpi.messages.sums import Addends, Sum
 from fedmpi.methods import fedavg, staticmask
 from fedmpi.methods.ssfl import overlap, saliency
 from fedmpi.training.probe import Overlap
@@ -103,13 +103,42 @@ class Config(staticmask.Masked):
         return found
 
 
-class Server(staticmask.Server):
+class Half(staticmask.Half):
+    """What both sides know.
+
+    Attributes:
+        agreements: rounds in which clients send scores.
+        scores: weighted sum of the scores of prunable weights in an agreement.
+    """
+
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.agreements = self.method.agreements(settings.rounds)
-        self.scores = Sum(int(self.prunable.sum()), trainer.device)
+
+    def prepare_sums(self) -> None:
+        """Makes an empty sum of scores, too."""
+        super().prepare_sums()
+        self.scores = Sum(int(self.flat.prunable().sum()), self.trainer.device)
+
+    def absorb(self, t: int, message: Message) -> None:
+        """Adds scores in an agreement, else an update on the mask."""
+        if t in self.agreements:
+            self.scores.add(message.blocks[0], message.weight)
+        else:
+            super().absorb(t, message)
+
+    def addends(self, t: int) -> Addends:
+        """Returns the sum of scores in an agreement, else that of updates on the mask."""
+        return Addends([self.scores], [], None) if t in self.agreements else super().addends(t)
+
+
+class Server(Half, staticmask.Server):
+    method: Config
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
         self.scored = self.w[:0]
 
     def broadcast(self, t: int) -> list[Block]:
@@ -122,13 +151,6 @@ class Server(staticmask.Server):
             if self.method.overlap:
                 self.scored = self.w.clone()
         return super().broadcast(t)
-
-    def absorb(self, t: int, message: Message) -> None:
-        """Adds scores in an agreement, else an update on the mask."""
-        if t in self.agreements:
-            self.scores.add(message.blocks[0], message.weight)
-        else:
-            super().absorb(t, message)
 
     def agreement(self) -> list[Block]:
         """Chooses the mask, prunes the model, and sends the mask over the prunable weights."""
@@ -152,12 +174,8 @@ class Server(staticmask.Server):
         )
 
 
-class Clients(staticmask.Clients):
+class Clients(Half, staticmask.Clients):
     method: Config
-
-    def __init__(self, settings: Settings, trainer: Trainer) -> None:
-        super().__init__(settings, trainer)
-        self.agreements = self.method.agreements(settings.rounds)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives the dense model in an agreement, else the values on the mask."""

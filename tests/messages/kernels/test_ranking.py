@@ -1,26 +1,14 @@
 """The largest values of a vector, against a stable sort."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fedmpi.messages import kernels
 from fedmpi.messages.kernels import ranking
 from tests.messages.test_select import ranked
 from tests.messages.test_sparse import some
-
-
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Threads that share even short vectors."""
-    monkeypatch.setattr(kernels, "LEAST", 64)
-    kernels.use_threads(request.param)
-    yield request.param
-    kernels.use_threads(1)
 
 
 def check(x: np.ndarray, count: int) -> None:

@@ -288,12 +288,11 @@ def uniform(vector: ndarray, parts: list[slice], bits: int, draws: ndarray | flo
 
 
 def tern(vector: ndarray, parts: list[slice], draws: ndarray) -> ndarray:
-    """W. Wen et al., eq. 3: the sign times the largest magnitude s, with probability |v| / s."""
+    """W. Wen et al., eq. 3: the sign times the largest magnitude, with the probability |v| / s."""
     found = np.empty_like(vector)
     for part in parts:
         top = np.abs(vector[part]).max()
-        height = np.floor(np.abs(vector[part]) / top + draws[part])
-        found[part] = np.sign(vector[part]) * top * height
+        found[part] = np.sign(vector[part]) * top * (draws[part] >= 1 - np.abs(vector[part]) / top)
     return found
 
 
@@ -313,8 +312,7 @@ def test_codecs_with_feedback(values: str, scales: str, kind: str) -> None:
     parts = pieces(reference, scales) if scales != "bucket" else buckets(len(reference.start), 100)
 
     def compress(vector: ndarray, t: int, client: int) -> ndarray:
-        secret = key(reference.settings.seed, Purpose.ROUND, t, client)
-        draws = coded.draws(secret, len(vector))
+        draws = coded.draws(key(reference.settings.seed, Purpose.ROUND, t, client), len(vector))
         if values == "uniform":
             return uniform(vector, parts, 4, draws)
         return tern(vector, parts, draws) if values == "ternary" else signs(vector, parts)

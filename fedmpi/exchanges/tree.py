@@ -1,0 +1,81 @@
+"""Tree: uploads go to the first rank of their node, which adds them up; the sums go to the root.
+
+On a node the ranks write packed messages into memory that they share, and its first rank reads them
+there. So the bytes between nodes grow with the nodes, not with ranks or clients. A node's sum is
+sent as the values that are not zero, with the union of all uploads' positions, while these are less
+than half of all; else as a dense vector. The downlink is that of `star`.
+
+On a single node the results are those of `star`, bit for bit. On several ones they depend on which
+node hosts which client, and equal those of `star` to the rounding that `reduce` states.
+A client's bytes are those of its upload, as with `star`. What went between ranks is in the table
+`ranks`: of each rank what it wrote into shared memory, of a node's first rank also what it sent to
+the root.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from fedmpi import config
+from fedmpi.exchanges import reduce
+from fedmpi.messages.clock import Phase
+from fedmpi.messages.codec import Block, Coding, Kind, Message, pack, unpack
+
+
+class Config(config.Exchange):
+    """No settings beyond those of all exchanges."""
+
+    adds: ClassVar[bool] = True
+
+
+class Exchange(reduce.Exchange):
+    """Gathers uploads on the first rank of each node, and their sums on the root."""
+
+    def gather(self, messages: list[Message]) -> list[Message]:
+        """Returns the messages of a node's clients on its first rank, in client order."""
+
+        def packed(room: np.ndarray) -> np.ndarray:
+            with self.clock(Phase.PACK):
+                return pack(messages, room).data
+
+        heard: list[Message] = []
+        for piece in self.wire.gather_near(packed):
+            with self.clock(Phase.PACK):
+                found, account = unpack(piece)
+            heard += found
+            self.note(found, account)
+        return sorted(heard, key=lambda message: message.client)
+
+    def merge(self, sums: Sequence[np.ndarray]) -> None:
+        """Adds the sums of all nodes to the root's, and charges the clients with their uploads."""
+        leaders = self.wire.leaders
+        if leaders is not None:
+            *vectors, numbers = sums
+            blocks = [] if leaders.is_root else [_block(vector) for vector in vectors]
+            leaders.reset()
+            with self.clock(Phase.PACK):
+                word = pack([Message(0, blocks)]).data
+            for piece in leaders.gather(word):
+                with self.clock(Phase.SERVE):
+                    for message in unpack(piece)[0]:
+                        _add(vectors, message.blocks)
+            leaders.reduce([numbers])
+            self.wire.up += leaders.up
+        self.charge()
+
+
+def _block(vector: np.ndarray) -> Block:
+    """Encodes a sum by its values that are not zero if they are less than half, else densely."""
+    where = np.flatnonzero(vector)
+    if 2 * len(where) < len(vector):
+        indices = where.astype(np.uint32)
+        return Block(Kind.GRADIENT, len(vector), Coding.F4, vector[where], indices)
+    return Block(Kind.GRADIENT, len(vector), Coding.F4, vector)
+
+
+def _add(vectors: Sequence[np.ndarray], blocks: Sequence[Block]) -> None:
+    """Adds the sums of a node, if there are any, to the root's in place."""
+    for vector, block in zip(vectors, blocks, strict=False):
+        assert block.values is not None
+        vector[slice(None) if block.indices is None else block.indices] += block.values

@@ -1,0 +1,36 @@
+"""Values at some positions added to a vector in place."""
+
+import numpy as np
+
+from fedmpi.messages.kernels import kernel, spread
+
+
+def add_at(target: np.ndarray, positions: np.ndarray, values: np.ndarray, weight: float) -> bool:
+    """Adds weight * value at each position; both are rounded to float32, the product first.
+
+    Args:
+        target: float32 [n].
+        positions: uint32 [count], no two alike.
+        values: float32 [count].
+        weight: a factor.
+
+    Returns:
+        Whether all positions lie in the vector; if not, what lies in it may have been added.
+    """
+    positions, values = (np.require(each, None, ["C", "A"]) for each in (positions, values))
+
+    def part(start: int, stop: int) -> bool:
+        return _add_at(target, positions[start:stop], values[start:stop], weight)
+
+    return all(spread(part, len(positions)))
+
+
+@kernel("boolean(float32[::1], const uint32[::1], const float32[::1], float32)")
+def _add_at(target: np.ndarray, positions: np.ndarray, values: np.ndarray, weight: float) -> bool:
+    size = len(target)
+    for i in range(len(positions)):
+        position = positions[i]
+        if position >= size:
+            return False
+        target[position] += weight * values[i]
+    return True
