@@ -84,6 +84,7 @@ that says which others it may import, and checks it.
     kernels/       loops over arrays that run as machine code: `ranking` (the largest), `places`
                    (positions), `adding`, `codes` (values of few bits), `philox` (random draws)
     clock          seconds by phase                ledger         bytes by client and kind
+    coding         the codec of updates, whatever the method
     sums           weighted sums of uploads, and robust alternatives to their mean
  networks/
     flat           a network as one vector         layers         additional layers
@@ -107,6 +108,7 @@ that says which others it may import, and checks it.
     evaluate       accuracies                      hardware       devices and threads of a rank
     store          clients' state between rounds   feedback       residuals of compression
     variates       control variates of clients     spans          values that compete to be sent
+    downlink       changes of the model in its place
     theory         terms of a bound on convergence
     server_optimizer   moves the global model by the mean update
     inference      sliced networks against whole ones

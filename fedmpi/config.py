@@ -52,6 +52,8 @@ Width = Annotated[StrictInt, Field(ge=1, le=MOST)]
 """An item of a list of whole numbers, such as channels or units."""
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 32]
 """Bits of a value, as a setting; 32 is a float, not quantized."""
+Spans = Literal["whole", "tensor"]
+"""Which values compete for being sent, or share one scale."""
 Metres = Annotated[float, Field(gt=0, le=LARGEST, strict=True)]
 
 
@@ -162,6 +164,13 @@ class Method(Table):
         broadcasts: whether the server sends all participants the same message when a round begins;
             it holds the control variate, if there is one.
         sends: whether it also sends each participant a message of its own.
+        sends_changes: whether the server sends changes of its model in place of the model, to each
+            participant those that it missed (see `training.downlink`).
+        can_send_changes: whether the settings can have it so (`codec.down`): whether the broadcast
+            is the whole model, by which the clients' models begin the round, and each step of the
+            server adds to the model what does not depend on it.
+        own_changes: the setting that says how the server's word is compressed, in methods that have
+            one of their own.
         is_global: whether the server has a whole model that can be evaluated.
         adds: whether uploads are added up by what both halves know: then any rank can add its
             clients' (see `fedavg.Half`), and the server needs no upload by itself.
@@ -198,6 +207,9 @@ class Method(Table):
     implies: ClassVar[Mapping[str, Any]] = {}
     paper: ClassVar[Mapping[str, Any]] = {}
     broadcasts: ClassVar[bool] = True
+    sends_changes: ClassVar[bool] = False
+    can_send_changes: ClassVar[bool] = True
+    own_changes: ClassVar[str] = ""
     is_global: ClassVar[bool] = True
     in_halves: ClassVar[bool] = True
     adds: ClassVar[bool] = True
@@ -402,18 +414,10 @@ class Aggregation(Table):
         return self.rule == "mean" and not self.clip
 
 
-class Codec(Table):
-    """How the values of updates are written in messages, whatever the method chose to send.
+class Coded(Table):
+    """How values are written in messages."""
 
-    Running statistics are always sent exactly. The change of a control variate is written like an
-    update.
-    """
-
-    values: Literal["f4", "f2", "bf16", "uniform", "ternary", "sign"] = "f4"
-    """Type of the values of an update. f4: float32, or what a method that has a coding of its own
-    sends. f2, bf16: 16-bit floats. uniform: codes of some bits between the least and the greatest
-    value. ternary: minus, zero or plus the largest magnitude, drawn so that a value is right on
-    average (TernGrad). sign: one bit, plus or minus the mean magnitude."""
+    values: str
     bits: int = Field(8, ge=1, le=16)
     """Bits per value, with values = uniform."""
     rounding: Literal["stochastic", "nearest"] = "stochastic"
@@ -425,10 +429,10 @@ class Codec(Table):
     bucket: int = Field(512, ge=1, le=MOST)
     """Number of values that share one scale, with scales = bucket."""
     positions: Literal["auto", "uint32", "bitmap", "delta", "golomb", "dense"] = "auto"
-    """Encoding of the positions of an update's values, in methods that send positions. uint32: 32
-    bits each. bitmap: a bit for each that could be sent. auto: the shorter one of these two. delta:
-    gaps between them, in one byte or more each. golomb: gaps in Golomb code, the shortest for
-    positions at random. dense: none; values that were left out are sent as zeros."""
+    """Encoding of the positions of values, where some are left out. uint32: 32 bits each. bitmap: a
+    bit for each that could be sent. auto: the shorter one of these two. delta: gaps between them,
+    in one byte or more each. golomb: gaps in Golomb code, the shortest for positions at random.
+    dense: none; values that were left out are sent as zeros."""
 
     @property
     def is_lossy(self) -> bool:
@@ -439,6 +443,56 @@ class Codec(Table):
     def has_scales(self) -> bool:
         """Whether values are codes, which have a scale."""
         return self.values in ("uniform", "ternary", "sign")
+
+
+class Down(Coded):
+    """What the server sends of its model, in methods whose server sends all of it to every client.
+
+    By default it is the model. Otherwise it is the model's change, compressed. What a change leaves
+    out is added to the next one. All sides hold the same model, which moves by what is sent; it is
+    the global model of the run. A client that missed rounds receives the changes that it missed, or
+    the whole model if that is shorter, and so does one that takes part for the first time. Running
+    statistics are sent exactly.
+    """
+
+    values: Literal["none", "f4", "f2", "bf16", "uniform", "sign"] = "none"
+    """Type of the values of the model's change. none: the server sends its whole model in float32.
+    The others are those of codec.values; ternary values at random and codes of a single bit are not
+    possible, because what they leave out would grow from change to change."""
+    bits: int = Field(8, ge=2, le=16)
+    """Bits per value, with values = uniform."""
+    rounding: Literal["stochastic", "nearest"] = "nearest"
+    """Rounding with values = uniform. nearest: to the nearest code; what is lost is added to the
+    next change. stochastic: up or down at random."""
+    sparsity: float = Field(0.0, ge=0, lt=1)
+    """Share of the change's values that are not sent: all but the largest. 0 sends all."""
+    spans: Spans = "whole"
+    """Which values compete for being sent. whole: those of all parameters. tensor: those of each
+    weight or bias by itself, at least one of which is sent."""
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether nothing of the model is lost.
+
+        A change is then no shorter than the model, and the server sends the model.
+        """
+        return self.values in ("none", "f4") and not self.sparsity
+
+
+class Codec(Coded):
+    """How the values of updates are written in messages, whatever the method chose to send.
+
+    Running statistics are always sent exactly. The change of a control variate is written like an
+    update.
+    """
+
+    values: Literal["f4", "f2", "bf16", "uniform", "ternary", "sign"] = "f4"
+    """Type of the values of an update. f4: float32, or what a method that has a coding of its own
+    sends. f2, bf16: 16-bit floats. uniform: codes of some bits between the least and the greatest
+    value. ternary: minus, zero or plus the largest magnitude, drawn so that a value is right on
+    average (TernGrad). sign: one bit, plus or minus the mean magnitude."""
+    down: Down = Down()
+    """What the server sends of its model: the model, or its change in some coding."""
 
 
 class Evaluate(Table):
@@ -781,6 +835,28 @@ class Settings(Table):
         found = self.model_copy()
         found._paper = paper
         return found
+
+    @property
+    def sends_changes(self) -> bool:
+        """Whether the server sends changes of its model: see `Method.sends_changes`."""
+        return self.method.sends_changes or self.codec.down.values != "none"
+
+    @property
+    def broadcasts(self) -> bool:
+        """Whether the server sends its model to all participants alike."""
+        return self.method.broadcasts and not self.sends_changes
+
+    @property
+    def sends(self) -> bool:
+        """Whether the server sends each participant a message of its own."""
+        return self.method.sends or self.sends_changes
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether clients keep anything between rounds; they then stay on their rank."""
+        local = self.statistics == "local"
+        own = self.control != "none" or local or self.sends_changes or self.feeds_back
+        return self.method.keeps_state or own
 
     def tree(self) -> Tree:
         """Every setting, defaults included, as plain values."""

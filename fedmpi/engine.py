@@ -153,10 +153,7 @@ class Engine:
         self.exchange = exchange.Exchange(wire, clock, self.ledger)
         method, is_apart = self.method, self.settings.server == "dedicated" and wire.size > 1
         hosts = range(1 if is_apart else 0, wire.size)
-        has_variates = self.settings.control != "none"
-        is_settled = method.keeps_state or has_variates or self.trainer.keeps_statistics
-        is_settled = is_settled or self.settings.feeds_back
-        about = self.width, is_settled, method.converses
+        about = self.width, self.settings.keeps_state, method.converses
         self.placement = Placement(self.population, hosts, *about)
         first = self.population.first_round if first is None else first
         for t in range(first, self.settings.rounds):
@@ -215,7 +212,7 @@ class Engine:
 
     def send(self, t: int, wave: Wave) -> None:
         """Server -> each client, if the method sends something to single clients."""
-        if not self.method.sends:
+        if not self.settings.sends:
             return
         messages = []
         with self.clock(Phase.SERVE):
@@ -228,9 +225,10 @@ class Engine:
 
     def work(self, t: int, wave: Wave) -> list[Message]:
         """Trains this rank's clients of the wave, and returns their uploads."""
-        mine, messages = wave.on(self.wire.rank), []
+        mine, messages, agrees = wave.on(self.wire.rank), [], self.population.is_agreement(t)
+        is_evaluated = self.evaluation.is_due(t) and not agrees
         with self.clock(Phase.TRAIN):
-            if not (self.population.is_agreement(t) or self.method.converses):
+            if not (agrees or self.method.converses):
                 self.trainer.feed.draw(t, mine)
             for clients in self.trainer.chunks(t, mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
@@ -238,7 +236,7 @@ class Engine:
                     blocks = self.clients.report(t, client, w)
                     self.trainer.spend((client,), began)
                     messages.append(Message(client, blocks, self.population.weight(t, client)))
-                    if self.evaluation.is_due(t) and not self.population.is_agreement(t):
+                    if is_evaluated:
                         with self.clock(Phase.EVALUATE):
                             self.evaluation.set_aside(client, self.clients.personal(client, w))
                             if self.has_theory(t):
@@ -332,7 +330,7 @@ class Engine:
             with self.clock(Phase.SERVE):
                 if self.server is not None and not self.is_void:
                     self.server.sum.close(t)
-                    self.server.step(t)
+                    self.server.advance(t)
             return
         messages = []
         with self.clock(Phase.SERVE):

@@ -434,8 +434,56 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
-    found += [*_codec(settings), *_added_up(settings), *_work(settings)]
+    found += [*_codec(settings), *_down(settings), *_added_up(settings), *_work(settings)]
     return [*found, *_impossible(settings.devices), *_idle(settings)]
+
+
+def _coded(coded: config.Coded, path: str) -> list[str]:
+    """Names settings of a coding of values that have no effect, where values are coded at all."""
+    fields, found = type(coded).model_fields, []
+    possible = get_args(fields["values"].annotation)
+    codes = [f"'{name}'" for name in ("uniform", "ternary", "sign") if name in possible]
+    is_uniform = coded.values == "uniform"
+    wanted = {
+        "bits": (is_uniform, f"{path}.values = 'uniform'", coded.values),
+        "rounding": (is_uniform, f"{path}.values = 'uniform'", coded.values),
+        "scales": (coded.has_scales, f"{path}.values = {either(codes)}", coded.values),
+        "bucket": (coded.scales == "bucket", f"{path}.scales = 'bucket'", coded.scales),
+    }
+    for key, (has, other, value) in wanted.items():
+        given = getattr(coded, key)
+        if given != fields[key].default and not has:
+            found.append(f"{path}.{key} = {said(given)}: wanted {other}, found '{value}'")
+    if coded.positions == "dense" and coded.values == "sign":
+        found.append(
+            f"{path}.positions = 'dense': wanted {path}.values with a zero for what is left out, "
+            "found 'sign'"
+        )
+    return found
+
+
+def _down(settings: Settings) -> list[str]:
+    """Names settings of the server's word that have no effect or cannot be."""
+    down, method = settings.codec.down, settings.method
+    found = _coded(down, "codec.down")
+    if down.sparsity and down.values == "none":
+        found.append(
+            f"codec.down.sparsity = {down.sparsity}: wanted codec.down.values other than 'none', "
+            "such as 'f4'"
+        )
+    for key in ("spans", "positions"):
+        value = getattr(down, key)
+        if value != config.Down.model_fields[key].default and not down.sparsity:
+            found.append(
+                f"codec.down.{key} = {said(value)}: wanted codec.down.sparsity above 0, found 0"
+            )
+    if down.values != "none" and not method.can_send_changes:
+        own = f", whose own way is set by {method.own_changes}" if method.own_changes else ""
+        found.append(
+            f"codec.down.values = '{down.values}': wanted a method whose server sends all clients "
+            f"its whole model, found method.name = '{method.name}'{own}"
+        )
+    return found
 
 
 UPLOADS = {
@@ -450,32 +498,18 @@ def _codec(settings: Settings) -> list[str]:
     """Names settings of the codec and of feedback that have no effect or cannot be."""
     codec, method, found = settings.codec, settings.method, []
     name, default = f"method.name = '{method.name}'", type(codec)()
-    given = {key: value for key, value in codec if value != getattr(default, key)}
+    given = {k: v for k, v in codec if k != "down" and v != getattr(default, k)}
     if method.uploads in UPLOADS:
         return [
             f"codec.{key} = {said(value)}: wanted a method that uploads updates in float32, found "
             f"{name}, which {UPLOADS[method.uploads]}"
             for key, value in given.items()
         ] + _feedback(settings)
-    coded = "codec.values = 'uniform', 'ternary' or 'sign'"
-    wanted = {
-        "bits": (codec.values == "uniform", "codec.values = 'uniform'", codec.values),
-        "rounding": (codec.values == "uniform", "codec.values = 'uniform'", codec.values),
-        "scales": (codec.has_scales, coded, codec.values),
-        "bucket": (codec.scales == "bucket", "codec.scales = 'bucket'", codec.scales),
-    }
-    for key, (has, other, value) in wanted.items():
-        if key in given and not has:
-            found.append(f"codec.{key} = {said(given[key])}: wanted {other}, found '{value}'")
+    found += _coded(codec, "codec")
     if "positions" in given and not method.travels:
         found.append(
             f"codec.positions = '{codec.positions}': wanted a method that sends the positions of "
             f"an update's values, found {name} with its settings"
-        )
-    if codec.positions == "dense" and codec.values == "sign":
-        found.append(
-            "codec.positions = 'dense': wanted codec.values with a zero for what is left out, "
-            "found 'sign'"
         )
     return found + _feedback(settings)
 

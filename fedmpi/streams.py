@@ -90,7 +90,7 @@ class Purpose(IntEnum):
     """Transmissions of a client's radio that fail and are repeated; ids: round, client."""
     ROUND = 43
     """Key of stochastic rounding of what a client sends; ids: round, client, and 1 for its control
-    variate."""
+    variate. Of the change of the server's model; ids: round."""
     ROUND_CUT = 44
     """Key of stochastic rounding of a batch at a cut; ids as for `LINK`."""
     ROUND_STEP = 45

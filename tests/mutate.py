@@ -57,8 +57,8 @@ def drawn(random: np.random.Generator) -> Block:
         values = np.frombuffer(random.bytes(DTYPES[coding].itemsize * count), DTYPES[coding])
         return Block(*about, values, indices, places=places)
     bits = int(random.integers(1, 17))
-    codes = coded.packed(random.integers(2**bits, size=count), bits)
-    return Block(*about, codes, indices, bits, Scale(-1.0, 0.5), places, count)
+    codes = random.integers(2**bits, size=count)
+    return coded.block(*about[:2], codes, bits, Scale(-1.0, 0.5), indices, places)
 
 
 def mutated(data: np.ndarray, random: np.random.Generator) -> np.ndarray:

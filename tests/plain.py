@@ -58,6 +58,7 @@ FAMILIES = {
     "splitfed": ("method.name=splitfed",),
     "splitfed-v2": ("method.name=splitfed", "method.version=v2"),
     "fedsl-channels": ("method.name=fedsl", "method.structured=channels"),
+    "changes": ("codec.down.values=f4", "codec.down.sparsity=0.9"),
 }
 """What methods ask of the machinery, each by one of those that do.
 
@@ -65,7 +66,8 @@ In this order: nothing; vectors of the server's and of each client's that go wit
 updates, with what waits at the client; a mask that all agree on before the first round; a mask that
 changes on the way, by gradients that are sent for it; a model of another width for each client; an
 agent of each client's that chooses channels, and a head that stays there; activations and gradients
-at a cut, with a back for each client, or one for all; and a cut where channels are pruned.
+at a cut, with a back for each client, or one for all; a cut where channels are pruned; and the
+server's model by its changes, to each client those that it missed.
 """
 families = pytest.mark.parametrize("family", FAMILIES)
 

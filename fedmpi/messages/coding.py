@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.config import Codec
+from fedmpi.config import Coded
 from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Coding, Kind, Places, WireError
 from fedmpi.messages.select import Span
@@ -49,7 +49,7 @@ class Coder:
     """
 
     def __init__(
-        self, codec: Codec, spans: Sequence[Span], exact: Tensor, size: int, apart: bool
+        self, codec: Coded, spans: Sequence[Span], exact: Tensor, size: int, apart: bool
     ) -> None:
         self.codec, self.size, self.apart = codec, size, apart
         self.stops = torch.tensor([span.stop for span in spans], dtype=torch.int64)
@@ -62,15 +62,13 @@ class Coder:
             self.blocks += codec.has_scales and codec.scales != "whole"
             self.blocks += self.has_exact and not apart
 
-    def encode(
-        self, blocks: Sequence[Block], where: Tensor | None, random: np.random.Generator
-    ) -> list[Block]:
+    def encode(self, blocks: Sequence[Block], where: Tensor | None, key: np.ndarray) -> list[Block]:
         """Replaces the first of some blocks by others.
 
         Args:
             blocks: of an upload; the first has float32 values.
             where: positions of its values, int64 ascending; None if it has all values.
-            random: rounds codes.
+            key: rounds codes (`streams.key`).
         """
         if self.is_plain:
             return list(blocks)
@@ -89,7 +87,7 @@ class Coder:
             values = values[~is_exact]
             where = (torch.arange(len(is_exact)) if where is None else where.cpu())[~is_exact]
         indices = where if travels else None
-        coded = self._write(first.kind, values, first.size, indices, where, random)
+        coded = self._write(first.kind, values, first.size, indices, where, key)
         if travels:
             coded[0] = replace(coded[0], places=PLACES.get(self.codec.positions))
         return [*coded, *extra, *rest]
@@ -160,7 +158,7 @@ class Coder:
         size: int,
         indices: Tensor | None,
         where: Tensor | None,
-        random: np.random.Generator,
+        key: np.ndarray,
     ) -> list[Block]:
         """Encodes values: float32 [count], at the positions `where`, of which `indices` travel."""
         codec = self.codec
@@ -169,14 +167,14 @@ class Coder:
             return [sparse.block(kind, values, size, indices, coding)]
         lengths = self._lengths(where, len(values))
         if codec.values == "uniform":
-            draws = random if codec.rounding == "stochastic" else None
+            given = key if codec.rounding == "stochastic" else None
             if codec.scales == "whole":
-                about = indices, Coding.CODES, codec.bits, draws
+                about = indices, Coding.CODES, codec.bits, given
                 return [sparse.block(kind, values, size, *about)]
-            return quantized.ranges(kind, values, lengths, codec.bits, draws, size, indices)
+            return quantized.ranges(kind, values, lengths, codec.bits, given, size, indices)
         if codec.values == "sign":
             return quantized.signs(kind, values, lengths, size, indices)
-        return quantized.ternary(kind, values, lengths, size, indices, random)
+        return quantized.ternary(kind, values, lengths, size, indices, key)
 
     def _read(self, blocks: Sequence[Block], where: Tensor | None) -> Tensor:
         """Decodes what `_write` encoded: float32 [count]."""

@@ -309,7 +309,7 @@ def _magnitudes(g: Tensor, bits: int, draws: Tensor) -> tuple[Tensor, Tensor, Te
     low, high = torch.aminmax(magnitude, dim=-1, keepdim=True)
     step = (high - low) / most
     usual = (step > 0) & step.isfinite()
-    # In float64, as in `sparse.quantize_parts`.
+    # In float64, as in `kernels.codes`.
     exact = magnitude.double().sub_(low).div_(torch.where(usual, step, 1)).add_(draws)
     level = torch.where(usual, exact.floor_().clamp_(0, most), 0)
     return level, torch.where(step.isfinite(), low, torch.nan), torch.where(usual, step, 0)

@@ -37,6 +37,7 @@ class Config(config.Method):
     broadcasts = False
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)
     sends: ClassVar[bool] = True
+    can_send_changes: ClassVar[bool] = False
 
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of each layer's weights that a client prunes."""

@@ -48,6 +48,7 @@ from fedmpi.training.train import Trainer
 class Config(config.Method):
     broadcasts = is_global = False
     sends: ClassVar[bool] = True
+    can_send_changes: ClassVar[bool] = False
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     adds: ClassVar[bool] = False

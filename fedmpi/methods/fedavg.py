@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedmpi import config
 from fedmpi.clients.burden import Burden
-from fedmpi.config import Settings
+from fedmpi.config import Down, Settings
 from fedmpi.messages import sparse, sums
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.messages.coding import Coder
@@ -26,6 +26,7 @@ from fedmpi.networks.slicing import Channels
 from fedmpi.split.lockstep import Talk
 from fedmpi.streams import Purpose, key
 from fedmpi.training import probe
+from fedmpi.training.downlink import Changes, Copies, Words
 from fedmpi.training.feedback import Estimates, Feedback
 from fedmpi.training.probe import Overlap, Variant
 from fedmpi.training.server_optimizer import ServerOptimizer
@@ -65,6 +66,7 @@ class Half:
         stat_positions: positions of running statistics in the model, int64; may be empty.
         theirs: the network whose values clients upload.
         coder: writes and reads updates as `[codec]` says.
+        changes: encodes changes of the model; None if the server sends the model itself.
         sum: weighted sum of the round's uploads; on the server of all of them in the end.
         shift: what control variates' changes are added to, [n]: on the server c itself, elsewhere
             zeros at the beginning of a round; None without control variates.
@@ -83,6 +85,13 @@ class Half:
         self.theirs: Flat = self.method.theirs(trainer)
         about = self.theirs.parameters, self.theirs.stat_positions, self.theirs.size
         self.coder = Coder(settings.codec, *about, self.method.apart)
+        self.changes: Changes | None = None
+        if settings.sends_changes:
+            self.changes = Changes(self.down(), self.flat, trainer.device)
+
+    def down(self) -> Down:
+        """Returns how changes of the model are written, if the server sends changes."""
+        return self.settings.codec.down
 
     @property
     def has_statistics(self) -> bool:
@@ -226,9 +235,15 @@ class Half:
         more = [] if self.shift is None else [self.shift]
         return Addends([self.sum], more, self.agreed(t))
 
-    def rounding(self, t: int, client: int, *more: int) -> np.ndarray:
-        """Returns the key by which the values of a client's upload are rounded."""
-        return key(self.settings.seed, Purpose.ROUND, t, client, *more)
+    def rounding(self, t: int, *who: int) -> np.ndarray:
+        """Returns the key by which values are rounded in round t.
+
+        Args:
+            t: the round.
+            who: the client whose upload they are, with 1 behind it for the change of its control
+                variate; nobody for the change of the server's model.
+        """
+        return key(self.settings.seed, Purpose.ROUND, t, *who)
 
     def encode_change(
         self, t: int, client: int, values: Tensor, where: Tensor | None
@@ -267,6 +282,7 @@ class Server(Half):
         control: the control variate c, [n]; None without control variates.
         unheard: which clients' last upload was lost, and do not know it yet, bool [clients].
         stores: per-client state of the server between rounds, by name.
+        words: the changes of the last rounds; None if the server sends the model itself.
     """
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -279,6 +295,9 @@ class Server(Half):
         self.noted: dict[str, dict[int, float]] = {}
         self.figures: dict[str, float] = {}
         self.stores = Stores(settings.state)
+        self.words: Words | None = None
+        if self.changes is not None:
+            self.words = Words(self.changes, settings.clients)
         if settings.feeds_back and settings.feedback == "ef21":
             store = self.stores.add("estimate", self.theirs.size)
             self.estimates = Estimates(store, self.theirs.stat_positions.to(trainer.device))
@@ -288,23 +307,26 @@ class Server(Half):
 
         The tensors are the server's own, unless they were made for this.
         """
-        control = {} if self.control is None else {"control": self.control}
-        return {"w": self.w, "unheard": self.unheard} | control | self.optimizer.state()
+        found = {"w": self.w, "unheard": self.unheard} | self.optimizer.state()
+        found |= {} if self.control is None else {"control": self.control}
+        return found | ({} if self.words is None else self.words.state())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes the state of another server that has the same settings."""
+        if self.words is not None:
+            self.words.restore(state)
         for name, own in self.state().items():
             own.copy_(state[name])
 
     def tell(self, t: int) -> list[Block]:
         """Returns all blocks for round t's clients: the broadcast, and the control variate."""
-        if not self.method.broadcasts:
-            return []
-        blocks = self.broadcast(t)
-        return blocks if self.control is None else [*blocks, self.control_block(self.control)]
+        blocks = self.broadcast(t) if self.settings.broadcasts else []
+        if self.control is None or not self.method.broadcasts:
+            return blocks
+        return [*blocks, self.control_block(self.control)]
 
     def broadcast(self, t: int) -> list[Block]:
-        """Returns the blocks for all of round t's clients; called if the method `broadcasts`."""
+        """Returns the blocks for all of round t's clients; called if the settings `broadcasts`."""
         return [sparse.block(Kind.MODEL, self.w)]
 
     def control_block(self, control: Tensor) -> Block:
@@ -312,12 +334,32 @@ class Server(Half):
         return sparse.block(Kind.GRADIENT, control)
 
     def send(self, t: int, client: int) -> list[Block]:
-        """Returns additional blocks for one client; called only if the method `sends`."""
-        raise NotImplementedError
+        """Returns additional blocks for one client; called only if the settings `sends`.
+
+        By default they are the changes of the model that the client missed.
+        """
+        assert self.words is not None
+        return self.words.missed(t, client, self.w)
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
         """Opens a conversation with each party of clients; called only if the method converses."""
         raise NotImplementedError
+
+    def advance(self, t: int) -> None:
+        """Takes the step of round t. If the server sends changes, the model moves by what is sent.
+
+        The step then starts from zero, so that no digit of a small change is lost beside the model.
+        """
+        if self.words is None:
+            self.step(t)
+        elif self.words.changes.are_lossless:
+            self.step(t)
+            self.words.forget(t)
+        else:
+            w, self.w = self.w, torch.zeros_like(self.w)
+            self.step(t)
+            change, self.w = self.w, w
+            self.words.say(t, change, self.w, self.rounding(t))
 
     def step(self, t: int) -> None:
         """Moves the model by the weighted mean of the round's uploads, and clears the sum."""
@@ -353,6 +395,8 @@ class Clients(Half):
     Attributes:
         start: the model at which local training starts, [n].
         held: the network that a client trains, which may be a part of the whole one.
+        known: each client's copy of the server's model, if the server sends changes of it; else
+            None.
         variates: control variates; None without.
         adjust: optional hook `adjust(clients, w, g)` that changes gradients; it is called before
             each local step and changes g [k, n], of the models w [k, n], in place.
@@ -377,6 +421,7 @@ class Clients(Half):
         self.start = torch.zeros(self.flat.size, device=trainer.device)
         self.difference: Tensor | None = None
         self.held = self.flat
+        self.known = None if self.changes is None else Copies(self.changes, trainer)
         self.feedback: Feedback | Estimates
         if settings.feeds_back and settings.feedback == "ef21":
             store = trainer.provisional("estimate", self.theirs.size)
@@ -435,11 +480,16 @@ class Clients(Half):
 
         It is called at the start of each round; without a broadcast the list of blocks is empty.
         """
-        self.start = sparse.vector(blocks[0], self.flat.size, self.trainer.device)
+        if blocks:
+            self.start = sparse.vector(blocks[0], self.flat.size, self.trainer.device)
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
-        """Receives the additional blocks for one client; called only if the method `sends`."""
-        raise NotImplementedError
+        """Receives the additional blocks for one client; called only if the settings `sends`.
+
+        By default they are the changes of the model that the client missed.
+        """
+        assert self.known is not None
+        self.start = self.known.follow(client, blocks)
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
         """Opens each party's conversation with the server for its clients on this rank.

@@ -25,6 +25,7 @@ from fedmpi.training.train import Trainer
 
 class Config(config.Method):
     is_global = False
+    can_send_changes: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
     controls: ClassVar[bool] = True
 

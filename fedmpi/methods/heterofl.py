@@ -49,6 +49,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 class Config(config.Method):
     broadcasts = False
     sends: ClassVar[bool] = True
+    can_send_changes: ClassVar[bool] = False
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     fits: ClassVar[bool] = True

@@ -25,6 +25,7 @@ class Config(config.Method):
     """Local training has no settings of its own."""
 
     broadcasts = is_global = False
+    can_send_changes: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     adds: ClassVar[bool] = False
     pools: ClassVar[bool] = False

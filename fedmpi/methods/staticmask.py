@@ -62,6 +62,8 @@ class Masked(config.Method):
 
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
+    can_send_changes: ClassVar[bool] = False
+
     def initial_mask(self, flat: Flat, seed: int) -> Tensor:
         """Returns the mask at the start of training, bool [n]; by default the whole model."""
         return torch.ones(flat.size, dtype=torch.bool)

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ class Cut(config.Method):
     the network is the server's."""
 
     converses = True
+    can_send_changes: ClassVar[bool] = False
     adds = False
 
     def turns(self, steps: int) -> int:

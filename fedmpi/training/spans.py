@@ -5,13 +5,13 @@ compressed by itself. A large layer then cannot silence a small one, but has a s
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedmpi import config
+from fedmpi.config import Spans
 from fedmpi.messages import select
 from fedmpi.messages.counts import keep_round
 from fedmpi.networks.flat import Flat
@@ -20,7 +20,7 @@ from fedmpi.networks.flat import Flat
 class Config(config.Method):
     """Settings of a method that compresses updates as a whole, or tensor by tensor."""
 
-    spans: Literal["whole", "tensor"] = "whole"
+    spans: Spans = "whole"
     """Which values compete for being sent, or share one scale. whole: those of all parameters.
     tensor: those of each weight or bias by itself, at least one of which is sent."""
 
@@ -32,22 +32,30 @@ class Config(config.Method):
             flat: the network.
             sparsity: share of the values that are not sent.
         """
-        if self.spans == "tensor":
-            return select.tops(update[None], flat.parameters, sparsity)
-        return select.top(update, keep_round(flat.count, 1 - sparsity))
+        return largest(self.spans, update, flat, sparsity)
 
     def lengths(self, flat: Flat, positions: Tensor) -> Sequence[int]:
         """How many of some parameters' positions, int64 ascending, lie in each span."""
-        if self.spans == "whole":
-            return [len(positions)]
-        stops = torch.tensor([piece.stop for piece in flat.parameters], device=positions.device)
-        before = torch.searchsorted(positions, stops)
-        return before.diff(prepend=before.new_zeros(1)).tolist()
+        return lengths(self.spans, flat, positions)
 
 
 class Tensorwise(Config):
     """The same, tensor by tensor unless the settings say otherwise."""
 
-    spans: Literal["whole", "tensor"] = Field(
-        "tensor", description=Config.model_fields["spans"].description
-    )
+    spans: Spans = Field("tensor", description=Config.model_fields["spans"].description)
+
+
+def largest(spans: Spans, update: Tensor, flat: Flat, sparsity: float) -> Tensor:
+    """The positions of the values to send; see `Config.largest`."""
+    if spans == "tensor":
+        return select.tops(update[None], flat.parameters, sparsity)
+    return select.top(update, keep_round(flat.count, 1 - sparsity))
+
+
+def lengths(spans: Spans, flat: Flat, positions: Tensor) -> Sequence[int]:
+    """How many of some parameters' positions lie in each span; see `Config.lengths`."""
+    if spans == "whole":
+        return [len(positions)]
+    stops = torch.tensor([piece.stop for piece in flat.parameters], device=positions.device)
+    before = torch.searchsorted(positions, stops)
+    return before.diff(prepend=before.new_zeros(1)).tolist()

@@ -10,6 +10,7 @@ from fedmpi.config import Codec
 from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Coding, Kind, Message, WireError, pack, unpack
 from fedmpi.messages.coding import Coder
+from fedmpi.streams import Purpose, key
 
 SPANS = [range(6), range(6, 10), range(13, 40)]
 EXACT = torch.tensor([10, 11, 12])
@@ -46,8 +47,8 @@ def given(where: torch.Tensor | None, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(seed))
 
 
-def draws(seed: int = 5) -> np.random.Generator:
-    return np.random.default_rng(seed)
+def secret(seed: int = 5) -> np.ndarray:
+    return key(seed, Purpose.ROUND, 0, 0)
 
 
 @every_codec
@@ -57,7 +58,7 @@ def test_both_sides_read_the_same_and_statistics_are_exact(
 ) -> None:
     about, values = coder(codec), given(where)
     label = sparse.places(torch.tensor([1]), 3)
-    blocks = about.encode([sparse.block(Kind.GRADIENT, values, 40), label], where, draws())
+    blocks = about.encode([sparse.block(Kind.GRADIENT, values, 40), label], where, secret())
     assert len(blocks) == about.blocks + 1
     ours, theirs = about.decode(blocks, where), about.decode(travel(blocks), where)
     assert len(theirs) == 2
@@ -81,7 +82,7 @@ def test_positions_that_travel(codec: Codec) -> None:
         if positions == "dense" and codec.values == "sign":
             continue
         about = coder(codec.model_copy(update={"positions": positions}), apart=True)
-        blocks = travel(about.encode([block], where, draws()))
+        blocks = travel(about.encode([block], where, secret()))
         assert len(blocks) == about.blocks
         assert (blocks[0].indices is None) == (positions == "dense")
         lengths[positions] = pack([Message(0, blocks, 1.0)]).bytes[0, Kind.MASK]
@@ -102,7 +103,7 @@ def test_positions_of_statistics_are_dropped() -> None:
     values = torch.tensor([1.0, 0.0, -2.0])
     about = coder(Codec(values="sign"), apart=True)
     block = sparse.block(Kind.GRADIENT, values, 40, where)
-    (found,) = about.decode(travel(about.encode([block], where, draws())), where)
+    (found,) = about.decode(travel(about.encode([block], where, secret())), where)
     assert found.indices.tolist() == [3, 20]
     assert found.values.tolist() == [1.5, -1.5]
 
@@ -114,7 +115,7 @@ def test_bytes(codec: Codec, count: int) -> None:
     spans = [range(count)]
     about = Coder(codec, spans, torch.empty(0, dtype=torch.int64), count, apart=False)
     values = torch.linspace(-1, 1, count)
-    blocks = about.encode([sparse.block(Kind.GRADIENT, values)], None, draws())
+    blocks = about.encode([sparse.block(Kind.GRADIENT, values)], None, secret())
     assert len(travel(blocks)) == about.blocks
     (account,) = pack([Message(0, blocks, 1.0)]).bytes
     bits = {"uniform": codec.bits, "ternary": 2, "sign": 1}[codec.values]
@@ -131,9 +132,8 @@ def test_stochastic_codes_are_right_on_average(values: str) -> None:
         given(None),
     )
     total = torch.zeros(40, dtype=torch.float64)
-    random = draws()
-    for _ in range(4000):
-        blocks = about.encode([sparse.block(Kind.GRADIENT, update)], None, random)
+    for draw in range(4000):
+        blocks = about.encode([sparse.block(Kind.GRADIENT, update)], None, secret(draw))
         total += torch.from_numpy(about.decode(blocks, None)[0].values)
     bound = 5 * float(update.abs().max()) / 4000**0.5
     assert float((total / 4000 - update).abs().max()) < bound
@@ -142,7 +142,7 @@ def test_stochastic_codes_are_right_on_average(values: str) -> None:
 def test_ternary_values_are_zero_or_the_largest() -> None:
     values = torch.tensor([0.0, -3.0, 1.0, 0.5, 0.0, -0.0])
     lengths = [3, 0, 2, 1]
-    blocks = quantized.ternary(Kind.GRADIENT, values, lengths, 6, None, draws())
+    blocks = quantized.ternary(Kind.GRADIENT, values, lengths, 6, None, secret())
     found = sparse.values(quantized.signed(travel(blocks), lengths))
     assert set(found[:3].tolist()) <= {0.0, 3.0, -3.0}
     assert found[1] == -3
@@ -156,7 +156,7 @@ def test_what_is_not_finite_stays_visible(bad: float) -> None:
         values = given(None)
         values[2] = bad
         about = coder(codec)
-        blocks = about.encode([sparse.block(Kind.GRADIENT, values)], None, draws())
+        blocks = about.encode([sparse.block(Kind.GRADIENT, values)], None, secret())
         found = torch.from_numpy(about.decode(travel(blocks), None)[0].values)
         assert not found[2].isfinite(), ids(codec)
 
@@ -164,12 +164,12 @@ def test_what_is_not_finite_stays_visible(bad: float) -> None:
 @pytest.mark.parametrize("codec", ALL[1:], ids=ids)
 def test_blocks_that_are_no_such_update_are_refused(codec: Codec) -> None:
     about = coder(codec)
-    blocks = about.encode([sparse.block(Kind.GRADIENT, given(None))], None, draws())
+    blocks = about.encode([sparse.block(Kind.GRADIENT, given(None))], None, secret())
     for count in range(len(blocks)):
         with pytest.raises(WireError):
             about.decode(blocks[:count], None)
     for place, block in enumerate(blocks):
-        short = replace(block, values=block.values[:-1])
+        short = replace(block, values=block.values[:-1], count=-1)
         with pytest.raises(WireError):
             about.decode([*blocks[:place], short, *blocks[place + 1 :]], None)
 
@@ -177,4 +177,4 @@ def test_blocks_that_are_no_such_update_are_refused(codec: Codec) -> None:
 def test_a_codec_takes_float32_alone() -> None:
     codes = sparse.block(Kind.GRADIENT, given(None), coding=Coding.CODES, bits=4)
     with pytest.raises(WireError, match="a codec takes float32 values, found CODES"):
-        coder(Codec(values="f2")).encode([codes], None, draws())
+        coder(Codec(values="f2")).encode([codes], None, secret())

@@ -14,6 +14,7 @@ from fedmpi.messages.codec import Kind, Message, pack, rice, unpack
 from fedmpi.messages.counts import keep_round
 from fedmpi.methods.stc import Config
 from fedmpi.networks.flat import Flat
+from fedmpi.training.downlink import Changes
 from tests.plain import play, train
 from tests.small import run, small, smooth
 
@@ -22,6 +23,7 @@ STC = ("method.name=stc", "method.sparsity=0.9", "rounds=8", "participation=0.4"
 
 TWELVE = Flat(nn.Sequential(nn.Linear(3, 3)))
 """Of so many values."""
+CPU, RANDOM = torch.device("cpu"), np.random.default_rng(0)
 
 
 def check_ternary(sent: Tensor, given: Tensor, sparsity: float) -> None:
@@ -53,8 +55,8 @@ def test_rounds_against_algorithm_2(down: float) -> None:
         moved = engine.server.w - w
         moved[moved.abs() < 1e-6] = 0
         check_ternary(moved, given, down)
-        np.testing.assert_allclose(moved + engine.server.rest, given, rtol=1e-3, atol=1e-5)
-        w, rest = engine.server.w.clone(), engine.server.rest.clone()
+        np.testing.assert_allclose(moved + engine.server.words.rest, given, rtol=1e-3, atol=1e-5)
+        w, rest = engine.server.w.clone(), engine.server.words.rest.clone()
     assert len(kept) > 4
 
 
@@ -85,15 +87,15 @@ def test_the_server_chooses_among_equals_by_position(seed: int) -> None:
             signs = torch.from_numpy(values).float(), [len(values)], size, torch.from_numpy(where)
             server.absorb(t, Message(client, quantized.signs(Kind.GRADIENT, *signs), 1.0))
         server.sum.weight = 4.0
-        server.step(t)
+        server.advance(t)
         given = total / 4 + rest
         sent = compressed(given, 0.93)
         least = np.abs(given[sent != 0]).min()
         assert (np.abs(given) == least).sum() > (np.abs(given[sent != 0]) == least).sum(), "ties"
         w, rest = w + sent, given - sent
         np.testing.assert_allclose(server.w.numpy(), w, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(server.rest.numpy(), rest, rtol=0, atol=1e-6)
-        rest = server.rest.double().numpy()
+        np.testing.assert_allclose(server.words.rest.numpy(), rest, rtol=0, atol=1e-6)
+        rest = server.words.rest.double().numpy()
 
 
 @pytest.mark.parametrize("has_statistics", [False, True])
@@ -148,9 +150,9 @@ def test_what_is_decoded_is_what_was_encoded(vector: list[float], sparsity: floa
     ||v - T(v)||^2 = ||v||^2 - k mu^2.
     """
     values = torch.tensor(vector)
-    (block,) = Config().ternary(values, TWELVE, sparsity)
+    (block,) = Changes(Config().ternary(sparsity), TWELVE, CPU).encode(values, RANDOM)
     (message,), _ = unpack(pack([Message(0, [block])]).data)
-    found, said = (sparse.vector(b, 12, torch.device("cpu")) for b in (message.blocks[0], block))
+    found, said = (sparse.vector(b, 12, CPU) for b in (message.blocks[0], block))
     assert torch.equal(found, said)
     order = values.abs().sort(descending=True).values[: keep_round(12, 1 - sparsity)]
     order = order[order > 0]
@@ -167,10 +169,11 @@ def test_who_has_missed_too_much_gets_the_model() -> None:
     engine = Engine(small(*STC, "method.sparsity=0.5", "rounds=40", "participation=0.2"))
     list(play(engine))
     server = engine.server
-    assert server.forgotten > 0
-    server.knows[3] = server.forgotten
+    words = server.words
+    assert words.forgotten > 0
+    words.knows[3] = words.forgotten
     assert {block.kind for block in server.send(40, 3)} == {Kind.GRADIENT}
-    server.knows[3] = server.forgotten - 1
+    words.knows[3] = words.forgotten - 1
     assert [block.kind for block in server.send(40, 3)] == [Kind.MODEL]
     assert server.send(40, 3) == [], "it knows the latest now"
 
@@ -188,4 +191,4 @@ def test_bytes_of_tensors() -> None:
 def test_signs_of_ternary_values() -> None:
     given = torch.tensor([2.0, -4.0]), [2], 10, torch.tensor([3, 9])
     (block,) = quantized.signs(Kind.GRADIENT, *given)
-    assert sparse.vector(block, 10, torch.device("cpu")).tolist() == [0, 0, 0, 3, 0, 0, 0, 0, 0, -3]
+    assert sparse.vector(block, 10, CPU).tolist() == [0, 0, 0, 3, 0, 0, 0, 0, 0, -3]

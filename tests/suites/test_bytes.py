@@ -350,6 +350,50 @@ def scaled(found: Run, t: int, client: int) -> Bytes:
     return total(down(MODEL), up(("gradient", ceil(N / 8), 0)))
 
 
+def change(found: Run) -> list[tuple[str, int, int]]:
+    """The blocks of a change of the model."""
+    chosen = found.engine.settings.codec.down
+    k, scales = N, {"whole": 0, "tensor": len(TENSORS)}.get(chosen.scales, 0)
+    if chosen.sparsity and chosen.spans == "tensor":
+        k = sum(ceil(round((1 - chosen.sparsity) * n, 6)) for n in TENSORS)
+    elif chosen.sparsity:
+        k = round((1 - chosen.sparsity) * N)
+    if chosen.scales == "bucket":
+        scales = ceil(k / chosen.bucket)
+    where = 0
+    if chosen.sparsity:
+        where = {"auto": shorter(k, N), "uint32": 4 * k, "bitmap": ceil(N / 8)}[chosen.positions]
+    bits = {"f4": 32, "f2": 16, "bf16": 16, "uniform": chosen.bits, "sign": 1}
+    values = ("gradient", ceil(bits[chosen.values] * k / 8), where)
+    each = 8 if chosen.values == "uniform" else 4
+    return [values, ("gradient", each * scales, 0)] if scales else [values]
+
+
+def changes(found: Run, t: int, client: int) -> Bytes:
+    """Those that the client has missed; the model at first, or if they are as long as that."""
+    said, sample = change(found), found.engine.population.sample
+    is_lossless = said == [UPDATE]
+    each = BUFFER.size + sum(down(*said).values())
+    kept = 0 if is_lossless else min(t, ceil(4 * N / each) - 1)
+    last = max((earlier for earlier in range(t) if client in sample(earlier)), default=-1)
+    sections = [MODEL] if last < t - kept else said * (t - last)
+    return total(down(), down(*sections), up(UPDATE))
+
+
+def both_ways(found: Run, t: int, client: int) -> Bytes:
+    """Top-k's uploads beside the same downloads."""
+    k = round(N * (1 - found.engine.settings.method.sparsity))
+    told = {name: length for name, length in changes(found, t, client).items() if name[0] == "d"}
+    return total(told, up(("gradient", 4 * k, shorter(k, N))))
+
+
+def controlled(found: Run, t: int, client: int) -> Bytes:
+    """A control variate travels beside them, in full."""
+    told = {name: length for name, length in changes(found, t, client).items() if name[0] == "d"}
+    beside = {"down_gradient": 4 * N, "down_header": 32 + -4 * N % 8}
+    return total(told, beside, up(UPDATE, UPDATE))
+
+
 def stc(found: Run, t: int, client: int) -> Bytes:
     """Two values: a bit each, and positions in 8 bits each and 2 to 4 together. Down come all the
     rounds' that a client has missed, or at first the model.
@@ -643,6 +687,7 @@ def case(formula: Formula, name: str, *words: str) -> Any:
     return pytest.param(formula, (f"method.name={name}", *words), id=" ".join((name, *words)))
 
 
+SPARSE = ("codec.down.values=f4", "codec.down.sparsity=0.9")
 CODED = ("codec.values=uniform",)
 UNCHANGED = ("method.start=0.5", "method.sparsity=0.5", "method.decrease=0.0", "method.every=1")
 FEW = [
@@ -680,6 +725,24 @@ CASES = [
     case(signsgd, "signsgd"),
     case(scaled, "signsgd", "method.spans=whole"),
     case(stc, "stc", "method.sparsity=0.9965"),
+    *(
+        case(changes, "fedavg", *(f"codec.down.{word}" for word in words.split()))
+        for words in (
+            "values=f4",
+            "values=f4 sparsity=0.9",
+            "values=f4 sparsity=0.01",
+            "values=f2",
+            "values=bf16 sparsity=0.8 spans=tensor",
+            "values=uniform bits=5",
+            "values=uniform bits=5 scales=tensor",
+            "values=uniform bits=3 sparsity=0.8 spans=tensor scales=bucket bucket=20",
+            "values=sign",
+            "values=sign scales=tensor",
+            "values=sign sparsity=0.5 positions=uint32",
+        )
+    ),
+    case(both_ways, "topk", "method.sparsity=0.9", *SPARSE),
+    case(controlled, "scaffold", *SPARSE),
     case(powersgd, "powersgd", "method.rank=1"),
     case(local, "local"),
     *(case(front, name) for name in ("fedper", "fedrep")),

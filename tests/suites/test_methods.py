@@ -10,6 +10,7 @@ import pytest
 from fedmpi import config
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Block, Message, pack, unpack
+from fedmpi.methods import fedavg
 from fedmpi.training.store import Store
 from tests.plain import CHOICES, CNN, EVERYTHING, FILES, METHODS, allowed, named, play
 from tests.small import Run, alike, refusal, run, small
@@ -100,6 +101,44 @@ def test_every_choice_runs_or_says_what_it_wants(choice: tuple[str, ...]) -> Non
         assert f"{setting} = '{value}'" in why
         return
     sound(run(small(*choice)))
+
+
+TELLS = ("codec.down.values=f4", "codec.down.sparsity=0.9", "participation=0.6", "rounds=3")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_server_sends_changes_or_the_method_is_refused_by_name(name: str) -> None:
+    """Where it can, it sends the whole model otherwise, with which the clients begin."""
+    method, module = f"method.name={name}", config.module("method", name)
+    whole = module.Server.broadcast is fedavg.Server.broadcast
+    begins = module.Clients.receive is fedavg.Clients.receive
+    own = module.Config.sends_changes
+    can = bool(module.Config.broadcasts) and whole and begins and not own
+    assert module.Config.can_send_changes == can
+    if not can:
+        assert f"found method.name = '{name}'" in refusal(method, *TELLS)
+        return
+    found = run(small(method, *TELLS))
+    sound(found)
+    down, up = (found.tables["rounds"][way].astype(float) for way in ("down", "up"))
+    plain = run(small(method, *TELLS[2:])).tables["rounds"]
+    np.testing.assert_array_equal(up, plain["up"])
+    model = 3 * 4 * found.engine.flat.size
+    assert down[-1] < plain["down"][-1] - 0.8 * model
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_of_the_server_that_sends_changes_only_adds_to_its_model(name: str) -> None:
+    """It is taken from a model of zeros. So a run whose changes leave out next to nothing is almost
+    one without: one value of a thousand waits a round.
+    """
+    if not config.module("method", name).Config.can_send_changes:
+        return
+    words = (f"method.name={name}", "rounds=3", "participation=0.6")
+    changes = ("codec.down.values=f4", "codec.down.sparsity=0.001")
+    found, wanted = run(small(*words, *changes)).model, run(small(*words)).model
+    moved = np.linalg.norm(wanted - Engine(small(*words)).flat.initial.numpy())
+    assert 0 < np.linalg.norm(found - wanted) < 0.1 * moved
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -222,7 +261,7 @@ def test_blocks_survive_the_wire(case: tuple[str, ...], monkeypatch: pytest.Monk
 
     listen(engine.server, "broadcast")
     listen(engine.clients, "upload")
-    if engine.method.sends:
+    if engine.settings.sends:
         listen(engine.server, "send")
     if -1 in engine.population.agreements:
         listen(engine.server, "agreement")

@@ -106,7 +106,10 @@ def test_a_method_of_each_family_runs(installed: Path, tmp_path: Path) -> None:
     grids = []
     for family in FAMILIES:
         pairs = (word.split("=") for word in member(family))
-        grids.append("[[grid]]\n" + "".join(f'{key} = ["{value}"]\n' for key, value in pairs))
+        lines = (
+            f"{key} = [{value if value[0].isdigit() else repr(value)}]\n" for key, value in pairs
+        )
+        grids.append("[[grid]]\n" + "".join(lines))
     (tmp_path / "sweep.toml").write_text("\n".join([BASE, *grids]))
     program = (sys.executable, "-c", PROGRAM, "sweep", "sweep.toml", "--out", "results")
     elsewhere(installed, tmp_path, *program)

@@ -138,8 +138,7 @@ def test_every_method_with_all_that_training_can_do_and_few_clients_a_round(
 
 def stays(found: Run) -> None:
     """A client that keeps something is on one rank all the time."""
-    keeps = found.engine.method.keeps_state or found.engine.trainer.keeps_statistics
-    if WORLD.rank == 0 and keeps:
+    if WORLD.rank == 0 and found.engine.settings.keeps_state:
         assert all(len(ranks) == 1 for ranks in hosts(found).values())
 
 

@@ -40,6 +40,8 @@ CASES = [
     ("method.name=fedsl", "method.interval=3"),
     ("method.name=fedsl", "method.interval=3", "method.structured=channels"),
     ("method.name=splitlearning", "devices.dropouts=0.9"),
+    ("codec.down.values=uniform", "codec.down.scales=tensor", "codec.down.rounding=stochastic"),
+    ("method.name=topk", "codec.down.values=f4", "codec.down.sparsity=0.9", "control=mean"),
     *CODECS.values(),
 ]
 """Every method, each of its choices, and those whose states move within four rounds."""

@@ -132,10 +132,14 @@ def test_data_sets_are_found_or_not(said: Any, here: Path) -> None:
     assert f"foundin{folder}" in squeezed(said(show_list, "data", None))
 
 
+TABLES = ("skew", "aggregation", "codec", "state", "devices", "evaluate")
+"""Those without a name of a module."""
+
+
 def test_settings_are_all_there(said: Any) -> None:
     found = said(show_list, "settings", None)
     for key, kind, default, _ in describe(config.Settings):
-        if key not in {*config.AXES, "skew", "aggregation", "state", "devices", "evaluate"}:
+        if key not in {*config.AXES, *TABLES}:
             assert re.search(rf"^{key}  +{re.escape(kind)}  +{re.escape(default)}$", found, re.M)
     for axis in (*config.AXES, "exchange"):
         assert f"\n[{axis}]\n" in found
@@ -259,12 +263,4 @@ def test_every_setting_is_explained_and_has_a_default(table: str, name: str) -> 
 def test_every_setting_of_a_run_is_explained() -> None:
     for setting, form, _, text in describe(Settings):
         assert form
-        assert text.endswith(".") or setting in (
-            *AXES,
-            "skew",
-            "exchange",
-            "aggregation",
-            "state",
-            "devices",
-            "evaluate",
-        ), setting
+        assert text.endswith(".") or setting in (*AXES, *TABLES), setting

@@ -37,6 +37,7 @@ from fedmpi.training.train import Trainer
 
 
 class Config(config.Method):
+    can_send_changes: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     uploads: ClassVar[config.Uploads] = "models"
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)

@@ -292,7 +292,7 @@ def tern(vector: ndarray, parts: list[slice], draws: ndarray) -> ndarray:
     found = np.empty_like(vector)
     for part in parts:
         top = np.abs(vector[part]).max()
-        found[part] = np.sign(vector[part]) * top * (draws[part] < np.abs(vector[part]) / top)
+        found[part] = np.sign(vector[part]) * top * (draws[part] >= 1 - np.abs(vector[part]) / top)
     return found
 
 
@@ -312,7 +312,7 @@ def test_codecs_with_feedback(values: str, scales: str, kind: str) -> None:
     parts = pieces(reference, scales) if scales != "bucket" else buckets(len(reference.start), 100)
 
     def compress(vector: ndarray, t: int, client: int) -> ndarray:
-        draws = stream(reference.settings.seed, Purpose.QUANTIZE, t, client).random(len(vector))
+        draws = coded.draws(key(reference.settings.seed, Purpose.ROUND, t, client), len(vector))
         if values == "uniform":
             return uniform(vector, parts, 4, draws)
         return tern(vector, parts, draws) if values == "ternary" else signs(vector, parts)
