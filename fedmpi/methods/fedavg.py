@@ -550,8 +550,8 @@ class Clients(Half):
         """
         if not self.feedback.is_on:
             return w - self.start
-        if self.difference is None or self.difference.shape != w.shape:
-            self.difference = torch.empty_like(w)
+        if self.difference is None or self.difference.shape != self.start.shape:
+            self.difference = torch.empty_like(self.start)
         return torch.sub(w, self.start, out=self.difference)
 
     def corrected(self, client: int, update: Tensor) -> Tensor:
