@@ -225,9 +225,10 @@ class Engine:
 
     def work(self, t: int, wave: Wave) -> list[Message]:
         """Trains this rank's clients of the wave, and returns their uploads."""
-        mine, messages = wave.on(self.wire.rank), []
+        mine, messages, agrees = wave.on(self.wire.rank), [], self.population.is_agreement(t)
+        is_evaluated = self.evaluation.is_due(t) and not agrees
         with self.clock(Phase.TRAIN):
-            if not (self.population.is_agreement(t) or self.method.converses):
+            if not (agrees or self.method.converses):
                 self.trainer.feed.draw(t, mine)
             for clients in self.trainer.chunks(t, mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
@@ -235,7 +236,7 @@ class Engine:
                     blocks = self.clients.report(t, client, w)
                     self.trainer.spend((client,), began)
                     messages.append(Message(client, blocks, self.population.weight(t, client)))
-                    if self.evaluation.is_due(t) and not self.population.is_agreement(t):
+                    if is_evaluated:
                         with self.clock(Phase.EVALUATE):
                             self.evaluation.set_aside(client, self.clients.personal(client, w))
                             if self.has_theory(t):

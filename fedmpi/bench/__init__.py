@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,6 +37,26 @@ REPEATS = click.option(
     default=5,
     show_default=True,
     help="Number of measurements of each candidate; a warm-up comes first.",
+)
+
+SIZES = {"S": 100_000, "M": 1_000_000, "L": 11_000_000, "XL": 100_000_000}
+"""Lengths of vectors."""
+USUAL = ("S", "M", "L")
+"""Those that are measured unless others are asked for; XL takes some GB of memory."""
+SIZE = click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    help="Only this size: S, M, L (100 k, 1 M, 11 M values) or XL (100 M). Can be repeated.",
+)
+SPARSITY = click.option(
+    "--sparsity",
+    "sparsities",
+    type=click.FloatRange(0, 1, max_open=True),
+    multiple=True,
+    default=(0.5, 0.9, 0.95, 0.99, 0.999),
+    show_default=True,
+    help="Share of values that are left out. Can be repeated.",
 )
 
 
@@ -141,6 +162,26 @@ def compare(
     """
     ours, *references = turns
     return weigh(bench, case, take_turns(turns, repeats, unit), ours, references)
+
+
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """A turn that does the work once, and returns its seconds."""
+
+    def turn() -> float:
+        start = perf_counter()
+        work()
+        return perf_counter() - start
+
+    return turn
+
+
+def lengths(sizes: Sequence[str]) -> Iterable[tuple[str, int]]:
+    """Names and lengths of the vectors that were asked for; the usual ones, if none was.
+
+    Raises:
+        ConfigError: if there is no such size.
+    """
+    return [(name, SIZES[name]) for name in chosen(sizes or USUAL, SIZES)]
 
 
 def chosen(names: Sequence[str], there: Iterable[str]) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ class Fleet:
 
     Attributes:
         tiers: the kinds of devices; empty if nothing is simulated.
+        can_lose: whether uploads can be lost, or come too late.
         kinds: each client's index in `tiers`, int64 [clients].
         fitted: shares of the model that fit the devices, by the name of their kind, where the
             settings want the largest (see `burden.fitted`).
@@ -45,7 +46,7 @@ class Fleet:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.devices = settings, settings.devices
-        self.tiers = self.devices.tiers
+        self.tiers, self.can_lose = self.devices.tiers, self.devices.can_lose
         self.fitted: dict[str, float] = {}
         self.kinds = np.zeros(settings.clients, np.int64)
         self.distances = np.full(settings.clients, np.nan)

@@ -199,12 +199,12 @@ class Population:
             some = np.sort(random.choice(some, self.drawn, replace=False, p=p))
         return tuple(some.tolist())
 
-    @property
+    @cached_property
     def drawn(self) -> int:
         """Clients that are drawn in a round, if so many are there."""
         return max(1, round(self.settings.participation * self.experienced))
 
-    @property
+    @cached_property
     def experienced(self) -> int:
         """Clients that are no newcomers."""
         return self.settings.clients - len(self.newcomers)
@@ -279,4 +279,6 @@ class Population:
 
     def is_lost(self, t: int, client: int) -> bool:
         """Whether the server never gets the client's upload of round t, or gets it too late."""
+        if not self.fleet.can_lose:
+            return False
         return self.fleet.is_lost(t, client) or self.is_late(t, client)

@@ -126,7 +126,9 @@ class Feed:
             for first in range(0, len(order), self.slab * batch):
                 part = slice(first, first + min(self.slab, left) * batch)
                 x, y = self.take(order[part], None if shifts is None else shifts[part])
-                some, labels = x.split(batch), y.split(batch)
+                # Many clients take a single step, and splitting takes as long as gathering.
+                is_one = x.shape[0] <= batch
+                some, labels = ([x], [y]) if is_one else (x.split(batch), y.split(batch))
                 yield from map(Batch, some, labels, keys)
                 left -= len(some)
                 if not left:
@@ -187,8 +189,9 @@ class Feed:
         """
         flat, shape = positions.reshape(-1).to(self.x.device), positions.shape
         # Three times as fast as indexing, where a batch is small.
-        x = self.x.index_select(0, flat).view(*shape, *self.x.shape[1:])
-        y = self.y.index_select(0, flat).view(shape)
+        x, y = self.x.index_select(0, flat), self.y.index_select(0, flat)
+        if len(shape) > 1:
+            x, y = x.view(*shape, *self.x.shape[1:]), y.view(shape)
         return (x if shifts is None else self._augmented(x, shifts)), y
 
     def _augmented(self, x: Tensor, shifts: Tensor) -> Tensor:

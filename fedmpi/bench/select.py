@@ -1,0 +1,88 @@
+"""The largest values of a vector as a block, against torch.topk and a copy of the vector.
+
+Values and positions that are chosen have to be those of a stable sort by size. Ours includes the
+block of positions and values, the reference the sort of positions and the values. One thread.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi.bench import JSON, REPEATS, SIZE, SPARSITY, Result, compare, lengths, run, timed
+from fedmpi.messages import select, sparse
+from fedmpi.messages.codec import Block, Kind
+from fedmpi.messages.counts import keep_round
+
+
+def vector(size: int) -> Tensor:
+    """Values like an update's: many small ones, and a few large."""
+    random = np.random.default_rng(size)
+    values = random.standard_normal(size, np.float32)
+    values *= random.random(size, np.float32) ** 3
+    return torch.from_numpy(values)
+
+
+def ours(x: Tensor, count: int) -> Block:
+    """The block of the largest values."""
+    positions = select.top(x, count)
+    return sparse.block(Kind.GRADIENT, x[positions], len(x), positions)
+
+
+def theirs(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Positions and values as a user would find them."""
+    positions = torch.topk(x.abs(), count, sorted=False).indices.sort().values
+    return positions, x[positions]
+
+
+def check(block: Block, x: Tensor, count: int) -> None:
+    """Compares a block with the first values of a stable sort.
+
+    Raises:
+        AssertionError: if it has others.
+    """
+    wanted = np.sort(np.argsort(-x.abs().numpy(), kind="stable")[:count])
+    assert block.indices is not None and block.values is not None
+    np.testing.assert_array_equal(block.indices, wanted)
+    np.testing.assert_array_equal(block.values, x.numpy()[wanted])
+
+
+def measure(name: str, size: int, sparsity: float, repeats: int) -> Result:
+    """One size and sparsity."""
+    torch.set_num_threads(1)
+    x, count = vector(size), keep_round(size, 1 - sparsity)
+    check(ours(x, count), x, count)
+    room = np.empty(size, np.float32)
+    turns = {
+        "ours": timed(lambda: ours(x, count)),
+        "copy": timed(lambda: np.copyto(room, x.numpy())),
+        "topk": timed(lambda: theirs(x, count)),
+    }
+    return compare("select", {"size": name, "sparsity": sparsity}, turns, repeats)
+
+
+def cases(
+    sizes: Sequence[str], sparsities: Sequence[float], repeats: int
+) -> Iterator[Callable[[], Result]]:
+    """One case for each size and sparsity."""
+    for name, size in lengths(sizes):
+        for sparsity in sparsities:
+            yield partial(measure, name, size, sparsity, repeats)
+
+
+@click.command()
+@SIZE
+@SPARSITY
+@REPEATS
+@JSON
+def command(
+    sizes: tuple[str, ...], sparsities: tuple[float, ...], repeats: int, as_json: bool
+) -> None:
+    """Measure the choice of the largest values of a vector.
+
+    The references are torch.topk with a sort of the positions, and a copy of the vector.
+    """
+    run(cases(sizes, sparsities, repeats), as_json)
