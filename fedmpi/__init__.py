@@ -86,6 +86,7 @@ that says which others it may import, and checks it.
     clock          seconds by phase                ledger         bytes by client and kind
     coding         the codec of updates, whatever the method
     sums           weighted sums of uploads, and robust alternatives to their mean
+    coding         codec of updates: float32 blocks <-> blocks in few bits
  networks/
     flat           a network as one vector         layers         additional layers
     recurrent      LSTM and GRU for rows           pruning        masks of single weights

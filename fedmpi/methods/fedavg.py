@@ -419,6 +419,7 @@ class Clients(Half):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.start = torch.zeros(self.flat.size, device=trainer.device)
+        self.difference: Tensor | None = None
         self.held = self.flat
         self.known = None if self.changes is None else Copies(self.changes, trainer)
         self.feedback: Feedback | Estimates
@@ -541,11 +542,17 @@ class Clients(Half):
         return [*blocks, *statistics]
 
     def update(self, client: int, w: Tensor) -> Tensor:
-        """Returns the update by which a client came to its local model w [n]; a tensor of its own.
+        """Returns the update by which a client came to its local model w [n].
 
+        It may be changed, and with feedback it is valid until the next call: then nothing else
+        refers to it, and new memory would take longer than the difference.
         Methods whose clients have starts of their own override it.
         """
-        return w - self.start
+        if not self.feedback.is_on:
+            return w - self.start
+        if self.difference is None or self.difference.shape != self.start.shape:
+            self.difference = torch.empty_like(self.start)
+        return torch.sub(w, self.start, out=self.difference)
 
     def corrected(self, client: int, update: Tensor) -> Tensor:
         """Returns what is sent instead of an update [n]: by default the update."""

@@ -14,6 +14,7 @@ from fedmpi.messages.codec import Kind, Message, pack, rice, unpack
 from fedmpi.messages.counts import keep_round
 from fedmpi.methods.stc import Config
 from fedmpi.networks.flat import Flat
+from fedmpi.streams import Purpose, key
 from fedmpi.training.downlink import Changes
 from tests.plain import play, train
 from tests.small import run, small, smooth
@@ -23,7 +24,7 @@ STC = ("method.name=stc", "method.sparsity=0.9", "rounds=8", "participation=0.4"
 
 TWELVE = Flat(nn.Sequential(nn.Linear(3, 3)))
 """Of so many values."""
-CPU, RANDOM = torch.device("cpu"), np.random.default_rng(0)
+CPU, KEY = torch.device("cpu"), key(1, Purpose.ROUND, 0)
 
 
 def check_ternary(sent: Tensor, given: Tensor, sparsity: float) -> None:
@@ -150,7 +151,7 @@ def test_what_is_decoded_is_what_was_encoded(vector: list[float], sparsity: floa
     ||v - T(v)||^2 = ||v||^2 - k mu^2.
     """
     values = torch.tensor(vector)
-    (block,) = Changes(Config().ternary(sparsity), TWELVE, CPU).encode(values, RANDOM)
+    (block,) = Changes(Config().ternary(sparsity), TWELVE, CPU).encode(values, KEY)
     (message,), _ = unpack(pack([Message(0, [block])]).data)
     found, said = (sparse.vector(b, 12, CPU) for b in (message.blocks[0], block))
     assert torch.equal(found, said)

@@ -14,6 +14,7 @@ from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Coding, Kind, Message, WireError, pack, unpack
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import BatchNorm
+from fedmpi.streams import Purpose, key
 from fedmpi.training.downlink import Changes, Words
 from tests.plain import play
 from tests.small import Run, refusal, run, small, smooth
@@ -52,6 +53,11 @@ def wired(blocks: Sequence[Block]) -> list[Block]:
     return list(message.blocks)
 
 
+def keyed(t: int) -> np.ndarray:
+    """Rounds the values of round t."""
+    return key(1, Purpose.ROUND, t)
+
+
 def drawn(seed: int) -> Tensor:
     """A change of many sizes, with zeros and values that tie."""
     random = torch.Generator().manual_seed(seed)
@@ -63,7 +69,7 @@ def drawn(seed: int) -> Tensor:
 
 def sent(coding: Changes, change: Tensor) -> Tensor:
     """What arrives of a change, [n]."""
-    blocks = coding.encode(change, np.random.default_rng(0))
+    blocks = coding.encode(change, keyed(0))
     return sparse.vector(coding.decode(wired(blocks)), FLAT.size, CPU)
 
 
@@ -78,7 +84,7 @@ def test_both_sides_move_alike_and_nothing_is_lost(words: str) -> None:
     for t in range(6):
         change = drawn(t)
         total += change
-        said.say(t, change.clone(), w, np.random.default_rng(t))
+        said.say(t, change.clone(), w, keyed(t))
         said.missed(t, 0, w)
         blocks = said.history[t]
         assert len(blocks) == coding.coder.blocks + 1
@@ -99,7 +105,7 @@ def test_what_changes_leave_out_does_not_grow(words: str) -> None:
     for t in range(400):
         change = drawn(t)
         change[FLAT.stat_positions] = 0
-        said.say(t, change, torch.zeros(FLAT.size), np.random.default_rng(t))
+        said.say(t, change, torch.zeros(FLAT.size), keyed(t))
         norms.append(float(said.rest.norm()))
     assert 0 < np.mean(norms[300:]) < 1.2 * np.mean(norms[100:200])
 
@@ -108,7 +114,7 @@ def test_what_changes_leave_out_does_not_grow(words: str) -> None:
 def test_blocks_of_another_network_are_refused(words: str) -> None:
     coding = changes(words)
     other = changes(words, Flat(nn.Sequential(nn.Linear(3, 3))))
-    blocks = coding.encode(torch.ones(FLAT.size), np.random.default_rng(0))
+    blocks = coding.encode(torch.ones(FLAT.size), keyed(0))
     with pytest.raises(WireError, match="wanted"):
         other.decode(blocks)
     with pytest.raises(WireError, match="wanted"):
