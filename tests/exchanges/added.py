@@ -22,6 +22,7 @@ CASES = {
     "stacked": ("rows=3",),
     "waits": ("method.name=topk", "method.sparsity=0.8"),
     "codes": ("codec.values=uniform", "codec.bits=6", "feedback=classic", "control=mean"),
+    "changes down": ("codec.down.values=f4", "codec.down.sparsity=0.5"),
     "one client": ("clients=1", "validation=0.0"),
 }
 LOST = (
