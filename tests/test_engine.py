@@ -349,7 +349,7 @@ def test_a_budget_ends_the_run_for_everyone(method: str) -> None:
         ("fedavg", "accuracy", ()),
         ("ssfl", "shard_mean", ("evaluate.every=2",)),
         ("local", "personal_mean", ()),
-        ("fedsl", "accuracy", ("method.interval=2", "lr=1.0")),
+        ("fedsl", "accuracy", ("method.interval=2", "lr=1.3", "seed=4")),
     ],
 )
 def test_a_target_ends_the_run_for_everyone(
