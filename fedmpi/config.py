@@ -51,7 +51,9 @@ MOST, LARGEST = 2**31 - 1, 3e38
 Width = Annotated[StrictInt, Field(ge=1, le=MOST)]
 """An item of a list of whole numbers, such as channels or units."""
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 32]
-"""Bits of a value, as a setting; 32 is a float, not quantized."""
+"""Bits of a value, as a setting; EXACT is a float32, not quantized."""
+EXACT = 32
+"""Bits of a value that is not quantized."""
 Spans = Literal["whole", "tensor"]
 """Which values compete for being sent, or share one scale."""
 Metres = Annotated[float, Field(gt=0, le=LARGEST, strict=True)]

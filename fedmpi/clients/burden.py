@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from fedmpi.clients.devices import EXACT, Fleet
+from fedmpi.clients.devices import Fleet
 from fedmpi.clients.population import Population
-from fedmpi.config import ConfigError, Settings, Tier
+from fedmpi.config import EXACT, ConfigError, Settings, Tier
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.flops import Forward, forward
 

@@ -20,12 +20,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from fedmpi.config import ConfigError, Settings, Tier, Wireless
+from fedmpi.config import EXACT, ConfigError, Settings, Tier, Wireless
 from fedmpi.streams import Purpose, stream
 
 MEGA, GIGA = 1e6, 1e9
-EXACT = 32
-"""Bits of a value that is not quantized."""
 BISECTIONS = 100
 """Halvings of an interval of seconds, after which nothing is left of it."""
 

@@ -2,7 +2,7 @@
 
 If all codes have one scale, a single block is enough, as of `sparse.block`. Encoding passes over
 the values twice: one pass finds the scales, one rounds and packs. Decoded values are bit-identical
-on both sides. With `bits = sparse.EXACT` values are sent unquantized, in one block.
+on both sides. With `bits = EXACT` values are sent unquantized, in one block.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.config import ConfigError
+from fedmpi.config import EXACT, ConfigError
 from fedmpi.messages import select, sparse
 from fedmpi.messages.codec import INTEGERS, Block, Coding, Kind, Places, Scale, WireError
 from fedmpi.messages.kernels import codes
 from fedmpi.messages.kernels.codes import Form, Grid
 from fedmpi.messages.select import Span
-from fedmpi.messages.sparse import EXACT
 
 
 def ranges(

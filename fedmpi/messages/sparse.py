@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmpi.config import EXACT
 from fedmpi.messages.codec import Block, Coding, Kind, Scale, WireError
 from fedmpi.messages.kernels import adding, codes
 from fedmpi.messages.kernels.codes import Form, Grid
-
-EXACT = 32
-"""Bits of a value that is not quantized."""
 
 
 def block(

@@ -38,7 +38,7 @@ class Config(splitfed.Config):
     @property
     def has_link(self) -> bool:
         """Whether activations are quantized; dropping features is for training alone."""
-        return self.bits != sparse.EXACT
+        return self.bits != config.EXACT
 
 
 Went = tuple[tuple[int, int], Tensor, Tensor | None]

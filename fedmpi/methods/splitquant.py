@@ -15,10 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from fedmpi import config
-from fedmpi.config import Settings
+from fedmpi.config import EXACT, Settings
 from fedmpi.messages import quantized
 from fedmpi.messages.codec import Block, Kind
-from fedmpi.messages.sparse import EXACT
 from fedmpi.methods import splitfed
 from fedmpi.split import links
 from fedmpi.split.cuts import Crossing

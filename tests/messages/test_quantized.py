@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedmpi.config import ConfigError
+from fedmpi.config import EXACT, ConfigError
 from fedmpi.messages import quantized, select, sparse
 from fedmpi.messages.codec import (
     BLOCK,
@@ -28,7 +28,6 @@ from fedmpi.messages.codec import (
     pack,
     unpack,
 )
-from fedmpi.messages.sparse import EXACT
 from fedmpi.streams import Purpose, key
 from tests import coded
 

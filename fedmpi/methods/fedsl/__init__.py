@@ -190,7 +190,7 @@ class Clients(Half, splitfed.Clients):
         about = self.sections.front, self.sections.size, trainer.stores, self.method.smoothing
         is_pruned = self.method.first == "magnitude"
         self.memory = importance.Memory(self.pruner, *about, is_pruned)
-        if any(self.rates) or set(self.bits) != {sparse.EXACT}:
+        if any(self.rates) or set(self.bits) != {config.EXACT}:
             self.adjust = self.lighten
         if isinstance(self.pruner, importance.Channels):
             self.fronts = NarrowedWaveParts(trainer, self.held)
@@ -223,7 +223,7 @@ class Clients(Half, splitfed.Clients):
             if self.rates[client]:
                 self.memory.observe(client, g[row])
         each = np.array([self.bits[client] for client in clients])
-        for bits in np.unique(each[each != sparse.EXACT]).tolist():
+        for bits in np.unique(each[each != config.EXACT]).tolist():
             rows = np.flatnonzero(each == bits).tolist()
             ids = [(Purpose.ROUND_STEP, self.t, clients[row], step) for row in rows]
             drawn = [philox.uniform(key(self.settings.seed, *one), size) for one in ids]

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedmpi.config import EXACT
 from fedmpi.messages import quantized, select, sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.counts import keep_round
-from fedmpi.messages.sparse import EXACT
 from fedmpi.networks import narrow, pruning
 from fedmpi.networks.flat import PRUNABLE, Flat, Piece
 from fedmpi.networks.narrow import Narrow, SubModels

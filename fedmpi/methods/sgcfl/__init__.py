@@ -67,7 +67,7 @@ class Config(Cut, distance.Config):
     def idle(self, settings: Settings) -> dict[str, str]:
         """Names the settings that have no effect, and what would give them one."""
         idle = super().idle(settings)
-        if self.bits == sparse.EXACT:
+        if self.bits == config.EXACT:
             idle |= dict.fromkeys(("stochastic", "codes"), "method.bits below 32")
             if not self.sparsity:
                 idle["cut_feedback"] = "method.sparsity above 0 or method.bits below 32"
@@ -106,7 +106,7 @@ class Config(Cut, distance.Config):
     @property
     def loses(self) -> bool:
         """Whether something is left out of an update."""
-        return self.model_gradient and (self.sparsity > 0 or self.bits != sparse.EXACT)
+        return self.model_gradient and (self.sparsity > 0 or self.bits != config.EXACT)
 
 
 class Coding(Side):
