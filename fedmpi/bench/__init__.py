@@ -13,6 +13,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -182,6 +184,25 @@ def lengths(sizes: Sequence[str]) -> Iterable[tuple[str, int]]:
         ConfigError: if there is no such size.
     """
     return [(name, SIZES[name]) for name in chosen(sizes or USUAL, SIZES)]
+
+
+def of_vectors(
+    steps: Sequence[Callable[[str, int, float], Result]],
+    sizes: Sequence[str],
+    sparsities: Sequence[float],
+) -> Iterable[Callable[[], Result]]:
+    """Yields one case for each length of a vector, sparsity and step.
+
+    Args:
+        steps: each measures a vector, given the name of its size, its length, and its sparsity.
+        sizes: names of `SIZES`; empty for the usual ones.
+        sparsities: shares of values that are left out.
+
+    Raises:
+        ConfigError: if there is no such size.
+    """
+    for (name, size), sparsity, step in product(lengths(sizes), sparsities, steps):
+        yield partial(step, name, size, sparsity)
 
 
 def chosen(names: Sequence[str], there: Iterable[str]) -> tuple[str, ...]:

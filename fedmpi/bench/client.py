@@ -9,7 +9,7 @@ back to itself, and notes when messages pass. So a round falls into two halves:
 
 With one client and with ten of them on the rank, because a round has costs of its own, which they
 share. Clients make two steps, and the time from the one's gradient to the other's is that of a step
-(a move, the next batch, forward and backward). So
+(a move, the next batch, forward and backward), of all clients of a chunk. So
 
     the fixed cost = the client half - 2 * that time
 
@@ -95,7 +95,8 @@ class Timed(fedavg.Clients):
     """FedAvg's clients, who note when they have the gradient of a step.
 
     Attributes:
-        moments: when that was, step by step, this round.
+        moments: when that was, chunk by chunk of clients that train together, step by step, this
+            round.
     """
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
@@ -128,7 +129,7 @@ class Lone:
         """One round: the fixed cost of a client, and the server's half, in seconds a client."""
         self.clients.moments.clear()
         outcome, count = next(self.rounds), self.engine.settings.clients
-        moments = np.reshape(self.clients.moments, (count, STEPS))
+        moments = np.reshape(self.clients.moments, (-1, STEPS))
         if outcome is None or not outcome.finite:
             raise AssertionError("a model that is not finite is not measured")
         steps = STEPS * np.diff(moments).sum()

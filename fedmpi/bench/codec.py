@@ -7,6 +7,7 @@ float32; bytes against the entropy of positions and codes. Choosing the values i
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from statistics import median
 from time import perf_counter
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.bench import JSON, REPEATS, Result, weigh
+from fedmpi.bench import JSON, REPEATS, SIZE, SPARSITY, Result, of_vectors, run, weigh
 from fedmpi.messages import quantized, select, sparse
 from fedmpi.messages.codec import Block, Coding, Kind, Message, Places, pack, unpack
 from fedmpi.messages.counts import keep_round
@@ -24,8 +25,6 @@ from fedmpi.messages.kernels import codes
 from fedmpi.streams import Purpose, key
 from fedmpi.turns import take_turns
 
-SIZES = {"S": 100_000, "M": 1_000_000, "L": 11_000_000}
-"""Lengths of the vector."""
 POSITIONS = {
     "agreed": Places.AGREED,
     "uint32": Places.POSITIONS,
@@ -133,13 +132,15 @@ def entropy(counts: Tensor) -> float:
     return float(-(share * share.log2()).sum())
 
 
-def measure(size: str, sparsity: float, positions: str, values: str, repeats: int) -> Result:
+def measure(
+    name: str, size: int, sparsity: float, positions: str, values: str, repeats: int
+) -> Result:
     """Times one codec on one thread of a CPU.
 
     Raises:
         AssertionError: if something else is added than was encoded.
     """
-    codec = Codec(SIZES[size], sparsity, positions, values)
+    codec = Codec(size, sparsity, positions, values)
     bound = codec.check()
     turns = {"encode": codec.encode, "decode": codec.decode, "copy": codec.copy}
     seconds = take_turns(turns, repeats)
@@ -151,7 +152,7 @@ def measure(size: str, sparsity: float, positions: str, values: str, repeats: in
         "bound_bytes_per_value": bound,
         "break_even_mbit_per_s": max(0.0, 8 * (dense - len(codec.sent)) / both / 1e6),
     }
-    case = {"size": size, "sparsity": sparsity, "positions": positions, "values": values}
+    case = {"size": name, "sparsity": sparsity, "positions": positions, "values": values}
     return weigh("codec", case, seconds, "encode", ["copy"], also)
 
 
@@ -163,22 +164,15 @@ def only(name: str, of: Iterable[str], text: str) -> Callable[[Callable], Callab
 
 
 @click.command()
-@only("size", SIZES, "vectors of this length: 100,000, 1 million, or 11 million")
-@click.option(
-    "--sparsity",
-    type=click.FloatRange(0, 1, max_open=True),
-    multiple=True,
-    default=(0.5, 0.9, 0.99, 0.999),
-    show_default=True,
-    help="Share of the values that are not sent. Can be repeated.",
-)
+@SIZE
+@SPARSITY
 @only("positions", POSITIONS, "this encoding of positions")
 @only("values", VALUES, "this encoding of values")
 @REPEATS
 @JSON
 def command(
-    size: tuple[str, ...],
-    sparsity: tuple[float, ...],
+    sizes: tuple[str, ...],
+    sparsities: tuple[float, ...],
     positions: tuple[str, ...],
     values: tuple[str, ...],
     repeats: int,
@@ -191,5 +185,8 @@ def command(
     are sent than in float32 exceed those of encoding and decoding.
     """
     torch.set_num_threads(1)
-    for case in product(size, sparsity, positions, values):
-        measure(*case, repeats).say(as_json)
+    steps = [
+        partial(measure, positions=one, values=other, repeats=repeats)
+        for one, other in product(positions, values)
+    ]
+    run(of_vectors(steps, sizes, sparsities), as_json)

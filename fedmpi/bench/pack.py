@@ -4,13 +4,12 @@ The buffer is read again first, and has to give the same values and positions.
 """
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import click
 import numpy as np
 
-from fedmpi.bench import JSON, REPEATS, SIZE, SPARSITY, Result, compare, lengths, run, timed
+from fedmpi.bench import JSON, REPEATS, SIZE, SPARSITY, Result, compare, of_vectors, run, timed
 from fedmpi.messages.codec import Block, Coding, Kind, Message, Places, pack, unpack
 
 CODED = {"auto": None} | {
@@ -75,15 +74,6 @@ def measure(name: str, size: int, sparsity: float, positions: str, repeats: int)
     return compare("pack", case, turns, repeats)
 
 
-def cases(
-    sizes: Sequence[str], sparsities: Sequence[float], positions: str, repeats: int
-) -> Iterator[Callable[[], Result]]:
-    """One case for each size and sparsity."""
-    for name, size in lengths(sizes):
-        for sparsity in sparsities:
-            yield partial(measure, name, size, sparsity, positions, repeats)
-
-
 @click.command()
 @SIZE
 @SPARSITY
@@ -101,4 +91,5 @@ def command(
 
     The references are numpy.packbits, pickle, and a copy of the vector.
     """
-    run(cases(sizes, sparsities, positions, repeats), as_json)
+    steps = [partial(measure, positions=positions, repeats=repeats)]
+    run(of_vectors(steps, sizes, sparsities), as_json)

@@ -4,7 +4,6 @@ Values and positions that are chosen have to be those of a stable sort by size. 
 block of positions and values, the reference the sort of positions and the values. One thread.
 """
 
-from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import click
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.bench import JSON, REPEATS, SIZE, SPARSITY, Result, compare, lengths, run, timed
+from fedmpi.bench import JSON, REPEATS, SIZE, SPARSITY, Result, compare, of_vectors, run, timed
 from fedmpi.messages import select, sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.messages.counts import keep_round
@@ -64,15 +63,6 @@ def measure(name: str, size: int, sparsity: float, repeats: int) -> Result:
     return compare("select", {"size": name, "sparsity": sparsity}, turns, repeats)
 
 
-def cases(
-    sizes: Sequence[str], sparsities: Sequence[float], repeats: int
-) -> Iterator[Callable[[], Result]]:
-    """One case for each size and sparsity."""
-    for name, size in lengths(sizes):
-        for sparsity in sparsities:
-            yield partial(measure, name, size, sparsity, repeats)
-
-
 @click.command()
 @SIZE
 @SPARSITY
@@ -85,4 +75,5 @@ def command(
 
     The references are torch.topk with a sort of the positions, and a copy of the vector.
     """
-    run(cases(sizes, sparsities, repeats), as_json)
+    steps = [partial(measure, repeats=repeats)]
+    run(of_vectors(steps, sizes, sparsities), as_json)

@@ -5,14 +5,13 @@ steps, of which the second has torch's index_add_ for a reference.
 """
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import click
 import numpy as np
 import torch
 
-from fedmpi.bench import JSON, REPEATS, SIZE, SPARSITY, Result, compare, lengths, run, timed
+from fedmpi.bench import JSON, REPEATS, SIZE, SPARSITY, Result, compare, of_vectors, run, timed
 from fedmpi.bench.pack import ENCODING, bits, check, pickled, sparse
 from fedmpi.messages import sparse as blocks
 from fedmpi.messages.codec import Block, Message, pack, unpack
@@ -71,16 +70,6 @@ def _only(data: np.ndarray) -> Block:
     return message.blocks[0]
 
 
-def cases(
-    sizes: Sequence[str], sparsities: Sequence[float], positions: str, repeats: int
-) -> Iterator[Callable[[], Result]]:
-    """Both steps, for each size and sparsity."""
-    for name, size in lengths(sizes):
-        for sparsity in sparsities:
-            for step in (read, add):
-                yield partial(step, name, size, sparsity, positions, repeats)
-
-
 @click.command()
 @SIZE
 @SPARSITY
@@ -98,4 +87,5 @@ def command(
 
     The references are numpy.unpackbits, pickle, torch's index_add_, and a copy of the vector.
     """
-    run(cases(sizes, sparsities, positions, repeats), as_json)
+    steps = [partial(step, positions=positions, repeats=repeats) for step in (read, add)]
+    run(of_vectors(steps, sizes, sparsities), as_json)

@@ -391,12 +391,9 @@ def test_another_model_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("values", codec.VALUES)
 @pytest.mark.parametrize("positions", codec.POSITIONS)
-def test_every_codec_is_measured(
-    values: str, positions: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_codec_is_measured(values: str, positions: str) -> None:
     """Bytes are those of the formulas; the bound is below them."""
-    monkeypatch.setattr(codec, "SIZES", {"XS": 4000})
-    found = codec.measure("XS", 0.9, positions, values, 1)
+    found = codec.measure("XS", 4000, 0.9, positions, values, 1)
     assert found.case == {"size": "XS", "sparsity": 0.9, "positions": positions, "values": values}
     assert found.seconds > 0 and found.against["copy"] > 0 and found.also["decode_copies"] > 0
     bits = {"f4": 32, "f2": 16, "bf16": 16, "ternary": 2, "sign": 1}
@@ -413,13 +410,12 @@ def test_every_codec_is_measured(
 
 
 def test_a_codec_that_loses_a_value_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "SIZES", {"XS": 100})
     add = sparse.add
     monkeypatch.setattr(
         sparse, "add", lambda target, block, weight, *at: add(target, block, 2 * weight, *at)
     )
     with pytest.raises(AssertionError, match="another vector"):
-        codec.measure("XS", 0.9, "uint32", "f4", 1)
+        codec.measure("XS", 100, 0.9, "uint32", "f4", 1)
 
 
 def test_entropy_is_that_of_shares() -> None:

@@ -420,35 +420,9 @@ def decode(data: np.ndarray, grid: Grid) -> np.ndarray:
 
 @kernel(
     "void(const uint8[::1], const int64[::1], const float32[::1], const float32[::1], int64, "
-    "int64, float32, int64, int64, float32[::1])"
-)
-def _add(
-    data: np.ndarray,
-    ends: np.ndarray,
-    low: np.ndarray,
-    step: np.ndarray,
-    bits: int,
-    form: int,
-    weight: float,
-    start: int,
-    stop: int,
-    target: np.ndarray,
-) -> None:
-    """Adds values number start to stop - 1."""
-    codes, values = np.empty(TILE, np.uint16), np.empty(TILE, np.float32)
-    for at in range(start, stop, TILE):
-        end = min(at + TILE, stop)
-        _tile(data, ends, low, step, bits, form, at, end, codes, values)
-        some = target[at:end]
-        for i in range(len(some)):
-            some[i] += weight * values[i]
-
-
-@kernel(
-    "void(const uint8[::1], const int64[::1], const float32[::1], const float32[::1], int64, "
     "int64, float32, const uint32[::1], int64, int64, float32[::1])"
 )
-def _add_at(
+def _add(
     data: np.ndarray,
     ends: np.ndarray,
     low: np.ndarray,
@@ -461,16 +435,25 @@ def _add_at(
     stop: int,
     target: np.ndarray,
 ) -> None:
-    """Adds values number start to stop - 1 at their positions."""
+    """Adds values number start to stop - 1 at their positions; value i to element i without."""
     codes, values = np.empty(TILE, np.uint16), np.empty(TILE, np.float32)
     for at in range(start, stop, TILE):
         end = min(at + TILE, stop)
         _tile(data, ends, low, step, bits, form, at, end, codes, values)
-        some = places[at:end]
-        for i in range(len(some)):
-            if some[i] >= len(target):
-                raise IndexError("a position beyond the vector")
-            target[some[i]] += weight * values[i]
+        if len(places):
+            some = places[at:end]
+            for i in range(len(some)):
+                if some[i] >= len(target):
+                    raise IndexError("a position beyond the vector")
+                target[some[i]] += weight * values[i]
+        else:
+            here = target[at:end]
+            for i in range(len(here)):
+                here[i] += weight * values[i]
+
+
+NOWHERE = np.zeros(0, np.uint32)
+"""No positions: there is a value for each element."""
 
 
 def add(
@@ -495,7 +478,5 @@ def add(
     _check(len(data), grid.length)
     _check(len(target) if places is None else len(places), grid.size)
     given = data, grid.ends, grid.low, grid.step, grid.bits, int(grid.form), weight
-    if places is None:
-        spread(lambda start, stop: _add(*given, start, stop, target), grid.size)
-    else:
-        spread(lambda start, stop: _add_at(*given, places, start, stop, target), grid.size)
+    where = NOWHERE if places is None else places
+    spread(lambda start, stop: _add(*given, where, start, stop, target), grid.size)
