@@ -318,14 +318,14 @@ def read(path: Path, size: str | None = None) -> File:
         )
     if problems:
         raise ConfigError(*problems)
-    grids = [dict(_axes(grid)) for grid in tree.get("grid", [{}])]
+    grids = [dict(loading.leaves(grid)) for grid in tree.get("grid", [{}])]
     if size is None:
         return File(base, grids, Size())
     if size not in sizes:
         possible = f"there are: {', '.join(sizes)}" if sizes else "it has none; leave --size out"
         raise ConfigError(f"--size {size}: no such size in {path}; {possible}")
     settings = {name: value for name, value in sizes[size].items() if name != "grid"}
-    chosen = Size(settings, dict(_axes(sizes[size].get("grid", {}))))
+    chosen = Size(settings, dict(loading.leaves(sizes[size].get("grid", {}))))
     grids = [chosen.grid(grid) for grid in grids]
     there = dict.fromkeys(axis for grid in grids for axis in grid)
     if idle := [axis for axis in chosen.axes if axis not in there]:
@@ -391,15 +391,6 @@ def _differences(one: Settings, other: Settings) -> dict[str, tuple[Any, Any]]:
         if values[0] != values[1]:
             found[path] = values
     return found
-
-
-def _axes(grid: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a grid under their dotted paths, however they were nested."""
-    for name, value in grid.items():
-        if isinstance(value, Mapping):
-            yield from _axes(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _points(axes: Mapping[str, list]) -> Iterator[dict[str, Any]]:
