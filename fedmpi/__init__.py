@@ -50,9 +50,9 @@ The laws
     only: the server broadcasts no message for the next round, and every rank receives that alike.
 13. The number of ranks never changes the result: bit for bit on a CPU with the exchange `star`; to
     rounding with one that adds on the way, on a GPU, or where `rows` stacks other networks than
-    dense ones. Nor do settings of the machine (`config.MACHINE`), which are no part of a run's
-    identity: where they decide who hosts whom or what is stacked (`exchange.window`) to rounding
-    likewise, as threads of a rank do.
+    dense ones. Settings of the machine (`config.MACHINE`) are no part of a run's identity. They
+    change rounding at most: threads of a rank do, and `exchange.window` does where it decides who
+    hosts whom or what is stacked.
 14. Waiting is not transfer, and nothing unknown passes. A timed barrier precedes each collective;
     on a split method's lines, counts are sent first, when messages are ready. Evaluation and
     recording are off the clock. Bad settings are errors before any collective.
@@ -76,7 +76,7 @@ that says which others it may import, and checks it.
     words          values as they are written      errors         errors that the user can fix
     streams        the only source of randomness   provenance     software and machine of a result
     units          numbers for people              draft          files written as a whole
-    inputs         files that settings name            turns          times of candidates in turns
+    inputs         files that settings name        turns          times of candidates in turns
  messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks
@@ -84,9 +84,8 @@ that says which others it may import, and checks it.
     kernels/       loops over arrays that run as machine code: `ranking` (the largest), `places`
                    (positions), `adding`, `codes` (values of few bits), `philox` (random draws)
     clock          seconds by phase                ledger         bytes by client and kind
-    coding         the codec of updates, whatever the method
+    coding         codec of updates: float32 blocks <-> blocks in few bits, whatever the method
     sums           weighted sums of uploads, and robust alternatives to their mean
-    coding         codec of updates: float32 blocks <-> blocks in few bits
  networks/
     flat           a network as one vector         layers         additional layers
     recurrent      LSTM and GRU for rows           pruning        masks of single weights
@@ -118,7 +117,7 @@ that says which others it may import, and checks it.
     lockstep       parts that step together        links          compressed messages at a cut
  results/
     outcome        the measurements of a round     tables         columns of a result
-    record         one run, one HDF5 file        lease          the right to write a result
+    record         one run, one HDF5 file          lease          the right to write a result
  runs/
     job            runs the ranks, records         sweep          one file, many runs
     launch         finds and starts mpiexec        memory         memory of the process

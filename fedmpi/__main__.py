@@ -397,7 +397,7 @@ def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
 @click.argument("name", required=False)
 @mends
 def list_(what: str, name: str | None) -> None:
-    """List methods, data sets, models, partitions or settings.
+    """List methods, data, models, partitions, exchanges or settings.
 
     With NAME, describe one of them with its settings and their defaults. For settings, NAME is a
     table or a setting, such as devices or method.sparsity.

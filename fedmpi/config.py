@@ -348,7 +348,8 @@ class Exchange(Table):
     name: str = ""
     window: Annotated[int, MACHINE] = Field(256, ge=1, le=MOST)
     """Memory in MiB for dense models on the server. If the uploads of a round need more, clients
-    upload in waves."""
+    upload in waves. It may change rounding where uploads are added up
+    on the way, or where rows stacks other networks than dense ones."""
     pipeline: bool = True
     """Overlap the two sides of a split method: the server works for one half of the clients while
     the other half computes. The result is the same, bit for bit on a CPU."""
@@ -452,9 +453,9 @@ class Down(Coded):
 
     By default it is the model. Otherwise it is the model's change, compressed. What a change leaves
     out is added to the next one. All sides hold the same model, which moves by what is sent; it is
-    the global model of the run. A client that missed rounds receives the changes that it missed, or
-    the whole model if that is shorter, and so does one that takes part for the first time. Running
-    statistics are sent exactly.
+    the global model of the run. A client that takes part for the first time receives the whole
+    model. One that missed rounds receives the changes that it missed, or the whole model if that is
+    shorter. Running statistics are sent exactly.
     """
 
     values: Literal["none", "f4", "f2", "bf16", "uniform", "sign"] = "none"

@@ -69,6 +69,12 @@ class Coder:
             blocks: of an upload; the first has float32 values.
             where: positions of its values, int64 ascending; None if it has all values.
             key: rounds codes (`streams.key`).
+
+        Returns:
+            `self.blocks` blocks in place of the first one, and the rest as it was.
+
+        Raises:
+            WireError: if the first has other values than float32.
         """
         if self.is_plain:
             return list(blocks)
@@ -98,6 +104,9 @@ class Coder:
         Args:
             blocks: as `encode` made them.
             where: as there; None also where values are sent as a dense vector.
+
+        Returns:
+            One block of float32 values in place of the first `self.blocks`, and the rest.
 
         Raises:
             WireError: if the blocks are no such update.

@@ -6,9 +6,9 @@ each round the server compresses the change of its model plus what earlier chang
 residual. The model of all sides moves by what is sent, so that it is the same everywhere, bit for
 bit.
 
-A client that did not take part in some rounds receives all changes that it missed, one after the
-other, or the whole model if that is shorter. So does a client that takes part for the first time.
-Running statistics are no gradients: their changes are sent exactly.
+A client that takes part for the first time receives the whole model. One that did not take part in
+some rounds receives all changes that it missed, one after the other, or the whole model if that is
+shorter. Running statistics are no gradients: their changes are sent exactly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -75,7 +75,11 @@ class Changes:
         return block
 
     def move(self, w: Tensor, blocks: Sequence[Block]) -> None:
-        """Moves a model [n] by changes, one after the other, in place."""
+        """Moves a model [n] by changes, one after the other, in place.
+
+        Raises:
+            WireError: if the blocks do not fit the network.
+        """
         count = self.coder.blocks
         each = count + bool(len(self.stat_positions))
         for first in range(0, len(blocks), each):
@@ -96,8 +100,7 @@ class Words:
         rest: what the changes have left out so far, [n].
         history: the changes of the last rounds, by round; together they are shorter than the model.
         lengths: their bytes.
-        forgotten: the first round whose change, and those of all later ones, are in `history`,
-            int64 [].
+        forgotten: changes of rounds before this one are in `history` no more, int64 [].
         knows: the round in which each client took part last, int64 [clients]; -1 if it never did.
     """
 
@@ -126,7 +129,8 @@ class Words:
     def missed(self, t: int, client: int, w: Tensor) -> list[Block]:
         """Returns what brings a client that takes part in round t to the model w [n].
 
-        These are the changes that it missed, or the model.
+        These are the changes that it missed; or the model, if `history` lacks one of them, or if
+        the client takes part for the first time.
         """
         first, self.knows[client] = int(self.knows[client]), t
         if first < self.forgotten:
@@ -177,7 +181,11 @@ class Copies:
         self.changes, self.models = changes, trainer.store("heard", changes.flat.size)
 
     def follow(self, client: int, blocks: Sequence[Block]) -> Tensor:
-        """Takes the model, or the changes that the client missed, and returns its copy, [n]."""
+        """Takes the model, or the changes that the client missed, and returns its copy, [n].
+
+        Raises:
+            WireError: if the blocks do not fit the network.
+        """
         size, device = self.changes.flat.size, self.changes.device
         if blocks and blocks[0].kind == Kind.MODEL:
             model = sparse.vector(blocks[0], size, device)

@@ -431,11 +431,26 @@ def rows(path: Path, heading: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("table", "page"),
-    [("method", "methods"), ("model", "methods"), ("data", "data"), ("partition", "data")],
+    [
+        ("method", "methods"),
+        ("model", "methods"),
+        ("data", "data"),
+        ("partition", "data"),
+        ("exchange", "exchanges"),
+    ],
 )
 def test_tables_are_whole(table: str, page: str) -> None:
     found = rows(ROOT / "docs" / f"{page}.md", f"`{table}.name`")
     assert sorted(found) == config.names(table)
+
+
+@pytest.mark.parametrize(
+    ("table", "name"), [(config.Settings, "feedback"), (config.Codec, "positions")]
+)
+def test_tables_of_choices_are_whole(table: type[config.Table], name: str) -> None:
+    heading = f"`{name}`" if table is config.Settings else f"`codec.{name}`"
+    found = rows(ROOT / "docs" / "methods.md", heading)
+    assert sorted(found) == sorted(get_args(table.model_fields[name].annotation))
 
 
 def test_lists_of_methods_are_whole() -> None:

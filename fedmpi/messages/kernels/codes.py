@@ -125,14 +125,18 @@ def _widen(data: np.ndarray, bits: int, out: np.ndarray) -> None:
 
 
 def squeeze(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Packs integers below 2^bits, [count], into bytes: uint8 [ceil(count * bits / 8)]."""
+    """Packs integers below 2^bits, uint16 [count], into bytes: uint8 [ceil(count * bits / 8)].
+
+    Code i takes the bits from number i * bits on, the lowest bit of a byte first. `bits` is 1 to
+    16.
+    """
     out = np.empty(-(-len(codes) * bits // 8), np.uint8)
     _squeeze(np.ascontiguousarray(codes, np.uint16), bits, out)
     return out
 
 
 def widen(data: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """Unpacks `count` codes: uint16 [count]."""
+    """Unpacks `count` codes from uint8 [ceil(count * bits / 8)]: uint16 [count]."""
     out = np.empty(count, np.uint16)
     _widen(data, bits, out)
     return out
@@ -321,6 +325,9 @@ def encode(x: np.ndarray, grid: Grid, key: np.ndarray | None = None) -> np.ndarr
         x: float32 [count].
         grid: the values that codes stand for.
         key: rounds stochastically (`streams.key`); value i by draw i. None rounds to the nearest.
+
+    Raises:
+        ValueError: if there are more or fewer values than the grid has.
     """
     _check(len(x), grid.size)
     out = np.empty(grid.length, np.uint8)
@@ -410,7 +417,15 @@ def _decode(
 
 
 def decode(data: np.ndarray, grid: Grid) -> np.ndarray:
-    """Returns the values of packed codes, float32 [count], in float32: low + step * level."""
+    """Returns the values of packed codes, float32 [count], in float32: low + step * level.
+
+    Args:
+        data: uint8 [ceil(count * bits / 8)].
+        grid: the values that codes stand for.
+
+    Raises:
+        ValueError: if there are more or fewer bytes.
+    """
     _check(len(data), grid.length)
     out = np.empty(grid.size, np.float32)
     given = grid.ends, grid.low, grid.step, grid.bits, int(grid.form)
@@ -467,13 +482,14 @@ def add(
 
     Args:
         target: float32 [n], changed in place.
-        data: the packed codes.
+        data: the packed codes, uint8 [ceil(count * bits / 8)].
         grid: the values that they stand for.
         weight: a factor.
         places: their positions, uint32 [count], all different; None if count = n.
 
     Raises:
         IndexError: if a position is n or more.
+        ValueError: if there are more or fewer bytes, positions or elements than the grid has.
     """
     _check(len(data), grid.length)
     _check(len(target) if places is None else len(places), grid.size)

@@ -23,9 +23,9 @@ def fill(key: np.ndarray, first: int, words: np.ndarray) -> None:
     """Writes the draws number first, first + 1, ... of a key.
 
     Args:
-        key: [2].
+        key: uint64 [2].
         first: a multiple of 4.
-        words: [4 * blocks].
+        words: where to write them, uint32 [4 * blocks].
     """
     third, fourth = np.uint32(key[1]), np.uint32(key[1] >> HALF)
     first_key, second_key = np.uint32(key[0]), np.uint32(key[0] >> HALF)
@@ -49,10 +49,11 @@ def fractions(key: np.ndarray, first: int, words: np.ndarray, out: np.ndarray) -
     """Writes draws as numbers in (0, 1): (draw + 1 / 2) / 2^32.
 
     Args:
-        key: [2].
+        key: uint64 [2].
         first: a multiple of 4.
-        words: memory for the draws, of at least as many as `out`, rounded up to a multiple of 4.
-        out: [count].
+        words: memory for the draws, uint32, of at least as many as `out`, rounded up to a multiple
+            of 4.
+        out: where to write them, [count].
     """
     fill(key, first, words[: -(-len(out) // 4) * 4])
     for i in range(len(out)):

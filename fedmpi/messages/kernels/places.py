@@ -4,7 +4,11 @@ Positions are uint32 [count], strictly ascending, and below the size of the vect
 be anything: a reader returns None unless its bytes are exactly what the writer makes of some
 positions, and neither reads nor writes beyond its arrays.
 
-A varint has 7 bits of a number in each byte, the lowest first; the last byte is below 128 (LEB128).
+A gap is the number of elements left out before a position. In Golomb code a gap g is a quotient
+g >> width in unary code, that many zeros and a one, and a rest of `width` bits (S. W. Golomb,
+*Run-Length Encodings*, IEEE Transactions on Information Theory, 1966; with powers of two it is
+Rice's). A varint has 7 bits of a gap in each byte, the lowest first; the last byte is below 128
+(LEB128).
 """
 
 import numpy as np
@@ -30,14 +34,24 @@ def are_ascending(positions: np.ndarray, size: int) -> bool:
 
 
 def bitmap(positions: np.ndarray, size: int) -> np.ndarray:
-    """Returns a bit for each of `size` elements, the lowest bit of a byte first: uint8."""
+    """Returns a bit for each of `size` elements, the lowest of a byte first: uint8 [ceil(size / 8)].
+
+    Args:
+        positions: of the bits that are set, uint32 [count], below `size`.
+        size: elements of the vector.
+    """
     found = np.zeros(-(-size // 8), np.uint8)
     _set_bits(positions, found)
     return found
 
 
 def from_bitmap(data: np.ndarray, size: int) -> np.ndarray:
-    """Returns the positions of the bits that are set among the first `size`."""
+    """Returns the positions of the bits that are set among the first `size`: uint32 [count].
+
+    Args:
+        data: uint8 [ceil(size / 8)] at least.
+        size: bits to read.
+    """
     whole = data[: size >> 3]
     pieces = parts(len(whole))
     counts = run(_ones, [(whole[a:b],) for a, b in pieces])
@@ -53,12 +67,15 @@ def from_bitmap(data: np.ndarray, size: int) -> np.ndarray:
 
 
 def golomb(positions: np.ndarray, width: int) -> tuple[int, np.ndarray]:
-    """Encodes gaps: first all upper parts in unary code, then all lower parts of `width` bits.
+    """Encodes gaps in Golomb code: first all quotients, then all rests.
 
-    A gap is the number of elements left out before a position.
+    Args:
+        positions: uint32 [count], strictly ascending.
+        width: bits of a rest.
 
     Returns:
-        The bits of the unary part, and all bits, the lowest of a byte first: uint8.
+        The number of bits in unary code, and all bits, the lowest of a byte first: uint8
+            [ceil((unary + count * width) / 8)].
     """
     unary = _unary(positions, width)
     found = np.zeros(-(-(unary + len(positions) * width) // 8), np.uint8)
@@ -69,9 +86,17 @@ def golomb(positions: np.ndarray, width: int) -> tuple[int, np.ndarray]:
 def from_golomb(
     data: np.ndarray, size: int, count: int, width: int, unary: int
 ) -> np.ndarray | None:
-    """Decodes positions below `size` from so many bits in unary code and `count` times `width`.
+    """Decodes what `golomb` encodes.
 
-    None if there are no such positions.
+    Args:
+        data: uint8, with as many bits as the numbers below say.
+        size: elements of the vector.
+        count: number of positions.
+        width: bits of a rest.
+        unary: bits in unary code.
+
+    Returns:
+        Positions, uint32 [count]; None if the bits are not those of positions below `size`.
     """
     positions = from_bitmap(data, unary)
     fits = len(positions) == count and _read_gaps(data, width, unary, size, positions)
@@ -79,14 +104,17 @@ def from_golomb(
 
 
 def varints(positions: np.ndarray) -> np.ndarray:
-    """Encodes gaps as varints, of 1 to 5 bytes: uint8."""
+    """Encodes the gaps of positions, uint32 [count], as varints of 1 to 5 bytes: uint8 [bytes]."""
     found = np.empty(_varint_bytes(positions), np.uint8)
     _write_varints(positions, found)
     return found
 
 
 def from_varints(data: np.ndarray, size: int, count: int) -> np.ndarray | None:
-    """Decodes `count` positions below `size` that are all of `data`; None if there are none."""
+    """Decodes `count` positions below `size` that are all of `data`: uint32 [count].
+
+    None if there are no such positions.
+    """
     positions = np.empty(count, np.uint32)
     return positions if _read_varints(data, size, positions) else None
 

@@ -38,7 +38,10 @@ def largest(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def highest(x: np.ndarray, count: int) -> np.ndarray:
-    """Returns positions of the `count` largest values, with their signs, as `largest` does."""
+    """Returns positions of the `count` largest values of float32 [n], as `largest` does.
+
+    Values are compared with their signs, not by their size.
+    """
     return _chosen(_ordered(x.view(np.uint32)), *AS_THEY_ARE, count)[0]
 
 
