@@ -34,7 +34,7 @@ def are_ascending(positions: np.ndarray, size: int) -> bool:
 
 
 def bitmap(positions: np.ndarray, size: int) -> np.ndarray:
-    """Returns a bit for each of `size` elements, the lowest of a byte first: uint8 [ceil(size / 8)].
+    """Returns a bit for each element, the lowest of a byte first: uint8 [ceil(size / 8)].
 
     Args:
         positions: of the bits that are set, uint32 [count], below `size`.
