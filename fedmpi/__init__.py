@@ -80,6 +80,7 @@ that says which others it may import, and checks it.
  messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks
+    lossless       values <-> frames of zstd
     select         which values are sent           counts         how many values are kept
     kernels/       loops over arrays that run as machine code: `ranking` (the largest), `places`
                    (positions), `adding`, `codes` (values of few bits), `philox` (random draws)

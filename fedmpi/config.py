@@ -9,6 +9,7 @@ import copy
 import functools
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -417,6 +418,18 @@ class Aggregation(Table):
         return self.rule == "mean" and not self.clip
 
 
+LOSSLESS = ("none", "f4", "zstd")
+"""Types of values that do not change on the way."""
+OPTIONAL = {"zstd": "zstandard"}
+"""Packages of the extra `codecs`, by the type of values that wants them."""
+
+
+def missing(values: str) -> str | None:
+    """Returns the package that such values want, if it is not installed; None if all is there."""
+    wanted = OPTIONAL.get(values)
+    return None if wanted is None or importlib.util.find_spec(wanted) else wanted
+
+
 class Coded(Table):
     """How values are written in messages."""
 
@@ -440,7 +453,7 @@ class Coded(Table):
     @property
     def is_lossy(self) -> bool:
         """Whether values change on the way."""
-        return self.values != "f4"
+        return self.values not in LOSSLESS
 
     @property
     def has_scales(self) -> bool:
@@ -458,7 +471,7 @@ class Down(Coded):
     shorter. Running statistics are sent exactly.
     """
 
-    values: Literal["none", "f4", "f2", "bf16", "uniform", "sign"] = "none"
+    values: Literal["none", "f4", "zstd", "f2", "bf16", "uniform", "sign"] = "none"
     """Type of the values of the model's change. none: the server sends its whole model in float32.
     The others are those of codec.values; ternary values at random and codes of a single bit are not
     possible, because what they leave out would grow from change to change."""
@@ -475,9 +488,9 @@ class Down(Coded):
 
     @property
     def is_lossless(self) -> bool:
-        """Whether nothing of the model is lost.
+        """Whether a change loses nothing and is no shorter than the model.
 
-        A change is then no shorter than the model, and the server sends the model.
+        The server then sends the model.
         """
         return self.values in ("none", "f4") and not self.sparsity
 
@@ -489,11 +502,12 @@ class Codec(Coded):
     update.
     """
 
-    values: Literal["f4", "f2", "bf16", "uniform", "ternary", "sign"] = "f4"
+    values: Literal["f4", "zstd", "f2", "bf16", "uniform", "ternary", "sign"] = "f4"
     """Type of the values of an update. f4: float32, or what a method that has a coding of its own
-    sends. f2, bf16: 16-bit floats. uniform: codes of some bits between the least and the greatest
-    value. ternary: minus, zero or plus the largest magnitude, drawn so that a value is right on
-    average (TernGrad). sign: one bit, plus or minus the mean magnitude."""
+    sends. zstd: float32, compressed without loss (wants the package zstandard). f2, bf16: 16-bit
+    floats. uniform: codes of some bits between the least and the greatest value. ternary: minus,
+    zero or plus the largest magnitude, drawn so that a value is right on average (TernGrad). sign:
+    one bit, plus or minus the mean magnitude."""
     down: Down = Down()
     """What the server sends of its model: the model, or its change in some coding."""
 

@@ -454,6 +454,12 @@ def _coded(coded: config.Coded, path: str) -> list[str]:
         given = getattr(coded, key)
         if given != fields[key].default and not has:
             found.append(f"{path}.{key} = {said(given)}: wanted {other}, found '{value}'")
+    package = config.missing(coded.values)
+    if package is not None:
+        found.append(
+            f"{path}.values = '{coded.values}': wanted the package {package}, found none; "
+            f"pip install {package}"
+        )
     if coded.positions == "dense" and coded.values == "sign":
         found.append(
             f"{path}.positions = 'dense': wanted {path}.values with a zero for what is left out, "
@@ -525,8 +531,9 @@ def _feedback(settings: Settings) -> list[str]:
     implied = method.implies.get("feedback", "none")
     if kind not in ("none", implied) and not settings.feeds_back:
         return [
-            f"feedback = '{kind}': wanted codec.values other than 'f4', or a method that leaves "
-            f"out something of its updates, found method.name = '{method.name}' with its settings"
+            f"feedback = '{kind}': wanted codec.values other than 'f4' and 'zstd', which lose "
+            "nothing, or a method that leaves out something of its updates, found method.name = "
+            f"'{method.name}' with its settings"
         ]
     return []
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 ROOT = Path("/")
 UNIFIED = (".", "unified")
 """Where version 2 of the control groups is mounted, alone or beside version 1."""
-PACKAGES = ("fedmpi", "torch", "numpy", "h5py", "mpi4py", "pydantic")
+PACKAGES = ("fedmpi", "torch", "numpy", "h5py", "mpi4py", "pydantic", "zstandard")
 
 SLURM = tuple(
     f"SLURM_{name}"

@@ -1,8 +1,10 @@
 """Codes, their bytes and the draws that round them, in plain Python and numpy."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fedmpi.messages.codec import INTEGERS, Block, Coding, Kind, Places, Scale
 
@@ -51,6 +53,22 @@ def block(
     """The block of these codes."""
     data = packed(codes, bits)
     return Block(kind, size, Coding.CODES, data, indices, bits, scale, places, len(codes))
+
+
+HAS_ZSTD = find_spec("zstandard") is not None
+wants_zstd = pytest.mark.skipif(not HAS_ZSTD, reason="no zstandard beside this Python")
+
+
+def frame(values: np.ndarray) -> np.ndarray:
+    """Float32 values as a frame of zstd that compresses nothing, by RFC 8878: uint8.
+
+    At most 16 KiB, in a single block: magic number, descriptor, length, and the block's header.
+    """
+    if not len(values):
+        return np.empty(0, np.uint8)
+    raw = b"".join(values.astype("<f4").tobytes()[byte::4] for byte in range(4))
+    head = b"\x28\xb5\x2f\xfd\xa0" + len(raw).to_bytes(4, "little")
+    return np.frombuffer(head + (len(raw) << 3 | 1).to_bytes(3, "little") + raw, np.uint8)
 
 
 def codes_of(block: Block) -> np.ndarray:

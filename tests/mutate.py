@@ -9,9 +9,11 @@ that a finding can be tried again: `1 SEED NUMBER`.
 import sys
 import traceback
 import tracemalloc
+from contextlib import suppress
 
 import numpy as np
 
+from fedmpi.messages import lossless
 from fedmpi.messages.codec import (
     BLOCK,
     BUFFER,
@@ -28,6 +30,7 @@ from fedmpi.messages.codec import (
     unpack,
 )
 from tests import coded
+from tests.coded import HAS_ZSTD
 from tests.messages.test_codec import check_sound, resized
 
 TIMES = 100
@@ -36,6 +39,9 @@ BESIDE = 1 << 15
 """Bytes of memory beside these, for objects and their names."""
 NUMBERS = (0, 1, 2, 7, 8, 63, 2**16, 2**31, 2**32 - 1, 2**32, 2**62, 2**64 - 1)
 KINDS = [kind for kind in Kind if kind != Kind.HEADER]
+MOST = 400
+"""Values of a block, but for some that are positions alone."""
+ONES = np.ones(MOST, "f4")
 CODED = [None, *(places for places in Places if places != Places.AGREED)]
 
 
@@ -53,6 +59,10 @@ def drawn(random: np.random.Generator) -> Block:
     about = KINDS[random.integers(len(KINDS))], size, coding
     if coding == Coding.NONE:
         return Block(*about, None, indices, places=places)
+    if coding == Coding.ZSTD:
+        values = np.frombuffer(random.bytes(4 * count), "<f4") if random.random() < 0.5 else ONES
+        frame = lossless.encode(values[:count]) if HAS_ZSTD else coded.frame(values[:count])
+        return Block(*about, frame, indices, places=places, count=len(values[:count]))
     if coding != Coding.CODES:
         values = np.frombuffer(random.bytes(DTYPES[coding].itemsize * count), DTYPES[coding])
         return Block(*about, values, indices, places=places)
@@ -99,6 +109,19 @@ def case(seed: int, number: int) -> np.ndarray:
     return mutated(pack([Message(int(random.integers(9)), blocks, 1.5)]).data, random)
 
 
+def check_frame(block: Block) -> None:
+    """A frame of zstd has as many values as its block says, or is refused.
+
+    The receiver knows how many it wants, and reads no frame of more.
+    """
+    if block.coding != Coding.ZSTD or not HAS_ZSTD or block.count > MOST:
+        return
+    assert block.values is not None
+    with suppress(WireError):
+        values = lossless.decode(block.values, block.count)
+        assert (values.dtype, values.shape) == (np.dtype("<f4"), (block.count,))
+
+
 def fault(data: np.ndarray) -> str:
     """What is wrong with what becomes of a buffer; nothing if all is well."""
     tracemalloc.reset_peak()
@@ -118,6 +141,8 @@ def fault(data: np.ndarray) -> str:
     try:
         for message in found:
             check_sound(message)
+            for block in message.blocks:
+                check_frame(block)
         again, accounted = pack(found)
     except Exception:
         return traceback.format_exc()

@@ -17,6 +17,7 @@ from fedmpi.engine import Engine
 from fedmpi.messages.clock import Clock
 from fedmpi.messages.wire import Place, Wire
 from fedmpi.results.outcome import Outcome
+from tests.coded import wants_zstd
 from tests.small import small
 
 METHODS = config.names("method")
@@ -72,6 +73,7 @@ server's model by its changes, to each client those that it missed.
 families = pytest.mark.parametrize("family", FAMILIES)
 
 CODECS = {
+    "zstd": ("codec.values=zstd", "codec.down.values=zstd"),
     "f2": ("codec.values=f2",),
     "bf16": ("codec.values=bf16", "feedback=classic"),
     "uniform": ("codec.values=uniform", "codec.bits=5", "codec.scales=tensor"),
@@ -91,7 +93,9 @@ CODECS = {
     "halves": ("method.name=splitfed", "codec.values=uniform", "feedback=ef21"),
 }
 """Each codec and each kind of feedback, in a method that can have it."""
-codecs = pytest.mark.parametrize("codec", CODECS)
+codecs = pytest.mark.parametrize(
+    "codec", [pytest.param(name, marks=wants_zstd if name == "zstd" else ()) for name in CODECS]
+)
 
 Change = Callable[[Tensor], Tensor]
 

@@ -3,6 +3,7 @@
 A vector of random values is encoded and packed, as a client does, then unpacked and added, as the
 server does. What arrives has to be what was sent. Seconds are set against a copy of the vector in
 float32; bytes against the entropy of positions and codes. Choosing the values is not measured.
+Encodings whose package is not installed are left out, which is said.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmpi import config
 from fedmpi.bench import JSON, REPEATS, SIZE, SPARSITY, Result, of_vectors, run, weigh
-from fedmpi.messages import quantized, select, sparse
+from fedmpi.messages import lossless, quantized, select, sparse
 from fedmpi.messages.codec import Block, Coding, Kind, Message, Places, pack, unpack
 from fedmpi.messages.counts import keep_round
 from fedmpi.messages.kernels import codes
@@ -33,7 +35,7 @@ POSITIONS = {
     "delta": Places.DELTA,
 }
 """Encodings of positions; `agreed` sends none."""
-FLOATS = {"f4": Coding.F4, "f2": Coding.F2, "bf16": Coding.BF16}
+FLOATS = {"f4": Coding.F4, "zstd": Coding.ZSTD, "f2": Coding.F2, "bf16": Coding.BF16}
 UNIFORM = {"8 bits": 8, "4 bits": 4, "2 bits": 2, "1 bit": 1}
 VALUES = (*FLOATS, *UNIFORM, "ternary", "sign")
 """Encodings of values. Bits are those of uniform codes. They and ternary are stochastic."""
@@ -96,7 +98,7 @@ class Codec:
         """Compares what is added with what was encoded; returns the bound in bytes a kept value.
 
         It is the entropy of which values are kept, and that of the codes; floats of 32 bits count
-        as they are.
+        as they are, and compressed ones as the entropy of each of their four bytes.
 
         Raises:
             AssertionError: if something else is added.
@@ -116,13 +118,15 @@ class Codec:
             bits += entropy(counted(codes.widen(block.values, block.bits, count)))
         elif block.coding == Coding.F4:
             bits += 32
+        elif block.coding == Coding.ZSTD:
+            bits += sum(entropy(counted(p)) for p in lossless.planes(sparse.host(self.given)))
         else:
             bits += entropy(counted(block.values.view(np.uint16)))
         return bits / 8
 
 
 def counted(words: np.ndarray) -> Tensor:
-    """How often each of uint16 [count] occurs."""
+    """How often each of some small numbers occurs, uint8 or uint16 [count]."""
     return torch.from_numpy(np.bincount(words))
 
 
@@ -185,8 +189,13 @@ def command(
     are sent than in float32 exceed those of encoding and decoding.
     """
     torch.set_num_threads(1)
+    for name in values:
+        package = config.missing(name)
+        if package is not None:
+            click.echo(f"{name}: left out, because {package} is not installed", err=True)
     steps = [
         partial(measure, positions=one, values=other, repeats=repeats)
         for one, other in product(positions, values)
+        if config.missing(other) is None
     ]
     run(of_vectors(steps, sizes, sparsities), as_json)

@@ -9,13 +9,15 @@ A buffer is self-describing and little-endian, and each of its sections is padde
              positions: nothing, or count u4, or a bitmap of size bits (lowest bit first), or
              gaps in Golomb code: `length` bits, and rice(size, count) bits for each, or
              gaps as `length` bytes of varints
-             values: nothing, or count values, or count codes of `bits` bits each
+             values: nothing, or count values, or count codes of `bits` bits each, or
+             length u8, and a frame of so many bytes that zstd made of count values
 
 Positions that both sides know (an agreed mask, a shared seed) are not sent. All others are sent as
 uint32 positions (4 * count bytes) or as a bitmap (size / 8 bytes), whichever is smaller, or in the
 coding that a block asks for. Golomb code is the shortest for positions at random, and slower to
 write and read. Varints take a byte for each gap below 128. `unpack` checks every length before it
-reads, and returns values as views of the buffer.
+reads, and returns values as views of the buffer. What is in a frame of zstd is checked by who reads
+its values (`lossless`).
 """
 
 import struct
@@ -70,6 +72,8 @@ class Coding(IntEnum):
     U4 = 6
     CODES = 7
     """Unsigned codes of 1 to 16 bits; code q encodes the value low + step * q."""
+    ZSTD = 8
+    """Values in float32, compressed: see `lossless`."""
 
 
 DTYPES: dict[Coding, np.dtype] = {
@@ -115,14 +119,15 @@ class Block:
         size: length of the whole vector, under 2**32.
         coding: data type of the values.
         values: 1-D array of the coding's dtype; codes are packed into bytes, lowest bit first,
-            uint8 [ceil(count * bits / 8)], the last bits zero.
+            uint8 [ceil(count * bits / 8)], the last bits zero; a frame of zstd is uint8 [any], and
+            empty if there are no values.
         indices: positions of the values, uint32, strictly ascending; None if both sides know them.
         bits: bits of a code, 0 for all other codings.
         scale: least value and step of codes; zeros for all other codings.
         places: encoding of positions that are sent; None stands for the shorter one of POSITIONS
             and BITMAP. A block that was read has the one that it came in.
         count: number of elements of the vector that are given; by default as many as positions, or
-            else as values. Codes without positions need it.
+            else as values. Codes and frames without positions need it.
     """
 
     kind: Kind
@@ -223,6 +228,8 @@ def _write(messages: Sequence[Message]) -> tuple[list[bytes | memoryview], np.nd
             if positions is not None:
                 write(positions, Kind.MASK)
             if values is not None:
+                if block.coding == Coding.ZSTD:
+                    write(len(values).to_bytes(8, "little"), Kind.HEADER)
                 write(values, block.kind)
     return sections, np.array(accounts, np.int64).reshape(-1, len(Kind))
 
@@ -429,6 +436,11 @@ def _write_values(block: Block) -> np.ndarray | None:
         raise WireError(f"bits or a scale with coding {block.coding.name}")
     if values is None:
         return None
+    if block.coding == Coding.ZSTD:
+        if values.dtype != np.uint8 or values.ndim != 1:
+            raise WireError(f"a frame is {values.dtype}{list(values.shape)}, wanted bytes")
+        _check_frame(len(values), block.count)
+        return np.ascontiguousarray(values)
     is_coded = block.coding == Coding.CODES
     if is_coded and not 1 <= block.bits <= 16:
         raise WireError(f"codes of {block.bits} bits")
@@ -447,6 +459,10 @@ def _read_values(
 ) -> np.ndarray | None:
     if coding == Coding.NONE:
         return None
+    if coding == Coding.ZSTD:
+        length = int(reader.section(8, Kind.HEADER, row).view("<u8")[0])
+        _check_frame(length, count)
+        return reader.section(length, kind, row)
     if coding != Coding.CODES:
         return reader.section(DTYPES[coding].itemsize * count, kind, row).view(DTYPES[coding])
     section = reader.section(-(-count * bits // 8), kind, row)
@@ -458,3 +474,8 @@ def _check_end(codes: np.ndarray, count: int, bits: int) -> None:
     used = count * bits % 8
     if used and codes[-1] >> used:
         raise WireError(f"{count} codes of {bits} bits have bits behind their end")
+
+
+def _check_frame(length: int, count: int) -> None:
+    if (length > 0) != (count > 0):
+        raise WireError(f"a frame of {length} bytes for {count} values")

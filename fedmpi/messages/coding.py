@@ -2,8 +2,9 @@
 
 A method hands over its blocks, of which the first has the update's values in float32. The codec
 replaces this block by others, and the receiver gets a block of float32 back, the same on both
-sides. So methods know nothing of codecs. Running statistics are no gradients: they are sent
-exactly, in a block of their own, because a small error could make a variance negative.
+sides. So methods know nothing of codecs. Running statistics are no gradients: beside a lossy codec
+they are sent exactly, in a block of their own, because a small error could make a variance
+negative.
 
 Ternary values are those of TernGrad, unbiased: W. Wen, C. Xu, F. Yan, C. Wu, Y. Wang, Y. Chen,
 H. Li, *TernGrad: Ternary Gradients to Reduce Communication in Distributed Deep Learning*, NeurIPS
@@ -23,7 +24,7 @@ from fedmpi.messages import quantized, sparse
 from fedmpi.messages.codec import Block, Coding, Kind, Places, WireError
 from fedmpi.messages.select import Span
 
-CODINGS = {"f2": Coding.F2, "bf16": Coding.BF16}
+CODINGS = {"f2": Coding.F2, "bf16": Coding.BF16, "zstd": Coding.ZSTD}
 PLACES = {
     "uint32": Places.POSITIONS,
     "bitmap": Places.BITMAP,
@@ -45,6 +46,8 @@ class Coder:
             are zero, and are not sent.
 
     Attributes:
+        has_exact: whether running statistics are taken out of an update's values.
+        has_extra: whether they then are in a block of their own, the last one.
         blocks: number of blocks that replace the first one of an upload.
     """
 
@@ -55,12 +58,11 @@ class Coder:
         self.stops = torch.tensor([span.stop for span in spans], dtype=torch.int64)
         self.exact = torch.zeros(size, dtype=torch.bool)
         self.exact[exact.cpu()] = True
-        self.has_exact = len(exact) > 0
-        self.is_plain = not codec.is_lossy and codec.positions == "auto"
-        self.blocks = 1
-        if codec.is_lossy:
-            self.blocks += codec.has_scales and codec.scales != "whole"
-            self.blocks += self.has_exact and not apart
+        self.has_exact = len(exact) > 0 and (codec.is_lossy or apart)
+        self.has_extra = self.has_exact and not apart
+        self.is_plain = codec.values == "f4" and codec.positions == "auto"
+        has_scales = codec.has_scales and codec.scales != "whole"
+        self.blocks = 1 + has_scales + self.has_extra
 
     def encode(self, blocks: Sequence[Block], where: Tensor | None, key: np.ndarray) -> list[Block]:
         """Replaces the first of some blocks by others.
@@ -85,10 +87,10 @@ class Coder:
         if travels and self.codec.positions == "dense":
             values, where = sparse.vector(first, first.size, torch.device("cpu")), None
             travels = False
-        is_exact = self._exact(where, len(values))
+        is_exact = self._exact(where)
         extra = []
         if is_exact is not None:
-            if not self.apart:
+            if self.has_extra:
                 extra = [sparse.block(first.kind, values[is_exact], first.size)]
             values = values[~is_exact]
             where = (torch.arange(len(is_exact)) if where is None else where.cpu())[~is_exact]
@@ -117,10 +119,14 @@ class Coder:
             raise WireError(f"{len(blocks)} blocks, wanted at least {self.blocks}")
         coded, rest = list(blocks[: self.blocks]), blocks[self.blocks :]
         first = coded[0]
-        extra = coded.pop() if self.codec.is_lossy and self.has_exact and not self.apart else None
+        extra = coded.pop() if self.has_extra else None
         is_exact = None
         if first.indices is None:
-            is_exact = self._exact(where, first.size if where is None else len(where))
+            wanted = self.size if where is None else len(where)
+            is_exact = self._exact(where)
+            # Before values are decoded: compressed ones can be far more than their bytes.
+            if is_exact is None and first.count != wanted:
+                raise WireError(f"{first.count} values, wanted {wanted}")
         if is_exact is None:
             found = self._read(coded, where)
         else:
@@ -134,15 +140,11 @@ class Coder:
                 found[is_exact] = sparse.values(extra)
         return [Block(first.kind, first.size, Coding.F4, found.numpy(), first.indices), *rest]
 
-    def _exact(self, where: Tensor | None, count: int) -> Tensor | None:
-        """Marks which of `count` values are running statistics, bool [count]; None if none can."""
+    def _exact(self, where: Tensor | None) -> Tensor | None:
+        """Marks which values are taken out as running statistics; None if none can be."""
         if not self.has_exact:
             return None
-        if where is not None:
-            return self.exact[where.cpu()]
-        found = torch.zeros(count, dtype=torch.bool)
-        found[: self.size] = self.exact[:count]
-        return found
+        return self.exact if where is None else self.exact[where.cpu()]
 
     def _lengths(self, where: Tensor | None, count: int) -> list[int]:
         """How many of `count` values at some positions have each scale.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedmpi.config import EXACT
+from fedmpi.messages import lossless
 from fedmpi.messages.codec import Block, Coding, Kind, Scale, WireError
 from fedmpi.messages.kernels import adding, codes
 from fedmpi.messages.kernels.codes import Form, Grid
@@ -32,7 +33,7 @@ def block(
         values: the values to send, [count].
         size: length of the whole vector; by default `values` is all of it.
         indices: their positions, ascending, [count]; None where the receiver knows them.
-        coding: how to write them; CODES quantizes to `bits` bits.
+        coding: how to write them; CODES quantizes to `bits` bits, ZSTD wants its package.
         bits: bits a value, 1 to 16, for CODES; with EXACT values travel in float32 after all.
         key: rounds codes up or down at random, so that they are right on average (`streams.key`);
             without it codes are rounded to the nearest.
@@ -48,6 +49,9 @@ def block(
         scale = Scale(float(grid.low[0]), float(grid.step[0]))
         data = codes.encode(given, grid, key)
         return Block(kind, size, coding, data, where, bits, scale, count=len(given))
+    if coding == Coding.ZSTD:
+        frame = lossless.encode(host(values))
+        return Block(kind, size, coding, frame, where, count=len(values))
     if coding == Coding.BF16:
         array = values.to(torch.bfloat16).cpu().view(torch.int16).numpy().view(np.uint16)
     else:
@@ -117,6 +121,9 @@ def values(block: Block, device: torch.device | None = None, grid: Grid | None =
         block: the block.
         device: where the tensor is to be.
         grid: what codes stand for, if the block's header does not tell.
+
+    Raises:
+        WireError: if the block has no values, or not those that its head says.
     """
     found = _values(block, grid)
     copied = found.to(device)
@@ -131,6 +138,8 @@ def _values(block: Block, grid: Grid | None = None) -> Tensor:
         raise WireError("wanted a block with values, found positions alone")
     if block.coding == Coding.CODES:
         return torch.from_numpy(codes.decode(given, _grid(block) if grid is None else grid))
+    if block.coding == Coding.ZSTD:
+        return torch.from_numpy(lossless.decode(given, block.count))
     if block.coding == Coding.BF16:
         return torch.from_numpy(given.view(np.int16).copy()).view(torch.bfloat16).float()
     if block.coding == Coding.F4:

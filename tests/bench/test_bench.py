@@ -30,6 +30,7 @@ from fedmpi.runs import memory
 from fedmpi.runs.launch import Launcher
 from fedmpi.training.dense import Dense
 from fedmpi.training.rows import OneByOne
+from tests.coded import wants_zstd
 from tests.small import run
 
 
@@ -389,24 +390,45 @@ def test_another_model_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         converse.measure("lenet", 2, repeats=1)
 
 
-@pytest.mark.parametrize("values", codec.VALUES)
+@pytest.mark.parametrize(
+    "values", [pytest.param(v, marks=wants_zstd if v == "zstd" else ()) for v in codec.VALUES]
+)
 @pytest.mark.parametrize("positions", codec.POSITIONS)
 def test_every_codec_is_measured(values: str, positions: str) -> None:
     """Bytes are those of the formulas; the bound is below them."""
     found = codec.measure("XS", 4000, 0.9, positions, values, 1)
     assert found.case == {"size": "XS", "sparsity": 0.9, "positions": positions, "values": values}
     assert found.seconds > 0 and found.against["copy"] > 0 and found.also["decode_copies"] > 0
-    bits = {"f4": 32, "f2": 16, "bf16": 16, "ternary": 2, "sign": 1}
+    bits = {"f4": 32, "zstd": 32, "f2": 16, "bf16": 16, "ternary": 2, "sign": 1}
     width = bits.get(values) or int(values.split()[0])
     heads, count = BUFFER.size + MESSAGE.size + BLOCK.size, 400
     sent = round(found.also["bytes_per_value"] * count)
     places = {"agreed": 0, "uint32": 4 * count, "bitmap": 500}.get(positions)
+    if values == "zstd":  # of a length that no formula gives
+        places = None
+        assert found.also["bytes_per_value"] < measured_in_float32(positions)
     if places is not None:
         assert sent == heads + sum(-(-length // 8) * 8 for length in (places, width * count // 8))
     least = -(0.1 * np.log2(0.1) + 0.9 * np.log2(0.9)) / 0.1 / 8 if positions != "agreed" else 0
     bound = found.also["bound_bytes_per_value"]
     assert least < bound <= least + width / 8 + 1e-9 and bound * count < sent
     assert (found.also["break_even_mbit_per_s"] > 0) == (sent < 16_000)
+
+
+def measured_in_float32(positions: str) -> float:
+    """Bytes of a value without compression."""
+    return codec.measure("XS", 0.9, positions, "f4", 1).also["bytes_per_value"]
+
+
+def test_a_coding_without_its_package_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "SIZES", {"S": 1000})
+    monkeypatch.setattr(config, "missing", lambda name: "some" if name == "zstd" else None)
+    words = ["--size", "S", "--sparsity", "0.5", "--positions", "agreed", "--repeats", "1"]
+    words += ["--values", "zstd", "--values", "f2", "--json"]
+    found = CliRunner().invoke(codec.command, words)
+    assert found.stderr == "zstd: left out, because some is not installed\n"
+    (line,) = found.stdout.splitlines()
+    assert json.loads(line)["case"]["values"] == "f2"
 
 
 def test_a_codec_that_loses_a_value_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,9 +78,12 @@ def check_sound(message: Message) -> None:
         assert (block.values is None) == (block.coding == Coding.NONE)
         assert block.values is not None or block.indices is not None
         if block.values is not None:
-            is_coded = block.coding == Coding.CODES
-            wanted = np.dtype("u1") if is_coded else DTYPES[block.coding]
-            length = -(-block.count * block.bits // 8) if is_coded else block.count
+            is_packed = block.coding in (Coding.CODES, Coding.ZSTD)
+            wanted = np.dtype("u1") if is_packed else DTYPES[block.coding]
+            length = -(-block.count * block.bits // 8) if is_packed else block.count
+            if block.coding == Coding.ZSTD:
+                length = len(block.values)
+                assert (length > 0) == (block.count > 0)
             assert (block.values.dtype, block.values.shape) == (wanted, (length,))
         if block.coding == Coding.CODES:
             assert block.values is not None and 1 <= block.bits <= 16
@@ -109,6 +112,9 @@ def blocks(draw: st.DrawFn) -> Block:
     placed = draw(st.sampled_from([None, *CODED]))
     if coding == Coding.NONE:
         return Block(kind, size, coding, None, indices, places=placed)
+    if coding == Coding.ZSTD:
+        frame = coded.frame(np.frombuffer(rng.bytes(4 * count), "<f4"))
+        return Block(kind, size, coding, frame, indices, places=placed, count=count)
     if coding != Coding.CODES:
         # All patterns of bits, NaN with a payload included.
         values = np.frombuffer(rng.bytes(DTYPES[coding].itemsize * count), DTYPES[coding])
@@ -551,7 +557,7 @@ def changed(data: np.ndarray, field: str, value: int) -> np.ndarray:
         ("messages", 2, "bytes behind the last message"),
         ("blocks", 2**32 - 1, "blocks"),
         ("kind", Kind.HEADER, "no such block"),
-        ("coding", 8, "no such block"),
+        ("coding", 9, "no such block"),
         ("places", 5, "no such block"),
         ("gaps", 1, "a length of 1 for positions in POSITIONS"),
         ("bits", 4, "codes of 4 bits"),

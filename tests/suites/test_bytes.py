@@ -77,6 +77,17 @@ GOLDEN = [
         "09 01 000000000000",
     ),
     (
+        Block(
+            *(Kind.GRADIENT, 100, Coding.ZSTD, coded.frame(np.array([1, -2], "f4"))),
+            places(3, 64),
+        ),
+        # The frame has 20 bytes: its head, that of an uncompressed block, and the planes.
+        "01 08 01 00 00000000 6400000000000000 0200000000000000 00000000 00000000"
+        "03000000 40000000"
+        "1400000000000000"
+        "28b52ffd a0 08000000 410000 0000 0000 8000 3fc0 00000000",
+    ),
+    (
         coded.block(Kind.GRADIENT, 5, [1, 2, 3, 4, 7], 3, Scale(-1.5, 0.25)),
         # 1, 2, 3, 4, 7, the lowest bits first: 100 010 11|0 001 111
         "01 07 00 03 00000000 0500000000000000 0500000000000000 0000c0bf 0000803e"

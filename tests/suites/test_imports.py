@@ -34,7 +34,7 @@ LAW = {
     "config": (1, "pydantic"),
     "words": (2, ""),
     "loading": (3, "pydantic"),
-    "messages": (2, "mpi4py numba numpy platformdirs torch"),
+    "messages": (2, "mpi4py numba numpy platformdirs torch zstandard"),
     "partitions": (2, "numpy pydantic"),
     "networks": (4, "numpy torch"),
     "data": (4, "PIL filelock numpy platformdirs rich"),
@@ -57,6 +57,7 @@ ALONE = {
     # package: the modules of a room that may know it, where not all of them may
     "mpi4py": ("messages/wire",),
     "numba": ("messages/kernels",),
+    "zstandard": ("messages/lossless",),
     # The doctor examines packages, so it imports them, each where it is examined.
     "h5py": ("results/record", "terminal/doctor"),
     "matplotlib": ("terminal/picture",),
@@ -64,6 +65,7 @@ ALONE = {
 
 TORCHLESS = (
     "messages/codec",
+    "messages/lossless",
     "messages/wire",
     "messages/clock",
     "results/record",
@@ -71,7 +73,7 @@ TORCHLESS = (
 )
 """Modules without torch in rooms that have it; of the clients it is `burden` alone that has it."""
 
-HEAVY = ("torch", "mpi4py", "h5py", "pandas", "matplotlib", "sklearn", "numba")
+HEAVY = ("torch", "mpi4py", "h5py", "pandas", "matplotlib", "sklearn", "numba", "zstandard")
 
 
 def name(path: Path, folder: Path) -> str:

@@ -326,7 +326,9 @@ def compare(settings: Sequence[str], rows: int) -> None:
     clients = [found.tables["clients"] for found in (stacked, single)]
     np.testing.assert_allclose(*(table["loss"] for table in clients), rtol=1e-3)
     for column in ("client", "steps", "up_gradient", "down_model", "up_activation"):
-        np.testing.assert_array_equal(*(table[column] for table in clients))
+        # How short compressed values are depends on their last bits.
+        near = 0.02 if single.engine.settings.codec.values == "zstd" else 0.0
+        np.testing.assert_allclose(*(table[column] for table in clients), rtol=near, atol=0)
     for column in ("accuracy", "personal"):
         np.testing.assert_allclose(*(table[column] for table in clients), atol=0.1)
 

@@ -16,6 +16,7 @@ from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import BatchNorm
 from fedmpi.streams import Purpose, key
 from fedmpi.training.downlink import Changes, Words
+from tests.coded import wants_zstd
 from tests.plain import play
 from tests.small import Run, refusal, run, small, smooth
 
@@ -36,7 +37,8 @@ EACH = [
     "values=sign",
     "values=sign scales=tensor",
 ]
-each = pytest.mark.parametrize("words", EACH)
+ZSTD = pytest.param("values=zstd sparsity=0.9 positions=delta", marks=wants_zstd)
+each = pytest.mark.parametrize("words", [*EACH, ZSTD])
 
 
 def down(words: str) -> tuple[str, ...]:
@@ -190,6 +192,21 @@ def test_in_full_float32_it_is_the_plain_run(beside: tuple[str, ...]) -> None:
     assert (found.tables["clients"]["down_model"] == 4 * found.engine.flat.size).all()
 
 
+@wants_zstd
+def test_a_whole_change_without_loss_is_all_of_it() -> None:
+    """The model moves by it, and nothing is left for later; running statistics are apart."""
+    said, w, where = Words(changes("values=zstd"), 1), FLAT.initial.clone(), FLAT.stat_positions
+    wanted = w.clone()
+    for t in range(3):
+        change = drawn(t)
+        said.say(t, change.clone(), w, keyed(t))
+        wanted += change
+        assert torch.equal(w, wanted)
+        assert not said.rest.any()
+        assert [block.coding for block in said.history[t]] == [Coding.ZSTD, Coding.F4]
+        assert said.history[t][0].count == FLAT.size - len(where)
+
+
 def test_who_has_missed_too_much_gets_the_model() -> None:
     few = ("clients=10", "participation=0.1", "rounds=40", "evaluate.every=40", "epochs=1")
     engine = Engine(small(*down("values=f4 sparsity=0.8"), *few))
@@ -286,7 +303,8 @@ def test_both_directions_together_cut_traffic_as_much_as_one() -> None:
         ("values=uniform bits=1", "codec.down.bits = 1: wanted a whole number from 2 to 16"),
         (
             "values=ternary",
-            "codec.down.values = 'ternary': wanted 'none', 'f4', 'f2', 'bf16', 'uniform' or 'sign'",
+            "codec.down.values = 'ternary': wanted 'none', 'f4', 'zstd', 'f2', 'bf16', 'uniform' "
+            "or 'sign'",
         ),
     ],
 )
@@ -312,5 +330,5 @@ def test_methods_with_another_word_are_refused_by_name(name: str, said: str) -> 
 def test_lossless_codings() -> None:
     for values, sparsity in (("none", 0.0), ("f4", 0.0)):
         assert Down(values=values, sparsity=sparsity).is_lossless
-    for values, sparsity in (("f4", 0.1), ("f2", 0.0), ("sign", 0.0)):
+    for values, sparsity in (("f4", 0.1), ("zstd", 0.0), ("f2", 0.0), ("sign", 0.0)):
         assert not Down(values=values, sparsity=sparsity).is_lossless
