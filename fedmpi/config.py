@@ -456,6 +456,11 @@ class Coded(Table):
         return self.values not in LOSSLESS
 
     @property
+    def is_coarse(self) -> bool:
+        """Whether the error of values can be larger than the values, in Euclidean norm."""
+        return self.values == "ternary" or (self.values == "uniform" and self.bits == 1)
+
+    @property
     def has_scales(self) -> bool:
         """Whether values are codes, which have a scale."""
         return self.values in ("uniform", "ternary", "sign")

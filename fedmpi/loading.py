@@ -521,8 +521,20 @@ def _codec(settings: Settings) -> list[str]:
 
 
 def _feedback(settings: Settings) -> list[str]:
-    """Names a kind of feedback that the method does not have, or that has no effect."""
-    method, kind = settings.method, settings.feedback
+    """Names a kind of feedback that the method does not have, or that has no effect.
+
+    Also what would let residuals, estimates or control variates grow without limit.
+    """
+    method, kind, codec = settings.method, settings.feedback, settings.codec
+    kept = {"feedback": kind, "control": settings.control}
+    for name, value in kept.items() if codec.is_coarse else ():
+        if value != "none":
+            found = "'ternary'" if codec.values == "ternary" else "codec.bits = 1"
+            return [
+                f"{name} = '{value}': wanted codec.values = 'sign', or 'uniform' with 2 bits or "
+                f"more, found {found}; its error can be larger than what is sent, so that what "
+                "clients keep would grow from round to round"
+            ]
     if kind not in method.feedbacks:
         return [
             f"feedback = '{kind}': wanted {either(list(method.feedbacks))}, which are possible "

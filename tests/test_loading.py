@@ -748,3 +748,18 @@ def test_names_that_are_unknown_change_what_nobody_knows() -> None:
     tree = loading.load({}).tree()
     with pytest.raises(config.ConfigError, match="no such method"):
         loading.changes(tree | {"method": {"name": "fedfuture"}})
+
+
+@pytest.mark.parametrize("kept", ["feedback=classic", "feedback=ef21", "control=mean"])
+@pytest.mark.parametrize(
+    ("codec", "found"),
+    [
+        ("codec.values=ternary", "found 'ternary'"),
+        ("codec.values=uniform codec.bits=1", "found codec.bits = 1"),
+    ],
+)
+def test_codes_whose_error_would_grow_are_refused(kept: str, codec: str, found: str) -> None:
+    """What clients keep would be fed back larger than it was."""
+    with pytest.raises(ConfigError, match="wanted codec.values = 'sign'") as raised:
+        loading.load(overridden(kept, *codec.split(" ")))
+    assert found in str(raised.value)
