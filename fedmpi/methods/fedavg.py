@@ -531,7 +531,7 @@ class Clients(Half):
         statistics = self.take_statistics(update)
         update = self.corrected(client, update)
         if self.feedback.is_on:
-            self.feedback.add(client, update)
+            update = self.feedback.add(client, update)
         blocks = self.encode_update(t, client, update)
         if not self.coder.is_plain:
             where = self.sent_positions(t, client, blocks)
