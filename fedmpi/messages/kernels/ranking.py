@@ -112,7 +112,7 @@ def _likely(
 
 @kernel("int64(const uint32[::1], uint32, uint32, int64, uint32[::1], uint32[::1])")
 def _beyond(
-    bits: np.ndarray, shift: int, least: int, first: int, positions: np.ndarray, found: np.ndarray
+    bits: np.ndarray, shift: Any, least: Any, first: int, positions: np.ndarray, found: np.ndarray
 ) -> int:
     """Writes the bits of keys of at least `least`, and their positions, counted from `first`.
 
