@@ -18,7 +18,7 @@ from fedmpi.provenance import cores
 from fedmpi.runs import launch
 from tests import KEPT
 
-LIMIT = 2700
+LIMIT = 4200
 """Seconds for one rank count; a job that takes longer hangs."""
 FILES = 15
 """Files whose seconds are printed, for each rank count."""

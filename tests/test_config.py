@@ -93,7 +93,7 @@ def test_identity_depends_on_every_setting_but_those_of_the_machine() -> None:
         *("aggregation.server=adam", "aggregation.server_lr=0.9", "proximal=0.9", "control=mean"),
         *("codec.values=f2", "codec.values=f2 feedback=ef21", "codec.values=uniform codec.bits=9"),
         *("codec.down.values=f2", "codec.down.values=uniform codec.down.bits=9"),
-        *("codec.values=f2", "codec.values=f2 feedback=classic"),
+        "codec.values=f2 feedback=classic",
         "codec.down.values=uniform codec.down.rounding=stochastic",
         "codec.down.values=sign codec.down.scales=tensor",
         "codec.down.values=f2 codec.down.sparsity=0.9",
