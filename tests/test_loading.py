@@ -760,6 +760,6 @@ def test_names_that_are_unknown_change_what_nobody_knows() -> None:
 )
 def test_codes_whose_error_would_grow_are_refused(kept: str, codec: str, found: str) -> None:
     """What clients keep would be fed back larger than it was."""
-    with pytest.raises(ConfigError, match="wanted codec.values = 'sign'") as raised:
+    with pytest.raises(ConfigError, match=r"wanted codec[.]values = 'sign'") as raised:
         loading.load(overridden(kept, *codec.split(" ")))
     assert found in str(raised.value)

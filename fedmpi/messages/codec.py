@@ -30,6 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedmpi.messages.kernels import places as coded
+from fedmpi.messages.kernels.codes import Grid
 
 MAGIC, VERSION = 0x49504D46, 2
 BUFFER = struct.Struct("<IHHIIQ")
@@ -128,6 +129,7 @@ class Block:
             and BITMAP. A block that was read has the one that it came in.
         count: number of elements of the vector that are given; by default as many as positions, or
             else as values. Codes and frames without positions need it.
+        grid: what codes stand for, if other blocks tell it and not `scale`; it is not written.
     """
 
     kind: Kind
@@ -139,6 +141,7 @@ class Block:
     scale: Scale = NO_SCALE
     places: Places | None = None
     count: int = -1
+    grid: Grid | None = None
 
     def __post_init__(self) -> None:
         if self.count < 0:

@@ -1,10 +1,10 @@
 """The codec of updates: float32 blocks <-> blocks in another coding, whatever the method is.
 
 A method hands over its blocks, of which the first has the update's values in float32. The codec
-replaces this block by others, and the receiver gets a block of float32 back, the same on both
-sides. So methods know nothing of codecs. Running statistics are no gradients: beside a lossy codec
-they are sent exactly, in a block of their own, because a small error could make a variance
-negative.
+replaces this block by others, and the receiver gets a single block back, which stands for the same
+values on both sides. They need not be float32: `sparse` reads and adds blocks of any coding. So
+methods know nothing of codecs. Running statistics are no gradients: beside a lossy codec they are
+sent exactly, in a block of their own, because a small error could make a variance negative.
 
 Ternary values are those of TernGrad, unbiased: W. Wen, C. Xu, F. Yan, C. Wu, Y. Wang, Y. Chen,
 H. Li, *TernGrad: Ternary Gradients to Reduce Communication in Distributed Deep Learning*, NeurIPS
@@ -101,7 +101,7 @@ class Coder:
         return [*coded, *extra, *rest]
 
     def decode(self, blocks: Sequence[Block], where: Tensor | None) -> list[Block]:
-        """Restores the float32 block, the same on both sides.
+        """Restores a single block of all values, the same on both sides.
 
         Args:
             blocks: as `encode` made them.
@@ -128,16 +128,15 @@ class Coder:
             if is_exact is None and first.count != wanted:
                 raise WireError(f"{first.count} values, wanted {wanted}")
         if is_exact is None:
-            found = self._read(coded, where)
-        else:
-            exact = int(is_exact.sum())
-            if first.count != len(is_exact) - exact or (extra and extra.count != exact):
-                raise WireError(f"{first.count} values, wanted {len(is_exact)}, {exact} exact")
-            at = torch.arange(len(is_exact)) if where is None else where.cpu()
-            found = torch.zeros(len(is_exact))
-            found[~is_exact] = self._read(coded, at[~is_exact])
-            if extra is not None:
-                found[is_exact] = sparse.values(extra)
+            return [self._read(coded, where), *rest]
+        exact = int(is_exact.sum())
+        if first.count != len(is_exact) - exact or (extra and extra.count != exact):
+            raise WireError(f"{first.count} values, wanted {len(is_exact)}, {exact} exact")
+        at = torch.arange(len(is_exact)) if where is None else where.cpu()
+        found = torch.zeros(len(is_exact))
+        found[~is_exact] = sparse.values(self._read(coded, at[~is_exact]))
+        if extra is not None:
+            found[is_exact] = sparse.values(extra)
         return [Block(first.kind, first.size, Coding.F4, found.numpy(), first.indices), *rest]
 
     def _exact(self, where: Tensor | None) -> Tensor | None:
@@ -187,14 +186,14 @@ class Coder:
             return quantized.signs(kind, values, lengths, size, indices)
         return quantized.ternary(kind, values, lengths, size, indices, key)
 
-    def _read(self, blocks: Sequence[Block], where: Tensor | None) -> Tensor:
-        """Decodes what `_write` encoded: float32 [count]."""
+    def _read(self, blocks: Sequence[Block], where: Tensor | None) -> Block:
+        """Joins what `_write` encoded to one block of `count` values."""
         codec, first = self.codec, blocks[0]
         if not codec.has_scales or len(blocks) == 1:
-            return sparse.values(first)
+            return first
         if codec.scales == "tensor" and first.indices is not None:
             where = sparse.indices(first)
         lengths = self._lengths(where, first.count)
         if codec.values == "uniform":
-            return quantized.ranged(blocks, lengths)
-        return sparse.values(quantized.signed(blocks, lengths))
+            return quantized.joined(blocks, lengths)
+        return quantized.signed(blocks, lengths)

@@ -6,6 +6,7 @@ on both sides. With `bits = EXACT` values are sent unquantized, in one block.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import nan, prod
 
 import numpy as np
@@ -84,26 +85,31 @@ def ranged(
     Raises:
         WireError: if the blocks do not fit parts of these lengths.
     """
-    return sparse.values(blocks[0], device, _grid(blocks, lengths, by_sign))
+    return sparse.values(joined(blocks, lengths, by_sign), device)
 
 
-def _grid(
-    blocks: Sequence[Block], lengths: Sequence[int] | np.ndarray, by_sign: bool
-) -> Grid | None:
-    """Returns what codes of `ranges` stand for; None if values are not quantized."""
+def joined(
+    blocks: Sequence[Block], lengths: Sequence[int] | np.ndarray, by_sign: bool = False
+) -> Block:
+    """The blocks of `ranges` as a single one, which knows what its codes stand for.
+
+    Raises:
+        WireError: if the blocks do not fit parts of these lengths.
+    """
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     if blocks[0].count != total:
         raise WireError(f"{blocks[0].count} values, wanted {total} of {len(ends)} parts")
     if blocks[0].coding != Coding.CODES:
-        return None
+        return blocks[0]
     if len(blocks) != 2:
         raise WireError(f"{len(blocks)} blocks, wanted codes and ranges")
     scales = sparse.values(blocks[1]).numpy()
     if len(scales) != 2 * len(ends):
         raise WireError(f"{len(scales)} values of ranges, wanted {2 * len(ends)}")
     low, step = scales.reshape(2, -1)
-    return Grid(blocks[0].bits, ends, low, step, Form.SIGN if by_sign else Form.RANGE)
+    form = Form.SIGN if by_sign else Form.RANGE
+    return replace(blocks[0], grid=Grid(blocks[0].bits, ends, low, step, form))
 
 
 def strongest(
@@ -160,8 +166,7 @@ def restored(
     lengths = np.tile(select.counts(spans, sparsity), shape[0])
     dense = torch.zeros(shape, device=device)
     if sparsity:
-        grid = _grid(blocks, lengths, by_sign)
-        sparse.add(dense.view(-1), blocks[0], grid=grid)
+        sparse.add(dense.view(-1), joined(blocks, lengths, by_sign))
     else:
         found = ranged(blocks, lengths, device, by_sign)
         counts = select.counts(spans, sparsity)
@@ -246,7 +251,7 @@ def _scaled(
 
 
 def signed(blocks: Sequence[Block], lengths: Sequence[int]) -> Block:
-    """The blocks of `signs` or `ternary` as a single one, of float32 values.
+    """The blocks of `signs` or `ternary` as a single one, which knows what its codes stand for.
 
     Raises:
         WireError: if the blocks do not fit parts of these lengths.
@@ -255,15 +260,13 @@ def signed(blocks: Sequence[Block], lengths: Sequence[int]) -> Block:
     total = int(np.sum(lengths, dtype=np.int64))
     if first.count != total or len(others) != (len(lengths) > 1):
         raise WireError(f"{first.count} signs, wanted {total} of {len(lengths)} parts")
-    grid = None
-    if others:
-        scales = sparse.values(others[0]).numpy()
-        if len(scales) != len(lengths):
-            raise WireError(f"{len(scales)} scales, wanted {len(lengths)}")
-        low, step = (scales * np.float32(each) for each in first.scale)
-        grid = Grid(first.bits, np.cumsum(lengths, dtype=np.int64), low, step)
-    found = sparse.values(first, grid=grid).numpy()
-    return Block(first.kind, first.size, Coding.F4, found, first.indices)
+    if not others:
+        return first
+    scales = sparse.values(others[0]).numpy()
+    if len(scales) != len(lengths):
+        raise WireError(f"{len(scales)} scales, wanted {len(lengths)}")
+    low, step = (scales * np.float32(each) for each in first.scale)
+    return replace(first, grid=Grid(first.bits, np.cumsum(lengths, dtype=np.int64), low, step))
 
 
 def unbiased(g: Tensor, bits: int, draws: Tensor) -> Tensor:
@@ -339,8 +342,8 @@ def levels(kind: Kind, values: Tensor, bits: int, bucket: int, key: np.ndarray) 
     ]
 
 
-def leveled(blocks: Sequence[Block], bucket: int) -> Grid:
-    """Returns what the codes in the first block of `levels` stand for.
+def leveled(blocks: Sequence[Block], bucket: int) -> Block:
+    """The blocks of `levels` as a single one, which knows what its codes stand for.
 
     Raises:
         WireError: if the blocks do not fit buckets of that length.
@@ -349,7 +352,7 @@ def leveled(blocks: Sequence[Block], bucket: int) -> Grid:
     ends = _buckets(first.count, bucket)
     if len(norms) != len(ends):
         raise WireError(f"{len(norms)} norms, wanted {len(ends)}")
-    return _level_grid(first.bits, ends, norms)
+    return replace(first, grid=_level_grid(first.bits, ends, norms))
 
 
 def _buckets(count: int, bucket: int) -> np.ndarray:

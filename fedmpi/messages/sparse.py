@@ -40,7 +40,7 @@ def block(
     """
     values = values.detach().reshape(-1)
     where = None if indices is None else indices.to("cpu", torch.int64).numpy().astype(np.uint32)
-    size = len(values) if size is None else size
+    size = values.numel() if size is None else size
     if coding == Coding.CODES and bits == EXACT:
         coding = Coding.F4
     if coding == Coding.CODES:
@@ -111,7 +111,7 @@ def uniform(
     return Grid(bits, ends, low, np.where(usual, step, np.float32(0)), form)
 
 
-def values(block: Block, device: torch.device | None = None, grid: Grid | None = None) -> Tensor:
+def values(block: Block, device: torch.device | None = None) -> Tensor:
     """The values of a block as float32 (labels as int64), dequantized: a tensor of its own.
 
     It is aligned: a buffer's sections are so to 8 bytes only, and results of a matrix product may
@@ -120,24 +120,23 @@ def values(block: Block, device: torch.device | None = None, grid: Grid | None =
     Args:
         block: the block.
         device: where the tensor is to be.
-        grid: what codes stand for, if the block's header does not tell.
 
     Raises:
         WireError: if the block has no values, or not those that its head says.
     """
-    found = _values(block, grid)
+    found = _values(block)
     copied = found.to(device)
     is_view = block.coding == Coding.F4 and copied.data_ptr() == found.data_ptr()
     return copied.clone() if is_view else copied
 
 
-def _values(block: Block, grid: Grid | None = None) -> Tensor:
+def _values(block: Block) -> Tensor:
     """Returns the values of a block, as a view of the buffer where they are float32 already."""
     given = block.values
     if given is None:
         raise WireError("wanted a block with values, found positions alone")
     if block.coding == Coding.CODES:
-        return torch.from_numpy(codes.decode(given, _grid(block) if grid is None else grid))
+        return torch.from_numpy(codes.decode(given, _grid(block)))
     if block.coding == Coding.ZSTD:
         return torch.from_numpy(lossless.decode(given, block.count))
     if block.coding == Coding.BF16:
@@ -148,7 +147,9 @@ def _values(block: Block, grid: Grid | None = None) -> Tensor:
 
 
 def _grid(block: Block) -> Grid:
-    """Returns the levels of a block with a single scale, which is in its header."""
+    """Returns what the codes of a block stand for; a single scale is in its header."""
+    if block.grid is not None:
+        return block.grid
     ends, (low, step) = np.array([block.count]), np.array(block.scale, np.float32)[:, np.newaxis]
     return Grid(block.bits, ends, low, step)
 
@@ -160,48 +161,48 @@ def indices(block: Block, device: torch.device | None = None) -> Tensor:
     return torch.from_numpy(block.indices.astype(np.int64)).to(device)
 
 
-def add(
-    target: Tensor,
-    block: Block,
-    weight: float = 1.0,
-    agreed: Tensor | None = None,
-    grid: Grid | None = None,
-) -> None:
+def add(target: Tensor, block: Block, weight: float = 1.0, agreed: Tensor | None = None) -> None:
     """Target += weight * vector, where `block` gives the vector's values.
+
+    On a CPU codes are added as they are unpacked, and no vector of their values is made.
 
     Args:
         target: [size], changed in place.
         block: the vector; without positions it gives all values, or those at `agreed`.
         weight: a factor.
         agreed: the positions that both sides know, int64 [count].
-        grid: what codes stand for, if the block's header does not tell.
 
     Raises:
         WireError: if the block is not of a vector of that length, or has another count.
     """
-    if block.size != len(target):
-        raise WireError(f"a block of a vector of {block.size}, wanted {len(target)}")
-    given = block.indices if block.indices is not None else agreed
-    wanted = len(target) if given is None else len(given)
+    size, where = target.numel(), block.indices  # `len` of a tensor takes several times as long
+    if block.size != size:
+        raise WireError(f"a block of a vector of {block.size}, wanted {size}")
+    known = size if agreed is None else agreed.numel()
+    wanted = known if where is None else len(where)
     if block.count != wanted:
         raise WireError(f"{block.count} values, wanted {wanted}")
-    if block.coding == Coding.CODES and target.device.type == "cpu":
+    is_host = not target.is_cuda
+    if is_host and block.coding == Coding.CODES:
         assert block.values is not None
-        places = given.numpy().astype(np.uint32) if isinstance(given, Tensor) else given
-        levels = _grid(block) if grid is None else grid
-        codes.add(target.numpy(), block.values, levels, weight, places)
+        if where is None and agreed is not None:
+            where = agreed.numpy().astype(np.uint32)
+        codes.add(target.numpy(), block.values, _grid(block), weight, where)
         return
-    found = _values(block, grid).to(target.device)
-    if block.indices is not None and target.device.type == "cpu":
+    if is_host and where is not None:
         # The same as below, and faster.
-        if not adding.add_at(target.numpy(), block.indices, found.numpy(), weight):
-            raise WireError(f"positions beyond a vector of {len(target)}")
+        found = block.values if block.coding == Coding.F4 else _values(block).numpy()
+        assert found is not None
+        if not adding.add_at(target.numpy(), where, found, weight):
+            raise WireError(f"positions beyond a vector of {size}")
         return
-    where = indices(block, target.device) if block.indices is not None else agreed
-    if where is None:
-        target.add_(found, alpha=weight)
+    given = _values(block).to(target.device)
+    if where is not None:
+        agreed = indices(block, target.device)
+    if agreed is None:
+        target.add_(given, alpha=weight)
     else:
-        target.index_add_(0, where, found, alpha=weight)
+        target.index_add_(0, agreed, given, alpha=weight)
 
 
 def mean(total: Tensor, weights: Tensor) -> Tensor:

@@ -101,9 +101,8 @@ class Clients(fedavg.Clients):
 
     def corrected(self, client: int, update: Tensor) -> Tensor:
         """Returns u, which is to be added to v."""
-        self.velocities.add(client, update)
-        self.velocity = update
-        return update.clone()
+        self.velocity = self.velocities.add(client, update)
+        return self.velocity.clone()
 
     def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the largest values of v, and keeps the rest of u."""

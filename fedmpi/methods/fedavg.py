@@ -120,7 +120,9 @@ class Half:
         return None if where is None else sparse.indices(blocks[0], self.trainer.device)
 
     def decode_update(self, t: int, client: int, blocks: Sequence[Block]) -> Block:
-        """Returns a client's update as one block of float32 values at `sent_positions`.
+        """Returns a client's update as one block, of its values at `sent_positions`.
+
+        `sparse.values` and `sparse.add` know what they are in float32.
 
         Args:
             t: the round.
@@ -140,7 +142,7 @@ class Half:
             blocks: of its update, without running statistics or the change of a control variate.
 
         Returns:
-            The blocks as the method wrote them, the update in float32, and the positions of its
+            The blocks as the method wrote them, the update as one block, and the positions of its
             values (see `sent_positions`).
         """
         if not self.coder.is_plain:
@@ -192,7 +194,7 @@ class Half:
             t: the round.
             client: the client.
             blocks: its upload, as `Clients.encode_update` made it.
-            update: what it decodes to, in float32.
+            update: what it decodes to (see `decode_update`).
             where: positions of the update's values, int64; None for all.
             weight: the client's weight in the mean.
         """
@@ -531,7 +533,7 @@ class Clients(Half):
         statistics = self.take_statistics(update)
         update = self.corrected(client, update)
         if self.feedback.is_on:
-            self.feedback.add(client, update)
+            update = self.feedback.add(client, update)
         blocks = self.encode_update(t, client, update)
         if not self.coder.is_plain:
             where = self.sent_positions(t, client, blocks)

@@ -53,14 +53,9 @@ class Levels(fedavg.Half):
         """Encodes values as levels and norms."""
         return quantized.levels(Kind.GRADIENT, values, self.method.bits, self.method.bucket, key)
 
-    def leveled(self, blocks: Sequence[Block]) -> Tensor:
-        """Restores values from their levels and norms."""
-        grid = quantized.leveled(blocks, self.method.bucket)
-        return sparse.values(blocks[0], self.trainer.device, grid)
-
     def decode_update(self, t: int, client: int, blocks: Sequence[Block]) -> Block:
-        """Restores an update."""
-        return sparse.block(Kind.GRADIENT, self.leveled(blocks))
+        """Joins levels and norms."""
+        return quantized.leveled(blocks, self.method.bucket)
 
     def encode_change(
         self, t: int, client: int, values: Tensor, where: Tensor | None
@@ -70,7 +65,7 @@ class Levels(fedavg.Half):
 
     def decode_change(self, blocks: Sequence[Block], where: Tensor | None) -> Tensor:
         """Restores the change from its levels and norms."""
-        return self.leveled(blocks)
+        return sparse.values(quantized.leveled(blocks, self.method.bucket), self.trainer.device)
 
 
 class Server(Levels, fedavg.Server):

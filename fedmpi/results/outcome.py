@@ -145,7 +145,7 @@ class Observer:
         }
         for way, name in enumerate(tables.DIRECTIONS):
             self.total[way] += int(rounds[name][0])
-        finite = bool(torch.isfinite(w).all())
+        finite = bool(torch.isfinite(torch.stack(torch.aminmax(w))).all())  # NaN is either
         if not method.is_global:  # then its model may be at rest while the clients' own are lost
             finite = finite and bool(np.isfinite(clients["loss"]).any())
         return Outcome(rows, finite, self._ends(t, rounds[0]))

@@ -60,10 +60,18 @@ class Feedback:
         if is_on:
             self.residuals = trainer.provisional(name, size)
 
-    def add(self, client: int, update: Tensor) -> None:
-        """Adds the client's residual, if it has one, to an update [size] in place."""
-        if client in self.residuals:
-            update += self.residuals[client].to(update.device)
+    def add(self, client: int, update: Tensor) -> Tensor:
+        """Returns the sum of the client's residual, if it has one, and an update, [size].
+
+        It is in the memory of the update, or in that where the residual is kept. There, what is
+        left out later need not be copied.
+        """
+        if not isinstance(self.residuals, Provisional) or client not in self.residuals:
+            return update
+        own = self.residuals.lend(client)
+        if own is not None and own.device == update.device:
+            return own.add_(update)
+        return update.add_(self.residuals[client].to(update.device))
 
     def kept(self, update: Tensor) -> Tensor:
         """Returns what the residual is if the upload is lost: the update [size] as it is now.
@@ -118,9 +126,9 @@ class Estimates:
             return self.store[client].to(like.device, copy=True)
         return torch.zeros_like(like)
 
-    def add(self, client: int, update: Tensor) -> None:
+    def add(self, client: int, update: Tensor) -> Tensor:
         """Subtracts the estimate from an update [size] in place: the difference is sent."""
-        update -= self.of(client, update)
+        return update.sub_(self.of(client, update))
 
     def learn(self, client: int, update: Tensor, sent: Block, where: Tensor | None) -> Tensor:
         """Moves the estimate by what was sent; on a client, unless the upload is lost.

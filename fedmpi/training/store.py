@@ -85,6 +85,16 @@ class Store(Mapping[int, Tensor]):
         self._move(self.file.readinto, place, content)
         return self._decoded(content)
 
+    def lend(self, client: int) -> Tensor | None:
+        """The client's vector, to be changed in place before it is set again.
+
+        None if it lies in the file, or as packed bools.
+        """
+        place = self.places[client]
+        if place >= self.capacity or self.dtype == torch.bool:
+            return None
+        return self._decoded(self._row(place))
+
     def __setitem__(self, client: int, vector: Tensor) -> None:
         if vector.shape != (self.size,) or vector.dtype != self.dtype:
             found = f"{vector.dtype} {list(vector.shape)}"
@@ -94,7 +104,9 @@ class Store(Mapping[int, Tensor]):
             if self.dtype == torch.bool:
                 self._row(place).copy_(self._encoded(vector))
             else:
-                self._row(place).view(self.dtype).copy_(vector.detach())
+                row = self._row(place).view(self.dtype)
+                if row.data_ptr() != vector.data_ptr():  # it may have been lent
+                    row.copy_(vector.detach())
         else:
             self._move(self.file.write, place, self._encoded(vector))
         self.places[client] = place
@@ -171,6 +183,10 @@ class Provisional(Mapping[int, Tensor]):
 
     def __len__(self) -> int:
         return len(self.arrived)
+
+    def lend(self, client: int) -> Tensor | None:
+        """The client's vector as `Store.lend` gives it, to be changed before `put`."""
+        return self.arrived.lend(client)
 
     @property
     def is_sure(self) -> bool:

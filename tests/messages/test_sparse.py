@@ -274,11 +274,10 @@ def test_codes_are_added_as_their_values_are(sized: str, bits: int) -> None:
     many = quantized.ranges(Kind.MODEL, given, lengths, bits, None, 3000, travels)
     agreed = where if sized == "agreed" else None
     places = slice(None) if sized == "dense" else where
-    grid = quantized._grid(many, lengths, False)
-    for block, levels in ((one, None), (many[0], grid)):
+    for block in (travel(one), quantized.joined([travel(each) for each in many], lengths)):
         found, wanted = target.clone(), target.clone()
-        wanted[places] += 0.3 * sparse.values(block, grid=levels)
-        sparse.add(found, travel(block), 0.3, agreed, levels)
+        wanted[places] += 0.3 * sparse.values(block)
+        sparse.add(found, block, 0.3, agreed)
         assert torch.equal(found, wanted)
 
 

@@ -235,7 +235,7 @@ def leveled(values: Tensor, bits: int, bucket: int) -> tuple[Tensor, Block]:
     """What QSGD makes of values [n], and the block of norms."""
     secret = key(0, Purpose.ROUND, 0, 0)
     codes, norms = quantized.levels(Kind.GRADIENT, values, bits, bucket, secret)
-    return sparse.values(codes, grid=quantized.leveled([codes, norms], bucket)), norms
+    return sparse.values(quantized.leveled([codes, norms], bucket)), norms
 
 
 DRAWS = 2000

@@ -225,3 +225,18 @@ def test_clients_are_told_of_losses_when_they_take_part_again() -> None:
     assert sum(map(len, expected)) > 1
     plain = run(small(*words[1:])).tables["clients"]
     assert not plain["down_mask"].any(), "FedAvg's clients keep nothing that depends on it"
+
+
+@pytest.mark.parametrize("memory", [1, 0])
+def test_an_update_is_added_where_the_residual_is_kept(memory: int) -> None:
+    """In memory; from the file it comes into the update."""
+    engine = remembering("topk", "classic", f"state.memory={memory}")
+    feedback, update = engine.clients.feedback, random(engine, 1)
+    assert feedback.add(2, update) is update
+    feedback.remember(2, update, update)
+    more = random(engine, 2)
+    found = feedback.add(2, more.clone())
+    assert torch.equal(found, update + more)
+    assert (found.data_ptr() == feedback.residuals[2].data_ptr()) == bool(memory)
+    feedback.remember(2, found.mul_(0.5), found)
+    assert torch.equal(feedback.residuals[2], (update + more) / 2)

@@ -314,3 +314,24 @@ def test_memory_is_bounded() -> None:
     bounded, free = map(float, said(BOUND).split())
     assert bounded < 32 + 64
     assert free > bounded + 64
+
+
+@pytest.mark.parametrize("memory", [1, 0])
+def test_a_vector_in_memory_is_lent(memory: int) -> None:
+    kept = Store(State(memory=memory), 4)
+    kept[3] = vector(1)
+    kept[5] = vector(2)
+    lent = kept.lend(3)
+    assert (lent is not None) == bool(memory)
+    if lent is not None:
+        lent += 10
+        kept[3] = lent
+        assert lent.data_ptr() == kept[3].data_ptr()
+        assert torch.equal(kept[3], vector(11))
+    assert torch.equal(kept[5], vector(2))
+
+
+def test_packed_bools_are_not_lent() -> None:
+    kept = Store(State(), 9, torch.bool)
+    kept[0] = torch.ones(9, dtype=torch.bool)
+    assert kept.lend(0) is None

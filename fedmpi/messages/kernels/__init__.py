@@ -155,6 +155,8 @@ def spread(function: Callable[[int, int], Result], size: int) -> list[Result]:
         function: calls a kernel for a part; it must not call `spread`.
         size: elements of the vector.
     """
+    if _pool is None or size < 2 * LEAST:
+        return [function(0, size)]
     return run(function, parts(size))
 
 

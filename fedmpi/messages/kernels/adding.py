@@ -17,12 +17,18 @@ def add_at(target: np.ndarray, positions: np.ndarray, values: np.ndarray, weight
     Returns:
         Whether all positions lie in the vector; if not, what lies in it may have been added.
     """
-    positions, values = (np.require(each, None, ["C", "A"]) for each in (positions, values))
+    positions, values = _plain(positions), _plain(values)
 
     def part(start: int, stop: int) -> bool:
         return _add_at(target, positions[start:stop], values[start:stop], weight)
 
     return all(spread(part, len(positions)))
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """As `np.require` with C and A, which takes longer than a kernel for a short vector."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else np.require(array, None, ["C", "A"])
 
 
 @kernel("boolean(float32[::1], const uint32[::1], const float32[::1], float32)")

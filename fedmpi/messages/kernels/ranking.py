@@ -4,6 +4,9 @@ A float32 becomes a key, an unsigned integer that is the larger, the larger the 
 the same leading 12 bits share a bin, and counts say in which bin the last of the largest lies.
 Positions and bits from that bin on are written in a second pass over the vector, and what is too
 much of that bin is removed from these, which are few. The result is in the order of positions.
+If few of many values are wanted, a sample gives a bound that they are very likely beyond. One pass
+then writes what is, and the largest are found among these; if too few or too many are beyond the
+bound, the whole vector is counted after all. So the sample decides about time alone.
 Of equal values those at the lowest positions are taken. Zeros of both signs are equal, and so is
 all that is no number, which is larger than any other value.
 """
@@ -16,6 +19,14 @@ from fedmpi.messages.kernels import kernel, parts, run
 
 BINS = 1 << 12
 """Bins of a histogram."""
+SAMPLE = 1 << 14
+"""Values of a sample."""
+LONG = 1 << 17
+"""Values of a vector, at least, from which a sample is taken."""
+FEW = 32
+"""One of so many values is wanted, at most, if a sample is taken."""
+BLOCK = 16
+"""Values that are compared at once: mostly none of them is wanted."""
 UNSIGNED = 1, 2 * 0x7F800001
 """Shift and bound of keys of absolute values (see `_key`); twice the bits above those of infinity.
 """
@@ -50,6 +61,11 @@ def _chosen(bits: np.ndarray, shift: int, most: int, count: int) -> tuple[np.nda
     if not 0 < count < len(bits):
         positions = np.arange(len(bits) if count else 0, dtype=np.uint32)
         return positions, bits[: len(positions)].copy()
+    if len(bits) >= LONG and FEW * count <= len(bits):
+        likely = _likely(bits, shift, most, count)
+        if likely is not None:
+            among, found = _chosen(likely[1], shift, most, count)
+            return likely[0][among], found
     pieces = parts(len(bits))
     counts = np.zeros((len(pieces), 4, BINS), np.uint32)
     run(_count, [(bits[a:b], shift, most, c) for (a, b), c in zip(pieces, counts, strict=True)])
@@ -67,6 +83,60 @@ def _chosen(bits: np.ndarray, shift: int, most: int, count: int) -> tuple[np.nda
         if above + within > 2 * count:  # a view would keep the memory of all
             return positions[:count].copy(), found[:count].copy()
     return positions[:count], found[:count]
+
+
+def _likely(
+    bits: np.ndarray, shift: int, most: int, count: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns positions and bits of `count` keys or more: all that are not below some bound.
+
+    None if a sample gives no such bound, or one that too many keys are not below.
+    """
+    stride = len(bits) // SAMPLE | 1
+    sample = np.minimum(bits[::stride] << np.uint32(shift), np.uint32(most))
+    rank = count / stride
+    rank = min(len(sample) - 1, int(rank + 4 * rank**0.5) + 1)
+    least = np.partition(sample, len(sample) - 1 - rank)[len(sample) - 1 - rank]
+    room, pieces = 2 * (rank + 16) * stride, parts(len(bits))
+    # Of this room only as many pages are touched as values are found.
+    rooms = [[np.empty(min(room, b - a) + BLOCK, np.uint32) for _ in range(2)] for a, b in pieces]
+    arguments = [
+        (bits[a:b], shift, least, a, *each) for (a, b), each in zip(pieces, rooms, strict=True)
+    ]
+    counts = run(_beyond, arguments)
+    if min(counts) < 0 or sum(counts) < count:
+        return None
+    found = [[each[:n] for each in both] for both, n in zip(rooms, counts, strict=True)]
+    if len(found) == 1:
+        return found[0][0], found[0][1]
+    positions, values = (np.concatenate(each) for each in zip(*found, strict=True))
+    return positions, values
+
+
+@kernel("int64(const uint32[::1], uint32, uint32, int64, uint32[::1], uint32[::1])")
+def _beyond(
+    bits: np.ndarray, shift: Any, least: Any, first: int, positions: np.ndarray, found: np.ndarray
+) -> int:
+    """Writes the bits of keys of at least `least`, and their positions, counted from `first`.
+
+    Keys are not cut off at the most that a key can be, which is no less than `least`.
+
+    Returns:
+        How many there are; -1 if there is not enough room for them and a block.
+    """
+    c, last, n = 0, len(positions) - BLOCK, len(bits)
+    for start in range(0, n, BLOCK):
+        is_any = start + BLOCK > n
+        if not is_any:
+            for i in range(start, start + BLOCK):
+                is_any |= np.uint32(bits[i] << shift) >= least
+        if is_any:
+            if c > last:
+                return -1
+            for i in range(start, min(n, start + BLOCK)):
+                positions[c], found[c] = first + i, bits[i]
+                c += np.uint32(bits[i] << shift) >= least
+    return c
 
 
 @kernel("uint32(uint32, uint32, uint32)")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fedmpi.messages.kernels import ranking
+from fedmpi.messages.kernels.ranking import LONG
 from tests.messages.test_select import ranked
 from tests.messages.test_sparse import some
 
@@ -82,3 +83,34 @@ def test_a_long_vector(threads: int) -> None:
     x = np.random.default_rng(0).standard_normal(100_003).astype(np.float32)
     for count in (1, 1000, 50_000, 100_002):
         check(x, count)
+
+
+STRIDE = LONG // ranking.SAMPLE | 1
+SAMPLED = {
+    **{kind: KINDS[kind] for kind in ("random", "constant", "zeros", "unknown", "ascending")},
+    "sampled ones are large": lambda r, n: r.random(n) + 9 * (np.arange(n) % STRIDE == 0),
+    "sampled ones are small": lambda r, n: r.random(n) + 9 * (np.arange(n) % STRIDE != 0),
+    "all at one end": lambda r, n: r.random(n) + 9 * (np.arange(n) < 5000),
+    "all at the other": lambda r, n: r.random(n) + 9 * (np.arange(n) > n - 5000),
+    "ties at the bound": lambda r, n: r.choice([1.0, 2.0], n, p=[0.96, 0.04]),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLED)
+def test_few_of_a_long_vector(kind: str, threads: int) -> None:
+    x = SAMPLED[kind](np.random.default_rng(threads), LONG + 5).astype(np.float32)
+    for count in (1, 17, LONG // 100, LONG // ranking.FEW):
+        check(x, count)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_found"),
+    [("random", True), ("constant", False), ("sampled ones are large", False)],
+)
+def test_a_bound_from_a_sample_leaves_few(kind: str, is_found: bool) -> None:
+    x, count = SAMPLED[kind](np.random.default_rng(0), LONG).astype(np.float32), LONG // 100
+    found = ranking._likely(x.view(np.uint32), *ranking.UNSIGNED, count)
+    assert (found is not None) == is_found
+    if found is not None:
+        assert count <= len(found[0]) <= 2 * count
+        assert found[1].tobytes() == x[found[0]].tobytes()
