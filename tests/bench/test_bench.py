@@ -417,11 +417,10 @@ def test_every_codec_is_measured(values: str, positions: str) -> None:
 
 def measured_in_float32(positions: str) -> float:
     """Bytes of a value without compression."""
-    return codec.measure("XS", 0.9, positions, "f4", 1).also["bytes_per_value"]
+    return codec.measure("XS", 4000, 0.9, positions, "f4", 1).also["bytes_per_value"]
 
 
 def test_a_coding_without_its_package_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "SIZES", {"S": 1000})
     monkeypatch.setattr(config, "missing", lambda name: "some" if name == "zstd" else None)
     words = ["--size", "S", "--sparsity", "0.5", "--positions", "agreed", "--repeats", "1"]
     words += ["--values", "zstd", "--values", "f2", "--json"]
