@@ -85,7 +85,8 @@ class Codec:
         """Unpacks and adds; returns the seconds."""
         began = perf_counter()
         block = unpack(self.sent)[0][0].blocks[0]
-        sparse.add(self.total, block, 0.5, self.where if block.indices is None else None)
+        is_known = block.indices is None and len(self.where) < len(self.vector)
+        sparse.add(self.total, block, 0.5, self.where if is_known else None)
         return perf_counter() - began
 
     def copy(self) -> float:

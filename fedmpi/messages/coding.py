@@ -108,7 +108,7 @@ class Coder:
             where: as there; None also where values are sent as a dense vector.
 
         Returns:
-            One block of float32 values in place of the first `self.blocks`, and the rest.
+            One block, of any coding, in place of the first `self.blocks`, and the rest.
 
         Raises:
             WireError: if the blocks are no such update.

@@ -66,7 +66,7 @@ class Changes:
         return self.coder.encode([block], where, key)
 
     def decode(self, blocks: Sequence[Block]) -> Block:
-        """Restores a change as one block of float32 values.
+        """Restores a change as one block.
 
         Raises:
             WireError: if the blocks do not fit the network.
