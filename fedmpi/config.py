@@ -440,8 +440,8 @@ class Coded(Table):
     """Rounding with values = uniform. stochastic: up or down at random, so that a value is right on
     average. nearest: to the nearest code."""
     scales: Literal["whole", "tensor", "bucket"] = "whole"
-    """Which values share one scale, with values = uniform, ternary or sign. whole: all that are
-    sent. tensor: those of each weight or bias. bucket: as many in a row as bucket says."""
+    """Which values share one scale, where they are codes or signs. whole: all that are sent.
+    tensor: those of each weight or bias. bucket: as many in a row as bucket says."""
     bucket: int = Field(512, ge=1, le=MOST)
     """Number of values that share one scale, with scales = bucket."""
     positions: Literal["auto", "uint32", "bitmap", "delta", "golomb", "dense"] = "auto"

@@ -537,8 +537,8 @@ def _feedback(settings: Settings) -> list[str]:
             ]
     if kind not in method.feedbacks:
         return [
-            f"feedback = '{kind}': wanted {either(list(method.feedbacks))}, which are possible "
-            f"with method.name = '{method.name}'"
+            f"feedback = '{kind}': wanted {either(list(method.feedbacks))} beside method.name = "
+            f"'{method.name}'"
         ]
     implied = method.implies.get("feedback", "none")
     if kind not in ("none", implied) and not settings.feeds_back:
