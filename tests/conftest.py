@@ -1,6 +1,7 @@
 """Under mpiexec: rank 0 speaks for all, and one rank's failure ends the whole job."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ os.environ["FEDMPI_CACHE"] = str(Path(__file__).parent.parent / ".pytest_cache" 
 for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "FEDMPI_DATA"):
     os.environ.pop(name, None)
 os.environ["OMP_NUM_THREADS"] = "1"  # a run without `threads` takes it
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RANK, SIZE = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
 
