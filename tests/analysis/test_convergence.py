@@ -168,8 +168,8 @@ def test_the_bound_holds_on_a_quadratic_with_its_own_constants(words: tuple[str,
     bound = gap * row["start_unit"] + smooth * noise + smooth**2 * apart
     assert 0 < row["gradient"] <= bound
     if words[0].endswith("fedsl"):
-        # After a hundred rounds the start is forgotten, and what is left is the errors' doing.
-        assert row["gradient"] > 2 * (gap * row["start_unit"] + smooth * noise)
+        # Without the errors of drift and pruning it would not.
+        assert row["gradient"] > gap * row["start_unit"] + smooth * noise
 
 
 def test_the_command(tmp_path: Path) -> None:
