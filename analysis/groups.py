@@ -33,6 +33,21 @@ COMPOSED = {
     "aggregation.beta1": None,
     "aggregation.beta2": 0.99,
     "aggregation.tau": 0.001,
+    "feedback": "none",
+    "codec.values": "f4",
+    "codec.bits": 8,
+    "codec.rounding": "stochastic",
+    "codec.scales": "whole",
+    "codec.bucket": 512,
+    "codec.positions": "auto",
+    "codec.down.values": "none",
+    "codec.down.bits": 8,
+    "codec.down.rounding": "nearest",
+    "codec.down.scales": "whole",
+    "codec.down.bucket": 512,
+    "codec.down.positions": "auto",
+    "codec.down.sparsity": 0.0,
+    "codec.down.spans": "whole",
 }
 """Settings outside of the method's that are part of it all the same, and their values without."""
 STANDS_FOR = {
@@ -40,6 +55,7 @@ STANDS_FOR = {
     "spatl": ("control",),
     "fedprox": ("proximal",),
     "fedopt": ("aggregation.server",),
+    **dict.fromkeys(("topk", "dgc", "stc", "signsgd", "powersgd"), ("feedback",)),
 }
 """Those of them that a method's name stands for: its label has them only if they vary in it."""
 SHOWN = 8

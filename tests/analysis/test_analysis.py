@@ -30,7 +30,7 @@ from analysis import (
     tradeoff,
     trajectory,
 )
-from fedmpi import config
+from fedmpi import config, loading
 from fedmpi.results import tables
 from tests.recorded import appearances, fleet, rounds, run, settings, simulated, write
 
@@ -817,6 +817,38 @@ def test_a_methods_name_says_what_it_stands_for(tmp_path: Path) -> None:
     assert set(rows["others"]) == {""}
     same = write(tmp_path / "same" / "0.h5", settings("topk") | {"control": "mean"}, rounds([0.5]))
     assert list(groups.labelled(frames.runs(same))["variant"]) == ["topk control=mean"]
+
+
+def test_labels_have_codecs_and_feedback_where_there_are_some(tmp_path: Path) -> None:
+    """A method that stands for feedback is not said to have it, and none is said to have none."""
+    given = [
+        ("fedavg", {}),
+        ("fedavg", {"codec": {"values": "sign"}, "feedback": "ef21"}),
+        ("topk", {"feedback": "classic"}),
+        ("stc", {"feedback": "classic"}),
+        ("fedprox", {"codec": {"values": "f4", "down": {"values": "f4", "sparsity": 0.9}}}),
+    ]
+    for number, (method, more) in enumerate(given):
+        plain = {"feedback": "none", "codec": {"values": "f4", "down": {"values": "none"}}}
+        write(tmp_path / f"{number}.h5", settings(method) | plain | more, rounds([0.5]))
+    rows = groups.labelled(frames.runs(tmp_path))
+    assert sorted(rows["variant"]) == [
+        "fedavg",
+        "fedavg feedback=ef21 codec.values=sign",
+        "fedprox codec.down.values=f4 codec.down.sparsity=0.9",
+        "stc",
+        "topk",
+    ]
+
+
+def test_what_labels_leave_out_are_the_defaults() -> None:
+    """Analysis outlives the program, and repeats its defaults."""
+    tree = loading.load({}).tree()
+    for path, value in groups.COMPOSED.items():
+        at = tree
+        for name in path.split("."):
+            at = at[name]
+        assert at == value, path
 
 
 def test_a_list_of_nothing_is_not_in_a_label(tmp_path: Path) -> None:
