@@ -434,8 +434,8 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
-    found += [*_codec(settings), *_down(settings), *_added_up(settings), *_work(settings)]
-    return [*found, *_impossible(settings.devices), *_idle(settings)]
+    found += [*_codec(settings), *_feedback(settings), *_down(settings), *_added_up(settings)]
+    return [*found, *_work(settings), *_impossible(settings.devices), *_idle(settings)]
 
 
 def _coded(coded: config.Coded, path: str) -> list[str]:
@@ -501,7 +501,7 @@ UPLOADS = {
 
 
 def _codec(settings: Settings) -> list[str]:
-    """Names settings of the codec and of feedback that have no effect or cannot be."""
+    """Names settings of the codec that have no effect or cannot be."""
     codec, method, found = settings.codec, settings.method, []
     name, default = f"method.name = '{method.name}'", type(codec)()
     given = {k: v for k, v in codec if k != "down" and v != getattr(default, k)}
@@ -510,14 +510,14 @@ def _codec(settings: Settings) -> list[str]:
             f"codec.{key} = {said(value)}: wanted a method that uploads updates in float32, found "
             f"{name}, which {UPLOADS[method.uploads]}"
             for key, value in given.items()
-        ] + _feedback(settings)
+        ]
     found += _coded(codec, "codec")
     if "positions" in given and not method.travels:
         found.append(
             f"codec.positions = '{codec.positions}': wanted a method that sends the positions of "
             f"an update's values, found {name} with its settings"
         )
-    return found + _feedback(settings)
+    return found
 
 
 def _feedback(settings: Settings) -> list[str]:
@@ -537,8 +537,8 @@ def _feedback(settings: Settings) -> list[str]:
             ]
     if kind not in method.feedbacks:
         return [
-            f"feedback = '{kind}': wanted {either(list(method.feedbacks))} beside method.name = "
-            f"'{method.name}'"
+            f"feedback = '{kind}': wanted {either(list(method.feedbacks))}, which method.name = "
+            f"'{method.name}' can have"
         ]
     implied = method.implies.get("feedback", "none")
     if kind not in ("none", implied) and not settings.feeds_back:
