@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fedmpi.config import Coded
-from fedmpi.messages import quantized, sparse
+from fedmpi.messages import quantized, select, sparse
 from fedmpi.messages.codec import Block, Coding, Kind, Places, WireError
 from fedmpi.messages.select import Span
 
@@ -157,8 +157,7 @@ class Coder:
             lengths = [self.codec.bucket] * whole + [left] * (left > 0)
             return lengths + [0] * (2 - len(lengths))
         at = torch.arange(count) if where is None else where.cpu()
-        before = torch.searchsorted(at.contiguous(), self.stops)
-        lengths = before.diff(prepend=before.new_zeros(1)).tolist()
+        lengths = select.numbers_within(self.stops, at)
         return lengths + [0] * (2 - len(lengths))
 
     def _write(

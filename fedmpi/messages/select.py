@@ -108,6 +108,17 @@ def counts(spans: Sequence[Span], sparsity: float) -> list[int]:
     return [keep_ceil(span.stop - span.start, 1 - sparsity) for span in spans]
 
 
+def numbers_within(stops: Tensor, where: Tensor) -> list[int]:
+    """How many of some positions lie in each part of a vector.
+
+    Args:
+        stops: the position behind the last of each part, int64 ascending; parts leave no gap.
+        where: the positions, int64 ascending, below the last stop.
+    """
+    before = torch.searchsorted(where.contiguous(), stops)
+    return before.diff(prepend=before.new_zeros(1)).tolist()
+
+
 def tops(x: Tensor, spans: Sequence[Span], sparsity: float) -> Tensor:
     """Positions of the largest absolute values of each row's parts, ascending: int64 [kept].
 

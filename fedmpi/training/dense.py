@@ -191,7 +191,9 @@ class Dense(OneByOne):
     def _room(self, length: int) -> Room:
         """Returns the memory for batches of a length; it is kept."""
         if length not in self.rooms:
-            outputs, gradients = ([self._space(length, layer) for layer in self.plan] for _ in "ab")
+            outputs, gradients = (
+                [self._space(length, layer) for layer in self.plan] for _ in range(2)
+            )
             transposed = [[part.t() for part in parts] for _, parts in gradients]
             self.rooms[length] = Room(outputs, gradients, transposed)
         return self.rooms[length]

@@ -57,5 +57,4 @@ def lengths(spans: Spans, flat: Flat, positions: Tensor) -> Sequence[int]:
     if spans == "whole":
         return [len(positions)]
     stops = torch.tensor([piece.stop for piece in flat.parameters], device=positions.device)
-    before = torch.searchsorted(positions, stops)
-    return before.diff(prepend=before.new_zeros(1)).tolist()
+    return select.numbers_within(stops, positions)
