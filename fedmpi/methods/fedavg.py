@@ -278,7 +278,6 @@ class Server(Half):
     Attributes:
         noted: numbers that the server found out about clients in a round, as `{column: {client:
             value}}`; columns are those of `tables.CLIENTS`.
-        figures: numbers about its model after a round, by column of `tables.ROUNDS`.
         w: the global model, [n].
         optimizer: moves the model by the mean of the sum.
         control: the control variate c, [n]; None without control variates.
@@ -295,7 +294,6 @@ class Server(Half):
         self.optimizer, self.control = ServerOptimizer(settings, *about), self.shift
         self.unheard = torch.zeros(settings.clients, dtype=torch.bool)
         self.noted: dict[str, dict[int, float]] = {}
-        self.figures: dict[str, float] = {}
         self.stores = Stores(settings.state)
         self.words: Words | None = None
         if self.changes is not None:
@@ -370,6 +368,10 @@ class Server(Half):
     def agreement(self) -> list[Block]:
         """Returns the result of an agreement for every client; called instead of `step`."""
         raise NotImplementedError
+
+    def figures(self) -> Mapping[str, float]:
+        """Returns numbers about the model after a round, by column of `tables.ROUNDS`."""
+        return {}
 
     def variants(self, t: int) -> Sequence[Variant]:
         """Returns what devices hold of the model after round t, one for each share, largest first.

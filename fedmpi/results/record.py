@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import sleep
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import h5py
@@ -33,7 +34,7 @@ Found = TypeVar("Found")
 
 FORMAT = 1
 """Version of the file's layout, that is of the names of attributes and tables."""
-RUNNING, DONE, FAILED, DIVERGED = "running", "done", "failed", "diverged"
+RUNNING, DONE, FAILED, DIVERGED, STOPPED = "running", "done", "failed", "diverged", "stopped"
 FINISHED = (DONE, DIVERGED)
 """Statuses of runs that are not run again, because the result would be the same."""
 SUFFIXES = (".h5", ".hdf5")
@@ -68,6 +69,7 @@ class Record:
         identity: the run's (see `config.identity`).
         about: more root attributes: provenance.
         columns: for each table its columns: name -> (dtype, meaning).
+        rows: of each table, what an earlier job has recorded and this one goes on from.
 
     Raises:
         Failure: if the system does not let it write. The former file, if any, is still there.
@@ -80,6 +82,7 @@ class Record:
         identity: str,
         about: Mapping[str, Any],
         columns: Mapping[str, Mapping[str, tuple[str, str]]],
+        rows: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> None:
         self.held, self.path, self.best, self.is_broken = held, held.path, -np.inf, False
         self.tables: dict[str, h5py.Dataset] = {}
@@ -105,6 +108,8 @@ class Record:
                 self._describe(attributes)
                 for table, meaning in columns.items():
                     self._add(table, meaning)
+                if rows:
+                    self._extend(rows)
                 self.file.flush()
                 held.check()
                 part.replace(self.path)  # whole from its first moment
@@ -126,20 +131,34 @@ class Record:
         """
         with self._writing():
             self._check()
-            if growth := self._growth(tables):
-                self._reserve(MARGIN + growth)
-            # `rounds` last: a round that is listed there is complete in every other table.
-            for name in sorted(tables, key=lambda name: name == "rounds"):
-                if name == "rounds":
-                    self.file.flush()
-                data, rows = self.tables[name], tables[name]
-                data.resize(len(data) + len(rows), axis=0)
-                data[len(data) - len(rows) :] = rows
-            for row in tables.get("rounds", ()):
-                if row["validation"] > self.best:
-                    self.best = row["validation"]
-                    self.file.attrs["best_round"] = int(row["round"])
-            self.file.flush()
+            self._extend(tables)
+
+    def sync(self) -> None:
+        """Waits until what was appended is on the disk.
+
+        Raises:
+            Failure: if the system does not let it write.
+        """
+        with self._writing():
+            self._check()
+            os.fsync(self._handle)
+
+    def _extend(self, tables: Mapping[str, np.ndarray]) -> None:
+        """See `append`."""
+        if growth := self._growth(tables):
+            self._reserve(MARGIN + growth)
+        # `rounds` last: a round that is listed there is complete in every other table.
+        for name in sorted(tables, key=lambda name: name == "rounds"):
+            if name == "rounds":
+                self.file.flush()
+            data, rows = self.tables[name], tables[name]
+            data.resize(len(data) + len(rows), axis=0)
+            data[len(data) - len(rows) :] = rows
+        for row in tables.get("rounds", ()):
+            if row["validation"] > self.best:
+                self.best = row["validation"]
+                self.file.attrs["best_round"] = int(row["round"])
+        self.file.flush()
 
     def close(self, status: str, about: Mapping[str, Any] | None = None) -> None:
         """Closes the file with a status, and with attributes that are known only at the end.
@@ -399,6 +418,26 @@ def rows(file: h5py.File, table: str) -> np.ndarray:
     return data[:]
 
 
+def before(found: Mapping[str, np.ndarray], first: int, t: int) -> dict[str, np.ndarray] | None:
+    """Returns the rows of rounds before round t, for another job to go on from.
+
+    Args:
+        found: the tables of a result, see `content`.
+        first: the first round of the run.
+        t: the round.
+
+    Returns:
+        Rows by table; None if the tables are those of another version, or a round is not there.
+    """
+    kept = {}
+    for name, columns in tables.TABLES.items():
+        rows, wanted = found[name], tables.empty(columns, 0)
+        if rows.dtype != wanted.dtype:
+            return None
+        kept[name] = rows[rows["round"] < t] if name in tables.OF_ROUNDS else wanted
+    return kept if kept["rounds"]["round"].tolist() == list(range(first, t)) else None
+
+
 def is_named(path: Path) -> bool:
     """Whether a path is named as results are, and is no folder, whether or not it is there."""
     return path.suffix.lower() in SUFFIXES and not os.path.isdir(path)
@@ -459,6 +498,15 @@ def changed(about: Mapping[str, Any]) -> dict[str, Any] | None:
 def paper_of(about: Mapping[str, Any]) -> str | None:
     """Returns the method whose paper's values a run took where nothing was written; or none."""
     return str(about["paper"]) if about.get("paper") else None
+
+
+def resumes(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns what a result says of the jobs that went on with its run: a table for each.
+
+    Args:
+        about: its attributes; those of earlier versions do not say it.
+    """
+    return parsed(about, "resumed") if "resumed" in about else []
 
 
 def files_of(about: Mapping[str, Any]) -> dict[str, str]:
