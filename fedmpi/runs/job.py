@@ -71,7 +71,9 @@ def _resumed(old: Earlier, now: Mapping[str, Any]) -> dict[str, Any]:
         now: what the first job would have recorded.
     """
     names = ("ranks", "hosts", "threads_per_rank", "device", "cpu", "commit", "command")
-    line = {name: now[name] for name in (*names, "code_sha256")}
+    line = {name: now[name] for name in names}
+    if old.about.get("code_sha256") != now["code_sha256"]:
+        line["code_sha256"] = json.loads(now["code_sha256"])
     line |= {"round": old.round, "at": datetime.now(UTC).isoformat(timespec="seconds")}
     lines = [*record.resumes(old.about), line]
     gone = ("status", "finished", "best_round", "checkpoints", "checkpoint_bytes")
