@@ -443,7 +443,9 @@ class Clients(Half):
     def state(self) -> dict[str, Tensor]:
         """Returns what the rank keeps for all of its clients together between rounds, by name.
 
-        What it keeps for each of them is in `trainer.stores`.
+        It is the same on all ranks; or else `since`, int64 [], is the round in which the rank
+        learned of it, and what the last one to learn knows is right for all of them. What a rank
+        keeps for each client is in `trainer.stores`.
         """
         return {}
 

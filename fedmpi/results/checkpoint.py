@@ -6,7 +6,8 @@ Every value that outlives a round is found in one place:
 
 * `Server.state` and `Server.stores`: the model, the server's optimizer, control variates, masks,
   what clients are known to have, and vectors that the server keeps for clients.
-* `Clients.state`: what all clients know alike, such as a mask. It is the same on every rank.
+* `Clients.state`: what all clients know alike, such as a mask. Where only ranks whose clients took
+  part have learned of it, `since` says when, and the last one to learn counts.
 * `Trainer.stores`: the vectors that clients keep (residuals, control variates, private parts,
   agents, statistics). A rank has those of the clients that it hosts.
 * `Observer.state`: the bytes so far, and whether the target is reached.
@@ -65,6 +66,10 @@ HEAD = 1 << 28
 """Bytes of the longest head that is read."""
 SIGHT, NAP = 30.0, 0.1
 """Seconds in which a file system must show what another node wrote, and those between two looks."""
+
+
+CLIENTS, SINCE = "clients.", "clients.since"
+"""Names of arrays that clients know alike begin so; and the name of the one that says since when."""
 
 
 class Broken(Exception):
@@ -306,12 +311,13 @@ def read(folder: Path, ranks: int, wants: Callable[[str, int], bool]) -> State:
         wants: whether the vector of that name and client is wanted.
 
     Returns:
-        Arrays of rank 0, and the wanted vectors, of whatever rank.
+        Arrays of rank 0, but those named `clients.` of the first rank with the greatest
+        `clients.since`; and the wanted vectors, of whatever rank.
 
     Raises:
         Failure: if a file cannot be read.
     """
-    found = State()
+    found, last = State(), -2
     for rank in range(ranks):
         name = file_of(folder, rank)
         with told(name, kind=Failure), name.open("rb") as file:
@@ -319,9 +325,13 @@ def read(folder: Path, ranks: int, wants: Callable[[str, int], bool]) -> State:
             if length > HEAD:
                 raise Failure(f"{name}: its head claims {length} bytes")
             head = json.loads(file.read(length))
-            for key, about in head["arrays"].items() if rank == 0 else ():
-                dtype, shape = np.dtype(about["type"]), about["shape"]
-                found.arrays[key] = _array(file, 8 + length + about["at"], dtype, shape)
+            known, since = head["arrays"], -1
+            if SINCE in known:
+                since = int(_named(file, 8 + length, known[SINCE]))
+            for key, about in known.items():
+                if since > last if key.startswith(CLIENTS) else rank == 0:
+                    found.arrays[key] = _named(file, 8 + length, about)
+            last = max(last, since)
             for key, about in head["vectors"].items():
                 dtype, size = np.dtype(about["type"]), about["size"]
                 some = dict(found.vectors.get(key, {}))
@@ -331,6 +341,11 @@ def read(folder: Path, ranks: int, wants: Callable[[str, int], bool]) -> State:
                         some[client] = _array(file, place, dtype, [size])
                 found.vectors[key] = some
     return found
+
+
+def _named(file: BinaryIO, base: int, about: Mapping[str, Any]) -> np.ndarray:
+    """Reads an array that the head describes; they begin at `base`."""
+    return _array(file, base + about["at"], np.dtype(about["type"]), about["shape"])
 
 
 def _array(file: BinaryIO, at: int, dtype: np.dtype, shape: list[int]) -> np.ndarray:

@@ -147,3 +147,16 @@ def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "x.h5.checkpoints").write_text("")
     with pytest.raises(Failure, match=r"x\.h5\.checkpoints"):
         written(tmp_path / "x.h5", 1)
+
+
+@pytest.mark.parametrize(("since", "wanted"), [((3, 5, 4), 1), ((5, 2, 5), 0), ((-1, -1, -1), 0)])
+def test_what_clients_know_is_of_the_rank_that_learned_last(
+    tmp_path: Path, since: tuple[int, ...], wanted: int
+) -> None:
+    for rank, t in enumerate(since):
+        known = {"clients.mask": np.full(4, rank), "clients.since": np.array(t)}
+        checkpoint.write(tmp_path, rank, State(known | {"server.w": np.array(rank)}))
+    found = checkpoint.read(tmp_path, len(since), lambda name, client: True)
+    assert found.arrays["clients.mask"].tolist() == [wanted] * 4
+    assert found.arrays["clients.since"] == since[wanted]
+    assert found.arrays["server.w"] == 0
