@@ -69,7 +69,7 @@ SIGHT, NAP = 30.0, 0.1
 
 
 CLIENTS, SINCE = "clients.", "clients.since"
-"""Names of arrays that clients know alike begin so; and the name of the one that says since when."""
+"""So begin names of arrays that clients know alike, and so is called the one that says since when."""
 
 
 class Broken(Exception):
