@@ -69,7 +69,7 @@ SIGHT, NAP = 30.0, 0.1
 
 
 CLIENTS, SINCE = "clients.", "clients.since"
-"""So begin names of arrays that clients know alike, and so is called the one that says since when."""
+"""Names of arrays that clients know alike begin so; the one that says since when they do."""
 
 
 class Broken(Exception):

@@ -23,6 +23,7 @@ from fedmpi.runs.sweep import Sweep
 from tests import PATIENCE, until
 from tests.plain import families, member
 from tests.small import SMALL, small
+from tests.soak import CASES, same
 
 ROOM = Path(__file__).parents[2]
 FEW = ("rounds=4", "participation=0.6", "evaluate.final=evaluate")
@@ -65,18 +66,6 @@ def stop() -> None:
 
 def content(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return record.content(path)
-
-
-def same(one: Path, other: Path) -> None:
-    """Asserts that two results are of the same run, in all but measured seconds."""
-    (ours, mine), (theirs, yours) = content(one), content(other)
-    for name in ("model_sha256", "status", "ended", "best_round", "identity", "code_sha256"):
-        assert ours.get(name) == theirs.get(name), name
-    for table, rows in mine.items():
-        for column in rows.dtype.names or ():
-            if "seconds" not in column or column.startswith("sim_"):
-                pair = rows[column], yours[table][column]
-                np.testing.assert_array_equal(*pair, err_msg=f"{table}.{column}")
 
 
 def whole(settings: Settings, folder: Path) -> Path:
@@ -324,3 +313,17 @@ def test_a_sweep_stops_and_goes_on(
     assert len(found) == 3
     lines = [record.resumes(content(path)[0]) for path in found]
     assert sorted(map(len, lines)) == [0, 0, 1]
+
+
+def test_runs_that_are_killed_at_any_moment_end_alike(tmp_path: Path) -> None:
+    """On one rank, in a process that has nothing else; `python -m tests.soak` has more of it."""
+    words = ["--kills", str(5 * len(CASES)), "--ranks", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.soak", *words],
+        cwd=ROOM,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("all models and tables equal") == len(CASES)
