@@ -78,9 +78,22 @@ class Wire:
         up: bytes that this rank handed to `gather`, `gather_near` and, if it is not the root, which
             adds to its own sum in place, to `reduce` since the last `reset`.
         down: bytes that `bcast` and `scatter` handed to this rank since the last `reset`.
+        up_between: those of `up` that are for a rank on another node.
+        down_between: those of `down` that are from a rank on another node.
+        nodes: number of each rank's node.
+
+    Args:
+        clock: of this rank.
+        comm: the ranks; by default all.
+        nodes: number of each rank's node, if it is known; otherwise MPI is asked.
     """
 
-    def __init__(self, clock: Clock, comm: MPI.Intracomm | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        comm: MPI.Intracomm | None = None,
+        nodes: Sequence[int] | None = None,
+    ) -> None:
         join()
         self.comm = MPI.COMM_WORLD if comm is None else comm
         self.clock = clock
@@ -88,11 +101,26 @@ class Wire:
         self.is_root = self.rank == ROOT
         self.buffers: dict[str, np.ndarray] = {}
         self.known: list[Line] = []
+        if nodes is None:
+            nodes = self.node.numbers if self.size > 1 else [0]
+        self.nodes = nodes
         self.reset()
 
     def reset(self) -> None:
         """Sets the byte counts to zero, at the beginning of a round."""
-        self.up = self.down = 0
+        self.up = self.down = self.up_between = self.down_between = 0
+
+    def sent(self, length: int, rank: int = ROOT) -> None:
+        """Counts bytes that this rank handed to MPI for another one, or for itself."""
+        self.up += length
+        if self.nodes[rank] != self.nodes[self.rank]:
+            self.up_between += length
+
+    def got(self, length: int, rank: int = ROOT) -> None:
+        """Counts bytes that MPI handed to this rank from another one, or from itself."""
+        self.down += length
+        if self.nodes[rank] != self.nodes[self.rank]:
+            self.down_between += length
 
     def bcast(self, data: np.ndarray | None) -> np.ndarray:
         """Broadcasts the root's bytes, uint8 [words * 8]; other ranks pass None.
@@ -106,7 +134,7 @@ class Wire:
             if data is None:
                 data = self._room("root", int(count[0]))
             self.comm.Bcast([data, int(count[0]), MPI.UINT64_T], ROOT)
-        self.down += data.nbytes
+        self.got(data.nbytes)
         return data
 
     def gather(self, data: np.ndarray) -> list[np.ndarray]:
@@ -115,7 +143,7 @@ class Wire:
         The pieces are views of one inbox, which the next `gather` overwrites.
         """
         self._meet(Phase.WAIT)
-        self.up += data.nbytes
+        self.sent(data.nbytes)
         return self._gather(data, Phase.TRANSFER)
 
     def reduce(self, vectors: Sequence[np.ndarray]) -> None:
@@ -131,7 +159,7 @@ class Wire:
                     mine, all_of_it = (MPI.IN_PLACE, part) if self.is_root else (part, None)
                     self.comm.Reduce(mine, all_of_it, MPI.SUM, ROOT)
         if not self.is_root:
-            self.up += sum(vector.nbytes for vector in vectors)
+            self.sent(sum(vector.nbytes for vector in vectors))
 
     def gather_near(self, pack: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
         """Gathers the bytes of a node's ranks on its leader, in rank order; elsewhere nothing.
@@ -144,7 +172,7 @@ class Wire:
         """
         self._meet(Phase.WAIT)
         data = pack(self.node.mine)
-        self.up += data.nbytes
+        self.sent(data.nbytes, self.rank)
         with self.clock(Phase.TRANSFER):
             return self.node.gather(data)
 
@@ -162,7 +190,7 @@ class Wire:
             self.comm.Scatter(counts, count, ROOT)
             mine = self._room("root", int(count[0]))
             self.comm.Scatterv(send, [mine, int(count[0]), MPI.UINT64_T], ROOT)
-        self.down += mine.nbytes
+        self.got(mine.nbytes)
         return mine
 
     def lines(self, count: int) -> list["Line"]:
@@ -210,7 +238,9 @@ class Wire:
     def leaders(self) -> "Wire | None":
         """The first rank of each node; None on all others. Its first use is collective."""
         leaders = self.node.leaders
-        return None if leaders == MPI.COMM_NULL else Wire(self.clock, leaders)
+        if leaders == MPI.COMM_NULL:
+            return None
+        return Wire(self.clock, leaders, range(leaders.size))
 
     @cached_property
     def place(self) -> Place:
@@ -283,6 +313,7 @@ class Node:
     Attributes:
         leaders: the leaders of all nodes, the root first; COMM_NULL on other ranks.
         is_leader: whether this rank is the first one of its node.
+        numbers: number of each rank's node, in the order of the leaders.
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
@@ -293,6 +324,10 @@ class Node:
         self.is_leader = self.comm.rank == ROOT
         color = 0 if self.is_leader else MPI.UNDEFINED
         self.leaders = cast(MPI.Intracomm, comm.Split(color, comm.rank))
+        first, firsts = np.array([comm.rank]), np.zeros(comm.size, np.int64)
+        self.comm.Bcast(first, ROOT)
+        comm.Allgather(first, firsts)
+        self.numbers: list[int] = np.unique(firsts, return_inverse=True)[1].tolist()
         self.window: MPI.Win | None = None
         self.segments = [np.empty(0, np.uint8)] * self.comm.size
 
@@ -373,7 +408,7 @@ class Line:
             if not self.wire.is_root:
                 words = [data, int(count[0]), MPI.UINT64_T]
                 self.pending.append(self.comm.Igatherv(words, None, ROOT))
-        self.wire.up += data.nbytes
+        self.wire.sent(data.nbytes)
 
     def recv_up(self) -> list[np.ndarray]:
         """Returns all ranks' bytes on the root, in rank order; elsewhere an empty list, at once.
@@ -413,7 +448,7 @@ class Line:
             words = [self.mine, int(count[0]), MPI.UINT64_T]
             self.pending.append(self.comm.Iscatterv(None, words, ROOT))
             self._finish(Phase.TRANSFER)
-        self.wire.down += self.mine.nbytes
+        self.wire.got(self.mine.nbytes)
         return self.mine
 
     def wait(self) -> None:
