@@ -40,7 +40,8 @@ choose_burst() {
 
 # add_host NUMBER: makes a host and its link to the switch.
 add_host() {
-    local host=host$1 shape=(root tbf rate "$rate" burst "$burst" latency 100ms)
+    local host=host$1 memory=$((65536 + 4 * burst))
+    local shape=(root tbf rate "$rate" burst "$burst" latency 100ms)
     ip netns add "$host"
     ip link add "$host" type veth peer name lan netns "$host"
     ip link set "$host" master switch up
@@ -50,7 +51,7 @@ add_host() {
     tc qdisc add dev "$host" "${shape[@]}"
     tc -n "$host" qdisc add dev lan "${shape[@]}"
     # The kernel would take megabytes off a rank's hands. Its clock is to see what the link takes.
-    ip netns exec "$host" bash -c "echo 4096 16384 $((65536 + 4 * burst)) >/proc/sys/net/ipv4/tcp_wmem"
+    ip netns exec "$host" bash -c "echo 4096 16384 $memory >/proc/sys/net/ipv4/tcp_wmem"
     echo "10.0.0.$1 $host" >>"$room/hosts"
 }
 
