@@ -1,9 +1,9 @@
 """Bytes <-> ranks: every MPI call of the project.
 
-Only buffers are sent, nothing is pickled. Counts are sent first, then the data by a `v` collective.
-A timed barrier precedes each collective, so that waiting is not counted as transfer; waiting ranks
-leave their core to working ones. A `Line` has no barriers; its counts separate waiting from
-transfer.
+Only buffers are sent, nothing is pickled. A timed barrier precedes each collective, so that waiting
+is not counted as transfer; waiting ranks leave their core to working ones. Ranks that meet tell
+each other the counts of what follows, a `v` collective; but those of a scatter are scattered. A
+`Line` has no barriers; its counts separate waiting from transfer.
 """
 
 import atexit
@@ -127,13 +127,11 @@ class Wire:
 
         Other ranks get a view of one inbox, which the next `bcast` or `scatter` overwrites.
         """
-        count = np.array([0 if data is None else _words(data)])
-        self._meet(Phase.WAIT)
+        words = int(self._meet(Phase.WAIT, 0 if data is None else _words(data))[ROOT])
+        if data is None:
+            data = self._room("root", words)
         with self.clock(Phase.TRANSFER):
-            self.comm.Bcast(count, ROOT)
-            if data is None:
-                data = self._room("root", int(count[0]))
-            self.comm.Bcast([data, int(count[0]), MPI.UINT64_T], ROOT)
+            self.comm.Bcast([data, words, MPI.UINT64_T], ROOT)
         self.got(data.nbytes)
         return data
 
@@ -142,9 +140,8 @@ class Wire:
 
         The pieces are views of one inbox, which the next `gather` overwrites.
         """
-        self._meet(Phase.WAIT)
         self.sent(data.nbytes)
-        return self._gather(data, Phase.TRANSFER)
+        return self._gather(data, Phase.WAIT, Phase.TRANSFER)
 
     def reduce(self, vectors: Sequence[np.ndarray]) -> None:
         """Adds every rank's vectors to the root's, in place; elsewhere they stay as they are.
@@ -205,7 +202,7 @@ class Wire:
 
         All ranks' rows have one dtype, whose size is a multiple of 8 bytes.
         """
-        pieces = self._gather(rows.reshape(-1).view(np.uint8), Phase.RECORD)
+        pieces = self._gather(rows.reshape(-1).view(np.uint8), Phase.RECORD, Phase.RECORD)
         return [piece.view(rows.dtype).copy() for piece in pieces]
 
     def publish(self, values: np.ndarray) -> np.ndarray:
@@ -250,32 +247,33 @@ class Wire:
         node.Free()
         return Place(self.rank, self.size, local_rank, local_size)
 
-    def _meet(self, phase: Phase) -> None:
+    def _meet(self, phase: Phase, count: int = 0) -> np.ndarray:
         """Waits for all ranks without taking the core of a rank that still works.
+
+        Returns every rank's count, int64 [ranks].
 
         MPI waits by polling, even if it yields in between: with three ranks on two cores that made
         the working ones a third slower. A final barrier releases all ranks at once, so that the
-        following collective does not wait for a rank that sleeps.
+        following collective does not wait for a rank that sleeps. It carries the counts.
         """
+        counts = np.empty(self.size, np.int64)
         with self.clock(phase):
             request, patience = self.comm.Ibarrier(), perf_counter() + EAGER
             while not request.Test():
                 if perf_counter() > patience:
                     sleep(NAP)
-            self.comm.Barrier()
+            self.comm.Allgather(np.array([count]), counts)
+        return counts
 
-    def _gather(self, data: np.ndarray, phase: Phase) -> list[np.ndarray]:
-        count = np.array([_words(data)])
-        counts = np.zeros(self.size, np.int64) if self.is_root else None
-        receive, pieces = None, []
+    def _gather(self, data: np.ndarray, waiting: Phase, phase: Phase) -> list[np.ndarray]:
+        counts, receive, pieces = self._meet(waiting, _words(data)), None, []
         with self.clock(phase):
-            self.comm.Gather(count, counts, ROOT)
-            if counts is not None:
+            if self.is_root:
                 layout = _layout(counts)
                 inbox = self._room("ranks", int(counts.sum()))
                 receive = [inbox, layout, MPI.UINT64_T]
                 pieces = _pieces(inbox, layout)
-            self.comm.Gatherv([data, int(count[0]), MPI.UINT64_T], receive, ROOT)
+            self.comm.Gatherv([data, int(counts[self.rank]), MPI.UINT64_T], receive, ROOT)
         return pieces
 
     def _shares(

@@ -241,6 +241,29 @@ def test_waiting_is_not_transfer(ours: Wire, naps: Naps, verb: str) -> None:
     assert naps.late == RANK or naps.now >= naps.LONG
 
 
+class Counted(MPI.Intracomm):
+    """Notes the collectives that are made on it."""
+
+    def __new__(cls, comm: MPI.Intracomm) -> "Counted":
+        found = super().__new__(cls, comm)
+        found.made = []
+        return found
+
+    def __getattribute__(self, name: str) -> object:
+        if name[0].isupper() and not name.startswith("Get_"):
+            self.made.append(name)
+        return super().__getattribute__(name)
+
+
+@on_ranks
+@pytest.mark.parametrize(("verb", "data"), [("gather", "Gatherv"), ("bcast", "Bcast")])
+def test_counts_travel_with_those_who_meet(verb: str, data: str) -> None:
+    """They take no collective of their own: small messages are as fast as those of known length."""
+    comm = Counted(COMM)
+    speak(Wire(Clock(), comm), verb)
+    assert comm.made == ["Ibarrier", "Allgather", data]
+
+
 @on_ranks
 def test_settle_takes_the_waiting_off_the_clock(ours: Wire, naps: Naps) -> None:
     """The root measures: no part of a round, neither for it nor for the others."""
