@@ -2,8 +2,9 @@
 
 Only buffers are sent, nothing is pickled. A timed barrier precedes each collective, so that waiting
 is not counted as transfer; waiting ranks leave their core to working ones. Ranks that meet tell
-each other the counts of what follows, a `v` collective; but those of a scatter are scattered. A
-`Line` has no barriers; its counts separate waiting from transfer.
+each other the counts of what follows, a `v` collective; those of a scatter are broadcast. What is
+longer than `MOST` goes in waves of that length. A `Line` has no barriers; its counts separate
+waiting from transfer.
 """
 
 import atexit
@@ -11,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from threading import current_thread, main_thread
 from time import perf_counter, sleep
@@ -38,9 +39,10 @@ NODES = "FEDMPI_NODES"
 """Environment variable for tests: a number of nodes among which the ranks are divided, in their
 order, in place of the nodes that there are. Ranks of one such node must be on one machine."""
 WORD = 8
-"""Buffers are counted in words of 8 bytes, their padding: 32-bit MPI counts then reach 16 GiB."""
+"""Buffers are counted in words of 8 bytes, their padding."""
 MOST = 1 << 30
-"""Elements in one reduction, under what 32-bit MPI counts can say."""
+"""Bytes in one collective. More go in several: most libraries count in 32 bits, and some of what
+they are made of fails beyond 2 GiB. In words of 8 bytes a `Line` reaches 16 GiB."""
 EAGER, NAP = 1e-4, 1e-4
 """Seconds of busy polling before a waiting rank sleeps, and seconds of sleep between polls."""
 
@@ -131,7 +133,8 @@ class Wire:
         if data is None:
             data = self._room("root", words)
         with self.clock(Phase.TRANSFER):
-            self.comm.Bcast([data, words, MPI.UINT64_T], ROOT)
+            for wave in _waves(np.array([words])):
+                self.comm.Bcast([wave.piece(data), MPI.UINT64_T], ROOT)
         self.got(data.nbytes)
         return data
 
@@ -151,8 +154,9 @@ class Wire:
         self._meet(Phase.WAIT)
         with self.clock(Phase.TRANSFER):
             for vector in vectors:
-                for start in range(0, len(vector), MOST):
-                    part = vector[start : start + MOST]
+                length = MOST // vector.itemsize
+                for start in range(0, len(vector), length):
+                    part = vector[start : start + length]
                     mine, all_of_it = (MPI.IN_PLACE, part) if self.is_root else (part, None)
                     self.comm.Reduce(mine, all_of_it, MPI.SUM, ROOT)
         if not self.is_root:
@@ -178,15 +182,16 @@ class Wire:
 
         The result is a view of one inbox, which the next `bcast` or `scatter` overwrites.
         """
-        count, counts, send = np.zeros(1, np.int64), None, None
+        counts = np.zeros(self.size, np.int64)
         if data is not None:
-            counts, layout = self._shares(data, lengths)
-            send = [data, layout, MPI.UINT64_T]
+            counts[:] = self._counts(data, lengths)
         self._meet(Phase.WAIT)
         with self.clock(Phase.TRANSFER):
-            self.comm.Scatter(counts, count, ROOT)
-            mine = self._room("root", int(count[0]))
-            self.comm.Scatterv(send, [mine, int(count[0]), MPI.UINT64_T], ROOT)
+            self.comm.Bcast(counts, ROOT)
+            mine = self._room("root", int(counts[self.rank]))
+            for wave in _waves(counts):
+                send = None if data is None else [wave.whole(data), wave.layout, MPI.UINT64_T]
+                self.comm.Scatterv(send, [wave.piece(mine, self.rank), MPI.UINT64_T], ROOT)
         self.got(mine.nbytes)
         return mine
 
@@ -266,20 +271,18 @@ class Wire:
         return counts
 
     def _gather(self, data: np.ndarray, waiting: Phase, phase: Phase) -> list[np.ndarray]:
-        counts, receive, pieces = self._meet(waiting, _words(data)), None, []
+        counts, pieces = self._meet(waiting, _words(data)), list[np.ndarray]()
         with self.clock(phase):
             if self.is_root:
-                layout = _layout(counts)
                 inbox = self._room("ranks", int(counts.sum()))
-                receive = [inbox, layout, MPI.UINT64_T]
-                pieces = _pieces(inbox, layout)
-            self.comm.Gatherv([data, int(counts[self.rank]), MPI.UINT64_T], receive, ROOT)
+                pieces = np.split(inbox, np.cumsum(counts)[:-1] * WORD)
+            for wave in _waves(counts):
+                receive = [wave.whole(inbox), wave.layout, MPI.UINT64_T] if self.is_root else None
+                self.comm.Gatherv([wave.piece(data, self.rank), MPI.UINT64_T], receive, ROOT)
         return pieces
 
-    def _shares(
-        self, data: np.ndarray, lengths: Sequence[int]
-    ) -> tuple[np.ndarray, tuple[list[int], list[int]]]:
-        """Returns the number of words for each rank, and their layout in `data`.
+    def _counts(self, data: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+        """Returns the number of words for each rank.
 
         Raises:
             ValueError: if the lengths are not multiples of 8 bytes, not one for each rank, or do
@@ -291,7 +294,18 @@ class Wire:
                 f"wanted words of {WORD} for {self.size} ranks, {data.nbytes} bytes together; "
                 f"found {list(lengths)}"
             )
-        counts = np.array(lengths, np.int64) // WORD
+        return np.array(lengths, np.int64) // WORD
+
+    def _shares(
+        self, data: np.ndarray, lengths: Sequence[int]
+    ) -> tuple[np.ndarray, tuple[list[int], list[int]]]:
+        """Returns the number of words for each rank, and their layout in `data`.
+
+        Raises:
+            ValueError: as `_counts`.
+            OverflowError: as `_layout`.
+        """
+        counts = self._counts(data, lengths)
         return counts, _layout(counts)
 
     def _room(self, sender: str, words: int) -> np.ndarray:
@@ -461,6 +475,49 @@ class Line:
                 if perf_counter() > patience:
                     sleep(NAP)
         self.pending.clear()
+
+
+class _Wave(NamedTuple):
+    """What one collective carries of buffers that lie one behind the other, rank by rank.
+
+    Attributes:
+        start: the first word of the whole that it carries.
+        end: the word behind the last one.
+        firsts: the first word of each rank's part of it, counted in the rank's own buffer, int64.
+        counts: words of each rank, int64.
+    """
+
+    start: int
+    end: int
+    firsts: np.ndarray
+    counts: np.ndarray
+
+    def whole(self, data: np.ndarray) -> np.ndarray:
+        """Returns its part of the whole, a view."""
+        return data[self.start * WORD : self.end * WORD]
+
+    def piece(self, data: np.ndarray, rank: int = 0) -> np.ndarray:
+        """Returns its part of one rank's buffer, a view."""
+        first, count = int(self.firsts[rank]), int(self.counts[rank])
+        return data[first * WORD : (first + count) * WORD]
+
+    @property
+    def layout(self) -> tuple[list[int], list[int]]:
+        """Counts and displacements in `whole`, in words."""
+        return self.counts.tolist(), (np.cumsum(self.counts) - self.counts).tolist()
+
+
+def _waves(counts: np.ndarray) -> Iterator[_Wave]:
+    """Cuts so many words of each rank into waves of at most `MOST` bytes; of nothing there is none.
+
+    All ranks that know the counts find the same.
+    """
+    ends, most = np.cumsum(counts), MOST // WORD
+    begins = ends - counts
+    for start in range(0, int(ends[-1]), most):
+        end = min(start + most, int(ends[-1]))
+        firsts, lasts = (np.clip(edge, start, end) for edge in (begins, ends))
+        yield _Wave(start, end, firsts - begins, lasts - firsts)
 
 
 def _words(data: np.ndarray) -> int:
