@@ -150,6 +150,19 @@ def test_a_window_grows_and_keeps_what_was_packed(nodes: int) -> None:
             assert piece.tolist() == [rank + 1] * (length * (rank + 1))
 
 
+@on_ranks
+def test_shared_memory_is_as_large_as_the_window(nodes: int) -> None:
+    """Twelve uploads of 0.3 MiB: three in a wave by the window of 1 MiB; else all of a rank's."""
+    words = ("clients=12", "rounds=1", "local_steps=1", "model.hidden=[1024]", "server=shared")
+    length = {}
+    for window in (1, 256):
+        found = run(small(*words, TREE, f"exchange.window={window}"), WORLD.Dup())
+        length[window], size = len(found.engine.wire.node.mine), 4 * found.engine.flat.size
+    assert length[1] < 2**20 + 3 * 200
+    whole = 12 // WORLD.size * size
+    assert whole < length[256] < whole + 12 * 200
+
+
 @pytest.mark.parametrize("asked", ["0", "x", "9999"])
 def test_nodes_that_cannot_be_are_refused(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(wire.NODES, asked)
