@@ -514,7 +514,7 @@ def _row(study: Study, claim: Claim, by: tuple[str, str], found: Finding) -> dic
         "source": claim.source,
         "measure": claim.name,
         "by": _by(claim, by, found.target),
-        "runs": " > ".join(map(statements.label, claim.runs)),
+        "runs": " > ".join(statements.labels(claim.runs)),
         "against": found.against or "; ".join(map(statements.label, claim.against)),
         "published": _published(claim),
         "spread": "" if claim.spread is None else _tolerance(claim, claim.spread),
@@ -626,7 +626,8 @@ def _published(claim: Claim) -> str:
     if isinstance(value, str):
         return value
     if claim.form == "order":
-        return " > ".join(_plain(one, claim.unit) for one in value)
+        both = zip(statements.labels(claim.runs), value, strict=True)
+        return " > ".join(f"{name} {_plain(one, claim.unit)}" for name, one in both)
     return _plain(value, claim.unit)
 
 
@@ -648,7 +649,7 @@ def _ours(claim: Claim, found: Finding, values: Sequence[Any]) -> str:
     if np.isnan(mean).any():
         return ""
     if claim.form == "order":
-        names = [statements.label(selector) for selector in claim.runs]
+        names = statements.labels(claim.runs)
         ranked = sorted(range(len(names)), key=lambda one: -mean[one])
         return " > ".join(f"{names[i]} {_figure(mean[i], std[i], claim.unit)}" for i in ranked)
     text = _figure(float(mean[0]), float(std[0]), claim.unit)

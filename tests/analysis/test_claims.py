@@ -461,12 +461,13 @@ def test_runs_that_ended_at_their_own_target(tmp_path: Path) -> None:
 def test_an_order(tmp_path: Path, folder: Path) -> None:
     """Means of the first two seeds, which all three have: 0.9, 0.85 and 0.6."""
     names = ("ssfl", "fedavg", "dispfl")
-    runs = f"runs = [{', '.join(f'{{ method.name = {name!r} }}' for name in names)}]\n"
+    tables = (f"{{ lr = 0.1, method.name = {name!r} }}" for name in names)
+    runs = f"runs = [{', '.join(tables)}]\n"
     measure = 'measure = "order"\naccuracy = "global"\n'
     row = one(tmp_path, folder, measure, runs, "published = [0.9, 0.86, 0.6]\nspread = 0.01\n")
     assert (row["verdict"], row["seeds"], row["n"]) == (REPRODUCED, "1 2", 2)
     assert row["ours"] == "ssfl 90.0 % > fedavg 85.0±7.1 % > dispfl 60.0 %"
-    assert row["published"] == "90 % > 86 % > 60 %"
+    assert row["published"] == "ssfl 90 % > fedavg 86 % > dispfl 60 %"
     published = "published = [0.9, 0.8, 0.6]\nspread = [0, 0.01, 0]\n"
     row = one(tmp_path, folder, measure, runs, published)
     assert (row["verdict"], row["why"]) == (
