@@ -124,6 +124,12 @@ class Wire:
         if self.nodes[rank] != self.nodes[self.rank]:
             self.down_between += length
 
+    def include(self, other: "Wire") -> None:
+        """Counts what this rank moved on another wire, such as that of the nodes' leaders, too."""
+        self.up, self.down = self.up + other.up, self.down + other.down
+        self.up_between += other.up_between
+        self.down_between += other.down_between
+
     def bcast(self, data: np.ndarray | None) -> np.ndarray:
         """Broadcasts the root's bytes, uint8 [words * 8]; other ranks pass None.
 
