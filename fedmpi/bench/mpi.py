@@ -123,7 +123,7 @@ def levels(wire: Wire) -> tuple[list[Level], int, int]:
     nodes, most = wire.publish(np.array([np.count_nonzero(sizes), sizes.max()])).tolist()
     if nodes == 1 or most == 1:
         return [Level("near" if nodes == 1 else "far", wire, wire.size)], nodes, most
-    near = Level("near", Wire(wire.clock, wire.node.comm), most)
+    near = Level("near", wire.near, most)
     return [Level("all", wire, wire.size), near, Level("far", wire.leaders, nodes)], nodes, most
 
 
