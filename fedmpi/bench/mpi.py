@@ -82,7 +82,8 @@ COLUMNS: Columns = {
         for name in PHASES
     },
 }
-COLLECTIVES = ("bcast", "gather", "near", "reduce")
+COLLECTIVES = ("meet", "bcast", "gather", "near", "reduce")
+"""`meet` is the barrier before each of the others, and `near` ranks' bytes in a node's memory."""
 SIZES = tuple(8 * 4**power for power in range(11))
 """Bytes of a rank's message: 8 to 8 MiB."""
 VECTORS = tuple(1 << power for power in (14, 16, 18, 20, 22, 24))
@@ -137,6 +138,14 @@ def works(wire: Wire, world: Wire, collective: str, size: int) -> dict[str, Work
     pieces = wire.size if root and collective in ("gather", "near") else 1
     inbox, counts = np.empty(pieces * len(words), "u8"), [len(words)] * wire.size
 
+    def our_meet() -> list[np.ndarray]:
+        wire.settle()
+        return []
+
+    def bare_meet() -> list[np.ndarray]:
+        comm.Barrier()
+        return []
+
     def our_bcast() -> list[np.ndarray]:
         return [wire.bcast(mine.view(np.uint8) if root else None)]
 
@@ -185,6 +194,7 @@ def works(wire: Wire, world: Wire, collective: str, size: int) -> dict[str, Work
         return [inbox] if root else []
 
     sides: dict[str, dict[str, Work]] = {
+        "meet": {"ours": our_meet, "bare": bare_meet},
         "bcast": {"ours": our_bcast, "bare": bare_bcast, "counted": counted_bcast},
         "gather": {"ours": our_gather, "bare": bare_gather, "counted": counted_gather},
         "near": {"ours": our_near, "bare": bare_gather},
@@ -198,7 +208,7 @@ def wanted(collective: str, size: int, ranks: int, is_root: bool) -> bytes:
     """What has to arrive on a rank."""
     if collective == "bcast":
         return np.full(size // 4, 1, "f4").tobytes()
-    if not is_root:
+    if not is_root or collective == "meet":
         return b""
     numbers = np.arange(1, ranks + 1, dtype="f4")
     return np.repeat(numbers.sum() if collective == "reduce" else numbers, size // 4).tobytes()
@@ -346,7 +356,7 @@ class Bench:
         """Means over many calls, on this rank: seconds, bytes, and seconds by phase.
 
         All ranks begin together. The seconds are those of the work, or if it is our collective,
-        which has a barrier of its own, those of the transfer.
+        which has a barrier of its own, those of the transfer, or of the barrier where it is alone.
         """
         seconds, warm = 0.0, -(-count // WARM)
         for number in range(warm + count):
@@ -361,7 +371,7 @@ class Bench:
             seconds += self.clock.elapsed() - began
         phases = self.clock.seconds
         if is_ours:
-            seconds = phases[Phase.TRANSFER]
+            seconds = phases[Phase.TRANSFER] + phases[Phase.EVALUATE]
         return np.array([seconds, wire.up + wire.down, *phases[list(PHASES.values())]]) / count
 
     def row(self, about: Row, heard: np.ndarray, count: int) -> Row:
@@ -440,7 +450,8 @@ class Plan:
     def measure(self, bench: Bench) -> Iterator[list[Row]]:
         """Yields the rows of each part, on the root; no rows elsewhere."""
         for name in self.collectives:
-            yield [row for size in self.sizes for row in bench.collective(name, size)]
+            sizes = self.sizes[:1] if name == "meet" else self.sizes
+            yield [row for size in sizes for row in bench.collective(name, size)]
         cases = product(self.sparsities, self.clients, self.positions)
         for case in cases if self.exchanges else ():
             rows = (bench.exchange(self.exchanges, size, *case) for size in self.vectors)
