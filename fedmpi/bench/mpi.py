@@ -254,7 +254,9 @@ class Bench:
                     raise AssertionError(f"{side}: a {name} of {size} bytes yields something else")
             about: Row = {"kind": "collective", "name": name, "level": level.name}
             about |= {"ranks": level.ranks, "bytes": size}
-            yield from self.sides(about, level.wire, sides, is_bare=True)
+            # What lies in a node's memory is counted by the wire to all ranks.
+            wire = self.wire if name == "near" else level.wire
+            yield from self.sides(about, wire, sides, is_bare=True)
 
     def exchange(
         self, names: tuple[str, ...], size: int, sparsity: float, clients: int, positions: str
