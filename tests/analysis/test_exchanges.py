@@ -100,7 +100,7 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     rows = pd.DataFrame(columns=["kind", "name", "side", "bytes", "sparsity", *collectives.CASE])
     rows = rows.loc[:, ~rows.columns.duplicated()].assign(level=[], ranks=[], max_us=[])
     for draw in collectives.PICTURES.values():
-        with pytest.raises(click.UsageError, match="wanted exchanges|nothing to draw"):
+        with pytest.raises(click.UsageError, match=r"wanted exchanges|nothing to draw"):
             draw(rows)
 
 
