@@ -1,4 +1,4 @@
-"""Predicted seconds of exchanges against clients, from the lines of `fedmpi bench predict --json`.
+"""Predicted seconds of exchanges against clients, from the lines of `fedmpi bench predict --out`.
 
 A panel is a number of ranks, a line an exchange at a sparsity. Lines are predicted, and so are
 small dots; a large ringed marker is measured: the same without the choice of values.
@@ -28,7 +28,7 @@ def read(path: Path) -> pd.DataFrame:
         rows = pd.DataFrame([json.loads(line) for line in lines])
         return rows.astype({"predicted_seconds": float, "measured_seconds": float, "ranks": int})
     except (OSError, ValueError, KeyError):
-        raise click.UsageError(f"{path}: wanted lines of fedmpi bench predict --json") from None
+        raise click.UsageError(f"{path}: wanted lines of fedmpi bench predict --out") from None
 
 
 @panels.STYLED
@@ -68,7 +68,7 @@ def picture(rows: pd.DataFrame) -> Figure:
 @click.argument("path", type=click.Path(path_type=Path))
 @panels.out("scaling.png")
 def main(path: Path, out: Path) -> None:
-    """Draw what fedmpi bench predict --json has printed into the file PATH."""
+    """Draw what fedmpi bench predict --out has written to the file PATH."""
     rows = read(path)
     panels.save(lambda: picture(rows), out)
     print(out)

@@ -29,8 +29,8 @@ from fedmpi.units import duration
 Row = dict[str, Any]
 CLIENTS = (10, 100, 1_000, 10_000, 100_000)
 RANKS = (2, 4, 16, 64, 256, 1024, 4096)
-BEGINS = pattern(rb'\{\s*"laws"')
-"""How a kept model begins."""
+BEGINS, ROWS = pattern(rb'\{\s*"laws"'), pattern(rb'\{"exchange"')
+"""How a kept model begins, and how a file of predictions does."""
 
 
 def place() -> Path:
@@ -198,6 +198,11 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     metavar="US MBIT",
     help="Latency in microseconds and rate in Mbit/s between nodes, in place of measured ones.",
 )
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File of the predictions: one JSON object per line, as --json prints them.",
+)
 @JSON
 def command(
     files: tuple[Path, ...],
@@ -210,6 +215,7 @@ def command(
     parameters: int,
     per_node: int | None,
     link: tuple[float, float] | None,
+    out: Path | None,
     as_json: bool,
 ) -> None:
     """Predict a round's uplink from FILES of fedmpi bench mpi, or from what was fitted before.
@@ -239,6 +245,9 @@ def command(
     rows = [row for load in loads for row in predicted(model, names, load)]
     if not rows:
         raise BadInput("no exchange among those asked for has steps to predict")
+    if out is not None:
+        with draft(out, "--out", ROWS) as file:
+            file.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
     if as_json:
         for row in rows:
             click.echo(json.dumps(row))

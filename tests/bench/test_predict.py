@@ -62,7 +62,9 @@ def test_predictions_are_those_of_the_machine(file: Path, tmp_path: Path) -> Non
         assert row["measured_seconds"] is None
         assert (row["ranks"], row["nodes"], row["per_node"]) == (64, 32, 2)
     # Without files the model that was kept is read.
-    assert printed("--model", kept, *asked) == found
+    out = tmp_path / "predicted.jsonl"
+    assert printed("--model", kept, *asked, "--out", out) == found
+    assert [json.loads(line) for line in out.read_text().splitlines()] == found
 
 
 def test_what_was_measured_stands_beside_its_prediction(file: Path, tmp_path: Path) -> None:
