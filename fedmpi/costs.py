@@ -12,12 +12,15 @@ ones of the nodes, follow each other, each with its own a and b (`near` and `far
 
 A step of work on n values of which k are kept takes c + d n + e k seconds.
 
+What an exchange takes beyond its steps, whatever their sizes, is what the exchange of the smallest
+vectors that were measured takes beyond them; it grows as ceil(log2 P).
+
 All fits minimize the sum of squared relative errors, and no parameter is negative.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import combinations, pairwise, product
 from math import ceil, inf, log2
@@ -30,7 +33,7 @@ from fedmpi.messages.counts import keep_round
 
 FORMS: dict[str, Callable[[int], int]] = {
     "once": lambda ranks: 1,
-    "log": lambda ranks: ceil(log2(ranks)),
+    "log": lambda ranks: ceil(log2(ranks)),  # none for one rank
     "each": lambda ranks: ranks - 1,
 }
 """How many messages follow each other, for two ranks or more."""
@@ -220,7 +223,8 @@ class Model:
         rates: by step of work and place: each or root.
         fits: how well each of them is known.
         about: where and with what it was measured.
-        measured: seconds of exchanges that were measured, none of which anything was fitted to.
+        measured: seconds of exchanges that were measured; nothing was fitted to them.
+    starts: by exchange, what it takes beyond its steps: seconds for each of ceil(log2 P).
     """
 
     laws: dict[str, Law] = field(default_factory=dict)
@@ -228,6 +232,7 @@ class Model:
     fits: dict[str, Fit] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
     measured: list[dict[str, Any]] = field(default_factory=list)
+    starts: dict[str, float] = field(default_factory=dict)
 
     def collective(self, name: str, near: int, far: int, size: float) -> float:
         """Seconds of a collective and its barrier on the ranks of each node, and the nodes.
@@ -262,11 +267,12 @@ class Model:
             raise BadInput(f"{key}: wanted measurements of work, found none; run bench mpi --work")
         return step.times * self.rates[key].seconds(step.size, step.kept)
 
-    def parts(self, steps: Iterable[Step]) -> dict[str, float]:
-        """Seconds by part: choose, pack, move, add."""
+    def parts(self, exchange: str, steps: Iterable[Step], ranks: int) -> dict[str, float]:
+        """Seconds of an exchange on so many ranks by part: `PARTS`."""
         found = dict.fromkeys(PARTS, 0.0)
         for step in steps:
             found[PART_OF[step.part]] += self.seconds(step)
+        found["start"] = self.starts.get(exchange, 0.0) * FORMS["log"](ranks)
         return found
 
     def text(self) -> str:
@@ -282,7 +288,8 @@ PART_OF = {
     "add dense": "add",
     "move": "move",
 }
-PARTS = ("choose", "pack", "move", "add")
+PARTS = ("choose", "pack", "move", "add", "start")
+"""Choosing values; writing and reading messages; moving them; adding; and what is left over."""
 MEANING = {"near": "within a node", "far": "between nodes"}
 ADVICE = {
     "near": "run fedmpi bench mpi on several ranks of a node",
@@ -306,12 +313,16 @@ def parsed(text: str) -> Model:
         }
         rates = {name: Rate(**rate) for name, rate in tree["rates"].items()}
         fits = {name: Fit(**fit) for name, fit in tree["fits"].items()}
-        return Model(laws, rates, fits, tree["about"], tree["measured"])
+        return Model(laws, rates, fits, tree["about"], tree["measured"], tree["starts"])
     except (AttributeError, KeyError, TypeError, ValueError):
         raise BadInput("wanted a model of costs as fedmpi bench predict --keep writes it") from None
 
 
-def fitted(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Model:
+Steps = Callable[[str], Callable[[Load], list[Step]] | None]
+"""Returns of what steps the exchange of that name consists; None if it does not say so."""
+
+
+def fitted(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], steps_of: Steps) -> Model:
     """Fits a model to rows of `bench mpi`, of one file or several.
 
     The time of a row is that of the slowest rank.
@@ -319,6 +330,7 @@ def fitted(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Model
     Args:
         rows: with its columns.
         about: what is to be known of them.
+        steps_of: the exchanges' steps.
     """
     model = Model(about=dict(about))
     ours = [row for row in rows if row["side"] == "ours"]
@@ -350,7 +362,24 @@ def fitted(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Model
             more = {"sparsity": float(row["sparsity"]), "agreed": row["positions"] == "agreed"}
             seconds = {"exchange": row["name"], "seconds": 1e-6 * float(row["max_us"])}
             model.measured.append({**seconds, **load, **more})
+    _begin(model, steps_of)
     return model
+
+
+def _begin(model: Model, steps_of: Steps) -> None:
+    """Fits `starts` to the smallest vectors, which then are no longer `measured`."""
+    least = min((row["parameters"] for row in model.measured), default=0)
+    small = [row for row in model.measured if row["parameters"] == least]
+    model.measured = [row for row in model.measured if row["parameters"] > least]
+    beyond: dict[str, list[float]] = {}
+    for row in small:
+        steps = steps_of(row["exchange"])
+        if steps is not None and row["ranks"] > 1:
+            load = Load(**{k: v for k, v in row.items() if k not in ("exchange", "seconds")})
+            known = model.parts("", steps(replace(load, ready=True)), load.ranks)
+            rest = row["seconds"] - sum(known.values())
+            beyond.setdefault(row["exchange"], []).append(rest / FORMS["log"](load.ranks))
+    model.starts = {name: max(0.0, float(np.median(some))) for name, some in beyond.items()}
 
 
 Point = tuple[float, float, float]

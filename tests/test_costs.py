@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedmpi import config, costs
+from fedmpi.bench.predict import steps_of
 from fedmpi.costs import Law, Load, Model, Rate, Step
 from fedmpi.errors import BadInput
 
@@ -126,7 +127,8 @@ def machine() -> Model:
 
 def test_a_file_of_timings_returns_the_machine_that_made_them() -> None:
     bare = {"side": "bare", "kind": "collective", "name": "bcast", "level": "near"}
-    found = costs.fitted([*rows(), {**bare, "ranks": 4, "bytes": 8, "max_us": 1e9}], {"host": "x"})
+    more = [{**bare, "ranks": 4, "bytes": 8, "max_us": 1e9}]
+    found = costs.fitted([*rows(), *more], {"host": "x"}, steps_of)
     known = machine()
     assert found.about == {"host": "x"}
     assert found.laws.keys() == known.laws.keys()
@@ -158,7 +160,25 @@ def test_nodes_follow_each_other() -> None:
 
 
 def parts(name: str, load: Load) -> dict[str, float]:
-    return machine().parts(config.module("exchange", name).steps(load))
+    """What the made-up machine takes; nothing is left over there."""
+    return machine().parts(name, config.module("exchange", name).steps(load), load.ranks)
+
+
+def test_what_an_exchange_takes_beyond_its_steps_is_that_of_the_smallest() -> None:
+    """There 12 us more than the steps on four ranks, so 6 for each doubling; a larger is kept."""
+    found = list(rows())
+    for parameters, more in ((1 << 10, 12e-6), (1 << 14, 1.0)):
+        load = Load(6, 4, 2, parameters, 0.9, ready=True)
+        row = {"kind": "exchange", "name": "star", "side": "ours", "clients": 2, "ranks": 4}
+        row |= {"level": "all", "per_node": 2, "bytes": 4 * parameters}
+        row |= {"sparsity": 0.9, "positions": "own"}
+        found.append(row | {"max_us": 1e6 * (more + sum(parts("star", load).values()))})
+    model = costs.fitted(found, {}, steps_of)
+    assert model.starts == {"star": pytest.approx(6e-6, rel=1e-2)}
+    assert [row["parameters"] for row in model.measured] == [1 << 14]
+    assert model.parts("star", [], 4096)["start"] == pytest.approx(12 * 6e-6, rel=1e-2)
+    assert model.parts("star", [], 1)["start"] == 0
+    assert costs.parsed(model.text()).starts == model.starts
 
 
 @pytest.mark.parametrize("agreed", [False, True])
@@ -177,12 +197,14 @@ def test_exchanges_take_what_their_steps_take(agreed: bool) -> None:
     moved = meet + 3e-6 + 7 * sent * 1e-10 + 2e-5 + 3 * 8 * sent * 1e-9
     assert star == pytest.approx(
         {"choose": chosen["choose"], "pack": chosen["pack"] + 62 * rate["read"],
-         "move": moved, "add": 62 * rate["add"]}
+         "move": moved, "add": 62 * rate["add"], "start": 0.0}
     )  # fmt: skip
     reduced = parts("reduce", load)
     both = sum(meet + 3e-6 + 3 * m * 1e-10 + 2e-5 + 2 * m * 1e-9
                for m in (4 * (k if agreed else n), 8))  # fmt: skip
-    assert reduced == pytest.approx(chosen | {"move": both, "add": mine * rate["add"]})
+    assert reduced == pytest.approx(
+        chosen | {"move": both, "add": mine * rate["add"], "start": 0.0}
+    )
 
     tree = parts("tree", load)
     here = 16

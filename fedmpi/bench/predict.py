@@ -2,11 +2,11 @@
 
 A model of costs (`fedmpi.costs`) is fitted to the files of `fedmpi bench mpi`, and kept. How well
 it fits, and how well it predicts what it was not fitted to, comes first: sizes that were left out,
-and exchanges, which nothing is fitted to. Nothing is measured here.
+and exchanges of larger vectors than it knows. Nothing is measured here.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from math import inf
@@ -20,7 +20,7 @@ import numpy as np
 from fedmpi import config, costs
 from fedmpi.bench import JSON, exchange
 from fedmpi.bench.mpi import TABLE
-from fedmpi.costs import GOOD, PARTS, Law, Load, Model
+from fedmpi.costs import GOOD, PARTS, Law, Load, Model, Step
 from fedmpi.draft import draft
 from fedmpi.errors import BadInput, told
 from fedmpi.results import record
@@ -55,7 +55,15 @@ def read(files: Sequence[Path]) -> Model:
             named = zip(table.dtype.names or (), values, strict=True)
             rows.append({k: v.decode() if isinstance(v, bytes) else v for k, v in named})
     about["per_node"] = max((int(row["per_node"]) for row in rows), default=1)
-    return costs.fitted(rows, about)
+    return costs.fitted(rows, about, steps_of)
+
+
+def steps_of(name: str) -> Callable[[Load], list[Step]] | None:
+    """Of what steps an exchange consists; None if its module does not say so."""
+    found: Callable[[Load], list[Step]] | None = getattr(
+        config.module("exchange", name), "steps", None
+    )
+    return found
 
 
 def keep(model: Model, path: Path) -> None:
@@ -86,10 +94,10 @@ def predicted(model: Model, names: Sequence[str], load: Load) -> list[Row]:
     """
     found = []
     for name in names:
-        steps = getattr(config.module("exchange", name), "steps", None)
+        steps = steps_of(name)
         if steps is None:
             continue
-        parts = model.parts(steps(load))
+        parts = model.parts(name, steps(load), load.ranks)
         row: Row = {"exchange": name, **asdict(load), "nodes": load.nodes}
         del row["ready"]
         row |= {f"predicted_{part}_seconds": parts[part] for part in PARTS}
@@ -129,7 +137,7 @@ def report(model: Model) -> Iterator[str]:
     for name, some in errors(model).items():
         size = np.abs(some)
         yield (
-            f"{name}, {len(some)} measured exchanges, not fitted to: median error "
+            f"{name}, {len(some)} measured exchanges, larger than fitted to: median error "
             f"{np.median(size):.0%}, worst {size.max():.0%}, {np.mean(size <= GOOD):.0%} within "
             f"{GOOD:.0%}"
         )

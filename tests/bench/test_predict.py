@@ -23,14 +23,17 @@ PREDICTED = [
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """What `bench mpi` would have written on a made-up machine, which has measured two exchanges:
-    one takes twice what its steps take, and one as much.
+    one takes twice what its steps take, and one as much. The smallest take what steps do.
     """
     found = list(rows())
-    for name, times in (("star", 2.0), ("reduce", 1.0)):
-        load = Load(6, 4, 2, 1 << 12, 0.9)
+    for name, times, bytes_ in (
+        *(("star", 1.0, 1 << 12), ("reduce", 1.0, 1 << 12)),
+        *(("star", 2.0, 1 << 14), ("reduce", 1.0, 1 << 14)),
+    ):
+        load = Load(6, 4, 2, bytes_ // 4, 0.9)
         seconds = sum(parts(name, load).values()) - parts(name, load)["choose"]
         row = {"kind": "exchange", "name": name, "side": "ours", "level": "all", "clients": 2}
-        row |= {"ranks": 4, "bytes": 1 << 14, "sparsity": 0.9, "positions": "own"}
+        row |= {"ranks": 4, "bytes": bytes_, "sparsity": 0.9, "positions": "own"}
         found.append(row | {"max_us": 1e6 * times * seconds})
     empty = {name: "" if form[0] == "S" else 0 for name, (form, _) in mpi.COLUMNS.items()}
     table = mpi.table([{**empty, "per_node": 2, **row} for row in found])
@@ -81,8 +84,13 @@ def test_what_was_measured_stands_beside_its_prediction(file: Path, tmp_path: Pa
 
 def test_it_is_said_how_well_exchanges_are_predicted(file: Path, tmp_path: Path) -> None:
     said = call(file, "--model", tmp_path / "m.json", "--clients", 10, "--ranks", 4)
-    assert "star, 1 measured exchanges, not fitted to: median error 50%, worst 50%, 0%" in said
-    assert "reduce, 1 measured exchanges, not fitted to: median error 0%, worst 0%, 100%" in said
+    assert (
+        "star, 1 measured exchanges, larger than fitted to: median error 50%, worst 50%, 0%" in said
+    )
+    assert (
+        "reduce, 1 measured exchanges, larger than fitted to: median error 0%, worst 0%, 100%"
+        in said
+    )
     lines = {line.split()[0] + " " + line.split()[1]: line for line in said.splitlines() if line}
     assert lines["gather near"].split()[2:] == ["11", "0%", "0%", "0%", "100%"]
     assert "All predicted" in said
