@@ -335,12 +335,7 @@ def fitted(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], steps_of
     model = Model(about=dict(about))
     ours = [row for row in rows if row["side"] == "ours"]
     for name, level in product(USUAL, LEVELS):
-        some = [
-            (int(row["ranks"]), float(row["bytes"]), 1e-6 * float(row["max_us"]))
-            for row in ours
-            if (row["kind"], row["name"], row["level"]) == ("collective", name, level)
-            and row["ranks"] > 1
-        ]
+        some = _points(ours, name, level)
         if some:
             model.laws[f"{name} {level}"] = law(some, name)
             model.fits[f"{name} {level}"] = assess(some, partial(law, name=name))
@@ -364,6 +359,26 @@ def fitted(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], steps_of
             model.measured.append({**seconds, **load, **more})
     _begin(model, steps_of)
     return model
+
+
+def held(model: Model, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Relative errors of the laws, as absolute values, at rows that they were not fitted to."""
+    found = {}
+    for key, known in model.laws.items():
+        points = _points(rows, *key.split())
+        if points:
+            found[key] = _errors(known, points)
+    return found
+
+
+def _points(rows: Sequence[Mapping[str, Any]], name: str, level: str) -> list["Point"]:
+    """Ranks, bytes and seconds of our collective of that name on a level."""
+    wanted = ("collective", name, level, "ours")
+    return [
+        (int(row["ranks"]), float(row["bytes"]), 1e-6 * float(row["max_us"]))
+        for row in rows
+        if (row["kind"], row["name"], row["level"], row["side"]) == wanted and row["ranks"] > 1
+    ]
 
 
 def _begin(model: Model, steps_of: Steps) -> None:

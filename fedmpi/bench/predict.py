@@ -40,8 +40,8 @@ def place() -> Path:
     return user_data_path("fedmpi") / "costs.json"
 
 
-def read(files: Sequence[Path]) -> Model:
-    """Fits a model to files of `bench mpi`.
+def read(files: Sequence[Path]) -> tuple[list[Row], Row]:
+    """Returns the rows of files of `bench mpi`, and what is to be known of them.
 
     Raises:
         RecordError: if one of them is none.
@@ -55,7 +55,16 @@ def read(files: Sequence[Path]) -> Model:
             named = zip(table.dtype.names or (), values, strict=True)
             rows.append({k: v.decode() if isinstance(v, bytes) else v for k, v in named})
     about["per_node"] = max((int(row["per_node"]) for row in rows), default=1)
-    return costs.fitted(rows, about, steps_of)
+    return rows, about
+
+
+def fitted(files: Sequence[Path]) -> Model:
+    """Fits a model to files of `bench mpi`.
+
+    Raises:
+        RecordError: if one of them is none.
+    """
+    return costs.fitted(*read(files), steps_of)
 
 
 def steps_of(name: str) -> Callable[[Load], list[Step]] | None:
@@ -126,8 +135,13 @@ def errors(model: Model) -> dict[str, list[float]]:
     return found
 
 
-def report(model: Model) -> Iterator[str]:
-    """Lines on how well a model fits, and predicts what it was not fitted to."""
+def report(model: Model, others: Sequence[Path]) -> Iterator[str]:
+    """Lines on how well a model fits, and predicts what it was not fitted to.
+
+    Args:
+        model: the model.
+        others: files of `bench mpi` that it was not fitted to.
+    """
     yield f"{'fitted':<16}{'points':>7}{'residual':>10}{'worst':>8}{'left out':>10}{'good':>7}"
     for name, fit in model.fits.items():
         figures = f"{fit.residual:10.0%}{fit.worst:8.0%}{fit.held:10.0%}{fit.good:7.0%}"
@@ -135,12 +149,20 @@ def report(model: Model) -> Iterator[str]:
     yield "residual: median relative error. left out: the same at sizes that were left out, every"
     yield f"third in turns. good: share of these within {GOOD:.0%}."
     for name, some in errors(model).items():
-        size = np.abs(some)
-        yield (
-            f"{name}, {len(some)} measured exchanges, larger than fitted to: median error "
-            f"{np.median(size):.0%}, worst {size.max():.0%}, {np.mean(size <= GOOD):.0%} within "
-            f"{GOOD:.0%}"
-        )
+        about = f"{name}, {len(some)} measured exchanges, larger than fitted to"
+        yield f"{about}: {_figures(some)}"
+    if others:
+        found = costs.held(model, read(others)[0])
+        found |= errors(replace(model, measured=fitted(others).measured))
+        for name, some in found.items():
+            yield f"{name}, {len(some)} of other files: {_figures(some)}"
+
+
+def _figures(errors: Sequence[float]) -> str:
+    """What relative errors come to."""
+    size = np.abs(errors)
+    within = f"{np.mean(size <= GOOD):.0%} within {GOOD:.0%}"
+    return f"median error {np.median(size):.0%}, worst {size.max():.0%}, {within}"
 
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -207,6 +229,14 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     help="Latency in microseconds and rate in Mbit/s between nodes, in place of measured ones.",
 )
 @click.option(
+    "--against",
+    "others",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="File of fedmpi bench mpi that the model is held to, and not fitted to, such as one of "
+    "another number of ranks. Can be repeated.",
+)
+@click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     help="File of the predictions: one JSON object per line, as --json prints them.",
@@ -223,6 +253,7 @@ def command(
     parameters: int,
     per_node: int | None,
     link: tuple[float, float] | None,
+    others: tuple[Path, ...],
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -232,7 +263,7 @@ def command(
     """
     path = path or place()
     if files:
-        model = read(files)
+        model = fitted(files)
         keep(model, path)
     else:
         with told(path, "give files of fedmpi bench mpi"):
@@ -260,5 +291,5 @@ def command(
         for row in rows:
             click.echo(json.dumps(row))
         return
-    for line in (*report(model), "", *lines(rows)):
+    for line in (*report(model, others), "", *lines(rows)):
         click.echo(line)

@@ -96,6 +96,22 @@ def test_it_is_said_how_well_exchanges_are_predicted(file: Path, tmp_path: Path)
     assert "All predicted" in said
 
 
+def test_a_model_is_held_to_other_files(file: Path, tmp_path: Path) -> None:
+    """On 16 ranks of a machine that takes half of what four ranks had let expect for a gather."""
+    empty = {name: "" if form[0] == "S" else 0 for name, (form, _) in mpi.COLUMNS.items()}
+    gather, found = machine().laws["gather near"], []
+    for size in (8, 1 << 20):
+        row = {"kind": "collective", "name": "gather", "side": "ours", "level": "near"}
+        row |= {"ranks": 16, "bytes": size, "max_us": 0.5e6 * gather.seconds(16, size)}
+        found.append({**empty, **row})
+    other = tmp_path / "other.h5"
+    record.save_rows(other, mpi.TABLE, mpi.table(found), mpi.COLUMNS, {})
+    words = (file, "--model", tmp_path / "m.json", "--clients", 10, "--ranks", 4)
+    said = call(*words, "--against", other)
+    assert "gather near, 2 of other files: median error 100%, worst 100%, 0% within 20%" in said
+    assert "of other files" not in call(*words)
+
+
 def test_the_fastest_is_marked() -> None:
     load = {"clients": 2, "ranks": 2, "nodes": 1, "sparsity": 0.9, "agreed": False}
     both = [{"exchange": name, **load, "predicted_seconds": s} for name, s in (("a", 2), ("b", 1))]
