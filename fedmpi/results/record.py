@@ -25,6 +25,8 @@ import h5py
 import numpy as np
 
 from fedmpi import config
+from fedmpi import draft as draft_of
+from fedmpi.draft import draft
 from fedmpi.errors import BadInput, Failure, number, sentence, told
 from fedmpi.results import lease, tables
 from fedmpi.results.lease import INSTEAD, Lease
@@ -39,7 +41,9 @@ FINISHED = (DONE, DIVERGED)
 SUFFIXES = (".h5", ".hdf5")
 """Ends of the names of results, in upper or lower case."""
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-"""The first bytes of an HDF5 file."""
+"""The first bytes of an HDF5 file,"""
+BEGINS = re.compile(re.escape(SIGNATURE))
+"""as `draft` wants them."""
 METADATA, CHUNK = 1 << 16, 1024
 """Bytes for metadata, and rows of a table in one chunk: few chunks need little metadata."""
 MARGIN = 3 * METADATA
@@ -248,6 +252,68 @@ class Record:
             os.dup2(memory, self._handle, inheritable=False)
             os.close(memory)
             self.file.close()
+
+
+def save_rows(
+    path: Path,
+    name: str,
+    rows: np.ndarray,
+    columns: tables.Columns,
+    about: Mapping[str, Any],
+) -> None:
+    """Writes one table as a file of its own, which is no run's result; replaces such a file.
+
+    Args:
+        path: the file; its folder is made.
+        name: of the table.
+        rows: the table.
+        columns: for each column its dtype and meaning.
+        about: attributes of the root.
+
+    Raises:
+        BadInput: if it cannot be written, or if another kind of file is there.
+    """
+    _check_rows(path, name)
+    with draft(path, "--out", BEGINS) as file, h5py.File(file, "w") as written:
+        for key, value in about.items():
+            written.attrs[key] = storable(value)
+        written.create_dataset(name, data=rows)
+        meanings = {column: text for column, (_, text) in columns.items()}
+        written[name].attrs["columns"] = json.dumps(meanings)
+
+
+def try_rows(path: Path, name: str) -> None:
+    """Makes sure, before long work, that `save_rows` can write a file.
+
+    Raises:
+        BadInput: if it cannot.
+    """
+    _check_rows(path, name)
+    draft_of.try_out(path, "--out", BEGINS)
+
+
+def load_rows(path: Path, name: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Returns the attributes and the table of a file that `save_rows` wrote.
+
+    Raises:
+        RecordError: if the file is missing, damaged, or of another kind.
+    """
+    with told(path, kind=RecordError):
+        path.stat()
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return dict(file.attrs), file[name][:]
+    except DAMAGE:
+        raise Damaged(f"{path}: wanted a file (HDF5) with the table {name}") from None
+
+
+def _check_rows(path: Path, name: str) -> None:
+    """Refuses to replace a file that holds no such table, such as a run's result."""
+    if path.is_file() and path.stat().st_size:
+        with suppress(Damaged):
+            load_rows(path, name)
+            return
+        raise BadInput(f"{path}: holds something else, and is not replaced; {INSTEAD}")
 
 
 def storable(value: Any) -> str | int | float:

@@ -34,6 +34,7 @@ LAW = {
     "config": (1, "pydantic"),
     "words": (2, ""),
     "loading": (3, "pydantic"),
+    "costs": (3, "numpy"),
     "messages": (2, "mpi4py numba numpy platformdirs torch zstandard"),
     "partitions": (2, "numpy pydantic"),
     "networks": (4, "numpy torch"),
@@ -49,7 +50,7 @@ LAW = {
     "engine": (9, "numpy torch"),
     "runs": (10, "numpy rich"),
     "terminal": (11, "h5py matplotlib numpy rich torch"),
-    "bench": (11, "click numpy torch"),
+    "bench": (11, "click numpy platformdirs torch"),
     "__main__": (12, "click"),
 }
 
