@@ -423,6 +423,46 @@ def show(path: Path) -> None:
 
 
 @main.command()
+@click.argument("file", type=Place(path_type=Path))
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@alone("evaluate")
+def evaluate(file: Path, words: tuple[str, ...]) -> None:
+    """Measure the model of the result FILE again, on the test set and on the clients' shards.
+
+    Without KEY=VALUE the accuracies are those that the run recorded. KEY=VALUE changes a setting,
+    such as skew.noise=0.1, or data.root=FOLDER on another machine; the network must stay as it is.
+    """
+    from fedmpi.terminal.measured import show_measured
+
+    show_measured(file, words)
+
+
+@main.group()
+def export() -> None:
+    """Write what a result holds in other formats."""
+
+
+@export.command("model")
+@click.argument("file", type=Place(path_type=Path))
+@click.option(
+    "--to",
+    type=Place(path_type=Path, dir_okay=False),
+    required=True,
+    help="File of the model: .safetensors, or .pt for torch.load.",
+)
+@click.option("--client", type=click.IntRange(min=0), help="The model of this client.")
+@mends
+def export_model(file: Path, to: Path, client: int | None) -> None:
+    """Write the model of the result FILE into a file of its own.
+
+    Tensors are named as in the network. Without --client it is the server's model.
+    """
+    from fedmpi.results import kept
+
+    print(f"{to}: {kept.export(file, to, client)} tensors")
+
+
+@main.command()
 @click.argument(
     "check", required=False, type=click.Choice(["packages", "mpi", "torch", "hdf5", "data"])
 )

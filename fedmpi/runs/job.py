@@ -26,6 +26,7 @@ from fedmpi.results import record, tables
 from fedmpi.results.lease import Held, Lease
 from fedmpi.results.record import Record
 from fedmpi.runs import earlier, launch, memory
+from fedmpi.runs.keeping import Keeper
 from fedmpi.runs.sweep import ELSEWHERE, Sweep, account
 from fedmpi.training import hardware
 from fedmpi.units import amount, duration
@@ -210,16 +211,18 @@ class Job:
             if contents := settings.contents():
                 about["files_sha256"] = json.dumps(contents)
             file = Record(held, settings.tree(), settings.identity(), about, tables.TABLES)
+        keeper = Keeper(engine)
         try:
             with progress(settings.rounds, self.wire.is_root) as show:
                 for outcome in engine.rounds(self.wire, self.clock):
                     if outcome is None or file is None:
                         continue
-                    file.append(outcome.tables)
+                    keeper.after(engine.last, file.append(outcome.tables))
                     show(outcome.tables["rounds"][0])
                     ended = outcome.ends or "rounds"
                     if not outcome.finite:
                         status = record.DIVERGED
+                kept = keeper.gather()
                 final = engine.final()
                 if file is not None and final:
                     file.append(final)
@@ -228,8 +231,14 @@ class Job:
                 file.fail()
             raise
         if file is not None:
-            why = {"ended": ended} if status == record.DONE else {}
-            file.close(status, {"model_sha256": engine.model_sha256(), **why})
+            about, groups = {"model_sha256": engine.model_sha256()}, None
+            if status == record.DONE:
+                about["ended"] = ended
+                if keeper.left:
+                    say(f"{file.path}: {keeper.left}")
+                if kept is not None:
+                    about["kept_round"], groups = kept.round, kept.groups
+            file.close(status, about, groups)
         return status
 
     @contextmanager

@@ -75,7 +75,10 @@ def spoilt(content: bytes, settings: bytes, dice: random.Random) -> bytes:
     if kind == "settings":
         begin, end = content.index(settings), content.index(settings) + len(settings)
     else:
-        begin, end = 0, {"head": 2000, "metadata": 1 << 16, "anywhere": len(found)}[kind]
+        begin, end = (
+            0,
+            {"head": 2000, "metadata": min(1 << 16, len(found)), "anywhere": len(found)}[kind],
+        )
     for _ in range(dice.choice([1, 2, 8, 64])):
         found[dice.randrange(begin, end)] = dice.randrange(256)
     return bytes(found)
