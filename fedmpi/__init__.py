@@ -123,14 +123,14 @@ that says which others it may import, and checks it.
  runs/
     job            runs the ranks, records         sweep          one file, many runs
     launch         finds and starts mpiexec        memory         memory of the process
-    earlier        whether a run is there already  keeping        which models a run keeps
+    earlier        whether a run is there already  trained        which models a run keeps
     measure        a kept model, measured again
  terminal/
     show           one result                      folder         all results of a folder
     style          tables and colours              letters        what an output's encoding lacks
     catalogue      lists of modules and settings   survey         statistics of a partition
     picture        a partition as a picture        doctor         checks of the machine
-    measured       accuracies of a kept model
+    measured       accuracies of a kept model      watch          runs as they go on
 """
 
 import os

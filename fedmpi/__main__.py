@@ -423,6 +423,29 @@ def show(path: Path) -> None:
 
 
 @main.command()
+@click.argument("paths", nargs=-1, required=True, type=Place(path_type=Path))
+@click.option("--once", is_flag=True, help="Print all runs once, for a log.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+@mends
+def watch(paths: tuple[Path, ...], once: bool, every: float) -> None:
+    """Follow the runs in PATHS, results or folders, from another terminal or the login node.
+
+    A line for each run: state, rounds, accuracy with its course, bytes, the time of a round and
+    what is left. Runs under way come first. Files that have not changed are not read again. Ctrl-C
+    ends it, and no run.
+    """
+    from fedmpi.terminal.watch import watch
+
+    watch(paths, every, once)
+
+
+@main.command()
 @click.argument("file", type=Place(path_type=Path))
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @alone("evaluate")

@@ -12,7 +12,14 @@ from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from fedmpi import loading, provenance
 from fedmpi.clients import heterogeneity
@@ -26,8 +33,8 @@ from fedmpi.results import record, tables
 from fedmpi.results.lease import Held, Lease
 from fedmpi.results.record import Record
 from fedmpi.runs import earlier, launch, memory
-from fedmpi.runs.keeping import Keeper
 from fedmpi.runs.sweep import ELSEWHERE, Sweep, account
+from fedmpi.runs.trained import Trained
 from fedmpi.training import hardware
 from fedmpi.units import amount, duration
 
@@ -211,18 +218,18 @@ class Job:
             if contents := settings.contents():
                 about["files_sha256"] = json.dumps(contents)
             file = Record(held, settings.tree(), settings.identity(), about, tables.TABLES)
-        keeper = Keeper(engine)
+        models = Trained(engine)
         try:
             with progress(settings.rounds, self.wire.is_root) as show:
                 for outcome in engine.rounds(self.wire, self.clock):
                     if outcome is None or file is None:
                         continue
-                    keeper.after(engine.last, file.append(outcome.tables))
+                    models.after(engine.last, file.append(outcome.tables))
                     show(outcome.tables["rounds"][0])
                     ended = outcome.ends or "rounds"
                     if not outcome.finite:
                         status = record.DIVERGED
-                kept = keeper.gather()
+                kept = models.gather()
                 final = engine.final()
                 if file is not None and final:
                     file.append(final)
@@ -234,8 +241,8 @@ class Job:
             about, groups = {"model_sha256": engine.model_sha256()}, None
             if status == record.DONE:
                 about["ended"] = ended
-                if keeper.left:
-                    say(f"{file.path}: {keeper.left}")
+                if models.left:
+                    say(f"{file.path}: {models.left}")
                 if kept is not None:
                     about["kept_round"], groups = kept.round, kept.groups
             file.close(status, about, groups)
@@ -270,7 +277,8 @@ def progress(rounds: int, is_root: bool) -> Iterator[Callable[[np.void], None]]:
     if not is_root:
         yield lambda row: None
     elif os.environ.get(launch.PROGRESS, str(int(sys.stderr.isatty()))) == "1":
-        columns = (MofNCompleteColumn(), BarColumn(16), TextColumn("{task.description}"))
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (MofNCompleteColumn(), BarColumn(16), *times, TextColumn("{task.description}"))
         # Forced, because the launcher stands between this process and the terminal.
         with Progress(*columns, console=Console(stderr=True, force_terminal=True)) as bars:
             task = bars.add_task("", total=rounds)

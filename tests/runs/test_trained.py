@@ -11,9 +11,9 @@ from mpi4py import MPI
 
 from fedmpi.engine import Engine
 from fedmpi.results.kept import Kept
-from fedmpi.runs import keeping, launch
+from fedmpi.runs import launch, trained
 from fedmpi.runs.job import Job
-from fedmpi.runs.keeping import Keeper
+from fedmpi.runs.trained import Trained
 from tests.small import Run, refusal, run, small
 
 WORLD = MPI.COMM_WORLD
@@ -33,7 +33,7 @@ MEMBERS = {
 def gathered(settings: object, comm: MPI.Intracomm) -> tuple[Run, Kept | None]:
     """A run on the ranks of a communicator, and what is kept of it."""
     found = run(settings, comm)  # type: ignore[arg-type]
-    return found, Keeper(found.engine).gather()
+    return found, Trained(found.engine).gather()
 
 
 @pytest.mark.parallel([1, 2, 3])
@@ -44,7 +44,7 @@ def test_every_rank_gives_what_its_clients_have(
     """In turns of one client, too: the same as on one rank alone."""
     settings = small(*MEMBERS[member])
     _, wanted = gathered(settings, MPI.COMM_SELF)
-    monkeypatch.setattr(keeping, "TURN", 1)
+    monkeypatch.setattr(trained, "TURN", 1)
     _, found = gathered(settings, WORLD)
     if WORLD.rank:
         assert found is None

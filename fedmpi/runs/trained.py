@@ -14,7 +14,7 @@ TURN = 1 << 26
 """Bytes of a rank's clients that are gathered at once."""
 
 
-class Keeper:
+class Trained:
     """Keeps the global model of a run, and what its clients have of their own.
 
     All ranks know from the settings what is kept, so that they gather it together.
