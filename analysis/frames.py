@@ -289,6 +289,8 @@ def _words(error: Exception) -> str:
     # HDF5 names the number of what the system refused in its text.
     named = re.search(r"errno = (\d+)", str(error))
     number = getattr(error, "errno", None) or (int(named[1]) if named else None)
+    if "unable to lock file" in str(error):
+        return "HDF5 could not lock it; set HDF5_USE_FILE_LOCKING=FALSE"
     if number is not None:
         return os.strerror(number).lower()
     if isinstance(error, KeyError) and (lacking := re.search(r"'([^' ]+)'", str(error))):
