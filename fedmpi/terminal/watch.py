@@ -203,7 +203,7 @@ def _seen(file: Any) -> Seen:
     settings = record.parsed(about, "settings")
     regular = rounds[rounds["round"] >= 0]
     measured = (regular[name][np.isfinite(regular[name])] for name in ACCURACIES)
-    accuracies = next((values.tolist() for values in measured if len(values)), [])
+    accuracies: list[float] = next((values.tolist() for values in measured if len(values)), [])
     last = regular[-LAST:]
     seconds = float("nan")
     if len(last):
