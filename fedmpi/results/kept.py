@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import nn
@@ -97,7 +96,7 @@ def read(path: Path) -> Kept:
         RecordError: if the file is missing, damaged or no result, or keeps no model.
     """
 
-    def found(file: h5py.File) -> Kept | None:
+    def found(file: Any) -> Kept | None:
         if MODEL not in file:
             return None
         model, mask, own = (
@@ -148,7 +147,7 @@ def module(path: Path, client: int | None = None) -> nn.Sequential:
         if isinstance(error, RecordError):
             raise RecordError(f"{path}: {error}") from None
         raise record.damaged(path, error) from None
-    return network.eval()
+    return network.train(False)
 
 
 def export(path: Path, to: Path, client: int | None = None) -> int:
