@@ -48,7 +48,7 @@ NEEDED = ("round", "warmup", *ACCURACIES, "up", "down", "seconds")
 RESULTS = {
     "path": "the file",
     "identity": "hash of the settings",
-    "status": "done; diverged, failed or running: unfinished",
+    "status": "done; diverged, failed, stopped or running: unfinished",
     "started": "ISO 8601",
     "finished": "ISO 8601",
     "rounds_done": "communication rounds in the file, without the agreement before the first",

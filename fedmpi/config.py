@@ -557,6 +557,20 @@ class State(Table):
     itself be in memory."""
 
 
+class Checkpoint(Table):
+    """When all that a run needs to go on is written beside its result."""
+
+    every: Annotated[int, MACHINE] = Field(0, ge=0, le=MOST)
+    """A checkpoint is written after every so many rounds. 0 writes none, except after a signal
+    (SIGTERM or SIGUSR1)."""
+    seconds: Annotated[int, MACHINE] = Field(0, ge=0, le=MOST)
+    """A checkpoint is written after the first round that ends so many seconds after the last one. 0
+    writes none by time."""
+    code: Annotated[Literal["same", "any"], MACHINE] = "same"
+    """Whether a run goes on from a checkpoint if the source code of its method, model or data set
+    has changed since. same: no, it is an error. any: yes."""
+
+
 class Fixed(Table):
     """A link with fixed rates. The defaults are round numbers of our own."""
 
@@ -852,6 +866,7 @@ class Settings(Table):
     codec: Codec = Codec()
     evaluate: Evaluate = Evaluate()
     state: State = State()
+    checkpoint: Checkpoint = Checkpoint()
     devices: Devices = Devices()
 
     _paper: str | None = PrivateAttr(None)

@@ -176,6 +176,7 @@ class Server(fedavg.Server):
         for client, both in self.fresh.items():
             self.models[client] = both
         self.fresh.clear()
+        self.sum.clear()
 
 
 class Clients(fedavg.Clients):

@@ -21,6 +21,7 @@ from fedmpi.messages.ledger import Ledger
 from fedmpi.messages.wire import ROOT, Wire
 from fedmpi.networks import pruning
 from fedmpi.results import tables
+from fedmpi.results.keeper import Keeper
 from fedmpi.training.evaluate import Evaluation, Verdict, mean
 from fedmpi.training.probe import Overlap
 from fedmpi.training.theory import OF_CLIENTS, Terms
@@ -76,6 +77,14 @@ class Observer:
         self.total, self.is_reached = [0, 0], False
         self.prunable = select.positions(trainer.flat.prunable()).to(trainer.device)
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What decides whether the run ends, by name: bytes up and down, and the target."""
+        return {"total": np.array(self.total), "is_reached": np.array(self.is_reached)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes the state of another observer."""
+        self.total, self.is_reached = state["total"].tolist(), bool(state["is_reached"])
+
     def outcome(
         self,
         t: int,
@@ -88,6 +97,7 @@ class Observer:
         figures: Mapping[str, float],
         overlaps: Sequence[Overlap],
         seconds: float,
+        keeper: Keeper,
         wire: Wire,
         clock: Clock,
     ) -> Outcome | None:
@@ -104,15 +114,17 @@ class Observer:
             figures: numbers about its model (see `Server.figures`).
             overlaps: how far masks of an agreement overlap (see `Server.overlaps`).
             seconds: seconds of the round, on the clock.
+            keeper: hears which ranks were signalled.
             wire: connection to the other ranks.
             clock: clock of this rank.
         """
         method = self.settings.method
         reports = wire.report(self._report(t, waves, burdens, wire.rank))
-        moved = wire.report(np.array([wire.up, wire.down]))
+        moved = wire.report(np.array([wire.up, wire.down, keeper.is_signalled()]))
         spent = wire.report(clock.seconds)
         if w is None:
             return None
+        keeper.hear(np.array(moved)[:, 2])
         report = np.sort(np.concatenate(reports), order="client")
         clients = self._client_rows(t, waves, report, verdict)
         for name, found in noted.items():
@@ -300,5 +312,5 @@ def _phase_rows(t: int, spent: Sequence[np.ndarray]) -> np.ndarray:
 def _rank_rows(t: int, moved: Sequence[np.ndarray]) -> np.ndarray:
     rows = tables.empty(tables.RANKS, len(moved))
     rows["round"], rows["rank"] = t, range(len(moved))
-    rows["up"], rows["down"] = np.array(moved).T
+    rows["up"], rows["down"] = np.array(moved)[:, :2].T
     return rows

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import sleep
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import h5py
@@ -44,7 +45,7 @@ LIBRARY = ("v110", "v110")
 """Versions of HDF5 that a finished file wants: 1.10 needs a third less room for small tables."""
 SLAB = 1 << 16
 """Rows of a table in one compressed chunk, at most."""
-RUNNING, DONE, FAILED, DIVERGED = "running", "done", "failed", "diverged"
+RUNNING, DONE, FAILED, DIVERGED, STOPPED = "running", "done", "failed", "diverged", "stopped"
 FINISHED = (DONE, DIVERGED)
 """Statuses of runs that are not run again, because the result would be the same."""
 SUFFIXES = (".h5", ".hdf5")
@@ -79,6 +80,10 @@ class Record:
         identity: the run's (see `config.identity`).
         about: more root attributes: provenance.
         columns: for each table its columns: name -> (dtype, meaning).
+        rows: of each table, what an earlier job has recorded and this one goes on from.
+
+    Attributes:
+        status: as it stands in the file.
 
     Raises:
         Failure: if the system does not let it write. The former file, if any, is still there.
@@ -91,8 +96,10 @@ class Record:
         identity: str,
         about: Mapping[str, Any],
         columns: Mapping[str, Mapping[str, tuple[str, str]]],
+        rows: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> None:
         self.held, self.path, self.best, self.is_broken = held, held.path, -np.inf, False
+        self.status = RUNNING
         self.tables: dict[str, h5py.Dataset] = {}
         attributes = {
             **{"format": FORMAT, "status": RUNNING, "started": _now()},
@@ -116,6 +123,8 @@ class Record:
                 self._describe(attributes)
                 for table, meaning in columns.items():
                     self._add(table, meaning)
+                if rows:
+                    self._extend(rows)
                 self.file.flush()
                 held.check()
                 part.replace(self.path)  # whole from its first moment
@@ -140,21 +149,35 @@ class Record:
         """
         with self._writing():
             self._check()
-            if growth := self._growth(tables):
-                self._reserve(MARGIN + growth)
-            # `rounds` last: a round that is listed there is complete in every other table.
-            for name in sorted(tables, key=lambda name: name == "rounds"):
-                if name == "rounds":
-                    self.file.flush()
-                data, rows = self.tables[name], tables[name]
-                data.resize(len(data) + len(rows), axis=0)
-                data[len(data) - len(rows) :] = rows
-            is_best = False
-            for row in tables.get("rounds", ()):
-                if row["validation"] > self.best:
-                    self.best, is_best = row["validation"], True
-                    self.file.attrs["best_round"] = int(row["round"])
-            self.file.flush()
+            return self._extend(tables)
+
+    def sync(self) -> None:
+        """Waits until what was appended is on the disk.
+
+        Raises:
+            Failure: if the system does not let it write.
+        """
+        with self._writing():
+            self._check()
+            os.fsync(self._handle)
+
+    def _extend(self, tables: Mapping[str, np.ndarray]) -> bool:
+        """See `append`."""
+        if growth := self._growth(tables):
+            self._reserve(MARGIN + growth)
+        # `rounds` last: a round that is listed there is complete in every other table.
+        for name in sorted(tables, key=lambda name: name == "rounds"):
+            if name == "rounds":
+                self.file.flush()
+            data, rows = self.tables[name], tables[name]
+            data.resize(len(data) + len(rows), axis=0)
+            data[len(data) - len(rows) :] = rows
+        is_best = False
+        for row in tables.get("rounds", ()):
+            if row["validation"] > self.best:
+                self.best, is_best = row["validation"], True
+                self.file.attrs["best_round"] = int(row["round"])
+        self.file.flush()
         return is_best
 
     def close(
@@ -189,6 +212,7 @@ class Record:
                 with suppress(OSError, RuntimeError):
                     # Opened anew, HDF5 sees what is reserved beyond its end, and cuts it off.
                     h5py.File(self.path, "r+", locking=False).close()
+            self.status = status
         finally:
             self._divert()
             self.held.release()
@@ -498,6 +522,26 @@ def _is_short(data: h5py.Dataset) -> bool:
     return bool(len(data) > data.id.get_num_chunks() * data.chunks[0])
 
 
+def before(found: Mapping[str, np.ndarray], first: int, t: int) -> dict[str, np.ndarray] | None:
+    """Returns the rows of rounds before round t, for another job to go on from.
+
+    Args:
+        found: the tables of a result, see `content`.
+        first: the first round of the run.
+        t: the round.
+
+    Returns:
+        Rows by table; None if the tables are those of another version, or a round is not there.
+    """
+    kept = {}
+    for name, columns in tables.TABLES.items():
+        rows, wanted = found[name], tables.empty(columns, 0)
+        if rows.dtype != wanted.dtype:
+            return None
+        kept[name] = rows[rows["round"] < t] if name in tables.OF_ROUNDS else wanted
+    return kept if kept["rounds"]["round"].tolist() == list(range(first, t)) else None
+
+
 def is_named(path: Path) -> bool:
     """Whether a path is named as results are, and is no folder, whether or not it is there."""
     return path.suffix.lower() in SUFFIXES and not os.path.isdir(path)
@@ -558,6 +602,15 @@ def changed(about: Mapping[str, Any]) -> dict[str, Any] | None:
 def paper_of(about: Mapping[str, Any]) -> str | None:
     """Returns the method whose paper's values a run took where nothing was written; or none."""
     return str(about["paper"]) if about.get("paper") else None
+
+
+def resumes(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns what a result says of the jobs that went on with its run: a table for each.
+
+    Args:
+        about: its attributes; those of earlier versions do not say it.
+    """
+    return parsed(about, "resumed") if "resumed" in about else []
 
 
 def files_of(about: Mapping[str, Any]) -> dict[str, str]:

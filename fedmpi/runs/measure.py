@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.clients.placement import Placement
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.errors import fitting
@@ -67,9 +66,7 @@ def measure(path: Path, words: tuple[str, ...] = ()) -> Measured:
         verdict = evaluation.evaluate(w, server.variants(t))
     elif owned is not None and engine.clients.deployed is not None:
         wire = Wire(clock := Clock())
-        about = engine.width, settings.keeps_state, settings.method.converses
-        places = Placement(population, range(1), *about)
-        verdict = evaluation.evaluate_deployed(w, owned, places, wire, clock)
+        verdict = evaluation.evaluate_deployed(w, owned, engine.placement, wire, clock)
     if verdict is not None:
         now |= verdict.figures(population.newcomers)
     if owned is not None and settings.method.owns:

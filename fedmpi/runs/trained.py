@@ -29,7 +29,6 @@ class Trained:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.flat = engine, engine.flat
         self.settings = settings = engine.settings
-        self.best: tuple[int, np.ndarray, np.ndarray | None] | None = None
         pieces = self.flat.parameters + ([] if self.flat.is_local else self.flat.statistics)
         self.pieces = sorted(pieces, key=lambda piece: piece.start)
         self.what, limit = settings.keep, 1e6 * settings.keep_limit
@@ -60,16 +59,18 @@ class Trained:
         return [piece for piece in self.pieces if bool(private[piece.start : piece.stop].any())]
 
     def after(self, t: int, is_best: bool) -> None:
-        """Keeps the model after round t, on the root, if it is the best so far and is wanted."""
-        if self.what == "best" and is_best:
-            self.best = (t, *self._global())
+        """Keeps the model after round t, on the root, if it is the best so far and is wanted.
 
-    def _global(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The server's model [n], and its mask; copies."""
+        It lies on the engine, because it is a part of checkpoints.
+        """
+        if self.what == "best" and is_best:
+            self.engine.best = {"round": np.array(t), **self._global()}
+
+    def _global(self) -> dict[str, np.ndarray]:
+        """The server's model `w` [n], and its `mask` if it has one; copies."""
         assert self.engine.server is not None
-        mask = self.engine.server.state().get("mask")
-        w = self.engine.server.w.cpu().numpy().copy()
-        return w, None if mask is None else mask.cpu().numpy().copy()
+        state = self.engine.server.state()
+        return {name: state[name].cpu().numpy().copy() for name in ("w", "mask") if name in state}
 
     def gather(self) -> Kept | None:
         """What is kept, on the root; None elsewhere, and if nothing is.
@@ -81,9 +82,12 @@ class Trained:
         own = self._gathered() if self.own or self.has_statistics else {}
         if self.engine.server is None:
             return None
-        found = self.best or (self.engine.last, *self._global())
-        round, w, mask = found
-        return Kept(round, self._named(w), {} if mask is None else self._named(mask), own)
+        found = self.engine.best if self.what == "best" else {}
+        if self.what == "best" and not found:
+            self.left = "the last model is kept: an earlier job had the best one, and kept none"
+        found = found or {"round": np.array(self.engine.last), **self._global()}
+        mask = self._named(found["mask"]) if "mask" in found else {}
+        return Kept(int(found["round"]), self._named(found["w"]), mask, own)
 
     def _named(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """The tensors of a vector [n]."""

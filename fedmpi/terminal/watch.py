@@ -18,15 +18,13 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from fedmpi.results import lease, record
+from fedmpi.results import checkpoint, lease, record
 from fedmpi.results.record import RecordError
 from fedmpi.terminal.folder import ACCURACIES, results
 from fedmpi.terminal.style import COLOURS, console, grid, number
 from fedmpi.units import amount, clock
 
 HEADS = ("result", "method", "state", "round", "accuracy", "", "bytes", "a round", "left")
-CHECKPOINTS = ".checkpoints"
-"""End of the name of a result's folder of checkpoints."""
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 16
 """Points of a sparkline."""
@@ -34,7 +32,7 @@ LAST = 10
 """Rounds by which the time of the next ones is estimated."""
 CUT = "cut short"
 """State of a run that nobody goes on with, and that is not finished."""
-OFF_CLOCK = (b"evaluate", b"record")
+OFF_CLOCK = (b"evaluate", b"record", b"save")
 """Phases that are no part of a round's seconds, but of the time that it takes."""
 
 
@@ -190,10 +188,10 @@ class Watcher:
     def _checkpoint(self, path: Path) -> float | None:
         """Age of a run's newest checkpoint in seconds; None if it has none."""
         found = []
-        with suppress(OSError), os.scandir(path.with_name(f"{path.name}{CHECKPOINTS}")) as inside:
+        with suppress(OSError), os.scandir(checkpoint.folder_of(path)) as inside:
             for folder in inside:
                 with suppress(OSError):
-                    found.append(os.stat(os.path.join(folder.path, "manifest.json")).st_mtime)
+                    found.append(os.stat(os.path.join(folder.path, checkpoint.MANIFEST)).st_mtime)
         return max(0.0, time.time() - max(found)) if found else None
 
 
