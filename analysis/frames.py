@@ -86,6 +86,7 @@ CONTENTS = "sha256."
 MACHINE = (
     *("threads", "server_threads", "exchange.window", "state.memory", "state.folder"),
     *("data.root", "data.cache", "keep", "keep_limit"),
+    *("checkpoint.every", "checkpoint.seconds", "checkpoint.code"),
 )
 """Settings that belong to the machine: runs do not differ by them."""
 SHARE = re.compile(r"devices\.tiers\[.+\]\.share")

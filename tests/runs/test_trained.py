@@ -10,7 +10,7 @@ import torch
 from mpi4py import MPI
 
 from fedmpi.engine import Engine
-from fedmpi.results.kept import Kept
+from fedmpi.results.kept import Kept, read
 from fedmpi.runs import launch, trained
 from fedmpi.runs.job import Job
 from fedmpi.runs.trained import Trained
@@ -142,3 +142,29 @@ def test_a_best_model_needs_a_global_one_and_samples_to_choose_by() -> None:
 
 def test_keeping_is_no_part_of_a_run(tmp_path: Path) -> None:
     assert len({small(word).identity() for word in ("keep=none", "keep=best", "keep_limit=5")}) == 1
+
+
+def test_the_best_model_outlives_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job dies after the best round; the one that goes on has the model from the checkpoint."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv(launch.PROGRESS, "0")
+    settings = small("rounds=6", "keep=best", "lr=2.0", "seed=3", "epochs=1", "checkpoint.every=5")
+    Job().run(settings, tmp_path / "whole.h5")
+    outcome = Engine.outcome
+
+    def dies(engine: Engine, t: int, waves: object) -> object:
+        if t == 5:
+            raise ZeroDivisionError
+        return outcome(engine, t, waves)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "outcome", dies)
+    with pytest.raises(ZeroDivisionError):
+        Job().run(settings, tmp_path / "cut.h5")
+    monkeypatch.undo()
+    monkeypatch.setenv(launch.PROGRESS, "0")
+    Job().run(settings, tmp_path / "cut.h5")
+    found, wanted = (read(tmp_path / name) for name in ("cut.h5", "whole.h5"))
+    assert found.round == wanted.round == 4
+    for name in wanted.model:
+        np.testing.assert_array_equal(found.model[name], wanted.model[name])
+    assert "resumed" in found.about
