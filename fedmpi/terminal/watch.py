@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
@@ -28,6 +29,8 @@ HEADS = ("result", "method", "state", "round", "accuracy", "", "bytes", "a round
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 16
 """Points of a sparkline."""
+SHORTEST = 8
+"""Letters of a file's name that are shown at least."""
 LAST = 10
 """Rounds by which the time of the next ones is estimated."""
 CUT = "cut short"
@@ -85,7 +88,7 @@ def watch(paths: Sequence[Path], every: float, once: bool) -> None:
     with Live(console=out, auto_refresh=False, screen=out.is_terminal) as live:
         while True:
             watcher.look()
-            live.update(watcher.frame(max(1, out.height - 3)), refresh=True)
+            live.update(watcher.frame(max(1, out.height - 3), out.width), refresh=True)
             time.sleep(every)
 
 
@@ -98,6 +101,7 @@ class Watcher:
 
     Attributes:
         seen: what was read, by path; a sentence for what cannot be read.
+        names: how each is called.
         versions: the file that it was read from: number, time and size.
         reads: how many files were read so far.
     """
@@ -106,11 +110,13 @@ class Watcher:
         self.paths = paths
         self.seen: dict[Path, Seen | str] = {}
         self.versions: dict[Path, tuple[int, int, int]] = {}
+        self.names: dict[Path, str] = {}
         self.reads = 0
 
     def look(self) -> list[Path]:
         """Reads what has changed; returns all results that there are."""
-        found = list(dict.fromkeys(self._there()))
+        self.names = dict(self._there())
+        found = list(self.names)
         for path in found:
             try:
                 about = os.stat(path)
@@ -128,15 +134,22 @@ class Watcher:
             del self.seen[gone], self.versions[gone]
         return found
 
-    def _there(self) -> Iterator[Path]:
+    def _there(self) -> Iterator[tuple[Path, str]]:
+        """Results, and how they are called: in a folder by their paths from there."""
         for path in self.paths:
             if path.is_dir():
-                yield from results(path, lambda error: None)
+                for one in results(path, lambda error: None):
+                    yield one, str(one.relative_to(path))
             elif path.exists():
-                yield path
+                yield path, str(path)
 
-    def frame(self, height: int) -> RenderableType:
-        """A table of at most so many runs, those under way first; and how many there are."""
+    def frame(self, height: int, width: int | None = None) -> RenderableType:
+        """A table of at most so many runs, those under way first; and how many there are.
+
+        Args:
+            height: most rows.
+            width: of the terminal; None if there is room for all.
+        """
         states = {path: self._state(path, one) for path, one in self.seen.items()}
         order = sorted(
             self.seen,
@@ -145,12 +158,23 @@ class Watcher:
         table = grid(*HEADS, left=(0, 1, 2, 5))
         for path in order[:height]:
             table.add_row(*self._row(path, states[path]))
+        if width is not None:  # what a terminal lacks is taken from the names of files
+            size = console().measure(table, options=_wide(console())).maximum
+            most = max(map(cell_len, map(self.names.__getitem__, order[:height])), default=0)
+            for name in table.columns[0].cells:
+                assert isinstance(name, Text)
+                name.truncate(max(SHORTEST, most - max(0, size - width)), overflow="ellipsis")
         counts = Counter(states.values())
+        lost = [
+            Text(f"{self.names[path]}: {one}", "red")
+            for path in order[:height]
+            if isinstance(one := self.seen[path], str)
+        ]
         parts = ", ".join(f"{count} {state}" for state, count in counts.most_common())
         hidden = f"; {len(order) - height} not shown" if len(order) > height else ""
         runs = "run" if len(order) == 1 else "runs"
         total = f"{len(order)} {runs}: {parts}{hidden}" if order else "no results yet"
-        return Group(table, Text(total, "dim"))
+        return Group(table, *lost, Text(total, "dim"))
 
     def _state(self, path: Path, one: Seen | str) -> str:
         """A run's state: its status, unless nobody goes on with one that is not finished."""
@@ -162,9 +186,9 @@ class Watcher:
 
     def _row(self, path: Path, state: str) -> Iterator[Text]:
         one = self.seen[path]
-        yield Text(str(path))
+        yield Text(self.names[path])
         if isinstance(one, str):
-            yield from (Text(""), Text(state, "red"), Text(one, "red"))
+            yield from (Text(""), Text(state, "red"))
             return
         age = self._checkpoint(path)
         yield Text(one.method)

@@ -22,10 +22,10 @@ def fedmpi(*words: str) -> Any:
     return CliRunner().invoke(main, words)
 
 
-def cells(path: Path, text: str) -> list[str]:
+def cells(name: str | Path, text: str) -> list[str]:
     """A result's words in a frame."""
-    (line,) = [line for line in text.splitlines() if line.startswith(f"{path} ")]
-    return line.removeprefix(str(path)).split()
+    (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+    return line.removeprefix(str(name)).split()
 
 
 def test_a_run_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_run_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
         file.append(found)
     shown = fedmpi("watch", "--once", str(tmp_path))
     assert (shown.exit_code, shown.stderr) == (0, "")
-    what = cells(path, shown.stdout)
+    what = cells("a.h5", shown.stdout)
     assert what[:5] == ["topk", "running", "2/3", "0.500", "▁█"]
     assert what[5:9] == ["2", "kB", "40.0", "s"]
     assert 0 < float(what[9]) <= 40 and what[10] == "s"
@@ -98,9 +98,10 @@ def test_runs_under_way_come_first_and_the_rest_is_counted(tmp_path: Path) -> No
     os.utime(tmp_path / "z.h5", (1, 1))
     shown = fedmpi("watch", "--once", str(tmp_path)).stdout.splitlines()
     file.fail()
-    names = [Path(line.split()[0]).name for line in shown[1:-1]]
+    names = [line.split()[0] for line in shown[1:-2]]
     assert names == ["z.h5", "broken.h5", "3.h5", "2.h5", "1.h5", "0.h5"]
-    assert "unreadable" in shown[2] and "not an HDF5 file" in shown[2]
+    assert "unreadable" in shown[2]
+    assert shown[-2] == "broken.h5: not an HDF5 file, or one that was cut off"
     counts = sorted(shown[-1].removeprefix("6 runs: ").split(", "))
     assert counts == ["1 running", "1 unreadable", "2 done", "2 failed"]
     watcher = Watcher([tmp_path])
@@ -108,6 +109,18 @@ def test_runs_under_way_come_first_and_the_rest_is_counted(tmp_path: Path) -> No
     out = Console(width=200, file=io.StringIO())
     out.print(watcher.frame(2))
     assert "; 4 not shown" in out.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_narrow_terminal_cuts_the_names_of_files_alone(tmp_path: Path) -> None:
+    finished(tmp_path / f"{'long' * 20}.h5", 0.1)
+    watcher, out = Watcher([tmp_path]), Console(width=80, file=io.StringIO())
+    watcher.look()
+    out.print(watcher.frame(9, 80))
+    head, line, _ = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert head.split() == ["result", "method", "state", "round", "accuracy", "bytes", "a", "round",
+                            "left"]  # fmt: skip
+    assert line.split()[0].endswith("…") and line.count("…") == 1
+    assert "topk" in line and "done" in line and "1/3" in line
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
