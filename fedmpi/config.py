@@ -866,7 +866,7 @@ class Settings(Table):
     codec: Codec = Codec()
     evaluate: Evaluate = Evaluate()
     state: State = State()
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: Annotated[Checkpoint, MACHINE] = Checkpoint()
     devices: Devices = Devices()
 
     _paper: str | None = PrivateAttr(None)
@@ -1065,6 +1065,9 @@ def portable(tree: Mapping[str, Any]) -> Tree:
     for path in marked(known(tuple(chosen)), MACHINE):
         *tables, leaf = path.split(".")
         _at(found, tables).pop(leaf, None)
+    for name, field in Settings.model_fields.items():
+        if is_table(field.annotation) and MACHINE in field.metadata:  # nothing is left of it
+            found.pop(name, None)
     return found
 
 

@@ -254,7 +254,7 @@ def as_before(path: Path) -> None:
     with h5py.File(path) as now:
         about, found = dict(now.attrs), {name: now[name][:] for name in tables.TABLES}
     settings = json.loads(about["settings"])
-    for name in ("keep", "keep_limit"):
+    for name in ("keep", "keep_limit", "checkpoint"):
         del settings[name]
     path.unlink()
     with h5py.File(path, "w") as file:

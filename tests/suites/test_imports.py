@@ -70,6 +70,8 @@ TORCHLESS = (
     "messages/clock",
     "results/record",
     "results/tables",
+    "results/checkpoint",
+    "results/keeper",
 )
 """Modules without torch in rooms that have it; of the clients it is `burden` alone that has it."""
 
