@@ -120,11 +120,12 @@ class Observer:
         """
         method = self.settings.method
         reports = wire.report(self._report(t, waves, burdens, wire.rank))
-        moved = wire.report(np.array([wire.up, wire.down, keeper.is_signalled()]))
+        every = [getattr(wire, name) for name in tables.MOVED]
+        moved = wire.report(np.array([*every, keeper.is_signalled()]))
         spent = wire.report(clock.seconds)
         if w is None:
             return None
-        keeper.hear(np.array(moved)[:, 2])
+        keeper.hear(np.array(moved)[:, -1])
         report = np.sort(np.concatenate(reports), order="client")
         clients = self._client_rows(t, waves, report, verdict)
         for name, found in noted.items():
@@ -312,5 +313,6 @@ def _phase_rows(t: int, spent: Sequence[np.ndarray]) -> np.ndarray:
 def _rank_rows(t: int, moved: Sequence[np.ndarray]) -> np.ndarray:
     rows = tables.empty(tables.RANKS, len(moved))
     rows["round"], rows["rank"] = t, range(len(moved))
-    rows["up"], rows["down"] = np.array(moved)[:, :2].T
+    for name, column in zip(tables.MOVED, np.array(moved).T, strict=False):
+        rows[name] = column
     return rows
