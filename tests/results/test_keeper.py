@@ -14,7 +14,7 @@ from fedmpi.results import checkpoint
 from fedmpi.results.checkpoint import Manifest
 from fedmpi.results.keeper import Keeper, Word
 from fedmpi.results.outcome import Outcome
-from tests.plain import families, member
+from tests.plain import METHODS, families, member
 from tests.small import Run, alike, run, small
 from tests.suites.test_state import differences
 
@@ -77,6 +77,15 @@ def test_from_several_ranks_to_one(family: str, folder: Path) -> None:
     settings, path = small(*member(family), *FEW), folder / "x.h5"
     _, found = play(settings, WORLD, path, stop=2)
     assert len(found) == 2 - Engine(settings).population.first_round
+    if WORLD.rank == 0:
+        compare(settings, *play(settings, MPI.COMM_SELF, path))
+
+
+@pytest.mark.parallel([3])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_goes_on_from_several_ranks_on_one(name: str, folder: Path) -> None:
+    settings, path = small(f"method.name={name}", "rounds=4", "participation=0.6"), folder / "x.h5"
+    play(settings, WORLD, path, stop=2)
     if WORLD.rank == 0:
         compare(settings, *play(settings, MPI.COMM_SELF, path))
 

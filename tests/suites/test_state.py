@@ -105,7 +105,7 @@ def resumed(settings: Settings, stopped: Engine) -> Engine:
 SKIPPED = {
     *("began", "seconds", "clock", "keeper"),  # measured times
     *("wire", "exchange", "buffers"),  # memory for messages
-    *("descent", "descents", "others", "drawn", "_epochs", "slabs"),  # memory for local steps
+    *("descent", "descents", "parties", "others", "drawn", "_epochs", "slabs"),  # for local steps
     *("meter", "nests", "flats", "initial", "homes"),  # made when they are first needed
     *("start", "history"),  # in the memory of a message that is gone; written as it is sent
     "judged",  # of a client's last round, and no other
