@@ -302,7 +302,7 @@ def nothing(words: list[str]) -> None:
 RULES: dict[str, Callable[[list[str]], None]] = {
     r"fedmpi run\b.*": run,
     r"fedmpi sweep .*": sweep,
-    r"fedmpi (list|show|partition)\b.*": real,
+    r"fedmpi (list|show|partition|evaluate|export|watch)\b.*": real,
     r"fedmpi doctor\b.*": doctor,
     r"fedmpi data fetch .*": fetch,
     r"fedmpi agent\b.*": agent,
