@@ -120,8 +120,8 @@ class Observer:
         """
         method = self.settings.method
         reports = wire.report(self._report(t, waves, burdens, wire.rank))
-        every = [getattr(wire, name) for name in tables.MOVED]
-        moved = wire.report(np.array([*every, keeper.is_signalled()]))
+        counts = [getattr(wire, name) for name in tables.MOVED]
+        moved = wire.report(np.array([*counts, keeper.is_signalled()]))
         spent = wire.report(clock.seconds)
         if w is None:
             return None
@@ -313,6 +313,6 @@ def _phase_rows(t: int, spent: Sequence[np.ndarray]) -> np.ndarray:
 def _rank_rows(t: int, moved: Sequence[np.ndarray]) -> np.ndarray:
     rows = tables.empty(tables.RANKS, len(moved))
     rows["round"], rows["rank"] = t, range(len(moved))
-    for name, column in zip(tables.MOVED, np.array(moved).T, strict=False):
+    for name, column in zip(tables.MOVED, np.array(moved)[:, :-1].T, strict=True):
         rows[name] = column
     return rows

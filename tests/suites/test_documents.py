@@ -148,6 +148,11 @@ def run(words: list[str]) -> None:
     invoke(main, ["run", *given, *smaller(given), "--out", str(found["out"])])
 
 
+def resume(words: list[str]) -> None:
+    """What a command before it has finished is done already, and nothing is left to do."""
+    invoke(main, words[1:])
+
+
 def sweep(words: list[str]) -> None:
     """Lists are made as they are; of the runs a few: each method's first, and one that differs."""
     found = parsed(*words[1:])
@@ -301,6 +306,7 @@ def nothing(words: list[str]) -> None:
 
 RULES: dict[str, Callable[[list[str]], None]] = {
     r"fedmpi run\b.*": run,
+    r"fedmpi resume .*": resume,
     r"fedmpi sweep .*": sweep,
     r"fedmpi (list|show|partition|evaluate|export|watch)\b.*": real,
     r"fedmpi doctor\b.*": doctor,
