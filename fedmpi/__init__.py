@@ -80,6 +80,7 @@ that says which others it may import, and checks it.
     streams        the only source of randomness   provenance     software and machine of a result
     units          numbers for people              draft          files written as a whole
     inputs         files that settings name        turns          times of candidates in turns
+ costs          seconds of exchanges, predicted
  messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks
@@ -122,14 +123,40 @@ that says which others it may import, and checks it.
  results/
     outcome        the measurements of a round     tables         columns of a result
     record         one run, one HDF5 file          lease          the right to write a result
+    kept           the model in a result
     checkpoint     state between rounds, in files  keeper         when it is written; signals
  runs/
     job            runs the ranks, records         sweep          one file, many runs
     launch         finds and starts mpiexec        memory         memory of the process
-    earlier        whether a run is there already
+    earlier        whether a run is there already  trained        which models a run keeps
+    measure        a kept model, measured again
  terminal/
     show           one result                      folder         all results of a folder
     style          tables and colours              letters        what an output's encoding lacks
     catalogue      lists of modules and settings   survey         statistics of a partition
     picture        a partition as a picture        doctor         checks of the machine
+    measured       accuracies of a kept model      watch          runs as they go on
 """
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def model(path: str | os.PathLike[str], client: int | None = None) -> "nn.Sequential":
+    """Returns the network of a result with the weights that the run left, in evaluation mode.
+
+    Args:
+        path: the result.
+        client: whose model, with what the client has of its own; None for the server's.
+
+    Raises:
+        RecordError: if the file is no result, or keeps no such model.
+    """
+    from pathlib import Path
+
+    from fedmpi.results import kept
+
+    return kept.module(Path(path), client)

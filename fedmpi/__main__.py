@@ -505,6 +505,69 @@ def show(path: Path) -> None:
 
 
 @main.command()
+@click.argument("paths", nargs=-1, required=True, type=Place(path_type=Path))
+@click.option("--once", is_flag=True, help="Print all runs once, for a log.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+@mends
+def watch(paths: tuple[Path, ...], once: bool, every: float) -> None:
+    """Follow the runs in PATHS, results or folders, from another terminal or the login node.
+
+    A line for each run: state, rounds, accuracy with its course, bytes, the time of a round and
+    what is left. Runs under way come first. Files that have not changed are not read again. Ctrl-C
+    ends it, and no run.
+    """
+    from fedmpi.terminal.watch import watch
+
+    watch(paths, every, once)
+
+
+@main.command()
+@click.argument("file", type=Place(path_type=Path))
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@alone("evaluate")
+def evaluate(file: Path, words: tuple[str, ...]) -> None:
+    """Measure the model of the result FILE again, on the test set and on the clients' shards.
+
+    Without KEY=VALUE the accuracies are those that the run recorded. KEY=VALUE changes a setting,
+    such as skew.noise=0.1, or data.root=FOLDER on another machine; the network must stay as it is.
+    """
+    from fedmpi.terminal.measured import show_measured
+
+    show_measured(file, words)
+
+
+@main.group()
+def export() -> None:
+    """Write what a result holds in other formats."""
+
+
+@export.command("model")
+@click.argument("file", type=Place(path_type=Path))
+@click.option(
+    "--to",
+    type=Place(path_type=Path, dir_okay=False),
+    required=True,
+    help="File of the model: .safetensors, or .pt for torch.load.",
+)
+@click.option("--client", type=click.IntRange(min=0), help="The model of this client.")
+@mends
+def export_model(file: Path, to: Path, client: int | None) -> None:
+    """Write the model of the result FILE into a file of its own.
+
+    Tensors are named as in the network. Without --client it is the server's model.
+    """
+    from fedmpi.results import kept
+
+    print(f"{to}: {kept.export(file, to, client)} tensors")
+
+
+@main.command()
 @click.argument(
     "check", required=False, type=click.Choice(["packages", "mpi", "torch", "hdf5", "data"])
 )

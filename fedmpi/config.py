@@ -184,6 +184,7 @@ class Method(Table):
         in_turn: whether clients work one after the other, each starting where the last one ended.
         average_every: rounds between two averages. Between them clients go on from what they have,
             so that the same clients take part, and no budget ends the run.
+        owns: whether each client has a whole model of its own between rounds, in a store `model`.
         slices: whether each client can say which channels of its model to keep if it is sliced.
         has_link: whether what happens to activations at a cut can be judged: whether it is other
             than nothing without randomness, too.
@@ -223,6 +224,7 @@ class Method(Table):
     apart: ClassVar[bool] = False
     feedbacks: ClassVar[tuple[str, ...]] = ("none", "classic", "ef21")
     fits: ClassVar[bool] = False
+    owns: ClassVar[bool] = False
     slices: ClassVar[bool] = False
 
     @property
@@ -847,6 +849,13 @@ class Settings(Table):
     server_device: str | None = Field(None, pattern=DEVICE)
     """Device of the server's part in split methods, if rank 0 is dedicated. If absent, it is the
     setting device."""
+    keep: Annotated[Literal["none", "last", "best"], MACHINE] = "last"
+    """Which model is kept in the result. last: the one after the last round, with what clients have
+    of their own: private parts, whole models, statistics. best: the global one after the round with
+    the best accuracy on held-out samples, without what clients have. none: none."""
+    keep_limit: Annotated[int, MACHINE] = Field(100, ge=1, le=MOST)
+    """Largest size in MB of what is kept. If it is exceeded, what clients have of their own is left
+    out, and then the model; both are said when the run ends."""
     data: Data
     partition: Partition
     skew: Skew = Skew()

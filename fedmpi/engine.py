@@ -67,6 +67,7 @@ class Engine:
         width: number of clients in a wave, at most.
         placement: who hosts whom.
         is_stopped: whether a signal has ended the rounds before the last one.
+        best: on the root, what is kept of the best round so far (see `runs.trained`), by name.
 
     Raises:
         ConfigError: for settings that do not fit together.
@@ -125,6 +126,7 @@ class Engine:
         if settings.devices.deadline is not None:
             about_work = self.population, self.meter, self.clients.burden
             self.population.fitting = burden.deadline(settings, *about_work)
+        self.best: dict[str, np.ndarray] = {}
         is_apart = settings.server == "dedicated" and place.ranks > 1
         hosts = range(1 if is_apart else 0, place.ranks)
         about_hosts = self.width, settings.keeps_state, self.method.converses
@@ -208,6 +210,7 @@ class Engine:
         if self.server is not None:
             named["server"], stores["server"] = self.server.state(), self.server.stores
             arrays |= {f"observer.{name}": one for name, one in self.observer.state().items()}
+            arrays |= {f"best.{name}": one for name, one in self.best.items()}
         for half, tensors in named.items():
             arrays |= {f"{half}.{name}": one.cpu().numpy() for name, one in tensors.items()}
         return State(
@@ -234,6 +237,8 @@ class Engine:
             half, _, rest = name.partition(".")
             if half == "observer":
                 seen[rest] = array
+            elif half == "best":
+                self.best[rest] = array.copy()
             else:
                 halves[half][rest] = torch.from_numpy(array.copy())
         self.clients.restore(halves["clients"])

@@ -47,6 +47,7 @@ from fedmpi.training.train import Trainer
 
 class Config(config.Method):
     broadcasts = is_global = False
+    owns: ClassVar[bool] = True
     sends: ClassVar[bool] = True
     can_send_changes: ClassVar[bool] = False
     pools: ClassVar[bool] = False

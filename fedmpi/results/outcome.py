@@ -235,11 +235,8 @@ class Observer:
             row["personal_mean"] = mean(clients["personal"][np.isfinite(clients["personal"])])
         row["lost"] = clients["lost"].sum()
         if verdict is not None:
-            shards = np.delete(verdict.shards, list(self.population.newcomers))
-            shards = shards[np.isfinite(shards)]
-            row["accuracy"], row["validation"] = verdict.accuracy, verdict.validation
-            row["shard_mean"], row["shard_std"] = shards.mean(), shards.std()
-            row["shard_min"] = shards.min()
+            for name, value in verdict.figures(self.population.newcomers).items():
+                row[name] = value
         return row
 
     def _variant_rows(self, t: int, verdict: Verdict | None) -> np.ndarray:

@@ -17,7 +17,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from fedmpi import loading, provenance
 from fedmpi.clients import heterogeneity
@@ -34,6 +41,7 @@ from fedmpi.results.lease import Held, Lease
 from fedmpi.results.record import Record
 from fedmpi.runs import earlier, launch, memory
 from fedmpi.runs.sweep import ELSEWHERE, Sweep, account
+from fedmpi.runs.trained import Trained
 from fedmpi.training import hardware
 from fedmpi.units import amount, duration
 
@@ -381,17 +389,20 @@ class Job:
         sync = (lambda: None) if file is None else file.sync
         keeper = Keeper(settings, path, whose, lambda: self.is_signalled, sync)
         first = None if old is None else old.round
+        models = Trained(engine)
         try:
             with progress(settings.rounds, self.wire.is_root) as show:
                 for outcome in engine.rounds(self.wire, self.clock, first, keeper):
                     if outcome is None or file is None:
                         continue
-                    file.append(outcome.tables)
+                    models.after(engine.last, file.append(outcome.tables))
                     show(outcome.tables["rounds"][0])
                     ended = outcome.ends or "rounds"
                     if not outcome.finite:
                         status = record.DIVERGED
-                final = {} if engine.is_stopped else engine.final()
+                kept, final = None, {}
+                if not engine.is_stopped:
+                    kept, final = models.gather(), engine.final()
                 if file is not None and final:
                     file.append(final)
         except BaseException:
@@ -402,13 +413,20 @@ class Job:
             status = record.STOPPED
         if file is not None:
             why: dict[str, Any] = {"checkpoints": keeper.count, "checkpoint_bytes": keeper.bytes}
+            groups = None
             if status in record.FINISHED:
                 why["model_sha256"] = engine.model_sha256()
             if status == record.DONE:
                 why["ended"] = ended
-            file.close(status, why)
-            if status in record.FINISHED:
-                checkpoint.remove(path)
+                if models.left:
+                    say(f"{path}: {models.left}")
+                if kept is not None:
+                    why["kept_round"], groups = kept.round, kept.groups
+            try:
+                file.close(status, why, groups)
+            finally:
+                if file.status in record.FINISHED:
+                    checkpoint.remove(path)
         return status
 
     @contextmanager
@@ -460,7 +478,8 @@ def progress(rounds: int, is_root: bool) -> Iterator[Callable[[np.void], None]]:
     if not is_root:
         yield lambda row: None
     elif os.environ.get(launch.PROGRESS, str(int(sys.stderr.isatty()))) == "1":
-        columns = (MofNCompleteColumn(), BarColumn(16), TextColumn("{task.description}"))
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (MofNCompleteColumn(), BarColumn(16), *times, TextColumn("{task.description}"))
         # Forced, because the launcher stands between this process and the terminal.
         with Progress(*columns, console=Console(stderr=True, force_terminal=True)) as bars:
             task = bars.add_task("", total=rounds)

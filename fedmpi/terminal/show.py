@@ -103,6 +103,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "partition": about.get("partition_sha256", ""),
         "files": "  ".join(f"{path} {hash}" for path, hash in record.files_of(about).items()),
         "model": about.get("model_sha256", "no hash before the end"),
+        "kept": f"the model after round {about['kept_round'] + 1}" if "kept_round" in about else "",
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():
         if text:
