@@ -2,8 +2,8 @@
 
 Only buffers are sent, nothing is pickled. Counts are sent first, then the data by a `v` collective.
 A timed barrier precedes each collective, so that waiting is not counted as transfer; waiting ranks
-leave their core to working ones. A `Line` has no barriers; its counts separate waiting from
-transfer.
+leave their core to working ones. A `Line`, and messages from one rank to another, have no barriers;
+counts separate waiting from transfer there.
 """
 
 import atexit
@@ -75,9 +75,11 @@ class Wire:
     Attributes:
         rank: this rank; `ROOT` is the server.
         size: number of ranks.
-        up: bytes that this rank handed to `gather`, `gather_near` and, if it is not the root, which
-            adds to its own sum in place, to `reduce` since the last `reset`.
-        down: bytes that `bcast` and `scatter` handed to this rank since the last `reset`.
+        up: bytes that this rank handed to `gather`, `gather_near`, `exchange`, `send` to a lower rank
+            and, if it is not the root, which adds to its own sum in place, to `reduce` since the
+            last `reset`.
+        down: bytes that `bcast`, `scatter` and `recv` from a lower rank handed to this rank since
+            the last `reset`.
     """
 
     def __init__(self, clock: Clock, comm: MPI.Intracomm | None = None) -> None:
@@ -165,6 +167,48 @@ class Wire:
         self.down += mine.nbytes
         return mine
 
+    def exchange(self, data: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
+        """Sends each rank its part of the bytes, by their lengths; returns those for this rank.
+
+        The pieces are in rank order, and views of one inbox, which the next `exchange` overwrites.
+        """
+        counts, layout = self._shares(data, lengths)
+        theirs = np.zeros(self.size, np.int64)
+        self._meet(Phase.WAIT)
+        with self.clock(Phase.TRANSFER):
+            self.comm.Alltoall(counts, theirs)
+            places = _layout(theirs)
+            inbox = self._room("all", int(theirs.sum()))
+            send, receive = [data, layout, MPI.UINT64_T], [inbox, places, MPI.UINT64_T]
+            self.comm.Alltoallv(send, receive)
+        self.up += data.nbytes
+        return _pieces(inbox, places)
+
+    def send(self, data: np.ndarray, rank: int) -> None:
+        """Sends bytes to one rank, which calls `recv`."""
+        words = _words(data)
+        self.comm.Send(np.array([words]), rank)
+        self._await([self.comm.Irecv(bytearray(1), rank)], Phase.WAIT)
+        with self.clock(Phase.TRANSFER):
+            self.comm.Send([data, words, MPI.UINT64_T], rank)
+        if rank < self.rank:
+            self.up += data.nbytes
+
+    def recv(self, rank: int) -> np.ndarray:
+        """Returns the bytes that one rank sends: a view of an inbox, which the next `recv` overwrites.
+
+        Both ranks wait until the other one is there; only then the data is sent.
+        """
+        count = np.zeros(1, np.int64)
+        self._await([self.comm.Irecv(count, rank)], Phase.WAIT)
+        data = self._room("one", int(count[0]))
+        with self.clock(Phase.TRANSFER):
+            self.comm.Send(bytearray(1), rank)
+            self.comm.Recv([data, int(count[0]), MPI.UINT64_T], rank)
+        if rank < self.rank:
+            self.down += data.nbytes
+        return data
+
     def lines(self, count: int) -> list["Line"]:
         """Returns `count` lines, the same ones in each call; all ranks must pass the same count."""
         while len(self.known) < count:
@@ -207,6 +251,11 @@ class Wire:
         return _nodes(self.comm)
 
     @cached_property
+    def near(self) -> "Wire":
+        """The ranks of this node; its first use is collective."""
+        return Wire(self.clock, self.node.comm)
+
+    @cached_property
     def leaders(self) -> "Wire | None":
         """The first rank of each node; None on all others. Its first use is collective."""
         leaders = self.node.leaders
@@ -233,6 +282,15 @@ class Wire:
                 if perf_counter() > patience:
                     sleep(NAP)
             self.comm.Barrier()
+
+    def _await(self, requests: list[MPI.Request], phase: Phase) -> None:
+        """Waits for requests without taking the core of a rank that works; clears the list."""
+        with self.clock(phase):
+            patience = perf_counter() + EAGER
+            while not MPI.Request.Testall(requests):
+                if perf_counter() > patience:
+                    sleep(NAP)
+        requests.clear()
 
     def _gather(self, data: np.ndarray, phase: Phase) -> list[np.ndarray]:
         count = np.array([_words(data)])
@@ -382,13 +440,13 @@ class Line:
         """
         if not self.wire.is_root:
             return []
-        self._finish(Phase.WAIT)
+        self.wire._await(self.pending, Phase.WAIT)
         layout = _layout(self.counts)
         inbox = self.wire._room(self.name, int(self.counts.sum()))
         mine = [self.mine, _words(self.mine), MPI.UINT64_T]
         with self.wire.clock(Phase.TRANSFER):
             self.pending.append(self.comm.Igatherv(mine, [inbox, layout, MPI.UINT64_T], ROOT))
-        self._finish(Phase.TRANSFER)
+        self.wire._await(self.pending, Phase.TRANSFER)
         return _pieces(inbox, layout)
 
     def send_down(self, data: np.ndarray, lengths: Sequence[int]) -> None:
@@ -408,26 +466,17 @@ class Line:
         if not self.wire.is_root:
             count = np.zeros(1, np.int64)
             self.pending.append(self.comm.Iscatterv(None, count, ROOT))
-            self._finish(Phase.WAIT)
+            self.wire._await(self.pending, Phase.WAIT)
             self.mine = self.wire._room(self.name, int(count[0]))
             words = [self.mine, int(count[0]), MPI.UINT64_T]
             self.pending.append(self.comm.Iscatterv(None, words, ROOT))
-            self._finish(Phase.TRANSFER)
+            self.wire._await(self.pending, Phase.TRANSFER)
         self.wire.down += self.mine.nbytes
         return self.mine
 
     def wait(self) -> None:
         """Waits until everything sent has arrived, at the end of a conversation."""
-        self._finish(Phase.WAIT)
-
-    def _finish(self, phase: Phase) -> None:
-        """Waits for all pending requests, without taking the core of a rank that works."""
-        with self.wire.clock(phase):
-            patience = perf_counter() + EAGER
-            while not MPI.Request.Testall(self.pending):
-                if perf_counter() > patience:
-                    sleep(NAP)
-        self.pending.clear()
+        self.wire._await(self.pending, Phase.WAIT)
 
 
 def _words(data: np.ndarray) -> int:
