@@ -41,6 +41,8 @@ WORD = 8
 """Buffers are counted in words of 8 bytes, their padding: 32-bit MPI counts then reach 16 GiB."""
 MOST = 1 << 30
 """Elements in one reduction, under what 32-bit MPI counts can say."""
+TAG = 1
+"""Tag of messages from one rank to another."""
 EAGER, NAP = 1e-4, 1e-4
 """Seconds of busy polling before a waiting rank sleeps, and seconds of sleep between polls."""
 
@@ -187,10 +189,10 @@ class Wire:
     def send(self, data: np.ndarray, rank: int) -> None:
         """Sends bytes to one rank, which calls `recv`."""
         words = _words(data)
-        self.comm.Send(np.array([words]), rank)
-        self._await([self.comm.Irecv(bytearray(1), rank)], Phase.WAIT)
+        self.comm.Send(np.array([words]), rank, TAG)
+        self._await([self.comm.Irecv(bytearray(1), rank, TAG)], Phase.WAIT)
         with self.clock(Phase.TRANSFER):
-            self.comm.Send([data, words, MPI.UINT64_T], rank)
+            self.comm.Send([data, words, MPI.UINT64_T], rank, TAG)
         if rank < self.rank:
             self.up += data.nbytes
 
@@ -200,11 +202,11 @@ class Wire:
         Both ranks wait until the other one is there; only then the data is sent.
         """
         count = np.zeros(1, np.int64)
-        self._await([self.comm.Irecv(count, rank)], Phase.WAIT)
+        self._await([self.comm.Irecv(count, rank, TAG)], Phase.WAIT)
         data = self._room("one", int(count[0]))
         with self.clock(Phase.TRANSFER):
-            self.comm.Send(bytearray(1), rank)
-            self.comm.Recv([data, int(count[0]), MPI.UINT64_T], rank)
+            self.comm.Send(bytearray(1), rank, TAG)
+            self.comm.Recv([data, int(count[0]), MPI.UINT64_T], rank, TAG)
         if rank < self.rank:
             self.down += data.nbytes
         return data

@@ -12,6 +12,7 @@ from tests.exchanges.test_exchanges import DENSITIES, merged, whole
 
 def main() -> None:
     """Sums of whole numbers, and runs, on one, two and three nodes."""
+    wire.join()
     abort_on_exception()
     for nodes in ("1", "2", "3"):
         os.environ[wire.NODES] = nodes

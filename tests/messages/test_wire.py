@@ -35,6 +35,7 @@ class Naps:
 
     LONG = 20
     """Looks after which a rank says that it waits."""
+    TAG = wire.TAG + 1
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.late = 0, -1
@@ -46,14 +47,14 @@ class Naps:
         """In place of `sleep`."""
         self.now += 1
         if self.now == self.LONG and self.late != RANK:
-            COMM.Send(np.zeros(1), self.late)
+            COMM.Send(np.zeros(1), self.late, self.TAG)
         time.sleep(NAP)
 
     def until_all_wait(self) -> None:
         """The late rank comes when the others wait, or at last if they never do."""
         for other in set(range(SIZE)) - {self.late}:
-            if until(lambda other=other: COMM.Iprobe(other), patience=60):
-                COMM.Recv(np.zeros(1), other)
+            if until(lambda other=other: COMM.Iprobe(other, self.TAG), patience=60):
+                COMM.Recv(np.zeros(1), other, self.TAG)
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def test_waiting_for_another_rank_is_not_transfer(ours: Wire, naps: Naps, late: 
     naps.late = int(late == "sender")
     if RANK > 1:
         if naps.late != RANK:
-            COMM.Send(np.zeros(1), naps.late)
+            COMM.Send(np.zeros(1), naps.late, naps.TAG)
         return
     if naps.late == RANK:
         naps.until_all_wait()
