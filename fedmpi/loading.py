@@ -582,8 +582,8 @@ def _reselected(settings: Settings) -> list[str]:
     what = "exchange.reselect = true"
     if not (method.chooses and method.loses):
         found.append(
-            f"{what}: wanted a method whose clients send the largest values of an update, topk, dgc "
-            f"or stc, with method.sparsity above 0; found method.name = '{method.name}'"
+            f"{what}: wanted a method whose clients send the largest values of an update, topk, "
+            f"dgc or stc, with method.sparsity above 0; found method.name = '{method.name}'"
         )
     elif settings.feedback != "classic":
         found.append(
@@ -592,8 +592,8 @@ def _reselected(settings: Settings) -> list[str]:
         )
     if settings.control != "none":
         found.append(
-            f"{what}: wanted control = 'none', found '{settings.control}': its change would have to "
-            "be cut down with the update"
+            f"{what}: wanted control = 'none', found '{settings.control}': its change would have "
+            "to be cut down with the update"
         )
     if settings.aggregation.server == "fedexp":
         found.append(

@@ -12,11 +12,12 @@ work; the first round's slices have equal lengths. Here the root has the whole s
 others; the paper's ranks average the bounds that each would choose.
 
 So additions are shared by all ranks, and with P ranks the root receives 1/P of each other sum and
-the slices of all, instead of P - 1 sums. Owners do not see single uploads: these would take as many bytes as
-with `star`, while clients of one rank share positions and a sum has each once. Hence results depend
-on who hosts whom, and equal those of `star` to the rounding that `reduce` states. They do not
-depend on the bounds. A client's bytes are those of its upload, as with `reduce`. What went between
-ranks is in the table `ranks`: of each rank the pieces that it sent to owners, and its slice.
+the slices of all, instead of P - 1 sums. Owners do not see single uploads: these would take as many
+bytes as with `star`, while clients of one rank share positions and a sum has each once. Hence
+results depend on who hosts whom, and equal those of `star` to the rounding that `reduce` states.
+They do not depend on the bounds. A client's bytes are those of its upload, as with `reduce`. What
+went between ranks is in the table `ranks`: of each rank the pieces that it sent to owners, and its
+slice.
 """
 
 from collections.abc import Sequence

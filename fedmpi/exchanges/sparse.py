@@ -174,7 +174,8 @@ def relatives(rank: int, size: int) -> tuple[list[int], int | None]:
     In step j those whose number has 2^j as its lowest bit send to the rank 2^j below them. So there
     are ceil(log2(size)) steps, for any number of ranks.
     """
-    below, step = [], 1
+    below: list[int] = []
+    step = 1
     while step < size:
         if rank & step:
             return below, rank - step

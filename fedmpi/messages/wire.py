@@ -77,9 +77,9 @@ class Wire:
     Attributes:
         rank: this rank; `ROOT` is the server.
         size: number of ranks.
-        up: bytes that this rank handed to `gather`, `gather_near`, `exchange`, `send` to a lower rank
-            and, if it is not the root, which adds to its own sum in place, to `reduce` since the
-            last `reset`.
+        up: bytes that this rank handed to `gather`, `gather_near`, `exchange`, `send` to a lower
+            rank and, if it is not the root, which adds to its own sum in place, to `reduce` since
+            the last `reset`.
         down: bytes that `bcast`, `scatter` and `recv` from a lower rank handed to this rank since
             the last `reset`.
     """
@@ -197,9 +197,10 @@ class Wire:
             self.up += data.nbytes
 
     def recv(self, rank: int) -> np.ndarray:
-        """Returns the bytes that one rank sends: a view of an inbox, which the next `recv` overwrites.
+        """Returns the bytes that one rank sends.
 
-        Both ranks wait until the other one is there; only then the data is sent.
+        They are a view of an inbox, which the next `recv` overwrites. Both ranks wait until the
+        other one is there; only then the data is sent.
         """
         count = np.zeros(1, np.int64)
         self._await([self.comm.Irecv(count, rank, TAG)], Phase.WAIT)

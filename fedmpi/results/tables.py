@@ -143,10 +143,13 @@ RANKS: Columns = {
     "rank": ("i4", "rank"),
     "up": (
         "i8",
-        "bytes of the buffers that it handed to MPI for the server: uploads, or a sum of them; the "
-        "root adds to its own sum in place, and hands none",
+        "bytes of the buffers that it handed to MPI for the server: uploads, or a sum of them or "
+        "its pieces; the root adds to its own sum in place, and hands none",
     ),
-    "down": ("i8", "bytes of the buffers that MPI handed it from the server"),
+    "down": (
+        "i8",
+        "bytes of the buffers that MPI handed it from the server, or from ranks on the way to it",
+    ),
 }
 VARIANTS: Columns = {
     "round": ("i4", "communication round that was evaluated"),

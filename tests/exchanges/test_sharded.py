@@ -1,5 +1,7 @@
 """Slices: where they begin, what each rank sends, and that results do not depend on them."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ def packed(*pieces: np.ndarray) -> int:
 def test_bytes_of_pieces_and_slices() -> None:
     """Slices have equal lengths at first, then equal numbers of the last sum's positions."""
     size, rank = WORLD.size, WORLD.rank
-    sums = [[whole(one, SIZE, 0.1), whole(one, 50, 1.0)] for one in range(size)]
+    sums = [[whole(one, SIZE, 0.1), np.full(50, 1 + one, "f4")] for one in range(size)]
     for one, _ in sums:
         one[SIZE // 4 :] = 0  # all in the first slices
     totals = [np.sum(each, 0) for each in zip(*sums, strict=True)]
@@ -46,7 +48,7 @@ def test_bytes_of_pieces_and_slices() -> None:
     for turn in range(3):
         exchange.wire.reset()
         exchange.merge([*(each.copy() for each in sums[rank]), np.zeros(2)])
-        cuts = [list(zip(ends, ends[1:], strict=False)) for ends in bounds]
+        cuts = [list(pairwise(ends)) for ends in bounds]
         wanted = 24 + 16 * (rank > 0)
         for owner, spans in enumerate(zip(*cuts, strict=True)):
             if owner != rank:
@@ -75,7 +77,7 @@ def test_bounds_change_no_bit() -> None:
     found = []
     for ends in ([0, 0, 0, 0, SIZE], [0, 1, 500, 501, SIZE], [0, SIZE, SIZE, SIZE, SIZE]):
         exchange, vector = made(), given.copy()
-        exchange.bounds = np.array([ends[: WORLD.size] + [SIZE]])
+        exchange.bounds = np.array([[*ends[: WORLD.size], SIZE]])
         exchange.merge([vector, np.zeros(1)])
         found.append(vector.tobytes())
     every = WORLD.gather(given)

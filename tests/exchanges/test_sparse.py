@@ -61,7 +61,7 @@ def packed(positions: int, values: int) -> int:
 
 
 def tree(sums: list[np.ndarray], nodes: int, count: int | None, exempt: set[int]) -> list[Rank]:
-    """All ranks at the end: pairs of neighbours merge, level by level, in nodes and between them."""
+    """All ranks at the end: neighbours merge, level by level, in nodes and between them."""
     ranks = [Rank(r, s.copy(), {r: set(range(SIZE))}) for r, s in enumerate(sums)]
     for rank in ranks:
         rank.cut(count, exempt)

@@ -143,7 +143,9 @@ def test_scatter(ours: Wire, empty: str) -> None:
 def test_all_exchange_pieces_of_all_lengths(ours: Wire) -> None:
     """Again and again; some have nothing for some, or for anybody."""
     for seed in range(4):
-        words = [[(3 * seed + to * source) % 4 * seed for to in range(SIZE)] for source in range(SIZE)]
+        words = [
+            [(3 * seed + to * source) % 4 * seed for to in range(SIZE)] for source in range(SIZE)
+        ]
         pieces = [data(count, seed + to) for to, count in enumerate(words[RANK])]
         before = ours.up
         found = ours.exchange(np.concatenate(pieces), [len(piece) for piece in pieces])

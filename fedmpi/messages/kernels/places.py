@@ -1,4 +1,4 @@
-"""Positions of a vector's values: which are not zero; and as bytes: bitmaps, gaps in Golomb code, and gaps as varints.
+"""Positions of what is not zero, and positions as bytes: bitmaps, and gaps in Golomb or as varints.
 
 Positions are uint32 [count], strictly ascending, and below the size of the vector. What is read may
 be anything: a reader returns None unless its bytes are exactly what the writer makes of some
