@@ -20,6 +20,8 @@ ONES = np.array([len(bits) for bits in _SET], np.uint8)
 """How many bits of a byte are set."""
 SET = np.array([bits + [0] * (8 - len(bits)) for bits in _SET], np.uint32)
 """Which bits of a byte are set, ascending; zeros behind them. [256, 8]"""
+UNSIGNED = np.uint32(0x7FFFFFFF)
+"""Bits of a float32 that are not its sign: zeros have none of them."""
 BLOCK = 16
 """Values that are compared with zero at once: mostly all of them are zero."""
 
@@ -54,7 +56,7 @@ def nonzero(vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _found(vector: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
     # Room for all values takes memory only where it is written.
     positions, values = np.empty(len(vector), np.uint32), np.empty(len(vector), np.float32)
-    count = _find(vector, first, positions, values)
+    count = _find(vector.view(np.uint32), first, positions, values.view(np.uint32))
     return positions[:count], values[:count]
 
 
@@ -144,23 +146,25 @@ def from_varints(data: np.ndarray, size: int, count: int) -> np.ndarray | None:
     return positions if _read_varints(data, size, positions) else None
 
 
-@kernel("int64(const float32[::1], uint32, uint32[::1], float32[::1])")
-def _find(vector: np.ndarray, first: int, positions: np.ndarray, values: np.ndarray) -> int:
+@kernel("int64(const uint32[::1], uint32, uint32[::1], uint32[::1])")
+def _find(bits: np.ndarray, first: int, positions: np.ndarray, values: np.ndarray) -> int:
     """Writes what is not zero, with positions counted from `first`; returns how many there are."""
-    count, i, last = 0, 0, len(vector) - BLOCK
-    while i < len(vector):
-        if i <= last:
-            some = np.uint32(0)
+    count, i, size = 0, 0, len(bits)
+    while i + BLOCK <= size:
+        some = np.uint32(0)
+        for j in range(BLOCK):
+            some |= bits[i + j]
+        if some & UNSIGNED:
             for j in range(BLOCK):
-                some += np.uint32(vector[i + j] != np.float32(0))
-            if some == 0:
-                i += BLOCK
-                continue
-        for j in range(min(BLOCK, len(vector) - i)):
-            positions[count] = first + np.uint32(i + j)
-            values[count] = vector[i + j]
-            count += int(vector[i + j] != np.float32(0))
+                positions[count] = first + np.uint32(i + j)
+                values[count] = bits[i + j]
+                count += int(bits[i + j] & UNSIGNED != 0)
         i += BLOCK
+    while i < size:
+        positions[count] = first + np.uint32(i)
+        values[count] = bits[i]
+        count += int(bits[i] & UNSIGNED != 0)
+        i += 1
     return count
 
 
