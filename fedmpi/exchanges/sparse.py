@@ -163,8 +163,7 @@ class Exchange(reduce.Exchange):
         self.wire.reduce([numbers])
         for wire in (self.wire.near, self.wire.leaders):
             if wire is not None:
-                self.wire.up += wire.up
-                self.wire.down += wire.down
+                self.wire.include(wire)
         self.charge()
 
 

@@ -63,5 +63,5 @@ class Exchange(reduce.Exchange):
                         for vector, block in zip(vectors, message.blocks, strict=False):
                             partial.add(vector, block)
             leaders.reduce([numbers])
-            self.wire.up += leaders.up
+            self.wire.include(leaders)
         self.charge()
