@@ -53,12 +53,14 @@ The laws
     store, and nothing else (`results/checkpoint`).
 13. The number of ranks never changes the result: bit for bit on a CPU with the exchange `star`; to
     rounding with one that adds on the way, on a GPU, or where `rows` stacks other networks than
-    dense ones. Settings of the machine (`config.MACHINE`) are no part of a run's identity. They
-    change rounding at most: threads of a rank do, and `exchange.window` does where it decides who
-    hosts whom or what is stacked.
+    dense ones. The one exception is `exchange.reselect`, whose merges follow the ranks. Settings of
+    the machine (`config.MACHINE`) are no part of a run's identity. They change rounding at most:
+    threads of a rank do, and `exchange.window` does where it decides who hosts whom or what is
+    stacked.
 14. Waiting is not transfer, and nothing unknown passes. A timed barrier precedes each collective;
-    on a split method's lines, counts are sent first, when messages are ready. Evaluation and
-    recording are off the clock. Bad settings are errors before any collective.
+    on a split method's lines, and from rank to rank, counts are sent first, when messages are
+    ready. Evaluation and recording are off the clock. Bad settings are errors before any
+    collective.
 15. What is simulated or predicted is called so (`sim_`, `predicted_`), and is never added to what
     was measured.
 
@@ -89,6 +91,7 @@ that says which others it may import, and checks it.
     kernels/       loops over arrays that run as machine code: `ranking` (the largest), `places`
                    (positions), `adding`, `codes` (values of few bits), `philox` (random draws)
     clock          seconds by phase                ledger         bytes by client and kind
+    partial        sums on their way <-> blocks
     coding         codec of updates: float32 blocks <-> blocks in few bits, whatever the method
     sums           weighted sums of uploads, and robust alternatives to their mean
  networks/

@@ -192,6 +192,9 @@ class Method(Table):
             so that a server optimizer (`aggregation.server`) can take the step instead.
         fits: whether the largest share of the model that fits a device can be found (`Tier.fit`).
         controls: whether control variates can correct its clients' gradients (`control`).
+        chooses: whether a client uploads the largest values of an update, a number k of them that
+            all ranks know, so that sums of uploads can be cut down to k values, too
+            (`exchange.reselect`).
         uploads: what clients upload. A codec (`codec`) takes updates, that is values in float32,
             the first block of an upload. Codes are written as the method says; models are none.
         apart: whether running statistics travel in a block of their own, behind the update.
@@ -217,6 +220,7 @@ class Method(Table):
     is_global: ClassVar[bool] = True
     in_halves: ClassVar[bool] = True
     adds: ClassVar[bool] = True
+    chooses: ClassVar[bool] = False
     in_turn: ClassVar[bool] = False
     converses: ClassVar[bool] = False
     controls: ClassVar[bool] = False
@@ -347,6 +351,11 @@ class Exchange(Table):
     """
 
     adds: ClassVar[bool] = False
+
+    @property
+    def reselects(self) -> bool:
+        """Whether sums on the way are cut down to their largest values (see `Method.chooses`)."""
+        return False
 
     name: str = ""
     window: Annotated[int, MACHINE] = Field(256, ge=1, le=MOST)

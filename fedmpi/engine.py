@@ -160,6 +160,7 @@ class Engine:
                 f"engine was built, found that of rank {wire.rank} of {wire.size}"
             )
         self.wire, self.clock, self.goes_on = wire, clock, True
+        self.sent: list[Message] = []
         self.word, self.is_stopped = Word.ROUND, False
         self.last = EVERYONE_ROUND
         exchange = config.module("exchange", self.settings.exchange.name)
@@ -384,6 +385,8 @@ class Engine:
                     taking = nullcontext(message) if agrees else self.half.sum.taking(message)
                     with taking as taken:
                         self.half.absorb(t, taken)
+                    if self.settings.exchange.reselects:
+                        self.sent.append(message)
             if self.server is not None:
                 self.server.unheard[list(lost)] = True
         if self.evaluation.is_due(t):
@@ -400,12 +403,25 @@ class Engine:
         with self.clock(Phase.PACK):
             addends = self.half.addends(t)
             sums = addends.buffers()
-        self.exchange.merge(sums)
+        if self.settings.exchange.reselects:
+            self.reselect(t, sums)
+        else:
+            self.exchange.merge(sums)
         with self.clock(Phase.PACK):
             if self.server is None:
                 addends.clear()
             else:
                 addends.fill(sums)
+
+    def reselect(self, t: int, sums: Sequence[np.ndarray]) -> None:
+        """Adds up and keeps the largest values; clients take back what is left of their uploads."""
+        exempt = self.clients.stat_positions.cpu()
+        kept = self.exchange.reselect(sums, self.clients.count(t), exempt.numpy())
+        with self.clock(Phase.PACK):
+            found = torch.from_numpy(kept.astype(np.int64)).to(self.trainer.device)
+            for message in self.sent:
+                self.clients.take_back(t, message.client, message.blocks, found)
+        self.sent.clear()
 
     def step(self, t: int) -> None:
         """Moves the model; in an agreement the server sends its result to all clients instead.

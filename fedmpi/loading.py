@@ -577,6 +577,34 @@ def _added_up(settings: Settings) -> list[str]:
             f"{what}: wanted a feedback without clients' estimates on the server, found 'ef21'; "
             "possible is 'star'"
         )
+    return found + _reselected(settings)
+
+
+def _reselected(settings: Settings) -> list[str]:
+    """Names what does not allow sums that are cut down to their largest values."""
+    method, found = settings.method, []
+    if not settings.exchange.reselects:
+        return []
+    what = "exchange.reselect = true"
+    if not (method.chooses and method.loses):
+        found.append(
+            f"{what}: wanted a method whose clients send the largest values of an update, topk, "
+            f"dgc or stc, with method.sparsity above 0; found method.name = '{method.name}'"
+        )
+    elif settings.feedback != "classic":
+        found.append(
+            f"{what}: wanted feedback = 'classic', which takes what is left out, found "
+            f"'{settings.feedback}'"
+        )
+    if settings.control != "none":
+        found.append(
+            f"{what}: wanted control = 'none', found '{settings.control}': its change would have "
+            "to be cut down with the update"
+        )
+    if settings.aggregation.server == "fedexp":
+        found.append(
+            f"{what}: wanted an aggregation.server that needs no lengths of updates, found 'fedexp'"
+        )
     return found
 
 

@@ -7,4 +7,6 @@ knows neither methods nor the engine.
 
 With `star` the server gets all uploads, and any method will do. The others add up on the way, and
 the server gets a sum: for methods that need no more (`config.Method.adds`), under the mean.
+`sparse` may cut sums down to their largest values on the way: for methods whose clients do so with
+their updates (`config.Method.chooses`).
 """

@@ -102,21 +102,34 @@ class Exchange:
         self, place: str, wave: Wave, messages: list[Message]
     ) -> tuple[np.ndarray, list[int]]:
         """Packs the messages for each rank into one buffer; returns it and the ranks' lengths."""
+        theirs: list[list[Message]] = [[] for _ in range(self.wire.size)]
+        host = dict(zip(wave.clients, wave.hosts, strict=True))
+        for message in messages:
+            theirs[host[message.client]].append(message)
+        data, lengths, accounts = self._bundle(place, theirs)
+        for some, account in zip(theirs, accounts, strict=True):
+            self.ledger.charge(DOWN, [message.client for message in some], account)
+        return data, lengths
+
+    def _bundle(
+        self, place: str, theirs: Sequence[Sequence[Message]]
+    ) -> tuple[np.ndarray, list[int], list[np.ndarray]]:
+        """Packs some messages for each rank into one buffer.
+
+        Returns:
+            The buffer, and for each rank the length of its part and the bytes by kind.
+        """
         with self.clock(Phase.PACK):
-            theirs: list[list[Message]] = [[] for _ in range(self.wire.size)]
-            host = dict(zip(wave.clients, wave.hosts, strict=True))
-            for message in messages:
-                theirs[host[message.client]].append(message)
             buffer, at = self.buffers.get(place, np.empty(0, np.uint8)), 0
-            pieces = []
+            pieces, accounts = [], []
             for some in theirs:
                 data, account = pack(some, buffer[at:])
-                self.ledger.charge(DOWN, [message.client for message in some], account)
                 pieces.append(data)
+                accounts.append(account)
                 at += len(data)
             if at > len(buffer):  # then pieces lie elsewhere, too
                 buffer = self.buffers[place] = np.concatenate(pieces)
-            return buffer[:at], [len(piece) for piece in pieces]
+            return buffer[:at], [len(piece) for piece in pieces], accounts
 
     def _sort(self, pieces: Sequence[np.ndarray]) -> list[Message]:
         """Unpacks the buffers of all ranks, charges the messages, and sorts them by client."""

@@ -2,8 +2,8 @@
 
 On a node the ranks write packed messages into memory that they share, and its first rank reads them
 there. So the bytes between nodes grow with the nodes, not with ranks or clients. A node's sum is
-sent as the values that are not zero, with the union of all uploads' positions, while these are less
-than half of all; else as a dense vector. The downlink is that of `star`.
+sent as the values that are not zero, with the union of all uploads' positions, or as a dense vector
+if that is shorter. The downlink is that of `star`.
 
 On a single node the results are those of `star`, bit for bit. On several ones they depend on which
 node hosts which client, and equal those of `star` to the rounding that `reduce` states.
@@ -20,8 +20,9 @@ import numpy as np
 from fedmpi import config
 from fedmpi.costs import HEAD, Load, Step, choose, move, work
 from fedmpi.exchanges import reduce
+from fedmpi.messages import partial
 from fedmpi.messages.clock import Phase
-from fedmpi.messages.codec import Block, Coding, Kind, Message, pack, unpack
+from fedmpi.messages.codec import Message, pack, unpack
 
 
 class Config(config.Exchange):
@@ -69,30 +70,15 @@ class Exchange(reduce.Exchange):
         leaders = self.wire.leaders
         if leaders is not None:
             *vectors, numbers = sums
-            blocks = [] if leaders.is_root else [_block(vector) for vector in vectors]
             leaders.reset()
             with self.clock(Phase.PACK):
+                blocks = [] if leaders.is_root else [partial.block(vector) for vector in vectors]
                 word = pack([Message(0, blocks)]).data
             for piece in leaders.gather(word):
                 with self.clock(Phase.SERVE):
                     for message in unpack(piece)[0]:
-                        _add(vectors, message.blocks)
+                        for vector, block in zip(vectors, message.blocks, strict=False):
+                            partial.add(vector, block)
             leaders.reduce([numbers])
             self.wire.include(leaders)
         self.charge()
-
-
-def _block(vector: np.ndarray) -> Block:
-    """Encodes a sum by its values that are not zero if they are less than half, else densely."""
-    where = np.flatnonzero(vector)
-    if 2 * len(where) < len(vector):
-        indices = where.astype(np.uint32)
-        return Block(Kind.GRADIENT, len(vector), Coding.F4, vector[where], indices)
-    return Block(Kind.GRADIENT, len(vector), Coding.F4, vector)
-
-
-def _add(vectors: Sequence[np.ndarray], blocks: Sequence[Block]) -> None:
-    """Adds the sums of a node, if there are any, to the root's in place."""
-    for vector, block in zip(vectors, blocks, strict=False):
-        assert block.values is not None
-        vector[slice(None) if block.indices is None else block.indices] += block.values

@@ -3,8 +3,8 @@
 Only buffers are sent, nothing is pickled. A timed barrier precedes each collective, so that waiting
 is not counted as transfer; waiting ranks leave their core to working ones. Ranks that meet tell
 each other the counts of what follows, a `v` collective; those of a scatter are broadcast. What is
-longer than `MOST` goes in waves of that length. A `Line` has no barriers; its counts separate
-waiting from transfer.
+longer than `MOST` goes in waves of that length. A `Line`, and messages from one rank to another,
+have no barriers; their counts separate waiting from transfer.
 """
 
 import atexit
@@ -43,6 +43,8 @@ WORD = 8
 MOST = 1 << 30
 """Bytes in one collective. More go in several: most libraries count in 32 bits, and some of what
 they are made of fails beyond 2 GiB. In words of 8 bytes a `Line` reaches 16 GiB."""
+TAG = 1
+"""Tag of messages from one rank to another."""
 EAGER, NAP = 1e-4, 1e-4
 """Seconds of busy polling before a waiting rank sleeps, and seconds of sleep between polls."""
 
@@ -77,9 +79,11 @@ class Wire:
     Attributes:
         rank: this rank; `ROOT` is the server.
         size: number of ranks.
-        up: bytes that this rank handed to `gather`, `gather_near` and, if it is not the root, which
-            adds to its own sum in place, to `reduce` since the last `reset`.
-        down: bytes that `bcast` and `scatter` handed to this rank since the last `reset`.
+        up: bytes that this rank handed to `gather`, `gather_near`, `exchange`, `send` to a lower
+            rank and, if it is not the root, which adds to its own sum in place, to `reduce` since
+            the last `reset`.
+        down: bytes that `bcast`, `scatter` and `recv` from a lower rank handed to this rank since
+            the last `reset`.
         up_between: those of `up` that are for a rank on another node.
         down_between: those of `down` that are from a rank on another node.
         nodes: number of each rank's node.
@@ -203,6 +207,58 @@ class Wire:
         self.got(mine.nbytes)
         return mine
 
+    def exchange(self, data: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
+        """Sends each rank its part of the bytes, by their lengths; returns those for this rank.
+
+        The pieces are in rank order, and views of one inbox, which the next `exchange` overwrites.
+        """
+        counts, layout = self._shares(data, lengths)
+        theirs, longest = np.zeros(self.size, np.int64), np.zeros(1, np.int64)
+        most = MOST // WORD // self.size
+        self._meet(Phase.WAIT)
+        with self.clock(Phase.TRANSFER):
+            self.comm.Alltoall(counts, theirs)
+            self.comm.Allreduce(counts.max(keepdims=True), longest, MPI.MAX)
+            places = _layout(theirs)
+            inbox = self._room("all", int(theirs.sum()))
+            for start in range(0, int(longest[0]), most):
+                send, receive = (
+                    [found, _part(about, start, most), MPI.UINT64_T]
+                    for found, about in ((data, layout), (inbox, places))
+                )
+                self.comm.Alltoallv(send, receive)
+        for rank, length in enumerate(lengths):
+            self.sent(length, rank)
+        return _pieces(inbox, places)
+
+    def send(self, data: np.ndarray, rank: int) -> None:
+        """Sends bytes to one rank, which calls `recv`."""
+        words = _words(data)
+        self.comm.Send(np.array([words]), rank, TAG)
+        self._await([self.comm.Irecv(bytearray(1), rank, TAG)], Phase.WAIT)
+        with self.clock(Phase.TRANSFER):
+            for wave in _waves(np.array([words])):
+                self.comm.Send([wave.piece(data), MPI.UINT64_T], rank, TAG)
+        if rank < self.rank:
+            self.sent(data.nbytes, rank)
+
+    def recv(self, rank: int) -> np.ndarray:
+        """Returns the bytes that one rank sends.
+
+        They are a view of an inbox, which the next `recv` overwrites. Both ranks wait until the
+        other one is there; only then the data is sent.
+        """
+        count = np.zeros(1, np.int64)
+        self._await([self.comm.Irecv(count, rank, TAG)], Phase.WAIT)
+        data = self._room("one", int(count[0]))
+        with self.clock(Phase.TRANSFER):
+            self.comm.Send(bytearray(1), rank, TAG)
+            for wave in _waves(count):
+                self.comm.Recv([wave.piece(data), MPI.UINT64_T], rank, TAG)
+        if rank < self.rank:
+            self.got(data.nbytes, rank)
+        return data
+
     def lines(self, count: int) -> list["Line"]:
         """Returns `count` lines, the same ones in each call; all ranks must pass the same count."""
         while len(self.known) < count:
@@ -283,6 +339,15 @@ class Wire:
                     sleep(NAP)
             self.comm.Allgather(np.array([count]), counts)
         return counts
+
+    def _await(self, requests: list[MPI.Request], phase: Phase) -> None:
+        """Waits for requests without taking the core of a rank that works; clears the list."""
+        with self.clock(phase):
+            patience = perf_counter() + EAGER
+            while not MPI.Request.Testall(requests):
+                if perf_counter() > patience:
+                    sleep(NAP)
+        requests.clear()
 
     def _gather(self, data: np.ndarray, waiting: Phase, phase: Phase) -> list[np.ndarray]:
         counts, pieces = self._meet(waiting, _words(data)), list[np.ndarray]()
@@ -445,13 +510,13 @@ class Line:
         """
         if not self.wire.is_root:
             return []
-        self._finish(Phase.WAIT)
+        self.wire._await(self.pending, Phase.WAIT)
         layout = _layout(self.counts)
         inbox = self.wire._room(self.name, int(self.counts.sum()))
         mine = [self.mine, _words(self.mine), MPI.UINT64_T]
         with self.wire.clock(Phase.TRANSFER):
             self.pending.append(self.comm.Igatherv(mine, [inbox, layout, MPI.UINT64_T], ROOT))
-        self._finish(Phase.TRANSFER)
+        self.wire._await(self.pending, Phase.TRANSFER)
         return _pieces(inbox, layout)
 
     def send_down(self, data: np.ndarray, lengths: Sequence[int]) -> None:
@@ -471,26 +536,17 @@ class Line:
         if not self.wire.is_root:
             count = np.zeros(1, np.int64)
             self.pending.append(self.comm.Iscatterv(None, count, ROOT))
-            self._finish(Phase.WAIT)
+            self.wire._await(self.pending, Phase.WAIT)
             self.mine = self.wire._room(self.name, int(count[0]))
             words = [self.mine, int(count[0]), MPI.UINT64_T]
             self.pending.append(self.comm.Iscatterv(None, words, ROOT))
-            self._finish(Phase.TRANSFER)
+            self.wire._await(self.pending, Phase.TRANSFER)
         self.wire.got(self.mine.nbytes)
         return self.mine
 
     def wait(self) -> None:
         """Waits until everything sent has arrived, at the end of a conversation."""
-        self._finish(Phase.WAIT)
-
-    def _finish(self, phase: Phase) -> None:
-        """Waits for all pending requests, without taking the core of a rank that works."""
-        with self.wire.clock(phase):
-            patience = perf_counter() + EAGER
-            while not MPI.Request.Testall(self.pending):
-                if perf_counter() > patience:
-                    sleep(NAP)
-        self.pending.clear()
+        self.wire._await(self.pending, Phase.WAIT)
 
 
 class _Wave(NamedTuple):
@@ -555,6 +611,14 @@ def _layout(counts: np.ndarray) -> tuple[list[int], list[int]]:
             f"{size:.1f} GiB in one collective, 16 are possible; lower exchange.window"
         )
     return counts.tolist(), (np.cumsum(counts) - counts).tolist()
+
+
+def _part(
+    layout: tuple[list[int], list[int]], start: int, most: int
+) -> tuple[list[int], list[int]]:
+    """Returns counts and displacements of the words from `start` on, `most` for each rank."""
+    counts = [min(max(count - start, 0), most) for count in layout[0]]
+    return counts, [at + min(start, count) for count, at in zip(*layout, strict=True)]
 
 
 def _pieces(inbox: np.ndarray, layout: tuple[list[int], list[int]]) -> list[np.ndarray]:

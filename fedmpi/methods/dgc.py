@@ -35,6 +35,7 @@ __all__ = ["Clients", "Config", "Server"]
 class Config(feedback.Config, spans.Tensorwise):
     keeps_state: ClassVar[bool] = True
     travels: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
     feedbacks: ClassVar[tuple[str, ...]] = ("classic",)
     paper: ClassVar[Mapping[str, Any]] = {
         "method.sparsity": 0.999,
@@ -98,6 +99,10 @@ class Clients(fedavg.Clients):
         """Returns the sparsity of round t, counted from 0, which rises during the warm-up."""
         wanted = self.method.sparsity
         return min(wanted, 1 - (1 - FIRST) ** (t + 1)) if t < self.method.warmup else wanted
+
+    def count(self, t: int) -> int:
+        """Returns how many values of v are sent in round t."""
+        return self.method.count(self.flat, self.sparsity(t))
 
     def corrected(self, client: int, update: Tensor) -> Tensor:
         """Returns u, which is to be added to v."""

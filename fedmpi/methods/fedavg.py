@@ -560,6 +560,29 @@ class Clients(Half):
             self.difference = torch.empty_like(self.start)
         return torch.sub(w, self.start, out=self.difference)
 
+    def count(self, t: int) -> int:
+        """Returns how many values of its update a client sends; if the method `chooses`."""
+        raise NotImplementedError
+
+    def take_back(self, t: int, client: int, blocks: Sequence[Block], kept: Tensor) -> None:
+        """Adds to a client's residual what it sent and what was then left out of a sum.
+
+        It is called if the settings of the exchange `reselects`, unless the upload was lost.
+
+        Args:
+            t: the round.
+            client: the client.
+            blocks: its upload.
+            kept: the positions where the upload is in the sum, int64.
+        """
+        own = blocks[:-1] if self.has_statistics else blocks
+        _, sent, where = self.heard(t, client, own)
+        if where is None:
+            where = torch.arange(self.theirs.size, device=kept.device)
+        out = ~torch.isin(where, kept)
+        assert isinstance(self.feedback, Feedback)
+        self.feedback.take_back(client, where[out], sparse.values(sent, kept.device)[out])
+
     def corrected(self, client: int, update: Tensor) -> Tensor:
         """Returns what is sent instead of an update [n]: by default the update."""
         return update

@@ -36,6 +36,7 @@ class Config(feedback.Config, spans.Config):
     sends_changes: ClassVar[bool] = True
     can_send_changes: ClassVar[bool] = False
     own_changes: ClassVar[str] = "method.sparsity_down"
+    chooses: ClassVar[bool] = True
     uploads: ClassVar[config.Uploads] = "codes"
     paper: ClassVar[Mapping[str, Any]] = {
         "method.sparsity": 0.9975,
@@ -86,6 +87,10 @@ class Server(Half, fedavg.Server):
 
 
 class Clients(Half, fedavg.Clients):
+    def count(self, t: int) -> int:
+        """Returns how many of an update's values are sent."""
+        return self.method.count(self.flat, self.method.sparsity)
+
     def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the largest values as signs with one magnitude."""
         return self.updates.encode(update, self.rounding(t, client))

@@ -9,6 +9,8 @@ gradient. Running statistics are no gradients and are all sent: a part of a vari
 in a later round could make it negative.
 """
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor
 
@@ -24,6 +26,8 @@ __all__ = ["Clients", "Config", "Server"]
 
 
 class Config(feedback.Config, spans.Config):
+    chooses: ClassVar[bool] = True
+
     sparsity: float = Field(0.9, ge=0, lt=1)
     """Share of an update's values that are not sent. 0 is FedAvg."""
 
@@ -44,6 +48,10 @@ class Config(feedback.Config, spans.Config):
 
 class Clients(fedavg.Clients):
     method: Config
+
+    def count(self, t: int) -> int:
+        """Returns how many of an update's values are sent."""
+        return self.method.count(self.flat, self.method.sparsity)
 
     def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Keeps the largest values."""

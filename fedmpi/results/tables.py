@@ -147,10 +147,13 @@ RANKS: Columns = {
     "rank": ("i4", "rank"),
     "up": (
         "i8",
-        "bytes of the buffers that it handed to MPI for the server: uploads, or a sum of them; the "
-        "root adds to its own sum in place, and hands none",
+        "bytes of the buffers that it handed to MPI for the server: uploads, or a sum of them or "
+        "its pieces; the root adds to its own sum in place, and hands none",
     ),
-    "down": ("i8", "bytes of the buffers that MPI handed it from the server"),
+    "down": (
+        "i8",
+        "bytes of the buffers that MPI handed it from the server, or from ranks on the way to it",
+    ),
     "up_between": ("i8", "those of up that are for a rank on another node"),
     "down_between": ("i8", "those of down that are from a rank on another node"),
 }

@@ -92,6 +92,17 @@ class Feedback:
         if isinstance(self.residuals, Provisional):
             self.residuals.put(client, rest, whole)
 
+    def take_back(self, client: int, where: Tensor, values: Tensor) -> None:
+        """Adds values that were sent, and came back, at some positions of the client's residual.
+
+        Args:
+            client: the client, whose upload was not lost.
+            where: their positions, int64 [k].
+            values: the values, [k].
+        """
+        if isinstance(self.residuals, Provisional):
+            self.residuals.change(client, where, values)
+
     def learn(self, client: int, update: Tensor, sent: Block, where: Tensor | None) -> None:
         """Remembers what is left of an update without what was sent of it.
 

@@ -34,6 +34,12 @@ class Config(config.Method):
         """
         return largest(self.spans, update, flat, sparsity)
 
+    def count(self, flat: Flat, sparsity: float) -> int:
+        """How many positions `largest` returns."""
+        if self.spans == "tensor":
+            return sum(select.counts(flat.parameters, sparsity))
+        return keep_round(flat.count, 1 - sparsity)
+
     def lengths(self, flat: Flat, positions: Tensor) -> Sequence[int]:
         """How many of some parameters' positions, int64 ascending, lie in each span."""
         return lengths(self.spans, flat, positions)

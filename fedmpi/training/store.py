@@ -224,6 +224,19 @@ class Provisional(Mapping[int, Tensor]):
             )
         self.arrived[client] = arrived
 
+    def change(self, client: int, where: Tensor, values: Tensor) -> None:
+        """Adds to a client's vector for the case that its upload arrived.
+
+        Args:
+            client: the client.
+            where: positions, int64 [k], no two alike.
+            values: what is added there, [k].
+        """
+        own = self.arrived.lend(client)
+        found = self.arrived[client].clone() if own is None else own
+        found.index_add_(0, where.to(found.device), values.to(found.device))
+        self.arrived[client] = found
+
     def lose(self, client: int) -> None:
         """The client hears that its last upload was lost."""
         assert self.lost is not None

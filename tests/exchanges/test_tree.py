@@ -18,14 +18,6 @@ TREE = "exchange.name=tree"
 on_ranks = pytest.mark.parallel([1, 2, 3, 4])
 
 
-@pytest.fixture(params=[1, 2, 3])
-def nodes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """So many nodes, or as many as there are ranks."""
-    found = min(request.param, WORLD.size)
-    monkeypatch.setenv(wire.NODES, str(found))
-    return found
-
-
 @pytest.mark.parallel([2, 3, 4])
 @pytest.mark.parametrize("name", ADDING)
 def test_every_method_on_two_nodes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ class Naps:
 
     LONG = 20
     """Looks after which a rank says that it waits."""
+    TAG = wire.TAG + 1
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.late = 0, -1
@@ -47,14 +48,14 @@ class Naps:
         """In place of `sleep`."""
         self.now += 1
         if self.now == self.LONG and self.late != RANK:
-            COMM.Send(np.zeros(1), self.late)
+            COMM.Send(np.zeros(1), self.late, self.TAG)
         time.sleep(NAP)
 
     def until_all_wait(self) -> None:
         """The late rank comes when the others wait, or at last if they never do."""
         for other in set(range(SIZE)) - {self.late}:
-            if until(lambda other=other: COMM.Iprobe(other), patience=60):
-                COMM.Recv(np.zeros(1), other)
+            if until(lambda other=other: COMM.Iprobe(other, self.TAG), patience=60):
+                COMM.Recv(np.zeros(1), other, self.TAG)
 
 
 @pytest.fixture
@@ -140,6 +141,59 @@ def test_scatter(ours: Wire, empty: str) -> None:
 
 
 @on_ranks
+@pytest.mark.parametrize("most", [8 * WORD, 1 << 30])
+def test_all_exchange_pieces_of_all_lengths(
+    ours: Wire, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again and again, also in waves; some have nothing for some, or for anybody."""
+    monkeypatch.setattr(wire, "MOST", most)
+    for seed in range(4):
+        words = [
+            [(3 * seed + to * source) % 4 * seed for to in range(SIZE)] for source in range(SIZE)
+        ]
+        pieces = [data(count, seed + to) for to, count in enumerate(words[RANK])]
+        before = ours.up
+        found = ours.exchange(np.concatenate(pieces), [len(piece) for piece in pieces])
+        assert ours.up - before == WORD * sum(words[RANK])
+        assert len(found) == SIZE
+        for source, piece in enumerate(found):
+            np.testing.assert_array_equal(piece, data(words[source][RANK], seed + RANK))
+    assert ours.down == 0
+
+
+@pytest.mark.parallel([2, 3, 4])
+@pytest.mark.parametrize("words", [0, 3, 100_000])
+def test_one_rank_sends_to_another(ours: Wire, words: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Towards the root is up, away from it down: for who sends, or who receives. Also in waves."""
+    monkeypatch.setattr(wire, "MOST", 30_000 * WORD)
+    last = SIZE - 1
+    for source, to in ((last, 0), (0, last)):
+        if source == RANK:
+            ours.send(data(words, source), to)
+        if to == RANK:
+            np.testing.assert_array_equal(ours.recv(source), data(words, source))
+    assert (ours.up, ours.down) == ((WORD * words,) * 2 if last == RANK else (0, 0))
+
+
+@pytest.mark.parallel([2, 3])
+@pytest.mark.parametrize("late", ["sender", "receiver"])
+def test_waiting_for_another_rank_is_not_transfer(ours: Wire, naps: Naps, late: str) -> None:
+    naps.late = int(late == "sender")
+    if RANK > 1:
+        if naps.late != RANK:
+            COMM.Send(np.zeros(1), naps.late, naps.TAG)
+        return
+    if naps.late == RANK:
+        naps.until_all_wait()
+    if RANK:
+        ours.send(data(10_000), 0)
+    else:
+        ours.recv(1)
+    assert seconds(ours, Phase.WAIT) == seconds(ours, *Phase) == naps.now
+    assert naps.late == RANK or naps.now >= naps.LONG
+
+
+@on_ranks
 def test_accounts_add_up_until_reset(ours: Wire) -> None:
     for _ in range(2):
         ours.bcast(data(3) if ours.is_root else None)
@@ -217,12 +271,14 @@ def speak(ours: Wire, verb: str) -> None:
         ours.bcast(data(1) if ours.is_root else None)
     elif verb == "gather":
         ours.gather(data(1))
+    elif verb == "exchange":
+        ours.exchange(data(SIZE), [WORD] * SIZE)
     else:
         ours.scatter(*shares([1] * SIZE))
 
 
 @on_ranks
-@pytest.mark.parametrize("verb", ["bcast", "gather", "scatter"])
+@pytest.mark.parametrize("verb", ["bcast", "gather", "scatter", "exchange"])
 def test_seconds_are_of_waiting_and_of_transfer(ours: Wire, verb: str) -> None:
     speak(ours, verb)
     assert seconds(ours, Phase.WAIT) > 0
@@ -231,7 +287,7 @@ def test_seconds_are_of_waiting_and_of_transfer(ours: Wire, verb: str) -> None:
 
 
 @on_ranks
-@pytest.mark.parametrize("verb", ["bcast", "gather", "scatter"])
+@pytest.mark.parametrize("verb", ["bcast", "gather", "scatter", "exchange"])
 def test_waiting_is_not_transfer(ours: Wire, naps: Naps, verb: str) -> None:
     """One rank is late: the others wait for it, before the transfer and not in it."""
     naps.late = SIZE - 1

@@ -1,4 +1,4 @@
-"""Positions of a vector's values as bytes: bitmaps, gaps in Golomb code, and gaps as varints.
+"""Positions of what is not zero, and positions as bytes: bitmaps, and gaps in Golomb or as varints.
 
 Positions are uint32 [count], strictly ascending, and below the size of the vector. What is read may
 be anything: a reader returns None unless its bytes are exactly what the writer makes of some
@@ -13,13 +13,17 @@ Rice's). A varint has 7 bits of a gap in each byte, the lowest first; the last b
 
 import numpy as np
 
-from fedmpi.messages.kernels import kernel, parts, run
+from fedmpi.messages.kernels import kernel, parts, run, spread
 
 _SET = [[bit for bit in range(8) if byte >> bit & 1] for byte in range(256)]
 ONES = np.array([len(bits) for bits in _SET], np.uint8)
 """How many bits of a byte are set."""
 SET = np.array([bits + [0] * (8 - len(bits)) for bits in _SET], np.uint32)
 """Which bits of a byte are set, ascending; zeros behind them. [256, 8]"""
+UNSIGNED = np.uint32(0x7FFFFFFF)
+"""Bits of a float32 that are not its sign: zeros have none of them."""
+BLOCK = 16
+"""Values that are compared with zero at once: mostly all of them are zero."""
 
 
 @kernel("boolean(const uint32[::1], uint64)")
@@ -31,6 +35,29 @@ def are_ascending(positions: np.ndarray, size: int) -> bool:
     for i in range(1, len(positions)):
         wrong |= np.uint32(positions[i] <= positions[i - 1])
     return wrong == 0 and positions[-1] < size
+
+
+def nonzero(vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the positions of values that are not zero, and the values.
+
+    Args:
+        vector: float32 [n].
+
+    Returns:
+        Positions, uint32 [count], ascending, and values, float32 [count].
+    """
+    found = spread(lambda start, stop: _found(vector[start:stop], start), len(vector))
+    if len(found) == 1:
+        return found[0]
+    positions, values = (np.concatenate(pieces) for pieces in zip(*found, strict=True))
+    return positions, values
+
+
+def _found(vector: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    # Room for all values takes memory only where it is written.
+    positions, values = np.empty(len(vector), np.uint32), np.empty(len(vector), np.float32)
+    count = _find(vector.view(np.uint32), first, positions, values.view(np.uint32))
+    return positions[:count], values[:count]
 
 
 def bitmap(positions: np.ndarray, size: int) -> np.ndarray:
@@ -117,6 +144,28 @@ def from_varints(data: np.ndarray, size: int, count: int) -> np.ndarray | None:
     """
     positions = np.empty(count, np.uint32)
     return positions if _read_varints(data, size, positions) else None
+
+
+@kernel("int64(const uint32[::1], uint32, uint32[::1], uint32[::1])")
+def _find(bits: np.ndarray, first: int, positions: np.ndarray, values: np.ndarray) -> int:
+    """Writes what is not zero, with positions counted from `first`; returns how many there are."""
+    count, i, size = 0, 0, len(bits)
+    while i + BLOCK <= size:
+        some = np.uint32(0)
+        for j in range(BLOCK):
+            some |= bits[i + j]
+        if some & UNSIGNED:
+            for j in range(BLOCK):
+                positions[count] = first + np.uint32(i + j)
+                values[count] = bits[i + j]
+                count += int(bits[i + j] & UNSIGNED != 0)
+        i += BLOCK
+    while i < size:
+        positions[count] = first + np.uint32(i)
+        values[count] = bits[i]
+        count += int(bits[i] & UNSIGNED != 0)
+        i += 1
+    return count
 
 
 @kernel("void(const uint32[::1], uint8[::1])")

@@ -52,6 +52,24 @@ some_positions = st.lists(
 sparse = st.lists(st.integers(0, MOST - 1), max_size=9, unique=True).map(sorted)
 
 
+@given(st.lists(st.sampled_from([0.0, -0.0, 1.5, -2.0, float("nan"), float("inf")]), max_size=99))
+@some
+def test_what_is_not_zero(values: list[float]) -> None:
+    vector = np.array(values, np.float32)
+    positions, found = places.nonzero(vector)
+    wanted = [i for i, value in enumerate(values) if value != 0]
+    assert (positions.tolist(), positions.dtype) == (wanted, np.uint32)
+    assert found.tobytes() == vector[wanted].tobytes()
+
+
+def test_what_is_not_zero_in_threads(threads: int) -> None:
+    vector = np.zeros(1000, np.float32)
+    vector[::7] = np.arange(143)
+    positions, found = places.nonzero(vector)
+    assert positions.tolist() == list(range(7, 1000, 7))
+    assert found.tolist() == list(range(1, 143))
+
+
 @given(some_positions, st.integers(0, 70))
 @some
 def test_bitmaps(positions: list[int], behind: int) -> None:
