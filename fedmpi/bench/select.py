@@ -27,8 +27,8 @@ def vector(size: int) -> Tensor:
 
 def ours(x: Tensor, count: int) -> Block:
     """The block of the largest values."""
-    positions = select.top(x, count)
-    return sparse.block(Kind.GRADIENT, x[positions], len(x), positions)
+    chosen = select.top(x, count)
+    return sparse.block(Kind.GRADIENT, chosen.values, len(x), chosen.places)
 
 
 def theirs(x: Tensor, count: int) -> tuple[Tensor, Tensor]:

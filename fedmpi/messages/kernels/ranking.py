@@ -253,7 +253,7 @@ def _between(
 @kernel("UniTuple(int64, 3)(const int32[::1], int64)")
 def _last(keys: np.ndarray, rank: int) -> tuple[int, int, int]:
     """The key at a rank, 1 for the largest, which of the equal ones it is, and their number."""
-    low, high, equal = np.int64(keys[0]), np.int64(keys[0]), len(keys)
+    low, high, equal = int(keys[0]), int(keys[0]), len(keys)
     for key in keys:
         low, high = min(low, key), max(high, key)
     counts = np.empty((1, BINS), np.uint32)
