@@ -300,6 +300,26 @@ def test_positions_of_its_own_come_before_agreed_ones() -> None:
     assert found.tolist() == [1, 0, 0, 1, 0]
 
 
+@pytest.mark.parametrize("agreed", [None, [1, 2]])
+@pytest.mark.parametrize("indices", [None, [0, 3]])
+def test_a_vector_in_memory_that_is_there(
+    agreed: list[int] | None, indices: list[int] | None
+) -> None:
+    """Nothing of what was there remains, and the buffer does not become part of it."""
+    count = 2 if agreed or indices else 5
+    where, known = (None if each is None else torch.tensor(each) for each in (indices, agreed))
+    sent = sparse.block(Kind.MODEL, torch.arange(1.0, 1 + count), 5, where)
+    block = unpack(pack([Message(0, [sent])]).data)[0][0].blocks[0]
+    target = torch.full((5,), torch.nan)
+    sparse.fill(target, block, known)
+    wanted = [0.0] * 5
+    for value, place in enumerate(indices or agreed or range(5), 1):
+        wanted[place] = value
+    assert target.tolist() == sparse.vector(block, 5, target.device, known).tolist() == wanted
+    target.fill_(9)
+    assert sparse.values(block).tolist() == list(range(1, 1 + count))
+
+
 def test_values_can_be_changed_without_changing_the_buffer() -> None:
     data = pack([Message(0, [sparse.block(Kind.MODEL, torch.ones(4))])]).data
     block = unpack(data)[0][0].blocks[0]
