@@ -6,7 +6,7 @@ Run from a checkout, on any machine that has pandas. No MPI and no torch are nee
     python -m analysis.compare DIR...     methods side by side, in the terminal
     python -m analysis.paired DIR...      differences by seed, with tests, in the terminal
     python -m analysis.targets DIR...     costs to reach an accuracy, in the terminal
-    python -m analysis.claims [DIR]...    claims of papers beside the results, in the terminal
+    python -m analysis.claims [DIR]...    claims of papers beside the results, also as a picture
     python -m analysis.tradeoff DIR...    accuracy against bytes, as a picture
     python -m analysis.trajectory DIR...  accuracy over time, bytes or rounds, as a picture
     python -m analysis.along DIR...       accuracy along a setting, as a picture and in the terminal
@@ -15,6 +15,6 @@ Run from a checkout, on any machine that has pandas. No MPI and no torch are nee
     python -m analysis.convergence DIR... gradient norms beside a bound's terms, in the terminal
 
 `frames` turns files into data frames, `groups` decides which runs are compared and which are
-averaged, `statements` reads claims, `panels` has the common parts of pictures, `terminal` those of
-tables. The commands are built on them.
+averaged, `statements` reads claims, `dots` draws them, `panels` has the common parts of pictures,
+`terminal` those of tables. The commands are built on them.
 """

@@ -26,7 +26,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis import frames, statements, targets, terminal
+from analysis import dots, frames, panels, statements, targets, terminal
+from analysis.dots import OWN
 from analysis.groups import COMPOSED, DONE, is_unset, label, written
 from analysis.output import File, draft
 from analysis.statements import ACCURACIES, MEASURES, Claim, Differences, Selector, Study
@@ -48,8 +49,6 @@ LAST = "last"
 """Of `rows`: the largest value of a column."""
 CLAIMS = Path(__file__).parent.parent / "jobs" / "sweeps"
 """Where the claims of this repository are."""
-OWN = "own"
-"""The size of runs as large as the paper's."""
 SMALL, OR = "small", " # or: "
 """The size of a sweep for a small machine, and what is between two commands."""
 TINY = 1e-9
@@ -59,9 +58,11 @@ SHOWN = 3
 COLUMNS = (
     *("system", "claim", "source", "measure", "by", "runs", "against", "published", "spread"),
     *("honest", "accounting", "ours_mean", "ours_std", "ours", "n", "seeds", "size", "verdict"),
-    *("why", "command", "file"),
+    *("why", "command", "file", "unit"),
 )
-"""Columns of `judged`."""
+"""Columns of `judged` and of its CSV file; `judged` also has `dots`, for the picture."""
+COLOURS = dict(zip(VERDICTS, ("#009E73", "#0072B2", "#D55E00"), strict=False))
+"""Colours of verdicts in the picture."""
 
 
 class Lacking(Exception):
@@ -124,7 +125,7 @@ def judged(studies: Iterable[Study], results: Results) -> pd.DataFrame:
                 findings = _findings(study, claim, by, results)
                 found = [_row(study, claim, by, one) for one in findings]
                 rows += [row for row in found if row["size"] == OWN] or found
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=[*COLUMNS, "dots"])
 
 
 @dataclass
@@ -514,7 +515,7 @@ def _row(study: Study, claim: Claim, by: tuple[str, str], found: Finding) -> dic
         "source": claim.source,
         "measure": claim.name,
         "by": _by(claim, by, found.target),
-        "runs": " > ".join(map(statements.label, claim.runs)),
+        "runs": " > ".join(statements.labels(claim.runs)),
         "against": found.against or "; ".join(map(statements.label, claim.against)),
         "published": _published(claim),
         "spread": "" if claim.spread is None else _tolerance(claim, claim.spread),
@@ -530,7 +531,19 @@ def _row(study: Study, claim: Claim, by: tuple[str, str], found: Finding) -> dic
         "why": why,
         "command": OR.join(commands),
         "file": study.name,
+        "unit": claim.unit,
+        "dots": [] if verdict == NOT_RUN else _dots(claim, mean, std),
     }
+
+
+def _dots(claim: Claim, mean: np.ndarray, std: np.ndarray) -> list[dots.Dot]:
+    """Returns the measured figures of a claim for the picture, those of an order one by one."""
+    if np.isnan(mean).any():
+        return []
+    names = statements.labels(claim.runs) if claim.form == "order" else [""]
+    value = claim.published
+    published = [np.nan] * len(names) if isinstance(value, str) else np.atleast_1d(value)
+    return [dots.Dot(*each) for each in zip(names, published, mean, std, strict=True)]
 
 
 def judge(claim: Claim, found: Finding, is_own: bool, is_first: bool) -> tuple[str, str]:
@@ -626,7 +639,8 @@ def _published(claim: Claim) -> str:
     if isinstance(value, str):
         return value
     if claim.form == "order":
-        return " > ".join(_plain(one, claim.unit) for one in value)
+        both = zip(statements.labels(claim.runs), value, strict=True)
+        return " > ".join(f"{name} {_plain(one, claim.unit)}" for name, one in both)
     return _plain(value, claim.unit)
 
 
@@ -648,7 +662,7 @@ def _ours(claim: Claim, found: Finding, values: Sequence[Any]) -> str:
     if np.isnan(mean).any():
         return ""
     if claim.form == "order":
-        names = [statements.label(selector) for selector in claim.runs]
+        names = statements.labels(claim.runs)
         ranked = sorted(range(len(names)), key=lambda one: -mean[one])
         return " > ".join(f"{names[i]} {_figure(mean[i], std[i], claim.unit)}" for i in ranked)
     text = _figure(float(mean[0]), float(std[0]), claim.unit)
@@ -743,8 +757,15 @@ def _line(texts: Iterable[str]) -> str:
 )  # fmt: skip
 @click.option("--csv", type=File(), help="Write all numbers into this file (.csv).")
 @click.option("--markdown", "is_markdown", is_flag=True, help="Print the tables as Markdown.")
+@click.option(
+    "--out", type=File(), help="Draw published figures and ours into this file: .png, .pdf, .svg."
+)
 def main(
-    paths: tuple[Path, ...], files: tuple[Path, ...], csv: Path | None, is_markdown: bool
+    paths: tuple[Path, ...],
+    files: tuple[Path, ...],
+    csv: Path | None,
+    is_markdown: bool,
+    out: Path | None,
 ) -> None:
     """Hold the claims of papers against the results in PATH... (files, or folders at any depth).
 
@@ -756,9 +777,13 @@ def main(
     except statements.ClaimError as error:
         raise click.UsageError(str(error)) from None
     rows = judged(studies, Results(paths))
+    if out is not None:
+        if not rows["dots"].map(len).any():
+            raise click.UsageError(f"--out {out}: wanted results of which a claim is measured")
+        panels.save(lambda: dots.picture(rows, COLOURS), out)
     if csv is not None:
         with draft(csv, "--csv", ".csv") as to:
-            rows.to_csv(to, index=False, encoding="utf-8", errors="surrogateescape")
+            rows[list(COLUMNS)].to_csv(to, index=False, encoding="utf-8", errors="surrogateescape")
     if is_markdown:
         print(markdown(rows))
         return

@@ -713,3 +713,12 @@ def label(selector: Selector) -> str:
             text if is_name else f"{path.removeprefix('method.').removesuffix('.name')}={text}"
         )
     return " ".join(words)
+
+
+def labels(selectors: Sequence[Selector]) -> list[str]:
+    """Returns selectors as texts that tell them apart: without what all of them have in common."""
+    first, *others = selectors
+    common = {
+        path for path in first if others and all(one.get(path) == first[path] for one in others)
+    }
+    return [label({path: one[path] for path in one if path not in common}) for one in selectors]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import claims, frames, statements
+from analysis import claims, dots, frames, statements
 from analysis.claims import DIRECTION, NOT_REACHED, NOT_RUN, REPRODUCED
 from fedmpi import loading
 from fedmpi.runs import sweep
@@ -461,12 +461,13 @@ def test_runs_that_ended_at_their_own_target(tmp_path: Path) -> None:
 def test_an_order(tmp_path: Path, folder: Path) -> None:
     """Means of the first two seeds, which all three have: 0.9, 0.85 and 0.6."""
     names = ("ssfl", "fedavg", "dispfl")
-    runs = f"runs = [{', '.join(f'{{ method.name = {name!r} }}' for name in names)}]\n"
+    tables = (f"{{ lr = 0.1, method.name = {name!r} }}" for name in names)
+    runs = f"runs = [{', '.join(tables)}]\n"
     measure = 'measure = "order"\naccuracy = "global"\n'
     row = one(tmp_path, folder, measure, runs, "published = [0.9, 0.86, 0.6]\nspread = 0.01\n")
     assert (row["verdict"], row["seeds"], row["n"]) == (REPRODUCED, "1 2", 2)
     assert row["ours"] == "ssfl 90.0 % > fedavg 85.0±7.1 % > dispfl 60.0 %"
-    assert row["published"] == "90 % > 86 % > 60 %"
+    assert row["published"] == "ssfl 90 % > fedavg 86 % > dispfl 60 %"
     published = "published = [0.9, 0.8, 0.6]\nspread = [0, 0.01, 0]\n"
     row = one(tmp_path, folder, measure, runs, published)
     assert (row["verdict"], row["why"]) == (
@@ -729,6 +730,35 @@ def test_the_command(tmp_path: Path, folder: Path) -> None:
     cells += ["85.0±8.7 %", "3", "own", "reproduced: within the published spread"]
     assert f"| {' | '.join(cells)} |" in text
     assert run(claims.main, tmp_path / "none", "--claims", file).exit_code == 2
+    png = tmp_path / "claims.png"
+    assert run(claims.main, folder, "--claims", file, "--out", png).exit_code == 0
+    assert png.stat().st_size > 0
+    nothing = run(claims.main, "--claims", file, "--out", tmp_path / "none.png")
+    assert nothing.exit_code == 2 and "wanted results of which a claim is measured" in (
+        " ".join(nothing.output.split())
+    )
+
+
+def test_the_picture_has_a_panel_for_each_unit(tmp_path: Path, folder: Path) -> None:
+    """Published and ours in percent; runs of an order one by one; what was not run is left out."""
+    order = 'runs = [{ method.name = "ssfl" }, { method.name = "dispfl" }]\n'
+    order += 'measure = "order"\naccuracy = "global"\npublished = [0.9, 0.5]\nspread = 0.01\n'
+    bytes_to = 'measure = "bytes to target"\naccuracy = "global"\ntarget = 0.6\nbytes = "up"\n'
+    bytes_to += f'{SSFL}{FEDAVG}published = "some"\nleast = 1.0\n{NO_SPREAD}'
+    none = f'{ACCURACY}runs = {{ method.name = "feddst" }}\npublished = 0.5\nspread = 0.1\n'
+    rows = judged(tmp_path, folder, order, CLAIM, bytes_to, CLAIM, none)
+    assert NOT_RUN in set(rows["verdict"])
+    figure = dots.picture(rows, claims.COLOURS)
+    shares, factors = figure.axes
+    ours = [one.lines[0].get_xdata().item() for one in shares.containers]
+    np.testing.assert_allclose(ours, [90.0, 60.0])
+    published = [one.get_xdata() for one in shares.lines if one.get_marker() == "D"]
+    np.testing.assert_allclose(np.concatenate(published), [90.0, 50.0])
+    lines = [text.get_text() for text in shares.get_yticklabels()]
+    assert lines == ["SSFL, it is so: ssfl", "dispfl"]
+    (factor,) = (one.lines[0].get_xdata().item() for one in factors.containers)
+    assert factor == pytest.approx(rows["ours_mean"][1])
+    assert (shares.get_xlabel(), factors.get_xlabel()) == ("accuracy or share (%)", "ratio")
 
 
 def test_claims_of_this_repository() -> None:
