@@ -61,7 +61,7 @@ class Exchange(reduce.Exchange):
                     for message in unpack(piece)[0]:
                         _add(vectors, message.blocks)
             leaders.reduce([numbers])
-            self.wire.up += leaders.up
+            self.wire.include(leaders)
         self.charge()
 
 

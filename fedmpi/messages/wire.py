@@ -1,9 +1,10 @@
 """Bytes <-> ranks: every MPI call of the project.
 
-Only buffers are sent, nothing is pickled. Counts are sent first, then the data by a `v` collective.
-A timed barrier precedes each collective, so that waiting is not counted as transfer; waiting ranks
-leave their core to working ones. A `Line` has no barriers; its counts separate waiting from
-transfer.
+Only buffers are sent, nothing is pickled. A timed barrier precedes each collective, so that waiting
+is not counted as transfer; waiting ranks leave their core to working ones. Ranks that meet tell
+each other the counts of what follows, a `v` collective; those of a scatter are broadcast. What is
+longer than `MOST` goes in waves of that length. A `Line` has no barriers; its counts separate
+waiting from transfer.
 """
 
 import atexit
@@ -11,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from threading import current_thread, main_thread
 from time import perf_counter, sleep
@@ -38,9 +39,10 @@ NODES = "FEDMPI_NODES"
 """Environment variable for tests: a number of nodes among which the ranks are divided, in their
 order, in place of the nodes that there are. Ranks of one such node must be on one machine."""
 WORD = 8
-"""Buffers are counted in words of 8 bytes, their padding: 32-bit MPI counts then reach 16 GiB."""
+"""Buffers are counted in words of 8 bytes, their padding."""
 MOST = 1 << 30
-"""Elements in one reduction, under what 32-bit MPI counts can say."""
+"""Bytes in one collective. More go in several: most libraries count in 32 bits, and some of what
+they are made of fails beyond 2 GiB. In words of 8 bytes a `Line` reaches 16 GiB."""
 EAGER, NAP = 1e-4, 1e-4
 """Seconds of busy polling before a waiting rank sleeps, and seconds of sleep between polls."""
 
@@ -78,9 +80,22 @@ class Wire:
         up: bytes that this rank handed to `gather`, `gather_near` and, if it is not the root, which
             adds to its own sum in place, to `reduce` since the last `reset`.
         down: bytes that `bcast` and `scatter` handed to this rank since the last `reset`.
+        up_between: those of `up` that are for a rank on another node.
+        down_between: those of `down` that are from a rank on another node.
+        nodes: number of each rank's node.
+
+    Args:
+        clock: of this rank.
+        comm: the ranks; by default all.
+        nodes: number of each rank's node, if it is known; otherwise MPI is asked.
     """
 
-    def __init__(self, clock: Clock, comm: MPI.Intracomm | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        comm: MPI.Intracomm | None = None,
+        nodes: Sequence[int] | None = None,
+    ) -> None:
         join()
         self.comm = MPI.COMM_WORLD if comm is None else comm
         self.clock = clock
@@ -88,25 +103,45 @@ class Wire:
         self.is_root = self.rank == ROOT
         self.buffers: dict[str, np.ndarray] = {}
         self.known: list[Line] = []
+        if nodes is None:
+            nodes = self.node.numbers if self.size > 1 else [0]
+        self.nodes = nodes
         self.reset()
 
     def reset(self) -> None:
         """Sets the byte counts to zero, at the beginning of a round."""
-        self.up = self.down = 0
+        self.up = self.down = self.up_between = self.down_between = 0
+
+    def sent(self, length: int, rank: int = ROOT) -> None:
+        """Counts bytes that this rank handed to MPI for another one, or for itself."""
+        self.up += length
+        if self.nodes[rank] != self.nodes[self.rank]:
+            self.up_between += length
+
+    def got(self, length: int, rank: int = ROOT) -> None:
+        """Counts bytes that MPI handed to this rank from another one, or from itself."""
+        self.down += length
+        if self.nodes[rank] != self.nodes[self.rank]:
+            self.down_between += length
+
+    def include(self, other: "Wire") -> None:
+        """Counts what this rank moved on another wire, such as that of the nodes' leaders, too."""
+        self.up, self.down = self.up + other.up, self.down + other.down
+        self.up_between += other.up_between
+        self.down_between += other.down_between
 
     def bcast(self, data: np.ndarray | None) -> np.ndarray:
         """Broadcasts the root's bytes, uint8 [words * 8]; other ranks pass None.
 
         Other ranks get a view of one inbox, which the next `bcast` or `scatter` overwrites.
         """
-        count = np.array([0 if data is None else _words(data)])
-        self._meet(Phase.WAIT)
+        words = int(self._meet(Phase.WAIT, 0 if data is None else _words(data))[ROOT])
+        if data is None:
+            data = self._room("root", words)
         with self.clock(Phase.TRANSFER):
-            self.comm.Bcast(count, ROOT)
-            if data is None:
-                data = self._room("root", int(count[0]))
-            self.comm.Bcast([data, int(count[0]), MPI.UINT64_T], ROOT)
-        self.down += data.nbytes
+            for wave in _waves(np.array([words])):
+                self.comm.Bcast([wave.piece(data), MPI.UINT64_T], ROOT)
+        self.got(data.nbytes)
         return data
 
     def gather(self, data: np.ndarray) -> list[np.ndarray]:
@@ -114,9 +149,8 @@ class Wire:
 
         The pieces are views of one inbox, which the next `gather` overwrites.
         """
-        self._meet(Phase.WAIT)
-        self.up += data.nbytes
-        return self._gather(data, Phase.TRANSFER)
+        self.sent(data.nbytes)
+        return self._gather(data, Phase.WAIT, Phase.TRANSFER)
 
     def reduce(self, vectors: Sequence[np.ndarray]) -> None:
         """Adds every rank's vectors to the root's, in place; elsewhere they stay as they are.
@@ -126,12 +160,13 @@ class Wire:
         self._meet(Phase.WAIT)
         with self.clock(Phase.TRANSFER):
             for vector in vectors:
-                for start in range(0, len(vector), MOST):
-                    part = vector[start : start + MOST]
+                length = MOST // vector.itemsize
+                for start in range(0, len(vector), length):
+                    part = vector[start : start + length]
                     mine, all_of_it = (MPI.IN_PLACE, part) if self.is_root else (part, None)
                     self.comm.Reduce(mine, all_of_it, MPI.SUM, ROOT)
         if not self.is_root:
-            self.up += sum(vector.nbytes for vector in vectors)
+            self.sent(sum(vector.nbytes for vector in vectors))
 
     def gather_near(self, pack: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
         """Gathers the bytes of a node's ranks on its leader, in rank order; elsewhere nothing.
@@ -144,7 +179,7 @@ class Wire:
         """
         self._meet(Phase.WAIT)
         data = pack(self.node.mine)
-        self.up += data.nbytes
+        self.sent(data.nbytes, self.rank)
         with self.clock(Phase.TRANSFER):
             return self.node.gather(data)
 
@@ -153,16 +188,17 @@ class Wire:
 
         The result is a view of one inbox, which the next `bcast` or `scatter` overwrites.
         """
-        count, counts, send = np.zeros(1, np.int64), None, None
+        counts = np.zeros(self.size, np.int64)
         if data is not None:
-            counts, layout = self._shares(data, lengths)
-            send = [data, layout, MPI.UINT64_T]
+            counts[:] = self._counts(data, lengths)
         self._meet(Phase.WAIT)
         with self.clock(Phase.TRANSFER):
-            self.comm.Scatter(counts, count, ROOT)
-            mine = self._room("root", int(count[0]))
-            self.comm.Scatterv(send, [mine, int(count[0]), MPI.UINT64_T], ROOT)
-        self.down += mine.nbytes
+            self.comm.Bcast(counts, ROOT)
+            mine = self._room("root", int(counts[self.rank]))
+            for wave in _waves(counts):
+                send = None if data is None else [wave.whole(data), wave.layout, MPI.UINT64_T]
+                self.comm.Scatterv(send, [wave.piece(mine, self.rank), MPI.UINT64_T], ROOT)
+        self.got(mine.nbytes)
         return mine
 
     def lines(self, count: int) -> list["Line"]:
@@ -177,7 +213,7 @@ class Wire:
 
         All ranks' rows have one dtype, whose size is a multiple of 8 bytes.
         """
-        pieces = self._gather(rows.reshape(-1).view(np.uint8), Phase.RECORD)
+        pieces = self._gather(rows.reshape(-1).view(np.uint8), Phase.RECORD, Phase.RECORD)
         return [piece.view(rows.dtype).copy() for piece in pieces]
 
     def publish(self, values: np.ndarray) -> np.ndarray:
@@ -210,7 +246,9 @@ class Wire:
     def leaders(self) -> "Wire | None":
         """The first rank of each node; None on all others. Its first use is collective."""
         leaders = self.node.leaders
-        return None if leaders == MPI.COMM_NULL else Wire(self.clock, leaders)
+        if leaders == MPI.COMM_NULL:
+            return None
+        return Wire(self.clock, leaders, range(leaders.size))
 
     @cached_property
     def place(self) -> Place:
@@ -220,38 +258,37 @@ class Wire:
         node.Free()
         return Place(self.rank, self.size, local_rank, local_size)
 
-    def _meet(self, phase: Phase) -> None:
+    def _meet(self, phase: Phase, count: int = 0) -> np.ndarray:
         """Waits for all ranks without taking the core of a rank that still works.
+
+        Returns every rank's count, int64 [ranks].
 
         MPI waits by polling, even if it yields in between: with three ranks on two cores that made
         the working ones a third slower. A final barrier releases all ranks at once, so that the
-        following collective does not wait for a rank that sleeps.
+        following collective does not wait for a rank that sleeps. It carries the counts.
         """
+        counts = np.empty(self.size, np.int64)
         with self.clock(phase):
             request, patience = self.comm.Ibarrier(), perf_counter() + EAGER
             while not request.Test():
                 if perf_counter() > patience:
                     sleep(NAP)
-            self.comm.Barrier()
+            self.comm.Allgather(np.array([count]), counts)
+        return counts
 
-    def _gather(self, data: np.ndarray, phase: Phase) -> list[np.ndarray]:
-        count = np.array([_words(data)])
-        counts = np.zeros(self.size, np.int64) if self.is_root else None
-        receive, pieces = None, []
+    def _gather(self, data: np.ndarray, waiting: Phase, phase: Phase) -> list[np.ndarray]:
+        counts, pieces = self._meet(waiting, _words(data)), list[np.ndarray]()
         with self.clock(phase):
-            self.comm.Gather(count, counts, ROOT)
-            if counts is not None:
-                layout = _layout(counts)
+            if self.is_root:
                 inbox = self._room("ranks", int(counts.sum()))
-                receive = [inbox, layout, MPI.UINT64_T]
-                pieces = _pieces(inbox, layout)
-            self.comm.Gatherv([data, int(count[0]), MPI.UINT64_T], receive, ROOT)
+                pieces = np.split(inbox, np.cumsum(counts)[:-1] * WORD)
+            for wave in _waves(counts):
+                receive = [wave.whole(inbox), wave.layout, MPI.UINT64_T] if self.is_root else None
+                self.comm.Gatherv([wave.piece(data, self.rank), MPI.UINT64_T], receive, ROOT)
         return pieces
 
-    def _shares(
-        self, data: np.ndarray, lengths: Sequence[int]
-    ) -> tuple[np.ndarray, tuple[list[int], list[int]]]:
-        """Returns the number of words for each rank, and their layout in `data`.
+    def _counts(self, data: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+        """Returns the number of words for each rank.
 
         Raises:
             ValueError: if the lengths are not multiples of 8 bytes, not one for each rank, or do
@@ -263,7 +300,18 @@ class Wire:
                 f"wanted words of {WORD} for {self.size} ranks, {data.nbytes} bytes together; "
                 f"found {list(lengths)}"
             )
-        counts = np.array(lengths, np.int64) // WORD
+        return np.array(lengths, np.int64) // WORD
+
+    def _shares(
+        self, data: np.ndarray, lengths: Sequence[int]
+    ) -> tuple[np.ndarray, tuple[list[int], list[int]]]:
+        """Returns the number of words for each rank, and their layout in `data`.
+
+        Raises:
+            ValueError: as `_counts`.
+            OverflowError: as `_layout`.
+        """
+        counts = self._counts(data, lengths)
         return counts, _layout(counts)
 
     def _room(self, sender: str, words: int) -> np.ndarray:
@@ -283,6 +331,7 @@ class Node:
     Attributes:
         leaders: the leaders of all nodes, the root first; COMM_NULL on other ranks.
         is_leader: whether this rank is the first one of its node.
+        numbers: number of each rank's node, in the order of the leaders.
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
@@ -293,6 +342,10 @@ class Node:
         self.is_leader = self.comm.rank == ROOT
         color = 0 if self.is_leader else MPI.UNDEFINED
         self.leaders = cast(MPI.Intracomm, comm.Split(color, comm.rank))
+        first, firsts = np.array([comm.rank]), np.zeros(comm.size, np.int64)
+        self.comm.Bcast(first, ROOT)
+        comm.Allgather(first, firsts)
+        self.numbers: list[int] = np.unique(firsts, return_inverse=True)[1].tolist()
         self.window: MPI.Win | None = None
         self.segments = [np.empty(0, np.uint8)] * self.comm.size
 
@@ -373,7 +426,7 @@ class Line:
             if not self.wire.is_root:
                 words = [data, int(count[0]), MPI.UINT64_T]
                 self.pending.append(self.comm.Igatherv(words, None, ROOT))
-        self.wire.up += data.nbytes
+        self.wire.sent(data.nbytes)
 
     def recv_up(self) -> list[np.ndarray]:
         """Returns all ranks' bytes on the root, in rank order; elsewhere an empty list, at once.
@@ -413,7 +466,7 @@ class Line:
             words = [self.mine, int(count[0]), MPI.UINT64_T]
             self.pending.append(self.comm.Iscatterv(None, words, ROOT))
             self._finish(Phase.TRANSFER)
-        self.wire.down += self.mine.nbytes
+        self.wire.got(self.mine.nbytes)
         return self.mine
 
     def wait(self) -> None:
@@ -428,6 +481,49 @@ class Line:
                 if perf_counter() > patience:
                     sleep(NAP)
         self.pending.clear()
+
+
+class _Wave(NamedTuple):
+    """What one collective carries of buffers that lie one behind the other, rank by rank.
+
+    Attributes:
+        start: the first word of the whole that it carries.
+        end: the word behind the last one.
+        firsts: the first word of each rank's part of it, counted in the rank's own buffer, int64.
+        counts: words of each rank, int64.
+    """
+
+    start: int
+    end: int
+    firsts: np.ndarray
+    counts: np.ndarray
+
+    def whole(self, data: np.ndarray) -> np.ndarray:
+        """Returns its part of the whole, a view."""
+        return data[self.start * WORD : self.end * WORD]
+
+    def piece(self, data: np.ndarray, rank: int = 0) -> np.ndarray:
+        """Returns its part of one rank's buffer, a view."""
+        first, count = int(self.firsts[rank]), int(self.counts[rank])
+        return data[first * WORD : (first + count) * WORD]
+
+    @property
+    def layout(self) -> tuple[list[int], list[int]]:
+        """Counts and displacements in `whole`, in words."""
+        return self.counts.tolist(), (np.cumsum(self.counts) - self.counts).tolist()
+
+
+def _waves(counts: np.ndarray) -> Iterator[_Wave]:
+    """Cuts so many words of each rank into waves of at most `MOST` bytes; of nothing there is none.
+
+    All ranks that know the counts find the same.
+    """
+    ends, most = np.cumsum(counts), MOST // WORD
+    begins = ends - counts
+    for start in range(0, int(ends[-1]), most):
+        end = min(start + most, int(ends[-1]))
+        firsts, lasts = (np.clip(edge, start, end) for edge in (begins, ends))
+        yield _Wave(start, end, firsts - begins, lasts - firsts)
 
 
 def _words(data: np.ndarray) -> int:

@@ -109,7 +109,7 @@ class Observer:
         """
         method = self.settings.method
         reports = wire.report(self._report(t, waves, burdens, wire.rank))
-        moved = wire.report(np.array([wire.up, wire.down]))
+        moved = wire.report(np.array([getattr(wire, name) for name in tables.MOVED]))
         spent = wire.report(clock.seconds)
         if w is None:
             return None
@@ -303,5 +303,6 @@ def _phase_rows(t: int, spent: Sequence[np.ndarray]) -> np.ndarray:
 def _rank_rows(t: int, moved: Sequence[np.ndarray]) -> np.ndarray:
     rows = tables.empty(tables.RANKS, len(moved))
     rows["round"], rows["rank"] = t, range(len(moved))
-    rows["up"], rows["down"] = np.array(moved).T
+    for name, column in zip(tables.MOVED, np.array(moved).T, strict=True):
+        rows[name] = column
     return rows

@@ -7,6 +7,10 @@ from fedmpi.messages.codec import Kind
 Columns = dict[str, tuple[str, str]]
 
 DIRECTIONS = ("up", "down")
+BETWEEN = "_between"
+"""End of the names of columns with those bytes of a rank that are for, or from, another node."""
+MOVED = (*DIRECTIONS, *(direction + BETWEEN for direction in DIRECTIONS))
+"""Columns of a rank's bytes."""
 BYTES = [f"{direction}_{kind.name.lower()}" for direction in DIRECTIONS for kind in Kind]
 """Columns of a client's bytes; up is from client to server."""
 COUNTED = "NaN unless devices are simulated or the model is split"
@@ -147,6 +151,8 @@ RANKS: Columns = {
         "root adds to its own sum in place, and hands none",
     ),
     "down": ("i8", "bytes of the buffers that MPI handed it from the server"),
+    "up_between": ("i8", "those of up that are for a rank on another node"),
+    "down_between": ("i8", "those of down that are from a rank on another node"),
 }
 VARIANTS: Columns = {
     "round": ("i4", "communication round that was evaluated"),

@@ -63,7 +63,8 @@ def _parts_of(
             _slices(ends["slices"], about),
         ),
         ("a client's bytes, mean over those that took part", _bytes(found)),
-        ("bytes of a rank's buffers, mean over the rounds", _buffers(found)),
+        ("bytes of a rank's buffers, mean over the rounds", _buffers(found, "")),
+        ("those for and from other nodes", _between(found)),
         (f"{unit} by phase, {_span(rounds)}", seconds),
         ("a split model, mean over the clients' rounds", _split(found)),
         ("simulated devices, mean over their clients' rounds", _devices(found)),
@@ -363,11 +364,26 @@ def _ways(parts: Mapping[str, np.ndarray]) -> list[str]:
     return [f"{direction}, {part}" for part in parts for direction in tables.DIRECTIONS]
 
 
-def _buffers(found: Mapping[str, np.ndarray]) -> Table:
-    """Returns the table of bytes that each rank sent and received by MPI."""
+def _between(found: Mapping[str, np.ndarray]) -> Table | None:
+    """Returns the same for bytes between nodes, if there are any."""
+    rows, known = found["ranks"], found["ranks"].dtype.names or ()
+    far = [way + tables.BETWEEN for way in tables.DIRECTIONS]
+    # A result of an earlier version does not have them.
+    has_any = any(rows[name].any() for name in far if name in known)
+    return _buffers(found, tables.BETWEEN) if has_any else None
+
+
+def _buffers(found: Mapping[str, np.ndarray], end: str) -> Table:
+    """Returns the table of bytes that each rank sent and received by MPI.
+
+    Args:
+        found: tables of the result.
+        end: of the columns' names.
+    """
     parts = _parts(found["ranks"])
     table = grid("rank", *_ways(parts))
-    columns = [_by_rank(rows, way) for rows in parts.values() for way in tables.DIRECTIONS]
+    ways = [way + end for way in tables.DIRECTIONS]
+    columns = [_by_rank(rows, way) for rows in parts.values() for way in ways]
     for rank, values in _condensed(np.stack([column.mean(1) for column in columns], axis=1)):
         table.add_row(rank, *(f"{value:,.0f}" for value in values))
     return table

@@ -5,13 +5,15 @@ import pytest
 import torch
 from mpi4py import MPI
 
+from fedmpi import config
 from fedmpi.clients.placement import Wave
 from fedmpi.exchanges.star import Exchange
 from fedmpi.messages import sparse
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import EVERYONE, Kind, Message
-from fedmpi.messages.ledger import Ledger
+from fedmpi.messages.ledger import UP, Ledger
 from fedmpi.messages.wire import Wire
+from tests.small import run, small
 
 COMM = MPI.COMM_WORLD
 RANK, SIZE = COMM.Get_rank(), COMM.Get_size()
@@ -96,3 +98,45 @@ def test_packing_is_charged_to_its_phase(post: Exchange) -> None:
     assert seconds[Phase.TRANSFER] > 0
     assert seconds.sum() == pytest.approx(seconds[[Phase.WAIT, Phase.TRANSFER, Phase.PACK]].sum())
     assert np.isfinite(seconds).all()
+
+
+@on_ranks
+@pytest.mark.parametrize("name", config.names("exchange"))
+@pytest.mark.parametrize("hosts", ["in turn", "the last rank"])
+def test_thousands_of_messages_in_a_gather(name: str, hosts: str) -> None:
+    """In client order where they arrive, and each is charged; a rank may have none, or all."""
+    clock, clients = Clock(), range(4000)
+    wire, ledger = Wire(clock, COMM), Ledger(4000)
+    post = config.module("exchange", name).Exchange(wire, clock, ledger)
+    mine = clients[RANK::SIZE] if hosts == "in turn" else clients if RANK == SIZE - 1 else []
+    found = post.gather([message(client, 1 + client % 3) for client in reversed(mine)])
+    counts = np.zeros(SIZE, np.int64)
+    COMM.Allgather(np.array([len(found)]), counts)
+    assert counts.sum() == 4000
+    assert [some.client for some in found] == sorted(some.client for some in found)
+    for some in found:
+        values = some.blocks[0].values.tolist()
+        assert values == [float(some.client)] * (1 + some.client % 3)
+    if wire.is_root and name in ("star", "tree"):
+        assert len(found) == 4000, "on one node"
+    post.merge([np.zeros(8, np.float32), np.zeros(1)])
+    if wire.is_root:
+        wanted = [4 * (1 + client % 3) for client in clients]
+        assert ledger.bytes[:, UP, Kind.GRADIENT].tolist() == wanted
+
+
+@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parametrize("server", ["dedicated", "shared"])
+def test_the_roots_inbox_is_as_large_as_the_window(server: str) -> None:
+    """Twelve uploads of 0.3 MiB: all at once, or in four waves by the window of 1 MiB."""
+    words = ("clients=12", "rounds=2", "local_steps=1", "model.hidden=[1024]", f"server={server}")
+    inbox = {}
+    for window in (1, 256):
+        found = run(small(*words, f"exchange.window={window}"), COMM)
+        inbox[window] = len(found.engine.wire.buffers.get("ranks", ()))
+        size = 4 * found.engine.flat.size
+    if RANK > 0:
+        assert inbox == {1: 0, 256: 0}
+        return
+    assert 3 * size < inbox[1] < 2**20 + 3 * 200
+    assert 12 * size < inbox[256] < 12 * size + 12 * 200

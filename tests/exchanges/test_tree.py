@@ -1,5 +1,7 @@
 """Sums that are added up node by node are those of `star`; nodes are faked on one machine."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -93,6 +95,42 @@ def test_bytes_of_each_hop(nodes: int) -> None:
 
 
 @on_ranks
+@pytest.mark.parametrize(
+    ("exchange", "method"),
+    [
+        ("star", "splitfed"),
+        *product(["star", "reduce", "tree"], ["topk", "ssfl", "scaffold"]),
+    ],
+)
+def test_bytes_between_nodes_apart(exchange: str, method: str, nodes: int) -> None:
+    """All that is for the root from another node, and back; in a tree one sum for each node.
+
+    With messages to all, to single ones, in turns on a line, and of an agreement.
+    """
+    words = (f"method.name={method}", "rounds=1", "server=shared")
+    if method != "ssfl":
+        words += ("local_steps=2",)
+    found = run(small(*words, f"exchange.name={exchange}"), WORLD)
+    if WORLD.rank > 0:
+        return
+    rows, clients = found.tables["ranks"], found.tables["clients"]
+    each = [name for name in clients.dtype.names if name.startswith("up_")]
+    node = [rank * nodes // WORLD.size for rank in range(WORLD.size)]
+    for row in rows:
+        rank, mine = row["rank"], clients[clients["round"] == row["round"]]
+        is_far = node[rank] > 0
+        assert row["down_between"] == (row["down"] if is_far else 0)
+        if exchange == "tree":
+            is_first = rank == 0 or node[rank] != node[rank - 1]
+            written = 24 + sum(int(mine[mine["rank"] == rank][name].sum()) for name in each)
+            assert row["up_between"] == (row["up"] - written if is_far and is_first else 0)
+            assert is_first or row["up"] == written
+        else:
+            assert row["up_between"] == (row["up"] if is_far else 0)
+    assert rows["down_between"].any() == rows["up_between"].any() == (nodes > 1)
+
+
+@on_ranks
 def test_a_window_grows_and_keeps_what_was_packed(nodes: int) -> None:
     """Messages of many lengths, on ranks that have none, too."""
     ours = Wire(Clock(), WORLD)
@@ -110,6 +148,19 @@ def test_a_window_grows_and_keeps_what_was_packed(nodes: int) -> None:
         assert len(pieces) == (len(near) if ours.rank == near[0] else 0)
         for rank, piece in zip(near, pieces, strict=False):
             assert piece.tolist() == [rank + 1] * (length * (rank + 1))
+
+
+@on_ranks
+def test_shared_memory_is_as_large_as_the_window(nodes: int) -> None:
+    """Twelve uploads of 0.3 MiB: three in a wave by the window of 1 MiB; else all of a rank's."""
+    words = ("clients=12", "rounds=1", "local_steps=1", "model.hidden=[1024]", "server=shared")
+    length = {}
+    for window in (1, 256):
+        found = run(small(*words, TREE, f"exchange.window={window}"), WORLD.Dup())
+        length[window], size = len(found.engine.wire.node.mine), 4 * found.engine.flat.size
+    assert length[1] < 2**20 + 3 * 200
+    whole = 12 // WORLD.size * size
+    assert whole < length[256] < whole + 12 * 200
 
 
 @pytest.mark.parametrize("asked", ["0", "x", "9999"])

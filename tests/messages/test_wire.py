@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,6 +242,29 @@ def test_waiting_is_not_transfer(ours: Wire, naps: Naps, verb: str) -> None:
     assert naps.late == RANK or naps.now >= naps.LONG
 
 
+class Counted(MPI.Intracomm):
+    """Notes the collectives that are made on it."""
+
+    def __new__(cls, comm: MPI.Intracomm) -> "Counted":
+        found = super().__new__(cls, comm)
+        found.made = []
+        return found
+
+    def __getattribute__(self, name: str) -> object:
+        if name[0].isupper() and not name.startswith("Get_"):
+            self.made.append(name)
+        return super().__getattribute__(name)
+
+
+@on_ranks
+@pytest.mark.parametrize(("verb", "data"), [("gather", "Gatherv"), ("bcast", "Bcast")])
+def test_counts_travel_with_those_who_meet(verb: str, data: str) -> None:
+    """They take no collective of their own: small messages are as fast as those of known length."""
+    comm = Counted(COMM)
+    speak(Wire(Clock(), comm), verb)
+    assert comm.made == ["Ibarrier", "Allgather", data]
+
+
 @on_ranks
 def test_settle_takes_the_waiting_off_the_clock(ours: Wire, naps: Naps) -> None:
     """The root measures: no part of a round, neither for it nor for the others."""
@@ -408,7 +432,7 @@ def test_seconds_on_a_line_are_of_waiting_and_of_transfer(ours: Wire) -> None:
 
 
 @on_ranks
-@pytest.mark.parametrize("most", [3, 1 << 30])
+@pytest.mark.parametrize("most", [12, 1 << 30])
 def test_reduction_is_in_place_on_the_root(
     ours: Wire, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -427,7 +451,96 @@ def test_reduction_is_in_place_on_the_root(
     assert seconds(ours, Phase.TRANSFER) > 0
 
 
-def test_what_mpi_cannot_count_is_an_error_that_says_so() -> None:
+class Spy:
+    """A communicator that notes how many bytes its collectives are handed at a time."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self.comm, self.sizes = comm, list[int]()
+
+    def __getattr__(self, name: str) -> object:
+        """A method of the communicator's."""
+        verb = getattr(self.comm, name)
+        if name not in ("Bcast", "Gatherv", "Scatterv"):
+            return verb
+
+        def noted(*given: object) -> None:
+            self.sizes += [each[0].nbytes for each in given if isinstance(each, list)]
+            verb(*given)
+
+        return noted
+
+
+@on_ranks
+@pytest.mark.parametrize("most", [8, 40, 1000])
+@pytest.mark.parametrize("empty", ["nobody", "root", "last", "everyone"])
+def test_what_is_long_goes_in_waves(
+    ours: Wire, most: int, empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wave ends within a rank's bytes, or has those of several; contents are as in one."""
+    silent = {"nobody": (), "root": (ROOT,), "last": (SIZE - 1,), "everyone": range(SIZE)}[empty]
+    words = [0 if rank in silent else 7 * (rank + 1) for rank in range(SIZE)]
+    spy = ours.comm = Spy(COMM)
+    monkeypatch.setattr(wire, "MOST", most)
+    for rank, piece in enumerate(ours.gather(data(words[RANK], RANK))):
+        np.testing.assert_array_equal(piece, data(words[rank], rank))
+    np.testing.assert_array_equal(ours.scatter(*shares(words)), data(words[RANK], RANK))
+    length = 0 if empty == "everyone" else 9
+    found = ours.bcast(data(length) if ours.is_root else None)
+    np.testing.assert_array_equal(found, data(length))
+    assert max(spy.sizes, default=0) <= most
+    assert bool(spy.sizes) == (length > 0)
+    assert ours.up == WORD * words[RANK]
+    assert ours.down == WORD * (words[RANK] + length)
+
+
+def test_waves_of_more_than_32_bits_count() -> None:
+    """Each word in one wave, and in the order of the whole; none is longer than is possible."""
+    counts = np.array([3, 0, 2**32 + 5, 1, 2**31 - 7, 0])
+    waves = list(wire._waves(counts))
+    most, starts = wire.MOST // WORD, [0, 3, 3, 2**32 + 8, 2**32 + 9, 2**32 + 2**31 + 2]
+    assert [wave.start for wave in waves] == list(range(0, int(counts.sum()), most))
+    told = np.zeros(len(counts), np.int64)
+    for wave in waves:
+        lengths, places = wave.layout
+        assert sum(lengths) == wave.end - wave.start <= most
+        for rank, (length, place) in enumerate(zip(lengths, places, strict=True)):
+            if length:
+                assert wave.firsts[rank] == told[rank]
+                assert starts[rank] + told[rank] == wave.start + place
+        told += wave.counts
+    np.testing.assert_array_equal(told, counts)
+    assert list(wire._waves(np.zeros(3, np.int64))) == []
+
+
+def available() -> float:
+    """GiB of memory that this machine can give, as all ranks agree."""
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    least = np.array([found[0] / 2**20 if found else 0.0])
+    COMM.Allreduce(MPI.IN_PLACE, least, MPI.MIN)
+    return float(least[0])
+
+
+@pytest.mark.large
+@pytest.mark.parallel([2])
+def test_more_than_two_gibibytes(ours: Wire) -> None:
+    """2.5 GiB from the last rank, with marks around each edge of a wave."""
+    if available() < 8:
+        pytest.skip("less than 8 GiB of memory are available")
+    length, step = 5 << 29, wire.MOST
+    marks = [at + near for at in range(0, length + 1, step) for near in (-1, 0, 1)]
+    marks = np.array([at for at in marks if 0 <= at < length] + [length - 1])
+    mine = np.zeros(length if RANK == SIZE - 1 else 0, np.uint8)
+    if len(mine):
+        mine[marks] = 1 + marks % 251
+    pieces = ours.gather(mine)
+    if ours.is_root:
+        assert [len(piece) for piece in pieces] == [0, length]
+        np.testing.assert_array_equal(pieces[-1][marks], 1 + marks % 251)
+    ours.buffers.clear()
+
+
+def test_what_a_line_cannot_count_is_an_error_that_says_so() -> None:
     limit = 2**31 - 1
     counts, displacements = wire._layout(np.array([limit - 2, 0, 2]))
     assert (counts, displacements) == ([limit - 2, 0, 2], [0, limit - 2, limit - 2])

@@ -1,4 +1,7 @@
-"""One rank fails, the others are in a collective: the job ends, and says which rank, and why."""
+"""One rank fails, the others are in a collective: the job ends, and says which rank, and why.
+
+A rank that is killed says nothing. Its launcher ends the others.
+"""
 
 import os
 import signal
@@ -8,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmpi import config
+from fedmpi.messages import wire
 from fedmpi.runs import launch
 from tests import PATIENCE
 
@@ -30,15 +35,44 @@ getattr(wire, sys.argv[2])(np.zeros(8, np.uint8))
 wire.settle()
 """
 
+DEATH = """
+import os, signal, sys
+import numpy as np
+from fedmpi import config
+from fedmpi.messages.clock import Clock
+from fedmpi.messages.ledger import Ledger
+from fedmpi.messages.wire import Wire, abort_on_exception
 
-def ended(rank: int, verb: str, how: str) -> str:
+abort_on_exception()
+wire = Wire(Clock())
+exchange = config.module("exchange", sys.argv[2]).Exchange(wire, wire.clock, Ledger(1))
+
+def turn(dies):
+    for verb, given in (("broadcast", ([], [])), ("gather", ([],)), ("merge", (sums(),))):
+        if dies and verb == sys.argv[3]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        getattr(exchange, verb)(*given)
+
+def sums():
+    return [np.ones(100, np.float32), np.ones(1)]
+
+turn(False)
+turn(wire.rank == int(sys.argv[1]))
+wire.settle()
+print("nobody died", file=sys.stderr)
+"""
+ADDING = [name for name in config.names("exchange") if config.module("exchange", name).Config.adds]
+"""Exchanges that send something in `merge`; `star` sends all before."""
+
+
+def ended(rank: int, *rest: str, text: str = FAILURE, nodes: str = "") -> str:
     """What a job of three ranks says on standard error, which has to end with one of them."""
     launcher = launch.find()
-    words = launcher.command(3, [sys.executable, "-c", FAILURE, str(rank), verb, how])
+    words = launcher.command(3, [sys.executable, "-c", text, str(rank), *rest])
     with subprocess.Popen(
         words,
         cwd=ROOM,
-        env=launcher.environment(),
+        env=launcher.environment() | {wire.NODES: nodes},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -69,3 +103,17 @@ def test_any_rank_ends_the_job(rank: int, verb: str) -> None:
     assert "Traceback" in err
     others = [other for other in range(3) if other != rank]
     assert not any(f"rank {other} of 3 failed" in err for other in others)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize(
+    ("exchange", "verb"),
+    [("star", "broadcast"), ("star", "gather"), *((name, "merge") for name in ADDING)],
+)
+def test_a_rank_that_is_killed_ends_the_job_in_every_exchange(
+    rank: int, exchange: str, verb: str
+) -> None:
+    """After a round that went well, and on two nodes, of which one has a single rank."""
+    err = ended(rank, exchange, verb, text=DEATH, nodes="2")
+    assert "nobody died" not in err
+    assert "Traceback" not in err

@@ -258,6 +258,17 @@ def launcher(words: list[str]) -> None:
     perform(rest)
 
 
+def hosts(words: list[str]) -> None:
+    """What ranks on several hosts would do runs on one, without root."""
+    assert (ROOT / words[1]).is_file(), f"{words[1]} does not exist"
+    rest = words[2:]
+    while rest[0].startswith("--"):
+        option = rest.pop(0)
+        assert f"\n#   {option} " in (ROOT / words[1]).read_text(), f"no option {option}"
+        rest.pop(0)
+    perform(rest)
+
+
 def sbatch(words: list[str]) -> None:
     """What the script would start."""
     options = [word for word in words[1:] if word.startswith("--")]
@@ -289,6 +300,7 @@ RULES: dict[str, Callable[[list[str]], None]] = {
     r"pip install .*": pip,
     r"(mpirun|mpiexec|srun) .*": launcher,
     r"sbatch .*": sbatch,
+    r"sudo jobs/hosts\.sh .*": hosts,
     r"source activate": nothing,
 }
 """What is done with a command, by the pattern of its line; a command has one rule."""
@@ -359,6 +371,7 @@ def test_every_command_runs(path: Path, here: Path) -> None:
         (["make", "none"], "No rule to make target"),
         (["pip", "install", "torch==1.0"], "not what the Makefile installs"),
         (["sbatch", "jobs/none.sbatch"], "does not exist"),
+        (["sudo", "jobs/hosts.sh", "--host", "2", "fedmpi", "run"], "no option --host"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

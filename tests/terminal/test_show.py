@@ -240,6 +240,28 @@ def test_many_ranks_are_summed_up(said: Any) -> None:
     assert len(table(found, "milliseconds by phase")) == 6
 
 
+def test_bytes_between_nodes(said: Any) -> None:
+    """Nothing of them on a single node, nor in a result of before they were counted."""
+    path, title = write(Path("a.h5"), 3, once=True), "those for and from other nodes"
+    assert title not in said(show_result, path)
+    with h5py.File(path, "r+") as file:
+        rows = file["ranks"][:]
+        rows["down_between"][rows["rank"] == 2] = 512
+        file["ranks"][:] = rows
+    assert table(said(show_result, path), title)[1:] == [
+        ["0", "0", "0", "0", "0"],
+        ["1", "0", "0", "0", "0"],
+        ["2", "0", "512", "0", "512"],
+    ]
+    with h5py.File(path, "r+") as file:
+        rows = file["ranks"][:]
+        del file["ranks"]
+        file["ranks"] = rows[["round", "rank", "up", "down"]].copy()
+    found = said(show_result, path)
+    assert title not in found
+    assert table(found, "bytes of a rank's buffers")[2] == ["1", "1,000", "0", "1,000", "0"]
+
+
 def test_a_run_that_is_cut_short(said: Any) -> None:
     """A round that was only begun to be written does not count."""
     path = write(Path("a.h5"), 3, record.RUNNING)
