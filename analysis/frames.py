@@ -48,7 +48,7 @@ NEEDED = ("round", "warmup", *ACCURACIES, "up", "down", "seconds")
 RESULTS = {
     "path": "the file",
     "identity": "hash of the settings",
-    "status": "done; diverged, failed or running: unfinished",
+    "status": "done; diverged, failed, stopped or running: unfinished",
     "started": "ISO 8601",
     "finished": "ISO 8601",
     "rounds_done": "communication rounds in the file, without the agreement before the first",
@@ -85,7 +85,8 @@ CONTENTS = "sha256."
 `sha256.trace` for the file that the setting `trace` names."""
 MACHINE = (
     *("threads", "server_threads", "exchange.window", "state.memory", "state.folder"),
-    *("data.root", "data.cache"),
+    *("data.root", "data.cache", "keep", "keep_limit"),
+    *("checkpoint.every", "checkpoint.seconds", "checkpoint.code"),
 )
 """Settings that belong to the machine: runs do not differ by them."""
 SHARE = re.compile(r"devices\.tiers\[.+\]\.share")
@@ -289,11 +290,13 @@ def _words(error: Exception) -> str:
     # HDF5 names the number of what the system refused in its text.
     named = re.search(r"errno = (\d+)", str(error))
     number = getattr(error, "errno", None) or (int(named[1]) if named else None)
+    if "unable to lock file" in str(error):
+        return "HDF5 could not lock it; set HDF5_USE_FILE_LOCKING=FALSE"
     if number is not None:
         return os.strerror(number).lower()
-    if isinstance(error, KeyError) and (lacking := re.search(r"'([^']+)'", str(error))):
+    if isinstance(error, KeyError) and (lacking := re.search(r"'([^' ]+)'", str(error))):
         return f"a damaged result: it lacks {lacking[1]}"
-    if isinstance(error, OSError | RuntimeError):  # HDF5's words
+    if isinstance(error, OSError | RuntimeError) or "Unable to" in str(error):  # HDF5's words
         return "a damaged result: its content cannot be read"
     return str(error) or type(error).__name__
 
@@ -380,7 +383,10 @@ def _changed(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(data: h5py.Dataset) -> np.ndarray:
-    if data.nbytes > data.id.get_storage_size():
+    held = data.nbytes <= data.id.get_storage_size()
+    if data.chunks is not None:  # which may be compressed
+        held = len(data) <= data.id.get_num_chunks() * data.chunks[0]
+    if not held:
         raise ValueError(f"a damaged result: the table {data.name} lacks rows")
     return data[:]
 

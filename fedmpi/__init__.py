@@ -13,6 +13,7 @@ Rank 0 is the server; the other ranks host the logical clients. In round t (`eng
               rank absorbs its own clients' uploads, and merge adds the ranks' sums (`reduce`)
     step      server: moves the model
     outcome   off the clock: accuracies, bytes, seconds as rows of tables -> `record`
+    pause     off the clock, where the server says so: all state -> `checkpoint`
 
 A method that has to agree on something (a mask) has rounds for it, called agreements: every client
 takes part, none trains, and the server sends the result instead of a step. An agreement before the
@@ -46,8 +47,10 @@ The laws
     messages, never a formula. Where uploads are added up on the way, the two have no common sum.
 10. One module knows MPI (`wire`), one HDF5 (`record`), one the wire format (`codec`).
 11. The round is on one screen.
-12. (settings, round) alone tell every rank which collectives come next. A run ends early in one way
-    only: the server broadcasts no message for the next round, and every rank receives that alike.
+12. (settings, round) alone tell every rank which collectives come next. A run is interrupted in one
+    way only: the server broadcasts no message for the next round, and then says what comes instead:
+    a checkpoint, or the end. Every rank receives that alike. What outlives a round is `state` or a
+    store, and nothing else (`results/checkpoint`).
 13. The number of ranks never changes the result: bit for bit on a CPU with the exchange `star`; to
     rounding with one that adds on the way, on a GPU, or where `rows` stacks other networks than
     dense ones. Settings of the machine (`config.MACHINE`) are no part of a run's identity. They
@@ -77,6 +80,7 @@ that says which others it may import, and checks it.
     streams        the only source of randomness   provenance     software and machine of a result
     units          numbers for people              draft          files written as a whole
     inputs         files that settings name        turns          times of candidates in turns
+ costs          seconds of exchanges, predicted
  messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks
@@ -119,13 +123,40 @@ that says which others it may import, and checks it.
  results/
     outcome        the measurements of a round     tables         columns of a result
     record         one run, one HDF5 file          lease          the right to write a result
+    kept           the model in a result
+    checkpoint     state between rounds, in files  keeper         when it is written; signals
  runs/
     job            runs the ranks, records         sweep          one file, many runs
     launch         finds and starts mpiexec        memory         memory of the process
-    earlier        whether a run is there already
+    earlier        whether a run is there already  trained        which models a run keeps
+    measure        a kept model, measured again
  terminal/
     show           one result                      folder         all results of a folder
     style          tables and colours              letters        what an output's encoding lacks
     catalogue      lists of modules and settings   survey         statistics of a partition
     picture        a partition as a picture        doctor         checks of the machine
+    measured       accuracies of a kept model      watch          runs as they go on
 """
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def model(path: str | os.PathLike[str], client: int | None = None) -> "nn.Sequential":
+    """Returns the network of a result with the weights that the run left, in evaluation mode.
+
+    Args:
+        path: the result.
+        client: whose model, with what the client has of its own; None for the server's.
+
+    Raises:
+        RecordError: if the file is no result, or keeps no such model.
+    """
+    from pathlib import Path
+
+    from fedmpi.results import kept
+
+    return kept.module(Path(path), client)

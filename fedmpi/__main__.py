@@ -1,7 +1,8 @@
 """The command line: `fedmpi`, or `python -m fedmpi`.
 
-Exit codes: 0 done, 2 bad input, 1 anything else; 128 and its number after a signal that ended ranks
-which this process had started. Whatever is slow to import is imported when it is needed.
+Exit codes: 0 done, 2 bad input, 75 stopped by a signal after a checkpoint, 1 anything else; 128 and
+its number after a signal that ended ranks which this process had started. Whatever is slow to
+import is imported when it is needed.
 """
 
 import copy
@@ -21,6 +22,10 @@ from fedmpi.errors import BadInput, Failure, sentence
 
 RANKS = click.option(
     "--ranks", type=click.IntRange(min=1), help="Number of ranks to start with mpiexec."
+)
+
+AGAIN = click.option(
+    "--again", is_flag=True, help="Begin anew, without checkpoints, even what is finished."
 )
 
 
@@ -226,8 +231,9 @@ def main() -> None:
     show_default=True,
     help="Result file (.h5 or .hdf5), or a folder; the file is then named after the settings.",
 )
+@AGAIN
 @mends
-def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
+def run(words: tuple[str, ...], ranks: int | None, out: Path, again: bool) -> None:
     """Run one experiment and record its result.
 
     FILE is a settings file (TOML), or a result to be repeated. KEY=VALUE changes a setting, such as
@@ -236,18 +242,49 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     of its paper; KEY=VALUE and FILE win over it.
 
     Under mpirun or srun this process is one rank of the job. Otherwise --ranks N starts N ranks;
-    the default is a single one. A finished run is skipped. SIGINT, SIGTERM and SIGHUP end the ranks
-    that were started, too; the exit code is then 128 and the signal's number.
+    the default is a single one. A finished run is skipped, and one that was cut off goes on from
+    its newest checkpoint.
+
+    At SIGTERM or SIGUSR1 the round is finished and a checkpoint written; the exit code is 75. A
+    second signal, SIGINT and SIGHUP end the ranks that were started at once; the exit code is then
+    128 and the signal's number.
+    """
+    _run(words, ["run", *words], ranks, out, again)
+
+
+def _run(
+    words: tuple[str, ...],
+    command: list[str],
+    ranks: int | None,
+    out: Path,
+    again: bool,
+    file: Path | None = None,
+) -> None:
+    """Runs settings, in this process or on ranks that it starts.
+
+    Args:
+        words: the settings.
+        command: words by which ranks do the same.
+        ranks: how many to start; None for none.
+        out: where the result is, or goes.
+        again: whether it begins anew.
+        file: the result that the settings are taken from as they are, if it goes on.
     """
     from fedmpi.loading import load
     from fedmpi.runs import launch
 
+    def settings_of() -> Any:
+        return load(tree_of(words) if file is None else _whole(file, words))
+
     if launch.launched() > 1 or ranks is None:
+        from fedmpi.results.record import STOPPED
         from fedmpi.runs.job import Job
 
         job = Job(ranks)
-        settings = job.check(lambda: load(tree_of(words)))
-        job.run(settings, out)
+        settings = job.check(settings_of)
+        if job.run(settings, out, again=again) == STOPPED:
+            job.wire.settle()  # a launcher ends all ranks with the first one that ends so
+            sys.exit(launch.STOPPED)
         return
     from fedmpi.engine import Engine
     from fedmpi.results.record import FINISHED, begin, mark_failed
@@ -255,20 +292,59 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
 
     # What can be wrong is found here, where it is said without the launcher's noise; only devices
     # are left to the ranks, which may be on other machines.
-    settings = load(tree_of(words))
+    settings = settings_of()
     path = earlier.place(out, settings)
     state = earlier.state(path, settings)
-    if state in FINISHED:
+    if state in FINISHED and not again:
         print(f"{path}: {state} already", file=sys.stderr)
         return
     begin(path).release()
     Engine(settings.model_copy(update={"device": "cpu"}))
-    code = launch.start(ranks, ["run", *words, "--out", str(out)])
+    more = ["--again"] if again else []
+    code = launch.start(ranks, [*command, *more, *(() if file else ("--out", str(out)))])
+    if code == launch.STOPPED:
+        sys.exit(code)
     if code:
         mark_failed(path)
     elif earlier.state(path, settings) not in FINISHED:
         raise Failure(f"{path}: the launcher ended with exit code 0, but the run is not done")
     sys.exit(code if code in (0, 2) else 1)
+
+
+def _whole(file: Path, words: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of a result, with the machine's, and with words for those on top."""
+    from fedmpi import loading
+    from fedmpi.results import record
+
+    tree = record.settings_of(file)
+    loading.override(tree, words)
+    return tree
+
+
+@main.command()
+@click.argument("file", type=Place(path_type=Path, dir_okay=False))
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@RANKS
+@mends
+def resume(file: Path, words: tuple[str, ...], ranks: int | None) -> None:
+    """Go on with the run whose result is FILE, from its newest checkpoint.
+
+    It has the settings that FILE records. KEY=VALUE changes settings of the machine, such as
+    threads; another run is refused. The number of ranks may be another one. Everything else is as
+    for fedmpi run.
+    """
+    from fedmpi.results import checkpoint, record
+
+    if record.state_of(file, record.read(file, lambda found: record.identity_of(found.attrs))) in (
+        record.RUNNING,
+        record.FAILED,
+        record.STOPPED,
+    ) and not checkpoint.there(file):
+        raise BadInput(
+            f"{file}: wanted a checkpoint, found none in {checkpoint.folder_of(file)}; fedmpi run "
+            "begins anew"
+        )
+    _run(words, ["resume", str(file), *words], ranks, file, False, file)
 
 
 @main.command()
@@ -295,6 +371,7 @@ def run(words: tuple[str, ...], ranks: int | None, out: Path) -> None:
     multiple=True,
     help="Only the run with this number, as listed by --dry-run. Can be repeated.",
 )
+@AGAIN
 @mends
 def sweep(
     file: Path,
@@ -305,12 +382,15 @@ def sweep(
     dry_run: bool,
     count: bool,
     only: tuple[int, ...],
+    again: bool,
 ) -> None:
     """Run all experiments of a sweep FILE (TOML) that are not finished.
 
     Table [base] has settings of all runs. In each [[grid]] every value is a list, and the runs are
     the product of the lists. Tables [sizes.NAME] change settings of all runs, with --size NAME.
-    KEY=VALUE overrides a setting in all runs. Running an interrupted sweep again continues it.
+    KEY=VALUE overrides a setting in all runs. Running an interrupted sweep again continues it; a
+    run that was cut off goes on from its newest checkpoint. Signals and the exit code 75 are as for
+    fedmpi run.
     """
     from fedmpi.runs import launch
     from fedmpi.runs.sweep import Sweep
@@ -320,7 +400,9 @@ def sweep(
 
         job = Job(ranks)
         plan = job.check(lambda: Sweep(file, out, only, words, size))
-        sys.exit(job.sweep(plan))
+        code = job.sweep(plan, again)
+        job.wire.settle()
+        sys.exit(code)
     plan = Sweep(file, out, only, words, size)
     if count:
         print(len(plan.members))
@@ -329,7 +411,7 @@ def sweep(
             print(f"{number:4}  {state:10}  {plan.members[number]}")
     else:
         assert ranks is not None
-        sys.exit(plan.supervise(ranks))
+        sys.exit(plan.supervise(ranks, again))
 
 
 @main.command()
@@ -420,6 +502,69 @@ def show(path: Path) -> None:
     from fedmpi.terminal.show import show_result
 
     show_result(path)
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=Place(path_type=Path))
+@click.option("--once", is_flag=True, help="Print all runs once, for a log.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+@mends
+def watch(paths: tuple[Path, ...], once: bool, every: float) -> None:
+    """Follow the runs in PATHS, results or folders, from another terminal or the login node.
+
+    A line for each run: state, rounds, accuracy with its course, bytes, the time of a round and
+    what is left. Runs under way come first. Files that have not changed are not read again. Ctrl-C
+    ends it, and no run.
+    """
+    from fedmpi.terminal.watch import watch
+
+    watch(paths, every, once)
+
+
+@main.command()
+@click.argument("file", type=Place(path_type=Path))
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@alone("evaluate")
+def evaluate(file: Path, words: tuple[str, ...]) -> None:
+    """Measure the model of the result FILE again, on the test set and on the clients' shards.
+
+    Without KEY=VALUE the accuracies are those that the run recorded. KEY=VALUE changes a setting,
+    such as skew.noise=0.1, or data.root=FOLDER on another machine; the network must stay as it is.
+    """
+    from fedmpi.terminal.measured import show_measured
+
+    show_measured(file, words)
+
+
+@main.group()
+def export() -> None:
+    """Write what a result holds in other formats."""
+
+
+@export.command("model")
+@click.argument("file", type=Place(path_type=Path))
+@click.option(
+    "--to",
+    type=Place(path_type=Path, dir_okay=False),
+    required=True,
+    help="File of the model: .safetensors, or .pt for torch.load.",
+)
+@click.option("--client", type=click.IntRange(min=0), help="The model of this client.")
+@mends
+def export_model(file: Path, to: Path, client: int | None) -> None:
+    """Write the model of the result FILE into a file of its own.
+
+    Tensors are named as in the network. Without --client it is the server's model.
+    """
+    from fedmpi.results import kept
+
+    print(f"{to}: {kept.export(file, to, client)} tensors")
 
 
 @main.command()

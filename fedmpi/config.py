@@ -184,6 +184,7 @@ class Method(Table):
         in_turn: whether clients work one after the other, each starting where the last one ended.
         average_every: rounds between two averages. Between them clients go on from what they have,
             so that the same clients take part, and no budget ends the run.
+        owns: whether each client has a whole model of its own between rounds, in a store `model`.
         slices: whether each client can say which channels of its model to keep if it is sliced.
         has_link: whether what happens to activations at a cut can be judged: whether it is other
             than nothing without randomness, too.
@@ -223,6 +224,7 @@ class Method(Table):
     apart: ClassVar[bool] = False
     feedbacks: ClassVar[tuple[str, ...]] = ("none", "classic", "ef21")
     fits: ClassVar[bool] = False
+    owns: ClassVar[bool] = False
     slices: ClassVar[bool] = False
 
     @property
@@ -555,6 +557,20 @@ class State(Table):
     itself be in memory."""
 
 
+class Checkpoint(Table):
+    """When all that a run needs to go on is written beside its result."""
+
+    every: Annotated[int, MACHINE] = Field(0, ge=0, le=MOST)
+    """A checkpoint is written after every so many rounds. 0 writes none, except after a signal
+    (SIGTERM or SIGUSR1)."""
+    seconds: Annotated[int, MACHINE] = Field(0, ge=0, le=MOST)
+    """A checkpoint is written after the first round that ends so many seconds after the last one. 0
+    writes none by time."""
+    code: Annotated[Literal["same", "any"], MACHINE] = "same"
+    """Whether a run goes on from a checkpoint if the source code of its method, model or data set
+    has changed since. same: no, it is an error. any: yes."""
+
+
 class Fixed(Table):
     """A link with fixed rates. The defaults are round numbers of our own."""
 
@@ -833,6 +849,13 @@ class Settings(Table):
     server_device: str | None = Field(None, pattern=DEVICE)
     """Device of the server's part in split methods, if rank 0 is dedicated. If absent, it is the
     setting device."""
+    keep: Annotated[Literal["none", "last", "best"], MACHINE] = "last"
+    """Which model is kept in the result. last: the one after the last round, with what clients have
+    of their own: private parts, whole models, statistics. best: the global one after the round with
+    the best accuracy on held-out samples, without what clients have. none: none."""
+    keep_limit: Annotated[int, MACHINE] = Field(100, ge=1, le=MOST)
+    """Largest size in MB of what is kept. If it is exceeded, what clients have of their own is left
+    out, and then the model; both are said when the run ends."""
     data: Data
     partition: Partition
     skew: Skew = Skew()
@@ -843,6 +866,7 @@ class Settings(Table):
     codec: Codec = Codec()
     evaluate: Evaluate = Evaluate()
     state: State = State()
+    checkpoint: Annotated[Checkpoint, MACHINE] = Checkpoint()
     devices: Devices = Devices()
 
     _paper: str | None = PrivateAttr(None)
@@ -1041,6 +1065,9 @@ def portable(tree: Mapping[str, Any]) -> Tree:
     for path in marked(known(tuple(chosen)), MACHINE):
         *tables, leaf = path.split(".")
         _at(found, tables).pop(leaf, None)
+    for name, field in Settings.model_fields.items():
+        if is_table(field.annotation) and MACHINE in field.metadata:  # nothing is left of it
+            found.pop(name, None)
     return found
 
 

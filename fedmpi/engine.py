@@ -7,13 +7,14 @@ which is empty on a dedicated server.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedmpi import config, models
 from fedmpi.clients import burden
@@ -28,6 +29,8 @@ from fedmpi.messages.ledger import Ledger
 from fedmpi.messages.wire import ALONE, Line, Place, Wire
 from fedmpi.methods.fedavg import Clients, Half, Server
 from fedmpi.networks.flat import Flat
+from fedmpi.results.checkpoint import State
+from fedmpi.results.keeper import Keeper, Word
 from fedmpi.results.outcome import Observer, Outcome
 from fedmpi.split.lockstep import Talk
 from fedmpi.training import hardware
@@ -62,6 +65,9 @@ class Engine:
         clients: the method's client half, for the clients that this rank hosts.
         half: the one that adds up uploads: the server's, or elsewhere the clients'.
         width: number of clients in a wave, at most.
+        placement: who hosts whom.
+        is_stopped: whether a signal has ended the rounds before the last one.
+        best: on the root, what is kept of the best round so far (see `runs.trained`), by name.
 
     Raises:
         ConfigError: for settings that do not fit together.
@@ -120,6 +126,11 @@ class Engine:
         if settings.devices.deadline is not None:
             about_work = self.population, self.meter, self.clients.burden
             self.population.fitting = burden.deadline(settings, *about_work)
+        self.best: dict[str, np.ndarray] = {}
+        is_apart = settings.server == "dedicated" and place.ranks > 1
+        hosts = range(1 if is_apart else 0, place.ranks)
+        about_hosts = self.width, settings.keeps_state, self.method.converses
+        self.placement = Placement(self.population, hosts, *about_hosts)
 
     @property
     def has_accuracies(self) -> bool:
@@ -127,17 +138,18 @@ class Engine:
         return self.method.is_global or self.clients.deployed is not None
 
     def rounds(
-        self, wire: Wire, clock: Clock, first: int | None = None
+        self, wire: Wire, clock: Clock, first: int | None = None, keeper: Keeper | None = None
     ) -> Iterator[Outcome | None]:
         """Runs all rounds; yields each round's outcome on the root, None elsewhere.
 
-        A round begins with the server's broadcast. If that has no message, the run ends on all
-        ranks.
+        A round begins with the server's broadcast. If that has no message, the server says what
+        comes instead: a checkpoint, or the end.
 
         Args:
             wire: to the other ranks.
             clock: of this rank.
-            first: the round to begin with, if server and clients have the state before it.
+            first: the round to begin with, if the engine has the state before it.
+            keeper: writes checkpoints, and stops the run after a signal; without one neither.
 
         Raises:
             ValueError: if the wire is that of another rank than the engine was built for.
@@ -148,19 +160,20 @@ class Engine:
                 f"engine was built, found that of rank {wire.rank} of {wire.size}"
             )
         self.wire, self.clock, self.goes_on = wire, clock, True
+        self.word, self.is_stopped = Word.ROUND, False
         self.last = EVERYONE_ROUND
         exchange = config.module("exchange", self.settings.exchange.name)
         self.exchange = exchange.Exchange(wire, clock, self.ledger)
-        method, is_apart = self.method, self.settings.server == "dedicated" and wire.size > 1
-        hosts = range(1 if is_apart else 0, wire.size)
-        about = self.width, self.settings.keeps_state, method.converses
-        self.placement = Placement(self.population, hosts, *about)
+        method = self.method
+        self.keeper = Keeper(self.settings) if keeper is None else keeper
         first = self.population.first_round if first is None else first
+        self.keeper.begin(first)
         for t in range(first, self.settings.rounds):
             waves = self.placement.waves(t)
             self.begin(t)
-            if not self.tell(t, waves):
-                return
+            while not self.tell(t, waves):
+                if not self.pause(t):
+                    return
             self.last = t
             for wave in waves:
                 self.send(t, wave)
@@ -174,6 +187,77 @@ class Engine:
                 self.goes_on = outcome.finite and not outcome.ends
             yield outcome
 
+    def pause(self, t: int) -> bool:
+        """Does what comes instead of round t, on all ranks; returns whether the round comes then.
+
+        The seconds that it takes are the round's, off the clock.
+        """
+        word = Word(int(self.wire.publish(np.array([self.word]))[0]))
+        self.is_stopped = word == Word.STOP
+        if word == Word.END:
+            return False
+        self.keeper.keep(t, self.state, self.wire)
+        spent = float(self.clock.seconds[Phase.SAVE])
+        self.begin(t)
+        self.clock.credit(Phase.SAVE, spent)
+        return not self.is_stopped
+
+    def state(self) -> State:
+        """Everything of this rank that the next round depends on; asked between rounds."""
+        named = {"clients": self.clients.state()}
+        stores = {"clients": self.trainer.stores}
+        arrays: dict[str, np.ndarray] = {}
+        if self.server is not None:
+            named["server"], stores["server"] = self.server.state(), self.server.stores
+            arrays |= {f"observer.{name}": one for name, one in self.observer.state().items()}
+            arrays |= {f"best.{name}": one for name, one in self.best.items()}
+        for half, tensors in named.items():
+            arrays |= {f"{half}.{name}": one.cpu().numpy() for name, one in tensors.items()}
+        return State(
+            arrays,
+            {
+                f"{half}.{name}": store.arrays()
+                for half, some in stores.items()
+                for name, store in some.items()
+            },
+        )
+
+    def restore(self, state: State) -> None:
+        """Takes the state of another engine with the same settings, on whatever ranks that was.
+
+        Args:
+            state: arrays of the root, and the vectors that this rank `wants`.
+
+        Raises:
+            KeyError: if something is missing.
+        """
+        halves: dict[str, dict[str, Tensor]] = {"clients": {}, "server": {}}
+        seen: dict[str, np.ndarray] = {}
+        for name, array in state.arrays.items():
+            half, _, rest = name.partition(".")
+            if half == "observer":
+                seen[rest] = array
+            elif half == "best":
+                self.best[rest] = array.copy()
+            else:
+                halves[half][rest] = torch.from_numpy(array.copy())
+        self.clients.restore(halves["clients"])
+        stores = {"clients": self.trainer.stores}
+        if self.server is not None:
+            self.server.restore(halves["server"])
+            self.observer.restore(seen)
+            stores["server"] = self.server.stores
+        for half, some in stores.items():
+            for name, store in some.items():
+                for client, vector in state.vectors[f"{half}.{name}"].items():
+                    store[client] = torch.from_numpy(vector.copy())
+
+    def wants(self, name: str, client: int) -> bool:
+        """Whether a client's vector of that name in a `State` belongs on this rank."""
+        if name.startswith("server."):
+            return self.place.is_root
+        return self.placement.homes[client] == self.place.rank
+
     def begin(self, t: int) -> None:
         """Resets clocks and byte counts before round t, on all ranks together."""
         self.is_void = True
@@ -186,10 +270,12 @@ class Engine:
         self.ledger.begin()
 
     def tell(self, t: int, waves: list[Wave]) -> bool:
-        """Server -> all active clients; False if there is no message, which ends the run."""
+        """Server -> all active clients; False if there is no message: something else comes."""
         messages, active = [], [client for wave in waves for client in wave.clients]
         with self.clock(Phase.SERVE):
-            if self.server is not None and self.goes_on:
+            if self.server is not None:
+                self.word = self.keeper.word(t) if self.goes_on else Word.END
+            if self.server is not None and self.word == Word.ROUND:
                 messages = [Message(EVERYONE, self.server.tell(t)), *self.losses(active)]
         word = self.exchange.broadcast(messages, active)
         mine = [client for wave in waves for client in wave.on(self.wire.rank)]
@@ -347,10 +433,11 @@ class Engine:
         All ranks call it; the outcome is on the root, and None elsewhere.
         """
         seconds, both = self.clock.elapsed(), (self.wire, self.clock)
-        w, noted, figures, variants = None, dict[str, dict[int, float]](), dict[str, float](), None
+        w, noted, variants = None, dict[str, dict[int, float]](), None
+        figures: Mapping[str, float] = {}
         overlaps: Sequence[Overlap] = ()
         if self.server is not None:
-            w, noted, figures = self.server.w, self.server.noted, self.server.figures
+            w, noted, figures = self.server.w, self.server.noted, self.server.figures()
             variants = self.server.variants
             with self.clock(Phase.EVALUATE):
                 overlaps = self.server.overlaps(t) if self.population.is_agreement(t) else ()
@@ -362,7 +449,9 @@ class Engine:
             model, rounded = self.evaluation.published(w, self.wire), self.clients.rounded
             terms = self.theory.after(t, model, rounded, self.placement, *both)
         found = verdict, terms, w, noted, figures, overlaps
-        return self.observer.outcome(t, waves, self.clients.burden, *found, seconds, *both)
+        return self.observer.outcome(
+            t, waves, self.clients.burden, *found, seconds, self.keeper, *both
+        )
 
     def has_theory(self, t: int) -> bool:
         """Whether the terms of a bound on convergence are measured after round t."""

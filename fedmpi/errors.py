@@ -34,6 +34,11 @@ REASONS = {
 """What the system may refuse: in words, and what to do about it besides going elsewhere."""
 
 
+LOCK = "unable to lock file"
+"""What HDF5 says of a lock of its own, which fedmpi asks for only if the environment insists."""
+UNLOCK = "set HDF5_USE_FILE_LOCKING=FALSE: results have locks of their own"
+
+
 class BadInput(ValueError):
     """Settings, files or data that cannot be used; the command line ends with exit code 2."""
 
@@ -64,6 +69,10 @@ def sentence(path: str | os.PathLike[str], error: BaseException, instead: str = 
     code = number(error)
     if code is None:
         words, mend = " ".join(str(error).split()) or type(error).__name__, ""
+    elif LOCK in str(error):
+        is_held = code in (errno.EAGAIN, errno.EACCES)
+        held, none = "another program holds HDF5's lock of it", "HDF5 cannot lock files here"
+        words, mend = held if is_held else none, UNLOCK
     else:
         words, mend = REASONS.get(code, (os.strerror(code).lower(), ""))
     advice = " or ".join(filter(None, (mend, instead)))

@@ -418,6 +418,12 @@ def _contradictions(settings: Settings) -> list[str]:
             "evaluate.theory = true: wanted a method with a global model, at which the gradient is "
             f"measured, found method.name = '{settings.method.name}'"
         )
+    if settings.keep == "best" and not (settings.method.is_global and settings.validation):
+        found.append(
+            "keep = 'best': wanted a method with a global model, and validation above 0, by which "
+            f"a round is chosen; found method.name = '{settings.method.name}' and validation = "
+            f"{settings.validation}; possible are 'last' and 'none'"
+        )
     if judged.link == "link" and not settings.method.has_link:
         found.append(
             "evaluate.link = 'link': wanted a method that changes activations at a cut, without "

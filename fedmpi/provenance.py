@@ -1,5 +1,6 @@
 """Provenance of a result: versions, machine, job, command and commit. Standard library only."""
 
+import hashlib
 import os
 import platform
 import shlex
@@ -43,6 +44,21 @@ def about() -> dict[str, str | int]:
         "command": shlex.join(["fedmpi", *sys.argv[1:]]),
         "commit": commit(),
     }
+
+
+def source(module: str) -> str:
+    """Returns the SHA-256 of a module's source, of all files of its folder if it is a package.
+
+    Args:
+        module: its name, such as fedmpi.methods.topk.
+    """
+    found = sys.modules[module].__file__ or ""
+    path, sha256 = Path(found), hashlib.sha256()
+    files = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
+    for file in files:
+        content = file.read_bytes()
+        sha256.update(f"{file.name} {len(content)}\n".encode() + content)
+    return sha256.hexdigest()
 
 
 def cores() -> int:

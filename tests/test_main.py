@@ -29,7 +29,10 @@ QUICK = (
     *("model.hidden=[8]", "clients=4", "rounds=2"),
 )
 """Words for a run that takes a tenth of a second."""
-COMMANDS = ("run", "sweep", "partition", "agent", "list", "show", "doctor", "data", "bench")
+COMMANDS = (
+    *("run", "sweep", "partition", "agent", "list", "show", "watch", "evaluate", "export"),
+    *("doctor", "data", "bench"),
+)
 
 
 @pytest.fixture(autouse=True)

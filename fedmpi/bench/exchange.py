@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -65,13 +65,16 @@ class Uplink:
         random = np.random.default_rng(2)
         drawn = np.sort(random.choice(parameters, self.kept, replace=False))
         self.agreed = torch.from_numpy(drawn)
-        self.dense = np.zeros((len(self.mine), parameters), "f4")
-        for row, client in zip(self.dense, self.mine, strict=True):
+
+    @cached_property
+    def dense(self) -> np.ndarray:
+        """This rank's updates, float32 [clients, parameters]; its first use is collective."""
+        dense = np.zeros((len(self.mine), self.parameters), "f4")
+        for row, client in zip(dense, self.mine, strict=True):
             row[:] = self.updates[client].numpy()
-        counts = self.wire.report(np.array([self.dense.size]))
-        self.counts = [int(count[0]) for count in counts]
+        self.counts = [int(count[0]) for count in self.wire.report(np.array([dense.size]))]
         self.inbox = np.empty(sum(self.counts), "f4")
-        self.packed = pack([self.message(client, "own") for client in self.mine]).data.copy()
+        return dense
 
     def message(self, client: int, positions: str) -> Message:
         """A client's upload, with the values that it selects."""
@@ -84,14 +87,18 @@ class Uplink:
         return Message(client, [block], 1.0)
 
     def ours(self, name: str, positions: str) -> Callable[[], np.ndarray]:
-        """The work of an exchange; it returns the sum on the root."""
+        """The work of an exchange, with choosing the values; it returns the sum on the root."""
+        deliver = self.deliver(name, positions)
+        return lambda: deliver([self.message(client, positions) for client in self.mine])
+
+    def deliver(self, name: str, positions: str) -> Callable[[list[Message]], np.ndarray]:
+        """The work of an exchange with this rank's messages; returns the sum on the root."""
         chosen = config.module("exchange", name)
         exchange = chosen.Exchange(self.wire, self.clock, Ledger(self.clients))
         where = self.agreed if positions == "agreed" else None
 
-        def work() -> np.ndarray:
+        def work(messages: list[Message]) -> np.ndarray:
             self.sum.clear()
-            messages = [self.message(client, positions) for client in self.mine]
             for message in exchange.gather(messages):
                 self.sum.add(message.blocks[0], message.weight, where)
             if chosen.Config.adds:
@@ -140,12 +147,18 @@ class Uplink:
         self.wire.comm.Gatherv(self.packed, receive, ROOT)
         return self.bytes
 
+    def references(self) -> dict[str, Callable[[], np.ndarray]]:
+        """Those that do all of the work with dense vectors; all ranks ask for them together."""
+        assert self.dense.ndim == 2
+        return dict(zip(DENSE, (self.pickled, self.gatherv, self.dense_reduce), strict=True))
+
     def candidates(self, exchanges: tuple[str, ...]) -> dict[str, Callable[[], np.ndarray]]:
         """All of them, by name."""
+        self.packed = pack([self.message(client, "own") for client in self.mine]).data.copy()
         self.lengths = [int(n[0]) for n in self.wire.report(np.array([len(self.packed)]))]
         self.bytes = np.empty(sum(self.lengths), np.uint8)
         found = {f"{n} {p}": self.ours(n, p) for n in exchanges for p in POSITIONS}
-        found |= dict(zip(DENSE, (self.pickled, self.gatherv, self.dense_reduce), strict=True))
+        found |= self.references()
         return found | {"transfer": self.transfer_only, "dense transfer": self.gatherv_only}
 
     def check(self, name: str, found: np.ndarray) -> None:

@@ -5,6 +5,7 @@ finds them by name, and `fetch` uses it.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -53,8 +54,11 @@ class Dataset:
 
     @property
     def about(self) -> dict[str, str | int]:
-        """Attributes of a result: origin, hash and numbers of samples, and those in both sets."""
+        """Attributes of a result: origin, hash, number and form of samples, those in both sets."""
         known = {
+            "sample_shape": json.dumps(list(self.shape)),
+            "sample_kind": self.kind,
+            "classes": self.classes,
             "train_samples": len(self.train_y),
             "test_samples": len(self.test_y),
             "data_files": self.origin,

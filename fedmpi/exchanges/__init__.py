@@ -1,6 +1,7 @@
 """Exchanges: how messages travel between the ranks.
 
-Each module has a `Config` and an `Exchange`. An exchange packs messages, hands the bytes to
+Each module has a `Config`, an `Exchange` and `steps`, the parts of which a round's uplink consists,
+by which `costs` predicts its seconds. An exchange packs messages, hands the bytes to
 `messages.wire`, unpacks the bytes that arrive, and charges them to the clients in the `Ledger`. It
 knows neither methods nor the engine.
 

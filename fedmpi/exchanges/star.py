@@ -12,6 +12,7 @@ import numpy as np
 
 from fedmpi import config
 from fedmpi.clients.placement import Wave
+from fedmpi.costs import HEAD, Load, Step, choose, move, work
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import Buffer, Message, pack, unpack
 from fedmpi.messages.ledger import DOWN, UP, Ledger
@@ -22,6 +23,14 @@ if TYPE_CHECKING:  # the settings of an exchange are read where there is no MPI
 
 class Config(config.Exchange):
     """No settings beyond those of all exchanges."""
+
+
+def steps(load: Load) -> list[Step]:
+    """The parts of a round's uplink that follow each other, to predict its seconds."""
+    sent = HEAD + load.mine * load.message(load.kept)
+    gather = move("gather", load.near, load.nodes, sent)
+    heard = [work(part, "root", load, load.clients) for part in ("read", "add")]
+    return [*choose(load), gather, *heard]
 
 
 class Exchange:

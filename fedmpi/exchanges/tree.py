@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedmpi import config
+from fedmpi.costs import HEAD, Load, Step, choose, move, work
 from fedmpi.exchanges import reduce
 from fedmpi.messages.clock import Phase
 from fedmpi.messages.codec import Block, Coding, Kind, Message, pack, unpack
@@ -27,6 +28,22 @@ class Config(config.Exchange):
     """No settings beyond those of all exchanges."""
 
     adds: ClassVar[bool] = True
+
+
+def steps(load: Load) -> list[Step]:
+    """The parts of a round's uplink that follow each other, to predict its seconds."""
+    here = min(load.clients, load.near * load.mine)
+    sent = HEAD + load.mine * load.message(load.kept)
+    heard = [work(part, "root", load, here) for part in ("read", "add")]
+    found = [*choose(load), move("near", load.near, 1, sent), *heard]
+    if load.nodes > 1:
+        union = load.union(here)
+        is_sparse = 2 * union < load.summed
+        size = load.message(union) if is_sparse else 4 * load.summed
+        found += [work("pack", "each", load, 1, union), move("gather", 1, load.nodes, HEAD + size)]
+        adding = ("read", "add") if is_sparse else ("add dense",)
+        found += [work(part, "root", load, load.nodes - 1, union) for part in adding]
+    return found
 
 
 class Exchange(reduce.Exchange):

@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Phase(IntEnum):
-    """Phases of a rank's time. The last two are off the clock: not part of a round's seconds."""
+    """Phases of a rank's time. The last three are off the clock: not part of a round's seconds."""
 
     WAIT = 0
     """Waiting for slower ranks, at the barrier before a collective."""
@@ -26,9 +26,11 @@ class Phase(IntEnum):
     """Off the clock: evaluation, and waiting for ranks that still evaluate."""
     RECORD = 6
     """Off the clock: reports and results."""
+    SAVE = 7
+    """Off the clock: the checkpoint before the round."""
 
 
-OFF = (Phase.EVALUATE, Phase.RECORD)
+OFF = (Phase.EVALUATE, Phase.RECORD, Phase.SAVE)
 
 
 class Clock:
@@ -42,6 +44,11 @@ class Clock:
         self.seconds = np.zeros(len(Phase))
         self.inside = 0.0
         self.began = perf_counter()
+
+    def credit(self, phase: Phase, seconds: float) -> None:
+        """Charges seconds before the beginning of the round to it, which then began earlier."""
+        self.seconds[phase] += seconds
+        self.began -= seconds
 
     @contextmanager
     def __call__(self, phase: Phase) -> Iterator[None]:

@@ -177,11 +177,13 @@ class Wire:
             pack: returns this rank's bytes; they lie in the uint8 memory that it is given, if that
                 is long enough.
         """
-        self._meet(Phase.WAIT)
+        self.near._meet(Phase.WAIT)
         data = pack(self.node.mine)
         self.sent(data.nbytes, self.rank)
+        self.node.sync()
+        lengths = self.near._meet(Phase.WAIT, data.nbytes)
         with self.clock(Phase.TRANSFER):
-            return self.node.gather(data)
+            return self.node.gather(data, lengths.tolist())
 
     def scatter(self, data: np.ndarray | None, lengths: Sequence[int]) -> np.ndarray:
         """Scatters the root's bytes by the lengths for each rank; other ranks pass None and [].
@@ -241,6 +243,12 @@ class Wire:
     def node(self) -> "Node":
         """The ranks of this node; its first use is collective, so that all ranks must read it."""
         return _nodes(self.comm)
+
+    @cached_property
+    def near(self) -> "Wire":
+        """The ranks of this node; its first use is collective."""
+        comm = self.node.comm
+        return Wire(self.clock, comm, [0] * comm.size)
 
     @cached_property
     def leaders(self) -> "Wire | None":
@@ -354,26 +362,28 @@ class Node:
         """This rank's segment, which may be too short, uint8."""
         return self.segments[self.comm.rank]
 
-    def gather(self, data: np.ndarray) -> list[np.ndarray]:
+    def gather(self, data: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
         """Returns every rank's bytes on the leader, in rank order; elsewhere an empty list.
 
         Args:
             data: lies at the beginning of `mine` if it fits there; else it is copied into a longer
                 segment, which all ranks of the node make together.
+            lengths: of all ranks' bytes. Ranks that know them have written theirs, and `sync`ed.
         """
-        lengths, longest = np.zeros(self.comm.size, np.int64), map(len, self.segments)
-        self.comm.Allgather(np.array([data.nbytes]), lengths)
-        if self.window is None or any(
-            length > room for length, room in zip(lengths, longest, strict=True)
-        ):
+        segments = zip(lengths, self.segments, strict=True)
+        if self.window is None or any(length > len(room) for length, room in segments):
             self._grow(data)
-        assert self.window is not None
-        self.window.Sync()
-        self.comm.Barrier()
-        self.window.Sync()
+            self.sync()
+            self.comm.Barrier()
+        self.sync()
         if not self.is_leader:
             return []
         return [some[:length] for some, length in zip(self.segments, lengths, strict=True)]
+
+    def sync(self) -> None:
+        """Orders what this rank has written before what others read after they have met."""
+        if self.window is not None:
+            self.window.Sync()
 
     def _grow(self, data: np.ndarray) -> None:
         """Makes segments that are long enough, and copies this rank's data there."""

@@ -47,6 +47,7 @@ from fedmpi.training.train import Trainer
 
 class Config(config.Method):
     broadcasts = is_global = False
+    owns: ClassVar[bool] = True
     sends: ClassVar[bool] = True
     can_send_changes: ClassVar[bool] = False
     pools: ClassVar[bool] = False
@@ -175,6 +176,7 @@ class Server(fedavg.Server):
         for client, both in self.fresh.items():
             self.models[client] = both
         self.fresh.clear()
+        self.sum.clear()
 
 
 class Clients(fedavg.Clients):

@@ -27,6 +27,7 @@ __all__ = ["Clients", "Config", "Server"]
 
 class Config(config.Method):
     keeps_state: ClassVar[bool] = True
+    owns: ClassVar[bool] = True
     controls: ClassVar[bool] = True
 
     pull: float = Field(0.1, ge=0, le=config.LARGEST)

@@ -278,7 +278,6 @@ class Server(Half):
     Attributes:
         noted: numbers that the server found out about clients in a round, as `{column: {client:
             value}}`; columns are those of `tables.CLIENTS`.
-        figures: numbers about its model after a round, by column of `tables.ROUNDS`.
         w: the global model, [n].
         optimizer: moves the model by the mean of the sum.
         control: the control variate c, [n]; None without control variates.
@@ -295,7 +294,6 @@ class Server(Half):
         self.optimizer, self.control = ServerOptimizer(settings, *about), self.shift
         self.unheard = torch.zeros(settings.clients, dtype=torch.bool)
         self.noted: dict[str, dict[int, float]] = {}
-        self.figures: dict[str, float] = {}
         self.stores = Stores(settings.state)
         self.words: Words | None = None
         if self.changes is not None:
@@ -371,6 +369,10 @@ class Server(Half):
         """Returns the result of an agreement for every client; called instead of `step`."""
         raise NotImplementedError
 
+    def figures(self) -> Mapping[str, float]:
+        """Returns numbers about the model after a round, by column of `tables.ROUNDS`."""
+        return {}
+
     def variants(self, t: int) -> Sequence[Variant]:
         """Returns what devices hold of the model after round t, one for each share, largest first.
 
@@ -441,7 +443,9 @@ class Clients(Half):
     def state(self) -> dict[str, Tensor]:
         """Returns what the rank keeps for all of its clients together between rounds, by name.
 
-        What it keeps for each of them is in `trainer.stores`.
+        It is the same on all ranks; or else `since`, int64 [], is the round in which the rank
+        learned of it, and what the last one to learn knows is right for all of them. What a rank
+        keeps for each client is in `trainer.stores`.
         """
         return {}
 

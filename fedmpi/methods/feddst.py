@@ -183,12 +183,20 @@ class Clients(Half, staticmask.Clients):
 
     Clients stay on their ranks. A rank keeps the newest mask that was sent to one of its clients; a
     client that was sent none has this mask, too.
+
+    Attributes:
+        since: the round in which the mask was sent, int64 []; -1 for the one from the seed.
     """
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
+        self.since = torch.full((), -1)
         self.values = torch.empty(0, device=trainer.device)
         self.own: dict[int, Tensor] = {}
+
+    def state(self) -> dict[str, Tensor]:
+        """The newest mask, and since when this rank has it."""
+        return super().state() | {"since": self.since}
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives the values on the mask, which may be a new one."""
@@ -198,6 +206,7 @@ class Clients(Half, staticmask.Clients):
         """Receives the mask, if it is new to the client."""
         if blocks:
             self.adopt(staticmask.decode_mask(blocks[0], self.prunable))
+            self.since.fill_(t)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Trains on the mask, and readjusts the clients' masks if that is due."""

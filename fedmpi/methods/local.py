@@ -25,6 +25,7 @@ class Config(config.Method):
     """Local training has no settings of its own."""
 
     broadcasts = is_global = False
+    owns: ClassVar[bool] = True
     can_send_changes: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     adds: ClassVar[bool] = False

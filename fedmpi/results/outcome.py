@@ -21,6 +21,7 @@ from fedmpi.messages.ledger import Ledger
 from fedmpi.messages.wire import ROOT, Wire
 from fedmpi.networks import pruning
 from fedmpi.results import tables
+from fedmpi.results.keeper import Keeper
 from fedmpi.training.evaluate import Evaluation, Verdict, mean
 from fedmpi.training.probe import Overlap
 from fedmpi.training.theory import OF_CLIENTS, Terms
@@ -76,6 +77,14 @@ class Observer:
         self.total, self.is_reached = [0, 0], False
         self.prunable = select.positions(trainer.flat.prunable()).to(trainer.device)
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What decides whether the run ends, by name: bytes up and down, and the target."""
+        return {"total": np.array(self.total), "is_reached": np.array(self.is_reached)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes the state of another observer."""
+        self.total, self.is_reached = state["total"].tolist(), bool(state["is_reached"])
+
     def outcome(
         self,
         t: int,
@@ -88,6 +97,7 @@ class Observer:
         figures: Mapping[str, float],
         overlaps: Sequence[Overlap],
         seconds: float,
+        keeper: Keeper,
         wire: Wire,
         clock: Clock,
     ) -> Outcome | None:
@@ -104,15 +114,18 @@ class Observer:
             figures: numbers about its model (see `Server.figures`).
             overlaps: how far masks of an agreement overlap (see `Server.overlaps`).
             seconds: seconds of the round, on the clock.
+            keeper: hears which ranks were signalled.
             wire: connection to the other ranks.
             clock: clock of this rank.
         """
         method = self.settings.method
         reports = wire.report(self._report(t, waves, burdens, wire.rank))
-        moved = wire.report(np.array([getattr(wire, name) for name in tables.MOVED]))
+        every = [getattr(wire, name) for name in tables.MOVED]
+        moved = wire.report(np.array([*every, keeper.is_signalled()]))
         spent = wire.report(clock.seconds)
         if w is None:
             return None
+        keeper.hear(np.array(moved)[:, -1])
         report = np.sort(np.concatenate(reports), order="client")
         clients = self._client_rows(t, waves, report, verdict)
         for name, found in noted.items():
@@ -222,11 +235,8 @@ class Observer:
             row["personal_mean"] = mean(clients["personal"][np.isfinite(clients["personal"])])
         row["lost"] = clients["lost"].sum()
         if verdict is not None:
-            shards = np.delete(verdict.shards, list(self.population.newcomers))
-            shards = shards[np.isfinite(shards)]
-            row["accuracy"], row["validation"] = verdict.accuracy, verdict.validation
-            row["shard_mean"], row["shard_std"] = shards.mean(), shards.std()
-            row["shard_min"] = shards.min()
+            for name, value in verdict.figures(self.population.newcomers).items():
+                row[name] = value
         return row
 
     def _variant_rows(self, t: int, verdict: Verdict | None) -> np.ndarray:
@@ -303,6 +313,6 @@ def _phase_rows(t: int, spent: Sequence[np.ndarray]) -> np.ndarray:
 def _rank_rows(t: int, moved: Sequence[np.ndarray]) -> np.ndarray:
     rows = tables.empty(tables.RANKS, len(moved))
     rows["round"], rows["rank"] = t, range(len(moved))
-    for name, column in zip(tables.MOVED, np.array(moved).T, strict=True):
+    for name, column in zip(tables.MOVED, np.array(moved).T, strict=False):
         rows[name] = column
     return rows

@@ -4,6 +4,10 @@ The file is flushed after each round and can be opened at any time. A run that i
 `status = "running"` and every round that it finished. A reader needs only
 `pandas.DataFrame(f["rounds"][:])`; a table's attribute `columns` explains its columns.
 
+Tables grow uncompressed: an append then changes no byte of an earlier round, so that a kill cannot
+damage it. When the run is finished, a file with compressed tables replaces the first one. It also
+has the model that is kept, as groups of tensors (see `kept`).
+
 Only who holds the lease of a result opens it for writing (see `lease`). HDF5's own locks are not
 used, because some file systems have none. A round's room on the disk is reserved before HDF5 begins
 to write it: HDF5 cannot close a file after a write has failed, and often ends the process instead.
@@ -19,27 +23,39 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import sleep
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 
 from fedmpi import config
+from fedmpi import draft as draft_of
+from fedmpi.draft import draft
 from fedmpi.errors import BadInput, Failure, number, sentence, told
 from fedmpi.results import lease, tables
 from fedmpi.results.lease import INSTEAD, Lease
 
 Found = TypeVar("Found")
+Groups = Mapping[str, Mapping[str, np.ndarray]]
+"""Arrays by group and name."""
 
-FORMAT = 1
-"""Version of the file's layout, that is of the names of attributes and tables."""
-RUNNING, DONE, FAILED, DIVERGED = "running", "done", "failed", "diverged"
+FORMAT = 2
+"""Version of the file's layout. 1: tables are not compressed, and no model is kept. Both are read,
+later ones are refused."""
+LIBRARY = ("v110", "v110")
+"""Versions of HDF5 that a finished file wants: 1.10 needs a third less room for small tables."""
+SLAB = 1 << 16
+"""Rows of a table in one compressed chunk, at most."""
+RUNNING, DONE, FAILED, DIVERGED, STOPPED = "running", "done", "failed", "diverged", "stopped"
 FINISHED = (DONE, DIVERGED)
 """Statuses of runs that are not run again, because the result would be the same."""
 SUFFIXES = (".h5", ".hdf5")
 """Ends of the names of results, in upper or lower case."""
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-"""The first bytes of an HDF5 file."""
+"""The first bytes of an HDF5 file,"""
+BEGINS = re.compile(re.escape(SIGNATURE))
+"""as `draft` wants them."""
 METADATA, CHUNK = 1 << 16, 1024
 """Bytes for metadata, and rows of a table in one chunk: few chunks need little metadata."""
 MARGIN = 3 * METADATA
@@ -68,6 +84,10 @@ class Record:
         identity: the run's (see `config.identity`).
         about: more root attributes: provenance.
         columns: for each table its columns: name -> (dtype, meaning).
+        rows: of each table, what an earlier job has recorded and this one goes on from.
+
+    Attributes:
+        status: as it stands in the file.
 
     Raises:
         Failure: if the system does not let it write. The former file, if any, is still there.
@@ -80,8 +100,10 @@ class Record:
         identity: str,
         about: Mapping[str, Any],
         columns: Mapping[str, Mapping[str, tuple[str, str]]],
+        rows: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> None:
         self.held, self.path, self.best, self.is_broken = held, held.path, -np.inf, False
+        self.status = RUNNING
         self.tables: dict[str, h5py.Dataset] = {}
         attributes = {
             **{"format": FORMAT, "status": RUNNING, "started": _now()},
@@ -105,6 +127,8 @@ class Record:
                 self._describe(attributes)
                 for table, meaning in columns.items():
                     self._add(table, meaning)
+                if rows:
+                    self._extend(rows)
                 self.file.flush()
                 held.check()
                 part.replace(self.path)  # whole from its first moment
@@ -114,11 +138,14 @@ class Record:
             part.unlink(missing_ok=True)
             raise
 
-    def append(self, tables: Mapping[str, np.ndarray]) -> None:
+    def append(self, tables: Mapping[str, np.ndarray]) -> bool:
         """Appends rows to some tables.
 
         Those of a round include its row of the table `rounds`, by which the round of the best
         validation accuracy is updated.
+
+        Returns:
+            Whether the round is the best so far.
 
         Raises:
             Failure: if the system does not let it write, or the lease is lost. What was appended
@@ -126,43 +153,99 @@ class Record:
         """
         with self._writing():
             self._check()
-            if growth := self._growth(tables):
-                self._reserve(MARGIN + growth)
-            # `rounds` last: a round that is listed there is complete in every other table.
-            for name in sorted(tables, key=lambda name: name == "rounds"):
-                if name == "rounds":
-                    self.file.flush()
-                data, rows = self.tables[name], tables[name]
-                data.resize(len(data) + len(rows), axis=0)
-                data[len(data) - len(rows) :] = rows
-            for row in tables.get("rounds", ()):
-                if row["validation"] > self.best:
-                    self.best = row["validation"]
-                    self.file.attrs["best_round"] = int(row["round"])
-            self.file.flush()
+            return self._extend(tables)
 
-    def close(self, status: str, about: Mapping[str, Any] | None = None) -> None:
+    def sync(self) -> None:
+        """Waits until what was appended is on the disk.
+
+        Raises:
+            Failure: if the system does not let it write.
+        """
+        with self._writing():
+            self._check()
+            os.fsync(self._handle)
+
+    def _extend(self, tables: Mapping[str, np.ndarray]) -> bool:
+        """See `append`."""
+        if growth := self._growth(tables):
+            self._reserve(MARGIN + growth)
+        # `rounds` last: a round that is listed there is complete in every other table.
+        for name in sorted(tables, key=lambda name: name == "rounds"):
+            if name == "rounds":
+                self.file.flush()
+            data, rows = self.tables[name], tables[name]
+            data.resize(len(data) + len(rows), axis=0)
+            data[len(data) - len(rows) :] = rows
+        is_best = False
+        for row in tables.get("rounds", ()):
+            if row["validation"] > self.best:
+                self.best, is_best = row["validation"], True
+                self.file.attrs["best_round"] = int(row["round"])
+        self.file.flush()
+        return is_best
+
+    def close(
+        self, status: str, about: Mapping[str, Any] | None = None, groups: Groups | None = None
+    ) -> None:
         """Closes the file with a status, and with attributes that are known only at the end.
+
+        Args:
+            status: the run's. If it is finished, a compressed file takes the place of this one.
+            about: the attributes.
+            groups: arrays to be kept, by group and name, in a finished run.
 
         Raises:
             Failure: if the system does not let it write; the file is closed, and its lease is
-                given back.
+                given back. If the disk has no room for the groups alone, all else is recorded.
         """
+        ending, lost = {**(about or {}), "status": status, "finished": _now()}, None
         try:
-            with self._writing():
-                self._check()
-                self._reserve(METADATA)
-                self.file.flush()
-                os.fsync(self._handle)  # a network file system tells of a full disk only now
-                self._describe({**(about or {}), "status": status, "finished": _now()})
-                self.file.flush()
-            self.file.close()
-            with suppress(OSError, RuntimeError):
-                # Opened anew, HDF5 sees what is reserved beyond its end, and cuts it off.
-                h5py.File(self.path, "r+", locking=False).close()
+            if status in FINISHED:
+                with self._writing():
+                    self._check()
+                lost = self._compress(ending, groups or {})
+            if self.file:
+                with self._writing():
+                    self._check()
+                    self._reserve(METADATA)
+                    self.file.flush()
+                    os.fsync(self._handle)  # a network file system tells of a full disk only now
+                    self._describe(ending)
+                    self.file.flush()
+                self.file.close()
+                with suppress(OSError, RuntimeError):
+                    # Opened anew, HDF5 sees what is reserved beyond its end, and cuts it off.
+                    h5py.File(self.path, "r+", locking=False).close()
+            self.status = status
         finally:
             self._divert()
             self.held.release()
+        if lost is not None and groups:
+            said = sentence(self.path, lost, INSTEAD)
+            raise Failure(f"{said}; all rounds are recorded, but the model is not kept")
+
+    def _compress(self, ending: Mapping[str, Any], groups: Groups) -> OSError | None:
+        """Replaces the file by a compressed one, and closes it; or returns why that is refused."""
+        part = _part(self.path)
+        try:
+            with part.open("wb") as file:
+                file.write(_compressed(self.file, ending, groups))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            return error
+        try:
+            with self._writing():
+                self.file.close()  # all of it is on the disk already
+                self.held.check()
+                part.replace(self.path)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+        return None
 
     def fail(self) -> None:
         """Closes the file with the status `failed`, if that can be written; never raises."""
@@ -250,6 +333,99 @@ class Record:
             self.file.close()
 
 
+def save_rows(
+    path: Path,
+    name: str,
+    rows: np.ndarray,
+    columns: tables.Columns,
+    about: Mapping[str, Any],
+) -> None:
+    """Writes one table as a file of its own, which is no run's result; replaces such a file.
+
+    Args:
+        path: the file; its folder is made.
+        name: of the table.
+        rows: the table.
+        columns: for each column its dtype and meaning.
+        about: attributes of the root.
+
+    Raises:
+        BadInput: if it cannot be written, or if another kind of file is there.
+    """
+    _check_rows(path, name)
+    with draft(path, "--out", BEGINS) as file, h5py.File(file, "w") as written:
+        for key, value in about.items():
+            written.attrs[key] = storable(value)
+        written.create_dataset(name, data=rows)
+        meanings = {column: text for column, (_, text) in columns.items()}
+        written[name].attrs["columns"] = json.dumps(meanings)
+
+
+def try_rows(path: Path, name: str) -> None:
+    """Makes sure, before long work, that `save_rows` can write a file.
+
+    Raises:
+        BadInput: if it cannot.
+    """
+    _check_rows(path, name)
+    draft_of.try_out(path, "--out", BEGINS)
+
+
+def load_rows(path: Path, name: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Returns the attributes and the table of a file that `save_rows` wrote.
+
+    Raises:
+        RecordError: if the file is missing, damaged, or of another kind.
+    """
+    with told(path, kind=RecordError):
+        path.stat()
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return dict(file.attrs), file[name][:]
+    except DAMAGE:
+        raise Damaged(f"{path}: wanted a file (HDF5) with the table {name}") from None
+
+
+def _check_rows(path: Path, name: str) -> None:
+    """Refuses to replace a file that holds no such table, such as a run's result."""
+    if path.is_file() and path.stat().st_size:
+        with suppress(Damaged):
+            load_rows(path, name)
+            return
+        raise BadInput(f"{path}: holds something else, and is not replaced; {INSTEAD}")
+
+
+def _compressed(file: h5py.File, ending: Mapping[str, Any], groups: Groups) -> bytes:
+    """Returns the content of a file with the same tables, compressed, and with more of all.
+
+    It is made in memory, because HDF5 cannot close a file after a write has failed.
+
+    Args:
+        file: the result.
+        ending: attributes that are added or replaced.
+        groups: arrays that are added.
+    """
+    with h5py.File(
+        "result", "w", driver="core", backing_store=False, block_size=1 << 20, libver=LIBRARY
+    ) as made:
+        for name, value in (*file.attrs.items(), *ending.items()):
+            made.attrs[name] = storable(value)
+        for name, table in file.items():
+            rows = len(table)
+            about = {"chunks": (min(max(rows, 1), SLAB),), "compression": 4, "shuffle": True}
+            copy = made.create_dataset(name, (rows,), table.dtype, maxshape=(None,), **about)
+            for start in range(0, rows, SLAB):
+                copy[start : start + SLAB] = table[start : start + SLAB]
+            for key, value in table.attrs.items():
+                copy.attrs[key] = value
+        for group, arrays in groups.items():
+            place = made.create_group(group, track_order=True)
+            for name, values in arrays.items():
+                place[name] = values
+        made.flush()
+        return made.id.get_file_image()
+
+
 def storable(value: Any) -> str | int | float:
     """Returns a value as an attribute can hold it; a list as a text, a line for each item.
 
@@ -325,6 +501,11 @@ def open_result(path: Path) -> h5py.File:
     try:
         if "settings" not in file.attrs or "rounds" not in file:
             raise Damaged(f"{path}: HDF5, but not a result: it holds no settings")
+        if (found := int(file.attrs.get("format", FORMAT))) > FORMAT:
+            raise RecordError(
+                f"{path}: a result of a later version of fedmpi, of format {found}; wanted one of "
+                f"format {FORMAT} or before: update fedmpi to read it"
+            )
     except BaseException as error:
         file.close()
         if isinstance(error, DAMAGE) and not isinstance(error, RecordError):
@@ -373,9 +554,10 @@ def content(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def damaged(path: Path, error: BaseException) -> Damaged:
     """Returns the error for a result that makes its reader raise another error."""
     said = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, KeyError) and (lacking := re.search(r"'([^']+)'", said)):
+    is_hdf5 = isinstance(error, OSError | RuntimeError) or "Unable to" in said
+    if isinstance(error, KeyError) and (lacking := re.search(r"'([^' ]+)'", said)):
         said = f"it lacks {lacking[1]}"
-    elif isinstance(error, OSError | RuntimeError) and number(error) is None:  # HDF5's words
+    elif is_hdf5 and number(error) is None:  # HDF5's words
         said = "its content cannot be read"
     said = said.replace("no field of name", "a table lacks the column")  # numpy's words
     return Damaged(f"{path}: a damaged result: {said}")
@@ -394,9 +576,36 @@ def rows(file: h5py.File, table: str) -> np.ndarray:
     first = next(iter(tables.TABLES[table]))
     if first not in (data.dtype.names or ()):
         raise ValueError(f"the table {table} lacks the column {first}")
-    if data.nbytes > data.id.get_storage_size():
+    if _is_short(data):
         raise ValueError(f"the table {table} lacks rows")
     return data[:]
+
+
+def _is_short(data: h5py.Dataset) -> bool:
+    """Whether a table claims more rows than the file holds."""
+    if data.chunks is None:
+        return bool(data.nbytes > data.id.get_storage_size())
+    return bool(len(data) > data.id.get_num_chunks() * data.chunks[0])
+
+
+def before(found: Mapping[str, np.ndarray], first: int, t: int) -> dict[str, np.ndarray] | None:
+    """Returns the rows of rounds before round t, for another job to go on from.
+
+    Args:
+        found: the tables of a result, see `content`.
+        first: the first round of the run.
+        t: the round.
+
+    Returns:
+        Rows by table; None if the tables are those of another version, or a round is not there.
+    """
+    kept = {}
+    for name, columns in tables.TABLES.items():
+        rows, wanted = found[name], tables.empty(columns, 0)
+        if rows.dtype != wanted.dtype:
+            return None
+        kept[name] = rows[rows["round"] < t] if name in tables.OF_ROUNDS else wanted
+    return kept if kept["rounds"]["round"].tolist() == list(range(first, t)) else None
 
 
 def is_named(path: Path) -> bool:
@@ -459,6 +668,15 @@ def changed(about: Mapping[str, Any]) -> dict[str, Any] | None:
 def paper_of(about: Mapping[str, Any]) -> str | None:
     """Returns the method whose paper's values a run took where nothing was written; or none."""
     return str(about["paper"]) if about.get("paper") else None
+
+
+def resumes(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns what a result says of the jobs that went on with its run: a table for each.
+
+    Args:
+        about: its attributes; those of earlier versions do not say it.
+    """
+    return parsed(about, "resumed") if "resumed" in about else []
 
 
 def files_of(about: Mapping[str, Any]) -> dict[str, str]:

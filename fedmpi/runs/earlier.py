@@ -8,11 +8,12 @@ by other settings, and named files after that.
 """
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from fedmpi import config
+from fedmpi import config, provenance
 from fedmpi.config import Settings
 from fedmpi.data.files import DataError
 from fedmpi.results import record
@@ -88,3 +89,30 @@ def state(path: Path, settings: Settings) -> str | None:
                 f"{here.sha256}, or no such file"
             )
     return found
+
+
+def code(settings: Settings) -> dict[str, str]:
+    """Returns the SHA-256 of the sources that are a run's own, by module.
+
+    These are its method with all that its two halves and its settings derive from, its model and
+    its data set. Methods in folders have one hash for all of their files.
+    """
+    method = config.module("method", settings.method.name)
+    names = {
+        config.module(table, getattr(settings, table).name).__name__ for table in ("model", "data")
+    }
+    for kind in (method.Config, method.Server, method.Clients):
+        for base in kind.__mro__:
+            first, *rest = base.__module__.split(".")
+            if first == "fedmpi" and rest != ["config"]:
+                names.add(".".join([first, *rest[:2]]))
+    return {name.removeprefix("fedmpi."): provenance.source(name) for name in sorted(names)}
+
+
+def differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Says which sources differ, and how: the first digits of their hashes."""
+    names = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+    return ", ".join(
+        f"{name} then {then.get(name, 'absent')[:8]}, now {now.get(name, 'absent')[:8]}"
+        for name in names
+    )

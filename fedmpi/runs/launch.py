@@ -50,6 +50,10 @@ USERS = re.compile(
     r"|HYDRA_(BOOTSTRAP|LAUNCHER|RMK|HOST|IFACE)"
 )
 """and so what a user sets for MPI itself."""
+STOPPED = 75
+"""Exit code of a job that a signal stopped after a checkpoint: EX_TEMPFAIL of sysexits.h."""
+GENTLE = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals at which a run ends after its round, with a checkpoint; one of them again ends it now."""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that end a job."""
 GRACE = 20
@@ -107,17 +111,23 @@ class Launcher:
             variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         return plain(os.environ) | variables
 
-    def run(self, ranks: int, words: Sequence[str]) -> int:
+    def run(self, ranks: int, words: Sequence[str], is_gentle: bool = False) -> int:
         """Runs `words` on so many ranks; returns the job's exit code.
 
         SIGINT, SIGTERM and SIGHUP end the ranks first, and then this process. If this process is
         killed, so are they.
 
+        Args:
+            ranks: how many.
+            words: the program.
+            is_gentle: whether the program knows SIGUSR1, so that the first signal of `GENTLE`
+                reaches it as that. It may then end as it wants.
+
         Raises:
-            SystemExit: with 128 and the signal's number, after such a signal.
+            SystemExit: with 128 and the signal's number, after another signal.
         """
         variables = self.environment() | {RANKS: str(ranks)}
-        return attend(self.command(ranks, words), variables)
+        return attend(self.command(ranks, words), variables, is_gentle)
 
 
 def allocated() -> int | None:
@@ -267,8 +277,8 @@ def start(ranks: int, words: Sequence[str]) -> int:
             f"--ranks {ranks}: wanted at most {most} on this machine, {CROWD} per core; across "
             "nodes use the site's launcher"
         )
-    code = launcher.run(ranks, [sys.executable, "-m", "fedmpi", *words])
-    if code not in (0, 1, 2):  # which are fedmpi's own
+    code = launcher.run(ranks, [sys.executable, "-m", "fedmpi", *words], is_gentle=True)
+    if code not in (0, 1, 2, STOPPED):  # which are fedmpi's own
         print(
             f"{launcher.path} ended with exit code {code}; if no rank has said why, "
             "'fedmpi doctor mpi' checks MPI",
@@ -291,13 +301,13 @@ def _follow(parent: int, number: signal.Signals) -> None:
             os.kill(os.getpid(), number)
 
 
-def attend(command: Sequence[str], variables: Mapping[str, str]) -> int:
+def attend(command: Sequence[str], variables: Mapping[str, str], is_gentle: bool = False) -> int:
     """Runs a program and returns its exit code; signals end it as `Launcher.run` says.
 
     Raises:
         SystemExit: with 128 and the signal's number, after SIGINT, SIGTERM or SIGHUP.
     """
-    return _Attendant(command, variables).wait()
+    return _Attendant(command, variables, is_gentle).wait()
 
 
 class _Attendant:
@@ -307,11 +317,15 @@ class _Attendant:
     twice, and at the second signal launchers leave their ranks behind.
 
     Attributes:
-        got: numbers of the signals that came.
+        got: numbers of the signals that came, without a gentle one that was handed on.
+        is_gentle: whether the next signal of `GENTLE` is handed on as SIGUSR1.
     """
 
-    def __init__(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], variables: Mapping[str, str], is_gentle: bool
+    ) -> None:
         self.got: list[int] = []
+        self.is_gentle = is_gentle
         mine = os.getpid()
         self.process = subprocess.Popen(
             command,
@@ -325,6 +339,11 @@ class _Attendant:
 
     def hand_on(self, number: int, frame: FrameType | None) -> None:
         """Asks the program to end; kills it after `GRACE` seconds, or at the next signal."""
+        if self.is_gentle and number in GENTLE:
+            self.is_gentle = False
+            self.process.send_signal(signal.SIGUSR1)
+            return
+        number = signal.SIGTERM if number == signal.SIGUSR1 else number
         self.got.append(number)
         if len(self.got) == 1:
             self.process.send_signal(number)
@@ -334,7 +353,8 @@ class _Attendant:
 
     def wait(self) -> int:
         """Returns the program's exit code, as `attend` does."""
-        before = {number: signal.getsignal(number) for number in STOPS}
+        numbers = {*STOPS, *GENTLE} if self.is_gentle else STOPS
+        before = {number: signal.getsignal(number) for number in numbers}
         try:
             for number, handler in before.items():
                 if handler != signal.SIG_IGN:  # as under nohup

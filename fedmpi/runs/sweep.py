@@ -115,19 +115,25 @@ class Sweep:
                 found[number] = "damaged" if isinstance(error, Damaged) else "refused"
         return found
 
-    def supervise(self, ranks: int) -> int:
+    def supervise(self, ranks: int, again: bool = False) -> int:
         """Runs what is to do in jobs of so many ranks; returns the exit code.
 
         One job does it all. If a run kills the job, it is marked as failed, and another job does
         the rest. A member whose file cannot be its result is left out. What became of all is said
         at the end.
 
+        Args:
+            ranks: how many.
+            again: whether all members begin anew, finished ones, too; each then has its own job.
+
         Returns:
-            1 if some failed, else 2 if some were bad input or are not finished, because another
-            job is writing them, else 0.
+            `launch.STOPPED` after a signal; else 1 if some failed, else 2 if some were bad input or
+            are not finished, because another job is writing them, else 0.
         """
         states, dead, ended = self.states(), list[int](), list[int]()
-        alone = False
+        if again:
+            states = {n: "to do" if s in record.FINISHED else s for n, s in states.items()}
+        alone = again
         left = [n for n, state in states.items() if state not in (*record.FINISHED, *REFUSED)]
         out = ("--out", str(self.out))
         for number in left:
@@ -137,7 +143,15 @@ class Sweep:
             before = {number: self._version(number) for number in batch}
             only = [word for number in batch for word in ("--only", str(number))]
             given = [str(self.file), *self.words, *self.size]
-            code = launch.start(ranks, ["sweep", *given, *out, *only])
+            more = ["--again"] if again else []
+            code = launch.start(ranks, ["sweep", *given, *out, *only, *more])
+            if code == launch.STOPPED:
+                became = self._outcomes(states, dead, ended)
+                for number in left:
+                    if became[number] == "refused":
+                        became[number] = "not begun"
+                print(account(became), file=sys.stderr, flush=True)
+                return code
             if code in (0, 2):
                 ended += batch if code == 0 else []
                 left = left[len(batch) :]
@@ -150,7 +164,8 @@ class Sweep:
             dead.append((begun or batch)[0])
             record.mark_failed(self.path(dead[-1]))
             self._say(dead[-1], f"failed: exit code {code}")
-            left = [n for n in left if n not in dead and not self._is_over(n)]
+            is_over = (lambda n: False) if again else self._is_over
+            left = [n for n in left if n not in dead and not is_over(n)]
         became = self._outcomes(states, dead, ended)
         print(account(became), file=sys.stderr, flush=True)
         # What another job was writing may be finished by now.
@@ -178,7 +193,7 @@ class Sweep:
                 found[number] = ELSEWHERE if is_held else "refused"
                 with suppress(RecordError):
                     now = self.state(number)
-                    if now in record.FINISHED:
+                    if now in (*record.FINISHED, record.STOPPED):
                         found[number] = now
                     elif number in ended:
                         self._say(number, "failed: the launcher ended with exit code 0 without it")

@@ -91,6 +91,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "when": _when(about),
         "where": _where(about),
         "ranks": _ranks(about),
+        "resumed": _resumed(about),
         "versions": "  ".join(f"{p} {about[p]}" for p in VERSIONS if p in about),
         "mpi": textwrap.shorten(about.get("mpi_library", ""), 80, placeholder=" ..."),
         "command": about.get("command", ""),
@@ -102,6 +103,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "partition": about.get("partition_sha256", ""),
         "files": "  ".join(f"{path} {hash}" for path, hash in record.files_of(about).items()),
         "model": about.get("model_sha256", "no hash before the end"),
+        "kept": f"the model after round {about['kept_round'] + 1}" if "kept_round" in about else "",
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():
         if text:
@@ -126,6 +128,7 @@ def _status(about: Mapping[str, Any], rounds: np.ndarray, wanted: int) -> Text:
     meaning = {
         record.DONE: f"{last} rounds{ENDS.get(str(about.get('ended')), '')}",
         record.RUNNING: f"running or cut short: {last} of {wanted} rounds are recorded",
+        record.STOPPED: f"a signal ended the job after {last} of {wanted} rounds",
         record.FAILED: f"the job died after {last} of {wanted} rounds",
         record.DIVERGED: f"the model was not finite after {last} of {wanted} rounds",
     }
@@ -191,6 +194,15 @@ def _ranks(about: Mapping[str, Any]) -> str:
     threads = f", {_several(about['threads_per_rank'], 'thread')} each" if hosts else ""
     device = f", device {about['device']}" if "device" in about else ""
     return f"{about.get('ranks', 'unknown')}: {', '.join(places)}{threads}{device}"
+
+
+def _resumed(about: Mapping[str, Any]) -> str:
+    """A line for each job that went on with the run."""
+    return "\n".join(
+        f"after {line['round']} rounds, {line['at']}, on {_several(line['ranks'], 'rank')}: "
+        f"{', '.join(dict.fromkeys(line['hosts']))}"
+        for line in record.resumes(about)
+    )
 
 
 def _several(count: int, thing: str) -> str:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-COLOURS = {"done": "green", "running": "yellow"}
+COLOURS = {"done": "green", "running": "yellow", "stopped": "yellow"}
 """Colours of a run's status; that of others is red."""
 
 

@@ -7,7 +7,7 @@ All of it is off the clock. Who measures may look at models of server and client
 meet only in messages binds methods.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,6 +79,18 @@ class Verdict:
     validation: float
     shards: np.ndarray
     variants: Sequence[tuple[Variant, float]] = ()
+
+    def figures(self, newcomers: Iterable[int]) -> dict[str, float]:
+        """The accuracies of a round by columns of the table `rounds`, without those clients."""
+        shards = np.delete(self.shards, list(newcomers))
+        shards = shards[np.isfinite(shards)]
+        return {
+            "accuracy": self.accuracy,
+            "validation": self.validation,
+            "shard_mean": shards.mean(),
+            "shard_std": shards.std(),
+            "shard_min": shards.min(),
+        }
 
 
 class Evaluation:
@@ -177,7 +189,7 @@ class Evaluation:
             if personal is not None:
                 theirs = [(client, personal(client)) for client in wave.clients]
                 whole += [(client, w) for client, w in theirs if w is not None]
-            self.personal |= self._on_shards(whole)
+            self.personal |= self.on_shards(whole)
         wire.settle()
         return whole
 
@@ -208,7 +220,7 @@ class Evaluation:
             # Not all at once: that would be a whole model for each client of the rank.
             for clients in self.trainer.chunks(0, placement.hosted(wire.rank), 1):
                 models = [(client, deployed(client, w)) for client in clients]
-                rows += self._on_shards(models).items()
+                rows += self.on_shards(models).items()
         wire.settle()
         reports = wire.report(np.array(rows, SHARD))
         if not wire.is_root:
@@ -237,13 +249,13 @@ class Evaluation:
         found: dict[str, list[tuple[Any, ...]]] = {name: [] for name in ENDS}
         for clients in self.trainer.chunks(t, placement.hosted(wire.rank), passes):
             models = torch.stack([owners.owned(t, client, w) for client in clients])
-            known = self._on_shards(list(zip(clients, models, strict=True)))
+            known = self.on_shards(list(zip(clients, models, strict=True)))
             tuned = dict.fromkeys(clients, np.nan)
             if way == "slice":
                 found["slices"] += self._slices(t, clients, models, known, owners)
             if way == "tune":
                 after = owners.tune(t, clients, models).clone()
-                tuned = self._on_shards(list(zip(clients, after, strict=True)))
+                tuned = self.on_shards(list(zip(clients, after, strict=True)))
                 found["newcomers"] += self._adapted(t, clients, known)
             found["final"] += [(client, known[client], tuned[client]) for client in clients]
         tables = {}
@@ -277,14 +289,14 @@ class Evaluation:
         initial = trainer.flat.initial.to(trainer.device)
         begun = {"model": (known, trainer.passed)}
         trainer.tune(t, new, initial, passes, watched=new)
-        first = self._on_shards([(client, initial) for client in new])
+        first = self.on_shards([(client, initial) for client in new])
         begun["scratch"] = (first, trainer.passed)
         rows = []
         for start, (accuracies, passed) in begun.items():
             rows += [(client, start, 0, accuracies[client]) for client in new]
             for epoch in range(passes):
                 models = [(client, passed[client][epoch]) for client in new]
-                found = self._on_shards(models)
+                found = self.on_shards(models)
                 rows += [(client, start, epoch + 1, found[client]) for client in new]
         return rows
 
@@ -348,7 +360,7 @@ class Evaluation:
         """See `probe.correct`."""
         return probe.correct(self.trainer, models, xs, ys, owners, self.chain)
 
-    def _on_shards(self, models: Sequence[tuple[int, Tensor]]) -> dict[int, float]:
+    def on_shards(self, models: Sequence[tuple[int, Tensor]]) -> dict[int, float]:
         """Accuracies of clients' models [n] on their test shards."""
         clients = [client for client, _ in models]
         shards = [self.shard(client) for client in clients]

@@ -85,6 +85,10 @@ class Store(Mapping[int, Tensor]):
         self._move(self.file.readinto, place, content)
         return self._decoded(content)
 
+    def arrays(self) -> Mapping[int, np.ndarray]:
+        """The vectors as arrays [size], each read when it is asked for; clients ascending."""
+        return _Arrays(self)
+
     def lend(self, client: int) -> Tensor | None:
         """The client's vector, to be changed in place before it is set again.
 
@@ -159,6 +163,22 @@ class Store(Mapping[int, Tensor]):
             "name a folder with room for what clients keep beyond state.memory = "
             f"{self.settings.memory} MiB",
         )
+
+
+class _Arrays(Mapping[int, np.ndarray]):
+    """See `Store.arrays`."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def __getitem__(self, client: int) -> np.ndarray:
+        return self.store[client].numpy()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self.store))
+
+    def __len__(self) -> int:
+        return len(self.store)
 
 
 class Provisional(Mapping[int, Tensor]):

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
+import h5py
+import pandas as pd
 import pytest
 
 from fedmpi.results import record
@@ -516,6 +518,21 @@ class TestSlurm:
         found, rounds = read(out)
         assert (found["status"], found["ranks"], rounds) == (record.DONE, 2, 2)
         assert f"SLURM_JOB_ID={job}" in str(found["slurm"]).splitlines()
+
+    def test_bench_mpi(self, slurm: Slurm) -> None:
+        """Under srun it measures two ranks, and its file opens in pandas."""
+        out = slurm.folder / "mpi.h5"
+        if "pmix" not in kinds_of_mpi():
+            pytest.skip("no --mpi=pmix")
+        words = ("--collective", "gather", "--exchange", "star", "--bytes", "4096")
+        program = str(slurm.venv / "bin" / "fedmpi"), "bench", "mpi", *words, "--repeats", "1"
+        done = slurm.srun("-n", "2", "--mpi=pmix", *program, "--out", str(out))
+        assert done.returncode == 0, done.stderr
+        with h5py.File(out) as file:
+            frame = pd.DataFrame(file["mpi"][:])
+            assert "SLURM_NTASKS=2" in file.attrs["slurm"].splitlines()
+        assert set(frame["ranks"]) == {2}
+        assert {b"gather", b"star"} <= set(frame["name"])
 
     def test_bad_setting(self, slurm: Slurm) -> None:
         job = slurm.submit("fedmpi.sbatch", "roundz=2", "--out", str(slurm.folder))

@@ -46,8 +46,8 @@ def test_off_the_clock_is_no_part_of_the_round(world: Time, phase: Phase) -> Non
     assert ours.elapsed() == (1 if phase in OFF else 5)
 
 
-def test_off_are_measuring_and_recording() -> None:
-    assert set(OFF) == {Phase.EVALUATE, Phase.RECORD}
+def test_off_are_measuring_recording_and_saving() -> None:
+    assert set(OFF) == {Phase.EVALUATE, Phase.RECORD, Phase.SAVE}
 
 
 def test_reset_begins_a_round(world: Time) -> None:
@@ -120,3 +120,12 @@ def test_real_time_passes() -> None:
 def test_phases_have_names_that_fit_the_table() -> None:
     assert all(len(phase.name) <= 8 for phase in Phase)
     assert [int(phase) for phase in Phase] == list(range(len(Phase)))
+
+
+def test_seconds_before_a_round_are_credited_to_it_off_the_clock(world: Time) -> None:
+    ours = Clock()
+    with ours(Phase.TRAIN):
+        world.passes(3)
+    before = ours.elapsed()
+    ours.credit(Phase.SAVE, 5.0)
+    assert (ours.elapsed(), ours.seconds[Phase.SAVE]) == (before, 5.0)

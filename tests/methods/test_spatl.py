@@ -350,7 +350,7 @@ def test_a_slice_of_a_network_with_norms_is_the_masked_one(norm: str) -> None:
         model = clients.owned(0, client, engine.server.w)
         channels, chosen = clients.keep(0, client, model)
         masked = channels.masked(model, chosen)
-        (found,) = engine.evaluation._on_shards([(client, masked)]).values()
+        (found,) = engine.evaluation.on_shards([(client, masked)]).values()
         assert row["accuracy"] == pytest.approx(found)
         assert row["flops"] < 0.8 * row["whole_flops"]
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fedmpi import config
-from fedmpi.errors import BadInput, Failure
+from fedmpi.errors import BadInput, Failure, sentence
 from fedmpi.results import record, tables
 from fedmpi.results.record import DIVERGED, DONE, FAILED, RUNNING, Record, RecordError
 from tests import PATIENCE, until
@@ -94,7 +94,7 @@ def test_attributes(path: Path) -> None:
     file.close(DIVERGED, {"model_sha256": "ab"})
     with record.open_result(path) as found:
         about = dict(found.attrs)
-    assert (about["format"], about["status"], about["identity"]) == (1, DIVERGED, IDENTITY)
+    assert (about["format"], about["status"], about["identity"]) == (2, DIVERGED, IDENTITY)
     assert (about["torch"], about["ranks"], record.listed(about["hosts"])) == ("2.0", 4, ["a", "b"])
     assert about["model_sha256"] == "ab"
     times = [datetime.fromisoformat(about[name]) for name in ("started", "finished")]
@@ -131,6 +131,73 @@ def test_others_can_read_a_run_under_way_but_not_fail_it(path: Path) -> None:
     file.file.close()
     file.held.release()
     assert seen() == "False failed 0 1 2"
+
+
+def test_a_finished_file_is_compressed_and_holds_the_same(path: Path) -> None:
+    """Before the end nothing is, so that an append changes no byte of an earlier round."""
+    file = begin(path)
+    for t in range(3):
+        file.append(rows(t, 0.5))
+    with record.open_result(path) as found:
+        assert all(found[name].compression is None for name in tables.TABLES)
+        before = {name: found[name][:].tobytes() for name in tables.TABLES}
+    large = path.stat().st_size
+    kept = {"model": {"b.weight": np.arange(6, dtype="f4").reshape(2, 3), "a": np.zeros(0)}}
+    file.close(DONE, groups=kept)
+    with record.open_result(path) as found:
+        assert all(found[name].compression == "gzip" for name in tables.TABLES)
+        assert {name: found[name][:].tobytes() for name in tables.TABLES} == before
+        assert list(found["model"]) == ["b.weight", "a"]
+        np.testing.assert_array_equal(found["model"]["b.weight"][:], kept["model"]["b.weight"])
+        assert json.loads(found["rounds"].attrs["columns"])["loss"]
+    assert path.stat().st_size < large / 8
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_more_rows_than_a_compressed_chunk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "SLAB", 3)
+    finished(path, 0.1, 0.2, 0.3)
+    _, found = record.content(path)
+    for name in tables.OF_ROUNDS:
+        wanted = np.concatenate([rows(t, (t + 1) / 10)[name] for t in range(3)])
+        assert found[name].tobytes() == wanted.tobytes()
+
+
+def test_a_model_that_the_disk_has_no_room_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rounds are there, and what is missing is said; tables alone may stay uncompressed."""
+
+    def refuses(self: Path, *modes: str) -> Any:
+        if self.name.endswith(".part") and modes == ("wb",):
+            raise OSError(28, "")
+        return opened(self, *modes)
+
+    opened = Path.open
+    for groups, said in (({"model": {"w": np.zeros(9)}}, True), (None, False)):
+        file = begin(path)
+        file.append(rows(0))
+        monkeypatch.setattr(Path, "open", refuses)
+        if said:
+            with pytest.raises(
+                Failure, match=r"no space .* all rounds are recorded, but the model"
+            ):
+                file.close(DONE, groups=groups)
+        else:
+            file.close(DONE)
+        monkeypatch.undo()
+        assert record.state_of(path, IDENTITY) == DONE
+        with record.open_result(path) as found:
+            assert found["rounds"]["round"].tolist() == [0]
+            assert "model" not in found
+        assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_a_result_of_a_later_version_is_refused(path: Path) -> None:
+    finished(path, 0.1)
+    with h5py.File(path, "r+", locking=False) as file:
+        file.attrs["format"] = record.FORMAT + 1
+    for read in (record.content, record.settings_of, lambda path: record.state_of(path, IDENTITY)):
+        with pytest.raises(RecordError, match=r"of a later version of fedmpi, of format 3; wanted"):
+            read(path)
 
 
 def test_rounds_of_unequal_length(path: Path) -> None:
@@ -395,7 +462,7 @@ WIDE = COUNTS | {"clients": 700}
 FULL = """
 import os, shutil, sys
 from pathlib import Path
-from fedmpi.errors import BadInput, Failure
+from fedmpi.errors import BadInput, Failure, sentence
 from tests.results.test_record import MADE, begin, limit, rows, WIDE
 
 every_round = [rows(t, t / MADE, WIDE) for t in range(MADE)]
@@ -575,3 +642,42 @@ def test_the_hosts_of_many_ranks(path: Path) -> None:
     about, _ = record.content(path)
     assert record.listed(about["hosts"]) == hosts
     assert record.listed(np.array(["a", "b"], object)) == ["a", "b"]
+
+
+LOCKED = """
+import fcntl, sys
+from pathlib import Path
+from analysis import frames
+from fedmpi.errors import BadInput
+from fedmpi.results import record
+
+path = Path(sys.argv[1])
+with path.open("rb+") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        record.content(path)
+    except BadInput as error:
+        print(error)
+    frames.find(path)
+"""
+
+
+def test_a_lock_of_hdf5_is_told_from_a_job_s(path: Path) -> None:
+    """It is asked for only if the environment insists."""
+    finished(path, 0.1)
+    words, mend = [sys.executable, "-c", LOCKED, str(path)], "set HDF5_USE_FILE_LOCKING=FALSE"
+    held = f"{path}: another program holds HDF5's lock of it; {mend}: results have"
+    for value, said in (("FALSE", ""), ("TRUE", held)):
+        variables = {**os.environ, "HDF5_USE_FILE_LOCKING": value}
+        done = subprocess.run(
+            words, cwd=ROOM, env=variables, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == 0
+        assert done.stdout.startswith(said) and bool(done.stdout) == bool(said)
+        assert (mend in done.stderr) == bool(said), "the analysis, too"
+
+
+def test_a_file_system_without_locks_of_hdf5() -> None:
+    raised = OSError(37, "Unable to open file (unable to lock file, errno = 37, error message = x)")
+    assert sentence("a.h5", raised).startswith("a.h5: HDF5 cannot lock files here; set HDF5_USE_")
+    assert "no locks" in sentence("a.h5", OSError(37, ""))

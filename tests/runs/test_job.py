@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -472,6 +473,8 @@ def test_progress_is_a_bar_on_a_terminal(
     said = capsys.readouterr().err
     assert "5/7" in said
     assert "\x1b[" in said
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", said)
+    assert re.search(r"5/7 \S+ 0:00:\d\d left (-:--:--|0:00:\d\d) loss", plain), "both times"
 
 
 def test_no_progress_but_on_the_root(capsys: pytest.CaptureFixture[str]) -> None:

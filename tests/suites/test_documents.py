@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from configparser import ConfigParser
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import get_args
@@ -25,6 +25,7 @@ from click.testing import CliRunner
 from fedmpi import config
 from fedmpi.__main__ import main
 from tests.small import refusal
+from tests.test_costs import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -198,8 +199,20 @@ def agent(words: list[str]) -> None:
 
 
 def bench(words: list[str]) -> None:
-    """Nothing is timed, but options have to be valid, and what they name has to be there."""
+    """Nothing is timed, but options have to be valid, and what they name has to be there.
+
+    What writes a file for the commands that follow does so, with few and small messages.
+    """
     found = parsed(*words[1:])
+    if words[2] == "mpi" and found["out"]:
+        small = ("--bytes", "4096", "--bytes", "65536", "--repeats", "1")
+        invoke(main, [*words[1:], *small, "--clients", "1", "--sparsity", "0.9"])
+        return
+    if words[2] == "predict":  # of a made-up machine, in place of a measured one
+        Path("model.json").write_text(replace(machine(), about={"per_node": 2}).text())
+        rest = [word for word in words[1:] if not word.endswith(".h5")]
+        invoke(main, [*rest, "--model", "model.json"])
+        return
     module = importlib.import_module(f"fedmpi.bench.{words[2]}")
     for option, names in (("models", "MODELS"), ("names", "MODELS"), ("workloads", "WORKLOADS")):
         chosen = found.get(option) or ()
@@ -289,7 +302,7 @@ def nothing(words: list[str]) -> None:
 RULES: dict[str, Callable[[list[str]], None]] = {
     r"fedmpi run\b.*": run,
     r"fedmpi sweep .*": sweep,
-    r"fedmpi (list|show|partition)\b.*": real,
+    r"fedmpi (list|show|partition|evaluate|export|watch)\b.*": real,
     r"fedmpi doctor\b.*": doctor,
     r"fedmpi data fetch .*": fetch,
     r"fedmpi agent\b.*": agent,

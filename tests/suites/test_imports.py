@@ -23,7 +23,6 @@ ROOM = Path(__file__).parents[2]
 
 LAW = {
     # room: (floor, packages); rooms on the same floor do not know each other
-    "__init__": (0, ""),
     "errors": (-1, ""),
     "draft": (0, ""),
     "inputs": (0, "numpy"),
@@ -34,6 +33,7 @@ LAW = {
     "config": (1, "pydantic"),
     "words": (2, ""),
     "loading": (3, "pydantic"),
+    "costs": (3, "numpy"),
     "messages": (2, "mpi4py numba numpy platformdirs torch zstandard"),
     "partitions": (2, "numpy pydantic"),
     "networks": (4, "numpy torch"),
@@ -47,10 +47,11 @@ LAW = {
     "methods": (8, "numpy pydantic torch"),
     "exchanges": (8, "numpy"),
     "engine": (9, "numpy torch"),
-    "runs": (10, "numpy rich"),
+    "runs": (10, "numpy rich torch"),
     "terminal": (11, "h5py matplotlib numpy rich torch"),
-    "bench": (11, "click numpy torch"),
+    "bench": (11, "click numpy platformdirs torch"),
     "__main__": (12, "click"),
+    "__init__": (12, "torch"),
 }
 
 ALONE = {
@@ -70,6 +71,8 @@ TORCHLESS = (
     "messages/clock",
     "results/record",
     "results/tables",
+    "results/checkpoint",
+    "results/keeper",
 )
 """Modules without torch in rooms that have it; of the clients it is `burden` alone that has it."""
 

@@ -132,7 +132,7 @@ def test_data_sets_are_found_or_not(said: Any, here: Path) -> None:
     assert f"foundin{folder}" in squeezed(said(show_list, "data", None))
 
 
-TABLES = ("skew", "aggregation", "codec", "state", "devices", "evaluate")
+TABLES = ("skew", "aggregation", "codec", "state", "checkpoint", "devices", "evaluate")
 """Those without a name of a module."""
 
 

@@ -79,7 +79,10 @@ def write(
         file.file.close()
         file.held.release()
     else:
-        file.close(status, {"model_sha256": "cd" * 32} if status != record.FAILED else None)
+        file.close(
+            status,
+            {"model_sha256": "cd" * 32, "kept_round": 19} if status != record.FAILED else None,
+        )
     return path
 
 
@@ -134,7 +137,8 @@ def test_where_a_result_comes_from(said: Any) -> None:
         "method.sparsity=0.5 (not 0.9)",
         "lr=0.2 (not 0.1)",
         "partition.minimum=5 (not 10)",
-        "machine threads=3 data.root=/x exchange.window=256 state.memory=1024 when",
+        "machine threads=3 keep=last keep_limit=100 data.root=/x exchange.window=256 "
+        "state.memory=1024 checkpoint.every=0 checkpoint.seconds=0 checkpoint.code=same when",
         " UTC, 0:00:0",
         "A CPU, 4 cores for rank 0, Linux, SLURM job 77",
         "3: 2 on n1, 1 on n2, 1 thread each, device cpu",
@@ -143,7 +147,7 @@ def test_where_a_result_comes_from(said: Any) -> None:
         "command fedmpi run commit c0ffee, with changes",
         f"identity {identity} data files official data {'da' * 32} partition {'ab' * 32}",
         f"files trace {'12' * 32} method.agent {'34' * 32}",
-        f"model {'cd' * 32} parameters 1,234",
+        f"model {'cd' * 32} kept the model after round 20 parameters 1,234",
     ):
         assert part in found
     changed, default = found.split(" changed ")[1].split(" default ")

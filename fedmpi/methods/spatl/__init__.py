@@ -197,7 +197,10 @@ class Server(Half, fedper.Server):
             self.w[self.shared] = mean[self.shared]
         self.sum.clear()
         self.teller.note(t, self.method.aggregation != "index")
-        self.figures["covered"] = float(self.covered.float().mean())
+
+    def figures(self) -> dict[str, float]:
+        """Returns the share of the channels that some client has sent so far."""
+        return {"covered": float(self.covered.float().mean())}
 
 
 class Clients(Half, fedper.Clients):

@@ -1,0 +1,329 @@
+"""Jobs that are cut off go on from their checkpoints, and say so."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from fedmpi.config import Settings
+from fedmpi.engine import Engine
+from fedmpi.errors import BadInput, Failure
+from fedmpi.results import checkpoint, record, tables
+from fedmpi.runs import earlier, launch
+from fedmpi.runs.job import Job
+from fedmpi.runs.sweep import Sweep
+from tests import PATIENCE, until
+from tests.plain import families, member
+from tests.small import SMALL, small
+from tests.soak import CASES, same
+
+ROOM = Path(__file__).parents[2]
+FEW = ("rounds=4", "participation=0.6", "evaluate.final=evaluate")
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job replaces the hook; standard error is no terminal, whatever it is here."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv(launch.PROGRESS, "0")
+
+
+class Cut(Exception):
+    """What cuts a run off, as a crash would."""
+
+
+@pytest.fixture
+def after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, Callable[[], None]], None]]:
+    """Lets something happen at the end of a round, once."""
+    outcome, waiting = Engine.outcome, dict[int, Callable[[], None]]()
+
+    def ending(engine: Engine, t: int, waves: Any) -> Any:
+        found = outcome(engine, t, waves)
+        if t in waiting:
+            waiting.pop(t)()
+        return found
+
+    monkeypatch.setattr(Engine, "outcome", ending)
+    yield waiting.__setitem__
+    assert waiting == {}
+
+
+def crash() -> None:
+    raise Cut
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def content(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    return record.content(path)
+
+
+def whole(settings: Settings, folder: Path) -> Path:
+    """The result of a run that nothing cuts off."""
+    path = folder / "whole.h5"
+    Job().run(settings, path)
+    return path
+
+
+@families
+def test_a_job_that_is_stopped_goes_on(
+    family: str, tmp_path: Path, after: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, path = small(*member(family), *FEW), tmp_path / "x.h5"
+    wanted = whole(settings, tmp_path)
+    after(1, stop)
+    assert Job().run(settings, path) == record.STOPPED
+    about, found = content(path)
+    assert about["status"] == "stopped"
+    assert "model_sha256" not in about
+    assert found["rounds"]["round"][-1] == 1
+    assert len(checkpoint.there(path)) == 1
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    Job().run(settings, path)
+    same(path, wanted)
+    assert sorted(tmp_path.iterdir()) == sorted([path, wanted])
+    (line,) = record.resumes(content(path)[0])
+    assert (line["round"], line["ranks"], len(line["hosts"])) == (2, 1, 1)
+    assert content(path)[0]["started"] == about["started"]
+    assert "goes on after round 2 of 4" in capsys.readouterr().err
+
+
+def test_rounds_after_the_checkpoint_are_done_again(
+    tmp_path: Path, after: Callable[..., None]
+) -> None:
+    """Twice: the result has a line for each job that went on."""
+    settings, path = small("method.name=ssfl", *FEW, "checkpoint.every=2"), tmp_path / "x.h5"
+    for _ in range(2):
+        after(2, crash)
+        with pytest.raises(Cut):
+            Job().run(settings, path)
+        assert content(path)[0]["status"] == "failed"
+        assert content(path)[1]["rounds"]["round"].tolist() == [-1, 0, 1]
+    Job().run(settings, path)
+    same(path, whole(settings, tmp_path))
+    assert [line["round"] for line in record.resumes(content(path)[0])] == [2, 2]
+
+
+def damage(folder: Path) -> None:
+    with checkpoint.file_of(folder, 0).open("r+b") as file:
+        file.seek(-70, os.SEEK_END)
+        file.write(b"?")
+
+
+def foreign(folder: Path) -> None:
+    file = folder / checkpoint.MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"identity": "0" * 16}))
+
+
+def unfinished(folder: Path) -> None:
+    (folder / checkpoint.MANIFEST).write_text("{")
+
+
+@pytest.mark.parametrize("harm", [damage, foreign, unfinished])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_checkpoint_that_cannot_be_used_is_left_out(
+    harm: Callable[[Path], None],
+    count: int,
+    tmp_path: Path,
+    after: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings, path = small("method.name=topk", *FEW, "checkpoint.every=1"), tmp_path / "x.h5"
+    after(3, crash)
+    with pytest.raises(Cut):
+        Job().run(settings, path)
+    newest = checkpoint.there(path)
+    assert [folder.name for folder in newest] == ["round-000003", "round-000002"]
+    for folder in newest[:count]:
+        harm(folder)
+    Job().run(settings, path)
+    same(path, whole(settings, tmp_path))
+    said = capsys.readouterr().err
+    assert said.count("not used: ") == count
+    assert [line["round"] for line in record.resumes(content(path)[0])] == [2] * (2 - count)
+    assert ("goes on after round 2 of 4" in said) == (count == 1)
+
+
+def test_a_result_that_lacks_rounds_begins_anew(
+    tmp_path: Path, after: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, path = small(*FEW), tmp_path / "x.h5"
+    after(1, stop)
+    Job().run(settings, path)
+    with h5py.File(path, "r+") as file:
+        file["rounds"].resize(1, axis=0)
+    Job().run(settings, path)
+    same(path, whole(settings, tmp_path))
+    assert "the result lacks rounds before it" in capsys.readouterr().err
+
+
+def test_other_code_is_refused(
+    tmp_path: Path, after: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, path = small("method.name=topk", *FEW), tmp_path / "x.h5"
+    now = earlier.code(settings)
+    assert {"methods.topk", "methods.fedavg", "models.mlp", "datasets.synthetic"} <= now.keys()
+    after(1, stop)
+    Job().run(settings, path)
+    other = now | {"methods.topk": "0" * 64}
+    monkeypatch.setattr(earlier, "code", lambda settings: other)
+    wanted = f"of other code .methods.topk then {now['methods.topk'][:8]}, now 00000000.; --again"
+    with pytest.raises(BadInput, match=wanted):
+        Job().run(settings, path)
+    Job().run(small("method.name=topk", *FEW, "checkpoint.code=any"), path)
+    (line,) = record.resumes(content(path)[0])
+    assert line["code_sha256"] == other
+    Job().run(settings, path, again=True)
+    about, found = content(path)
+    assert "resumed" not in about
+    assert found["rounds"]["round"].tolist() == [0, 1, 2, 3]
+
+
+def test_again_begins_anew(tmp_path: Path, after: Callable[..., None]) -> None:
+    settings, path = small(*FEW), tmp_path / "x.h5"
+    after(1, stop)
+    Job().run(settings, path)
+    Job().run(settings, path, again=True)
+    assert "resumed" not in content(path)[0]
+    assert list(tmp_path.iterdir()) == [path]
+    before = path.stat().st_mtime_ns
+    assert Job().run(settings, path) == "done already"
+    assert path.stat().st_mtime_ns == before
+    assert Job().run(settings, path, again=True) == "done"
+    assert path.stat().st_mtime_ns != before
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
+    settings, path = small(*FEW, "checkpoint.every=1"), tmp_path / "x.h5"
+    checkpoint.folder_of(path).write_text("")
+    with pytest.raises(Failure, match=r"x\.h5\.checkpoints"):
+        Job().run(settings, path)
+    assert content(path)[0]["status"] == "failed"
+    assert content(path)[1]["rounds"]["round"].tolist() == [0]
+
+
+def test_rows_of_other_columns_are_not_gone_on_with() -> None:
+    found = {name: tables.empty(columns, 0) for name, columns in tables.TABLES.items()}
+    assert record.before(found, 0, 0) is not None
+    assert record.before(found, -1, 0) is None
+    found["rounds"] = tables.empty(tables.ROUNDS, 3)
+    found["rounds"]["round"] = [0, 1, 2]
+    kept = record.before(found, 0, 2)
+    assert kept is not None
+    assert kept["rounds"]["round"].tolist() == [0, 1]
+    assert record.before(found, 0, 4) is None
+    found["clients"] = np.zeros(0, [("round", "i4")])
+    assert record.before(found, 0, 2) is None
+
+
+SLOW = """
+import sys, time
+from fedmpi.engine import Engine
+outcome = Engine.outcome
+def slow(engine, t, waves):
+    found = outcome(engine, t, waves)
+    time.sleep(0.5)
+    return found
+Engine.outcome = slow
+from fedmpi.__main__ import main
+main(prog_name="fedmpi")
+"""
+WORDS = (
+    *("rounds=40", "clients=4", "data.name=synthetic", "data.samples=200", "data.shape=[4]"),
+    *("data.test_samples=20", "model.hidden=[4]", "control=mean"),
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_the_ranks_of_the_command(number: signal.Signals, tmp_path: Path) -> None:
+    """The command hands it on; its exit code is 75. `fedmpi resume` goes on, on one rank."""
+    program, out = tmp_path / "fedmpi_slow.py", tmp_path / "x.h5"
+    program.write_text(SLOW)
+    python, environment = sys.executable, os.environ | {"PYTHONPATH": str(ROOM)}
+    starter = (
+        "import sys; from fedmpi.runs import launch; "
+        "sys.exit(launch.find().run(2, [sys.executable, *sys.argv[1:]], is_gentle=True))"
+    )
+    words = ["run", *WORDS, "--out", str(out)]
+    job = subprocess.Popen(
+        [python, "-c", starter, str(program), *words], env=environment, stderr=subprocess.DEVNULL
+    )
+    assert until(lambda: len(_rounds(out)) >= 2, nap=0.05)
+    job.send_signal(number)
+    assert job.wait(PATIENCE) == launch.STOPPED
+    done = _rounds(out)
+    assert 2 <= len(done) < 40
+    assert len(checkpoint.there(out)) == 1
+    more = ["resume", str(out), "threads=1"]
+    again = subprocess.run(
+        [python, "-m", "fedmpi", *more], env=environment, capture_output=True, text=True
+    )
+    assert (again.returncode, "goes on after round" in again.stderr) == (0, True), again.stderr
+    assert _rounds(out) == list(range(40))
+    (line,) = record.resumes(content(out)[0])
+    assert (line["round"], line["ranks"]) == (len(done), 1)
+    assert not checkpoint.folder_of(out).exists()
+
+
+def _rounds(path: Path) -> list[int]:
+    if not path.exists():
+        return []
+    return content(path)[1]["rounds"]["round"].tolist()
+
+
+def test_resume_wants_a_checkpoint(tmp_path: Path, after: Callable[..., None]) -> None:
+    settings, path = small(*FEW), tmp_path / "x.h5"
+    after(1, stop)
+    Job().run(settings, path)
+    checkpoint.remove(path)
+    words = [sys.executable, "-m", "fedmpi", "resume", str(path)]
+    done = subprocess.run(words, cwd=ROOM, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "wanted a checkpoint, found none in" in done.stderr
+
+
+def test_a_sweep_stops_and_goes_on(
+    tmp_path: Path, after: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "s.toml", tmp_path / "out"
+    rows = [f"{name} = {json.dumps(v)}" for name, v in SMALL.items() if not isinstance(v, dict)]
+    rows += [
+        f"{table}.{name} = {json.dumps(v)}"
+        for table, some in SMALL.items()
+        if isinstance(some, dict)
+        for name, v in some.items()
+    ]
+    file.write_text("\n".join(["[base]", *rows, "[[grid]]", "seed = [1, 2, 3]"]))
+    after(0, stop)
+    assert Job().sweep(Sweep(file, out)) == launch.STOPPED
+    assert "3 runs: 1 stopped (run 0), 2 not begun (runs 1, 2)" in capsys.readouterr().err
+    assert Job().sweep(Sweep(file, out)) == 0
+    assert "3 runs: 3 done" in capsys.readouterr().err
+    found = sorted(out.iterdir())
+    assert len(found) == 3
+    lines = [record.resumes(content(path)[0]) for path in found]
+    assert sorted(map(len, lines)) == [0, 0, 1]
+
+
+def test_runs_that_are_killed_at_any_moment_end_alike(tmp_path: Path) -> None:
+    """On one rank, in a process that has nothing else; `python -m tests.soak` has more of it."""
+    words = ["--kills", str(5 * len(CASES)), "--ranks", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.soak", *words],
+        cwd=ROOM,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("all models and tables equal") == len(CASES)

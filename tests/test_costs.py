@@ -1,0 +1,242 @@
+"""The model of costs: fits to made-up timings return the model that made them."""
+
+from dataclasses import replace
+from math import ceil, inf, log2
+
+import numpy as np
+import pytest
+
+from fedmpi import config, costs
+from fedmpi.bench.predict import steps_of
+from fedmpi.costs import Law, Load, Model, Rate, Step
+from fedmpi.errors import BadInput
+
+SIZES = [8 * 4**power for power in range(11)]
+
+
+def made(law: Law, ranks: list[int], sizes: list[int] | None = None) -> list[costs.Point]:
+    """Timings of a known law."""
+    return [(p, m, law.seconds(p, m)) for p in ranks for m in sizes or SIZES]
+
+
+def test_a_law_is_hockneys() -> None:
+    """Against the formula, written out."""
+    law = Law("log", "each", (1000, inf), (2e-6, 9e-6), (1e-9, 2e-10))
+    assert law.seconds(6, 1000) == pytest.approx(3 * 2e-6 + 5 * 1000 * 1e-9)
+    assert law.seconds(6, 1001) == pytest.approx(3 * 9e-6 + 5 * 1001 * 2e-10)
+    assert law.seconds(1, 8) == 0
+    once = replace(law, latency="each", volume="once")
+    assert once.seconds(4, 10) == pytest.approx(3 * 2e-6 + 10 * 1e-9)
+
+
+@pytest.mark.parametrize("upto", [(inf,), (512.0, inf), (128.0, 131072.0, inf)])
+def test_a_fit_returns_the_law_that_made_the_timings(upto: tuple[float, ...]) -> None:
+    a, b = (3e-6, 2e-5, 2e-4)[: len(upto)], (2e-8, 3e-9, 1e-10)[: len(upto)]
+    known = Law("log", "each", upto, a, b)
+    found = costs.law(made(known, [4]), "gather")
+    assert (found.latency, found.volume, found.upto) == (known.latency, known.volume, upto)
+    np.testing.assert_allclose(found.a, known.a, 1e-6)
+    np.testing.assert_allclose(found.b, known.b, 1e-6)
+
+
+@pytest.mark.parametrize("latency", costs.FORMS)
+@pytest.mark.parametrize("volume", costs.FORMS)
+def test_several_numbers_of_ranks_tell_the_forms_apart(latency: str, volume: str) -> None:
+    """So that numbers that were not measured are predicted."""
+    known = Law(latency, volume, (inf,), (5e-6,), (1e-9,))
+    found = costs.law(made(known, [3, 6, 20]), "bcast")
+    assert (found.latency, found.volume) == (latency, volume)
+    for ranks in (100, 4096):
+        assert found.seconds(ranks, 3000) == pytest.approx(known.seconds(ranks, 3000), 1e-6)
+
+
+def test_noise_is_weighed_by_the_size_of_times() -> None:
+    """An absolute fit would lose the latency among the seconds of large messages."""
+    random, known = np.random.default_rng(1), Law("log", "log", (inf,), (1e-5,), (1e-9,))
+    noisy = [(p, m, t * random.uniform(0.9, 1.1)) for p, m, t in made(known, [4])]
+    found = costs.law(noisy, "bcast")
+    assert found.seconds(4, 8) == pytest.approx(known.seconds(4, 8), 0.1)
+    fit = costs.assess(noisy, lambda points: costs.law(points, "bcast"))
+    assert fit.points == 11
+    assert 0 < fit.residual <= fit.worst < 0.2
+    assert fit.good == 1.0
+    assert fit.held < 0.2
+
+
+def test_what_is_left_out_is_not_fitted() -> None:
+    """A size that breaks the law is an error at that size, and the share of good ones falls."""
+    known = Law("log", "log", (inf,), (1e-5,), (1e-9,))
+    points = made(known, [4])
+    exact = costs.assess(points, lambda some: costs.law(some, "bcast"))
+    assert (exact.held, exact.good) == (pytest.approx(0, abs=1e-6), 1.0)
+    points[5] = (*points[5][:2], 10 * points[5][2])
+    assert costs.assess(points, lambda some: costs.law(some, "bcast")).good < 1
+    assert np.isnan(costs.assess(points[:5], lambda some: costs.law(some, "bcast")).held)
+
+
+def test_no_parameter_is_negative() -> None:
+    points = [(4, m, 1e-3 / m) for m in SIZES]
+    found = costs.law(points, "bcast")
+    assert min(*found.a, *found.b) >= 0
+
+
+def test_rates_of_work_are_returned() -> None:
+    known = Rate(1e-5, 2e-10, 5e-9)
+    points = [
+        (n, k, known.seconds(n, k)) for n in (4096, 65536, 1 << 20) for k in (n // 10, n // 100)
+    ]
+    found = costs.rate(points)
+    np.testing.assert_allclose((found.c, found.d, found.e), (1e-5, 2e-10, 5e-9), 1e-6)
+
+
+def rows() -> list[dict[str, object]]:
+    """What `bench mpi` would have measured of `machine`, on one node and between nodes."""
+    found, known = [], machine()
+    for key, law in known.laws.items():
+        name, level = key.split()
+        for size in SIZES if name != "meet" else SIZES[:1]:
+            seconds = law.seconds(4, size)
+            found.append({"kind": "collective", "name": name, "level": level, "bytes": size})
+            found[-1] |= {"ranks": 4, "max_us": 1e6 * seconds}
+    for key, rate in known.rates.items():
+        name, _, level = key.rpartition(" ")
+        for size in (1 << 14, 1 << 18, 1 << 22):
+            for sparsity in (0.9, 0.99):
+                kept = round(size // 4 * (1 - sparsity))
+                found.append({"kind": "work", "name": name, "level": level, "bytes": size})
+                found[-1] |= {"max_us": 1e6 * rate.seconds(size // 4, kept), "ranks": 4}
+                found[-1]["sparsity"] = sparsity
+    return [{"side": "ours", **each} for each in found]
+
+
+def machine() -> Model:
+    """A made-up one: laws of both levels, and rates."""
+    laws = {}
+    for name, (latency, volume) in costs.USUAL.items():
+        for level, speed in (("near", 1.0), ("far", 10.0)):
+            beta = 0.0 if name == "meet" else speed * 1e-10
+            laws[f"{name} {level}"] = Law(latency, volume, (inf,), (speed * 1e-6,), (beta,))
+    steps = ("select", "pack", "read", "add", "add dense")
+    rates = {
+        f"{step} {where}": Rate(1e-6 * (1 + at), 1e-10, 1e-9 * (1 + at))
+        for at, step in enumerate(steps)
+        for where in ("each", "root")
+    }
+    return Model(laws, rates)
+
+
+def test_a_file_of_timings_returns_the_machine_that_made_them() -> None:
+    bare = {"side": "bare", "kind": "collective", "name": "bcast", "level": "near"}
+    more = [{**bare, "ranks": 4, "bytes": 8, "max_us": 1e9}]
+    found = costs.fitted([*rows(), *more], {"host": "x"}, steps_of)
+    known = machine()
+    assert found.about == {"host": "x"}
+    assert found.laws.keys() == known.laws.keys()
+    for name, law in known.laws.items():
+        np.testing.assert_allclose(found.laws[name].a, law.a, 1e-6)
+        np.testing.assert_allclose(found.laws[name].b, law.b, 1e-6)
+    for name, rate in known.rates.items():
+        some = found.rates[name]
+        np.testing.assert_allclose((some.c, some.d, some.e), (rate.c, rate.d, rate.e), 1e-4)
+    again = costs.parsed(found.text())
+    assert (again.laws, again.rates, again.about) == (found.laws, found.rates, found.about)
+    with pytest.raises(BadInput, match="wanted a model of costs"):
+        costs.parsed("{}")
+
+
+def test_nodes_follow_each_other() -> None:
+    """Written out for 4 nodes of 8 ranks with 1000 bytes each; a barrier comes first."""
+    model = machine()
+    meet = 3 * 1e-6 + 2 * 1e-5
+    near, far = 3 * 1e-6 + 7 * 1000 * 1e-10, 2 * 1e-5 + 3 * 8000 * 1e-9
+    assert model.collective("gather", 8, 4, 1000) == pytest.approx(meet + near + far)
+    near, far = 3 * 1e-6 + 3 * 1000 * 1e-10, 2 * 1e-5 + 2 * 1000 * 1e-9
+    assert model.collective("reduce", 8, 4, 1000) == pytest.approx(meet + near + far)
+    del model.laws["gather far"]
+    with pytest.raises(BadInput, match="gather: wanted measurements between nodes, found none"):
+        model.collective("gather", 8, 4, 1000)
+    with pytest.raises(BadInput, match="melt each: wanted measurements of work"):
+        model.seconds(Step("melt", "each"))
+
+
+def parts(name: str, load: Load) -> dict[str, float]:
+    """What the made-up machine takes; nothing is left over there."""
+    return machine().parts(name, config.module("exchange", name).steps(load), load.ranks)
+
+
+def test_what_an_exchange_takes_beyond_its_steps_is_that_of_the_smallest() -> None:
+    """There 12 us more than the steps on four ranks, so 6 for each doubling; a larger is kept."""
+    found = list(rows())
+    for parameters, more in ((1 << 10, 12e-6), (1 << 14, 1.0)):
+        load = Load(6, 4, 2, parameters, 0.9, ready=True)
+        row = {"kind": "exchange", "name": "star", "side": "ours", "clients": 2, "ranks": 4}
+        row |= {"level": "all", "per_node": 2, "bytes": 4 * parameters}
+        row |= {"sparsity": 0.9, "positions": "own"}
+        found.append(row | {"max_us": 1e6 * (more + sum(parts("star", load).values()))})
+    model = costs.fitted(found, {}, steps_of)
+    assert model.starts == {"star": pytest.approx(6e-6, rel=1e-2)}
+    assert [row["parameters"] for row in model.measured] == [1 << 14]
+    assert model.parts("star", [], 4096)["start"] == pytest.approx(12 * 6e-6, rel=1e-2)
+    assert model.parts("star", [], 1)["start"] == 0
+    assert costs.parsed(model.text()).starts == model.starts
+
+
+@pytest.mark.parametrize("agreed", [False, True])
+def test_exchanges_take_what_their_steps_take(agreed: bool) -> None:
+    """Written out: 62 clients of 10,000 values at 0.99 on 32 ranks, 8 a node."""
+    load = Load(62, 32, 8, 10_000, 0.99, agreed)
+    n, k, mine = 10_000, 100, 2
+    rate = {step: 1e-6 * (1 + i) + 1e-10 * n + 1e-9 * (1 + i) * k for i, step in
+            enumerate(("select", "pack", "read", "add", "add dense"))}  # fmt: skip
+    message = 48 + 4 * k + (0 if agreed else 4 * k)
+    chosen = {"choose": 0.0 if agreed else mine * rate["select"], "pack": mine * rate["pack"]}
+
+    star = parts("star", load)
+    sent = 24 + mine * message
+    meet = 3e-6 + 2e-5
+    moved = meet + 3e-6 + 7 * sent * 1e-10 + 2e-5 + 3 * 8 * sent * 1e-9
+    assert star == pytest.approx(
+        {"choose": chosen["choose"], "pack": chosen["pack"] + 62 * rate["read"],
+         "move": moved, "add": 62 * rate["add"], "start": 0.0}
+    )  # fmt: skip
+    reduced = parts("reduce", load)
+    both = sum(meet + 3e-6 + 3 * m * 1e-10 + 2e-5 + 2 * m * 1e-9
+               for m in (4 * (k if agreed else n), 8))  # fmt: skip
+    assert reduced == pytest.approx(
+        chosen | {"move": both, "add": mine * rate["add"], "start": 0.0}
+    )
+
+    tree = parts("tree", load)
+    here = 16
+    union = k if agreed else n * (1 - 0.99**here)
+    is_sparse = 2 * union < (k if agreed else n)
+    assert is_sparse is not agreed
+    size = 48 + 4 * union + min(4 * union, n / 8) if is_sparse else 4 * k
+    near = 2 * 3e-6 + 3e-6 + sent * 1e-10
+    far = 2e-5 + 2e-5 + 3 * (24 + size) * 1e-9
+    assert tree["move"] == pytest.approx(near + far)
+    third = rate | {
+        step: 1e-6 * (1 + i) + 1e-10 * n + 1e-9 * (1 + i) * union
+        for i, step in enumerate(("select", "pack", "read", "add", "add dense"))
+    }
+    last = third["add"] if is_sparse else third["add dense"]
+    assert tree["add"] == pytest.approx(here * rate["add"] + 3 * last)
+
+
+def test_loads_say_who_hosts_what() -> None:
+    load = Load(100, 17, 8, 1000, 0.9)
+    assert (load.nodes, load.near, load.mine, load.kept) == (3, 8, 7, 100)
+    assert Load(5, 1, 8, 1000, 0.9).mine == 5
+    assert ceil(log2(17)) == costs.FORMS["log"](17) == 5
+    # Against the mean of drawn ones.
+    random, drawn = np.random.default_rng(0), []
+    for _ in range(50):
+        some = {one for _ in range(6) for one in random.choice(1000, 100, replace=False).tolist()}
+        drawn.append(len(some))
+    assert load.union(6) == pytest.approx(np.mean(drawn), rel=0.02)
+
+
+def test_every_exchange_can_be_predicted() -> None:
+    for name in config.names("exchange"):
+        if hasattr(config.module("exchange", name), "steps"):
+            assert sum(parts(name, Load(10, 4, 2, 1000, 0.9)).values()) > 0
