@@ -52,8 +52,8 @@ class Codec:
         random = torch.Generator().manual_seed(1)
         draws = (torch.randn(size, generator=random), torch.rand(size, generator=random))
         self.vector = draws[0] * draws[1] ** 3
-        self.where = select.top(self.vector, keep_round(size, 1 - sparsity))
-        self.given = self.vector[self.where]
+        chosen = select.top(self.vector, keep_round(size, 1 - sparsity))
+        self.where, self.given = chosen.positions, chosen.values
         self.places, self.values = POSITIONS[positions], values
         self.total, self.copied = torch.zeros(size), np.empty(size, np.float32)
         self.room = np.empty(16 * len(self.where) + size + 1024, np.uint8)

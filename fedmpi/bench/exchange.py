@@ -79,9 +79,11 @@ class Uplink:
     def message(self, client: int, positions: str) -> Message:
         """A client's upload, with the values that it selects."""
         whole = self.updates[client]
-        where = select.top(whole, self.kept) if positions == "own" else self.agreed
-        sent = None if positions == "agreed" else where
-        block = sparse.block(Kind.GRADIENT, whole[where], self.parameters, sent)
+        if positions == "agreed":
+            block = sparse.block(Kind.GRADIENT, whole[self.agreed], self.parameters)
+        else:
+            chosen = select.top(whole, self.kept)
+            block = sparse.block(Kind.GRADIENT, chosen.values, self.parameters, chosen.places)
         return Message(client, [block], 1.0)
 
     def ours(self, name: str, positions: str) -> Callable[[], np.ndarray]:
@@ -168,7 +170,7 @@ class Uplink:
             whole = update(client, self.parameters)
             where: Any = slice(None)
             if name.endswith("own"):
-                where = select.top(whole, self.kept).numpy()
+                where = select.top(whole, self.kept).places
             elif name.endswith("agreed"):
                 where = self.agreed.numpy()
             total[where] += whole.numpy()[where]

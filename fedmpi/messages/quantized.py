@@ -28,7 +28,7 @@ def ranges(
     bits: int,
     key: np.ndarray | None = None,
     size: int | None = None,
-    indices: Tensor | None = None,
+    indices: Tensor | np.ndarray | None = None,
     by_sign: bool = False,
 ) -> list[Block]:
     """Quantizes each part uniformly between its least and its greatest value.
@@ -66,11 +66,11 @@ def _coded(
     bits: int,
     count: int,
     scale: Scale = INTEGERS,
-    indices: Tensor | None = None,
+    indices: Tensor | np.ndarray | None = None,
     places: Places | None = None,
 ) -> Block:
     """The block of packed codes."""
-    where = None if indices is None else indices.cpu().numpy().astype(np.uint32)
+    where = None if indices is None else sparse.uint32(indices)
     return Block(kind, size, Coding.CODES, data, where, bits, scale, places, count)
 
 
@@ -141,11 +141,10 @@ def strongest(
         key: rounds kept values stochastically and unbiased; None rounds to the nearest.
         by_sign: whether codes are a sign and a magnitude (see `ranges`).
     """
-    where = select.tops(x, spans, sparsity)
+    chosen = select.tops(x, spans, sparsity)
     lengths = np.tile(select.counts(spans, sparsity), len(x))
-    travel = where if sparsity else None
-    values = x.detach().reshape(-1)[where]
-    return ranges(kind, values, lengths, bits, key, x.numel(), travel, by_sign)
+    travel = chosen.places if sparsity else None
+    return ranges(kind, chosen.values, lengths, bits, key, x.numel(), travel, by_sign)
 
 
 def restored(
@@ -181,7 +180,7 @@ def signs(
     values: Tensor,
     lengths: Sequence[int],
     size: int,
-    indices: Tensor | None = None,
+    indices: Tensor | np.ndarray | None = None,
 ) -> list[Block]:
     """One bit a value: its sign, times the mean absolute value of its part.
 
@@ -206,7 +205,7 @@ def ternary(
     values: Tensor,
     lengths: Sequence[int],
     size: int,
-    indices: Tensor | None = None,
+    indices: Tensor | np.ndarray | None = None,
     key: np.ndarray | None = None,
 ) -> list[Block]:
     """Two bits a value: -1, 0 or 1 times the largest magnitude s of its part, as in TernGrad.
@@ -240,7 +239,7 @@ def _scaled(
     step: float,
     lengths: Sequence[int],
     size: int,
-    indices: Tensor | None,
+    indices: Tensor | np.ndarray | None,
     places: Places | None,
 ) -> list[Block]:
     """Blocks of codes that stand for (step * code - 1) times the scale of their part."""

@@ -6,6 +6,7 @@ is made by `largest`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from fedmpi.messages.kernels import ranking
 SHORT = 1 << 12
 """Values of a vector on a CPU, at least, for which compiled code is faster than NumPy."""
 SAMPLE = 1 << 16
-"""Values in the sample by which a selection from a long vector on a GPU begins."""
+"""Values in the sample by which torch's selection from a long vector begins."""
 EVEN = 0.1
 """Share of the mean deviation that is added to the deviation of each feature."""
 
@@ -70,15 +71,41 @@ def positions(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))  # faster than torch, too
 
 
-def top(vector: Tensor, count: int) -> Tensor:
-    """Positions of the `count` largest absolute values [n], ascending: int64 [count]."""
-    vector = vector.detach()
+@dataclass(frozen=True)
+class Chosen:
+    """Some values of a vector, in the order of their positions.
+
+    Attributes:
+        places: their positions as messages have them, uint32 [count], on the host.
+        values: the values, [count], in memory of their own, where the vector is.
+    """
+
+    places: np.ndarray
+    values: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        """The positions as tensors are indexed: int64 [count], where the values are."""
+        return torch.from_numpy(self.places.astype(np.int64)).to(self.values.device)
+
+
+def at(vector: Tensor, where: Tensor) -> Chosen:
+    """Chooses the values at some positions, int64 [count], ascending."""
+    return Chosen(where.cpu().numpy().astype(np.uint32), vector.detach()[where])
+
+
+def top(vector: Tensor, count: int) -> Chosen:
+    """Chooses the `count` largest absolute values of a vector [n]."""
     if _is_long(vector):
-        found, _ = ranking.largest(vector.contiguous().numpy(), count)
-        return torch.from_numpy(found.astype(np.int64))
-    magnitude = vector.abs()
-    stride = len(vector) // SAMPLE if vector.is_cuda else 0
-    if stride > 1 and 0 < count <= len(vector) // 4:
+        places, values = ranking.largest(vector.detach().contiguous().numpy(), count)
+        return Chosen(places, torch.from_numpy(values))
+    return at(vector, _top(vector.detach().abs(), count))
+
+
+def _top(magnitude: Tensor, count: int) -> Tensor:
+    """Returns the positions of the `count` largest of some values, ascending, by torch: int64."""
+    stride = len(magnitude) // SAMPLE
+    if stride > 1 and 0 < count <= len(magnitude) // 4:
         # A regular sample gives a threshold, and only the few values above it are compared. If
         # these are fewer than `count`, all values are.
         sample = magnitude[::stride]
@@ -119,8 +146,8 @@ def numbers_within(stops: Tensor, where: Tensor) -> list[int]:
     return before.diff(prepend=before.new_zeros(1)).tolist()
 
 
-def tops(x: Tensor, spans: Sequence[Span], sparsity: float) -> Tensor:
-    """Positions of the largest absolute values of each row's parts, ascending: int64 [kept].
+def tops(x: Tensor, spans: Sequence[Span], sparsity: float) -> Chosen:
+    """Chooses the largest absolute values of each row's parts.
 
     Args:
         x: [rows, n]; positions are those in it as one vector [rows * n].
@@ -129,17 +156,19 @@ def tops(x: Tensor, spans: Sequence[Span], sparsity: float) -> Tensor:
     """
     numbers = counts(spans, sparsity)
     if x.shape[1] >= (2 * SAMPLE if x.is_cuda else SHORT):
-        found = [
-            top(row[span.start : span.stop], count) + (number * x.shape[1] + span.start)
-            for number, row in enumerate(x)
-            for span, count in zip(spans, numbers, strict=True)
-        ]
-        return torch.cat(found) if found else positions(torch.zeros_like(x, dtype=torch.bool))
+        if not (len(x) and numbers):
+            return Chosen(np.empty(0, np.uint32), x.new_empty(0))
+        found, places = [], []
+        for number, row in enumerate(x):
+            for span, count in zip(spans, numbers, strict=True):
+                found.append(top(row[span.start : span.stop], count))
+                places.append(found[-1].places + np.uint32(number * x.shape[1] + span.start))
+        return Chosen(np.concatenate(places), torch.cat([each.values for each in found]))
     chosen = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
     for span, count in zip(spans, numbers, strict=True):
         part, mine = (each[:, span.start : span.stop] for each in (x, chosen))
         mine.copy_(largest(part.abs(), count))
-    return positions(chosen)
+    return at(x.reshape(-1), positions(chosen))
 
 
 def random_tops(x: Tensor, count: int, alpha: float, random: np.random.Generator) -> Tensor:

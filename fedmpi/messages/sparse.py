@@ -21,7 +21,7 @@ def block(
     kind: Kind,
     values: Tensor,
     size: int | None = None,
-    indices: Tensor | None = None,
+    indices: Tensor | np.ndarray | None = None,
     coding: Coding = Coding.F4,
     bits: int = 0,
     key: np.ndarray | None = None,
@@ -32,14 +32,15 @@ def block(
         kind: what the values are.
         values: the values to send, [count].
         size: length of the whole vector; by default `values` is all of it.
-        indices: their positions, ascending, [count]; None where the receiver knows them.
+        indices: their positions, ascending, [count]: an int64 tensor, or uint32 on the host; None
+            where the receiver knows them.
         coding: how to write them; CODES quantizes to `bits` bits, ZSTD wants its package.
         bits: bits a value, 1 to 16, for CODES; with EXACT values travel in float32 after all.
         key: rounds codes up or down at random, so that they are right on average (`streams.key`);
             without it codes are rounded to the nearest.
     """
     values = values.detach().reshape(-1)
-    where = None if indices is None else indices.to("cpu", torch.int64).numpy().astype(np.uint32)
+    where = None if indices is None else uint32(indices)
     size = values.numel() if size is None else size
     if coding == Coding.CODES and bits == EXACT:
         coding = Coding.F4
@@ -59,6 +60,13 @@ def block(
     return Block(kind, size, coding, array, where)
 
 
+def uint32(indices: Tensor | np.ndarray) -> np.ndarray:
+    """Positions as a block has them, uint32 [count]: those of a tensor, or as they are."""
+    if isinstance(indices, np.ndarray):
+        return indices
+    return indices.cpu().numpy().astype(np.uint32)
+
+
 _TORCH = {
     Coding.F4: torch.float32,
     Coding.F2: torch.float16,
@@ -76,7 +84,7 @@ def labels(y: Tensor, classes: int) -> Block:
 
 def places(indices: Tensor, size: int) -> Block:
     """An index set as a block without values: int64 [count], ascending."""
-    return Block(Kind.MASK, size, Coding.NONE, None, indices.cpu().numpy().astype(np.uint32))
+    return Block(Kind.MASK, size, Coding.NONE, None, uint32(indices))
 
 
 def host(values: Tensor) -> np.ndarray:
@@ -186,7 +194,7 @@ def add(target: Tensor, block: Block, weight: float = 1.0, agreed: Tensor | None
     if is_host and block.coding == Coding.CODES:
         assert block.values is not None
         if where is None and agreed is not None:
-            where = agreed.numpy().astype(np.uint32)
+            where = uint32(agreed)
         codes.add(target.numpy(), block.values, _grid(block), weight, where)
         return
     if is_host and where is not None:
@@ -219,6 +227,26 @@ def vector(block: Block, size: int, device: torch.device, agreed: Tensor | None 
     """The dense vector [size] that a block stands for: zeros where it gives nothing."""
     if block.count == size == block.size and agreed is None:
         return values(block, device)
-    target = torch.zeros(size, device=device)
-    add(target, block, agreed=agreed)
+    target = torch.empty(size, device=device)
+    fill(target, block, agreed)
     return target
+
+
+def fill(target: Tensor, block: Block, agreed: Tensor | None = None) -> None:
+    """Writes the dense vector that a block stands for, as `vector` does, to memory that is there.
+
+    New memory takes several times as long.
+
+    Args:
+        target: [size], whose values are replaced.
+        block: the vector.
+        agreed: the positions that both sides know, int64 [count].
+
+    Raises:
+        WireError: if the block is not of a vector of that length, or has another count.
+    """
+    if block.count == target.numel() == block.size and agreed is None:
+        target.copy_(_values(block))
+    else:
+        target.zero_()
+        add(target, block, agreed=agreed)

@@ -111,9 +111,9 @@ class Clients(fedavg.Clients):
 
     def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the largest values of v, and keeps the rest of u."""
-        positions = self.method.largest(update, self.flat, self.sparsity(t))
+        chosen = self.method.largest(update, self.flat, self.sparsity(t))
         velocity = self.velocity.mul_(self.method.momentum)
         whole = self.velocities.kept(velocity)
-        velocity[positions] = 0
+        velocity[chosen.positions] = 0
         self.velocities.remember(client, velocity, whole)
-        return [sparse.block(Kind.GRADIENT, update[positions], self.flat.size, positions)]
+        return [sparse.block(Kind.GRADIENT, chosen.values, self.flat.size, chosen.places)]

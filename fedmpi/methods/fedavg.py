@@ -487,7 +487,7 @@ class Clients(Half):
         It is called at the start of each round; without a broadcast the list of blocks is empty.
         """
         if blocks:
-            self.start = sparse.vector(blocks[0], self.flat.size, self.trainer.device)
+            sparse.fill(self.start, blocks[0])
 
     def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
         """Receives the additional blocks for one client; called only if the settings `sends`.

@@ -106,8 +106,7 @@ class Clients(Half, fedavg.Clients):
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives the shared part."""
-        size, device = self.flat.size, self.trainer.device
-        self.start = sparse.vector(blocks[0], size, device, self.shared)
+        sparse.fill(self.start, blocks[0], self.shared)
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Trains both parts; a client's personal part starts where its last round ended."""

@@ -178,7 +178,7 @@ class Clients(ClientSide, fedavg.Clients):
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives front and tail."""
-        self.start = sparse.vector(blocks[0], self.sections.size, self.trainer.device)
+        sparse.fill(self.start, blocks[0])
 
     def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
         """Opens a wave's conversation at the front and tail that were received."""

@@ -182,8 +182,7 @@ class Clients(Half, fedavg.Clients):
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives the values on the mask."""
-        size, device = self.flat.size, self.trainer.device
-        self.start = sparse.vector(blocks[0], size, device, self.active)
+        sparse.fill(self.start, blocks[0], self.active)
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Masks the gradients, so that pruned weights stay zero."""

@@ -55,7 +55,7 @@ class Clients(fedavg.Clients):
 
     def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Keeps the largest values."""
-        positions = self.method.largest(update, self.flat, self.method.sparsity)
-        if len(positions) == self.flat.count:
+        chosen = self.method.largest(update, self.flat, self.method.sparsity)
+        if len(chosen.places) == self.flat.count:
             return [sparse.block(Kind.GRADIENT, update.clone())]
-        return [sparse.block(Kind.GRADIENT, update[positions], self.flat.size, positions)]
+        return [sparse.block(Kind.GRADIENT, chosen.values, self.flat.size, chosen.places)]

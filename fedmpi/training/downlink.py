@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedmpi.config import Down
-from fedmpi.messages import sparse
+from fedmpi.messages import select, sparse
 from fedmpi.messages.codec import Block, Kind, Message, pack, unpack
 from fedmpi.messages.coding import Coder
 from fedmpi.networks.flat import Flat
@@ -56,14 +56,14 @@ class Changes:
         Returns:
             Blocks, `coder.blocks` of them.
         """
-        chosen, where = self.chosen, None
-        if chosen.sparsity or chosen.positions != "auto":
-            where = spans.largest(chosen.spans, change, self.flat, chosen.sparsity)
-        if where is not None and chosen.values == "sign":  # zeros have no sign
-            where = where[change[where] != 0]
-        values = change if where is None else change[where]
-        block = sparse.block(Kind.GRADIENT, values, self.flat.size, where)
-        return self.coder.encode([block], where, key)
+        down = self.chosen
+        if not down.sparsity and down.positions == "auto":
+            return self.coder.encode([sparse.block(Kind.GRADIENT, change)], None, key)
+        chosen = spans.largest(down.spans, change, self.flat, down.sparsity)
+        if down.values == "sign":  # zeros have no sign
+            chosen = select.at(change, chosen.positions[chosen.values != 0])
+        block = sparse.block(Kind.GRADIENT, chosen.values, self.flat.size, chosen.places)
+        return self.coder.encode([block], chosen.positions, key)
 
     def decode(self, blocks: Sequence[Block]) -> Block:
         """Restores a change as one block.

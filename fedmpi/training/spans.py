@@ -14,6 +14,7 @@ from fedmpi import config
 from fedmpi.config import Spans
 from fedmpi.messages import select
 from fedmpi.messages.counts import keep_round
+from fedmpi.messages.select import Chosen
 from fedmpi.networks.flat import Flat
 
 
@@ -24,8 +25,8 @@ class Config(config.Method):
     """Which values compete for being sent, or share one scale. whole: those of all parameters.
     tensor: those of each weight or bias by itself, at least one of which is sent."""
 
-    def largest(self, update: Tensor, flat: Flat, sparsity: float) -> Tensor:
-        """The positions of the values to send, ascending: int64 [count].
+    def largest(self, update: Tensor, flat: Flat, sparsity: float) -> Chosen:
+        """Chooses the values to send.
 
         Args:
             update: [n], zero at running statistics.
@@ -51,8 +52,8 @@ class Tensorwise(Config):
     spans: Spans = Field("tensor", description=Config.model_fields["spans"].description)
 
 
-def largest(spans: Spans, update: Tensor, flat: Flat, sparsity: float) -> Tensor:
-    """The positions of the values to send; see `Config.largest`."""
+def largest(spans: Spans, update: Tensor, flat: Flat, sparsity: float) -> Chosen:
+    """Chooses the values to send; see `Config.largest`."""
     if spans == "tensor":
         return select.tops(update[None], flat.parameters, sparsity)
     return select.top(update, keep_round(flat.count, 1 - sparsity))

@@ -13,7 +13,7 @@ from fedmpi.__main__ import main
 from fedmpi.bench import pack, unpack
 from fedmpi.bench import select as choice
 from fedmpi.messages import sparse
-from fedmpi.messages.codec import Block
+from fedmpi.messages.codec import Block, Kind
 
 REFERENCES = {
     "select": ["copy", "topk"],
@@ -87,3 +87,16 @@ def test_a_sum_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpack.blocks, "add", add)
     with pytest.raises(AssertionError):
         unpack.add("S", 5000, 0.9, "auto", 1)
+
+
+@pytest.mark.parametrize("count", [0, 2, 3, 5])
+def test_a_choice_of_other_values_is_noticed(count: int) -> None:
+    """Of values that tie, the first ones are to be chosen; a sort of all says which."""
+    x = torch.tensor([1.0, -2.0, 1.0, -1.0, 0.0])
+    order = sorted(range(5), key=lambda place: (-abs(float(x[place])), place))
+    right = torch.tensor(sorted(order[:count]), dtype=torch.int64)
+    choice.check(sparse.block(Kind.GRADIENT, x[right], 5, right), x, count)
+    if 0 < count < 5:
+        wrong = torch.tensor(sorted([*order[: count - 1], order[count]]))
+        with pytest.raises(AssertionError):
+            choice.check(sparse.block(Kind.GRADIENT, x[wrong], 5, wrong), x, count)

@@ -47,19 +47,21 @@ def test_every_choice_is_a_stable_sorts(part: int) -> None:
         np.testing.assert_array_equal(found.numpy(), first(values, count))
         assert select.positions(found).tolist() == np.flatnonzero(found.numpy()).tolist()
         wanted = np.flatnonzero(first(abs(values), count)).tolist()
-        places = [size * row + select.top(one, count) for row, one in enumerate(x)]
+        places = [size * row + select.top(one, count).positions for row, one in enumerate(x)]
         assert torch.cat(places).tolist() == wanted
         assert select.random_tops(x, count, 0.0, source).tolist() == wanted
         if count:
-            assert select.tops(x, [range(size)], 1 - count / size).tolist() == wanted
+            assert select.tops(x, [range(size)], 1 - count / size).places.tolist() == wanted
 
 
 @given(vectors, st.data())
 @some
 def test_top_are_the_largest(vector: Tensor, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, len(vector)))
-    found = select.top(vector, count)
-    assert (found.dtype, found.shape) == (torch.int64, (count,))
+    chosen = select.top(vector, count)
+    assert (chosen.places.dtype, chosen.places.shape) == (np.uint32, (count,))
+    found = chosen.positions
+    assert found.dtype == torch.int64 and torch.equal(chosen.values, vector[found])
     assert (found.diff() > 0).all()
     left = torch.ones(len(vector), dtype=torch.bool)
     left[found] = False
@@ -67,10 +69,11 @@ def test_top_are_the_largest(vector: Tensor, data: st.DataObject) -> None:
         assert vector[found].abs().min() >= vector[left].abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("share", [1e-5, 0.001, 0.01, 0.1, 0.3, 1])
 @pytest.mark.parametrize("kind", ["random", "equal", "few", "ascending", "periodic", "nan"])
-def test_top_of_a_long_vector_is_exact(kind: str, share: float) -> None:
-    """Also where a sample misleads, or has nothing to tell."""
+def test_top_of_a_long_vector_is_exact(kind: str, share: float, dtype: torch.dtype) -> None:
+    """Compiled code, and torch's operations; also where a sample misleads, or tells nothing."""
     size = 5 * select.SAMPLE + 17
     vector = {
         "random": lambda: random(size),
@@ -79,25 +82,28 @@ def test_top_of_a_long_vector_is_exact(kind: str, share: float) -> None:
         "ascending": lambda: torch.arange(size) - size / 3,
         "periodic": lambda: (torch.arange(size) % 5 == 0) * random(size),
         "nan": lambda: random(size).index_fill_(0, torch.tensor([5, 77]), torch.nan),
-    }[kind]()
+    }[kind]().to(dtype)
     count = max(1, int(size * share))
-    found = select.top(vector, count)
+    found = select.top(vector, count).positions
     assert found.shape == (count,)
     assert (found.diff() > 0).all()
     assert found.tolist() == sorted(ranked(vector.abs().numpy())[:count].tolist())
-    rows = select.tops(torch.stack([vector, vector.flip(0)]), [range(size)], 1 - count / size)
+    both = torch.stack([vector, vector.flip(0)])
+    rows = select.tops(both, [range(size)], 1 - count / size)
     other = sorted(ranked(vector.flip(0).abs().numpy())[:count].tolist())
-    assert rows.tolist() == found.tolist() + [size + place for place in other]
+    assert rows.places.tolist() == found.tolist() + [size + place for place in other]
+    assert rows.values.numpy().tobytes() == both.view(-1)[rows.positions].numpy().tobytes()
 
 
 def test_top_looks_at_absolute_values() -> None:
-    assert select.top(torch.tensor([1.0, -5.0, 3.0, -0.5, 4.0]), 3).tolist() == [1, 2, 4]
+    chosen = select.top(torch.tensor([1.0, -5.0, 3.0, -0.5, 4.0]), 3)
+    assert (chosen.places.tolist(), chosen.values.tolist()) == ([1, 2, 4], [-5, 3, 4])
 
 
 @pytest.mark.parametrize("count", range(7))
 def test_ties_do_not_change_the_count(count: int) -> None:
     vector = torch.tensor([2.0, -2.0, 2.0, 2.0, -2.0, 3.0])
-    found = select.top(vector, count).tolist()
+    found = select.top(vector, count).places.tolist()
     assert found == sorted([5, 0, 1, 2, 3, 4][:count])
 
 
@@ -108,7 +114,7 @@ def test_tops_are_the_largest_of_each_part(data: st.DataObject, rows: int, spars
     x = random(rows * (sum(sizes) + 2), 3).view(rows, -1)
     bounds = np.cumsum([1, *sizes])
     spans = [range(a, b) for a, b in pairwise(bounds)]
-    found = select.tops(x, spans, sparsity)
+    found = select.tops(x, spans, sparsity).positions
     chosen = torch.zeros(x.numel()).index_fill_(0, found, 1).view(x.shape)
     assert (found.diff() > 0).all()
     assert not chosen[:, 0].any() and not chosen[:, -1].any(), "in no part"
@@ -125,7 +131,7 @@ def test_tops_are_the_largest_of_each_part(data: st.DataObject, rows: int, spars
 def test_parts_are_pieces_of_a_network_and_statistics_are_in_none() -> None:
     stages = torch.nn.Sequential(torch.nn.Linear(3, 4), layers.BatchNorm(4), torch.nn.Linear(4, 2))
     shape = flat.Flat(stages)
-    found = select.tops(random(2 * shape.size).view(2, -1), shape.parameters, 0.5)
+    found = select.tops(random(2 * shape.size).view(2, -1), shape.parameters, 0.5).positions
     assert not set((found % shape.size).tolist()) & set(shape.stat_positions.tolist())
     assert len(found) == 2 * (6 + 2 + 2 + 2 + 4 + 1)
 
@@ -135,16 +141,17 @@ def test_tops_do_not_depend_on_who_stands_beside(size: int) -> None:
     """Nor where values are equal."""
     x = (random(3 * size) * 2).round().view(3, size)
     spans = [range(20), range(20, size)]
-    together = select.tops(x, spans, 0.9).view(3, -1)
+    together = select.tops(x, spans, 0.9).positions.view(3, -1)
     for number, row in enumerate(x):
-        assert torch.equal(together[number] - number * size, select.tops(row[None], spans, 0.9))
+        alone = select.tops(row[None], spans, 0.9).positions
+        assert torch.equal(together[number] - number * size, alone)
 
 
 def test_random_tops_without_chance_are_tops() -> None:
     x = random(300).view(5, 60)
     for count in (1, 7, 60):
         found = select.random_tops(x, count, 0.0, np.random.default_rng(0))
-        assert torch.equal(found, select.tops(x, [range(60)], 1 - count / 60))
+        assert torch.equal(found, select.tops(x, [range(60)], 1 - count / 60).positions)
     assert len(select.random_tops(x, 60, 0.3, np.random.default_rng(0))) == 300
 
 

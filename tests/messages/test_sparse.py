@@ -54,7 +54,7 @@ def test_values_at_agreed_positions_need_none() -> None:
 
 def test_a_block_of_kept_values_is_exact_where_it_gives_some() -> None:
     vector = random(500)
-    positions = select.top(vector, 50)
+    positions = select.top(vector, 50).positions
     block = travel(sparse.block(Kind.GRADIENT, vector[positions], 500, positions))
     dense = sparse.vector(block, 500, torch.device("cpu"))
     assert torch.equal(dense[positions], vector[positions])
@@ -235,7 +235,7 @@ def test_what_is_not_finite_stays_so(numbers: list[float], bits: int) -> None:
 @pytest.mark.parametrize("bits", [1, 5, 8, 11, 16])
 def test_codes_of_some_values_add_to_their_positions(bits: int) -> None:
     vector = random(64)
-    positions = select.top(vector, 20)
+    positions = select.top(vector, 20).positions
     given = sparse.block(
         Kind.GRADIENT, vector[positions], 64, positions, coding=Coding.CODES, bits=bits
     )
@@ -266,7 +266,11 @@ def test_add_is_a_weighted_sum(sized: str) -> None:
 @pytest.mark.parametrize("sized", ["dense", "positions", "agreed"])
 def test_codes_are_added_as_their_values_are(sized: str, bits: int) -> None:
     """With one scale, and with one for each part: product and sum are rounded, value by value."""
-    target, vector, where = random(3000, 1), random(3000, 2), select.top(random(3000, 3), 900)
+    target, vector, where = (
+        random(3000, 1),
+        random(3000, 2),
+        select.top(random(3000, 3), 900).positions,
+    )
     given = vector if sized == "dense" else vector[where]
     travels = where if sized == "positions" else None
     lengths = [100, 0, len(given) - 100]
@@ -294,6 +298,26 @@ def test_positions_of_its_own_come_before_agreed_ones() -> None:
     block = sparse.block(Kind.MODEL, torch.ones(2), 5, torch.tensor([0, 3]))
     found = sparse.vector(block, 5, torch.device("cpu"), torch.tensor([1, 2]))
     assert found.tolist() == [1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("agreed", [None, [1, 2]])
+@pytest.mark.parametrize("indices", [None, [0, 3]])
+def test_a_vector_in_memory_that_is_there(
+    agreed: list[int] | None, indices: list[int] | None
+) -> None:
+    """Nothing of what was there remains, and the buffer does not become part of it."""
+    count = 2 if agreed or indices else 5
+    where, known = (None if each is None else torch.tensor(each) for each in (indices, agreed))
+    sent = sparse.block(Kind.MODEL, torch.arange(1.0, 1 + count), 5, where)
+    block = unpack(pack([Message(0, [sent])]).data)[0][0].blocks[0]
+    target = torch.full((5,), torch.nan)
+    sparse.fill(target, block, known)
+    wanted = [0.0] * 5
+    for value, place in enumerate(indices or agreed or range(5), 1):
+        wanted[place] = value
+    assert target.tolist() == sparse.vector(block, 5, target.device, known).tolist() == wanted
+    target.fill_(9)
+    assert sparse.values(block).tolist() == list(range(1, 1 + count))
 
 
 def test_values_can_be_changed_without_changing_the_buffer() -> None:

@@ -77,6 +77,17 @@ def test_what_clients_are_told_is_theirs() -> None:
     assert engine.clients.start.tolist() == [1, 2, 3, 4]
 
 
+def test_a_model_is_heard_in_the_memory_of_the_one_before() -> None:
+    """New memory for a large model takes longer than what is written to it."""
+    engine, found = tiny(), []
+    for value in (1.0, 2.0):
+        model = torch.full((engine.flat.size,), value)
+        engine.clients.receive(0, range(1), [sparse.block(Kind.MODEL, model)])
+        assert torch.equal(engine.clients.start, model)
+        found.append(engine.clients.start.data_ptr())
+    assert found[0] == found[1]
+
+
 def test_training_starts_at_the_model_of_the_round() -> None:
     engine = tiny("lr=0.5", "epochs=1")
     engine.clients.receive(0, [1], engine.server.broadcast(0))

@@ -196,7 +196,7 @@ def test_dense_is_4n(n: int) -> None:
 def test_top_k_is_4k_and_the_smaller_of_positions_and_bitmap(n: int, sparsity: float) -> None:
     w = torch.arange(1.0, n + 1)
     k = keep_round(n, 1 - sparsity)
-    positions = select.top(w, k)
+    positions = select.top(w, k).positions
     where = min(4 * k, ceil(n / 8))
     found = measured(sparse.block(Kind.GRADIENT, w[positions], n, positions))
     assert found == (HEADER + padded(4 * k) + padded(where), 4 * k, where)

@@ -150,7 +150,7 @@ def test_topk_contracts_by_what_it_keeps(vector: list[float], share: float) -> N
     """||v - top_k(v)||^2 <= (1 - k / n) ||v||^2: Stich et al., definition 2.1 of a contraction."""
     values, count = torch.tensor(vector), max(1, round(share * len(vector)))
     rest = values.clone()
-    rest[select.top(values, count)] = 0
+    rest[select.top(values, count).positions] = 0
     square = float(values.double().square().sum())
     assert float(rest.double().square().sum()) <= (1 - count / len(vector)) * square * (1 + 1e-12)
 

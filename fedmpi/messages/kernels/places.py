@@ -25,6 +25,9 @@ UNSIGNED = np.uint32(0x7FFFFFFF)
 BLOCK = 16
 """Values that are compared with zero at once: mostly all of them are zero."""
 
+TILE = 1 << 12
+"""Bytes of a bitmap that are looked through at once."""
+
 
 @kernel("boolean(const uint32[::1], uint64)")
 def are_ascending(positions: np.ndarray, size: int) -> bool:
@@ -186,18 +189,23 @@ def _ones(data: np.ndarray) -> int:
 @kernel("void(const uint8[::1], uint32, uint32[::1])")
 def _bits_set(data: np.ndarray, first: int, positions: np.ndarray) -> None:
     """Writes the positions of all bits that are set, counted from `first`; they fill the room."""
-    c, i, last = 0, 0, len(positions) - 8
-    # Eight are written, of which the next byte's replace those that are none.
-    while i < len(data) and c <= last:
-        for j in range(8):
-            positions[c + j] = first + np.uint32(8 * i) + SET[data[i], j]
-        c += ONES[data[i]]
-        i += 1
-    while i < len(data):
-        for j in range(ONES[data[i]]):
-            positions[c] = first + np.uint32(8 * i) + SET[data[i], j]
-            c += 1
-        i += 1
+    c, last, some = 0, len(positions) - 8, np.empty(TILE, np.uint32)
+    for start in range(0, len(data), TILE):
+        part, k = data[start : start + TILE], 0
+        for i in range(len(part)):  # bytes with a bit, which may be few
+            some[k] = i
+            k += part[i] != np.uint8(0)
+        for i in some[:k]:
+            base, byte = first + np.uint32(8 * (start + i)), part[i]
+            if c <= last:
+                # Eight are written, of which the next byte's replace those that are none.
+                for j in range(8):
+                    positions[c + j] = base + SET[byte, j]
+                c += ONES[byte]
+            else:
+                for j in range(ONES[byte]):
+                    positions[c] = base + SET[byte, j]
+                    c += 1
 
 
 @kernel("int64(const uint32[::1], uint32)")

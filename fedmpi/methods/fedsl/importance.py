@@ -70,7 +70,7 @@ class Weights(Pruner):
 
     def choose(self, change: Tensor, rate: float) -> Tensor:
         """Returns the weights with the largest changes g * w, in all layers together."""
-        return select.top(change[self.places], keep_round(self.count, 1 - rate))
+        return select.top(change[self.places], keep_round(self.count, 1 - rate)).positions
 
     def mask(self, kept: Tensor) -> Tensor:
         """Returns the mask of the kept weights and all other parameters: float32 [flat.size]."""

@@ -184,7 +184,7 @@ class Prune(Compressor):
         weights, kept = w[self.prunable], []
         for start, stop in self.spans:
             count = keep_round(stop - start, keep)
-            kept.append(start + select.top(weights[start:stop], count))
+            kept.append(start + select.top(weights[start:stop], count).positions)
         best = torch.cat(kept)
         values = sparse.block(Kind.MODEL, w[self._stay(best)], self.flat.size)
         return [values, sparse.places(best, len(weights))]

@@ -1,5 +1,7 @@
 """The largest values of a vector, against a stable sort."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -85,32 +87,61 @@ def test_a_long_vector(threads: int) -> None:
         check(x, count)
 
 
-STRIDE = LONG // ranking.SAMPLE | 1
+STRIDE = max(ranking.STRIDE, LONG // ranking.SAMPLE) | 1
+
+
+def beside(n: int) -> np.ndarray:
+    """Marks a sixth of the positions, none of which is in the sample."""
+    return (np.arange(n) % 6 == 1) & (np.arange(n) % STRIDE != 0)
+
+
 SAMPLED = {
-    **{kind: KINDS[kind] for kind in ("random", "constant", "zeros", "unknown", "ascending")},
+    **{kind: KINDS[kind] for kind in ("random", "constant", "zeros", "unknown")},
+    **{kind: KINDS[kind] for kind in ("ascending", "descending", "infinite", "few", "last bits")},
     "sampled ones are large": lambda r, n: r.random(n) + 9 * (np.arange(n) % STRIDE == 0),
     "sampled ones are small": lambda r, n: r.random(n) + 9 * (np.arange(n) % STRIDE != 0),
+    "large ones are not sampled": lambda r, n: r.random(n) + 9 * beside(n),
     "all at one end": lambda r, n: r.random(n) + 9 * (np.arange(n) < 5000),
     "all at the other": lambda r, n: r.random(n) + 9 * (np.arange(n) > n - 5000),
     "ties at the bound": lambda r, n: r.choice([1.0, 2.0], n, p=[0.96, 0.04]),
+    "many zeros": lambda r, n: r.choice([0.0, 1.0], n, p=[0.7, 0.3]) * r.standard_normal(n),
 }
 
 
 @pytest.mark.parametrize("kind", SAMPLED)
-def test_few_of_a_long_vector(kind: str, threads: int) -> None:
+def test_a_sample_decides_about_time_alone(kind: str, threads: int) -> None:
     x = SAMPLED[kind](np.random.default_rng(threads), LONG + 5).astype(np.float32)
-    for count in (1, 17, LONG // 100, LONG // ranking.FEW):
+    for count in (1, 17, LONG // 100, LONG // 10, LONG // 2, LONG + 4):
         check(x, count)
+
+
+@given(ANY | NEAR, st.data())
+@some
+def test_any_vector_with_a_sample(bits: np.ndarray, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, 20))
+    with mock.patch.multiple(ranking, LONG=1, STRIDE=stride):
+        check(of_bits(bits), data.draw(st.integers(0, len(bits))))
 
 
 @pytest.mark.parametrize(
     ("kind", "is_found"),
-    [("random", True), ("constant", False), ("sampled ones are large", False)],
+    [
+        ("random", True),
+        ("large ones are not sampled", True),
+        ("constant", False),
+        ("sampled ones are large", False),
+        ("sampled ones are small", False),
+    ],
 )
-def test_a_bound_from_a_sample_leaves_few(kind: str, is_found: bool) -> None:
-    x, count = SAMPLED[kind](np.random.default_rng(0), LONG).astype(np.float32), LONG // 100
-    found = ranking._likely(x.view(np.uint32), *ranking.UNSIGNED, count)
-    assert (found is not None) == is_found
-    if found is not None:
-        assert count <= len(found[0]) <= 2 * count
+def test_bounds_from_a_sample(kind: str, is_found: bool) -> None:
+    """They leave few keys, or are known to be of no use."""
+    x, count = SAMPLED[kind](np.random.default_rng(0), LONG).astype(np.float32), LONG // 10
+    bits = x.view(np.int32)
+    bounds = ranking._likely(bits, ranking.MAGNITUDE, count)
+    found = bounds and ranking._candidates(bits, ranking.MAGNITUDE, bounds)
+    assert (found is not None and len(found[0]) >= count) == is_found
+    if is_found:
+        assert count <= len(found[0]) <= 4 * count
         assert found[1].tobytes() == x[found[0]].tobytes()
+        last = np.sort(abs(x))[-count].view(np.int32)
+        assert (last <= bounds.high) == (kind == "random")
