@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import frames
-from analysis.groups import is_unset, written
+from analysis.groups import PROBLEM, is_unset, written
 
 Selector = Mapping[str, tuple[Any, ...]]
 """Settings by their dotted paths, each with the values of which one is wanted."""
@@ -200,8 +200,14 @@ class Claim:
 
     @property
     def selected(self) -> set[str]:
-        """Settings that some selector names, in which compared runs may differ."""
-        return {path for one in (*self.runs, *self.against) for path in one}
+        """Settings in which compared runs may differ: those that a selector names.
+
+        A setting of the problem, such as the partition, is one of them only if what is compared
+        with names it, too: else it is the same on both sides.
+        """
+        first, *others = (*self.runs, *self.against)
+        own = {path for path in first if not path.startswith(PROBLEM)}
+        return own.union(*others)
 
 
 @dataclass(frozen=True)

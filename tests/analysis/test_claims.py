@@ -563,6 +563,24 @@ def test_a_selector_takes_any_of_its_values_and_unset(tmp_path: Path, folder: Pa
         assert len(found[found["n"] > 0]) == len(wanted)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_selected_problem_is_that_of_both_sides(tmp_path: Path, named: bool) -> None:
+    """FedAvg of another partition is stronger, and counts only if the claim names it."""
+    for name, extra in (("fedavg", {}), ("ssfl", {"sparsity": 0.5})):
+        for alpha, last in ((0.1, 0.5), (0.5, 0.7)):
+            tree = settings(name, seed=1, **extra)
+            tree["partition"] = {"name": "dirichlet", "alpha": alpha}
+            accuracy = last + (0.1 if name == "ssfl" else 0.0)
+            write(tmp_path / "r" / f"{name}{alpha}.h5", tree, rounds([accuracy]))
+    ours = 'runs = { method.name = "ssfl", partition.alpha = 0.1 }\n'
+    theirs = 'method.name = "fedavg"' + (", partition.alpha = 0.5" if named else "")
+    published = f"published = 0.1\n{NO_SPREAD}near = 0.05\n"
+    parts = ACCURACY, ours, f"against = {{ {theirs} }}\n", published
+    row = one(tmp_path, tmp_path / "r", *parts)
+    assert row["ours_mean"] == pytest.approx(-0.1 if named else 0.1)
+    assert row["against"] == ("fedavg alpha=0.5" if named else "fedavg")
+
+
 def test_diverged_runs_count_against_a_claim(tmp_path: Path, folder: Path) -> None:
     tree = settings("ssfl", seed=3, sparsity=0.5)
     write(folder / "ssfl3.h5", tree, rounds([0.9]), "diverged", train_samples=100)
