@@ -104,15 +104,16 @@ class Clients(fedavg.Clients):
         """Returns how many values of v are sent in round t."""
         return self.method.count(self.flat, self.sparsity(t))
 
-    def corrected(self, client: int, update: Tensor) -> Tensor:
-        """Returns u, which is to be added to v."""
-        self.velocity = self.velocities.add(client, update)
-        return self.velocity.clone()
+    def update(self, client: int, w: Tensor) -> Tensor:
+        """Adds the update to u, and u to v; returns v."""
+        self.velocity = self.velocities.add(client, w, self.start)
+        return self.feedback.add(client, self.velocity, w.new_zeros(w.shape))
 
     def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the largest values of v, and keeps the rest of u."""
         chosen = self.method.largest(update, self.flat, self.sparsity(t))
         velocity = self.velocity.mul_(self.method.momentum)
+        velocity[self.stat_positions] = 0
         whole = self.velocities.kept(velocity)
         velocity[chosen.positions] = 0
         self.velocities.remember(client, velocity, whole)

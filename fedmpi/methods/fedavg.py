@@ -423,7 +423,6 @@ class Clients(Half):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.start = torch.zeros(self.flat.size, device=trainer.device)
-        self.difference: Tensor | None = None
         self.held = self.flat
         self.known = None if self.changes is None else Copies(self.changes, trainer)
         self.feedback: Feedback | Estimates
@@ -535,9 +534,6 @@ class Clients(Half):
         """
         update = self.update(client, w)
         statistics = self.take_statistics(update)
-        update = self.corrected(client, update)
-        if self.feedback.is_on:
-            update = self.feedback.add(client, update)
         blocks = self.encode_update(t, client, update)
         if not self.coder.is_plain:
             where = self.sent_positions(t, client, blocks)
@@ -548,17 +544,13 @@ class Clients(Half):
         return [*blocks, *statistics]
 
     def update(self, client: int, w: Tensor) -> Tensor:
-        """Returns the update by which a client came to its local model w [n].
+        """Returns what a client with the local model w [n] is to send, before compression: [n].
 
-        It may be changed, and with feedback it is valid until the next call: then nothing else
-        refers to it, and new memory would take longer than the difference.
-        Methods whose clients have starts of their own override it.
+        It is the update, w minus the client's start, with what the feedback adds, and it may be
+        changed. Running statistics have no feedback. Methods whose clients have starts of their own
+        override it.
         """
-        if not self.feedback.is_on:
-            return w - self.start
-        if self.difference is None or self.difference.shape != self.start.shape:
-            self.difference = torch.empty_like(self.start)
-        return torch.sub(w, self.start, out=self.difference)
+        return self.feedback.add(client, w, self.start)
 
     def count(self, t: int) -> int:
         """Returns how many values of its update a client sends; if the method `chooses`."""
@@ -582,10 +574,6 @@ class Clients(Half):
         out = ~torch.isin(where, kept)
         assert isinstance(self.feedback, Feedback)
         self.feedback.take_back(client, where[out], sparse.values(sent, kept.device)[out])
-
-    def corrected(self, client: int, update: Tensor) -> Tensor:
-        """Returns what is sent instead of an update [n]: by default the update."""
-        return update
 
     def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Encodes an update [n]; values of the first block are float32 if a codec may take them.

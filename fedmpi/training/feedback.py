@@ -25,6 +25,7 @@ from torch import Tensor
 from fedmpi import config
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block
+from fedmpi.messages.kernels import adding
 from fedmpi.training.store import Provisional, Store
 from fedmpi.training.train import Trainer
 
@@ -60,18 +61,21 @@ class Feedback:
         if is_on:
             self.residuals = trainer.provisional(name, size)
 
-    def add(self, client: int, update: Tensor) -> Tensor:
-        """Returns the sum of the client's residual, if it has one, and an update, [size].
+    def add(self, client: int, after: Tensor, before: Tensor) -> Tensor:
+        """Returns the update after - before, plus the client's residual if it has one, [size].
 
-        It is in the memory of the update, or in that where the residual is kept. There, what is
-        left out later need not be copied.
+        It may be changed: it is in new memory, or in that where the residual is kept. There, what
+        is left out later need not be copied.
         """
         if not isinstance(self.residuals, Provisional) or client not in self.residuals:
-            return update
+            return after - before
         own = self.residuals.lend(client)
-        if own is not None and own.device == update.device:
-            return own.add_(update)
-        return update.add_(self.residuals[client].to(update.device))
+        if own is None or own.device != after.device:
+            return (after - before).add_(self.residuals[client].to(after.device))
+        if own.device.type == "cpu" and own.dtype == after.dtype == torch.float32:
+            adding.add_difference(own.numpy(), after.numpy(), before.numpy())
+            return own
+        return own.add_(after - before)
 
     def kept(self, update: Tensor) -> Tensor:
         """Returns what the residual is if the upload is lost: the update [size] as it is now.
@@ -137,8 +141,9 @@ class Estimates:
             return self.store[client].to(like.device, copy=True)
         return torch.zeros_like(like)
 
-    def add(self, client: int, update: Tensor) -> Tensor:
-        """Subtracts the estimate from an update [size] in place: the difference is sent."""
+    def add(self, client: int, after: Tensor, before: Tensor) -> Tensor:
+        """Returns the update after - before, minus the client's estimate: [size], to be sent."""
+        update = after - before
         return update.sub_(self.of(client, update))
 
     def learn(self, client: int, update: Tensor, sent: Block, where: Tensor | None) -> Tensor:

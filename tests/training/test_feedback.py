@@ -229,14 +229,16 @@ def test_clients_are_told_of_losses_when_they_take_part_again() -> None:
 
 @pytest.mark.parametrize("memory", [1, 0])
 def test_an_update_is_added_where_the_residual_is_kept(memory: int) -> None:
-    """In memory; from the file it comes into the update."""
+    """In memory; from the file it comes into the update. The difference is rounded first."""
     engine = remembering("topk", "classic", f"state.memory={memory}")
     feedback, update = engine.clients.feedback, random(engine, 1)
-    assert feedback.add(2, update) is update
+    before = random(engine, 3)
+    assert torch.equal(feedback.add(2, update, before), update - before)
     feedback.remember(2, update, update)
-    more = random(engine, 2)
-    found = feedback.add(2, more.clone())
-    assert torch.equal(found, update + more)
+    more = update + random(engine, 2)
+    found = feedback.add(2, more, before)
+    assert torch.equal(found, update + (more - before))
+    more = found - update
     assert (found.data_ptr() == feedback.residuals[2].data_ptr()) == bool(memory)
     feedback.remember(2, found.mul_(0.5), found)
     assert torch.equal(feedback.residuals[2], (update + more) / 2)

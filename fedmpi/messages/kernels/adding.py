@@ -1,4 +1,4 @@
-"""Values at some positions added to a vector in place."""
+"""Values at some positions, or a difference of vectors, added to a vector in place."""
 
 import numpy as np
 
@@ -25,6 +25,18 @@ def add_at(target: np.ndarray, positions: np.ndarray, values: np.ndarray, weight
     return all(spread(part, len(positions)))
 
 
+def add_difference(target: np.ndarray, after: np.ndarray, before: np.ndarray) -> None:
+    """Adds after - before to a vector, all float32 [n]; the difference is rounded first.
+
+    It takes one pass, where a vector for the difference would be written and read besides.
+    """
+
+    def part(start: int, stop: int) -> None:
+        _add_difference(target[start:stop], after[start:stop], before[start:stop])
+
+    spread(part, len(target))
+
+
 def _plain(array: np.ndarray) -> np.ndarray:
     """As `np.require` with C and A, which takes longer than a kernel for a short vector."""
     flags = array.flags
@@ -40,3 +52,9 @@ def _add_at(target: np.ndarray, positions: np.ndarray, values: np.ndarray, weigh
             return False
         target[position] += weight * values[i]
     return True
+
+
+@kernel("void(float32[::1], const float32[::1], const float32[::1])")
+def _add_difference(target: np.ndarray, after: np.ndarray, before: np.ndarray) -> None:
+    for i in range(len(target)):
+        target[i] += after[i] - before[i]

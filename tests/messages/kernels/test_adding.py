@@ -28,3 +28,12 @@ def test_nothing_is_written_beyond_the_vector() -> None:
     assert adding.add_at(memory, np.empty(0, np.uint32), np.empty(0, np.float32), 1.0)
     raw = np.zeros(17, np.uint8)[1:].view(np.float32)  # as of a buffer that lies askew
     assert adding.add_at(memory, np.arange(8, dtype=np.uint32)[:5][::-1][:4], raw, 1.0)
+
+
+def test_a_difference_is_rounded_before_it_is_added(threads: int) -> None:
+    """As numpy does it in two steps; a fused operation would differ in some last bits."""
+    random = np.random.default_rng(5)
+    target, after, before = random.normal(size=(3, 20_001)).astype(np.float32)
+    wanted = target + (after - before)
+    adding.add_difference(target, after, before)
+    np.testing.assert_array_equal(target, wanted)
