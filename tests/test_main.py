@@ -30,8 +30,8 @@ QUICK = (
 )
 """Words for a run that takes a tenth of a second."""
 COMMANDS = (
-    *("run", "sweep", "partition", "agent", "list", "show", "watch", "evaluate", "export"),
-    *("doctor", "data", "bench"),
+    *("run", "sweep", "resume", "partition", "agent", "list", "show", "watch", "evaluate"),
+    *("export", "doctor", "data", "bench"),
 )
 
 

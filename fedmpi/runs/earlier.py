@@ -47,17 +47,21 @@ def _results(out: Path, method: str, identity: str) -> list[Path]:
         for entry in entries:
             if entry.name.startswith(f"{method}-") and entry.name.endswith(".h5"):
                 with suppress(RecordError):
-                    if _identity(entry.path, entry.inode()) == identity:
+                    about = entry.inode(), entry.stat().st_mtime_ns
+                    if _identity(entry.path, *about) == identity:
                         found.append(out / entry.name)
     return sorted(found)
 
 
 @cache
-def _identity(path: str, _: int) -> str:
-    """The identity of the run in a file, which is read once.
+def _identity(path: str, number: int, written: int) -> str:
+    """The identity of the run in a file, which is read once, unless it changes.
 
-    A run's settings do not change, and a run that replaces another one comes in a new file, which
-    has another number on the disk.
+    Args:
+        path: of the file.
+        number: of the file on its disk. A run that replaces another one comes in a new file, which
+            may take over the number.
+        written: when it was written to.
     """
     return record.read(Path(path), lambda file: record.identity_of(file.attrs))
 

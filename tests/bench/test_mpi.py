@@ -188,7 +188,7 @@ def test_a_file_opens_in_pandas(tmp_path: Path) -> None:
     with h5py.File(out) as file:
         frame = pd.DataFrame(file["mpi"][:])
         assert json.loads(file["mpi"].attrs["columns"]).keys() == mpi.COLUMNS.keys()
-        assert file.attrs["command"].startswith("fedmpi ")
+        assert file.attrs["command"].startswith("fedmpi")
     printed = [json.loads(line) for line in found.output.splitlines() if line.startswith("{")]
     assert list(frame.columns) == list(mpi.COLUMNS)
     assert frame["side"].tolist() == [b"ours", b"bare", b"counted", b"pickled"]

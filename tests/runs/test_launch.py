@@ -552,7 +552,7 @@ LONG = ("rounds=100000", "clients=2", "epochs=1", "batch=256", "evaluate.every=1
 def test_a_run_or_sweep_that_is_ended(
     command: str, family: Callable[..., Family], tmp_path: Path
 ) -> None:
-    """Its ranks end, and no other run begins."""
+    """The round is finished and the run stopped; its ranks end, and no other run begins."""
     words: tuple[str, ...] = LONG
     if command == "sweep":
         file = tmp_path / "sweep.toml"
@@ -561,7 +561,7 @@ def test_a_run_or_sweep_that_is_ended(
     job = family("-m", "fedmpi", command, *words, "--ranks", "2", "--out", str(tmp_path))
     assert job.says("round 2/"), job.log.read_text()
     job.process.terminate()
-    assert job.process.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert job.process.wait(PATIENCE) == launch.STOPPED
     assert not job.alive()
     assert "[2/2]" not in job.log.read_text()
     assert len(list(tmp_path.glob("*.h5"))) == 1

@@ -109,6 +109,7 @@ SKIPPED = {
     *("meter", "nests", "flats", "initial", "homes"),  # made when they are first needed
     *("start", "history"),  # in the memory of a message that is gone; written as it is sent
     "judged",  # of a client's last round, and no other
+    "scores",  # of an agreement that is over; the next one begins with none
 }
 """Attributes of an engine, and of what it holds, that no round depends on."""
 Held = str | float | np.ndarray | None

@@ -147,6 +147,7 @@ class Server(Half, staticmask.Server):
             initial = self.flat.initial.to(self.w.device)
             self.w[~self.mask] = initial[~self.mask]
             self.adopt(torch.ones_like(self.mask))
+            self.scores.clear()
             if self.method.overlap:
                 self.scored = self.w.clone()
         return super().broadcast(t)
@@ -155,7 +156,6 @@ class Server(Half, staticmask.Server):
         """Chooses the mask, prunes the model, and sends the mask over the prunable weights."""
         mask = ~self.prunable
         mask[self.prunable] = self._best(self.scores.total)
-        self.scores.clear()
         self.adopt(mask)
         return [staticmask.encode_mask(mask, self.prunable)]
 
