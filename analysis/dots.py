@@ -83,8 +83,9 @@ def picture(claims: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
 
 
 def _text(row: Mapping[Any, Any], dot: Dot, is_first: bool) -> str:
-    """Returns what stands beside a figure: the claim once, and whose figure it is."""
-    claim = f"{row['system']}, {row['claim']}" if is_first else ""
+    """Returns what stands beside a figure: the claim and by what once, and whose figure it is."""
+    by = f" ({row['by']})" if row["by"] else ""
+    claim = f"{row['system']}, {row['claim']}{by}" if is_first else ""
     return textwrap.fill(": ".join(filter(None, (claim, dot.name))), TEXT)
 
 

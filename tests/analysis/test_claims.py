@@ -773,7 +773,7 @@ def test_the_picture_has_a_panel_for_each_unit(tmp_path: Path, folder: Path) -> 
     published = [one.get_xdata() for one in shares.lines if one.get_marker() == "D"]
     np.testing.assert_allclose(np.concatenate(published), [90.0, 50.0])
     lines = [text.get_text() for text in shares.get_yticklabels()]
-    assert lines == ["SSFL, it is so: ssfl", "dispfl"]
+    assert lines == ["SSFL, it is so (global): ssfl", "dispfl"]
     (factor,) = (one.lines[0].get_xdata().item() for one in factors.containers)
     assert factor == pytest.approx(rows["ours_mean"][1])
     assert (shares.get_xlabel(), factors.get_xlabel()) == ("accuracy or share (%)", "ratio")
