@@ -33,35 +33,42 @@ def read(path: Path) -> pd.DataFrame:
 
 @panels.STYLED
 def picture(rows: pd.DataFrame) -> Figure:
-    """Draws the rows."""
-    groups = list(rows.groupby("ranks", sort=True))
+    """Draws the rows along the clients, or along the ranks if the number of clients is the same."""
+    along, by = ("clients", "ranks") if rows["clients"].nunique() > 1 else ("ranks", "clients")
+    groups = list(rows.groupby(by, sort=True))
     looks = panels.variants(list(dict.fromkeys(rows["exchange"])))
     kinds = list(rows.groupby(["sparsity", "agreed"], sort=True).groups)
-    titles = [f"{ranks} ranks on {some['nodes'].iloc[0]} nodes" for ranks, some in groups]
+    titles = [f"{count} {by}{_place(some) if by == 'ranks' else ''}" for count, some in groups]
     figure, shown = panels.figure(titles, len(looks))
     handles: dict[str, Any] = {}
     for panel, (_, some) in zip(shown, groups, strict=True):
         for (name, *kind), line in some.groupby(["exchange", "sparsity", "agreed"], sort=False):
-            line, (colour, marker) = line.sort_values("clients"), looks[str(name)]
+            line, (colour, marker) = line.sort_values(along), looks[str(name)]
             called = f"{name}, {kind[0]:g}" + (", agreed" if kind[1] else "")
             (handles[called],) = panel.plot(
-                line["clients"], line["predicted_seconds"], color=colour, marker=".",
+                line[along], line["predicted_seconds"], color=colour, marker=".",
                 linestyle=panels.DASHES[kinds.index(tuple(kind)) % len(panels.DASHES)],
                 linewidth=1.3, markersize=3,
             )  # fmt: skip
             seen = line[line["measured_seconds"].notna()]
             if len(seen):
                 (handles["measured"],) = panel.plot(
-                    seen["clients"], seen["measured_seconds"], color=colour, marker=marker,
+                    seen[along], seen["measured_seconds"], color=colour, marker=marker,
                     linestyle="none", markersize=6, markeredgecolor="black",
                 )  # fmt: skip
         panel.set_yscale("log")
     panels.scale(shown[0], ((1e6, "M"), (1e3, "k"), (1, "")))
     shown[0].yaxis.set_major_formatter(lambda s, _: panels.amount(s, SECONDS))
-    figure.supxlabel("clients")
+    figure.supxlabel(along)
     figure.supylabel("predicted time of a round's uplink")
     panels.legend(figure, handles, "lines: predicted; numbers: sparsity")
     return figure
+
+
+def _place(rows: pd.DataFrame) -> str:
+    """Where the ranks of some rows are."""
+    count = rows["nodes"].iloc[0]
+    return " on 1 node" if count == 1 else f" on {count} nodes"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

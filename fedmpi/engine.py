@@ -162,12 +162,12 @@ class Engine:
         self.wire, self.clock, self.goes_on = wire, clock, True
         self.sent: list[Message] = []
         self.word, self.is_stopped = Word.ROUND, False
-        self.last = EVERYONE_ROUND
         exchange = config.module("exchange", self.settings.exchange.name)
         self.exchange = exchange.Exchange(wire, clock, self.ledger)
         method = self.method
         self.keeper = Keeper(self.settings) if keeper is None else keeper
         first = self.population.first_round if first is None else first
+        self.last = max(EVERYONE_ROUND, first - 1)
         self.keeper.begin(first)
         for t in range(first, self.settings.rounds):
             waves = self.placement.waves(t)

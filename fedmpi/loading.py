@@ -586,11 +586,13 @@ def _reselected(settings: Settings) -> list[str]:
     if not settings.exchange.reselects:
         return []
     what = "exchange.reselect = true"
-    if not (method.chooses and method.loses):
+    if not method.chooses:
         found.append(
             f"{what}: wanted a method whose clients send the largest values of an update, topk, "
-            f"dgc or stc, with method.sparsity above 0; found method.name = '{method.name}'"
+            f"dgc or stc; found method.name = '{method.name}'"
         )
+    elif not method.loses:
+        found.append(f"{what}: wanted method.sparsity above 0, found 0.0")
     elif settings.feedback != "classic":
         found.append(
             f"{what}: wanted feedback = 'classic', which takes what is left out, found "

@@ -407,7 +407,8 @@ def _title(row: Row) -> str:
         words.append(f"sparsity {row['sparsity']:g}")
     if row["kind"] == "exchange":
         words.append(f"{row['positions']} positions, {row['clients']} clients a rank")
-    words.append(f"{row['level']}: {row['ranks']} ranks, {row['nodes']} nodes")
+    nodes = "1 node" if row["nodes"] == 1 else f"{row['nodes']} nodes"
+    words.append(f"{row['level']}: {row['ranks']} ranks, {nodes}")
     return ", ".join(words)
 
 

@@ -277,8 +277,8 @@ def manifest_of(folder: Path) -> Manifest:
         manifest = Manifest(**(found | lists))
         if place(Path("x"), manifest.round).name != folder.name:
             raise Broken("its folder is named otherwise than its round")
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise Broken(f"its manifest cannot be read: {type(error).__name__}") from None
+    except (OSError, ValueError, TypeError, LookupError):
+        raise Broken("its manifest is missing, or is no longer what was written") from None
     return manifest
 
 

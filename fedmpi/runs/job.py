@@ -244,7 +244,7 @@ class Job:
         if status == record.STOPPED:
             self._say(
                 f"{path}: stopped by a signal after round {engine.last + 1} of {settings.rounds}; "
-                "the same command goes on from there"
+                f"the same command{', but without --again,' if again else ''} goes on from there"
             )
         if status == record.DIVERGED:
             self._say(

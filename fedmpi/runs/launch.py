@@ -319,13 +319,14 @@ class _Attendant:
     Attributes:
         got: numbers of the signals that came, without a gentle one that was handed on.
         is_gentle: whether the next signal of `GENTLE` is handed on as SIGUSR1.
+        is_told: whether one was. Ranks that start, or end, know it as little as other programs do.
     """
 
     def __init__(
         self, command: Sequence[str], variables: Mapping[str, str], is_gentle: bool
     ) -> None:
         self.got: list[int] = []
-        self.is_gentle = is_gentle
+        self.is_gentle, self.is_told = is_gentle, False
         mine = os.getpid()
         self.process = subprocess.Popen(
             command,
@@ -340,7 +341,7 @@ class _Attendant:
     def hand_on(self, number: int, frame: FrameType | None) -> None:
         """Asks the program to end; kills it after `GRACE` seconds, or at the next signal."""
         if self.is_gentle and number in GENTLE:
-            self.is_gentle = False
+            self.is_gentle, self.is_told = False, True
             self.process.send_signal(signal.SIGUSR1)
             return
         number = signal.SIGTERM if number == signal.SIGUSR1 else number
@@ -366,4 +367,10 @@ class _Attendant:
             self.patience.cancel()
         if self.got:
             raise SystemExit(128 + self.got[0])
+        if self.is_told and code in (128 + signal.SIGUSR1, -signal.SIGUSR1):
+            print(
+                "the signal came while the ranks were starting or ending; the same command goes on",
+                file=sys.stderr,
+            )
+            return STOPPED
         return code

@@ -17,6 +17,7 @@ import numpy as np
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from fedmpi.results import checkpoint, lease, record
@@ -25,7 +26,12 @@ from fedmpi.terminal.folder import ACCURACIES, results
 from fedmpi.terminal.style import COLOURS, console, grid, number
 from fedmpi.units import amount, clock
 
-HEADS = ("result", "method", "state", "round", "accuracy", "", "bytes", "a round", "left")
+HEADS = (
+    *("result", "method", "state", "checkpoint", "round", "accuracy", "", "bytes", "a round"),
+    "left",
+)
+SPARE = ("a round", "", "checkpoint", "bytes", "method")
+"""Columns that a narrow terminal does without, in this order."""
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 16
 """Points of a sparkline."""
@@ -82,7 +88,10 @@ def watch(paths: Sequence[Path], every: float, once: bool) -> None:
         frame = watcher.frame(len(watcher.look()))
         if not watcher.seen:
             raise RecordError(f"{paths[0]}: no results; wanted files *.h5 or *.hdf5")
-        out.width = max(out.width, out.measure(frame, options=_wide(out)).maximum)
+        if out.is_terminal:
+            frame = watcher.frame(len(watcher.seen), out.width)
+        else:
+            out.width = max(out.width, out.measure(frame, options=_wide(out)).maximum)
         out.print(frame)
         return
     with Live(console=out, auto_refresh=False, screen=out.is_terminal) as live:
@@ -155,15 +164,10 @@ class Watcher:
             self.seen,
             key=lambda path: (states[path] != record.RUNNING, -self.versions[path][1], str(path)),
         )
-        table = grid(*HEADS, left=(0, 1, 2, 5))
-        for path in order[:height]:
-            table.add_row(*self._row(path, states[path]))
-        if width is not None:  # what a terminal lacks is taken from the names of files
-            size = console().measure(table, options=_wide(console())).maximum
-            most = max(map(cell_len, map(self.names.__getitem__, order[:height])), default=0)
-            for name in table.columns[0].cells:
-                assert isinstance(name, Text)
-                name.truncate(max(SHORTEST, most - max(0, size - width)), overflow="ellipsis")
+        shown = [self._row(path, states[path]) for path in order[:height]]
+        table = _table(shown, HEADS)
+        if width is not None:
+            table = _fitted(shown, width)
         counts = Counter(states.values())
         lost = [
             Text(f"{self.names[path]}: {one}", "red")
@@ -184,22 +188,25 @@ class Watcher:
             return CUT
         return one.status
 
-    def _row(self, path: Path, state: str) -> Iterator[Text]:
+    def _row(self, path: Path, state: str) -> dict[str, Text]:
+        """The cells of a run, by the heads of their columns."""
         one = self.seen[path]
-        yield Text(self.names[path])
         if isinstance(one, str):
-            yield from (Text(""), Text(state, "red"))
-            return
+            return {"result": Text(self.names[path]), "state": Text(state, "red")}
         age = self._checkpoint(path)
-        yield Text(one.method)
-        yield Text(state + (f", checkpoint {clock(age)} old" if age is not None else ""),
-                   COLOURS.get(state, "red"))  # fmt: skip
-        yield Text(f"{one.done}/{one.rounds}")
-        yield Text(number(one.accuracies[-1]) if one.accuracies else "-")
-        yield Text(sparkline(one.accuracies), "cyan")
-        yield Text(amount(one.bytes))
-        yield Text(clock(one.seconds) if np.isfinite(one.seconds) else "-")
-        yield Text(clock(self._left(path, one)) if self._is_timed(one, state) else "")
+        cells = (
+            Text(self.names[path]),
+            Text(one.method),
+            Text(state, COLOURS.get(state, "red")),
+            Text("" if age is None else f"{clock(age)} old"),
+            Text(f"{one.done}/{one.rounds}"),
+            Text(number(one.accuracies[-1]) if one.accuracies else "-"),
+            Text(sparkline(one.accuracies), "cyan"),
+            Text(amount(one.bytes)),
+            Text(clock(one.seconds) if np.isfinite(one.seconds) else "-"),
+            Text(clock(self._left(path, one)) if self._is_timed(one, state) else ""),
+        )
+        return dict(zip(HEADS, cells, strict=True))
 
     def _is_timed(self, one: Seen, state: str) -> bool:
         return state == record.RUNNING and bool(np.isfinite(one.seconds))
@@ -217,6 +224,33 @@ class Watcher:
                 with suppress(OSError):
                     found.append(os.stat(os.path.join(folder.path, checkpoint.MANIFEST)).st_mtime)
         return max(0.0, time.time() - max(found)) if found else None
+
+
+def _fitted(rows: Sequence[dict[str, Text]], width: int) -> Table:
+    """The table of some runs, without what a terminal of that width lacks the room for.
+
+    First the names of files are cut, then columns are left out.
+    """
+    names = [row["result"] for row in rows]
+    most = max((cell_len(name.plain) for name in names), default=0)
+    for count in range(len(SPARE) + 1):
+        heads = [head for head in HEADS if head not in SPARE[:count]]
+        lacks = console().measure(_table(rows, heads), options=_wide(console())).maximum - width
+        if most - lacks >= SHORTEST or lacks <= 0:
+            break
+    for name in names:
+        name.truncate(max(SHORTEST, most - max(0, lacks)), overflow="ellipsis")
+    return _table(rows, heads)
+
+
+def _table(rows: Sequence[dict[str, Text]], heads: Sequence[str]) -> Table:
+    """A table of some columns; one that has nothing in it is left out."""
+    found = [h for h in heads if h != "checkpoint" or any(row.get(h) for row in rows)]
+    left = [found.index(head) for head in ("result", "method", "state", "") if head in found]
+    table = grid(*found, left=tuple(left))
+    for row in rows:
+        table.add_row(*(row.get(head, Text("")) for head in found))
+    return table
 
 
 def _seen(file: Any) -> Seen:

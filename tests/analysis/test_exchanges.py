@@ -116,10 +116,14 @@ def test_predictions_are_lines_and_measurements_marks(tmp_path: Path) -> None:
     path, out = tmp_path / "predicted.jsonl", tmp_path / "scaling.svg"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     two, four = panels_of(scaling.picture(scaling.read(path)))
-    assert [two.get_title(), four.get_title()] == ["2 ranks on 1 nodes", "4 ranks on 1 nodes"]
+    assert [two.get_title(), four.get_title()] == ["2 ranks on 1 node", "4 ranks on 1 node"]
     star, tree = (line.get_xydata().tolist() for line in two.get_lines())
     assert (star, tree) == ([[10, 20], [100, 200]], [[10, 40], [100, 400]])
     (mark,) = [line for line in four.get_lines() if line.get_linestyle() == "None"]
     assert mark.get_xydata().tolist() == [[10, 7]]
+    one = scaling.read(path).query("clients == 10")
+    (panel,) = panels_of(scaling.picture(one))
+    star, tree = (line.get_xydata().tolist() for line in panel.get_lines()[:2])
+    assert (panel.get_title(), star) == ("10 clients", [[2, 20], [4, 40]])
     done = CliRunner().invoke(scaling.main, [str(path), "--out", str(out)])
     assert (done.exit_code, done.output) == (0, f"{out}\n")

@@ -161,8 +161,8 @@ def test_people_read_the_columns_of_osu(capsys: pytest.CaptureFixture[str]) -> N
     mpi.say([row(bytes=8), row(bytes=8, side="bare"), row(bytes=64)])
     blocks = capsys.readouterr().out.strip().split("\n\n")
     assert [block.splitlines()[0] for block in blocks] == [
-        "# fedmpi bench mpi: collective bcast, bare, near: 4 ranks, 1 nodes",
-        "# fedmpi bench mpi: collective bcast, ours, near: 4 ranks, 1 nodes",
+        "# fedmpi bench mpi: collective bcast, bare, near: 4 ranks, 1 node",
+        "# fedmpi bench mpi: collective bcast, ours, near: 4 ranks, 1 node",
     ]
     head, *lines = blocks[1].splitlines()[1:]
     columns = ["# Size", "Avg Latency(us)", "Min Latency(us)", "Max Latency(us)", "Iterations"]

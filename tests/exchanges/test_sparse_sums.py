@@ -242,7 +242,7 @@ def test_a_single_upload_is_never_cut_down() -> None:
     [
         (("method.name=fedavg",), "wanted a method whose clients send the largest values"),
         (("method.name=randomk",), "found method.name = 'randomk'"),
-        (("method.name=topk", "method.sparsity=0.0"), "with method.sparsity above 0"),
+        (("method.name=topk", "method.sparsity=0.0"), "wanted method.sparsity above 0, found 0.0"),
         (("method.name=topk", "feedback=none"), "wanted feedback = 'classic'"),
         (("method.name=topk", "control=mean"), "wanted control = 'none', found 'mean'"),
         (("method.name=topk", "aggregation.server=fedexp"), "needs no lengths of updates"),

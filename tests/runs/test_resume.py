@@ -275,6 +275,27 @@ def test_a_signal_stops_the_ranks_of_the_command(number: signal.Signals, tmp_pat
     assert not checkpoint.folder_of(out).exists()
 
 
+def test_a_signal_before_ranks_listen_stops_the_command_as_well(tmp_path: Path) -> None:
+    """They end by it; nothing has begun, and scripts that wait for 75 submit the job again."""
+    mark = tmp_path / "began"
+    program = f"import pathlib, time; pathlib.Path({str(mark)!r}).touch(); time.sleep(600)"
+    starter = (
+        "import sys; from fedmpi.runs import launch; "
+        "sys.exit(launch.find().run(2, [sys.executable, *sys.argv[1:]], is_gentle=True))"
+    )
+    job = subprocess.Popen(
+        [sys.executable, "-c", starter, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOM)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert until(mark.exists, nap=0.05)
+    job.terminate()
+    _, said = job.communicate(timeout=PATIENCE)
+    assert job.returncode == launch.STOPPED, said
+    assert "the signal came while the ranks were starting or ending" in said
+
+
 def _rounds(path: Path) -> list[int]:
     if not path.exists():
         return []
