@@ -82,7 +82,7 @@ that says which others it may import, and checks it.
     streams        the only source of randomness   provenance     software and machine of a result
     units          numbers for people              draft          files written as a whole
     inputs         files that settings name        turns          times of candidates in turns
- costs          seconds of exchanges, predicted
+    costs          seconds of exchanges, predicted
  messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks

@@ -218,9 +218,9 @@ def commit(path: Path, manifest: Manifest) -> None:
         part.replace(folder / MANIFEST)
         for known in (folder, folder.parent, path.parent):
             _sync(known)
-    whole = [old for old in _folders(path) if (old / MANIFEST).exists()]
+    kept = there(path)[:KEPT]
     for old in _folders(path):
-        if old not in whole[:KEPT]:
+        if old not in kept:
             shutil.rmtree(old, ignore_errors=True)
 
 

@@ -244,19 +244,22 @@ WORDS = (
 )
 
 
+STARTER = (
+    "import sys; from fedmpi.runs import launch; "
+    "sys.exit(launch.find().run(2, [sys.executable, *sys.argv[1:]], is_gentle=True))"
+)
+"""Starts a program on two ranks, as the command does, and hands signals on."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_stops_the_ranks_of_the_command(number: signal.Signals, tmp_path: Path) -> None:
     """The command hands it on; its exit code is 75. `fedmpi resume` goes on, on one rank."""
     program, out = tmp_path / "fedmpi_slow.py", tmp_path / "x.h5"
     program.write_text(SLOW)
     python, environment = sys.executable, os.environ | {"PYTHONPATH": str(ROOM)}
-    starter = (
-        "import sys; from fedmpi.runs import launch; "
-        "sys.exit(launch.find().run(2, [sys.executable, *sys.argv[1:]], is_gentle=True))"
-    )
     words = ["run", *WORDS, "--out", str(out)]
     job = subprocess.Popen(
-        [python, "-c", starter, str(program), *words], env=environment, stderr=subprocess.DEVNULL
+        [python, "-c", STARTER, str(program), *words], env=environment, stderr=subprocess.DEVNULL
     )
     assert until(lambda: len(_rounds(out)) >= 2, nap=0.05)
     job.send_signal(number)
@@ -279,12 +282,8 @@ def test_a_signal_before_ranks_listen_stops_the_command_as_well(tmp_path: Path) 
     """They end by it; nothing has begun, and scripts that wait for 75 submit the job again."""
     mark = tmp_path / "began"
     program = f"import pathlib, time; pathlib.Path({str(mark)!r}).touch(); time.sleep(600)"
-    starter = (
-        "import sys; from fedmpi.runs import launch; "
-        "sys.exit(launch.find().run(2, [sys.executable, *sys.argv[1:]], is_gentle=True))"
-    )
     job = subprocess.Popen(
-        [sys.executable, "-c", starter, "-c", program],
+        [sys.executable, "-c", STARTER, "-c", program],
         env=os.environ | {"PYTHONPATH": str(ROOM)},
         stderr=subprocess.PIPE,
         text=True,
