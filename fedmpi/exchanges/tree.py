@@ -39,7 +39,7 @@ def steps(load: Load) -> list[Step]:
     found = [*choose(load), move("near", load.near, 1, sent), *heard]
     if load.nodes > 1:
         union = load.union(here)
-        is_sparse = 2 * union < load.summed
+        is_sparse = partial.is_sparse(union, load.summed)
         size = load.message(union) if is_sparse else 4 * load.summed
         found += [work("pack", "each", load, 1, union), move("gather", 1, load.nodes, HEAD + size)]
         adding = ("read", "add") if is_sparse else ("add dense",)

@@ -17,10 +17,15 @@ from fedmpi.messages.kernels import adding, places
 def block(vector: np.ndarray) -> Block:
     """Encodes a sum, float32 [n], in the shorter way; a dense block is a view of it."""
     positions, values = places.nonzero(vector)
-    count, size = len(positions), len(vector)
-    if 4 * count + min(4 * count, -(-size // 8)) >= 4 * size:
-        return Block(Kind.GRADIENT, size, Coding.F4, vector)
-    return Block(Kind.GRADIENT, size, Coding.F4, values, positions)
+    about = Kind.GRADIENT, len(vector), Coding.F4
+    if is_sparse(len(positions), len(vector)):
+        return Block(*about, values, positions)
+    return Block(*about, vector)
+
+
+def is_sparse(count: float, size: int) -> bool:
+    """Whether so many values of a sum with their positions are shorter than all of them."""
+    return 4 * count + min(4 * count, -(-size // 8)) < 4 * size
 
 
 def add(vector: np.ndarray, block: Block) -> None:
