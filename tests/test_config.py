@@ -31,7 +31,7 @@ def test_nothing_is_enough() -> None:
 def test_tables_with_a_name_are_made_without_a_look_at_their_callers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What they add has no source text, and a search for it takes the longer the deeper the call."""
+    """What they add has no source text; to search for it takes the longer the deeper the call."""
     chosen = tuple(name for _, name in AXES.values())
     known = config.schema("method", "topk"), config.whole(chosen)
     looks: list[object] = []
