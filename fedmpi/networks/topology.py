@@ -360,7 +360,7 @@ def _norms_behind(modules: Mapping[str, nn.Module]) -> dict[str, str]:
         prefix = f"{name}." if name else ""
         for (one, layer), (other, norm) in pairwise(sequence.named_children()):
             in_line = isinstance(sequence, nn.Sequential) and isinstance(layer, PRUNABLE)
-            in_line = in_line and isinstance(norm, LAST) <= isinstance(layer, LAST)
+            in_line = in_line and is_last(norm) <= is_last(layer)
             if in_line and isinstance(norm, NORMS):
                 found[prefix + one] = prefix + other
     return found
@@ -401,5 +401,10 @@ def _hash(numbers: Tensor) -> Tensor:
     return 1 + (numbers * 0.6180339887).frac()
 
 
+def is_last(module: nn.Module) -> bool:
+    """Whether a layer has its channels along the last dimension."""
+    return isinstance(module, LAST)
+
+
 def _dimension(module: nn.Module) -> int:
-    return -1 if isinstance(module, LAST) else 1
+    return -1 if is_last(module) else 1

@@ -14,7 +14,7 @@ from fedmpi.networks import narrow
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import BatchNorm, OptionA
 from fedmpi.networks.narrow import Narrow, Scale, SubModels
-from tests.small import small, smooth, sorts
+from tests.small import reads, small, smooth, sorts
 from tests.suites.test_rows import FAMILIES
 
 CLASSES = 5
@@ -27,13 +27,12 @@ families = pytest.mark.parametrize(
 def built(name: str, shape: tuple[int, ...], *words: str) -> Flat:
     """A network of a family."""
     settings = small(f"model.name={name}", *words)
-    kind = "symbols" if name == "rnn" else "numbers"
-    return Flat(models.build(settings.model, shape, CLASSES, 1, kind))
+    return Flat(models.build(settings.model, shape, CLASSES, 1, reads(name)))
 
 
 def samples(name: str, shape: tuple[int, ...]) -> Tensor:
     generator = torch.Generator().manual_seed(3)
-    if name == "rnn":
+    if reads(name) == "symbols":
         return torch.randint(CLASSES, (4, *shape), generator=generator).byte()
     return torch.randn(4, *shape, generator=generator)
 

@@ -99,7 +99,7 @@ def test_what_a_channel_owns_moves_its_output_alone(topology: Topology) -> None:
             moved = (before != after).reshape(layer.count, -1).any(1)
             assert moved.tolist() == [other == own for other in range(layer.count)]
             extra = 2 if layer.norm else 0
-            assert int(mine.sum()) == layer.weight.shape[1:].numel() + 1 + extra
+            assert int(mine.sum()) == layer.weights[0].shape[1:].numel() + 1 + extra
 
 
 def test_a_norm_directly_behind_belongs_to_the_channels(topology: Topology) -> None:
