@@ -60,7 +60,7 @@ def normed(w: Weights, name: str, x: np.ndarray, epsilon: float) -> np.ndarray:
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """x times the probability that a standard normal number is less than x."""
+    """X times the probability that a standard normal number is less than x."""
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
