@@ -71,6 +71,11 @@ class Config(config.Model):
     """Dropout rate of the embedding, of the outputs of attention and of the linear layers behind
     it, and in front of the classes."""
 
+    @property
+    def pads(self) -> str:
+        """Padded tokens are vectors of zeros, if there is a pad."""
+        return "" if self.pad is None else f"model.pad = {self.pad}"
+
 
 class Embed(nn.Module):
     """Symbols as tokens: the sum of three trainable vectors, normalised; zeros for padding."""

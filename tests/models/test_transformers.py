@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmpi import models
+from fedmpi import config, models
 from fedmpi.config import ConfigError
+from fedmpi.datasets import synthetic
+from fedmpi.engine import Engine
+from fedmpi.messages.codec import Kind
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.flops import forward
 from fedmpi.networks.layers import Dropout
-from tests.small import reads, small
+from fedmpi.split.cuts import Crossing
+from tests.small import reads, refusal, run, small, text
 
 VIT = ("model.name=vit", "model.width=12", "model.heads=3", "model.depth=2", "model.patch=4")
 BERT = ("model.name=bert", "model.width=12", "model.heads=3", "model.depth=2")
@@ -273,6 +277,49 @@ def test_names_of_parameters_are_those_that_the_docstrings_promise() -> None:
         wanted = ends[name] | {f"block{n}.{part}" for n in (1, 2) for part in block}
         pieces = built(shape, *words).parameters
         assert {piece.name.rpartition(".")[0] for piece in pieces} == wanted
+
+
+# ---- Padding at a cut
+
+
+SPLIT = [m for m in config.names("method") if config.module("method", m).Config.converses]
+LOSING = ("fedlite", "splitfc", "splitquant")
+"""Methods that quantize activations to numbers other than zero."""
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_padding_crosses_the_cut_or_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With whatever the method does to activations, in training."""
+    monkeypatch.setattr(synthetic, "load", text)
+    few = ("rounds=1", "clients=2", "data.samples=80", "data.test_samples=10")
+    words = (*BERT, "model.pad=0", f"method.name={name}", *few)
+    if name in LOSING:
+        assert "model.pad = 0: wanted a method that sends zeros as zeros" in refusal(*words)
+        if name == "fedlite":
+            return
+        words = (*words, "method.bits=32")
+    seen: dict[Crossing, Tensor] = {}
+    found: list[bool] = []
+
+    def prepare(engine: Engine) -> None:
+        for half in (engine.server, engine.clients):
+
+            def encode(crossing: Crossing, x: Tensor, known: Any = half.encode) -> Any:
+                seen.setdefault(crossing, x.detach().clone())
+                return known(crossing, x)
+
+            def decode(crossing: Crossing, blocks: Any, known: Any = half.decode) -> Tensor:
+                arrived = known(crossing, blocks)
+                if crossing.kind == Kind.ACTIVATION and crossing in seen:
+                    padded = (seen[crossing] == 0).all(2)
+                    found.append(bool(padded.any()))
+                    assert not arrived.view(*padded.shape, -1)[padded].any()
+                return arrived
+
+            half.encode, half.decode = encode, decode
+
+    run(small(*words), prepare=prepare)
+    assert any(found), "some batch had padding"
 
 
 # ---- Refused
