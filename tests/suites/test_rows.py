@@ -49,7 +49,7 @@ kinds = pytest.mark.parametrize("kind", [OneByOne, Stacked])
 networks = pytest.mark.parametrize("words", [(), CNN], ids=["mlp", "cnn"])
 
 RESNET = ("model.name=resnet", "model.norm=batch", "model.depth=20", "lr=0.02")
-ALL = (*EVERYTHING, "batch=7")
+ALL = (*EVERYTHING, "batch=7", "data.samples=150")
 CASES = {
     "plain": (),
     "dropout": (*ALL, "model.dropout=0.4"),
