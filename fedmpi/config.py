@@ -152,6 +152,11 @@ class Model(Table):
 
     name: str = ""
 
+    @property
+    def pads(self) -> str:
+        """The setting by which vectors of zeros between stages are padding; "" if none are."""
+        return ""
+
 
 Uploads = Literal["updates", "codes", "models", "nothing"]
 """What the clients of a method upload (see `Method.uploads`)."""
@@ -188,6 +193,8 @@ class Method(Table):
         slices: whether each client can say which channels of its model to keep if it is sliced.
         has_link: whether what happens to activations at a cut can be judged: whether it is other
             than nothing without randomness, too.
+        keeps_zeros: whether zeros in a sample's activations arrive at the other side of a cut as
+            zeros.
         optimizes: whether the server moves its model by the mean of updates, and by nothing else,
             so that a server optimizer (`aggregation.server`) can take the step instead.
         fits: whether the largest share of the model that fits a device can be found (`Tier.fit`).
@@ -237,6 +244,10 @@ class Method(Table):
 
     @property
     def pools(self) -> bool:
+        return True
+
+    @property
+    def keeps_zeros(self) -> bool:
         return True
 
     @property
