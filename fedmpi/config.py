@@ -1010,13 +1010,23 @@ def imported(folder: str, name: str) -> Any:
     return importlib.import_module(f"fedmpi.{folder}.{name.replace('-', '_')}")
 
 
+def made(title: str, base: type[Any], **given: Any) -> type[Any]:
+    """A table that adds to another what no source text says.
+
+    Pydantic would look for docstrings of its settings in the files of all callers, which takes the
+    longer the more of them there are.
+    """
+    unread = {"use_attribute_docstrings": False}
+    return pydantic.create_model(title, __base__=base, __cls_kwargs__=unread, **given)
+
+
 @functools.cache
 def schema(table: str, name: str) -> type[Table]:
     """The settings of `[table]` under that name, with the name itself as their default."""
     field = (Literal[name], Field(name, description=f"There are: {', '.join(names(table))}."))
     base: type[Table] = module(table, name).Config
     narrowed: Any = {"name": field}
-    return pydantic.create_model("Config", __base__=base, __doc__=base.__doc__, **narrowed)
+    return made("Config", base, __doc__=base.__doc__, **narrowed)
 
 
 @functools.cache
@@ -1024,7 +1034,7 @@ def whole(chosen: tuple[str, ...]) -> type[Settings]:
     """All settings, with a name for each of `AXES`; building it takes longer than a check."""
     kinds = {table: schema(table, name) for table, name in zip(AXES, chosen, strict=True)}
     narrowed: Any = {table: (kind, Field(default_factory=kind)) for table, kind in kinds.items()}
-    return pydantic.create_model("Settings", __base__=Settings, **narrowed)
+    return made("Settings", Settings, **narrowed)
 
 
 def kinds(annotation: Any) -> dict[str, type[Table]]:
