@@ -129,8 +129,8 @@ def stages(
     """Builds embed, block1, ..., head (one vector of all tokens, a pooler, and a linear layer).
 
     Raises:
-        ConfigError: if the samples are no sequences or too long, the samples have more
-            symbols than the vocabulary, `pad` or `separator` is no symbol, or heads do not divide the width.
+        ConfigError: if the samples are no sequences, too long, or of more symbols than the
+            vocabulary; if `pad` or `separator` is no symbol; or if heads do not divide the width.
     """
     if len(shape) != 1:
         raise ConfigError(
