@@ -83,7 +83,7 @@ class Engine:
         hardware.use_tf32(settings.precision == "tf32")
         data = config.module("data", settings.data.name).load(settings.data, settings.seed)
         self.about_data, self.population = data.about, Population(settings, data)
-        kind = (data.shape, data.classes, settings.seed, data.kind)
+        kind = (data.shape, data.classes, settings.seed, data.kind, data.symbols)
         network = settings.method.network(models.build(settings.model, *kind))
         self.flat = Flat(network, settings.statistics == "local")
         if self.flat.is_local and not self.flat.statistics:

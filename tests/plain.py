@@ -103,6 +103,11 @@ CNN = ("model.name=cnn", "model.channels=[3,4]", "model.kernel=3", "model.hidden
 """Convolutions, for images of 8x8 pixels."""
 RNN = ("model.name=rnn", "model.hidden=9", "lr=0.5")
 """Recurrent layers, for sequences of symbols (see `small.text`)."""
+SIZE = ("model.width=12", "model.heads=3", "model.depth=1", "model.ratio=2", "lr=0.05")
+VIT = ("model.name=vit", *SIZE)
+"""A transformer, for images of 8x8 pixels."""
+BERT = ("model.name=bert", *SIZE, "model.pad=0")
+"""A transformer of texts with padding, for sequences of symbols."""
 EVERYTHING = ("momentum=0.9", "weight_decay=0.01", "clip=1.0", "lr_decay=0.9", "epochs=2")
 """All that local training can do."""
 

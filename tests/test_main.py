@@ -148,7 +148,10 @@ SETTINGS = {
         ["method.name=fedpro"],
         "method.name = 'fedpro': no such method (did you mean 'fedprox'?); there are: ",
     ),
-    "model": (["model.name=cnm"], "no such model (did you mean 'cnn'?); there are: cnn, cnn1d"),
+    "model": (
+        ["model.name=cnm"],
+        "no such model (did you mean 'cnn'?); there are: bert, cnn, cnn1d",
+    ),
     "data": (["data.name=cifar"], "no such data (did you mean 'cifar10'?); there are: cifar10,"),
     "partition": (
         ["partition.name=x"],

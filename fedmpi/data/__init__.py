@@ -61,6 +61,7 @@ class Dataset:
             "sample_shape": json.dumps(list(self.shape)),
             "sample_kind": self.kind,
             "classes": self.classes,
+            "symbols": self.symbols,
             "train_samples": len(self.train_y),
             "test_samples": len(self.test_y),
             "data_files": self.origin,

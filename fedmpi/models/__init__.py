@@ -1,7 +1,7 @@
 """Models: one module for each family, with a `Config` and `stages(config, shape, classes)`.
 
 A model is a sequence of named stages. Each name but the last is a split point, `method.cut`. A
-model of symbols also has `READS = "symbols"`; it has as many symbols as there are classes.
+model of symbols also has `READS = "symbols"`, and its `stages` takes their number, too.
 A module's docstring is its description in `fedmpi list models`.
 """
 
@@ -20,6 +20,7 @@ def build(
     classes: int,
     seed: int,
     samples: str = "numbers",
+    symbols: int | None = None,
 ) -> nn.Sequential:
     """Builds a network with its initial parameters, the same on every rank.
 
@@ -29,6 +30,7 @@ def build(
         classes: number of labels.
         seed: seed of the run.
         samples: kind of the samples' values, numbers or symbols (see `Dataset.kind`).
+        symbols: number of symbols; None if they are the labels.
 
     Raises:
         ConfigError: if the network does not fit the samples, or a layer is impossible.
@@ -42,7 +44,8 @@ def build(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Purpose.MODEL))
-        stages = module.stages(settings, shape, classes)
+        more = (symbols or classes,) if samples == "symbols" else ()
+        stages = module.stages(settings, shape, classes, *more)
     network = nn.Sequential(stages)
     layers.check(network)
     return network

@@ -53,8 +53,7 @@ class Config(config.Model):
     ratio: Factor = 4.0
     """Hidden units of a block's two linear layers, as a multiple of the width."""
     vocabulary: int | None = Field(None, ge=1, le=config.MOST)
-    """Number of symbols. If absent, the number of classes, as for a text whose next character is
-    the label. Published models have 30522."""
+    """Number of symbols. If absent, that of the samples. Published models have 30522."""
     positions: int | None = Field(None, ge=1, le=config.MOST)
     """Longest sequence. If absent, the samples' length. Published models have 512."""
     pad: int | None = Field(None, ge=0, le=config.MOST)
@@ -124,12 +123,14 @@ class Block(nn.Module):
         return self.padding(found, x) if self.is_padded else found
 
 
-def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
+def stages(
+    config: Config, shape: tuple[int, ...], classes: int, symbols: int
+) -> OrderedDict[str, nn.Module]:
     """Builds embed, block1, ..., head (one vector of all tokens, a pooler, and a linear layer).
 
     Raises:
-        ConfigError: if the samples are no sequences or too long, there are fewer symbols than
-            classes, `pad` or `separator` is no symbol, or heads do not divide the width.
+        ConfigError: if the samples are no sequences, too long, or of more symbols than the
+            vocabulary; if `pad` or `separator` is no symbol; or if heads do not divide the width.
     """
     if len(shape) != 1:
         raise ConfigError(
@@ -139,12 +140,14 @@ def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[
     width, depth, heads = (
         own or known for own, known in zip(given, SIZES[config.size], strict=True)
     )
-    vocabulary, positions = config.vocabulary or classes, config.positions or shape[0]
+    vocabulary, positions = config.vocabulary or symbols, config.positions or shape[0]
     problems = []
     if width % heads:
         problems.append(f"model.heads = {heads}: must divide {width}, the width")
-    if vocabulary < classes:
-        problems.append(f"model.vocabulary = {vocabulary}: wanted at least {classes}, the classes")
+    if vocabulary < symbols:
+        problems.append(
+            f"model.vocabulary = {vocabulary}: wanted at least {symbols}, the samples' symbols"
+        )
     if positions < shape[0]:
         problems.append(f"model.positions = {positions}: wanted at least {shape[0]}, a sample's")
     for name, symbol in (("pad", config.pad), ("separator", config.separator)):

@@ -9,7 +9,7 @@ outputs; LEAF's LSTM has one, which makes 817,872 parameters.
 Differs from the paper: McMahan et al. state 866,578 parameters, which no size of the vocabulary
 makes with one bias or with two.
 
-Samples are symbols, [steps], and the labels are symbols of the same vocabulary.
+Samples are symbols, [steps]. Of characters the labels are symbols of the same vocabulary.
 Split points: recurrent1 (the embedding and the first layer; the outputs of all steps are sent at
 this cut), recurrent2, ... (at the last, only the output of the last step is sent).
 """
@@ -54,7 +54,9 @@ class Last(nn.Module):
         return x[:, -1]
 
 
-def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[str, nn.Module]:
+def stages(
+    config: Config, shape: tuple[int, ...], classes: int, symbols: int
+) -> OrderedDict[str, nn.Module]:
     """Builds recurrent1 (with the embedding), recurrent2, ... and a head on the last step.
 
     Raises:
@@ -65,7 +67,7 @@ def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[
             f"model.name = 'rnn': wanted sequences of symbols, found samples of shape {shape}"
         )
     found: OrderedDict[str, nn.Module] = OrderedDict()
-    parts: list[nn.Module] = [Embedding(classes, config.embedding)]
+    parts: list[nn.Module] = [Embedding(symbols, config.embedding)]
     inputs = config.embedding
     for number in range(1, config.layers + 1):
         parts.append(Recurrent(config.cell, inputs, config.hidden))

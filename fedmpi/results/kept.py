@@ -139,7 +139,9 @@ def module(path: Path, client: int | None = None) -> nn.Sequential:
     try:
         shape = tuple(json.loads(kept.about["sample_shape"]))
         kind = int(kept.about["classes"]), settings.seed, str(kept.about["sample_kind"])
-        network = settings.method.network(models.build(settings.model, shape, *kind))
+        symbols = kept.about.get("symbols")  # absent where they are the labels
+        more = None if symbols is None else int(symbols)
+        network = settings.method.network(models.build(settings.model, shape, *kind, more))
         state, tensors = network.state_dict(), kept.of(client)
         state |= {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
         network.load_state_dict(state)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedmpi import config, models
 from fedmpi.config import ConfigError
+from fedmpi.data import Dataset
 from fedmpi.datasets import synthetic
 from fedmpi.engine import Engine
 from fedmpi.messages.codec import Kind
@@ -279,6 +280,32 @@ def test_names_of_parameters_are_those_that_the_docstrings_promise() -> None:
         assert {piece.name.rpartition(".")[0] for piece in pieces} == wanted
 
 
+# ---- Labelled texts
+
+
+def labelled(given: Any, seed: int) -> Dataset:
+    """In place of `synthetic.load`: 20 symbols in texts with padding, and two classes."""
+    random, count = np.random.default_rng(seed), given.samples
+    symbols = random.integers(1, 20, size=(count, TOKENS)).astype(np.int32)
+    symbols *= np.arange(TOKENS) < random.integers(1, TOKENS + 1, count)[:, None]
+    labels = (symbols[:, 0] > 9).astype(np.int64)
+    test = given.test_samples
+    return Dataset(symbols, labels, symbols[:test], labels[:test], 2, symbols=20)
+
+
+@pytest.mark.parametrize("words", [(*BERT, "model.pad=0"), ("model.name=rnn", "model.hidden=8")])
+def test_texts_may_have_more_symbols_than_classes(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "load", labelled)
+    found = run(small(*words, "rounds=1", "clients=2", "data.samples=60"))
+    modules = found.engine.flat.stages.modules()
+    table = next(module for module in modules if isinstance(module, torch.nn.Embedding))
+    assert table.num_embeddings == 20 and found.engine.trainer.feed.classes == 2
+    assert found.engine.about_data["symbols"] == 20
+    assert np.isfinite(found.model).all()
+
+
 # ---- Padding at a cut
 
 
@@ -333,7 +360,7 @@ def test_padding_crosses_the_cut_or_is_refused(name: str, monkeypatch: pytest.Mo
         (IMAGE, (*VIT, "model.heads=5"), r"heads = 5: must divide 12, the width"),
         (IMAGE, BERT, r"wanted sequences of symbols, found samples of shape \(3, 8, 12\)"),
         ((TOKENS,), (*BERT, "model.heads=5"), r"heads = 5: must divide 12, the width"),
-        ((TOKENS,), (*BERT, "model.vocabulary=4"), r"vocabulary = 4: wanted at least 5, the clas"),
+        ((TOKENS,), (*BERT, "model.vocabulary=4"), r"vocabulary = 4: wanted at least 5, the samp"),
         ((TOKENS,), (*BERT, "model.positions=6"), r"positions = 6: wanted at least 7, a sample's"),
         ((TOKENS,), (*BERT, "model.pad=5"), r"pad = 5: wanted less than 5, the symbols"),
         ((TOKENS,), (*BERT, "model.separator=9"), r"separator = 9: wanted less than 5"),

@@ -21,6 +21,7 @@ from fedmpi.datasets import synthetic
 from fedmpi.engine import Engine
 from tests import KEPT
 from tests.plain import (
+    BERT,
     CHOICES,
     CNN,
     CODECS,
@@ -28,6 +29,7 @@ from tests.plain import (
     FAMILIES,
     METHODS,
     RNN,
+    VIT,
     allowed,
     codecs,
     families,
@@ -214,6 +216,19 @@ def test_convolutions(family: str) -> None:
 def test_text(family: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "load", text)
     compare(of(family, *RNN, f"model.cell={cell}", "server=shared", "epochs=1"))
+
+
+@on_few_ranks
+@families
+def test_transformers(family: str) -> None:
+    compare(of(family, *VIT, "model.dropout=0.2", *EVERYTHING, "epochs=1", "server=shared"))
+
+
+@on_few_ranks
+@pytest.mark.parametrize("family", ["fedavg", "heterofl", "splitfed"])
+def test_transformers_of_texts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "load", text)
+    compare(of(family, *BERT, "server=shared"))
 
 
 @on_few_ranks

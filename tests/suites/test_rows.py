@@ -29,12 +29,14 @@ from fedmpi.training.descent import descent
 from fedmpi.training.rows import Networks, OneByOne, Rows
 from fedmpi.training.stacked import GRAPHS, Stacked, graph_size, loaded
 from tests.plain import (
+    BERT,
     CHOICES,
     CNN,
     CODECS,
     EVERYTHING,
     METHODS,
     RNN,
+    VIT,
     allowed,
     codecs,
     families,
@@ -385,6 +387,25 @@ def test_stacked_equals_one_by_one_with_statistics_of_their_own(
 def test_stacked_equals_one_by_one_with_text(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "load", text)
     compare(member(family, *RNN, "lr=0.1", "momentum=0.9", "batch=7"), 3)
+
+
+HALF = "method.rates=[1.0, 0.5]"
+"""A LayerNorm of one or two numbers would make any rounding large."""
+
+
+@families
+def test_stacked_equals_one_by_one_with_transformers(family: str) -> None:
+    more = (HALF,) if family == "heterofl" else ()
+    compare(member(family, *VIT, *more, "model.dropout=0.2", "momentum=0.9", "batch=7"), 3)
+
+
+@pytest.mark.parametrize("family", ["fedavg", "heterofl", "splitfed"])
+def test_stacked_equals_one_by_one_with_transformers_of_texts(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "load", text)
+    more = (HALF,) if family == "heterofl" else ()
+    compare(member(family, *BERT, *more, "model.pooling=mean", "momentum=0.9", "batch=7"), 3)
 
 
 def widen(engine: Engine, count: int) -> None:

@@ -63,7 +63,7 @@ class Lab:
                 f"validation = {settings.validation}: wanted samples that are held out, found "
                 "none; an agent is rewarded by them"
             )
-        kind = (data.shape, data.classes, settings.seed, data.kind)
+        kind = (data.shape, data.classes, settings.seed, data.kind, data.symbols)
         flat = Flat(models.build(settings.model, *kind), settings.statistics == "local")
         trainer = Trainer(settings, flat, data, population, torch.device("cpu"))
         front, _ = flat.split(settings.method.cut or (flat.cuts() or [""])[-1])
