@@ -155,15 +155,24 @@ class Record:
             self._check()
             return self._extend(tables)
 
-    def sync(self) -> None:
-        """Waits until what was appended is on the disk.
+    def syncing(self) -> Callable[[], None]:
+        """Returns a function that waits until what was appended so far is on the disk.
+
+        Another thread may call it, whatever has become of this file; it raises a `Failure` if the
+        system does not let it write.
 
         Raises:
-            Failure: if the system does not let it write.
+            Failure: if the file is no longer this process's to write.
         """
         with self._writing():
             self._check()
-            os.fsync(self._handle)
+            file = os.fdopen(os.dup(self._handle), "rb")
+
+        def sync() -> None:
+            with told(self.path, INSTEAD, Failure), file:
+                os.fsync(file.fileno())
+
+        return sync
 
     def _extend(self, tables: Mapping[str, np.ndarray]) -> bool:
         """See `append`."""

@@ -50,6 +50,8 @@ Found = TypeVar("Found")
 
 NEVER = -2
 """In place of the round of a checkpoint: there is none."""
+KEPT = ("checkpoints", "checkpoint_bytes", "checkpoint_seconds")
+"""Attributes of a result: how many checkpoints its last job wrote, and what they took."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _resumed(old: Earlier, now: Mapping[str, Any]) -> dict[str, Any]:
         line["code_sha256"] = json.loads(now["code_sha256"])
     line |= {"round": old.round, "at": datetime.now(UTC).isoformat(timespec="seconds")}
     lines = [*record.resumes(old.about), line]
-    gone = ("status", "finished", "best_round", "checkpoints", "checkpoint_bytes")
+    gone = ("status", "finished", "best_round", *KEPT)
     kept = {name: value for name, value in old.about.items() if name not in gone}
     return kept | {"resumed": json.dumps(lines), "status": record.RUNNING}
 
@@ -386,8 +388,9 @@ class Job:
             if old is None:
                 checkpoint.remove(path)
         whose = Manifest(0, identity, code, data)
-        sync = (lambda: None) if file is None else file.sync
-        keeper = Keeper(settings, path, whose, lambda: self.is_signalled, sync)
+        keeper = Keeper(settings, path, whose, lambda: self.is_signalled)
+        if file is not None:
+            keeper.sync = file.syncing
         first = None if old is None else old.round
         models = Trained(engine)
         try:
@@ -406,13 +409,15 @@ class Job:
                 if file is not None and final:
                     file.append(final)
         except BaseException:
+            keeper.close()
             if file is not None:
                 file.fail()
             raise
         if engine.is_stopped:
             status = record.STOPPED
         if file is not None:
-            why: dict[str, Any] = {"checkpoints": keeper.count, "checkpoint_bytes": keeper.bytes}
+            told = keeper.count, keeper.bytes, keeper.seconds
+            why: dict[str, Any] = dict(zip(KEPT, told, strict=True))
             groups = None
             if status in record.FINISHED:
                 why["model_sha256"] = engine.model_sha256()
