@@ -688,6 +688,17 @@ def resumes(about: Mapping[str, Any]) -> list[dict[str, Any]]:
     return parsed(about, "resumed") if "resumed" in about else []
 
 
+def code_of(about: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the SHA-256 of a run's sources, by module.
+
+    Args:
+        about: the attributes of its result, or the table of a job that went on with it; the latter
+            has them only if they had changed, and results of earlier versions have none.
+    """
+    found = about.get("code_sha256", {})
+    return found if isinstance(found, dict) else parsed(about, "code_sha256")
+
+
 def files_of(about: Mapping[str, Any]) -> dict[str, str]:
     """Returns the SHA-256 of the files that a run's settings name, by the settings' paths.
 

@@ -210,8 +210,8 @@ class Job:
             again: whether it begins anew, whatever is there.
 
         Returns:
-            On the root what became of it: its status, with the word already if it was there. On
-            all ranks `record.STOPPED` if a signal has stopped it.
+            On the root what became of it: its status, or if it was there `earlier.verdict`. On all
+            ranks `record.STOPPED` if a signal has stopped it.
 
         Raises:
             BadInput: if the settings do not fit together, the file is another run's, or nothing
@@ -231,8 +231,11 @@ class Job:
         with ExitStack() as stack:
             held, state = self.check(lambda: self._begin(path, settings, stack, again))
             if self.wire.lowest(state in record.FINISHED) is not None:
-                self._say(f"{title}{path}: {state} already")
-                return f"{state} already"
+                if state is None:
+                    return ""
+                word, more = earlier.verdict(path, state)
+                self._say(f"{title}{path}: {word}{more}")
+                return word
             place = self.wire.place
             # Every rank has the root's number, whatever its own environment says.
             threads = int(self.wire.publish(np.array([hardware.threads(settings)]))[0])
