@@ -49,7 +49,7 @@ WATCHED = tuple(
 """Files, and folders of files, in whose functions runs are killed,"""
 SAVING = (checkpoint.__file__, keeper.__file__)
 """and those of them that write checkpoints."""
-PATIENCE = 120
+PATIENCE = 900
 """Seconds that a job may take."""
 
 
