@@ -13,7 +13,8 @@ Rank 0 is the server; the other ranks host the logical clients. In round t (`eng
               rank absorbs its own clients' uploads, and merge adds the ranks' sums (`reduce`)
     step      server: moves the model
     outcome   off the clock: accuracies, bytes, seconds as rows of tables -> `record`
-    pause     off the clock, where the server says so: all state -> `checkpoint`
+    pause     off the clock, where the server says so: a copy of all state -> `checkpoint`, which is
+              written while the next rounds go on
 
 A method that has to agree on something (a mask) has rounds for it, called agreements: every client
 takes part, none trains, and the server sends the result instead of a step. An agreement before the

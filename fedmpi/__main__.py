@@ -295,8 +295,8 @@ def _run(
     settings = settings_of()
     path = earlier.place(out, settings)
     state = earlier.state(path, settings)
-    if state in FINISHED and not again:
-        print(f"{path}: {state} already", file=sys.stderr)
+    if state is not None and state in FINISHED and not again:
+        print(f"{path}: {''.join(earlier.verdict(path, state))}", file=sys.stderr)
         return
     begin(path).release()
     Engine(settings.model_copy(update={"device": "cpu"}))
@@ -408,7 +408,7 @@ def sweep(
         print(len(plan.members))
     elif dry_run:
         for number, state in plan.states().items():
-            print(f"{number:4}  {state:10}  {plan.members[number]}")
+            print(f"{number:4}  {state:10}  {plan.members[number]}{plan.note(number, state)}")
     else:
         assert ranks is not None
         sys.exit(plan.supervise(ranks, again))

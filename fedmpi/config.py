@@ -586,6 +586,9 @@ class Checkpoint(Table):
     seconds: Annotated[int, MACHINE] = Field(0, ge=0, le=MOST)
     """A checkpoint is written after the first round that ends so many seconds after the last one. 0
     writes none by time."""
+    memory: Annotated[int, MACHINE] = Field(1024, ge=0, le=MOST)
+    """Memory in MiB, per rank, for a copy of what a checkpoint holds, so that it is written while
+    the next round trains. What needs more is written before that round begins. 0 copies nothing."""
     code: Annotated[Literal["same", "any"], MACHINE] = "same"
     """Whether a run goes on from a checkpoint if the source code of its method, model or data set
     has changed since. same: no, it is an error. any: yes."""

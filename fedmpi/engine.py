@@ -189,6 +189,7 @@ class Engine:
             if outcome is not None:
                 self.goes_on = outcome.finite and not outcome.ends
             yield outcome
+        self.keeper.finish(self.wire)
 
     def pause(self, t: int) -> bool:
         """Does what comes instead of round t, on all ranks; returns whether the round comes then.
@@ -198,8 +199,9 @@ class Engine:
         word = Word(int(self.wire.publish(np.array([self.word]))[0]))
         self.is_stopped = word == Word.STOP
         if word == Word.END:
+            self.keeper.finish(self.wire)
             return False
-        self.keeper.keep(t, self.state, self.wire)
+        self.keeper.keep(t, self.state, self.wire, self.is_stopped)
         spent = float(self.clock.seconds[Phase.SAVE])
         self.begin(t)
         self.clock.credit(Phase.SAVE, spent)

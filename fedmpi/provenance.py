@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
@@ -49,11 +50,18 @@ def about() -> dict[str, str | int]:
 def source(module: str) -> str:
     """Returns the SHA-256 of a module's source, of all files of its folder if it is a package.
 
+    The module is not imported.
+
     Args:
-        module: its name, such as fedmpi.methods.topk.
+        module: its name, such as fedmpi.methods.topk; there must be such a package fedmpi.methods.
+
+    Raises:
+        FileNotFoundError: if there is no such module.
     """
-    found = sys.modules[module].__file__ or ""
-    path, sha256 = Path(found), hashlib.sha256()
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(module)
+    path, sha256 = Path(spec.origin), hashlib.sha256()
     files = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
     for file in files:
         content = file.read_bytes()

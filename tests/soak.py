@@ -1,11 +1,15 @@
 """Runs that are killed at random, and go on until they are done: python -m tests.soak --kills N.
 
 A run writes a checkpoint after every round. It is killed by SIGKILL at a random call of a function
-in `results`, `runs` or the engine, or of what these call, such as a write, an fsync or a rename.
-It is started again, on 1 to 4 ranks, of which one is killed, and so on. Whatever happens, it ends
-with the model and the tables of a run that nobody killed.
+in `results`, `runs` or the engine, or of what these call, such as a write, an fsync or a rename:
+half of the times at one that concerns checkpoints, also in the thread that writes them. It is
+started again, on 1 to 4 ranks, of which one is
+killed, or all at their own moments, and so on. Whatever happens, it ends with the model and the
+tables of a run that nobody killed.
 """
 
+import importlib
+import json
 import os
 import re
 import shutil
@@ -13,7 +17,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +27,7 @@ import click
 import numpy as np
 
 from fedmpi import engine, results, runs
-from fedmpi.results import checkpoint, record
+from fedmpi.results import checkpoint, keeper, record
 from fedmpi.runs import launch
 from fedmpi.runs.job import Job
 from tests.plain import allowed
@@ -40,8 +46,10 @@ FEW = ("rounds=4", "participation=0.6", "checkpoint.every=1", "devices.dropouts=
 WATCHED = tuple(
     str(module.__file__).removesuffix("__init__.py") for module in (engine, results, runs)
 )
-"""Files, and folders of files, in whose functions runs are killed."""
-PATIENCE = 120
+"""Files, and folders of files, in whose functions runs are killed,"""
+SAVING = (checkpoint.__file__, keeper.__file__)
+"""and those of them that write checkpoints."""
+PATIENCE = 900
 """Seconds that a job may take."""
 
 
@@ -65,58 +73,72 @@ def same(one: Path, other: Path, ranks: bool = True) -> None:
 
 
 class Fate:
-    """Kills this process at a call; counts them all.
+    """Kills this process at a call in any of its threads; counts them all.
 
     Args:
-        moment: the number of the call; 0 for none.
+        moment: the number of the call, from 1 on; negative for one of those that write checkpoints;
+            0 for none.
     """
 
     def __init__(self, moment: int) -> None:
-        self.moment, self.count = moment, 0
+        self.moment, self.count, self.saving = moment, 0, 0
 
     def __call__(self, frame: FrameType, event: str, what: object) -> None:
         """See `sys.setprofile`."""
-        if event in ("call", "c_call") and frame.f_code.co_filename.startswith(WATCHED):
+        file = frame.f_code.co_filename
+        if event in ("call", "c_call") and file.startswith(WATCHED):
             self.count += 1
-            if self.count == self.moment:
+            self.saving += file in SAVING
+            if self.moment == self.count or (file in SAVING and self.moment == -self.saving):
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def live(words: Sequence[str], path: Path, moment: int) -> int:
-    """Runs settings in this process, which is killed at a moment; returns the number of calls."""
+def live(words: Sequence[str], path: Path, moment: int) -> Fate:
+    """Runs settings in this process, which is killed at a moment (see `Fate`)."""
     job, fate = Job(), Fate(moment)
+    threading.setprofile(fate)
     sys.setprofile(fate)
     try:
         job.run(small(*words), path)
     finally:
         sys.setprofile(None)
-    return fate.count
+        threading.setprofile(None)
+    return fate
 
 
-def forked(words: Sequence[str], path: Path, moment: int) -> int:
+def forked(words: Sequence[str], path: Path, moment: int) -> tuple[int, int]:
     """Lets a copy of this process run settings on one rank.
 
     Returns:
-        0 if it was killed, else how many calls there were.
+        How many calls there were, and how many of them write checkpoints; zeros if it was killed.
     """
     child, told = os.fork(), path.with_suffix(".calls")
     if not child:
         code = 1
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            told.write_text(str(live(words, path, moment)))
+            fate = live(words, path, moment)
+            told.write_text(json.dumps([fate.count, fate.saving]))
             code = 0
         finally:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code in (0, -signal.SIGKILL), f"{words}, killed at {moment}: exit code {code}"
-    return 0 if code else int(told.read_text())
+    every, saving = [0, 0] if code else json.loads(told.read_text())
+    return every, saving
 
 
-def launched(words: Sequence[str], path: Path, moment: int, ranks: int, rank: int) -> bool:
-    """Lets so many ranks run settings, of which one is killed; returns whether it was."""
+def launched(words: Sequence[str], path: Path, moments: Mapping[int, int], ranks: int) -> bool:
+    """Lets so many ranks run settings, some of which are killed; returns whether one was.
+
+    Args:
+        words: the settings.
+        path: the result.
+        moments: of each rank that is to be killed.
+        ranks: their number.
+    """
     launcher = launch.find()
-    program = [sys.executable, "-m", "tests.soak", "--rank", f"{rank}", "--moment", f"{moment}"]
+    program = [sys.executable, "-m", "tests.soak", "--moments", json.dumps(moments)]
     done = subprocess.run(
         launcher.command(ranks, [*program, str(path), *words]),
         env=launcher.environment() | {launch.RANKS: str(ranks)},
@@ -126,13 +148,40 @@ def launched(words: Sequence[str], path: Path, moment: int, ranks: int, rank: in
         timeout=PATIENCE,
     )
     assert done.returncode == 0 or re.search(r"[Ss]ignal:? ?(9|Killed)|signal 9", done.stderr), (
-        f"{words}, rank {rank} of {ranks} killed at {moment}:\\n{done.stderr}"
+        f"{words}, of {ranks} ranks killed at {moments}:\\n{done.stderr}"
     )
     return done.returncode != 0
 
 
-def soak(name: str, kills: int, folder: Path, most: int, seed: int) -> int:
-    """Kills a case's runs so many times, and compares each that ends; returns how many ended.
+@dataclass
+class Tally:
+    """What became of runs.
+
+    Attributes:
+        kills: how often one was killed.
+        saving: how many of these were in the writing of a checkpoint.
+        every: how many of these killed all of several ranks.
+        ended: runs that ended, and were compared.
+    """
+
+    kills: int = 0
+    saving: int = 0
+    every: int = 0
+    ended: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kills} kills ({self.saving} in checkpoints, {self.every} of all ranks), "
+            f"{self.ended} runs that ended: all models and tables equal"
+        )
+
+    def __add__(self, other: "Tally") -> "Tally":
+        both = zip(astuple(self), astuple(other), strict=True)
+        return Tally(*(one + more for one, more in both))
+
+
+def soak(name: str, kills: int, folder: Path, most: int, seed: int) -> Tally:
+    """Kills a case's runs so many times, and compares each that ends.
 
     Args:
         name: of the case.
@@ -142,26 +191,29 @@ def soak(name: str, kills: int, folder: Path, most: int, seed: int) -> int:
         seed: of the moments.
     """
     random, words = np.random.default_rng(seed), allowed(*CASES[name], *FEW)
-    wanted, path, ended, done = folder / f"{name}.h5", folder / f"{name}-killed.h5", 0, 0
-    calls = forked(words, wanted, 0)
-    while done < kills:
-        ranks = int(random.integers(1, most, endpoint=True))
-        rank, moment = int(random.integers(ranks)), int(random.integers(1, calls))
+    wanted, path, tally = folder / f"{name}.h5", folder / f"{name}-killed.h5", Tally()
+    calls, saving = forked(words, wanted, 0)
+    while tally.kills < kills:
+        ranks, is_saving = int(random.integers(1, most, endpoint=True)), random.random() < 0.5
+        places = [int(random.integers(ranks))] if random.random() < 0.75 else range(ranks)
+        most_of_all, sign = (saving, -1) if is_saving else (calls, 1)
+        moments = {place: sign * int(random.integers(1, most_of_all)) for place in places}
         if ranks == 1:
-            is_killed = not forked(words, path, moment)
+            is_killed = forked(words, path, moments[0]) == (0, 0)
         else:
-            is_killed = launched(words, path, moment, ranks, rank)
+            is_killed = launched(words, path, moments, ranks)
         if is_killed:
-            done += 1
+            tally += Tally(1, is_saving, ranks > 1 and len(places) > 1)
             continue
         same(path, wanted, ranks=most == 1)
         path.unlink()
-        ended += 1
-    assert forked(words, path, 0)
+        tally.ended += 1
+    assert forked(words, path, 0) > (0, 0)
     same(path, wanted, ranks=most == 1)
     assert not checkpoint.folder_of(path).exists()
     path.unlink()
-    return ended + 1
+    tally.ended += 1
+    return tally
 
 
 @click.command()
@@ -169,23 +221,31 @@ def soak(name: str, kills: int, folder: Path, most: int, seed: int) -> int:
 @click.option("--kills", type=int, default=60, show_default=True, help="All cases together.")
 @click.option("--ranks", type=int, default=4, show_default=True, help="At most.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of ranks and moments.")
-@click.option("--rank", type=int, help="Run what is GIVEN, and kill this rank.")
-@click.option("--moment", type=int, default=0, help="At this call.")
+@click.option("--case", "cases", multiple=True, type=click.Choice(list(CASES)), help="Only this.")
+@click.option("--moments", help="Run what is GIVEN, and kill ranks at these calls (JSON).")
 def main(
-    given: tuple[str, ...], kills: int, ranks: int, seed: int, rank: int | None, moment: int
+    given: tuple[str, ...],
+    kills: int,
+    ranks: int,
+    seed: int,
+    cases: tuple[str, ...],
+    moments: str | None,
 ) -> None:
     """Kill runs, let them go on, and compare how they end."""
-    if rank is not None:
+    if moments is not None:
         path, *words = given
-        here = int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")))
-        live(words, Path(path), moment if here == rank else 0)
+        here = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0"))
+        live(words, Path(path), json.loads(moments).get(here, 0))
         return
-    folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    each = -(-kills // len(CASES))
-    for name in CASES:
-        ended = soak(name, each, folder, ranks, seed)
-        print(f"{name}: {each} kills, {ended} runs that ended: all models and tables equal")
+    folder, total = Path(tempfile.mkdtemp(prefix="soak-")), Tally()
+    cases = cases or tuple(CASES)
+    importlib.import_module("numba")  # here once, and not in every process that is killed
+    for name in cases:
+        tally = soak(name, -(-kills // len(cases)), folder, ranks, seed)
+        print(f"{name}: {tally}", flush=True)
+        total += tally
     shutil.rmtree(folder)
+    print(f"all: {total}")
 
 
 if __name__ == "__main__":

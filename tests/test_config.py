@@ -122,7 +122,12 @@ def test_identity_depends_on_every_setting_but_those_of_the_machine() -> None:
     own = {
         *("threads=9", "server_threads=9", "data.root=/x", "data.cache=/x", "exchange.window=9"),
         *("state.memory=9", "state.folder=/x", "keep=none", "keep_limit=9"),
-        *("checkpoint.every=9", "checkpoint.seconds=9", "checkpoint.code=any"),
+        *(
+            "checkpoint.every=9",
+            "checkpoint.seconds=9",
+            "checkpoint.memory=9",
+            "checkpoint.code=any",
+        ),
     }
     assert {word.partition("=")[0] for word in own} == set(config.marked(Settings, config.MACHINE))
     said = {one.partition("=")[0].partition(".")[0] for word in words for one in word.split(" ")}

@@ -27,6 +27,7 @@ Beside NAME.h5 lies the folder NAME.h5.checkpoints while its run is not finished
 
 All ranks write at the same time, each its own file. The manifest comes last, by rename, when every
 file is on the disk: a folder without it is no checkpoint. The newest two checkpoints are kept.
+`keeper` decides when; it writes from a copy, while the next round trains.
 
 A file begins with the length of its head, 8 bytes, little-endian; the head (JSON) has the name,
 type, shape and place of each array. Arrays follow as they lie in memory; bools are packed, 8 in a
@@ -39,10 +40,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from time import sleep
 from typing import Any, BinaryIO
@@ -59,7 +61,7 @@ FORMAT = 1
 KEPT = 2
 """So many whole checkpoints stay: if the newest is damaged, there is another one."""
 PIECE = 1 << 24
-"""Bytes that are read and hashed at once."""
+"""Bytes that are read, or written, and hashed at once."""
 LINE = 64
 """Every array begins at a multiple of it."""
 HEAD = 1 << 28
@@ -129,56 +131,77 @@ def file_of(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05}.state"
 
 
-def write(folder: Path, rank: int, state: State) -> tuple[int, bytes]:
+class Content:
+    """The bytes of a rank's file.
+
+    Args:
+        state: what the file holds; it is read when the bytes are asked for.
+
+    Attributes:
+        size: number of bytes.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        head, at = {"format": FORMAT, "arrays": {}, "vectors": {}}, 0
+        for name, array in state.arrays.items():
+            about = {"type": _type(array.dtype), "shape": list(array.shape), "at": at}
+            head["arrays"][name] = about  # type: ignore[index]
+            at += _stride(array.dtype, array.size)
+        for name, vectors in state.vectors.items():
+            clients = list(vectors)
+            first = vectors[clients[0]] if clients else np.zeros(0)
+            about = {"type": _type(first.dtype), "size": first.size, "at": at, "clients": clients}
+            head["vectors"][name] = about  # type: ignore[index]
+            at += _stride(first.dtype, first.size) * len(clients)
+        text = json.dumps(head, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % LINE)
+        self.head = len(text).to_bytes(8, "little") + text
+        self.size = len(self.head) + at
+
+    def __iter__(self) -> Iterator[memoryview | bytes]:
+        """The bytes in pieces, from the head on."""
+        yield self.head
+        vectors = (some.values() for some in self.state.vectors.values())
+        for array in chain(self.state.arrays.values(), *vectors):
+            content = np.packbits(array) if array.dtype.kind == "b" else np.ascontiguousarray(array)
+            yield content.reshape(-1).view(np.uint8).data
+            yield bytes(_stride(array.dtype, array.size) - content.nbytes)
+
+    def copy(self, room: np.ndarray) -> list[memoryview]:
+        """Copies all bytes into memory, uint8 [size] at least; returns them in pieces."""
+        at = 0
+        for piece in self:
+            room[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+            at += len(piece)
+        whole = room[: self.size].data
+        return [whole[start : start + PIECE] for start in range(0, self.size, PIECE)]
+
+
+def write(folder: Path, rank: int, content: Iterable[memoryview | bytes]) -> tuple[int, bytes]:
     """Writes a rank's file, and waits until it is on the disk.
 
+    Args:
+        folder: the checkpoint's.
+        rank: the rank.
+        content: the file's bytes in pieces: a `Content`, or a copy of it.
+
     Returns:
-        Its bytes, and their SHA-256.
+        How many bytes, and their SHA-256.
 
     Raises:
         Failure: if the system does not let it write.
     """
+    sha256, size = hashlib.sha256(), 0
     with told(folder, INSTEAD, Failure):
         folder.mkdir(parents=True, exist_ok=True)
         with file_of(folder, rank).open("wb") as file:
-            found = _write(file, state)
+            for piece in content:
+                sha256.update(piece)
+                size += file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-    return found
-
-
-def _write(file: BinaryIO, state: State) -> tuple[int, bytes]:
-    """Writes head and arrays; returns their bytes and their SHA-256."""
-    head, at = {"format": FORMAT, "arrays": {}, "vectors": {}}, 0
-    for name, array in state.arrays.items():
-        about = {"type": _type(array.dtype), "shape": list(array.shape), "at": at}
-        head["arrays"][name] = about  # type: ignore[index]
-        at += _stride(array.dtype, array.size)
-    for name, vectors in state.vectors.items():
-        clients = list(vectors)
-        first = vectors[clients[0]] if clients else np.zeros(0)
-        about = {"type": _type(first.dtype), "size": first.size, "at": at, "clients": clients}
-        head["vectors"][name] = about  # type: ignore[index]
-        at += _stride(first.dtype, first.size) * len(clients)
-    text = json.dumps(head, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % LINE)
-    sha256, size = hashlib.sha256(), 0
-    for piece in _pieces(text, state):
-        sha256.update(piece)
-        file.write(piece)
-        size += len(piece)
     return size, sha256.digest()
-
-
-def _pieces(text: bytes, state: State) -> Iterator[memoryview | bytes]:
-    """The bytes of a file, from its head on."""
-    yield len(text).to_bytes(8, "little") + text
-    every = [iter(state.arrays.values()), *(iter(some.values()) for some in state.vectors.values())]
-    for arrays in every:
-        for array in arrays:
-            content = np.packbits(array) if array.dtype.kind == "b" else np.ascontiguousarray(array)
-            yield content.reshape(-1).view(np.uint8).data
-            yield bytes(_stride(array.dtype, array.size) - content.nbytes)
 
 
 def _type(dtype: np.dtype) -> str:
@@ -220,7 +243,8 @@ def commit(path: Path, manifest: Manifest) -> None:
             _sync(known)
     kept = there(path)[:KEPT]
     for old in _folders(path):
-        if old not in kept:
+        # Other ranks may be writing the next one already.
+        if old not in kept and _round(old) < manifest.round:
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -254,8 +278,13 @@ def _folders(path: Path) -> list[Path]:
     """The folders of a result's checkpoints, whole or not, the newest first."""
     with suppress(OSError):
         found = [p for p in folder_of(path).iterdir() if re.fullmatch(r"round-\d{6,}", p.name)]
-        return sorted(found, key=lambda folder: -int(folder.name.removeprefix("round-")))
+        return sorted(found, key=_round, reverse=True)
     return []
+
+
+def _round(folder: Path) -> int:
+    """The round that a checkpoint's folder is named after."""
+    return int(folder.name.removeprefix("round-"))
 
 
 def there(path: Path) -> list[Path]:

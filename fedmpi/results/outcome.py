@@ -114,18 +114,18 @@ class Observer:
             figures: numbers about its model (see `Server.figures`).
             overlaps: how far masks of an agreement overlap (see `Server.overlaps`).
             seconds: seconds of the round, on the clock.
-            keeper: hears which ranks were signalled.
+            keeper: reports of its checkpoint and of signals, and hears what all ranks report.
             wire: connection to the other ranks.
             clock: clock of this rank.
         """
         method = self.settings.method
         reports = wire.report(self._report(t, waves, burdens, wire.rank))
         counts = [getattr(wire, name) for name in tables.MOVED]
-        moved = wire.report(np.array([*counts, keeper.is_signalled()]))
+        moved = wire.report(np.array([*counts, *keeper.report()]))
         spent = wire.report(clock.seconds)
         if w is None:
             return None
-        keeper.hear(np.array(moved)[:, -1])
+        keeper.hear(np.array(moved)[:, len(counts) :])
         report = np.sort(np.concatenate(reports), order="client")
         clients = self._client_rows(t, waves, report, verdict)
         for name, found in noted.items():
@@ -151,7 +151,7 @@ class Observer:
             "rounds": rounds,
             "clients": clients,
             "phases": _phase_rows(t, spent),
-            "ranks": _rank_rows(t, moved),
+            "ranks": _rank_rows(t, [row[: len(counts)] for row in moved]),
             "variants": self._variant_rows(t, verdict),
             "layers": self._layer_rows(t, w),
             "masks": _mask_rows(t, overlaps),
@@ -313,6 +313,6 @@ def _phase_rows(t: int, spent: Sequence[np.ndarray]) -> np.ndarray:
 def _rank_rows(t: int, moved: Sequence[np.ndarray]) -> np.ndarray:
     rows = tables.empty(tables.RANKS, len(moved))
     rows["round"], rows["rank"] = t, range(len(moved))
-    for name, column in zip(tables.MOVED, np.array(moved)[:, :-1].T, strict=True):
+    for name, column in zip(tables.MOVED, np.array(moved).T, strict=True):
         rows[name] = column
     return rows

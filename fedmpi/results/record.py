@@ -155,15 +155,24 @@ class Record:
             self._check()
             return self._extend(tables)
 
-    def sync(self) -> None:
-        """Waits until what was appended is on the disk.
+    def syncing(self) -> Callable[[], None]:
+        """Returns a function that waits until what was appended so far is on the disk.
+
+        Another thread may call it, whatever has become of this file; it raises a `Failure` if the
+        system does not let it write.
 
         Raises:
-            Failure: if the system does not let it write.
+            Failure: if the file is no longer this process's to write.
         """
         with self._writing():
             self._check()
-            os.fsync(self._handle)
+            file = os.fdopen(os.dup(self._handle), "rb")
+
+        def sync() -> None:
+            with told(self.path, INSTEAD, Failure), file:
+                os.fsync(file.fileno())
+
+        return sync
 
     def _extend(self, tables: Mapping[str, np.ndarray]) -> bool:
         """See `append`."""
@@ -677,6 +686,17 @@ def resumes(about: Mapping[str, Any]) -> list[dict[str, Any]]:
         about: its attributes; those of earlier versions do not say it.
     """
     return parsed(about, "resumed") if "resumed" in about else []
+
+
+def code_of(about: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the SHA-256 of a run's sources, by module.
+
+    Args:
+        about: the attributes of its result, or the table of a job that went on with it; the latter
+            has them only if they had changed, and results of earlier versions have none.
+    """
+    found = about.get("code_sha256", {})
+    return found if isinstance(found, dict) else parsed(about, "code_sha256")
 
 
 def files_of(about: Mapping[str, Any]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fedmpi import config, provenance
 from fedmpi.config import Settings
@@ -111,6 +112,36 @@ def code(settings: Settings) -> dict[str, str]:
             if first == "fedmpi" and rest != ["config"]:
                 names.add(".".join([first, *rest[:2]]))
     return {name.removeprefix("fedmpi."): provenance.source(name) for name in sorted(names)}
+
+
+def changes(about: Mapping[str, Any]) -> str:
+    """Says which sources of a recorded run differ from those here; empty if none does.
+
+    Args:
+        about: the attributes of its result; those of earlier versions do not name them.
+    """
+    jobs = [about, *record.resumes(about)]
+    for then in (record.code_of(job) for job in jobs):
+        now = {}
+        for name in then:
+            with suppress(OSError):
+                now[name] = provenance.source(f"fedmpi.{name}")
+        if then != now:
+            return differences(then, now)
+    return ""
+
+
+def verdict(path: Path, status: str) -> tuple[str, str]:
+    """What is said of a run that is finished already, in few words, and more of it.
+
+    Args:
+        path: its result.
+        status: its status.
+    """
+    changed = record.read(path, lambda file: changes(dict(file.attrs)))
+    if not changed:
+        return f"{status} already", ""
+    return f"{status} by other code", f" ({changed}); --again runs it anew"
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> str:

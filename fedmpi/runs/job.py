@@ -50,6 +50,8 @@ Found = TypeVar("Found")
 
 NEVER = -2
 """In place of the round of a checkpoint: there is none."""
+KEPT = ("checkpoints", "checkpoint_bytes", "checkpoint_seconds")
+"""Attributes of a result: how many checkpoints its last job wrote, and what they took."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _resumed(old: Earlier, now: Mapping[str, Any]) -> dict[str, Any]:
         line["code_sha256"] = json.loads(now["code_sha256"])
     line |= {"round": old.round, "at": datetime.now(UTC).isoformat(timespec="seconds")}
     lines = [*record.resumes(old.about), line]
-    gone = ("status", "finished", "best_round", "checkpoints", "checkpoint_bytes")
+    gone = ("status", "finished", "best_round", *KEPT)
     kept = {name: value for name, value in old.about.items() if name not in gone}
     return kept | {"resumed": json.dumps(lines), "status": record.RUNNING}
 
@@ -208,8 +210,8 @@ class Job:
             again: whether it begins anew, whatever is there.
 
         Returns:
-            On the root what became of it: its status, with the word already if it was there. On
-            all ranks `record.STOPPED` if a signal has stopped it.
+            On the root what became of it: its status, or if it was there `earlier.verdict`. On all
+            ranks `record.STOPPED` if a signal has stopped it.
 
         Raises:
             BadInput: if the settings do not fit together, the file is another run's, or nothing
@@ -229,8 +231,11 @@ class Job:
         with ExitStack() as stack:
             held, state = self.check(lambda: self._begin(path, settings, stack, again))
             if self.wire.lowest(state in record.FINISHED) is not None:
-                self._say(f"{title}{path}: {state} already")
-                return f"{state} already"
+                if state is None:
+                    return ""
+                word, more = earlier.verdict(path, state)
+                self._say(f"{title}{path}: {word}{more}")
+                return word
             place = self.wire.place
             # Every rank has the root's number, whatever its own environment says.
             threads = int(self.wire.publish(np.array([hardware.threads(settings)]))[0])
@@ -386,8 +391,9 @@ class Job:
             if old is None:
                 checkpoint.remove(path)
         whose = Manifest(0, identity, code, data)
-        sync = (lambda: None) if file is None else file.sync
-        keeper = Keeper(settings, path, whose, lambda: self.is_signalled, sync)
+        keeper = Keeper(settings, path, whose, lambda: self.is_signalled)
+        if file is not None:
+            keeper.sync = file.syncing
         first = None if old is None else old.round
         models = Trained(engine)
         try:
@@ -406,13 +412,15 @@ class Job:
                 if file is not None and final:
                     file.append(final)
         except BaseException:
+            keeper.close()
             if file is not None:
                 file.fail()
             raise
         if engine.is_stopped:
             status = record.STOPPED
         if file is not None:
-            why: dict[str, Any] = {"checkpoints": keeper.count, "checkpoint_bytes": keeper.bytes}
+            told = keeper.count, keeper.bytes, keeper.seconds
+            why: dict[str, Any] = dict(zip(KEPT, told, strict=True))
             groups = None
             if status in record.FINISHED:
                 why["model_sha256"] = engine.model_sha256()

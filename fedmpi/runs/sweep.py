@@ -115,6 +115,13 @@ class Sweep:
                 found[number] = "damaged" if isinstance(error, Damaged) else "refused"
         return found
 
+    def note(self, number: int, state: str) -> str:
+        """What is said behind a member in that state: by which other code it is done, if it is."""
+        if state not in record.FINISHED:
+            return ""
+        word, more = earlier.verdict(self.path(number), state)
+        return f"  {word}{more}" if more else ""
+
     def supervise(self, ranks: int, again: bool = False) -> int:
         """Runs what is to do in jobs of so many ranks; returns the exit code.
 
@@ -185,7 +192,9 @@ class Sweep:
         found = {}
         for number, state in before.items():
             if state in record.FINISHED:
-                found[number] = f"{state} already"
+                found[number], more = earlier.verdict(self.path(number), state)
+                if more:
+                    self._say(number, f"{found[number]}{more}")
             elif number in dead:
                 found[number] = "failed"
             else:
@@ -231,8 +240,8 @@ def account(became: Mapping[int, str]) -> str:
     """What became of a sweep's runs, in one line; with numbers where one may want to look.
 
     Args:
-        became: for each run a word: done, diverged, refused, failed, `ELSEWHERE`, or one that
-            says already.
+        became: for each run a word: done, diverged, refused, failed, `ELSEWHERE`, or what
+            `earlier.verdict` says.
     """
     numbers: dict[str, list[int]] = {}
     for number, word in became.items():
@@ -241,7 +250,7 @@ def account(became: Mapping[int, str]) -> str:
     for word, some in numbers.items():
         shown = ", ".join(map(str, some[:SHOWN])) + (", ..." if len(some) > SHOWN else "")
         runs = "run" if len(some) == 1 else "runs"
-        named = "" if word.startswith(record.DONE) else f" ({runs} {shown})"
+        named = "" if word in (record.DONE, f"{record.DONE} already") else f" ({runs} {shown})"
         parts.append(f"{len(some)} {word}{named}")
     return f"{len(became)} runs: {', '.join(parts)}"
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from fedmpi import config, loading
 from fedmpi.config import ConfigError
 from fedmpi.results import record, tables
+from fedmpi.runs import earlier
 from fedmpi.terminal.style import COLOURS, console, grid, number
 from fedmpi.units import amount, duration
 
@@ -96,6 +97,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "mpi": textwrap.shorten(about.get("mpi_library", ""), 80, placeholder=" ..."),
         "command": about.get("command", ""),
         "commit": commit.replace("+", ", with changes"),
+        "other code": earlier.changes(about),
         "identity": record.identity_of(about),
         "data files": about.get("data_files", ""),
         "data": about.get("data_sha256", ""),

@@ -16,6 +16,7 @@ from mpi4py import MPI
 
 from fedmpi import bench, config, loading
 from fedmpi.__main__ import main
+from fedmpi.bench import checkpoint as checkpoints
 from fedmpi.bench import client, codec, converse, exchange, scale, train
 from fedmpi.bench import round as rounds
 from fedmpi.bench import slice as slices
@@ -138,6 +139,8 @@ def test_the_eager_reference_is_the_same_training() -> None:
     "words",
     [
         ["round", "--workload", "none"],
+        ["checkpoint", "--workload", "none"],
+        ["checkpoint", "moo=1"],
         ["converse", "--workload", "none"],
         ["converse", "--ranks", "1"],
         ["train", "--model", "none"],
@@ -495,6 +498,37 @@ def test_exchanges_are_set_against_dense_vectors(monkeypatch: pytest.MonkeyPatch
     assert agreed.against == {"pickled": 0.125, "gatherv": 0.25, "dense reduce": 0.5}
     assert (agreed.case["positions"], agreed.also) == ("agreed", {"mib": 1.0})
     assert bare.against == {"dense transfer": 0.25}
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_round_with_a_checkpoint_is_set_against_one_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, words = MPI.COMM_WORLD, ("rounds=4", "model.hidden=[4]", "data.samples=40")
+    folder, found = Path(world.bcast(str(tmp_path))), {}
+    for side in checkpoints.SIDES:
+        out = folder / f"{side}.json"
+        checkpoints.main("comm", side, out, words)
+        world.Barrier()
+        found[side] = json.loads(out.read_text())
+    settings = loading.load(checkpoints.changed("comm", words))
+    assert found["with"]["bytes"] > 4 * Engine(settings).flat.size
+    assert found["without"]["bytes"] == 0
+    assert found["with"]["seconds"] > 0
+    world.Barrier()
+    if world.rank == 0:
+        assert sorted(path.name for path in folder.iterdir()) == ["with.json", "without.json"]
+
+    def start(self: Launcher, ranks: int, given: Sequence[str]) -> int:
+        workload, side, out, *rest = given[-6:]
+        assert (ranks, workload, tuple(rest)) == (2, "comm", words)
+        seconds = {"with": 0.25, "without": 0.2}[side]
+        Path(out).write_text(json.dumps({"seconds": seconds, "bytes": 2**21 * (side == "with")}))
+        return 0
+
+    monkeypatch.setattr(Launcher, "run", start)
+    result = checkpoints.measure("comm", words, 2, tmp_path, 1)
+    assert (result.against, result.also) == ({"without": 1.25}, {"mib": 2.0})
 
 
 @pytest.mark.parametrize("name", config.names("exchange"))

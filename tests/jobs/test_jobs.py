@@ -142,8 +142,8 @@ class TestText:
         directives = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]
         assert directives[-1] < first, "SLURM stops reading at the first command"
         names = {lines[i].split()[1].partition("=")[0] for i in directives}
-        assert names >= {"--job-name", "--output", "--time", "--ntasks", "--cpus-per-task"}
-        assert all(re.fullmatch(r"#SBATCH --[a-z-]+=\S+", lines[i]) for i in directives)
+        assert names >= {"--job-name", "--output", "--time", "--ntasks", "--signal", "--requeue"}
+        assert all(re.fullmatch(r"#SBATCH --[a-z-]+(=\S+)?", lines[i]) for i in directives)
         assert lines[first] == "set -euo pipefail"
 
     @pytest.mark.parametrize("path", SCRIPTS, ids=named)

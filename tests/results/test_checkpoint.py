@@ -9,7 +9,7 @@ import pytest
 
 from fedmpi.errors import Failure
 from fedmpi.results import checkpoint
-from fedmpi.results.checkpoint import Broken, Manifest, State
+from fedmpi.results.checkpoint import Broken, Content, Manifest, State
 
 WHOSE = Manifest(0, "0123456789abcdef", {"methods.fedavg": "ab"}, "cd")
 ARRAYS = {
@@ -38,7 +38,8 @@ def states(ranks: int) -> list[State]:
 def written(path: Path, t: int, ranks: int = 2) -> Path:
     """Writes a checkpoint before round t, and returns its folder."""
     pieces = [
-        checkpoint.write(checkpoint.place(path, t), k, s) for k, s in enumerate(states(ranks))
+        checkpoint.write(checkpoint.place(path, t), k, Content(s))
+        for k, s in enumerate(states(ranks))
     ]
     sizes, hashes = (size for size, _ in pieces), (sha256.hex() for _, sha256 in pieces)
     checkpoint.commit(path, replace(WHOSE, round=t, sizes=tuple(sizes), hashes=tuple(hashes)))
@@ -61,6 +62,17 @@ def test_any_number_of_ranks_reads_what_another_number_wrote(tmp_path: Path, ran
                 wanted = states(1)[0].vectors[name][client]
                 np.testing.assert_array_equal(vector, wanted)
                 assert vector.dtype == wanted.dtype
+
+
+def test_a_copy_has_the_bytes_of_what_it_copies() -> None:
+    """And keeps them when that changes."""
+    w = np.ones(5)
+    content = Content(State(ARRAYS | {"w": w}, states(1)[0].vectors))
+    before = b"".join(content)
+    copied = content.copy(np.full(content.size + 100, 255, np.uint8))
+    w += 1
+    assert b"".join(copied) == before != b"".join(content)
+    assert len(before) == content.size
 
 
 def test_what_was_written_is_verified(tmp_path: Path) -> None:
@@ -117,7 +129,7 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     for t in (2, 4, 10):
         written(path, t)
     half = checkpoint.place(path, 11)
-    checkpoint.write(half, 0, states(1)[0])
+    checkpoint.write(half, 0, Content(states(1)[0]))
     assert [folder.name for folder in checkpoint.there(path)] == ["round-000010", "round-000004"]
     written(path, 12)
     names = {folder.name for folder in checkpoint.folder_of(path).iterdir()}
@@ -135,7 +147,7 @@ def test_the_manifest_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(checkpoint, "SIGHT", 0.05)
     for t in (2, 4):
         written(path, t)
-    pieces = [checkpoint.write(checkpoint.place(path, 6), 0, states(2)[0])] * 2
+    pieces = [checkpoint.write(checkpoint.place(path, 6), 0, Content(states(2)[0]))] * 2
     sizes, hashes = (size for size, _ in pieces), (sha256.hex() for _, sha256 in pieces)
     manifest = replace(WHOSE, round=6, sizes=tuple(sizes), hashes=tuple(hashes))
     with pytest.raises(Failure, match=r"rank-00001\.state: wanted .* found no such file"):
@@ -155,7 +167,7 @@ def test_what_clients_know_is_of_the_rank_that_learned_last(
 ) -> None:
     for rank, t in enumerate(since):
         known = {"clients.mask": np.full(4, rank), "clients.since": np.array(t)}
-        checkpoint.write(tmp_path, rank, State(known | {"server.w": np.array(rank)}))
+        checkpoint.write(tmp_path, rank, Content(State(known | {"server.w": np.array(rank)})))
     found = checkpoint.read(tmp_path, len(since), lambda name, client: True)
     assert found.arrays["clients.mask"].tolist() == [wanted] * 4
     assert found.arrays["clients.since"] == since[wanted]

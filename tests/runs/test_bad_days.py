@@ -1,14 +1,28 @@
-"""A run whose file may not grow, at any size: one sentence, and what was written can be read."""
+"""Disks that refuse something in the middle of a run: one sentence, and the rest can be read."""
 
+import builtins
+import errno
+import io
 import os
 import random
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from fedmpi.results import record
-from fedmpi.results.record import DONE, FAILED
+import pytest
+from click.testing import CliRunner
+
+from fedmpi import loading
+from fedmpi.__main__ import main
+from fedmpi.engine import Engine
+from fedmpi.results import checkpoint, record
+from fedmpi.results.record import DONE, FAILED, RUNNING
+from fedmpi.runs import launch
 from tests import PATIENCE
+from tests.small import SMALL
 
 ROOM = Path(__file__).parents[2]
 TRIES = 100
@@ -60,3 +74,91 @@ def test_files_that_may_not_grow_at_any_size(tmp_path: Path) -> None:
         assert (status == DONE) == said[0].endswith("but the model is not kept"), line
     assert {("0", DONE, False), ("2", None, False), ("1", FAILED, False), ("1", DONE, True)} <= ends
     assert all(name.endswith(".h5") for name in os.listdir(tmp_path))
+
+
+WORDS = [f"{path}={value}" for path, value in loading.leaves(SMALL) if path != "rounds"]
+
+
+def faced(
+    path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[], None], *words: str
+) -> list[str]:
+    """Runs four rounds, after two of which harm is done; returns the lines of the error.
+
+    Args:
+        path: the result.
+        monkeypatch: pytest's.
+        harm: what happens.
+        words: more settings.
+    """
+    outcome = Engine.outcome
+
+    def ending(engine: Engine, t: int, waves: Any) -> Any:
+        engine.keeper.close()
+        found = outcome(engine, t, waves)
+        engine.keeper.close()  # the checkpoint before this round is whole
+        if t == 1:
+            harm()
+        return found
+
+    monkeypatch.setattr(Engine, "outcome", ending)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv(launch.PROGRESS, "0")
+    words = (*WORDS, "rounds=4", "checkpoint.every=1", *words)
+    done = CliRunner().invoke(main, ["run", *words, "--out", str(path)])
+    monkeypatch.undo()
+    assert done.exit_code == 1, done.output
+    return [line for line in done.stderr.splitlines()[1:] if not line.startswith("round ")]
+
+
+REFUSED = [
+    ("fsync", errno.EDQUOT, "quota is used up"),
+    ("fsync", errno.EIO, "input/output error"),
+    ("mkdir", errno.EROFS, "the file system is read-only"),
+    ("open", errno.EROFS, "the file system is read-only"),
+    ("open", errno.ESTALE, "stale handle"),
+    ("replace", errno.ESTALE, "stale handle"),
+    ("stat", errno.ESTALE, "stale handle"),
+]
+
+
+@pytest.mark.parametrize("memory", [0, 9])
+@pytest.mark.parametrize(("name", "number", "wanted"), REFUSED)
+def test_what_a_file_system_refuses_is_one_sentence(
+    name: str,
+    number: int,
+    wanted: str,
+    memory: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From a moment on, for everything in the folder; checkpoints are written before, or beside."""
+    path = tmp_path / "there" / "x.h5"
+    known: Any = io.open if name == "open" else getattr(os, name)
+
+    def refusing(what: Any, *rest: Any, **named: Any) -> Any:
+        place = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.fspath(what)
+        if str(place).startswith(str(path.parent)):
+            raise OSError(number, os.strerror(number), place)
+        return known(what, *rest, **named)
+
+    def harm() -> None:
+        for module in (io, builtins) if name == "open" else (os,):
+            monkeypatch.setattr(module, name, refusing)
+
+    said = faced(path, monkeypatch, harm, f"checkpoint.memory={memory}")
+    assert len(said) == 1 and said[0].startswith(str(path)) and wanted in said[0], said
+    about, found = record.content(path)
+    assert about["status"] in (FAILED, RUNNING)
+    assert len(found["rounds"]) >= 1
+    names = {file.name for file in path.parent.iterdir()}
+    assert names - {"x.h5.lock"} == {"x.h5", "x.h5.checkpoints"}
+    assert [folder.name for folder in checkpoint.there(path)] == ["round-000001"]
+
+
+def test_a_folder_that_vanishes_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "there" / "x.h5"
+    said = faced(path, monkeypatch, lambda: shutil.rmtree(path.parent))
+    assert len(said) == 1 and said[0].startswith(f"{path}: "), said
+    assert not path.exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from fedmpi import loading, provenance
+from fedmpi.__main__ import main
 from fedmpi.config import Settings
 from fedmpi.engine import Engine
 from fedmpi.errors import BadInput, Failure
@@ -189,6 +193,61 @@ def test_other_code_is_refused(
     assert found["rounds"]["round"].tolist() == [0, 1, 2, 3]
 
 
+def test_a_finished_run_of_other_code_is_said_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the run, the sweep, its dry run and its ranks' launcher, and by the result's display."""
+    file, out = tmp_path / "s.toml", tmp_path / "out"
+    sweep_of(file, "method.name = ['topk', 'fedavg']")
+    words = ["sweep", str(file), "--out", str(out)]
+    assert Job().sweep(Sweep(file, out)) == 0
+    topk, _ = (Sweep(file, out).path(number) for number in (0, 1))
+    (then, source), mine = (content(topk)[0]["code_sha256"], provenance.source), "methods.topk"
+    monkeypatch.setattr(
+        provenance, "source", lambda name: "0" * 64 if name == f"fedmpi.{mine}" else source(name)
+    )
+    changed = f"{mine} then {json.loads(then)[mine][:8]}, now 00000000"
+    wanted = f"done by other code ({changed}); --again runs it anew"
+    capsys.readouterr()
+    before = topk.read_bytes()
+    assert Job().sweep(Sweep(file, out)) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith(f"  {topk}: {wanted}") and said[1].endswith(": done already")
+    last = "2 runs: 1 done by other code (run 0), 1 done already"
+    assert said[2] == last
+    found = CliRunner().invoke(main, [*words, "--ranks", "2"])
+    assert found.exit_code == 0
+    assert found.stderr.splitlines() == [f"run 0 (method.name=topk) {wanted}", last]
+    found = CliRunner().invoke(main, [*words, "--dry-run"])
+    lines = found.stdout.splitlines()
+    assert lines == [
+        f"   0  done        method.name=topk  {wanted}",
+        "   1  done        method.name=fedavg",
+    ]
+    given = ["run", str(topk), "--out", str(topk)]
+    for more in ([], ["--ranks", "2"]):
+        assert CliRunner().invoke(main, [*given, *more]).stderr == f"{topk}: {wanted}\n"
+    shown = " ".join(CliRunner().invoke(main, ["show", str(topk)]).output.split())
+    assert f"other code {changed}" in shown
+    assert topk.read_bytes() == before
+    monkeypatch.undo()
+    assert Job().run(small("method.name=topk"), topk) == "done already"
+
+
+def test_sources_that_are_gone_or_were_not_recorded() -> None:
+    here = {"methods.topk": provenance.source("fedmpi.methods.topk")}
+    gone = here | {"methods.moo": "ab" * 32}
+    assert earlier.changes({}) == ""
+    assert earlier.changes({"code_sha256": json.dumps(here)}) == ""
+    assert (
+        earlier.changes({"code_sha256": json.dumps(gone)})
+        == "methods.moo then abababab, now absent"
+    )
+    later = [{"round": 1}, {"round": 2, "code_sha256": {"methods.topk": "cd" * 32}}]
+    about = {"code_sha256": json.dumps(here), "resumed": json.dumps(later)}
+    assert earlier.changes(about).startswith("methods.topk then cdcdcdcd, now ")
+
+
 def test_again_begins_anew(tmp_path: Path, after: Callable[..., None]) -> None:
     settings, path = small(*FEW), tmp_path / "x.h5"
     after(1, stop)
@@ -312,18 +371,17 @@ def test_resume_wants_a_checkpoint(tmp_path: Path, after: Callable[..., None]) -
     assert "wanted a checkpoint, found none in" in done.stderr
 
 
+def sweep_of(file: Path, *axes: str) -> None:
+    """Writes a sweep of the small run, with a grid of these axes."""
+    rows = [f"{path} = {json.dumps(value)}" for path, value in loading.leaves(SMALL)]
+    file.write_text("\n".join(["[base]", *rows, "[[grid]]", *axes]))
+
+
 def test_a_sweep_stops_and_goes_on(
     tmp_path: Path, after: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out = tmp_path / "s.toml", tmp_path / "out"
-    rows = [f"{name} = {json.dumps(v)}" for name, v in SMALL.items() if not isinstance(v, dict)]
-    rows += [
-        f"{table}.{name} = {json.dumps(v)}"
-        for table, some in SMALL.items()
-        if isinstance(some, dict)
-        for name, v in some.items()
-    ]
-    file.write_text("\n".join(["[base]", *rows, "[[grid]]", "seed = [1, 2, 3]"]))
+    sweep_of(file, "seed = [1, 2, 3]")
     after(0, stop)
     assert Job().sweep(Sweep(file, out)) == launch.STOPPED
     assert "3 runs: 1 stopped (run 0), 2 not begun (runs 1, 2)" in capsys.readouterr().err
@@ -337,7 +395,7 @@ def test_a_sweep_stops_and_goes_on(
 
 def test_runs_that_are_killed_at_any_moment_end_alike(tmp_path: Path) -> None:
     """On one rank, in a process that has nothing else; `python -m tests.soak` has more of it."""
-    words = ["--kills", str(len(CASES)), "--ranks", "1"]
+    words = ["--kills", "30", "--ranks", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "tests.soak", *words],
         cwd=ROOM,
@@ -346,4 +404,7 @@ def test_runs_that_are_killed_at_any_moment_end_alike(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("all models and tables equal") == len(CASES)
+    *lines, last = done.stdout.splitlines()
+    assert len(lines) == len(CASES) and all("models and tables equal" in line for line in lines)
+    found = re.match(r"all: 30 kills \((\d+) in checkpoints, 0 of all ranks\), (\d+) runs", last)
+    assert found and int(found[1]) > 0 and int(found[2]) >= len(CASES), last

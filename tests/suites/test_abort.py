@@ -13,6 +13,7 @@ import pytest
 
 from fedmpi import config
 from fedmpi.messages import wire
+from fedmpi.results import record
 from fedmpi.runs import launch
 from tests import PATIENCE
 
@@ -63,6 +64,30 @@ print("nobody died", file=sys.stderr)
 """
 ADDING = [name for name in config.names("exchange") if config.module("exchange", name).Config.adds]
 """Exchanges that send something in `merge`; `star` sends all before."""
+
+
+IN_A_RUN = """
+import os, signal, sys
+from fedmpi.engine import Engine
+
+outcome = Engine.outcome
+
+def dying(engine, t, waves):
+    found = outcome(engine, t, waves)
+    if t == 1 and engine.place.rank == int(sys.argv[1]):
+        if sys.argv[2] == "signal":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError(f"no bread on rank {sys.argv[1]}")
+    return found
+
+Engine.outcome = dying
+from fedmpi.__main__ import main
+main(["run", *sys.argv[4:], "--out", sys.argv[3]])
+"""
+WORDS = (
+    *("rounds=3", "clients=4", "data.name=synthetic", "data.samples=200", "data.shape=[4]"),
+    *("data.test_samples=20", "model.hidden=[4]", "control=mean", "checkpoint.every=1"),
+)
 
 
 def ended(rank: int, *rest: str, text: str = FAILURE, nodes: str = "") -> str:
@@ -117,3 +142,23 @@ def test_a_rank_that_is_killed_ends_the_job_in_every_exchange(
     err = ended(rank, exchange, verb, text=DEATH, nodes="2")
     assert "nobody died" not in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("rank", "how"), [(0, "signal"), (2, "signal"), (1, "exception")])
+def test_a_rank_that_dies_in_a_run_ends_the_job(rank: int, how: str, tmp_path: Path) -> None:
+    """The launcher's SIGTERM to the others asks them to stop after the round, which never ends.
+
+    What the failing rank says comes before what its launcher says of it.
+    """
+    path = tmp_path / "x.h5"
+    err = ended(rank, how, str(path), *WORDS, text=IN_A_RUN)
+    if how == "exception":
+        assert f"rank {rank} of 3 failed" in err
+        first = err.index("Traceback")
+        assert first < err.index(f"RuntimeError: no bread on rank {rank}")
+        assert not any(0 <= err.find(word) < first for word in ("MPI_ABORT", "prterun", "mpiexec"))
+    else:
+        assert "Traceback" not in err
+    about, found = record.content(path)
+    assert about["status"] in (record.RUNNING, record.FAILED)
+    assert 1 <= len(found["rounds"]) <= 2

@@ -138,7 +138,8 @@ def test_where_a_result_comes_from(said: Any) -> None:
         "lr=0.2 (not 0.1)",
         "partition.minimum=5 (not 10)",
         "machine threads=3 keep=last keep_limit=100 data.root=/x exchange.window=256 "
-        "state.memory=1024 checkpoint.every=0 checkpoint.seconds=0 checkpoint.code=same when",
+        "state.memory=1024 checkpoint.every=0 checkpoint.seconds=0 checkpoint.memory=1024 "
+        "checkpoint.code=same when",
         " UTC, 0:00:0",
         "A CPU, 4 cores for rank 0, Linux, SLURM job 77",
         "3: 2 on n1, 1 on n2, 1 thread each, device cpu",
