@@ -30,7 +30,7 @@ def steps(load: Load) -> list[Step]:
     sent = HEAD + load.mine * load.message(load.kept)
     gather = move("gather", load.near, load.nodes, sent)
     heard = [work(part, "root", load, load.clients) for part in ("read", "add")]
-    return [*choose(load), gather, *heard]
+    return [*choose(load), gather, work("clear", "root", load), *heard]
 
 
 class Exchange:
