@@ -87,6 +87,8 @@ COLLECTIVES = ("meet", "bcast", "gather", "near", "reduce", "pair", "alltoall")
 """`meet` is the barrier before each of the others, but for `pair`; `near` ranks' bytes in a node's
 memory. In a `pair` each odd rank sends to the one before it, all at once. In an `alltoall` each
 rank sends a part of its message to every rank."""
+OTHER_WAYS: tuple[config.Way, ...] = ("node", "blocks")
+"""Ways of a broadcast beside ours, among all ranks: see `exchange.down`."""
 SIZES = tuple(8 * 4**power for power in range(11))
 """Bytes of a rank's message: 8 to 8 MiB."""
 VECTORS = tuple(1 << power for power in (14, 16, 18, 20, 22, 24))
@@ -154,6 +156,9 @@ def works(wire: Wire, world: Wire, collective: str, size: int) -> dict[str, Work
 
     def our_bcast() -> list[np.ndarray]:
         return [wire.bcast(mine.view(np.uint8) if root else None)]
+
+    def way_of(way: config.Way) -> list[np.ndarray]:
+        return [wire.bcast(mine.view(np.uint8) if root else None, way)]
 
     def bare_bcast() -> list[np.ndarray]:
         found = words if root else inbox
@@ -228,6 +233,8 @@ def works(wire: Wire, world: Wire, collective: str, size: int) -> dict[str, Work
         "alltoall": {"ours": our_alltoall, "bare": bare_alltoall},
     }
     sides["gather"]["pickled"] = pickled_gather
+    if wire is world:
+        sides["bcast"] |= {way: partial(way_of, way) for way in OTHER_WAYS}
     return sides[collective]
 
 
@@ -378,7 +385,7 @@ class Bench:
 
         def turn(side: str) -> float:
             assert wire is not None
-            is_ours = is_bare and side == "ours"
+            is_ours = is_bare and side in ("ours", *OTHER_WAYS)
             found = self.loop(wire, sides[side] if is_mine else int, count, is_ours)
             kept.setdefault(side, []).append(found)
             return 0.0

@@ -47,8 +47,10 @@ class Exchange(star.Exchange):
         accounts: client and bytes by kind of each upload since the last `merge`, int64.
     """
 
-    def __init__(self, wire: "Wire", clock: Clock, ledger: Ledger) -> None:
-        super().__init__(wire, clock, ledger)
+    def __init__(
+        self, wire: "Wire", clock: Clock, ledger: Ledger, down: config.Way = "bcast"
+    ) -> None:
+        super().__init__(wire, clock, ledger, down)
         self.accounts: list[np.ndarray] = []
 
     def gather(self, messages: list[Message]) -> list[Message]:

@@ -72,8 +72,10 @@ class Exchange(reduce.Exchange):
             ranks + 1].
     """
 
-    def __init__(self, wire: "Wire", clock: Clock, ledger: Ledger) -> None:
-        super().__init__(wire, clock, ledger)
+    def __init__(
+        self, wire: "Wire", clock: Clock, ledger: Ledger, down: config.Way = "bcast"
+    ) -> None:
+        super().__init__(wire, clock, ledger, down)
         self.bounds = np.zeros((0, wire.size + 1), np.int64)
 
     def merge(self, sums: Sequence[np.ndarray]) -> None:
