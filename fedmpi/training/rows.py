@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedmpi.config import Settings
+from fedmpi.networks.attention import Heads
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import BatchNorm, Dropout
 from fedmpi.networks.recurrent import Recurrent
@@ -127,7 +128,7 @@ class Rows(ABC, Generic[Lesson]):
         w.add_(g, alpha=-rate)
 
 
-class OneByOne(Rows[Batch]):
+class Networks(Rows[Lesson]):
     """Rows with a network each, run one after the other, or by `each` in several threads.
 
     Autograd returns gradients as tensors of the parameters' shapes. They are copied to g only when
@@ -144,7 +145,7 @@ class OneByOne(Rows[Batch]):
         self.fresh: dict[int, tuple[Tensor, ...]] = {}
         self.modules = [m for network in self.networks for m in network.modules()]
         for module in self.modules:
-            if isinstance(module, Recurrent):
+            if isinstance(module, (Heads, Recurrent)):
                 module.is_fused = True
         self.dropouts = [
             [module for module in network.modules() if isinstance(module, Dropout)]
@@ -211,6 +212,10 @@ class OneByOne(Rows[Batch]):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         loss = cross_entropy(self._run(row, x, keys), y)
         return loss.detach(), self._gradient(row, loss, x)
+
+
+class OneByOne(Networks[Batch]):
+    """Rows that take their steps one after the other."""
 
     def lessons(
         self, feed: Feed, t: int, client: int, passes: int | None = None

@@ -321,7 +321,7 @@ def test_counts_travel_with_those_who_meet(verb: str, data: str) -> None:
     """
     comm = Counted(COMM)
     speak(Wire(Clock(), comm), verb)
-    assert comm.made == ["Ibarrier", "Allgather", data]
+    assert comm.made == ["Iallgather", data]
 
 
 @on_ranks
