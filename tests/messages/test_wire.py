@@ -519,12 +519,12 @@ class Spy:
     def __getattr__(self, name: str) -> object:
         """A method of the communicator's."""
         verb = getattr(self.comm, name)
-        if name not in ("Bcast", "Gatherv", "Scatterv"):
+        if name not in ("Ibcast", "Igatherv", "Iscatterv"):
             return verb
 
-        def noted(*given: object) -> None:
+        def noted(*given: object) -> object:
             self.sizes += [each[0].nbytes for each in given if isinstance(each, list)]
-            verb(*given)
+            return verb(*given)
 
         return noted
 
