@@ -353,6 +353,10 @@ SPARSE = "method.sparsity above 0, found 0"
 """What settings want that say how something becomes sparse (see `Method.idle`)."""
 
 
+Way = Literal["bcast", "node", "blocks"]
+"""Ways of the server's messages to all clients: see `Exchange.down`."""
+
+
 class Exchange(Table):
     """How messages travel between ranks.
 
@@ -373,6 +377,10 @@ class Exchange(Table):
     """Memory in MiB for dense models on the server. If the uploads of a round need more, clients
     upload in waves. It may change rounding where uploads are added up
     on the way, or where rows stacks other networks than dense ones."""
+    down: Annotated[Way, MACHINE] = "bcast"
+    """How the server's messages to all clients travel. bcast: one MPI_Bcast. node: once to the
+    first rank of each node, whose memory the node's other ranks read. blocks: in blocks, of which a
+    rank passes on some while others arrive. The result is the same, bit for bit."""
     pipeline: bool = True
     """Overlap the two sides of a split method: the server works for one half of the clients while
     the other half computes. The result is the same, bit for bit on a CPU."""

@@ -8,7 +8,8 @@ of `USUAL`. MPI libraries change their way with the length of a message, so that
 in up to three ranges of it (`SEGMENTS`).
 
 Ranks on several nodes: what goes to or from a node's first rank, and what goes between the first
-ones of the nodes, follow each other, each with its own a and b (`near` and `far`).
+ones of the nodes, follow each other, each with its own a and b (`near` and `far`). A link between
+nodes carries the messages of all ranks of a node in a gather, and in an `alltoall`.
 
 A step of work on n values of which k are kept takes c + d n + e k seconds.
 
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from fedmpi.errors import BadInput
+from fedmpi.messages import partial as sums
 from fedmpi.messages.counts import keep_round
 
 FORMS: dict[str, Callable[[int], int]] = {
@@ -43,8 +45,14 @@ USUAL = {
     "gather": ("log", "each"),
     "near": ("log", "once"),
     "reduce": ("log", "log"),
+    "pair": ("once", "once"),
+    "alltoall": ("each", "once"),
 }
-"""Forms of latency and volume where one number of ranks was measured."""
+"""Forms of latency and volume where one number of ranks was measured. The bytes are those that a
+rank sends, in an `alltoall` to all ranks together."""
+MEETS = {"meet": 0, "near": 2, "pair": 0}
+"""Barriers of a collective. One for those that are not here; `near` has another one, before its
+leader reads."""
 SEGMENTS, LEAST = 3, 3
 """Ranges of lengths at most, and lengths in each at least."""
 GOOD = 0.2
@@ -164,8 +172,9 @@ class Load:
         return self.kept if self.agreed else self.parameters
 
     def message(self, kept: float) -> float:
-        """Bytes of a packed message with so many values."""
-        positions = 0.0 if self.agreed else min(4 * kept, self.parameters / 8)
+        """Bytes of a packed message with so many values; all of them have no positions."""
+        is_whole = self.agreed or kept == self.parameters
+        positions = 0.0 if is_whole else min(4 * kept, self.parameters / 8)
         return WORDS + 4 * kept + positions
 
     def union(self, clients: int) -> float:
@@ -174,13 +183,21 @@ class Load:
             return self.kept
         return self.parameters * (1 - (1 - self.kept / self.parameters) ** clients)
 
+    def is_sparse(self, kept: float) -> bool:
+        """Whether a sum with so many values is sent with positions (see `messages.partial`)."""
+        return sums.is_sparse(kept, self.summed)
+
+    def part(self, kept: float) -> float:
+        """Bytes of a packed sum with so many values."""
+        return self.message(kept) if self.is_sparse(kept) else WORDS + 4 * self.summed
+
 
 @dataclass(frozen=True)
 class Step:
     """A part of an exchange, on the rank that takes longest.
 
     Attributes:
-        part: move, or a step of work: select, pack, read, add, add dense.
+        part: move, or a step of work: a key of `PART_OF`.
         law: the collective, if it moves something; else where the work is done: on each rank at
             once, or on the root alone.
         times: how often it is done.
@@ -209,9 +226,41 @@ def choose(load: Load) -> list[Step]:
     return [work(part, "each", load, load.mine) for part in ("select", "pack")]
 
 
-def work(part: str, where: str, load: Load, times: float, kept: float | None = None) -> Step:
-    """A step of work on vectors, of which each has `kept` values, or those of an upload."""
-    return Step(part, where, times, (1, 1), load.parameters, load.kept if kept is None else kept)
+def work(
+    part: str,
+    where: str,
+    load: Load,
+    times: float = 1,
+    kept: float | None = None,
+    size: float | None = None,
+) -> Step:
+    """A step of work on vectors of so many values, of which `kept` are sent; else on uploads."""
+    length = load.parameters if size is None else size
+    return Step(part, where, times, (1, 1), length, load.kept if kept is None else kept)
+
+
+def own(load: Load) -> list[Step]:
+    """Adding up a rank's own clients, and taking the values that all ranks know."""
+    found = [work("clear", "each", load), work("add", "each", load, load.mine)]
+    return [*found, work("take", "each", load)] if load.agreed else found
+
+
+def filled(load: Load) -> list[Step]:
+    """Putting a sum of values that all ranks know in its place."""
+    return [work("put", "root", load)] if load.agreed else []
+
+
+def written(load: Load, where: str, kept: float, share: float = 1) -> list[Step]:
+    """Writing a sum with so many values, or a share of it."""
+    about: dict[str, float] = {"size": load.summed * share, "kept": kept * share}
+    return [work("scan", where, load, **about), work("pack", where, load, **about)]
+
+
+def merged(load: Load, where: str, kept: float, times: float = 1, share: float = 1) -> list[Step]:
+    """Reading and adding sums with so many values, or a share of each."""
+    parts = ("read", "add") if load.is_sparse(kept) else ("add dense",)
+    about: dict[str, float] = {"size": load.summed * share, "kept": kept * share}
+    return [work(part, where, load, times, **about) for part in parts]
 
 
 @dataclass
@@ -240,11 +289,9 @@ class Model:
         Raises:
             BadInput: if its level was not measured.
         """
-        if name == "near":  # a barrier before ranks write, and one before their leader reads
-            total = 2 * self.collective("meet", near, far, WORD)
-        else:
-            total = 0.0 if name == "meet" else self.collective("meet", near, far, WORD)
-        between = size * near if name == "gather" else size
+        meets = MEETS.get(name, 1)
+        total = meets * self.collective("meet", near, far, WORD) if meets else 0.0
+        between = size * near if name in ("gather", "alltoall") else size
         for level, ranks, each in (("near", near, size), ("far", far, between)):
             if ranks > 1:
                 if f"{name} {level}" not in self.laws:
@@ -284,12 +331,17 @@ PART_OF = {
     "select": "choose",
     "pack": "pack",
     "read": "pack",
+    "scan": "pack",
+    "take": "pack",
+    "put": "pack",
+    "clear": "add",
     "add": "add",
     "add dense": "add",
     "move": "move",
 }
 PARTS = ("choose", "pack", "move", "add", "start")
-"""Choosing values; writing and reading messages; moving them; adding; and what is left over."""
+"""Choosing values; writing and reading messages and sums; moving them; adding; and what is left
+over."""
 MEANING = {"near": "within a node", "far": "between nodes"}
 ADVICE = {
     "near": "run fedmpi bench mpi on several ranks of a node",

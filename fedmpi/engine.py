@@ -162,8 +162,9 @@ class Engine:
         self.wire, self.clock, self.goes_on = wire, clock, True
         self.sent: list[Message] = []
         self.word, self.is_stopped = Word.ROUND, False
-        exchange = config.module("exchange", self.settings.exchange.name)
-        self.exchange = exchange.Exchange(wire, clock, self.ledger)
+        chosen = self.settings.exchange
+        exchange = config.module("exchange", chosen.name).Exchange
+        self.exchange = exchange(wire, clock, self.ledger, chosen.down)
         method = self.method
         self.keeper = Keeper(self.settings) if keeper is None else keeper
         first = self.population.first_round if first is None else first

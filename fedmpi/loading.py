@@ -447,6 +447,12 @@ def _contradictions(settings: Settings) -> list[str]:
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
     found += [*_codec(settings), *_feedback(settings), *_down(settings), *_added_up(settings)]
+    if settings.exchange.down != "bcast" and not settings.broadcasts:
+        found.append(
+            f"exchange.down = '{settings.exchange.down}': wanted a server that sends all clients "
+            f"its model, found method.name = '{settings.method.name}' and codec.down.values = "
+            f"'{settings.codec.down.values}'"
+        )
     return [*found, *_work(settings), *_impossible(settings.devices), *_idle(settings)]
 
 

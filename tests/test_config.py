@@ -121,6 +121,7 @@ def test_identity_depends_on_every_setting_but_those_of_the_machine() -> None:
     ]
     own = {
         *("threads=9", "server_threads=9", "data.root=/x", "data.cache=/x", "exchange.window=9"),
+        "exchange.down=node",
         *("state.memory=9", "state.folder=/x", "keep=none", "keep_limit=9"),
         *(
             "checkpoint.every=9",
@@ -149,7 +150,7 @@ def test_identity_is_that_of_what_a_result_records(tmp_path: Path) -> None:
     assert (tree["threads"], tree["state"]["memory"]) == (3, 7), "the tree stays as it was"
     del tree["threads"], tree["server_threads"], tree["state"]["memory"], tree["state"]["folder"]
     del tree["data"]["root"], tree["data"]["cache"], tree["exchange"]["window"]
-    del tree["keep"], tree["keep_limit"]
+    del tree["exchange"]["down"], tree["keep"], tree["keep_limit"]
     del tree["checkpoint"]  # all of it
     tree["trace"] = contents["trace"]
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"))

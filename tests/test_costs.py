@@ -109,6 +109,12 @@ def rows() -> list[dict[str, object]]:
     return [{"side": "ours", **each} for each in found]
 
 
+def rate_of(step: str, size: float, kept: float) -> float:
+    """Seconds of a step of work on `machine`, written out."""
+    at = list(costs.PART_OF).index(step)
+    return 1e-6 * (1 + at) + 1e-10 * size + 1e-9 * (1 + at) * kept
+
+
 def machine() -> Model:
     """A made-up one: laws of both levels, and rates."""
     laws = {}
@@ -116,10 +122,10 @@ def machine() -> Model:
         for level, speed in (("near", 1.0), ("far", 10.0)):
             beta = 0.0 if name == "meet" else speed * 1e-10
             laws[f"{name} {level}"] = Law(latency, volume, (inf,), (speed * 1e-6,), (beta,))
-    steps = ("select", "pack", "read", "add", "add dense")
     rates = {
         f"{step} {where}": Rate(1e-6 * (1 + at), 1e-10, 1e-9 * (1 + at))
-        for at, step in enumerate(steps)
+        for at, step in enumerate(costs.PART_OF)
+        if step != "move"
         for where in ("each", "root")
     }
     return Model(laws, rates)
@@ -186,41 +192,89 @@ def test_exchanges_take_what_their_steps_take(agreed: bool) -> None:
     """Written out: 62 clients of 10,000 values at 0.99 on 32 ranks, 8 a node."""
     load = Load(62, 32, 8, 10_000, 0.99, agreed)
     n, k, mine = 10_000, 100, 2
-    rate = {step: 1e-6 * (1 + i) + 1e-10 * n + 1e-9 * (1 + i) * k for i, step in
-            enumerate(("select", "pack", "read", "add", "add dense"))}  # fmt: skip
+    size = k if agreed else n
     message = 48 + 4 * k + (0 if agreed else 4 * k)
-    chosen = {"choose": 0.0 if agreed else mine * rate["select"], "pack": mine * rate["pack"]}
+    meet, here, there = 3e-6 + 2e-5, 3e-6, 2e-5  # latencies: log2 of 8 ranks, and of 4 nodes
 
-    star = parts("star", load)
+    def of(step: str, kept: float = k, length: float = n) -> float:
+        return rate_of(step, length, kept)
+
+    def united(clients: int) -> float:
+        return k if agreed else n * (1 - 0.99**clients)
+
+    def length_of(kept: float) -> float:
+        is_pairs = 4 * kept + min(4 * kept, -(-size // 8)) < 4 * size
+        return 48 + 4 * kept + (min(4 * kept, n / 8) if is_pairs else 4 * (size - kept))
+
+    def adding(kept: float, length: float) -> dict[str, float]:
+        if agreed or 4 * kept + n / 8 >= 4 * n:
+            return {"pack": 0.0, "add": of("add dense", kept, length)}
+        return {"pack": of("read", kept, length), "add": of("add", kept, length)}
+
+    choose = {"choose": 0.0 if agreed else mine * of("select"), "start": 0.0}
+    taken = of("take") if agreed else 0.0
+    filled = of("put") if agreed else 0.0
+    own = of("clear") + mine * of("add")
+
     sent = 24 + mine * message
-    meet = 3e-6 + 2e-5
-    moved = meet + 3e-6 + 7 * sent * 1e-10 + 2e-5 + 3 * 8 * sent * 1e-9
-    assert star == pytest.approx(
-        {"choose": chosen["choose"], "pack": chosen["pack"] + 62 * rate["read"],
-         "move": moved, "add": 62 * rate["add"], "start": 0.0}
-    )  # fmt: skip
-    reduced = parts("reduce", load)
-    both = sum(meet + 3e-6 + 3 * m * 1e-10 + 2e-5 + 2 * m * 1e-9
-               for m in (4 * (k if agreed else n), 8))  # fmt: skip
-    assert reduced == pytest.approx(
-        chosen | {"move": both, "add": mine * rate["add"], "start": 0.0}
+    moved = meet + here + 7 * sent * 1e-10 + there + 3 * 8 * sent * 1e-9
+    pack = mine * of("pack") + 62 * of("read")
+    add = of("clear") + 62 * of("add")
+    assert parts("star", load) == pytest.approx(choose | {"pack": pack, "move": moved, "add": add})
+
+    m = 4 * size + 8
+    moved = meet + here + 3 * m * 1e-10 + there + 2 * m * 1e-9
+    pack = mine * of("pack") + taken + filled
+    assert parts("reduce", load) == pytest.approx(
+        choose | {"pack": pack, "move": moved, "add": own}
+    )
+    numbers = meet + here + 3 * 8 * 1e-10 + there + 2 * 8 * 1e-9
+
+    union = united(16)
+    both = adding(union, size)
+    written = of("scan", union, size) + of("pack", union, size)
+    near = 2 * here + here + sent * 1e-10
+    far = there + there + 3 * (24 + length_of(union)) * 1e-9
+    last = there + there + 2 * 8 * 1e-9
+    pack = mine * of("pack") + 16 * of("read") + taken + written + 3 * both["pack"] + filled
+    add = of("clear") + 16 * of("add") + 3 * both["add"]
+    tree = choose | {"pack": pack, "move": near + far + last, "add": add}
+    assert parts("tree", load) == pytest.approx(tree)
+
+    pack, moved, add = mine * of("pack") + taken + filled, numbers, own
+    for clients, latency, each in (
+        *((2, 1e-6, 1e-10), (4, 1e-6, 1e-10), (8, 1e-6, 1e-10)),
+        *((16, 1e-5, 1e-9), (32, 1e-5, 1e-9)),
+    ):
+        union = united(clients)
+        both = adding(union, size)
+        pack += of("scan", union, size) + of("pack", union, size) + both["pack"]
+        moved += latency + (24 + length_of(union)) * each
+        add += both["add"]
+    assert parts("sparse", load) == pytest.approx(
+        choose | {"pack": pack, "move": moved, "add": add}
     )
 
-    tree = parts("tree", load)
-    here = 16
-    union = k if agreed else n * (1 - 0.99**here)
-    is_sparse = 2 * union < (k if agreed else n)
-    assert is_sparse is not agreed
-    size = 48 + 4 * union + min(4 * union, n / 8) if is_sparse else 4 * k
-    near = 2 * 3e-6 + 3e-6 + sent * 1e-10
-    far = 2e-5 + 2e-5 + 3 * (24 + size) * 1e-9
-    assert tree["move"] == pytest.approx(near + far)
-    third = rate | {
-        step: 1e-6 * (1 + i) + 1e-10 * n + 1e-9 * (1 + i) * union
-        for i, step in enumerate(("select", "pack", "read", "add", "add dense"))
-    }
-    last = third["add"] if is_sparse else third["add dense"]
-    assert tree["add"] == pytest.approx(here * rate["add"] + 3 * last)
+    some, all_of_it = united(2), united(62)
+    pieces = 32 * 24 + 31 * (48 + (length_of(some) - 48) / 32)
+    piece = 24 + 48 + (length_of(all_of_it) - 48) / 32
+    words = 8 * 33
+    moved = numbers + meet + here + 3 * words * 1e-10 + there + 2 * words * 1e-9
+    moved += meet + 7e-6 + pieces * 1e-10 + 3e-5 + 8 * pieces * 1e-9
+    moved += meet + here + 7 * piece * 1e-10 + there + 3 * 8 * piece * 1e-9
+    each, total = adding(some / 32, size / 32), adding(all_of_it / 32, size / 32)
+    if not agreed and 4 * all_of_it + n / 8 < 4 * n:
+        total = {part: of(part_of, all_of_it / 32, size / 32)
+                 for part, part_of in (("pack", "read"), ("add", "add"))}  # fmt: skip
+    each = {"pack": 0.0, "add": of("add dense", some / 32, size / 32)} if agreed else {
+        "pack": of("read", some / 32, size / 32), "add": of("add", some / 32, size / 32)
+    }  # fmt: skip
+    pack = mine * of("pack") + taken + of("scan", some, size) + of("pack", some, size)
+    pack += of("scan", all_of_it / 32, size / 32) + of("pack", all_of_it / 32, size / 32)
+    pack += 31 * (each["pack"] + total["pack"]) + filled
+    add = own + 31 * (each["add"] + total["add"])
+    found = choose | {"pack": pack, "move": moved, "add": add}
+    assert parts("sharded", load) == pytest.approx(found)
 
 
 def test_loads_say_who_hosts_what() -> None:
@@ -236,7 +290,10 @@ def test_loads_say_who_hosts_what() -> None:
     assert load.union(6) == pytest.approx(np.mean(drawn), rel=0.02)
 
 
-def test_every_exchange_can_be_predicted() -> None:
+@pytest.mark.parametrize("ranks", [1, 2, 7])
+def test_every_exchange_can_be_predicted(ranks: int) -> None:
+    """On a single rank nothing moves."""
     for name in config.names("exchange"):
-        if hasattr(config.module("exchange", name), "steps"):
-            assert sum(parts(name, Load(10, 4, 2, 1000, 0.9)).values()) > 0
+        found = parts(name, Load(10, ranks, 2, 1000, 0.9))
+        assert found["add"] > 0
+        assert (found["move"] > 0) == (ranks > 1)

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi import loading
+from fedmpi import config, loading
 from fedmpi.bench import JSON, REPEATS, Result, chosen, weigh
 from fedmpi.config import MOST, Settings, Tree
 from fedmpi.engine import Engine
@@ -66,7 +66,7 @@ class Loop(Wire):
         self.client = self.server = self.passed = 0.0
         self.reset()
 
-    def bcast(self, data: np.ndarray | None) -> np.ndarray:
+    def bcast(self, data: np.ndarray | None, way: config.Way = "bcast") -> np.ndarray:
         """The buffer itself."""
         assert data is not None
         self.passed = perf_counter()

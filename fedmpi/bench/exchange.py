@@ -98,7 +98,8 @@ class Uplink:
         where = self.agreed if positions == "agreed" else None
 
         def work(messages: list[Message]) -> np.ndarray:
-            self.sum.clear()
+            if chosen.Config.adds or self.wire.is_root:
+                self.sum.clear()
             for message in exchange.gather(messages):
                 self.sum.add(message.blocks[0], message.weight, where)
             if chosen.Config.adds:

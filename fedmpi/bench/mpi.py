@@ -31,6 +31,7 @@ import numpy as np
 
 from fedmpi import config, provenance
 from fedmpi.bench import JSON, REPEATS, exchange, gloo, pack, rank, select
+from fedmpi.messages import partial as sums
 from fedmpi.messages import sparse
 from fedmpi.messages import wire as wires
 from fedmpi.messages.clock import Phase
@@ -82,8 +83,12 @@ COLUMNS: Columns = {
         for name in PHASES
     },
 }
-COLLECTIVES = ("meet", "bcast", "gather", "near", "reduce")
-"""`meet` is the barrier before each of the others, and `near` ranks' bytes in a node's memory."""
+COLLECTIVES = ("meet", "bcast", "gather", "near", "reduce", "pair", "alltoall")
+"""`meet` is the barrier before each of the others, but for `pair`; `near` ranks' bytes in a node's
+memory. In a `pair` each odd rank sends to the one before it, all at once. In an `alltoall` each
+rank sends a part of its message to every rank."""
+OTHER_WAYS: tuple[config.Way, ...] = ("node", "blocks")
+"""Ways of a broadcast beside ours, among all ranks: see `exchange.down`."""
 SIZES = tuple(8 * 4**power for power in range(11))
 """Bytes of a rank's message: 8 to 8 MiB."""
 VECTORS = tuple(1 << power for power in (14, 16, 18, 20, 22, 24))
@@ -135,8 +140,11 @@ def works(wire: Wire, world: Wire, collective: str, size: int) -> dict[str, Work
     """
     comm, mine, root = wire.comm, np.full(size // 4, 1.0 + wire.rank, "f4"), wire.is_root
     words, total = mine.view(np.uint64), mine.copy()
+    shares = [len(part) for part in np.array_split(words, wire.size)]
     pieces = wire.size if root and collective in ("gather", "near") else 1
     inbox, counts = np.empty(pieces * len(words), "u8"), [len(words)] * wire.size
+    mixed = np.empty(shares[wire.rank] * wire.size if collective == "alltoall" else 0, "u8")
+    sends, receives = wire.rank % 2 == 1, wire.rank % 2 == 0 and wire.rank + 1 < wire.size
 
     def our_meet() -> list[np.ndarray]:
         wire.settle()
@@ -148,6 +156,9 @@ def works(wire: Wire, world: Wire, collective: str, size: int) -> dict[str, Work
 
     def our_bcast() -> list[np.ndarray]:
         return [wire.bcast(mine.view(np.uint8) if root else None)]
+
+    def way_of(way: config.Way) -> list[np.ndarray]:
+        return [wire.bcast(mine.view(np.uint8) if root else None, way)]
 
     def bare_bcast() -> list[np.ndarray]:
         found = words if root else inbox
@@ -193,22 +204,51 @@ def works(wire: Wire, world: Wire, collective: str, size: int) -> dict[str, Work
         comm.Reduce(mine, inbox.view("f4") if root else None, root=ROOT)
         return [inbox] if root else []
 
+    def our_pair() -> list[np.ndarray]:
+        if sends:
+            wire.send(mine.view(np.uint8), wire.rank - 1)
+        return [wire.recv(wire.rank + 1)] if receives else []
+
+    def bare_pair() -> list[np.ndarray]:
+        if sends:
+            comm.Send(words, wire.rank - 1)
+        if receives:
+            comm.Recv(inbox, wire.rank + 1)
+        return [inbox] if receives else []
+
+    def our_alltoall() -> list[np.ndarray]:
+        return wire.exchange(mine.view(np.uint8), [WORD * share for share in shares])
+
+    def bare_alltoall() -> list[np.ndarray]:
+        comm.Alltoallv([words, shares], [mixed, [shares[wire.rank]] * wire.size])
+        return [mixed]
+
     sides: dict[str, dict[str, Work]] = {
         "meet": {"ours": our_meet, "bare": bare_meet},
         "bcast": {"ours": our_bcast, "bare": bare_bcast, "counted": counted_bcast},
         "gather": {"ours": our_gather, "bare": bare_gather, "counted": counted_gather},
         "near": {"ours": our_near, "bare": bare_gather},
         "reduce": {"ours": our_reduce, "bare": bare_reduce},
+        "pair": {"ours": our_pair, "bare": bare_pair},
+        "alltoall": {"ours": our_alltoall, "bare": bare_alltoall},
     }
     sides["gather"]["pickled"] = pickled_gather
+    if wire is world:
+        sides["bcast"] |= {way: partial(way_of, way) for way in OTHER_WAYS}
     return sides[collective]
 
 
-def wanted(collective: str, size: int, ranks: int, is_root: bool) -> bytes:
+def wanted(collective: str, size: int, ranks: int, rank: int) -> bytes:
     """What has to arrive on a rank."""
     if collective == "bcast":
         return np.full(size // 4, 1, "f4").tobytes()
-    if not is_root or collective == "meet":
+    if collective == "pair":
+        is_sent = rank % 2 == 0 and rank + 1 < ranks
+        return np.full(size // 4, rank + 2, "f4").tobytes() if is_sent else b""
+    if collective == "alltoall":
+        share = size // WORD // ranks + (rank < size // WORD % ranks)
+        return np.repeat(np.arange(1, ranks + 1, dtype="f4"), 2 * share).tobytes()
+    if rank != ROOT or collective == "meet":
         return b""
     numbers = np.arange(1, ranks + 1, dtype="f4")
     return np.repeat(numbers.sum() if collective == "reduce" else numbers, size // 4).tobytes()
@@ -246,7 +286,7 @@ class Bench:
             sides: dict[str, Work] = {}
             if level.wire is not None:
                 sides = works(level.wire, self.wire, name, size)
-                right = wanted(name, size, level.wire.size, level.wire.is_root)
+                right = wanted(name, size, level.wire.size, level.wire.rank)
             if name == "reduce" and level is self.levels[0] and not self.gloo.problem:
                 sides["gloo"] = self.gloo.reduce(size)
             for side, work in sides.items():
@@ -256,7 +296,7 @@ class Bench:
             about |= {"ranks": level.ranks, "bytes": size}
             # What lies in a node's memory is counted by the wire to all ranks.
             wire = self.wire if name == "near" else level.wire
-            yield from self.sides(about, wire, sides, is_bare=True)
+            yield from self.sides(about, wire, sides, is_bare=name != "pair")
 
     def exchange(
         self, names: tuple[str, ...], size: int, sparsity: float, clients: int, positions: str
@@ -296,7 +336,10 @@ class Bench:
         kept = keep_round(size // 4, 1 - sparsity)
         chosen, total = select.ours(x, kept), x.clone()
         whole = Block(Kind.GRADIENT, len(x), Coding.F4, x.numpy())
-        data = packed([Message(0, [chosen])]).data.copy()
+        data, where = packed([Message(0, [chosen])]).data.copy(), sparse.indices(chosen)
+        found = x[where]
+        few = np.zeros(len(x), "f4")
+        few[where] = found
         room = np.empty_like(data)
         (message,), _ = unpack(data)
         pack.check(message.blocks[0], chosen)
@@ -306,6 +349,10 @@ class Bench:
             "read": lambda: unpack(data),
             "add": lambda: sparse.add(total, message.blocks[0], 1.0),
             "add dense": lambda: sparse.add(total, whole, 1.0),
+            "scan": lambda: sums.block(few),
+            "take": lambda: x[where],
+            "put": lambda: total.index_put_((where,), found),
+            "clear": total.zero_,
         }
         about: Row = {"kind": "work", "bytes": size, "sparsity": sparsity}
         names = {name: (name, "ours") for name in steps}
@@ -329,7 +376,8 @@ class Bench:
             about: what the rows have in common.
             wire: to the ranks that take part; None on the others.
             sides: the work of each, by name; the root has all of them.
-            is_bare: whether it is a collective, in which our time is that of the transfer.
+            is_bare: whether it is a collective with a barrier, in which our time is that of the
+                transfer.
             names: name and side in the row of each; by default those of a collective.
             is_mine: whether this rank works, and does not only wait.
         """
@@ -337,7 +385,7 @@ class Bench:
 
         def turn(side: str) -> float:
             assert wire is not None
-            is_ours = is_bare and side == "ours"
+            is_ours = is_bare and side in ("ours", *OTHER_WAYS)
             found = self.loop(wire, sides[side] if is_mine else int, count, is_ours)
             kept.setdefault(side, []).append(found)
             return 0.0

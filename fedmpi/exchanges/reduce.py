@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fedmpi import config
-from fedmpi.costs import Load, Step, choose, move, work
+from fedmpi.costs import WORD, Load, Step, choose, filled, move, own
 from fedmpi.exchanges import star
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import Kind, Message, weigh
@@ -36,9 +36,8 @@ class Config(config.Exchange):
 
 def steps(load: Load) -> list[Step]:
     """The parts of a round's uplink that follow each other, to predict its seconds."""
-    added = work("add", "each", load, load.mine)
-    numbers = move("reduce", load.near, load.nodes, 8)
-    return [*choose(load), added, move("reduce", load.near, load.nodes, 4 * load.summed), numbers]
+    moved = move("reduce", load.near, load.nodes, 4 * load.summed + WORD)
+    return [*choose(load), *own(load), moved, *filled(load)]
 
 
 class Exchange(star.Exchange):
@@ -48,8 +47,10 @@ class Exchange(star.Exchange):
         accounts: client and bytes by kind of each upload since the last `merge`, int64.
     """
 
-    def __init__(self, wire: "Wire", clock: Clock, ledger: Ledger) -> None:
-        super().__init__(wire, clock, ledger)
+    def __init__(
+        self, wire: "Wire", clock: Clock, ledger: Ledger, down: config.Way = "bcast"
+    ) -> None:
+        super().__init__(wire, clock, ledger, down)
         self.accounts: list[np.ndarray] = []
 
     def gather(self, messages: list[Message]) -> list[Message]:

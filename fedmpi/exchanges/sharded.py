@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fedmpi import config
+from fedmpi.costs import HEAD, WORD, WORDS, Load, Step, choose, filled, merged, move, own, written
 from fedmpi.exchanges import reduce
 from fedmpi.messages import partial
 from fedmpi.messages.clock import Clock, Phase
@@ -42,6 +43,27 @@ class Config(config.Exchange):
     adds: ClassVar[bool] = True
 
 
+def steps(load: Load) -> list[Step]:
+    """The parts of a round's uplink that follow each other, to predict its seconds.
+
+    Slices and their positions are shared equally, as they are if positions are spread evenly.
+    """
+    found, ranks, levels = [*choose(load), *own(load)], load.ranks, (load.near, load.nodes)
+    if ranks > 1:
+        mine, all_of_it, others = load.union(load.mine), load.union(load.clients), ranks - 1
+        pieces = ranks * HEAD + others * (WORDS + (load.part(mine) - WORDS) / ranks)
+        found.append(move("bcast", *levels, WORD * (ranks + 1)))
+        found += written(load, "each", mine)
+        found.append(move("alltoall", *levels, pieces))
+        found += merged(load, "each", mine, others, 1 / ranks)
+        found += written(load, "each", all_of_it, 1 / ranks)
+        slice_of_it = HEAD + WORDS + (load.part(all_of_it) - WORDS) / ranks
+        found.append(move("gather", *levels, slice_of_it))
+        found += merged(load, "root", all_of_it, others, 1 / ranks)
+        found.append(move("reduce", *levels, WORD))
+    return [*found, *filled(load)]
+
+
 class Exchange(reduce.Exchange):
     """Adds up the ranks' sums slice by slice.
 
@@ -50,8 +72,10 @@ class Exchange(reduce.Exchange):
             ranks + 1].
     """
 
-    def __init__(self, wire: "Wire", clock: Clock, ledger: Ledger) -> None:
-        super().__init__(wire, clock, ledger)
+    def __init__(
+        self, wire: "Wire", clock: Clock, ledger: Ledger, down: config.Way = "bcast"
+    ) -> None:
+        super().__init__(wire, clock, ledger, down)
         self.bounds = np.zeros((0, wire.size + 1), np.int64)
 
     def merge(self, sums: Sequence[np.ndarray]) -> None:

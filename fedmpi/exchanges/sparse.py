@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fedmpi import config
+from fedmpi.costs import FORMS, HEAD, WORD, Load, Step, choose, filled, merged, move, own, written
 from fedmpi.exchanges import reduce
 from fedmpi.messages import partial
 from fedmpi.messages.clock import Phase
@@ -62,6 +63,27 @@ class Config(config.Exchange):
     def reselects(self) -> bool:
         """Whether sums on the way are cut down to their largest values."""
         return self.reselect
+
+
+def steps(load: Load) -> list[Step]:
+    """The parts of a round's uplink that follow each other, to predict its seconds.
+
+    Without `reselect`. In each step of a level sums of twice as many ranks are sent, and in its
+    last one a single rank sends.
+    """
+    found, below = [*choose(load), *own(load)], 1
+    for near, nodes in ((load.near, 1), (1, load.nodes)):
+        size, steps = near * nodes, FORMS["log"](near * nodes)
+        for step in range(steps):
+            ranks = below * min(2**step, size - 2**step)
+            union = load.union(min(load.clients, ranks * load.mine))
+            where = "each" if near > 1 and step < steps - 1 else "root"
+            found += written(load, where, union)
+            found.append(move("pair", near, nodes, HEAD + load.part(union)))
+            found += merged(load, where, union)
+        below *= near
+    found.append(move("reduce", load.near, load.nodes, WORD))
+    return [*found, *filled(load)]
 
 
 class Exchange(reduce.Exchange):

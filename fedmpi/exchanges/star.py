@@ -30,7 +30,7 @@ def steps(load: Load) -> list[Step]:
     sent = HEAD + load.mine * load.message(load.kept)
     gather = move("gather", load.near, load.nodes, sent)
     heard = [work(part, "root", load, load.clients) for part in ("read", "add")]
-    return [*choose(load), gather, *heard]
+    return [*choose(load), gather, work("clear", "root", load), *heard]
 
 
 class Exchange:
@@ -42,10 +42,18 @@ class Exchange:
 
     Attributes:
         buffers: reused memory for packed messages, by purpose.
+
+    Args:
+        wire: to the other ranks.
+        clock: of this rank.
+        ledger: of all clients, on the root.
+        down: the way of broadcasts (see `Wire.bcast`).
     """
 
-    def __init__(self, wire: "Wire", clock: Clock, ledger: Ledger) -> None:
-        self.wire, self.clock, self.ledger = wire, clock, ledger
+    def __init__(
+        self, wire: "Wire", clock: Clock, ledger: Ledger, down: config.Way = "bcast"
+    ) -> None:
+        self.wire, self.clock, self.ledger, self.down = wire, clock, ledger, down
         self.buffers: dict[str, np.ndarray] = {}
 
     def broadcast(self, messages: list[Message], clients: Sequence[int]) -> list[Message]:
@@ -54,7 +62,7 @@ class Exchange:
         if self.wire.is_root:
             word, account = self._pack("wire", messages)
             self.ledger.charge(DOWN, clients, account.sum(0))
-        return self._open(self.wire.bcast(word))
+        return self._open(self.wire.bcast(word, self.down))
 
     def gather(self, messages: list[Message]) -> list[Message]:
         """Returns all clients' messages on the root, in client order, and charges them."""

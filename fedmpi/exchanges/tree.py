@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedmpi import config
-from fedmpi.costs import HEAD, Load, Step, choose, move, work
+from fedmpi.costs import HEAD, WORD, Load, Step, choose, filled, merged, move, work, written
 from fedmpi.exchanges import reduce
 from fedmpi.messages import partial
 from fedmpi.messages.clock import Phase
@@ -36,15 +36,17 @@ def steps(load: Load) -> list[Step]:
     here = min(load.clients, load.near * load.mine)
     sent = HEAD + load.mine * load.message(load.kept)
     heard = [work(part, "root", load, here) for part in ("read", "add")]
-    found = [*choose(load), move("near", load.near, 1, sent), *heard]
+    clear, near = work("clear", "root", load), move("near", load.near, 1, sent)
+    found = [*choose(load), near, clear, *heard]
+    if load.agreed:
+        found.append(work("take", "root", load))
     if load.nodes > 1:
         union = load.union(here)
-        is_sparse = partial.is_sparse(union, load.summed)
-        size = load.message(union) if is_sparse else 4 * load.summed
-        found += [work("pack", "each", load, 1, union), move("gather", 1, load.nodes, HEAD + size)]
-        adding = ("read", "add") if is_sparse else ("add dense",)
-        found += [work(part, "root", load, load.nodes - 1, union) for part in adding]
-    return found
+        found += written(load, "root", union)
+        found.append(move("gather", 1, load.nodes, HEAD + load.part(union)))
+        found += merged(load, "root", union, load.nodes - 1)
+        found.append(move("reduce", 1, load.nodes, WORD))
+    return [*found, *filled(load)]
 
 
 class Exchange(reduce.Exchange):

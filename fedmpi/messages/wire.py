@@ -3,8 +3,11 @@
 Only buffers are sent, nothing is pickled. A timed barrier precedes each collective, so that waiting
 is not counted as transfer; waiting ranks leave their core to working ones. Ranks that meet tell
 each other the counts of what follows, a `v` collective; those of a scatter are broadcast. What is
-longer than `MOST` goes in waves of that length. A `Line`, and messages from one rank to another,
-have no barriers; their counts separate waiting from transfer.
+longer than `MOST` goes in waves of that length. A broadcast goes in one of three ways, with the
+same bytes on all ranks. Broadcasts, gathers and scatters are nonblocking, and waited for at once:
+within a node that takes as long as blocking ones, and over TCP Open MPI's blocking ones take up to
+twice as long. A `Line`, and messages from one rank to another, have no barriers; their counts
+separate waiting from transfer.
 """
 
 import atexit
@@ -17,13 +20,16 @@ from functools import cache, cached_property
 from threading import current_thread, main_thread
 from time import perf_counter, sleep
 from types import TracebackType
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import mpi4py
 import numpy as np
 
 from fedmpi.errors import BadInput
 from fedmpi.messages.clock import Clock, Phase
+
+if TYPE_CHECKING:
+    from fedmpi.config import Way
 
 mpi4py.rc.initialize = False  # see `join`
 try:
@@ -43,6 +49,8 @@ WORD = 8
 MOST = 1 << 30
 """Bytes in one collective. More go in several: most libraries count in 32 bits, and some of what
 they are made of fails beyond 2 GiB. In words of 8 bytes a `Line` reaches 16 GiB."""
+BLOCK, FLIGHT = 1 << 20, 8
+"""Bytes of a block of a broadcast in blocks, and blocks that are under way at once."""
 TAG = 1
 """Tag of messages from one rank to another."""
 EAGER, NAP = 1e-4, 1e-4
@@ -109,7 +117,7 @@ class Wire:
         self.known: list[Line] = []
         if nodes is None:
             nodes = self.node.numbers if self.size > 1 else [0]
-        self.nodes = nodes
+        self.nodes = list(nodes)
         self.reset()
 
     def reset(self) -> None:
@@ -134,19 +142,31 @@ class Wire:
         self.up_between += other.up_between
         self.down_between += other.down_between
 
-    def bcast(self, data: np.ndarray | None) -> np.ndarray:
+    def bcast(self, data: np.ndarray | None, way: "Way" = "bcast") -> np.ndarray:
         """Broadcasts the root's bytes, uint8 [words * 8]; other ranks pass None.
 
-        Other ranks get a view of one inbox, which the next `bcast` or `scatter` overwrites.
+        Other ranks get a view of one inbox, which the next `bcast` or `scatter` overwrites. With
+        `node` all ranks of a node have the same inbox, which none may change.
+
+        Args:
+            data: the bytes.
+            way: bcast: by `MPI_Bcast`. node: once to the first rank of each node, in memory that
+                its other ranks share. blocks: by nonblocking broadcasts of `BLOCK` bytes each, of
+                which `FLIGHT` are under way.
         """
-        words = int(self._meet(Phase.WAIT, 0 if data is None else _words(data))[ROOT])
-        if data is None:
-            data = self._room("root", words)
-        with self.clock(Phase.TRANSFER):
-            for wave in _waves(np.array([words])):
-                self.comm.Bcast([wave.piece(data), MPI.UINT64_T], ROOT)
-        self.got(data.nbytes)
-        return data
+        words, source = int(self._meet(Phase.WAIT, 0 if data is None else _words(data))[ROOT]), ROOT
+        if way == "node":
+            source = ROOT if self.node.is_leader else self.nodes.index(self.nodes[self.rank])
+            found = self._tell_node(data, words)
+        else:
+            found = self._room("root", words) if data is None else data
+            with self.clock(Phase.TRANSFER):
+                if way == "blocks":
+                    self._tell_blocks(found, words)
+                else:
+                    _tell(self.comm, found, words)
+        self.got(found.nbytes, source)
+        return found
 
     def gather(self, data: np.ndarray) -> list[np.ndarray]:
         """Gathers every rank's bytes on the root, in rank order; returns an empty list elsewhere.
@@ -182,12 +202,12 @@ class Wire:
                 is long enough.
         """
         self.near._meet(Phase.WAIT)
-        data = pack(self.node.mine)
+        data = pack(self.node.up.mine)
         self.sent(data.nbytes, self.rank)
-        self.node.sync()
+        self.node.up.sync()
         lengths = self.near._meet(Phase.WAIT, data.nbytes)
         with self.clock(Phase.TRANSFER):
-            return self.node.gather(data, lengths.tolist())
+            return self.node.up.gather(data, lengths.tolist())
 
     def scatter(self, data: np.ndarray | None, lengths: Sequence[int]) -> np.ndarray:
         """Scatters the root's bytes by the lengths for each rank; other ranks pass None and [].
@@ -203,7 +223,8 @@ class Wire:
             mine = self._room("root", int(counts[self.rank]))
             for wave in _waves(counts):
                 send = None if data is None else [wave.whole(data), wave.layout, MPI.UINT64_T]
-                self.comm.Scatterv(send, [wave.piece(mine, self.rank), MPI.UINT64_T], ROOT)
+                part = [wave.piece(mine, self.rank), MPI.UINT64_T]
+                self.comm.Iscatterv(send, part, ROOT).Wait()
         self.got(mine.nbytes)
         return mine
 
@@ -322,6 +343,36 @@ class Wire:
         node.Free()
         return Place(self.rank, self.size, local_rank, local_size)
 
+    def _tell_node(self, data: np.ndarray | None, words: int) -> np.ndarray:
+        """Broadcasts the root's bytes to the nodes' leaders, in memory that a node's ranks share.
+
+        The root copies its own there, and returns them as they are. A leader that is alone on its
+        node shares nothing.
+        """
+        node = self.node
+        with self.clock(Phase.TRANSFER):
+            if node.comm.size == 1:
+                found = self._room("root", words) if data is None else data
+            else:
+                found = node.down.leaders(words * WORD)
+                if data is not None:
+                    found[:] = data
+            if node.is_leader:
+                _tell(node.leaders, found, words)
+            node.down.sync()
+            node.comm.Barrier()
+            node.down.sync()
+        return found if data is None else data
+
+    def _tell_blocks(self, data: np.ndarray, words: int) -> None:
+        """Broadcasts the root's bytes block by block; ranks pass on some while more arrive."""
+        pending: list[MPI.Request] = []
+        for block in _waves(np.array([words]), BLOCK):
+            if len(pending) == FLIGHT:
+                pending.pop(0).Wait()
+            pending.append(self.comm.Ibcast([block.piece(data), MPI.UINT64_T], ROOT))
+        MPI.Request.Waitall(pending)
+
     def _meet(self, phase: Phase, count: int = 0) -> np.ndarray:
         """Waits for all ranks without taking the core of a rank that still works.
 
@@ -351,7 +402,8 @@ class Wire:
                 pieces = np.split(inbox, np.cumsum(counts)[:-1] * WORD)
             for wave in _waves(counts):
                 receive = [wave.whole(inbox), wave.layout, MPI.UINT64_T] if self.is_root else None
-                self.comm.Gatherv([wave.piece(data, self.rank), MPI.UINT64_T], receive, ROOT)
+                part = [wave.piece(data, self.rank), MPI.UINT64_T]
+                self.comm.Igatherv(part, receive, ROOT).Wait()
         return pieces
 
     def _counts(self, data: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
@@ -390,15 +442,14 @@ class Wire:
 
 
 class Node:
-    """The ranks of one node, whose first one, the leader, reads what they write, without a copy.
-
-    Each rank has a segment of a window of shared memory. It may write while the leader does not
-    read: after all ranks met.
+    """The ranks of one node, whose first one is the leader.
 
     Attributes:
         leaders: the leaders of all nodes, the root first; COMM_NULL on other ranks.
         is_leader: whether this rank is the first one of its node.
         numbers: number of each rank's node, in the order of the leaders.
+        up: memory in which the leader reads what the others write.
+        down: memory in which the others read what the leader writes.
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
@@ -413,8 +464,28 @@ class Node:
         self.comm.Bcast(first, ROOT)
         comm.Allgather(first, firsts)
         self.numbers: list[int] = np.unique(firsts, return_inverse=True)[1].tolist()
+        self.up, self.down = Shared(self.comm), Shared(self.comm)
+
+    def free(self) -> None:
+        """Gives the memory back; all ranks of the node do so together, and before MPI ends."""
+        self.up.free()
+        self.down.free()
+
+
+class Shared:
+    """Memory that the ranks of a node share; one reads what another one writes, without a copy.
+
+    Each rank has a segment of a window. It may write while nobody reads there: after all ranks
+    met.
+
+    Args:
+        comm: the ranks of the node.
+    """
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self.comm = comm
         self.window: MPI.Win | None = None
-        self.segments = [np.empty(0, np.uint8)] * self.comm.size
+        self.segments = [np.empty(0, np.uint8)] * comm.size
 
     @property
     def mine(self) -> np.ndarray:
@@ -431,31 +502,37 @@ class Node:
         """
         segments = zip(lengths, self.segments, strict=True)
         if self.window is None or any(length > len(room) for length, room in segments):
-            self._grow(data)
+            length, kept = max(data.nbytes, len(self.mine)), data.copy()
+            self._grow(length)
+            self.mine[: len(kept)] = kept
             self.sync()
             self.comm.Barrier()
         self.sync()
-        if not self.is_leader:
+        if self.comm.rank != ROOT:
             return []
         return [some[:length] for some, length in zip(self.segments, lengths, strict=True)]
+
+    def leaders(self, length: int) -> np.ndarray:
+        """Returns so many bytes of the leader's segment; all ranks of the node call it together."""
+        if self.window is None or length > len(self.segments[ROOT]):
+            self._grow(length if self.comm.rank == ROOT else 0)
+        return self.segments[ROOT][:length]
 
     def sync(self) -> None:
         """Orders what this rank has written before what others read after they have met."""
         if self.window is not None:
             self.window.Sync()
 
-    def _grow(self, data: np.ndarray) -> None:
-        """Makes segments that are long enough, and copies this rank's data there."""
-        length, kept = max(data.nbytes, len(self.mine)), data.copy()
+    def _grow(self, length: int) -> None:
+        """Makes other segments, this rank's of so many bytes."""
         self.free()
         self.window = MPI.Win.Allocate_shared(length, 1, comm=self.comm)
         self.window.Lock_all()
         found = (self.window.Shared_query(rank)[0] for rank in range(self.comm.size))
         self.segments = [np.asarray(memory).view(np.uint8) for memory in found]
-        self.mine[: len(kept)] = kept
 
     def free(self) -> None:
-        """Gives the window back; all ranks of the node do so together, and before MPI ends."""
+        """Gives the memory back; all ranks of the node do so together."""
         if self.window is not None:
             self.segments = [np.empty(0, np.uint8)] * self.comm.size
             self.window.Unlock_all()
@@ -573,17 +650,27 @@ class _Wave(NamedTuple):
         return self.counts.tolist(), (np.cumsum(self.counts) - self.counts).tolist()
 
 
-def _waves(counts: np.ndarray) -> Iterator[_Wave]:
-    """Cuts so many words of each rank into waves of at most `MOST` bytes; of nothing there is none.
+def _waves(counts: np.ndarray, length: int | None = None) -> Iterator[_Wave]:
+    """Cuts so many words of each rank into waves of at most so many bytes; no words make none.
 
     All ranks that know the counts find the same.
+
+    Args:
+        counts: int64 [ranks].
+        length: by default `MOST`.
     """
-    ends, most = np.cumsum(counts), MOST // WORD
+    ends, most = np.cumsum(counts), (length or MOST) // WORD
     begins = ends - counts
     for start in range(0, int(ends[-1]), most):
         end = min(start + most, int(ends[-1]))
         firsts, lasts = (np.clip(edge, start, end) for edge in (begins, ends))
         yield _Wave(start, end, firsts - begins, lasts - firsts)
+
+
+def _tell(comm: MPI.Intracomm, data: np.ndarray, words: int) -> None:
+    """Broadcasts the root's bytes to all ranks of a communicator."""
+    for wave in _waves(np.array([words])):
+        comm.Ibcast([wave.piece(data), MPI.UINT64_T], ROOT).Wait()
 
 
 def _words(data: np.ndarray) -> int:

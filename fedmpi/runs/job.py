@@ -155,8 +155,9 @@ class Job:
             task: its name.
             settings: of the runs to do, in their order.
         """
-        # Also the window, which says in how many waves clients upload.
-        runs = [f"{one.identity()} {one.exchange.window}" for one in settings]
+        # Also what says in how many waves clients upload, and by which collectives they are told.
+        exchanges = [(one.exchange.window, one.exchange.down) for one in settings]
+        runs = [f"{one.identity()} {how}" for one, how in zip(settings, exchanges, strict=True)]
         self.agree("\n".join([task, *runs]), "words or files of settings")
 
     def sweep(self, plan: Sweep, again: bool = False) -> int:

@@ -46,6 +46,8 @@ SIDES = {
     "gather": ["ours", "bare", "counted", "pickled"],
     "near": ["ours", "bare"],
     "reduce": ["ours", "bare"],
+    "pair": ["ours", "bare"],
+    "alltoall": ["ours", "bare"],
 }
 
 
@@ -61,6 +63,9 @@ def test_collectives_are_measured_on_every_level(ours: mpi.Bench, nodes: int, na
     if name == "near":
         levels = {"near": levels["near"]}
     wanted = [(level, ranks, side) for level, ranks in levels.items() for side in SIDES[name]]
+    if name == "bcast":
+        first = wanted[0][:2]
+        wanted[3:3] = [(*first, "node"), (*first, "blocks")]
     if name == "reduce" and not ours.gloo.problem:
         wanted.insert(2, (*wanted[0][:2], "gloo"))
     assert [(row["level"], row["ranks"], row["side"]) for row in rows] == wanted
@@ -70,12 +75,13 @@ def test_collectives_are_measured_on_every_level(ours: mpi.Bench, nodes: int, na
         # Every node has a root of its own, which hands nothing to a reduction.
         group = WORLD.size if row["level"] == "near" else row["ranks"]
         roots = nodes if row["level"] == "near" else 1
-        hands = {"meet": 0, "reduce": group - roots}.get(name, group)
-        assert row["moved"] == (16 * hands if row["side"] == "ours" else row["moved"])
+        hands = {"meet": 0, "reduce": group - roots, "pair": group // 2}.get(name, group)
+        if row["side"] in ("ours", "node", "blocks"):
+            assert row["moved"] == 16 * hands
 
 
 @on_ranks
-@pytest.mark.parametrize("name", ["bcast", "gather", "near", "reduce"])
+@pytest.mark.parametrize("name", ["bcast", "gather", "near", "reduce", "pair", "alltoall"])
 def test_a_collective_that_brings_something_else_is_not_measured(
     ours: mpi.Bench, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,11 +93,14 @@ def test_a_collective_that_brings_something_else_is_not_measured(
 def test_what_collectives_bring() -> None:
     one, two = np.ones(2, "f4").tobytes(), np.full(2, 2, "f4").tobytes()
     three = np.full(2, 3, "f4").tobytes()
-    assert mpi.wanted("bcast", 8, 2, False) == one
-    assert mpi.wanted("gather", 8, 2, True) == mpi.wanted("near", 8, 2, True) == one + two
-    assert mpi.wanted("reduce", 8, 2, True) == three
-    assert mpi.wanted("gather", 8, 2, False) == mpi.wanted("reduce", 8, 2, False) == b""
-    assert mpi.wanted("meet", 8, 2, True) == b""
+    assert mpi.wanted("bcast", 8, 2, 1) == one
+    assert mpi.wanted("gather", 8, 2, 0) == mpi.wanted("near", 8, 2, 0) == one + two
+    assert mpi.wanted("reduce", 8, 2, 0) == three
+    assert mpi.wanted("gather", 8, 2, 1) == mpi.wanted("reduce", 8, 2, 1) == b""
+    assert mpi.wanted("meet", 8, 2, 0) == b""
+    assert [mpi.wanted("pair", 8, 3, rank) for rank in range(3)] == [two, b"", b""]
+    assert mpi.wanted("alltoall", 24, 2, 0) == one + one + two + two
+    assert mpi.wanted("alltoall", 24, 2, 1) == one + two
     assert [mpi.loops(size) for size in (8, 1 << 13, 1 << 14, 1 << 21)] == [100, 100, 20, 5]
 
 
@@ -136,11 +145,11 @@ def test_work_is_measured_on_each_rank_and_on_the_root_alone(ours: mpi.Bench) ->
     if WORLD.rank:
         assert not rows
         return
-    steps = ["select", "pack", "read", "add", "add dense"]
+    steps = ["select", "pack", "read", "add", "add dense", "scan", "take", "put", "clear"]
     wanted = [(s, "each", WORLD.size) for s in steps] + [(s, "root", 1) for s in steps]
     assert [(row["name"], row["level"], row["ranks"]) for row in rows] == wanted
     assert all(row["min_us"] > 0 for row in rows)
-    assert all(row["min_us"] == row["max_us"] for row in rows[5:])
+    assert all(row["min_us"] == row["max_us"] for row in rows[len(steps) :])
 
 
 @pytest.mark.parallel([2])

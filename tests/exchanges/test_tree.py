@@ -149,7 +149,7 @@ def test_shared_memory_is_as_large_as_the_window(nodes: int) -> None:
     length = {}
     for window in (1, 256):
         found = run(small(*words, TREE, f"exchange.window={window}"), WORLD.Dup())
-        length[window], size = len(found.engine.wire.node.mine), 4 * found.engine.flat.size
+        length[window], size = len(found.engine.wire.node.up.mine), 4 * found.engine.flat.size
     assert length[1] < 2**20 + 3 * 200
     whole = 12 // WORLD.size * size
     assert whole < length[256] < whole + 12 * 200

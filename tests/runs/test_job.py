@@ -401,7 +401,7 @@ def test_ranks_read_files_that_the_root_alone_may_have_written(folder: Path) -> 
 
 
 @pytest.mark.parallel([2, 3])
-@pytest.mark.parametrize("other", ["seed=2", "exchange.window=1"])
+@pytest.mark.parametrize("other", ["seed=2", "exchange.window=1", "exchange.down=node"])
 def test_ranks_that_are_about_to_do_different_things(folder: Path, other: str) -> None:
     """As with an older file of settings on a node's own disk: all of them refuse."""
     last = WORLD.rank == WORLD.size - 1
