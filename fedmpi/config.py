@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, StrictInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictInt,
+)
 
 from fedmpi import inputs
 from fedmpi.errors import BadInput
@@ -147,10 +155,64 @@ class Skew(Table):
         return not (is_turned or self.colour or self.noise or self.labels or self.labels_to)
 
 
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda one: [str(one)] if isinstance(one, str) else one),
+    Field(strict=False),
+]
+"""Names, as a setting; a single one may stand without a list."""
+
+
+class Lora(Table):
+    """Low-rank products beside the weights of linear layers (LoRA): W + alpha / rank * B A."""
+
+    rank: int = Field(0, ge=0, le=MOST)
+    """Rank of the products. 0 is without. A is drawn from the seed, and B is zero at first."""
+    alpha: float | None = Field(None, gt=0, le=LARGEST)
+    """The product's factor times the rank. If absent, it is the rank: the factor is 1."""
+    layers: Names = ()
+    """Linear layers that have a product: names of stages, modules or layers, or ends of names. If
+    empty, all linear layers but those of the last stage."""
+    fixed: bool = False
+    """Freeze A, so that B alone trains and travels, and averages of B are averages of products
+    (FFA-LoRA)."""
+
+
+class Bottleneck(Table):
+    """Narrow pairs of layers behind linear layers, with a shortcut (adapters of Houlsby et al.)."""
+
+    width: int = Field(0, ge=0, le=MOST)
+    """Width of each pair's hidden layer. 0 is without."""
+    layers: Names = ()
+    """Linear layers that a pair follows, as in lora."""
+
+
 class Model(Table):
     """The model that is trained."""
 
     name: str = ""
+
+    train: Names = ("all",)
+    """What trains; the rest is frozen: it stays as it is, never travels, and has no gradients. all:
+    every parameter. head: the last stage. bias: all biases, and the head. adapters: those of lora
+    or bottleneck, and the head. Others are names of stages, modules or tensors; several are a
+    list."""
+    lora: Lora = Lora()
+    """Low-rank products beside linear layers, with train = adapters."""
+    bottleneck: Bottleneck = Bottleneck()
+    """Narrow layers behind linear layers, with train = adapters."""
+    initial: Annotated[Place | None, READ] = None
+    """File of initial weights (safetensors): a model written by fedmpi export model, or
+    torchvision's weights of a ResNet. Every tensor must fit, except what fresh names. If absent,
+    weights are drawn from the seed."""
+    fresh: Names = ()
+    """Stages, modules or tensors that are drawn from the seed although there is a file of initial
+    weights, such as head for other classes."""
+
+    @property
+    def freezes(self) -> bool:
+        """Whether some parameters never train."""
+        return "all" not in self.train
 
 
 Uploads = Literal["updates", "codes", "models", "nothing"]
@@ -204,6 +266,8 @@ class Method(Table):
             one vector, whose positions mean the same in every round.
         implies: settings of the run that the method's name stands for, by their paths: defaults of
             their own, for where nothing is written. So a name can stand for settings alone.
+        reshapes: whether it trains networks of other shapes inside the model's, or layers of
+            another form, so that all weights must train (`Model.train`).
         paper: the values of the method's paper, by the settings' paths, those of the training
             included; `paper:NAME` takes them. The module's docstring names the source. Methods that
             are built on this one have papers of their own (see `paper_of`).
@@ -233,6 +297,10 @@ class Method(Table):
 
     @property
     def sends(self) -> bool:
+        return False
+
+    @property
+    def reshapes(self) -> bool:
         return False
 
     @property

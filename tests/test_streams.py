@@ -47,6 +47,7 @@ IDS = {
     Purpose.ROUND: 2,
     Purpose.ROUND_CUT: 4,
     Purpose.ROUND_STEP: 3,
+    Purpose.ADAPTER: 0,
 }
 """How many ids the streams of each purpose have."""
 

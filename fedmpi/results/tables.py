@@ -49,6 +49,10 @@ ROUNDS: Columns = {
     ),
     "up": ("i8", "bytes from the clients, summed over them"),
     "down": ("i8", "bytes to the clients, summed over them"),
+    "base": (
+        "i8",
+        "bytes that the round's new clients have to be sent beside these: see the table clients",
+    ),
     "seconds": ("f8", "wall time of the round, without evaluation and recording"),
     "lost": ("i4", "clients whose upload was lost: the server never learnt of it"),
     "covered": (
@@ -120,6 +124,12 @@ CLIENTS: Columns = {
             "bytes of that kind in that direction, in its packed messages; an upload that is added "
             "up on its own rank counts as it would be packed",
         ),
+    ),
+    "base": (
+        "i8",
+        "bytes of the frozen weights of a file (model.initial) that it has to be sent once, in the "
+        "first round that it takes part in; every rank reads the file, so that they are counted "
+        "and no part of down",
     ),
     "lost": ("?", "whether its upload was lost: it costs, but the server never learnt of it"),
     "tier": ("S16", "kind of device; empty without devices"),

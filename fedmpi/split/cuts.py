@@ -78,6 +78,11 @@ class Cut(config.Method):
             ConfigError: if the model has no such split point or none at all, or no such tail.
         """
         front, back = flat.split(self.cut or (flat.cuts() or [""])[0])
+        if not front.parameters:
+            raise ConfigError(
+                f"method.cut = {self.cut!r}: wanted a front of which something trains, found "
+                "model.train, by which all of it is frozen; possible is a later cut"
+            )
         if self.tail is None:
             return front, back, Flat(nn.Sequential(), flat.is_local)
         names = [name for name, _ in back.stages.named_children()]
