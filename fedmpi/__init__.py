@@ -23,7 +23,7 @@ The laws
 --------
  1. A model is a vector: what trains of it in one contiguous vector `w`, gradients in `g`; the
     network's tensors are views. What is frozen lies beside them (`networks/parts`). Running
-    statistics are in it, too, unless they are local; no gradient moves them. Masks, control
+    statistics are in w, too, unless they are local; no gradient moves them. Masks, control
     variates, residuals and sub-models are vectors or index sets over `w`.
  2. Clients are rows of w[C, n]; a method's mathematics is elementwise or row-wise. The same lines
     run one client after the other on a CPU, or stacked on a GPU. Small dense networks train

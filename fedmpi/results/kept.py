@@ -25,6 +25,7 @@ from torch import nn
 from fedmpi import config, loading, models, weights
 from fedmpi.config import Settings
 from fedmpi.draft import draft
+from fedmpi.networks import adapters, initial
 from fedmpi.results import record
 from fedmpi.results.record import RecordError
 from fedmpi.weights import Tensors
@@ -155,19 +156,20 @@ def module(path: Path, client: int | None = None) -> nn.Sequential:
     return network.train(False)
 
 
-def export(path: Path, to: Path, client: int | None = None) -> int:
+def export(path: Path, to: Path, client: int | None = None, merged: bool = False) -> int:
     """Writes a result's model into a file of its own.
 
     Args:
         path: the result.
         to: .safetensors, or .pt for `torch.load`.
         client: whose model; None for the server's.
+        merged: whether low-rank products are put into the weights (see `networks.adapters`).
 
     Returns:
         The number of tensors.
 
     Raises:
-        BadInput: if there is no such model, or the file cannot be written.
+        BadInput: if there is no such model, it cannot be merged, or the file cannot be written.
     """
     end = to.suffix.lower()
     if end not in FORMATS:
@@ -177,6 +179,9 @@ def export(path: Path, to: Path, client: int | None = None) -> int:
         tensors = kept.of(client)
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from None
+    if merged:
+        network = adapters.merged(module(path, client))
+        tensors = {name: one.detach().numpy() for name, one in initial.tensors(network)}
     about = {"source": "fedmpi", "round": str(kept.round)}
     about |= {name: str(kept.about[name]) for name in ("identity", "settings")}
     content = weights.written(tensors, about) if end == ".safetensors" else _torch(tensors)
