@@ -170,6 +170,7 @@ def test_purposes_are_never_renumbered() -> None:
         "ROUND": 43,
         "ROUND_CUT": 44,
         "ROUND_STEP": 45,
+        "ADAPTER": 46,
     }
 
 
