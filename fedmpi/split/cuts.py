@@ -78,11 +78,6 @@ class Cut(config.Method):
             ConfigError: if the model has no such split point or none at all, or no such tail.
         """
         front, back = flat.split(self.cut or (flat.cuts() or [""])[0])
-        if not front.parameters:
-            raise ConfigError(
-                f"method.cut = {self.cut!r}: wanted a front of which something trains, found "
-                "model.train, by which all of it is frozen; possible is a later cut"
-            )
         if self.tail is None:
             return front, back, Flat(nn.Sequential(), flat.is_local)
         names = [name for name, _ in back.stages.named_children()]
@@ -96,6 +91,11 @@ class Cut(config.Method):
     def sections(self, flat: Flat) -> Sections:
         """How long the parts are."""
         return Sections(*(part.size for part in self.parts(flat)))
+
+    def learning(self, flat: Flat) -> tuple[bool, bool]:
+        """Whether something trains in front of each cut, so that gradients come back to it."""
+        front, back, _ = self.parts(flat)
+        return bool(front.parameters), bool(front.parameters or back.parameters)
 
     def theirs(self, trainer: Any) -> Flat:
         """Front and tail, which a client uploads."""

@@ -170,7 +170,8 @@ class OneByOne(Rows[Batch]):
             return ()
         given = None if cotangent is None else cotangent.view_as(output)
         found = torch.autograd.grad(output, [*ours, *also], given)
-        self.fresh[row] = found[: len(ours)]
+        if ours:
+            self.fresh[row] = found[: len(ours)]
         return found[len(ours) :]
 
     def head(self, count: int) -> tuple[Tensor, Tensor]:

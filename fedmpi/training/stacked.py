@@ -101,7 +101,8 @@ class Stacked(Rows[Pick]):
         if not (some.parameters or also):  # nothing here trains
             return ()
         found = torch.autograd.grad(output, [*some.parameters.values(), *also], cotangent)
-        torch._foreach_copy_(some.gradients, found[: len(some.gradients)])
+        if some.gradients:
+            torch._foreach_copy_(some.gradients, found[: len(some.gradients)])
         return found[len(some.gradients) :]
 
     def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> list[Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 import fedmpi
-from fedmpi import models, weights
+from fedmpi import config, models, weights
 from fedmpi.clients.burden import Burden, activations
 from fedmpi.config import ConfigError, Settings
 from fedmpi.engine import Engine
@@ -306,6 +306,51 @@ def test_memory_has_gradients_and_optimiser_of_what_trains_alone() -> None:
     assert activations(engine.flat, x) <= 4 * 16 * (12 + 8 + 8 + 64)
 
 
+# ---- at a cut
+
+SPLITTING = [name for name in METHODS if config.module("method", name).Config.converses]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(f"method.name={name}",) for name in SPLITTING]
+    + [(f"method.name={name}", "rows=2") for name in ("splitfed", "epsl", "cse-fsl")],
+)
+def test_no_gradient_comes_back_to_a_frozen_front_and_nothing_runs_back_there(
+    words: tuple[str, ...],
+) -> None:
+    words = (*words, "model.train=head", "method.cut=hidden1", "rounds=1")
+    clients = run(small(*words)).tables["clients"]
+    assert clients["up_activation"].all()
+    assert not clients["down_gradient"].any()
+    ahead, batches = 2 * 64 * 12, clients["samples"] * 2  # epochs
+    head = 0
+    if "method.name=cse-fsl" in words:  # the auxiliary head trains beside the front, on the client
+        head = 2 * 2 * 12 * 10
+    np.testing.assert_array_equal(clients["flops"], batches * (ahead + head))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("model.train=head",),
+        ("model.train=[hidden1]",),
+        ("model.train=bias",),
+        ("model.train=head", "method.tail=head"),
+        ("model.train=[hidden2]", "method.tail=head"),
+        ("model.train=[hidden1]", "method.tail=head"),
+        LORA,
+    ],
+)
+def test_a_split_model_learns_what_the_whole_one_learns(words: tuple[str, ...]) -> None:
+    """Frozen in front of a cut, between two, or behind them: SplitFed's v1 is FedAvg."""
+    whole = run(small("rounds=1", *(w for w in words if not w.startswith("method."))))
+    split = run(small("rounds=1", "method.name=splitfed", *words))
+    np.testing.assert_allclose(split.model, whole.model, rtol=1e-4, atol=1e-6)
+    moved = np.abs(whole.model - whole.engine.flat.initial.numpy()).max()
+    assert moved > 1e-3
+
+
 # ---- the same on ranks and in rows
 
 
@@ -491,7 +536,6 @@ def test_recurrent_layers_are_left_alone() -> None:
         (("model.fresh=head",), "model.fresh = ['head']: wanted model.initial, found none"),
         (("model.train=hidden3",), "no parameters of the name 'hidden3'; possible are all, head"),
         (("model.train=[hidden1.0]",), "no parameters of the name 'hidden1.0'"),
-        (("method.name=splitfed", "model.train=head"), "wanted a front of which something trains"),
     ],
 )
 def test_what_cannot_be_is_said(words: tuple[str, ...], sentence: str) -> None:
@@ -502,3 +546,13 @@ def test_one_name_needs_no_list() -> None:
     assert small("model.train=head").model.train == ("head",)
     assert small("model.train=[head]").identity() == small("model.train=head").identity()
     assert small("model.train=bias").identity() != small("model.train=head").identity()
+
+
+def test_runs_that_train_all_have_the_identity_that_they_had_without_these_settings() -> None:
+    settings = small("model.hidden=[9]")
+    tree = settings.tree()
+    for name in ("train", "lora", "bottleneck", "initial", "fresh"):
+        del tree["model"][name]
+    assert config.identity(tree, {}) == settings.identity()
+    for words in (LORA, ("model.train=head",)):
+        assert small("model.hidden=[9]", *words).identity() != settings.identity()
