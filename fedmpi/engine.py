@@ -182,6 +182,8 @@ class Engine:
                     self.converse(t, wave)
                 self.collect(t, wave, self.work(t, wave))
             self.merge(t)
+            if self.server is None:
+                self.draw(t + 1)
             self.step(t)
             outcome = self.outcome(t, waves)
             if outcome is not None:
@@ -329,6 +331,14 @@ class Engine:
                             if self.has_theory(t):
                                 self.theory.pruned[client] = self.clients.pruned(client)
         return messages
+
+    def draw(self, t: int) -> None:
+        """Draws the order of samples for the first wave of round t, while the server works."""
+        is_plain = not (self.method.converses or self.population.is_agreement(t))
+        if t < self.settings.rounds and is_plain:
+            with self.clock(Phase.TRAIN):
+                for wave in self.placement.waves(t)[:1]:
+                    self.trainer.feed.draw(t, wave.on(self.wire.rank))
 
     def converse(self, t: int, wave: Wave) -> None:
         """Runs the local steps of a split method; one party computes while another is served."""

@@ -258,52 +258,50 @@ def unpack(data: np.ndarray) -> tuple[list[Message], np.ndarray]:
         raise WireError(f"the header says {length} bytes, found {len(data)}")
     if count * MESSAGE.size > len(data):
         raise WireError(f"{count} messages in {len(data)} bytes")
-    account = np.zeros((count, len(Kind)), np.int64)
-    messages = [_read_message(reader, row) for row in account]
+    accounts = [[0] * len(Kind) for _ in range(count)]
+    messages = [_read_message(reader, row) for row in accounts]
     if reader.at != len(data):
         raise WireError(f"{len(data) - reader.at} bytes behind the last message")
-    return messages, account
+    return messages, np.array(accounts, np.int64).reshape(-1, len(Kind))
 
 
 class _Reader:
     """A cursor in a buffer that moves only forward, and never beyond the end."""
 
     def __init__(self, data: np.ndarray) -> None:
-        self.data, self.view, self.at = data, data.data, 0
+        self.data, self.view, self.at, self.end = data, data.data, 0, len(data)
 
     def head(self, form: struct.Struct) -> tuple:
-        start = self._advance(form.size)
-        return form.unpack_from(self.view, start)
+        return form.unpack_from(self.view, self._advance(form.size))
 
-    def section(self, length: int, kind: Kind, row: np.ndarray) -> np.ndarray:
+    def section(self, length: int, kind: Kind, row: list[int]) -> np.ndarray:
         padding = -length % 8
         start = self._advance(length + padding)
-        if padding and self.data[start + length : self.at].any():
-            raise WireError(f"padding at byte {start + length} is not zero")
         row[kind] += length
-        row[Kind.HEADER] += padding
+        if padding:
+            row[Kind.HEADER] += padding
+            if self.data[start + length : self.at].any():
+                raise WireError(f"padding at byte {start + length} is not zero")
         return self.data[start : start + length]
 
     def _advance(self, length: int) -> int:
         start, self.at = self.at, self.at + length
-        if self.at > len(self.data):
-            raise WireError(
-                f"{length} bytes wanted at byte {start}, found {len(self.data) - start}"
-            )
+        if self.at > self.end:
+            raise WireError(f"{length} bytes wanted at byte {start}, found {self.end - start}")
         return start
 
 
-def _read_message(reader: _Reader, row: np.ndarray) -> Message:
+def _read_message(reader: _Reader, row: list[int]) -> Message:
     client, blocks, weight = reader.head(MESSAGE)
     row[Kind.HEADER] += MESSAGE.size
     # A count that is too large for the buffer must fail before the loop over blocks.
-    if blocks * BLOCK.size > len(reader.data) - reader.at:
-        raise WireError(f"{blocks} blocks in {len(reader.data) - reader.at} bytes")
+    if blocks * BLOCK.size > reader.end - reader.at:
+        raise WireError(f"{blocks} blocks in {reader.end - reader.at} bytes")
     _check_weight(weight)
     return Message(client, [_read_block(reader, row) for _ in range(blocks)], weight)
 
 
-def _read_block(reader: _Reader, row: np.ndarray) -> Block:
+def _read_block(reader: _Reader, row: list[int]) -> Block:
     kind, coding, places, bits, length, size, count, low, step = reader.head(BLOCK)
     row[Kind.HEADER] += BLOCK.size
     if kind not in _KINDS or coding not in _CODINGS or places not in _PLACES:
@@ -372,7 +370,7 @@ def _write_places(block: Block) -> tuple[Places, int, np.ndarray | None]:
 
 
 def _read_places(
-    reader: _Reader, row: np.ndarray, places: Places, size: int, count: int, length: int
+    reader: _Reader, row: list[int], places: Places, size: int, count: int, length: int
 ) -> np.ndarray | None:
     if places == Places.AGREED:
         return None
@@ -410,7 +408,7 @@ def rice(size: int, count: int) -> int:
     return max(0, 1 + floor(log2(log((sqrt(5) - 1) / 2) / log1p(-count / size))))
 
 
-def _read_golomb(reader: _Reader, row: np.ndarray, size: int, count: int, unary: int) -> np.ndarray:
+def _read_golomb(reader: _Reader, row: list[int], size: int, count: int, unary: int) -> np.ndarray:
     bits = rice(size, count)
     # A gap's upper part has one bit more than its value, and all gaps together are below `size`.
     if not count <= unary <= (count + (size >> bits) if count else 0):
@@ -458,7 +456,7 @@ def _write_values(block: Block) -> np.ndarray | None:
 
 
 def _read_values(
-    reader: _Reader, row: np.ndarray, kind: Kind, coding: Coding, bits: int, count: int
+    reader: _Reader, row: list[int], kind: Kind, coding: Coding, bits: int, count: int
 ) -> np.ndarray | None:
     if coding == Coding.NONE:
         return None

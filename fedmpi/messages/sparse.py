@@ -39,7 +39,8 @@ def block(
         key: rounds codes up or down at random, so that they are right on average (`streams.key`);
             without it codes are rounded to the nearest.
     """
-    values = values.detach().reshape(-1)
+    if values.requires_grad or values.dim() != 1:
+        values = values.detach().reshape(-1)
     where = None if indices is None else uint32(indices)
     size = values.numel() if size is None else size
     if coding == Coding.CODES and bits == EXACT:
@@ -56,7 +57,7 @@ def block(
     if coding == Coding.BF16:
         array = values.to(torch.bfloat16).cpu().view(torch.int16).numpy().view(np.uint16)
     else:
-        array = values.to(_TORCH[coding]).cpu().numpy()
+        array = values.to("cpu", _TORCH[coding]).numpy()
     return Block(kind, size, coding, array, where)
 
 

@@ -328,16 +328,10 @@ class Wire:
         Returns every rank's count, int64 [ranks].
 
         MPI waits by polling, even if it yields in between: with three ranks on two cores that made
-        the working ones a third slower. A final barrier releases all ranks at once, so that the
-        following collective does not wait for a rank that sleeps. It carries the counts.
+        the working ones a third slower.
         """
         counts = np.empty(self.size, np.int64)
-        with self.clock(phase):
-            request, patience = self.comm.Ibarrier(), perf_counter() + EAGER
-            while not request.Test():
-                if perf_counter() > patience:
-                    sleep(NAP)
-            self.comm.Allgather(np.array([count]), counts)
+        self._await([self.comm.Iallgather(np.array([count]), counts)], phase)
         return counts
 
     def _await(self, requests: list[MPI.Request], phase: Phase) -> None:

@@ -6,10 +6,11 @@ rows at once. So losses and gradients are those of `OneByOne`, bit for bit, for 
 and a step takes a fraction of the time where the network is small.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import gcd
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import nll_loss
@@ -17,8 +18,8 @@ from torch.nn.functional import nll_loss
 from fedmpi.config import Settings
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import Dropout
-from fedmpi.training.feed import Batch, Feed
-from fedmpi.training.rows import ALIGNMENT, OneByOne
+from fedmpi.training.feed import Feed, Pick
+from fedmpi.training.rows import ALIGNMENT, Networks
 
 VALUES = 1 << 18
 """Values that the rows of a chunk have together: 1 MiB, so that models and gradients of a chunk
@@ -99,17 +100,19 @@ class Room(NamedTuple):
     that it begins at a multiple of 64 bytes, wherever it is: results must not depend on that.
 
     Attributes:
+        inputs: samples, [rows, B', inputs].
         outputs: of each layer, [rows, B', outputs], and each row's part of it, [B, outputs].
         gradients: of the losses at these outputs, likewise.
         transposed: each row's part of the gradients, [outputs, B].
     """
 
+    inputs: Tensor
     outputs: list[tuple[Tensor, list[Tensor]]]
     gradients: list[tuple[Tensor, list[Tensor]]]
     transposed: list[list[Tensor]]
 
 
-class Dense(OneByOne):
+class Dense(Networks[Pick]):
     """Rows of a network that `fits`, whose local steps are computed without autograd."""
 
     def __init__(self, flat: Flat, count: int, device: torch.device, settings: Settings) -> None:
@@ -127,36 +130,40 @@ class Dense(OneByOne):
             own = weights, biases, transposed, by_weights, by_biases
             self.plan.append(Layer(*own, has_relu, dropout))
 
-    def backprop(self, feed: Feed, lessons: Sequence[Batch]) -> Tensor:
+    def lessons(self, feed: Feed, t: int, client: int, passes: int | None = None) -> Iterator[Pick]:
+        """Yields the positions of the client's batches; samples are gathered for all rows."""
+        return feed.picks(t, client, passes)
+
+    def backprop(self, feed: Feed, lessons: Sequence[Pick]) -> Tensor:
         """Sets the first rows' gradients for one batch each; returns their losses [k]."""
         self.fresh.clear()
-        lengths = [len(batch.y) for batch in lessons]
+        lengths = [len(pick.positions) for pick in lessons]
         if len(set(lengths)) == 1:
-            return self._step(range(len(lessons)), lessons)
+            return self._step(range(len(lessons)), feed, lessons)
         losses = torch.empty(len(lessons))
         for length in set(lengths):
             rows = [row for row, other in enumerate(lengths) if other == length]
-            losses[rows] = self._step(rows, [lessons[row] for row in rows])
+            losses[rows] = self._step(rows, feed, [lessons[row] for row in rows])
         return losses
 
     @torch.no_grad()
-    def _step(self, rows: Sequence[int], lessons: Sequence[Batch]) -> Tensor:
+    def _step(self, rows: Sequence[int], feed: Feed, lessons: Sequence[Pick]) -> Tensor:
         """Sets the gradients of some rows for batches of equal length; returns their losses [k]."""
-        count, length = len(rows), len(lessons[0].y)
+        count, length = len(rows), len(lessons[0].positions)
         room, kept = self._room(length), list[tuple[Tensor, Tensor | None]]()
-        inputs = [[batch.x.flatten(1) for batch in lessons], *(parts for _, parts in room.outputs)]
+        x, y = self._taken(feed, lessons)
+        inputs = [x.unbind(), *(parts for _, parts in room.outputs)]
         for layer, xs, (outputs, parts) in zip(self.plan, inputs, room.outputs, strict=False):
             for row, x, part in zip(rows, xs, parts, strict=False):
                 torch.addmm(layer.biases[row], x, layer.transposed[row], out=part)
             some = outputs[:count]
             if layer.has_relu:
                 some.relu_()
-            kept.append(self._drop(layer.dropout, some, [batch.key for batch in lessons]))
+            kept.append(self._drop(layer.dropout, some, [pick.key for pick in lessons]))
         logs = torch.log_softmax(some, 2)
-        ys = [batch.y for batch in lessons]
-        losses = [nll_loss(*both) for both in zip(logs[:, :length], ys, strict=True)]
+        losses = [nll_loss(*both) for both in zip(logs[:, :length], y, strict=True)]
         cotangents = torch.zeros_like(logs)
-        cotangents[:, :length].scatter_(2, torch.stack(ys).unsqueeze(2), -1 / length)
+        cotangents[:, :length].scatter_(2, y.unsqueeze(2), -1 / length)
         found = room.gradients[-1][0][:count]
         torch._log_softmax_backward_data(cotangents, logs, 2, torch.float32, out=found)
         for number in reversed(range(len(self.plan))):
@@ -171,6 +178,24 @@ class Dense(OneByOne):
                     torch.mm(part, layer.weights[row], out=other)
                 self._back(self.plan[number - 1], gradients[:count], *kept[number - 1])
         return torch.stack(losses)
+
+    def _taken(self, feed: Feed, lessons: Sequence[Pick]) -> tuple[Tensor, Tensor]:
+        """Returns batches of equal length: samples [k, B, inputs], and their labels [k, B].
+
+        All are gathered at once, in a `_space` as the values behind the layers.
+        """
+        length, inputs = len(lessons[0].positions), self.plan[0].weights[0].shape[1]
+        positions = np.zeros((len(lessons), _aligned(length, inputs)), np.int64)
+        for row, pick in zip(positions, lessons, strict=True):
+            row[:length] = pick.positions.numpy()
+        shifts = None
+        if lessons[0].shifts is not None:
+            shifts = torch.zeros(*positions.shape, 3, dtype=torch.int64)
+            for own, pick in zip(shifts, lessons, strict=True):
+                own[:length] = pick.shifts
+        room = self._room(length).inputs[: len(lessons)]
+        x, y = feed.take(torch.from_numpy(positions), shifts, room)
+        return x.flatten(2)[:, :length], y[:, :length]
 
     def _drop(
         self, dropout: Dropout | None, outputs: Tensor, keys: Sequence[int]
@@ -193,15 +218,20 @@ class Dense(OneByOne):
         """Returns the memory for batches of a length; it is kept."""
         if length not in self.rooms:
             outputs, gradients = (
-                [self._space(length, layer) for layer in self.plan] for _ in range(2)
+                [self._space(length, len(layer.biases[0])) for layer in self.plan] for _ in range(2)
             )
             transposed = [[part.t() for part in parts] for _, parts in gradients]
-            self.rooms[length] = Room(outputs, gradients, transposed)
+            inputs, _ = self._space(length, self.plan[0].weights[0].shape[1])
+            self.rooms[length] = Room(inputs, outputs, gradients, transposed)
         return self.rooms[length]
 
-    def _space(self, length: int, layer: Layer) -> tuple[Tensor, list[Tensor]]:
-        """Returns memory for values at a layer's outputs: [rows, B', outputs], and its parts."""
-        width = len(layer.biases[0])
-        step = ALIGNMENT // gcd(ALIGNMENT, width)
-        found = torch.zeros(len(self), -(-length // step) * step, width)
+    def _space(self, length: int, width: int) -> tuple[Tensor, list[Tensor]]:
+        """Returns memory for `width` values a sample: [rows, B', width], and each row's part."""
+        found = torch.zeros(len(self), _aligned(length, width), width)
         return found, list(found[:, :length])
+
+
+def _aligned(length: int, width: int) -> int:
+    """Returns the least B' >= length for which B' samples of `width` values fill whole 64 bytes."""
+    step = ALIGNMENT // gcd(ALIGNMENT, width)
+    return -(-length // step) * step

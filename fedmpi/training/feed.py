@@ -150,12 +150,13 @@ class Feed:
         return random, shard[random.permutation(len(shard))]
 
     def draw(self, t: int, clients: Sequence[int]) -> None:
-        """Draws the orders of a round's first passes for all clients at once.
+        """Draws the orders of a round's first passes for all clients at once; no order twice.
 
         Between two clients' trainings each draw would take four times as long, because the caches
         are full of other data.
         """
-        self.drawn = {(t, client): self._order(t, client) for client in clients}
+        wanted = [(t, client) for client in clients]
+        self.drawn = {one: self.drawn.get(one) or self._order(*one) for one in wanted}
 
     def keys(self, t: int, client: int) -> Iterator[int]:
         """Yields the random key of each of the client's steps in round t; zeros if not needed."""
@@ -180,16 +181,22 @@ class Feed:
 
         return draw
 
-    def take(self, positions: Tensor, shifts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def take(
+        self, positions: Tensor, shifts: Tensor | None = None, room: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns samples [..., *shape] and labels [...] at the positions, cropped and flipped.
 
         Args:
             positions: int64, any shape.
             shifts: int64 [..., 3] (see `Pick`).
+            room: memory for the samples before they are cropped and flipped, because new memory is
+                slow: of their type and number, contiguous.
         """
         flat, shape = positions.reshape(-1).to(self.x.device), positions.shape
+        if room is not None:
+            room = room.view(len(flat), *self.x.shape[1:])
         # Three times as fast as indexing, where a batch is small.
-        x, y = self.x.index_select(0, flat), self.y.index_select(0, flat)
+        x, y = torch.index_select(self.x, 0, flat, out=room), self.y.index_select(0, flat)
         if len(shape) > 1:
             x, y = x.view(*shape, *self.x.shape[1:]), y.view(shape)
         return (x if shifts is None else self._augmented(x, shifts)), y

@@ -127,7 +127,7 @@ class Rows(ABC, Generic[Lesson]):
         w.add_(g, alpha=-rate)
 
 
-class OneByOne(Rows[Batch]):
+class Networks(Rows[Lesson]):
     """Rows with a network each, run one after the other, or by `each` in several threads.
 
     Autograd returns gradients as tensors of the parameters' shapes. They are copied to g only when
@@ -214,6 +214,10 @@ class OneByOne(Rows[Batch]):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         loss = cross_entropy(self._run(row, x, keys), y)
         return loss.detach(), self._gradient(row, loss, x)
+
+
+class OneByOne(Networks[Batch]):
+    """Rows that take their steps one after the other."""
 
     def lessons(
         self, feed: Feed, t: int, client: int, passes: int | None = None

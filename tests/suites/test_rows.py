@@ -26,7 +26,7 @@ from fedmpi.networks.layers import BatchNorm, Dropout
 from fedmpi.split.cuts import Crossing
 from fedmpi.split.sides import Side
 from fedmpi.training.descent import descent
-from fedmpi.training.rows import OneByOne, Rows
+from fedmpi.training.rows import Networks, OneByOne, Rows
 from fedmpi.training.stacked import GRAPHS, Stacked, graph_size, loaded
 from tests.plain import (
     CHOICES,
@@ -320,7 +320,7 @@ def compare(settings: Sequence[str], rows: int) -> None:
         alike(run(small(*allowed(*settings, f"rows={rows}"))), single)
     sizes = single.engine.population.sizes
     assert len(set(sizes.tolist())) > 2, "unequal shards"
-    assert isinstance(single.engine.trainer.rows, OneByOne)
+    assert isinstance(single.engine.trainer.rows, Networks)
     assert isinstance(stacked.engine.trainer.rows, Stacked)
     assert apart(stacked, single) < 1e-3
     clients = [found.tables["clients"] for found in (stacked, single)]

@@ -1,6 +1,10 @@
 """Dense networks of several clients in one step: the bits are those of each alone by autograd."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from fedmpi.engine import Engine
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import BatchNorm, Dropout
 from fedmpi.training.dense import MOST, VALUES, Dense, limit, plan
-from fedmpi.training.feed import Batch
+from fedmpi.training.feed import Batch, Feed, Pick
 from fedmpi.training.rows import OneByOne
 from tests.small import run, small
 
@@ -28,6 +32,20 @@ LENGTHS = st.lists(st.sampled_from([1, 2, 5, 16, 16, 31, 64]), min_size=1, max_s
 def bits(x: Tensor) -> bytes:
     """Of zeros their signs, too."""
     return x.contiguous().numpy().tobytes()
+
+
+def step(rows: Dense, batches: Sequence[Batch]) -> Tensor:
+    """Sets gradients by `backprop`, of samples that lie in some order with others between them."""
+    gap = torch.full((3, *batches[0].x.shape[1:]), torch.nan)
+    pieces = [part for batch in reversed(batches) for part in (gap, batch.x)]
+    marks = [part for batch in reversed(batches) for part in (torch.zeros(3, dtype=int), batch.y)]
+    feed: Any = SimpleNamespace(x=torch.cat(pieces), y=torch.cat(marks))
+    feed.take = partial(Feed.take, feed)
+    picks, end = [], len(feed.y)
+    for x, _, key in batches:
+        picks.append(Pick(torch.arange(end - len(x), end), None, key))
+        end -= len(x) + 3
+    return rows.backprop(feed, picks)
 
 
 @st.composite
@@ -61,7 +79,7 @@ def is_as_alone(flat: Flat, batches: list[Batch], trains: bool) -> None:
     alone.train_mode(trains)
     for _ in range(2):
         start = rows.w.clone()
-        losses = rows.backprop(None, batches)
+        losses = step(rows, batches)
         g = rows.head(count)[1].clone()
         rows.move(count, 0.05)
         for row, batch in enumerate(batches):
@@ -108,7 +126,7 @@ def test_gradients_are_those_of_plain_torch_in_float64() -> None:
     batches = [
         Batch(torch.randn(n, 1, 8, 8, generator=random), torch.arange(n) % 10, 0) for n in (6, 3)
     ]
-    losses = rows.backprop(None, batches)
+    losses = step(rows, batches)
     network = flat.network(flat.initial.clone()).double()
     for row, (x, y, _) in enumerate(batches):
         loss = cross_entropy(network(x.double()), y)
@@ -122,10 +140,10 @@ def test_a_step_after_a_loss_has_its_own_gradient() -> None:
     flat = Engine(small()).flat
     rows = Dense(flat, 1, CPU, small())
     batch = Batch(torch.ones(3, 1, 8, 8), torch.zeros(3, dtype=torch.int64), 0)
-    rows.backprop(None, [batch])
+    step(rows, [batch])
     wanted = rows.head(1)[1].clone()
     rows.losses([2 * batch.x], [batch.y], ())
-    rows.backprop(None, [batch])
+    step(rows, [batch])
     assert torch.equal(rows.head(1)[1], wanted)
 
 
