@@ -60,6 +60,15 @@ ROUNDS: Columns = {
         "share of the channels that some client has sent so far; NaN unless the method selects "
         "channels",
     ),
+    "lora_bias": (
+        "f8",
+        "distance of the product of the clients' mean factors from the mean of their low-rank "
+        "products, over the length of that mean; NaN unless the method is flexlora with products",
+    ),
+    "lora_lost": (
+        "f8",
+        "distance of the new factors' product from the same mean, likewise: what the rank cuts off",
+    ),
     "theory_objective": (
         "f8",
         "objective F at the model after the round: the clients' mean losses over their training "
