@@ -39,7 +39,6 @@ class Config(config.Method):
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     adds: ClassVar[bool] = False
-    can_send_changes: ClassVar[bool] = False
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
 
@@ -49,6 +48,7 @@ class Server(fedavg.Server):
     Attributes:
         pairs: where the factors of each product lie: A [rank, inputs] and B [outputs, rank].
         products: weighted sums of the clients' products in a round, [outputs, inputs] each.
+        begun: the model at the beginning of the round, [n].
         found: `lora_bias` and `lora_lost` of the round.
     """
 
@@ -64,11 +64,11 @@ class Server(fedavg.Server):
             torch.zeros(up.shape[0], down.shape[1], device=trainer.device)
             for down, up in self.pairs
         ]
-        self.found: dict[str, float] = {}
+        self.begun, self.found = self.w, dict[str, float]()
 
     def tell(self, t: int) -> list[Block]:
-        """Forgets what the last round found, and returns what is sent to all."""
-        self.found = {}
+        """Keeps the model, from which the clients begin, and returns what is sent to all."""
+        self.begun, self.found = self.w.clone() if self.pairs else self.w, {}
         return super().tell(t)
 
     def add(
@@ -82,20 +82,23 @@ class Server(fedavg.Server):
     ) -> None:
         """Adds a client's update, and the products of its factors."""
         super().add(t, client, blocks, update, where, weight)
-        theirs = self.w + sparse.vector(update, self.flat.size, self.w.device, where)
+        theirs = self.begun + sparse.vector(update, self.flat.size, self.w.device, where)
         for (down, up), total in zip(self.pairs, self.products, strict=True):
             total.addmm_(up.of(theirs), down.of(theirs), alpha=weight)
 
     def step(self, t: int) -> None:
         """Moves the model by the mean update, and the factors to those of the mean products."""
-        weight = self.sum.weight
+        weight, before = self.sum.weight, self.w.clone()
         super().step(t)
+        after = self.begun + (self.w - before)  # the model is zero where its change is sent
         length = bias = lost = 0.0
         for (down, up), total in zip(self.pairs, self.products, strict=True):
-            mean, apart = total / weight, up.of(self.w) @ down.of(self.w)
+            mean, apart = total / weight, up.of(after) @ down.of(after)
             length += float(mean.square().sum(dtype=torch.float64))
             bias += float((mean - apart).square().sum(dtype=torch.float64))
-            lost += split(mean, down.of(self.w), up.of(self.w))
+            lost += split(mean, down.of(after), up.of(after))
+            for piece in (down, up):
+                piece.of(self.w).copy_(piece.of(before) + piece.of(after) - piece.of(self.begun))
             total.zero_()
         if length:
             self.found = {"lora_bias": (bias / length) ** 0.5, "lora_lost": (lost / length) ** 0.5}

@@ -118,8 +118,15 @@ def test_it_learns_and_goes_on_from_its_state() -> None:
     assert losses[-1] < losses[0]
 
 
+def test_the_server_can_send_its_change() -> None:
+    """The model moves by what is sent: with nothing left out, to the same factors."""
+    words = (*LORA[:-1], "rounds=2", "method.name=flexlora")
+    sent = run(small(*words, "codec.down.values=f4", "codec.down.sparsity=0.001"))
+    np.testing.assert_allclose(sent.model, run(small(*words)).model, rtol=1e-3, atol=1e-5)
+
+
 def test_what_has_no_meaning_beside_it_is_refused() -> None:
     for words in (("feedback=classic", "codec.values=bf16"), ("aggregation.server=adam",),
                   ("aggregation.rule=median",), ("exchange.name=reduce",),
-                  ("codec.down.values=bf16",)):  # fmt: skip
+                  ):  # fmt: skip
         assert "flexlora" in refusal(*LORA, "method.name=flexlora", *words), words
