@@ -97,11 +97,12 @@ that says which others it may import, and checks it.
     sums           weighted sums of uploads, and robust alternatives to their mean
  networks/
     flat           a network as one vector         layers         additional layers
-    recurrent      LSTM and GRU for rows           pruning        masks of single weights
-    topology       channels: who makes and reads   flops          FLOPs by layer and front
+    recurrent      LSTM and GRU for rows           attention      parts of transformers
+    topology       channels: who makes and reads   pruning        masks of single weights
     parts          what trains, what is frozen     adapters       small layers that train instead
     initial        weights from a file
     narrow         sub-models, fewer channels      slicing        channels masked or cut out
+    flops          FLOPs by layer and front
  data/
     files          where data sets lie             cache          decoded data sets
     fetch          downloads data sets             layouts/       one module per file format

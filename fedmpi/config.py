@@ -215,6 +215,11 @@ class Model(Table):
         """Whether some parameters never train."""
         return "all" not in self.train
 
+    @property
+    def pads(self) -> str:
+        """The setting by which vectors of zeros between stages are padding; "" if none are."""
+        return ""
+
 
 Uploads = Literal["updates", "codes", "models", "nothing"]
 """What the clients of a method upload (see `Method.uploads`)."""
@@ -251,6 +256,8 @@ class Method(Table):
         slices: whether each client can say which channels of its model to keep if it is sliced.
         has_link: whether what happens to activations at a cut can be judged: whether it is other
             than nothing without randomness, too.
+        keeps_zeros: whether zeros in a sample's activations arrive at the other side of a cut as
+            zeros.
         optimizes: whether the server moves its model by the mean of updates, and by nothing else,
             so that a server optimizer (`aggregation.server`) can take the step instead.
         fits: whether the largest share of the model that fits a device can be found (`Tier.fit`).
@@ -306,6 +313,10 @@ class Method(Table):
 
     @property
     def pools(self) -> bool:
+        return True
+
+    @property
+    def keeps_zeros(self) -> bool:
         return True
 
     @property
@@ -1068,13 +1079,23 @@ def imported(folder: str, name: str) -> Any:
     return importlib.import_module(f"fedmpi.{folder}.{name.replace('-', '_')}")
 
 
+def made(title: str, base: type[Any], **given: Any) -> type[Any]:
+    """A table that adds to another what no source text says.
+
+    Pydantic would look for docstrings of its settings in the files of all callers, which takes the
+    longer the more of them there are.
+    """
+    unread = {"use_attribute_docstrings": False}
+    return pydantic.create_model(title, __base__=base, __cls_kwargs__=unread, **given)
+
+
 @functools.cache
 def schema(table: str, name: str) -> type[Table]:
     """The settings of `[table]` under that name, with the name itself as their default."""
     field = (Literal[name], Field(name, description=f"There are: {', '.join(names(table))}."))
     base: type[Table] = module(table, name).Config
     narrowed: Any = {"name": field}
-    return pydantic.create_model("Config", __base__=base, __doc__=base.__doc__, **narrowed)
+    return made("Config", base, __doc__=base.__doc__, **narrowed)
 
 
 @functools.cache
@@ -1082,7 +1103,7 @@ def whole(chosen: tuple[str, ...]) -> type[Settings]:
     """All settings, with a name for each of `AXES`; building it takes longer than a check."""
     kinds = {table: schema(table, name) for table, name in zip(AXES, chosen, strict=True)}
     narrowed: Any = {table: (kind, Field(default_factory=kind)) for table, kind in kinds.items()}
-    return pydantic.create_model("Settings", __base__=Settings, **narrowed)
+    return made("Settings", Settings, **narrowed)
 
 
 def kinds(annotation: Any) -> dict[str, type[Table]]:

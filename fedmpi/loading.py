@@ -350,6 +350,12 @@ def _contradictions(settings: Settings) -> list[str]:
             f"proximal = {settings.proximal}: wanted a method whose clients train the global model "
             f"alone, found method.name = '{settings.method.name}'"
         )
+    if settings.model.pads and not settings.method.keeps_zeros:
+        found.append(
+            f"{settings.model.pads}: wanted a method that sends zeros as zeros at the cut, "
+            "because they tell padding there; found method.name = "
+            f"'{settings.method.name}', which quantizes activations"
+        )
     if (settings.target or "").startswith("accuracy:") and not settings.method.is_global:
         found.append(
             f"target = '{settings.target}': wanted a method with a global model, found method.name "

@@ -1,5 +1,6 @@
 """Under mpiexec: rank 0 speaks for all, and one rank's failure ends the whole job."""
 
+import gc
 import os
 import signal
 import sys
@@ -40,6 +41,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if RANK:
         plugins = session.config.pluginmanager
         plugins.unregister(plugins.get_plugin("terminalreporter"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Garbage is looked for in what tests make, and not again and again in all that is imported."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(hookwrapper=True)

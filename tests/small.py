@@ -10,7 +10,7 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from fedmpi import loading
+from fedmpi import config, loading
 from fedmpi.config import ConfigError, Model, Settings
 from fedmpi.data import Dataset
 from fedmpi.engine import Engine
@@ -40,6 +40,11 @@ def small(*words: str) -> Settings:
     return loading.load(tree)
 
 
+def reads(model: str) -> str:
+    """What the samples of a family of networks are made of: numbers or symbols."""
+    return getattr(config.module("model", model), "READS", "numbers")
+
+
 def smooth(
     settings: Model, shape: tuple[int, ...], classes: int, seed: int, *_: str
 ) -> nn.Sequential:
@@ -55,16 +60,16 @@ def smooth(
     return network
 
 
-def text(config: Any, seed: int) -> Dataset:
+def text(given: Any, seed: int) -> Dataset:
     """In place of `synthetic.load`: sequences of 9 of 7 symbols, of which the last tells the next.
 
     Args:
-        config: says how many.
+        given: says how many.
         seed: of the run.
     """
-    symbols = np.random.default_rng(seed).integers(7, size=(config.samples, 9), dtype=np.uint8)
+    symbols = np.random.default_rng(seed).integers(7, size=(given.samples, 9), dtype=np.uint8)
     labels = (symbols[:, -1] + 1).astype(np.int64) % 7
-    test = config.test_samples
+    test = given.test_samples
     return Dataset(symbols, labels, symbols[:test], labels[:test], 7)
 
 

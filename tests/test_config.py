@@ -1,6 +1,7 @@
 """Settings: frozen, named by their values, and explained where they are declared."""
 
 import hashlib
+import inspect
 import json
 from pathlib import Path
 
@@ -25,6 +26,25 @@ def test_nothing_is_enough() -> None:
     assert isinstance(settings, Settings)
     for table, (_, default) in AXES.items():
         assert getattr(settings, table).name == default
+
+
+def test_tables_with_a_name_are_made_without_a_look_at_their_callers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What they add has no source text; to search for it takes the longer the deeper the call."""
+    chosen = tuple(name for _, name in AXES.values())
+    known = config.schema("method", "topk"), config.whole(chosen)
+    looks: list[object] = []
+    find = inspect.getmodule
+    monkeypatch.setattr(inspect, "getmodule", lambda *at: (looks.append(at), find(*at))[1])
+    made = config.schema.__wrapped__("method", "topk"), config.whole.__wrapped__(chosen)
+    assert not looks
+    for one, other in zip(made, known, strict=True):
+        assert one is not other and one.__doc__ == other.__doc__
+        assert {name: field.description for name, field in one.model_fields.items()} == {
+            name: field.description for name, field in other.model_fields.items()
+        }
+    assert made[0].model_fields["sparsity"].description
 
 
 def test_devices_can_be_written_as_text() -> None:

@@ -324,7 +324,7 @@ def test_bfloat16_is_rough_but_trains(family: str) -> None:
     np.testing.assert_allclose(losses, exact.tables["rounds"]["loss"], rtol=0.1, atol=0.03)
 
 
-@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parallel([1, 3])
 @pytest.mark.parametrize("method", ["fedavg", "ssfl", "splitfed"])
 def test_a_budget_ends_the_run_for_everyone(method: str) -> None:
     """After the round that reaches it, what comes once before the first round included."""
@@ -342,7 +342,7 @@ def test_a_budget_ends_the_run_for_everyone(method: str) -> None:
             np.testing.assert_array_equal(short.tables["rounds"][name], wanted)
 
 
-@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parallel([1, 3])
 @pytest.mark.parametrize(
     ("method", "accuracy", "more"),
     [
@@ -388,7 +388,7 @@ def test_a_target_that_is_never_measured_is_refused() -> None:
         assert not refusal(f"method.name={method}", "target=personal_mean:0.5")
 
 
-@pytest.mark.parallel([1, 2, 3])
+@pytest.mark.parallel([3])
 @pytest.mark.parametrize("name", METHODS)
 def test_only_the_root_holds_the_servers_half(name: str) -> None:
     found = run(small(f"method.name={name}", "rounds=1"), WORLD)

@@ -20,8 +20,8 @@ class Dataset:
     """Samples ready for training.
 
     Attributes:
-        train_x: float32 [N, *shape], normalized; or for text uint8 [N, steps]: symbols of the same
-            vocabulary as the labels.
+        train_x: float32 [N, *shape], normalized; or for text uint8 or int32 [N, steps]: symbols
+            0 .. symbols - 1.
         train_y: int64 [N], labels 0 .. classes - 1.
         test_x: [M, *shape], of the same dtype as train_x.
         test_y: int64 [M].
@@ -31,6 +31,7 @@ class Dataset:
         test_owners: who made each test sample, int64 [M]; None if unknown.
         groups: the group that each class belongs to, int64 [classes]; None if there are none.
         origin: whether the files are the official ones (see `files.origin`); "" without files.
+        symbols: number of symbols; None if they are the labels, or if samples are numbers.
         repeated: number of test samples that are also training samples; None if not compared.
         sha256: hash of all arrays, as `content` makes it, in hex; "" without files.
     """
@@ -43,6 +44,7 @@ class Dataset:
     train_owners: np.ndarray | None = None
     test_owners: np.ndarray | None = None
     groups: np.ndarray | None = None
+    symbols: int | None = None
     origin: str = ""
     repeated: int | None = None
     sha256: str = ""
@@ -70,7 +72,7 @@ class Dataset:
     @property
     def kind(self) -> str:
         """Kind of the samples' values: numbers or symbols."""
-        return "symbols" if self.train_x.dtype == np.uint8 else "numbers"
+        return "symbols" if self.train_x.dtype.kind in "iu" else "numbers"
 
 
 def checked(labels: np.ndarray, classes: int, path: Path) -> np.ndarray:

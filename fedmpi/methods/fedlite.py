@@ -50,6 +50,11 @@ class Config(splitfed.Config):
         """Whether activations are quantized: always."""
         return True
 
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether activations are sent as they are: a quantized zero is another number."""
+        return not self.has_link
+
     def divided(self, trainer: Trainer) -> list[int]:
         """Returns the number of vectors that a sample is divided into, for each cut.
 

@@ -40,6 +40,11 @@ class Config(splitfed.Config):
         """Whether activations are quantized; dropping features is for training alone."""
         return self.bits != config.EXACT
 
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether activations are sent as they are: a quantized zero is another number."""
+        return not self.has_link
+
 
 Went = tuple[tuple[int, int], Tensor, Tensor | None]
 """A batch's shape, the features sent, and on the sender's side the divisors of their gradients."""

@@ -48,6 +48,11 @@ class Config(splitfed.Config):
         """Whether activations are quantized."""
         return self.bits != EXACT
 
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether activations are sent as they are: a quantized zero is another number."""
+        return not self.has_link
+
 
 class Link(links.Link[int]):
     """The link on both sides; its memory is the number of values of a sample."""

@@ -2,7 +2,8 @@
 
 FLOPs are those of convolutions and matrix products, of which a multiplication and an addition are
 two. Biases, norms, activations and pooling count nothing. SSFL and DisPFL count so (2 * weights *
-height * width for a convolution).
+height * width for a convolution). An attention has products of activations besides, 4 * heads *
+size * tokens^2, which no mask makes fewer.
 
 The way back has twice as many where all parameters train: for the gradients of the weights, and for
 those of the inputs, the network's own included. Where something is frozen they are those of
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedmpi.networks.attention import Heads
 from fedmpi.networks.flat import PRUNABLE, Flat, Piece
 
 
@@ -46,6 +48,7 @@ class Forward:
         layers: the weights of convolutions and linear layers that train, and the layer's share of
             all.
         backs: for each of them its share of the way back.
+        products: those of queries and keys, and of values, by the name of the heads.
         fronts: the network up to each split point, and at last as a whole.
     """
 
@@ -53,6 +56,7 @@ class Forward:
     back: int
     layers: list[tuple[Piece, int]]
     backs: list[int]
+    products: dict[str, int]
     fronts: list[Front]
 
     @property
@@ -67,28 +71,33 @@ def forward(flat: Flat, shape: Sequence[int]) -> Forward:
     from torch.utils.flop_counter import FlopCounterMode
 
     network = flat.network(flat.initial.clone()).train(False)
+    if not flat.frozen:
+        network.requires_grad_(False)
     pieces = {piece.name: piece for piece in flat.parameters}
     spent: dict[str, int] = {}
     passed = set[str]()
+    products: dict[str, int] = {}
     fronts: list[Front] = []
     x, parameters = torch.zeros(1, *shape), 0
     with torch.set_grad_enabled(bool(flat.frozen)), FlopCounterMode(display=False) as counter:
 
-        def listen(name: str, layer: nn.Module) -> None:
+        def listen(found: dict[str, int], name: str, layer: nn.Module) -> None:
             def before(_: Any, inputs: Any) -> None:
-                spent[name] = spent.get(name, 0) - counter.get_total_flops()
+                found[name] = found.get(name, 0) - counter.get_total_flops()
                 if not flat.frozen or inputs[0].requires_grad:
                     passed.add(name)
 
             def after(*_: Any) -> None:
-                spent[name] += counter.get_total_flops()
+                found[name] += counter.get_total_flops()
 
             layer.register_forward_pre_hook(before)
             layer.register_forward_hook(after)
 
         for name, layer in network.named_modules():
             if isinstance(layer, PRUNABLE):
-                listen(f"{name}.weight", layer)
+                listen(spent, f"{name}.weight", layer)
+            if isinstance(layer, Heads):
+                listen(products, name, layer)
         for name, stage in network.named_children():
             x = stage(x)
             parameters += sum(parameter.numel() for parameter in stage.parameters())
@@ -99,4 +108,7 @@ def forward(flat: Flat, shape: Sequence[int]) -> Forward:
         back = counter.get_total_flops() - count if flat.frozen else 2 * count
     layers = [(pieces[name], flops) for name, flops in spent.items() if name in pieces]
     backs = [flops * (1 + (piece.name in passed)) for piece, flops in layers]
-    return Forward(count, back, layers, backs, fronts)
+    for name in products:
+        inside = (flops for weight, flops in spent.items() if weight.startswith(f"{name}."))
+        products[name] -= sum(inside)
+    return Forward(count, back, layers, backs, products, fronts)

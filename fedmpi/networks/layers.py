@@ -132,6 +132,11 @@ def dropouts(share: float) -> list[nn.Module]:
     return [Dropout(share)] if share else []
 
 
+def dropout(share: float) -> nn.Module:
+    """A dropout of that share; what leaves values as they are if it is zero."""
+    return Dropout(share) if share else nn.Identity()
+
+
 Norm = Literal["none", "group", "batch", "static"]
 """None; over groups of a sample's channels; over the batch; over the batch without statistics."""
 

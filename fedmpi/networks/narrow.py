@@ -2,8 +2,10 @@
 
 A sub-model has some of the outputs of every hidden layer, and of the next one what belongs to these
 inputs: channels of convolutions, units of linear layers (all pixels of a channel behind a
-flattening), cells of recurrent layers with all of their gates, numbers of an embedding, and
-likewise scales, shifts and statistics of norms. The network's own inputs and its classes all stay.
+flattening), cells of recurrent layers with all of their gates, whole heads of an attention, numbers
+of an embedding, and likewise scales, shifts and statistics of norms. The network's own inputs and
+its classes all stay. A LayerNorm normalises over the channels that are left, as in the code of E.
+Diao, J. Ding, V. Tarokh, *HeteroFL*, ICLR 2021.
 
 Which channel feeds which input is the topology's to say. Where outputs are added, layers keep the
 same channels.
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from fedmpi.config import ConfigError
 from fedmpi.messages.counts import keep_ceil
+from fedmpi.networks.attention import PARTS, Heads
 from fedmpi.networks.flat import Flat, Piece
 from fedmpi.networks.recurrent import GATES, Recurrent
 from fedmpi.networks.topology import MAKERS, NORMS, Reads, Space, Topology
@@ -151,6 +154,12 @@ class SubModels:
                 for own, columns in (("input", inputs[name]), ("recurrent", outputs)):
                     yield f"{prefix}{own}.weight", (rows, columns)
                     yield f"{prefix}{own}.bias", (rows,)
+            elif isinstance(module, Heads):
+                places = torch.arange(module.heads * module.size).view(module.heads, module.size)
+                rows = places[outputs].flatten()
+                for own in PARTS:
+                    yield f"{prefix}{own}.weight", (rows, inputs[name])
+                    yield f"{prefix}{own}.bias", (rows,)
             else:
                 yield f"{prefix}weight", (outputs, inputs[name])
                 yield f"{prefix}bias", (outputs,)
@@ -177,6 +186,10 @@ class SubModels:
                 module.num_groups, module.num_channels = channels // size, channels
             if isinstance(module, Recurrent):
                 module.hidden = module.recurrent.weight.shape[1]
+            if isinstance(module, Heads):
+                module.heads = len(module.query.weight) // module.size
+            if isinstance(module, nn.LayerNorm):
+                module.normalized_shape = (len(cuts[f"{name}.weight"][0]),)
         for name, (inputs, outputs) in bridged.items():
             _replace(network, name, self.topology.modules[name].narrowed(inputs, outputs))
         for name, (group, _) in ((n, self.topology.space(n)) for n in self.topology.makers):
@@ -195,12 +208,14 @@ def _check(modules: Mapping[str, nn.Module]) -> None:
     for name, module in modules.items():
         is_bare = not list(module.named_parameters(recurse=False))
         grouped = getattr(module, "groups", 1) != 1
-        if (is_bare or isinstance(module, (*MAKERS, *NORMS))) and not grouped:
+        over_many = len(getattr(module, "normalized_shape", (1,))) != 1
+        if (is_bare or isinstance(module, (*MAKERS, *NORMS))) and not (grouped or over_many):
             continue
         raise ConfigError(
             f"the model's layer '{name}' is a {type(module).__name__}, of which nobody knows "
             "how it becomes narrower; possible are convolutions without groups, linear and "
-            "recurrent layers, embeddings, and batch and group norms"
+            "recurrent layers, heads of attention, embeddings, batch and group norms, and "
+            "LayerNorm over one dimension"
         )
 
 

@@ -1,8 +1,8 @@
 """Some channels of a network's layers, masked or cut out: both networks say the same.
 
-Each convolution and linear layer has channels of its own here (`Topology.layers`), also where its
-outputs are added to another layer's. A masked network is as large as ever, with zeros at the
-channels that go; a sliced one is smaller.
+Each convolution, linear layer and attention has channels of its own here (`Topology.layers`), also
+where its outputs are added to another layer's. A masked network is as large as ever, with zeros at
+the channels that go; a sliced one is smaller.
 
 To slice a network, it is taken apart into its operations. Each passes on some channels, of which it
 is known which ones of the whole network's they are; all others are zero there, and do not exist
@@ -12,7 +12,7 @@ are put back in.
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,21 +20,25 @@ from torch.nn.functional import relu
 
 from fedmpi.messages import select
 from fedmpi.messages.counts import keep_round
+from fedmpi.networks.attention import PARTS, Heads, Padding, Pool
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import BatchNorm, Dropout, OptionA
 from fedmpi.networks.recurrent import Recurrent
-from fedmpi.networks.topology import Topology
+from fedmpi.networks.topology import Layer, Topology
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-PASSING = (
-    *(nn.ReLU, nn.Tanh, nn.Identity, Dropout, nn.MaxPool1d, nn.MaxPool2d),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+SINGLE = (nn.ReLU, nn.Tanh, nn.GELU, nn.Identity, Dropout, Padding)
+"""Layers that make zeros of zeros, value by value."""
+POOLS = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, OptionA),
 )
-"""Layers that make zeros of a channel of zeros, and look at no other channel."""
+"""Layers that make zeros of a channel of zeros, and look at no other channel, if channels lie
+along the first dimension behind samples."""
 
 
 class Channels:
-    """The channels of a network's convolutions and linear layers, numbered layer by layer.
+    """The channels of a network's convolutions, linear layers and heads, layer by layer.
 
     Attributes:
         layers: see `Topology.layers`.
@@ -69,7 +73,7 @@ class Channels:
 
     def norms(self, w: Tensor) -> Tensor:
         """The Euclidean norm of each channel's weights in a model w [n], float32 [count]."""
-        found = [layer.weight.of(w).flatten(1).norm(dim=1) for layer in self.layers]
+        found = [_flattened(layer, w).norm(dim=1) for layer in self.layers]
         return torch.cat([torch.empty(0, device=w.device), *found])
 
     def largest(self, scores: Tensor, counts: Sequence[int]) -> Tensor:
@@ -100,24 +104,32 @@ class Channels:
         return torch.cat([best, select.positions(others)[found]]).sort().values
 
 
+def _flattened(layer: Layer, w: Tensor) -> Tensor:
+    """The weights of each channel of a layer in a model w [n]: [count, weights of a channel]."""
+    return torch.cat([weight.of(w).flatten(1) for weight in layer.weights], 1)
+
+
 class Spread(nn.Module):
     """Puts zeros back in between channels.
 
     Args:
         places: where the given channels belong, [k].
         channels: how many there are in all.
+        dimension: along which they lie.
     """
 
     places: Tensor
 
-    def __init__(self, places: Tensor, channels: int) -> None:
+    def __init__(self, places: Tensor, channels: int, dimension: int = 1) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.dimension = channels, dimension
         self.register_buffer("places", places)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, k, ...] -> [B, channels, ...]."""
-        return x.new_zeros(len(x), self.channels, *x.shape[2:]).index_add_(1, self.places, x)
+        """[B, k, ...] -> [B, channels, ...] if channels lie along dimension 1."""
+        before, behind = x.shape[: self.dimension], x.shape[self.dimension + 1 :]
+        zeros = x.new_zeros(*before, self.channels, *behind)
+        return zeros.index_add_(self.dimension, self.places, x)
 
 
 class Joined(nn.Module):
@@ -125,17 +137,19 @@ class Joined(nn.Module):
 
     Args:
         places: where the channels of the second one belong, [k].
+        dimension: along which they lie.
     """
 
     places: Tensor
 
-    def __init__(self, places: Tensor) -> None:
+    def __init__(self, places: Tensor, dimension: int = 1) -> None:
         super().__init__()
+        self.dimension = dimension
         self.register_buffer("places", places)
 
     def forward(self, wide: Tensor, narrow: Tensor) -> Tensor:
-        """[B, channels, ...] and [B, k, ...] -> [B, channels, ...]."""
-        return wide.index_add(1, self.places, narrow)
+        """[B, channels, ...] and [B, k, ...] -> [B, channels, ...], likewise."""
+        return wide.index_add(self.dimension, self.places, narrow)
 
 
 class Normed(nn.Module):
@@ -185,7 +199,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module is an operation of its own."""
-        return not list(m.children()) or isinstance(m, Recurrent)
+        return not list(m.children()) or isinstance(m, (Recurrent, Heads))
 
 
 class Listener(fx.Interpreter):
@@ -210,12 +224,24 @@ def trace(network: nn.Module, x: Tensor) -> fx.GraphModule:
     return found
 
 
+class Alive(NamedTuple):
+    """Some of the channels that come out of an operation.
+
+    Attributes:
+        channels: which, ascending, int64.
+        dimension: along which they lie.
+    """
+
+    channels: Tensor
+    dimension: int
+
+
 class _Slicer:
     """Cuts one network.
 
     Attributes:
         result: the smaller one, when all is done.
-        alive: which channels come out of an operation, int64; None if all.
+        alive: which channels come out of an operation; None if all.
     """
 
     def __init__(
@@ -223,7 +249,7 @@ class _Slicer:
     ) -> None:
         network = flat.network(channels.masked(w, chosen))
         self.result = trace(network, torch.zeros(1, *shape))
-        self.alive: dict[fx.Node, Tensor | None] = {}
+        self.alive: dict[fx.Node, Alive | None] = {}
         self.kept: dict[str, Tensor] = {}
         self.norms: set[str] = set()
         for layer in channels.layers:
@@ -236,7 +262,7 @@ class _Slicer:
         self.result.graph.lint()
         self.result.recompile()
 
-    def _cut(self, node: fx.Node) -> Tensor | None:
+    def _cut(self, node: fx.Node) -> Alive | None:
         """Makes one operation smaller; which channels come out of it."""
         given = [self.alive[one] for one in node.all_input_nodes]
         if node.op == "call_module":
@@ -250,53 +276,75 @@ class _Slicer:
         self._spread(node, None)
         return None
 
-    def _layer(self, node: fx.Node, layer: nn.Module, given: Tensor | None) -> Any:
+    def _layer(self, node: fx.Node, layer: nn.Module, given: Alive | None) -> Any:
         """Cuts a layer down to some channels; False if the layer has to see all of them."""
         name, inputs = str(node.target), node.all_input_nodes[0].meta["shape"]
-        if isinstance(layer, nn.Linear) and len(inputs) == 2:
-            return self._matrix(name, layer, given)
-        if isinstance(layer, CONVOLUTIONS) and layer.groups == 1:
-            return self._matrix(name, layer, given)
-        if isinstance(layer, OptionA) and layer.more:
+        last = given is None or given.dimension == len(inputs) - 1
+        first = given is None or given.dimension == 1
+        if isinstance(layer, nn.Linear) and last:
+            return self._matrix(name, layer, given, len(inputs) - 1)
+        if isinstance(layer, Heads) and last:
+            return self._attention(name, layer, given)
+        if isinstance(layer, CONVOLUTIONS) and layer.groups == 1 and first:
+            return self._matrix(name, layer, given, 1)
+        if isinstance(layer, OptionA) and layer.more and first:
             # The new channels are zero, as if they were cut out.
             self.result.set_submodule(name, OptionA(layer.stride, 0))
-            return torch.arange(inputs[1]) if given is None else given
-        if given is None or isinstance(layer, (*PASSING, OptionA)):
+            return Alive(torch.arange(inputs[1]), 1) if given is None else given
+        if given is None or isinstance(layer, SINGLE):
+            return given
+        if isinstance(layer, Pool) and last:
+            return Alive(given.channels, 1)
+        if not first:
+            return False
+        if isinstance(layer, POOLS):
             return given
         if isinstance(layer, nn.Flatten) and layer.start_dim == 1:
             each = torch.Size(inputs[2:]).numel()
-            return (given[:, None] * each + torch.arange(each)).flatten()
+            pixels = given.channels[:, None] * each + torch.arange(each)
+            return Alive(pixels.flatten(), 1)
         if name in self.norms and isinstance(layer, nn.GroupNorm):
-            self.result.set_submodule(name, Normed(layer, given))
+            self.result.set_submodule(name, Normed(layer, given.channels))
             return given
         if name in self.norms and isinstance(layer, BatchNorm):
-            self.result.set_submodule(name, _batch_norm(layer, given))
+            self.result.set_submodule(name, _batch_norm(layer, given.channels))
             return given
         return False
 
     def _matrix(
-        self, name: str, layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, given: Tensor | None
-    ) -> Tensor | None:
+        self,
+        name: str,
+        layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d,
+        given: Alive | None,
+        dimension: int,
+    ) -> Alive | None:
         """Keeps some rows of a weight, and the columns of what is given."""
-        kept = self.kept.get(name)
-        weight = layer.weight.detach()
-        rows = torch.arange(len(weight)) if kept is None else kept
-        columns = torch.arange(weight.shape[1]) if given is None else given
-        layer.weight = nn.Parameter(weight[rows][:, columns])
-        if layer.bias is not None:
-            layer.bias = nn.Parameter(layer.bias.detach()[rows])
-        if isinstance(layer, nn.Linear):
-            layer.in_features, layer.out_features = len(columns), len(rows)
-        else:
-            layer.in_channels, layer.out_channels = len(columns), len(rows)
-        return None if kept is None or len(kept) == len(weight) else kept
+        kept, count = self.kept.get(name), len(layer.weight)
+        _keep(layer, kept, given)
+        return None if kept is None or len(kept) == count else Alive(kept, dimension)
 
-    def _join(self, node: fx.Node) -> Tensor | None:
+    def _attention(self, name: str, layer: Heads, given: Alive | None) -> Alive | None:
+        """Keeps some heads, and the columns of what is given."""
+        kept, places = self.kept.get(name), torch.arange(layer.heads * layer.size)
+        rows = None if kept is None else places.view(-1, layer.size)[kept].flatten()
+        for part in PARTS:
+            _keep(layer.get_submodule(part), rows, given)
+        if rows is None or len(rows) == len(places):
+            return None
+        layer.heads = len(rows) // layer.size
+        return Alive(rows, 2)
+
+    def _join(self, node: fx.Node) -> Alive | None:
         """Adds two branches; which channels come out: all that are in any of them."""
         inputs = node.all_input_nodes
-        count = inputs[0].meta["shape"][1]
+        dimensions = {one.dimension for one in (self.alive[n] for n in inputs) if one is not None}
+        if len(dimensions) != 1:
+            self._spread(node, None)
+            return None
+        dimension = dimensions.pop()
+        count = inputs[0].meta["shape"][dimension]
         first, second = (
-            torch.arange(count) if alive is None else alive
+            torch.arange(count) if alive is None else alive.channels
             for alive in (self.alive[one] for one in inputs)
         )
         union = torch.cat([first, second]).unique()
@@ -307,9 +355,10 @@ class _Slicer:
             pair = [(inputs[0], first), (inputs[1], second)]
             (wide, _), (narrow, own) = sorted(pair, key=lambda one: -len(one[1]))
             name = f"join{len(self.alive)}"
-            self.result.add_submodule(name, Joined(torch.searchsorted(union, own)))
+            places = torch.searchsorted(union, own)
+            self.result.add_submodule(name, Joined(places, dimension))
             node.op, node.target, node.args = "call_module", name, (wide, narrow)
-        return None if len(union) == count else union
+        return None if len(union) == count else Alive(union, dimension)
 
     def _spread(
         self, node: fx.Node, wanted: Tensor | None, some: Sequence[fx.Node] | None = None
@@ -323,15 +372,29 @@ class _Slicer:
         """
         for one in node.all_input_nodes if some is None else some:
             given = self.alive[one]
-            if given is None or (wanted is not None and len(given) == len(wanted)):
+            if given is None or (wanted is not None and len(given.channels) == len(wanted)):
                 continue
-            places, count = given, one.meta["shape"][1]
+            places, dimension = given
+            count = one.meta["shape"][dimension]
             if wanted is not None:
-                places, count = torch.searchsorted(wanted, given), len(wanted)
+                places, count = torch.searchsorted(wanted, places), len(wanted)
             name = f"spread{len(self.alive)}_{one.name}"
-            self.result.add_submodule(name, Spread(places, count))
+            self.result.add_submodule(name, Spread(places, count, dimension))
             with self.result.graph.inserting_before(node):
                 node.replace_input_with(one, self.result.graph.call_module(name, (one,)))
+
+
+def _keep(layer: Any, rows: Tensor | None, given: Alive | None) -> None:
+    """Leaves a convolution or linear layer some rows, and the columns of what is given."""
+    weight, bias = layer.weight.detach(), layer.bias
+    rows = torch.arange(len(weight)) if rows is None else rows
+    columns = torch.arange(weight.shape[1]) if given is None else given.channels
+    layer.weight = nn.Parameter(weight[rows][:, columns])
+    layer.bias = bias if bias is None else nn.Parameter(bias.detach()[rows])
+    if isinstance(layer, nn.Linear):
+        layer.in_features, layer.out_features = len(columns), len(rows)
+    else:
+        layer.in_channels, layer.out_channels = len(columns), len(rows)
 
 
 def _batch_norm(norm: BatchNorm, kept: Tensor) -> BatchNorm:

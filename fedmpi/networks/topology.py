@@ -1,11 +1,11 @@
 """The channels of a network: which layer makes them, which layers read them, what belongs to each.
 
 A channel is one of a layer's outputs: a channel of a convolution, a unit of a linear layer, a cell
-of a recurrent layer, a number of an embedding. There are two ways to speak of channels, and the
-topology answers both.
+of a recurrent layer, a head of an attention, a number of an embedding. There are two ways to speak
+of channels, and the topology answers both.
 
- * Layer by layer (`Topology.layers`): each convolution and linear layer has channels of its own. A
-   norm directly behind a layer belongs to the layer's channels.
+ * Layer by layer (`Topology.layers`): each convolution, linear layer and attention has channels of
+   its own. A norm directly behind a layer belongs to the layer's channels.
  * Space by space (`Topology.spaces`): layers whose outputs are added share one space, because a
    narrower network must keep the same channels of all of them. Norms anywhere belong to the
    channels that they read.
@@ -25,15 +25,18 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi.config import ConfigError
+from fedmpi.networks.attention import PARTS, Heads
 from fedmpi.networks.flat import PRUNABLE, Flat, Piece
 from fedmpi.networks.layers import BatchNorm
 from fedmpi.networks.recurrent import Recurrent
 
-MAKERS = (*PRUNABLE, nn.Embedding, Recurrent)
+WHOLE = (Recurrent, Heads)
+"""Layers made of linear layers that have no channels of their own."""
+MAKERS = (*PRUNABLE, nn.Embedding, *WHOLE)
 """Layers that make channels."""
-NORMS = (BatchNorm, nn.GroupNorm)
+NORMS = (BatchNorm, nn.GroupNorm, nn.LayerNorm)
 """Norms that scale and shift each channel by numbers of its own."""
-LAST = (nn.Linear, nn.Embedding, Recurrent)
+LAST = (nn.Linear, nn.Embedding, *WHOLE, nn.LayerNorm)
 """Layers whose channels are the last dimension; those of all others are the one behind samples."""
 
 Space = tuple[int, int]
@@ -42,29 +45,26 @@ Space = tuple[int, int]
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or a linear layer.
+    """A convolution, a linear layer, or the heads of an attention.
 
     Attributes:
         name: of the module in its network.
-        pieces: all that its channels own, each of shape [count, ...]; the weight is the first.
+        pieces: all that its channels own, each of shape [count, ...]; weights are the first.
+        weights: the weight; of heads those of query, key and value.
         norm: the name of the norm directly behind it, if there is one.
         first: the number of its first channel among the channels of all layers.
     """
 
     name: str
     pieces: tuple[Piece, ...]
+    weights: tuple[Piece, ...]
     norm: str | None
     first: int
 
     @property
-    def weight(self) -> Piece:
-        """Where its weight lies."""
-        return self.pieces[0]
-
-    @property
     def count(self) -> int:
         """Its channels."""
-        return self.weight.shape[0]
+        return self.weights[0].shape[0]
 
     @property
     def numbers(self) -> Tensor:
@@ -121,7 +121,7 @@ class Topology:
         shape: of a sample.
 
     Attributes:
-        modules: the network's modules by name, without the gates of recurrent layers.
+        modules: the network's modules by name, without those inside of `WHOLE` layers.
         widths: how many channels each maker has, by name, in the order of the vector.
         has_norms: whether there are norm layers.
     """
@@ -129,7 +129,7 @@ class Topology:
     def __init__(self, flat: Flat, shape: Sequence[int]) -> None:
         self.flat, self.shape = flat, tuple(shape)
         modules = list(flat.stages.named_modules())
-        inner = [f"{name}." for name, module in modules if isinstance(module, Recurrent)]
+        inner = [f"{name}." for name, module in modules if isinstance(module, WHOLE)]
         self.modules = {n: m for n, m in modules if not n.startswith(tuple(inner))}
         self.widths = {n: _width(m) for n, m in self.modules.items() if isinstance(m, MAKERS)}
         self.makers = list(self.widths)
@@ -139,17 +139,25 @@ class Topology:
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """Convolutions and linear layers, in the order of the vector."""
+        """Convolutions, linear layers and heads, in the order of the vector."""
         pieces = {piece.name: piece for piece in self.flat.parameters}
         found: list[Layer] = []
         behind, first = _norms_behind(self.modules), 0
         for name in self.makers:
-            if not isinstance(self.modules[name], PRUNABLE) or f"{name}.weight" not in pieces:
+            module = self.modules[name]
+            if isinstance(module, Heads):
+                both = [
+                    [_by_head(pieces[f"{name}.{part}.{own}"], module) for part in PARTS]
+                    for own in ("weight", "bias")
+                ]
+                weights, own = tuple(both[0]), tuple(both[0] + both[1])
+            elif isinstance(module, PRUNABLE) and f"{name}.weight" in pieces:
+                norm = behind.get(name)
+                names = (f"{name}.weight", f"{name}.bias", f"{norm}.weight", f"{norm}.bias")
+                weights, own = (pieces[names[0]],), tuple(pieces[n] for n in names if n in pieces)
+            else:
                 continue
-            norm = behind.get(name)
-            names = (f"{name}.weight", f"{name}.bias", f"{norm}.weight", f"{norm}.bias")
-            own = tuple(pieces[name] for name in names if name in pieces)
-            found.append(Layer(name, own, norm, first))
+            found.append(Layer(name, own, weights, behind.get(name), first))
             first += found[-1].count
         return found
 
@@ -174,10 +182,13 @@ class Topology:
         for name, own in numbers.items():
             for piece in self.flat.parameters:
                 if piece.name.startswith(f"{name}."):
-                    # Embeddings have channels in columns, recurrent layers in rows for each gate.
-                    place = piece.of(found)
-                    rows = place.t() if isinstance(self.modules[name], nn.Embedding) else place
-                    each = own.repeat(len(rows) // len(own))
+                    # Embeddings have channels in columns, recurrent layers in rows for each gate,
+                    # and a head of an attention is several rows.
+                    place, module = piece.of(found), self.modules[name]
+                    rows = place.t() if isinstance(module, nn.Embedding) else place
+                    count = len(rows) // len(own)
+                    is_heads = isinstance(module, Heads)
+                    each = own.repeat_interleave(count) if is_heads else own.repeat(count)
                     rows.copy_(each.view(-1, *(1,) * (rows.dim() - 1)).expand(rows.shape))
         return found
 
@@ -204,10 +215,10 @@ class Topology:
 
     def _marking(
         self, found: Traced, name: str, module: nn.Module, forward: Any
-    ) -> Callable[[Tensor], Tensor]:
+    ) -> Callable[..., Tensor]:
         """Returns a function that replaces a layer's forward pass and writes into `found`."""
 
-        def mark(x: Tensor) -> Tensor:
+        def mark(x: Tensor, *others: Tensor) -> Tensor:
             if name in self.widths or isinstance(module, NORMS):
                 if not isinstance(module, nn.Embedding):
                     found.inputs[name] = _inputs(x, _dimension(module), len(self.makers))
@@ -222,7 +233,8 @@ class Topology:
                 found.bridges[name] = out.shape[1]
                 return out
             # What keeps the shape keeps the channels: activations, for example.
-            return x if forward(x[:1]).shape == x[:1].shape else forward(x)
+            first = forward(x[:1], *(other[:1] for other in others))
+            return x if first.shape == x[:1].shape else forward(x, *others)
 
         return mark
 
@@ -230,7 +242,8 @@ class Topology:
         """The marks of a maker on outputs of the shape of `output` [1, ...]."""
         maker, dimension = self.makers.index(name), _dimension(self.modules[name])
         marks = output.new_zeros(3 * len(self.makers), *output.shape[1:]).movedim(dimension, -1)
-        numbers = torch.arange(1.0, marks.shape[-1] + 1)
+        numbers = torch.arange(1.0, self.widths[name] + 1)
+        numbers = numbers.repeat_interleave(marks.shape[-1] // len(numbers))
         for place, values in enumerate((torch.ones_like(numbers), numbers, _hash(numbers))):
             marks[maker + place * len(self.makers)] = values
         return marks.movedim(-1, dimension)
@@ -347,25 +360,36 @@ def _norms_behind(modules: Mapping[str, nn.Module]) -> dict[str, str]:
         prefix = f"{name}." if name else ""
         for (one, layer), (other, norm) in pairwise(sequence.named_children()):
             in_line = isinstance(sequence, nn.Sequential) and isinstance(layer, PRUNABLE)
+            in_line = in_line and is_last(norm) <= is_last(layer)
             if in_line and isinstance(norm, NORMS):
                 found[prefix + one] = prefix + other
     return found
 
 
+def _by_head(piece: Piece, module: Heads) -> Piece:
+    """A weight or a bias of an attention, [heads * size, ...], as [heads, size, ...]."""
+    shape = torch.Size((module.heads, module.size, *piece.shape[1:]))
+    return Piece(piece.name, piece.start, shape)
+
+
 def _inputs(x: Tensor, dimension: int, makers: int) -> Inputs:
     """Reads from marks [3 * makers, ...] whose channels lie along the given dimension."""
     x = x.movedim(dimension, 1)
-    ones, marks, hashes = x.reshape(*x.shape[:2], -1).amax(2).view(3, makers, -1)
-    present = ones > 0
-    numbers = torch.where(present, marks / ones, 1).round()
-    is_mixed = not torch.allclose(hashes, ones * _hash(numbers), atol=1e-3)
-    return Inputs(present, numbers.long() - 1, is_mixed)
+    ones, marks, hashes = x.reshape(3, makers, x.shape[1], -1)
+    there = ones > 0
+    each = torch.where(there, marks / ones, 0).round()
+    numbers = each.amax(2)
+    is_one = (each == numbers[..., None]) & ((hashes - ones * _hash(each)).abs() < 1e-3)
+    is_mixed = not bool((is_one | ~there).all())
+    return Inputs(there.any(2), numbers.long().clamp(min=1) - 1, is_mixed)
 
 
 def _width(module: nn.Module) -> int:
     """Channels that a layer makes."""
     if isinstance(module, Recurrent):
         return module.hidden
+    if isinstance(module, Heads):
+        return module.heads
     if isinstance(module, nn.Embedding):
         return module.embedding_dim
     assert isinstance(module.weight, Tensor)
@@ -377,5 +401,10 @@ def _hash(numbers: Tensor) -> Tensor:
     return 1 + (numbers * 0.6180339887).frac()
 
 
+def is_last(module: nn.Module) -> bool:
+    """Whether a layer has its channels along the last dimension."""
+    return isinstance(module, LAST)
+
+
 def _dimension(module: nn.Module) -> int:
-    return -1 if isinstance(module, LAST) else 1
+    return -1 if is_last(module) else 1

@@ -44,7 +44,7 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a sweep: its settings, and those of them by which its grid varies."""
+    """One run of a sweep: its settings, and what it has of those by which its grid varies."""
 
     settings: Settings
     point: dict[str, Any]
@@ -373,8 +373,9 @@ def members(path: Path, words: tuple[str, ...] = (), size: str | None = None) ->
         if count > MOST_RUNS:
             raise ConfigError(f"{path}: {count:,} runs; wanted at most {MOST_RUNS:,} in a sweep")
         for point in _points(axes):
+            tree = _with(file, point, words)
             try:
-                settings = loading.load(_with(file, point, words))
+                settings = loading.load(tree)
             except ConfigError as error:
                 where = ", ".join(f"{name}={_plain(value)}" for name, value in point.items())
                 if size is not None:
@@ -383,7 +384,9 @@ def members(path: Path, words: tuple[str, ...] = (), size: str | None = None) ->
                 problems += [f"{path}: [[grid]] {number} ({where}): {p}" for p in fresh]
                 said.update(fresh)
                 continue
-            first = found.setdefault(settings.identity(), Member(settings, point))
+            # What a word or the size says holds, whatever the grid has.
+            shown = {name: loading.at(tree, name, value) for name, value in point.items()}
+            first = found.setdefault(settings.identity(), Member(settings, shown))
             for name, values in _differences(first.settings, settings).items():
                 problem = (
                     f"{name} is {' and '.join(map(config.written, values))} for the same run: "

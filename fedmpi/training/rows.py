@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedmpi.config import Settings
+from fedmpi.networks.attention import Heads
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import BatchNorm, Dropout
 from fedmpi.networks.recurrent import Recurrent
@@ -144,7 +145,7 @@ class Networks(Rows[Lesson]):
         self.fresh: dict[int, tuple[Tensor, ...]] = {}
         self.modules = [m for network in self.networks for m in network.modules()]
         for module in self.modules:
-            if isinstance(module, Recurrent):
+            if isinstance(module, (Heads, Recurrent)):
                 module.is_fused = True
         self.dropouts = [
             [module for module in network.modules() if isinstance(module, Dropout)]

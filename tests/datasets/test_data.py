@@ -1,7 +1,9 @@
 """Data sets are what they should be: classes, shapes, statistics, owners."""
 
 import os
+import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -96,6 +98,29 @@ def test_digits() -> None:
     assert whole.sum() == 1797
     np.testing.assert_array_equal(np.bincount(found.test_y), whole // 5)
     np.testing.assert_array_equal(found.test_x, read(digits, seed=2).test_x)
+
+
+def test_digits_are_those_of_scikit_learn_which_is_not_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sklearn.datasets import load_digits
+
+    wanted, labels = load_digits(return_X_y=True)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # nobody can
+    found = read(digits)
+    x = np.concatenate([found.train_x, found.test_x]).reshape(-1, 64)
+    y = np.concatenate([found.train_y, found.test_y])
+    pixels = np.rint(x * digits.STD + digits.MEAN)
+    both = [np.column_stack([labels, wanted]), np.column_stack([y, pixels])]
+    np.testing.assert_array_equal(*(rows[np.lexsort(rows.T)] for rows in both))
+
+
+def test_digits_without_their_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = ModuleSpec("sklearn", None)
+    found.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(DataError, match="wanted the data of scikit-learn, found no "):
+        read(digits)
 
 
 def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

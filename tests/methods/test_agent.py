@@ -137,6 +137,10 @@ NETS = {
     "resnet, groups": ({"name": "resnet", "norm": "group", "groups": 4}, (3, 16, 16), None),
     "vgg": ({"name": "vgg", "depth": 11}, (3, 32, 32), "conv8"),
     "cnn": ({"name": "cnn", "channels": [8, 16], "hidden": 24}, (1, 16, 16), None),
+    "vit": (
+        {"name": "vit", "width": 32, "depth": 2, "heads": 8, "ratio": 2, "patch": 8},
+        *((1, 16, 16), None),
+    ),
 }
 
 

@@ -19,7 +19,7 @@ from fedmpi.methods.hetiot.compress import (
 )
 from fedmpi.networks.flat import Flat
 from fedmpi.streams import Purpose, key
-from tests.small import small, smooth, sorts
+from tests.small import reads, small, smooth, sorts
 
 CPU = torch.device("cpu")
 SHAPE = (2, 8, 8)
@@ -137,14 +137,17 @@ def test_factors_are_the_best_of_their_rank(flat: Flat) -> None:
     assert factors.flat.size < 0.5 * flat.size
 
 
-@pytest.mark.parametrize("name", ["cnn", "cnn1d", "resnet", "rnn", "vgg", "lenet", "mlp"])
+@pytest.mark.parametrize(
+    "name", ["cnn", "cnn1d", "resnet", "rnn", "vgg", "lenet", "mlp", "vit", "bert"]
+)
 def test_a_network_of_factors_is_the_network_of_products(name: str) -> None:
-    shape = {"cnn1d": (6, 128), "rnn": (9,)}.get(name, (3, 32, 32))
-    kind = "symbols" if name == "rnn" else "numbers"
-    flat = Flat(models.build(small(f"model.name={name}").model, shape, 5, 1, kind))
+    shape = {"cnn1d": (6, 128), "rnn": (9,), "bert": (9,)}.get(name, (3, 32, 32))
+    more = ("model.width=24", "model.heads=2", "model.depth=2") if name in ("vit", "bert") else ()
+    settings, kind = small(f"model.name={name}", *more).model, reads(name)
+    flat = Flat(models.build(settings, shape, 5, 1, kind))
     factors = Factors(flat, 0.2)
     values = factors.split(flat.initial)
-    x = torch.randint(5, (2, *shape)) if name == "rnn" else torch.randn(2, *shape)
+    x = torch.randint(5, (2, *shape)) if kind == "symbols" else torch.randn(2, *shape)
     assert factors.flat.size < flat.size
     found, wanted = (
         some.network(w).train(False)(x)

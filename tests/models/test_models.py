@@ -11,11 +11,11 @@ from fedmpi.config import ConfigError
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.flops import forward
 from fedmpi.networks.layers import BatchNorm, Dropout
-from tests.small import small
+from tests.small import reads, small
 
 NAMES = config.names("model")
 GREY, COLOUR, WINDOW, TEXT = (1, 28, 28), (3, 32, 32), (6, 128), (80,)
-FITS = {"cnn1d": WINDOW, "vgg": COLOUR, "rnn": TEXT}
+FITS = {"cnn1d": WINDOW, "vgg": COLOUR, "rnn": TEXT, "bert": TEXT}
 """Shapes of samples for the models that do not fit 1x28x28 images."""
 VGG19 = ("model.name=vgg", "model.depth=19", "model.norm=batch", "model.hidden=[]")
 
@@ -23,11 +23,6 @@ VGG19 = ("model.name=vgg", "model.depth=19", "model.norm=batch", "model.hidden=[
 def build(shape: tuple[int, ...], *words: str, classes: int = 10, seed: int = 1) -> nn.Sequential:
     settings = small(*words).model
     return models.build(settings, shape, classes, seed, reads(settings.name))
-
-
-def reads(name: str) -> str:
-    """What a model's samples are made of."""
-    return "symbols" if name == "rnn" else "numbers"
 
 
 def size(shape: tuple[int, ...], *words: str, classes: int = 10) -> int:

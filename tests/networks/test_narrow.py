@@ -11,14 +11,18 @@ from torch.nn.functional import cross_entropy
 from fedmpi import models
 from fedmpi.config import ConfigError
 from fedmpi.networks import narrow
+from fedmpi.networks.attention import Heads
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import BatchNorm, OptionA
 from fedmpi.networks.narrow import Narrow, Scale, SubModels
-from tests.small import small, smooth, sorts
+from tests.small import reads, small, smooth, sorts
 from tests.suites.test_rows import FAMILIES
 
 CLASSES = 5
 
+WITHOUT_STREAMS = [case for case in FAMILIES if case[0] not in ("vit", "bert")]
+"""A LayerNorm normalises over what is left of a token, and so does not see zeros."""
+STREAMS = [case for case in FAMILIES if case not in WITHOUT_STREAMS]
 families = pytest.mark.parametrize(
     ("name", "shape", "words"), FAMILIES, ids=lambda value: value if isinstance(value, str) else ""
 )
@@ -27,13 +31,12 @@ families = pytest.mark.parametrize(
 def built(name: str, shape: tuple[int, ...], *words: str) -> Flat:
     """A network of a family."""
     settings = small(f"model.name={name}", *words)
-    kind = "symbols" if name == "rnn" else "numbers"
-    return Flat(models.build(settings.model, shape, CLASSES, 1, kind))
+    return Flat(models.build(settings.model, shape, CLASSES, 1, reads(name)))
 
 
 def samples(name: str, shape: tuple[int, ...]) -> Tensor:
     generator = torch.Generator().manual_seed(3)
-    if name == "rnn":
+    if reads(name) == "symbols":
         return torch.randint(CLASSES, (4, *shape), generator=generator).byte()
     return torch.randn(4, *shape, generator=generator)
 
@@ -69,7 +72,7 @@ def test_all_channels_are_the_network_itself(
     assert torch.equal(part.positions, torch.arange(flat.size))
 
 
-@families
+@pytest.mark.parametrize(("name", "shape", "words"), WITHOUT_STREAMS)
 def test_first_channels_compute_what_they_do_amid_zeros(
     name: str, shape: tuple[int, ...], words: tuple[str, ...]
 ) -> None:
@@ -84,7 +87,7 @@ def test_first_channels_compute_what_they_do_amid_zeros(
 
 
 WITHOUT_GROUPS = [
-    case for case in FAMILIES if "model.norm=group" not in case[2] and case[0] != "resnet"
+    case for case in WITHOUT_STREAMS if "model.norm=group" not in case[2] and case[0] != "resnet"
 ] + [("resnet", (3, 16, 16), ("model.norm=static", "model.depth=18"))]
 
 
@@ -104,6 +107,50 @@ def test_any_channels_compute_what_they_do_amid_zeros(
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "shape", "words"), STREAMS)
+def test_some_heads_and_hidden_units_compute_what_they_do_amid_zeros(
+    name: str, shape: tuple[int, ...], words: tuple[str, ...]
+) -> None:
+    """Tokens stay as wide as they are."""
+    flat = built(name, shape, *words)
+    models = SubModels(flat, shape)
+    inner = [space for space in models.hidden if space[1] in (4, 64)]
+    assert len(inner) == 4, "heads and hidden units of two blocks"
+    random = np.random.default_rng(2)
+    part = models.having({space: narrow.drawn(0.4, random)(space[1]) for space in inner})
+    assert [module.heads for module in part.flat.stages.modules() if isinstance(module, Heads)] == [
+        *(2, 2),
+    ]
+    noise = torch.randn(flat.size, generator=torch.Generator().manual_seed(1)) / 5
+    w, x = torch.zeros(flat.size), samples(name, shape)
+    w[part.positions] = (flat.initial + noise)[part.positions]
+    found = outputs(part.flat, w[part.positions], x)
+    torch.testing.assert_close(found, outputs(flat, w, x), rtol=1e-4, atol=1e-5)
+
+
+def test_heads_and_layer_norms_are_cut_by_hand() -> None:
+    """Two of four heads of four numbers, and some numbers of a token of 16."""
+    flat = built("vit", (3, 8, 8), "model.width=16", "model.depth=1", "model.heads=4")
+    models = SubModels(flat, (3, 8, 8))
+    space = models.topology.space
+    tokens, heads = torch.tensor([0, 3, 7]), torch.tensor([1, 3])
+    chosen = {space("block1.attention.output"): tokens, space("block1.attention.heads"): heads}
+    part = models.having(chosen)
+    pieces = {p.name: p.of(torch.arange(flat.size)) for p in flat.parameters}
+    found = {p.name: p.of(part.positions) for p in part.flat.parameters}
+    rows = torch.tensor([4, 5, 6, 7, 12, 13, 14, 15])
+    attention = "block1.attention"
+    for own in ("query", "key", "value"):
+        name = f"{attention}.heads.{own}"
+        assert torch.equal(found[f"{name}.weight"], pieces[f"{name}.weight"][rows][:, tokens])
+        assert torch.equal(found[f"{name}.bias"], pieces[f"{name}.bias"][rows])
+    name = f"{attention}.output.weight"
+    assert torch.equal(found[name], pieces[name][tokens][:, rows])
+    assert torch.equal(found["embed.token.weight"], pieces["embed.token.weight"][:, tokens])
+    assert torch.equal(found["block1.norm2.bias"], pieces["block1.norm2.bias"][tokens])
+    assert part.flat.stages.get_submodule("head.norm").normalized_shape == (3,)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "wide", "thin"),
     [
@@ -111,6 +158,8 @@ def test_any_channels_compute_what_they_do_amid_zeros(
         ("cnn", (1, 12, 12), "model.hidden=20", "model.hidden=10"),
         ("lenet", (3, 32, 32), "model.hidden=[10,8]", "model.hidden=[5,4]"),
         ("rnn", (9,), "model.hidden=12", "model.hidden=6"),
+        ("vit", (3, 8, 8), "model.width=16", "model.width=8"),
+        ("bert", (9,), "model.width=16", "model.width=8"),
     ],
 )
 def test_a_sub_model_is_the_network_that_is_built_narrow(
@@ -120,9 +169,12 @@ def test_a_sub_model_is_the_network_that_is_built_narrow(
         "cnn": "model.channels=[16,32]",
         "lenet": "model.channels=[3,8]",
         "rnn": "model.embedding=4",
+        "vit": "model.heads=2",
+        "bert": "model.heads=2",
     }
-    part = SubModels(built(name, shape, wide), shape).narrow(narrow.prefix(0.5))
-    wanted = built(name, shape, thin, *([half[name]] if name in half else []))
+    more = ("model.heads=4", "model.depth=2") if name in ("vit", "bert") else ()
+    part = SubModels(built(name, shape, wide, *more), shape).narrow(narrow.prefix(0.5))
+    wanted = built(name, shape, *more, thin, *([half[name]] if name in half else []))
     pieces = [[(p.name, p.shape) for p in flat.parameters] for flat in (part.flat, wanted)]
     assert pieces[0] == pieces[1]
     x = samples(name, shape)
@@ -263,11 +315,19 @@ def test_classes_are_rows_of_the_last_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Conv2d(4, 4, 3, groups=2), nn.LayerNorm(6), nn.Bilinear(2, 2, 2)], ids=repr
+    "layer", [nn.Conv2d(4, 4, 3, groups=2), nn.LayerNorm([6, 6]), nn.Bilinear(2, 2, 2)], ids=repr
 )
 def test_layers_that_nobody_knows_are_refused(layer: nn.Module) -> None:
     stages = OrderedDict(first=nn.Conv2d(2, 4, 3), odd=layer, head=nn.Linear(6, 3))
     with pytest.raises(ConfigError, match=r"the model's layer 'odd' is a .* possible are"):
+        SubModels(Flat(nn.Sequential(stages)), (2, 8, 8))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_a_layer_norm_over_pixels_is_refused(channels: int) -> None:
+    """Each of its inputs is a pixel of all channels, and none is a channel."""
+    stages = OrderedDict(first=nn.Conv2d(2, channels, 3), odd=nn.LayerNorm(6), head=nn.Linear(6, 3))
+    with pytest.raises(ConfigError, match="layer 'odd' has inputs that mix channels"):
         SubModels(Flat(nn.Sequential(stages)), (2, 8, 8))
 
 

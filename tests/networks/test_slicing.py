@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi import loading, models
+from fedmpi.networks.attention import Heads
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.flops import forward
 from fedmpi.networks.slicing import Channels, Joined, Normed, Spread, sliced, trace
 from fedmpi.networks.topology import Topology
-from tests.small import sorts
+from tests.small import reads, sorts
 
+TRANSFORMER = {"width": 16, "heads": 4, "depth": 2}
 NETWORKS = {
     "mlp": ((1, 8, 8), {"name": "mlp", "hidden": [12, 8]}),
     "mlp dropout": ((1, 8, 8), {"name": "mlp", "hidden": [12, 8], "dropout": 0.5}),
@@ -26,13 +28,24 @@ NETWORKS = {
     "resnet batch": ((3, 16, 16), {"name": "resnet", "depth": 20, "norm": "batch"}),
     "resnet static": ((3, 16, 16), {"name": "resnet", "depth": 20, "norm": "static"}),
     "resnet18": ((3, 16, 16), {"name": "resnet", "depth": 18}),
+    "vit": ((3, 8, 8), {"name": "vit", **TRANSFORMER, "dropout": 0.1}),
+    "vit mean": ((3, 8, 8), {"name": "vit", **TRANSFORMER, "pooling": "mean"}),
+    "bert": ((9,), {"name": "bert", **TRANSFORMER, "pad": 0, "separator": 1}),
+    "bert mean": ((9,), {"name": "bert", **TRANSFORMER, "pad": 0, "pooling": "mean"}),
 }
 
 
 def flat_of(name: str) -> tuple[Flat, tuple[int, ...]]:
     shape, words = NETWORKS[name]
     settings = loading.load({"model": words}).model
-    return Flat(models.build(settings, shape, 10, 1)), shape
+    return Flat(models.build(settings, shape, 10, 1, reads(settings.name))), shape
+
+
+def samples(shape: tuple[int, ...], count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    if shape == (9,):
+        return torch.randint(10, (count, *shape), generator=generator)
+    return torch.randn(count, *shape, generator=generator)
 
 
 def front_of(flat: Flat, cut: int) -> Flat:
@@ -63,7 +76,11 @@ def masked(flat: Flat, w: Tensor, channels: Channels, chosen: Tensor) -> nn.Modu
     network = flat.network(w).train(False)
 
     def hook(kept: Tensor) -> Callable:
-        def mask(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
+        def mask(module: nn.Module, __: tuple, output: Tensor) -> Tensor:
+            if isinstance(module, nn.Linear):
+                return output * kept
+            if isinstance(module, Heads):
+                return output * kept.repeat_interleave(module.size)
             return output * kept.view(1, -1, *(1,) * (output.dim() - 2))
 
         return mask
@@ -91,7 +108,7 @@ def test_it_says_what_the_masked_network_says(name: str, cut: int, share: float)
     channels = channels_of(front_of(flat, cut), shape)
     chosen, w = some_of(channels, share), lively(flat)
     network = sliced(flat, w, channels, chosen, shape)
-    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(5))
+    x = samples(shape, 3)
     with torch.no_grad():
         wanted = masked(flat, w, channels, chosen)(x)
         found = network(x)
@@ -111,7 +128,7 @@ def test_all_channels_are_the_whole_network(name: str) -> None:
     network = sliced(flat, lively(flat), channels, torch.arange(channels.count), shape)
     assert not any(isinstance(module, Spread) for module in network.modules())
     assert sum(p.numel() for p in network.parameters()) == flat.count
-    x = torch.randn(2, *shape)
+    x = samples(shape, 2)
     with torch.no_grad():
         wanted = flat.network(lively(flat)).train(False)(x)
         torch.testing.assert_close(network(x), wanted, rtol=1e-4, atol=1e-4)
@@ -158,6 +175,21 @@ def test_flops_of_a_chain_fall_with_both_ends_of_a_layer() -> None:
     assert flops(flat.network(flat.initial), shape) == 2 * (
         144 * 6 * 25 * 3 + 36 * 8 * 25 * 6 + 8 * 9 * 16 + 16 * 10
     )
+
+
+def test_flops_of_a_transformer_fall_with_heads_and_hidden_units() -> None:
+    """Half of each: an attention of half the products, and two linear layers of half the units."""
+    flat, shape = flat_of("vit mean")
+    channels = channels_of(flat, shape)
+    inner = [layer for layer in channels.layers if ".heads" in layer.name or "hidden" in layer.name]
+    every = torch.arange(channels.count)
+    for layer in inner:
+        every = every[(every < layer.first) | (every >= layer.first + layer.count // 2)]
+    network = sliced(flat, flat.initial, channels, every, shape)
+    tokens, width = 4, 16
+    block = tokens * (4 * width * width // 2 + 2 * width * 32) + 2 * 8 * tokens * tokens
+    assert flops(network, shape) == 2 * (tokens * 3 * 16 * width + 2 * block + width * 10)
+    assert not any(isinstance(module, Spread) for module in network.modules())
 
 
 def test_branches_with_the_same_channels_need_no_zeros() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi import loading
-from fedmpi.models import resnet
+from fedmpi.models import resnet, vit
+from fedmpi.networks.attention import Attention
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.recurrent import Recurrent
 from fedmpi.networks.topology import Topology
@@ -99,7 +100,7 @@ def test_what_a_channel_owns_moves_its_output_alone(topology: Topology) -> None:
             moved = (before != after).reshape(layer.count, -1).any(1)
             assert moved.tolist() == [other == own for other in range(layer.count)]
             extra = 2 if layer.norm else 0
-            assert int(mine.sum()) == layer.weight.shape[1:].numel() + 1 + extra
+            assert int(mine.sum()) == layer.weights[0].shape[1:].numel() + 1 + extra
 
 
 def test_a_norm_directly_behind_belongs_to_the_channels(topology: Topology) -> None:
@@ -109,6 +110,43 @@ def test_a_norm_directly_behind_belongs_to_the_channels(topology: Topology) -> N
         if piece.name.startswith("conv.1"):
             assert owner[piece.start : piece.stop].tolist() == [0, 1, 2, 3]
     assert (owner >= 0).all()
+
+
+def test_a_head_owns_its_rows_of_queries_keys_and_values() -> None:
+    """And what it owns moves its own numbers alone."""
+    flat = Flat(nn.Sequential(Attention(6, 3)))
+    topology = Topology(flat, (4, 6))
+    heads, output = topology.layers
+    assert (heads.name, heads.count, output.first) == ("0.heads", 3, 3)
+    assert [piece.shape for piece in heads.weights] == [(3, 2, 6)] * 3
+    owner = topology.layer_owners()
+    x = torch.randn(1, 4, 6)
+    before = flat.stages[0].heads(x)
+    for own in range(3):
+        assert int((owner == own).sum()) == 3 * 2 * (6 + 1)
+        after = flat.network(flat.initial + (owner == own))[0].heads(x)
+        moved = (before != after).flatten(0, 1).any(0)
+        assert moved.tolist() == [place // 2 == own for place in range(6)]
+
+
+def test_heads_are_one_space_of_queries_keys_and_values_and_blocks_add_to_one() -> None:
+    settings = loading.load({"model": {"name": "vit", "width": 8, "heads": 2, "depth": 2}}).model
+    network = nn.Sequential(vit.stages(settings, (1, 8, 8), 3))
+    topology = Topology(Flat(network), (1, 8, 8))
+    stream = topology.groups["embed.patches"]
+    assert [name for name, group in topology.groups.items() if group == stream] == [
+        *("embed.patches", "embed.token", "embed.positions"),
+        *(f"block1.{part}" for part in ("attention.output", "mlp.output")),
+        *(f"block2.{part}" for part in ("attention.output", "mlp.output")),
+    ]
+    assert [width for _, width in topology.hidden] == [8, 2, 32, 2, 32]
+    feeders = topology.feeders(topology.makers)
+    assert feeders["block1.attention.output"] == ("block1.attention.heads",)
+    # All that is read at the class token, to which patches come by attention alone.
+    assert feeders["head.classes"] == ("embed.token", "embed.positions", *STREAM)
+
+
+STREAM = [f"block{n}.{part}.output" for n in (1, 2) for part in ("attention", "mlp")]
 
 
 def test_a_norm_elsewhere_is_nobodys_layer_by_layer_and_its_inputs_space_by_space() -> None:

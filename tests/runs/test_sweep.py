@@ -185,6 +185,15 @@ def test_words_win_over_a_size() -> None:
     assert (one.settings.rounds, one.settings.seed, one.settings.lr) == (9, 8, 0.3)
 
 
+def test_a_run_is_told_by_what_it_has() -> None:
+    """Not by what the grid says, if a size or a word says otherwise."""
+    path = sized('seed = [1, 2]\n"data.samples" = [90, 100]')
+    found = members(path, ("data.samples=60",), "small")
+    assert [(str(one), one.settings.data.samples) for one in found] == [
+        (f"seed={one.settings.seed}  data.samples=60", 60) for one in found
+    ]
+
+
 def test_the_command_takes_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """To count and list, to run, and to hand on to ranks."""
     sized(METHODS)

@@ -40,7 +40,7 @@ LAW = {
     "networks": (4, "numpy torch"),
     "data": (4, "PIL filelock numpy platformdirs rich"),
     "models": (5, "pydantic torch"),
-    "datasets": (5, "numpy pydantic sklearn"),
+    "datasets": (5, "numpy pydantic tokenizers"),
     "clients": (5, "numpy torch"),
     "training": (6, "numpy pydantic torch"),
     "split": (7, "numpy torch"),

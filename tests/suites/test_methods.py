@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,12 @@ every_case = pytest.mark.parametrize("case", CASES, ids=" ".join)
 def words(case: tuple[str, ...], *more: str) -> config.Settings:
     """The small run with a method, its own words and some more."""
     return small(*allowed(f"method.name={case[0]}", *case[1:], *more))
+
+
+@cache
+def usual(case: tuple[str, ...]) -> Run:
+    """A run that several tests look at, and none changes: some clients of each round."""
+    return run(words(case, "participation=0.6", "rounds=3"))
 
 
 def sound(found: Run) -> None:
@@ -172,7 +179,7 @@ def test_every_result_has_three_accuracies(case: tuple[str, ...]) -> None:
     Shards tile the test set. Where there is no global model the first is unknown, and the second is
     of what clients have after a round, if they have a model then.
     """
-    found = run(words(case, "participation=0.6", "rounds=3"))
+    found = usual(case)
     engine = found.engine
     for row in found.tables["rounds"][found.tables["rounds"]["round"] >= 0]:
         rows = found.tables["clients"][found.tables["clients"]["round"] == row["round"]]
@@ -208,7 +215,7 @@ def test_it_learns(case: tuple[str, ...]) -> None:
 
 @every_case
 def test_bytes_are_charged_to_clients(case: tuple[str, ...]) -> None:
-    found = run(words(case, "rounds=3", "participation=0.6"))
+    found = usual(case)
     tables, says = found.tables, found.engine.method.uploads != "nothing"
     for row in tables["rounds"]:
         clients = tables["clients"][tables["clients"]["round"] == row["round"]]
@@ -224,16 +231,9 @@ def test_bytes_are_charged_to_clients(case: tuple[str, ...]) -> None:
 
 @every_case
 def test_it_repeats_itself_and_only_itself(case: tuple[str, ...]) -> None:
-    once = run(words(case, "participation=0.6"))
-    again = run(words(case, "participation=0.6"))
-    assert once.sha256 == again.sha256
-    for name in ("rounds", "clients"):
-        columns = [
-            c for c in once.tables[name].dtype.names if c not in ("seconds", "server_seconds")
-        ]
-        for column in columns:
-            np.testing.assert_array_equal(once.tables[name][column], again.tables[name][column])
-    assert run(words(case, "participation=0.6", "seed=2")).sha256 != once.sha256
+    once, given = usual(case), ("participation=0.6", "rounds=3")
+    alike(once, run(words(case, *given)))
+    assert run(words(case, *given, "seed=2")).sha256 != once.sha256
 
 
 def same(one: Block, other: Block) -> None:

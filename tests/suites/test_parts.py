@@ -34,6 +34,7 @@ from tests.small import refusal, run, small
 
 LORA = ("model.train=adapters", "model.lora.rank=2", "model.lora.alpha=3.0")
 NORMS = (*CNN, "model.norm=batch", "model.train=[conv2,head]")
+VIT = ("model.name=vit", "model.width=12", "model.depth=2", "model.heads=3", "clients=3")
 KINDS = {
     "head": ("model.train=head",),
     "bias": ("model.train=bias",),
@@ -42,6 +43,8 @@ KINDS = {
     "fixed": (*LORA, "model.lora.fixed=true"),
     "bottleneck": ("model.train=adapters", "model.bottleneck.width=3"),
     "norms": NORMS,
+    "transformer": (*VIT, *LORA, "model.lora.layers=[query,value]"),
+    "blocks": (*VIT, "model.train=[block2,head]"),
 }
 """What trains, and what is put in."""
 kinds = pytest.mark.parametrize("words", KINDS.values(), ids=KINDS)

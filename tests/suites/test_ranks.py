@@ -2,8 +2,9 @@
 
 Every method is run in two scenarios that have most of what matters between them, on one rank and on
 three: a rank for the server, or none, and more than one for clients. What scenarios there are
-besides, and how many ranks, matters to the machinery, and that serves families of methods: one of
-each is run in all scenarios on one to four ranks (`FAMILIES`).
+besides matters to the machinery, and that serves families of methods: one of each (`FAMILIES`) is
+run in all of them. Where a scenario is about who hosts whom, or waits for whom, it is run on one to
+four ranks. What clients compute knows no rank: there one and three stand for all.
 """
 
 import os
@@ -200,13 +201,13 @@ def test_a_hundred_clients_share_few_ranks_and_are_charged_one_by_one(server: st
         assert len(counts) == ranks and counts.max() <= -(-100 // ranks)
 
 
-@on_ranks
+@on_few_ranks
 @families
 def test_convolutions(family: str) -> None:
     compare(of(family, *CNN, "momentum=0.9", "server=shared"))
 
 
-@on_ranks
+@on_few_ranks
 @pytest.mark.parametrize(
     ("family", "cell"), [*((family, "lstm") for family in FAMILIES), ("fedavg", "gru")]
 )
@@ -215,7 +216,7 @@ def test_text(family: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(of(family, *RNN, f"model.cell={cell}", "server=shared", "epochs=1"))
 
 
-@on_ranks
+@on_few_ranks
 @pytest.mark.parametrize("statistics", ["averaged", "local"])
 @families
 def test_layers_that_look_beyond_a_sample(
@@ -228,7 +229,7 @@ def test_layers_that_look_beyond_a_sample(
     stays(found)
 
 
-@on_ranks
+@on_few_ranks
 @families
 def test_stacked_rows(family: str) -> None:
     """All clients of a rank at once: then the same to rounding, because chunks differ."""
@@ -282,7 +283,7 @@ def test_waves(family: str) -> None:
     compare(of(family, *words))
 
 
-@on_ranks
+@on_few_ranks
 @families
 def test_every_skew_and_drawing_by_samples(family: str) -> None:
     words = ("skew.rotations=[0,90,180,270]", "skew.noise=0.5", "epochs=1")

@@ -41,7 +41,7 @@ from tests.plain import (
     member,
     play,
 )
-from tests.small import Run, alike, refusal, run, small, smooth, sorts, text
+from tests.small import Run, alike, reads, refusal, run, small, smooth, sorts, text
 
 CPU = torch.device("cpu")
 SHAPE, CLASSES, LINE = (2, 8, 8), 3, 64
@@ -49,7 +49,7 @@ kinds = pytest.mark.parametrize("kind", [OneByOne, Stacked])
 networks = pytest.mark.parametrize("words", [(), CNN], ids=["mlp", "cnn"])
 
 RESNET = ("model.name=resnet", "model.norm=batch", "model.depth=20", "lr=0.02")
-ALL = (*EVERYTHING, "batch=7")
+ALL = (*EVERYTHING, "batch=7", "data.samples=150")
 CASES = {
     "plain": (),
     "dropout": (*ALL, "model.dropout=0.4"),
@@ -197,6 +197,7 @@ def test_bfloat16_is_near(kind: type[Rows], flat: Flat) -> None:
         assert 1e-5 < apart < 0.05
 
 
+TRANSFORMER = ("model.width=16", "model.depth=2", "model.heads=4")
 FAMILIES = [
     ("cnn", (1, 12, 12), ("model.dropout=0.3",)),
     ("cnn1d", (6, 128), ()),
@@ -205,6 +206,10 @@ FAMILIES = [
     *[("rnn", (9,), (f"model.cell={cell}", "model.hidden=16")) for cell in ("lstm", "gru")],
     *[("resnet", (3, 16, 16), (f"model.norm={norm}",)) for norm in ("group", "batch", "static")],
     *[("vgg", (3, 32, 32), (f"model.norm={n}",)) for n in ("none", "group", "batch", "static")],
+    ("vit", (3, 8, 8), (*TRANSFORMER, "model.dropout=0.2")),
+    ("vit", (3, 8, 8), (*TRANSFORMER, "model.pooling=mean")),
+    ("bert", (9,), (*TRANSFORMER, "model.pad=0", "model.vocabulary=8")),
+    ("bert", (9,), (*TRANSFORMER, "model.pooling=mean", "model.pooler=false")),
 ]
 
 
@@ -215,7 +220,7 @@ def test_every_family_is_compared() -> None:
 def same_step(name: str, shape: tuple[int, ...], words: tuple[str, ...], most: float) -> None:
     """Alone and stacked, with batches of unequal length, a family's rows differ by `most`."""
     settings = small(f"model.name={name}", *words)
-    kind = "symbols" if name == "rnn" else "numbers"
+    kind = reads(name)
     flat = Flat(models.build(settings.model, shape, CLASSES, 1, kind))
     generator = torch.Generator().manual_seed(4)
     xs = [torch.randn(size, *shape, generator=generator) for size in (5, 3)]

@@ -177,7 +177,7 @@ def test_some_settings(name: str, there: str, elsewhere: str, said: Any) -> None
             "no method 'fedpro' (did you mean 'fedprox'?); there are: ",
         ),
         ("data", "x", "no data 'x'; there are: cifar10,"),
-        ("models", "cnm", "no model 'cnm' (did you mean 'cnn'?); there are: cnn, cnn1d"),
+        ("models", "cnm", "no model 'cnm' (did you mean 'cnn'?); there are: bert, cnn, cnn1d"),
         ("partitions", "x", "no partition 'x'; there are: classes,"),
         ("settings", "round", "no setting 'round' (did you mean 'rounds'?); there are: seed,"),
         ("settings", "method.m", "no setting 'method.m' (did you mean 'method."),

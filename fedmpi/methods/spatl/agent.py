@@ -41,10 +41,11 @@ from fedmpi import inputs
 from fedmpi.config import ConfigError
 from fedmpi.draft import draft
 from fedmpi.messages.counts import keep_round
+from fedmpi.networks.attention import Heads
 from fedmpi.networks.flat import PRUNABLE, Flat
 from fedmpi.networks.flops import forward
 from fedmpi.networks.slicing import Channels
-from fedmpi.networks.topology import Topology
+from fedmpi.networks.topology import Topology, is_last
 
 SHIPPED = Path(__file__).parent / "agent.npy"
 """The agent that comes with the project; docs/methods.md says how it was made."""
@@ -188,11 +189,19 @@ class Scene:
     def __init__(self, flat: Flat, channels: Channels, shape: tuple[int, ...]) -> None:
         self.channels = channels
         topology, whole = Topology(flat, shape), forward(flat, shape)
-        spent = {piece.name.removesuffix(".weight"): flops for piece, flops in whole.layers}
+        spent: dict[str, float] = {}
+        for piece, flops in whole.layers:
+            layer = piece.name.removesuffix(".weight")
+            # An attention or a recurrent layer has linear layers inside.
+            owner = next((m for m in topology.makers if layer.startswith(f"{m}.")), layer)
+            spent[owner] = spent.get(owner, 0.0) + flops
         names = [layer.name for layer in channels.layers]
         names += [name for name in spent if name not in names]
         place = {name: number for number, name in enumerate(names)}
-        self.flops = torch.tensor([float(spent.get(name, 0)) for name in names]) / whole.all
+        self.flops, self.products = (
+            torch.tensor([float(each.get(name, 0)) for name in names]) / whole.all
+            for each in (spent, whole.products)
+        )
         count = len(channels.layers)
         linked = torch.eye(len(names))
         for name, others in topology.feeders(names).items():
@@ -240,16 +249,18 @@ class Scene:
         It consists of position, channels in and out, window, stride, pixels, weights and FLOPs,
         each scaled to the order of one.
         """
-        assert isinstance(layer, PRUNABLE)
-        weight, stride = layer.weight, getattr(layer, "stride", (1,))
+        assert isinstance(layer, (*PRUNABLE, Heads))
+        weight = layer.query.weight if isinstance(layer, Heads) else layer.weight
+        own, stride = self.channels.layers[number], getattr(layer, "stride", (1,))
+        pixels = shape[1:-1] if is_last(layer) else shape[2:]
         return [
             number / len(self.channels.layers),
             log2(weight.shape[1]) / 10,
-            log2(weight.shape[0]) / 10,
+            log2(own.count) / 10,
             (weight.shape[2] if weight.dim() > 2 else 1) / 5,
             stride[0] / 2,
-            log2(torch.Size(shape[2:]).numel()) / 10,
-            log2(weight.numel()) / 20,
+            log2(torch.Size(pixels).numel()) / 10,
+            log2(sum(piece.shape.numel() for piece in own.weights)) / 20,
             float(self.flops[number]),
         ]
 
@@ -263,7 +274,7 @@ class Scene:
         stays[chosen], stays[self.channels.count] = True, True
         own = _shares(stays[: self.channels.count], self.owner, len(self.flops))
         given = _shares(stays[self.sources].any(0), self.reader, len(self.flops))
-        return float((self.flops * (1 - own * given)).sum())
+        return float((self.flops * (1 - own * given) + self.products * (1 - own)).sum())
 
     def norms(self, scores: Tensor) -> Tensor:
         """Returns mean and deviation of each layer's filter norms, over the mean of all norms.
