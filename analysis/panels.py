@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.artist import Artist
@@ -117,13 +118,16 @@ def figure(titles: Sequence[str], lines: int) -> tuple[Figure, list[Axes]]:
 
 
 def legend(figure: Figure, handles: Mapping[str, Artist], title: str | None = None) -> None:
-    """Adds a legend above the panels, in as many columns as fit."""
-    room = 72 * figure.get_figwidth() / (50 + 5 * max(map(len, handles)))
-    columns = max(1, min(len(handles), int(room)))
-    lines = -(-len(handles) // columns)
+    """Adds a legend above the panels, in as many columns as fit; names that are too long wrap."""
+    width = 72 * figure.get_figwidth()
+    names = [textwrap.fill(name, int((width - 50) / 5)) for name in handles]
+    longest = max(len(line) for name in names for line in name.splitlines())
+    columns = max(1, min(len(names), int(width / (50 + 5 * longest))))
+    heights = [name.count("\n") + 1 for name in names]
+    lines = max(int(some.sum()) for some in np.array_split(heights, columns))
     figure.set_figheight(figure.get_figheight() + LINE * (lines - 1))
     figure.legend(
-        list(handles.values()), list(handles), loc="outside upper center", ncols=columns,
+        list(handles.values()), names, loc="outside upper center", ncols=columns,
         frameon=False, handlelength=3, title=title,
     )  # fmt: skip
 

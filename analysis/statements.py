@@ -346,8 +346,13 @@ def _study(file: Path) -> Study:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ClaimError(f"{file}: no TOML: {error}") from None
     stated = tree.get("claim", [])
-    if not (isinstance(stated, list) and all(isinstance(one, Mapping) for one in stated)):
-        raise ClaimError(f"{file}: claim: wanted tables [[claim]], found {stated!r}")
+    for name in ("claim", "grid"):
+        found = tree.get(name, [])
+        if not (isinstance(found, list) and all(isinstance(one, Mapping) for one in found)):
+            raise ClaimError(f"{file}: {name}: wanted tables [[{name}]], found {found!r}")
+    for name in ("base", "sizes"):
+        if not isinstance(tree.get(name, {}), Mapping):
+            raise ClaimError(f"{file}: {name}: wanted a table, found {tree[name]!r}")
     claims = tuple(
         claim for number, one in enumerate(stated, 1) for claim in _claims(file, number, one)
     )

@@ -92,7 +92,7 @@ class Clients(fedavg.Clients):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.velocities = Feedback(trainer, self.flat.size, name="velocity")
+        self.velocities = Feedback(trainer, self.flat.size, self.stat_positions, name="velocity")
         self.velocity = self.start
 
     def sparsity(self, t: int) -> float:

@@ -426,11 +426,11 @@ class Clients(Half):
         self.held = self.flat
         self.known = None if self.changes is None else Copies(self.changes, trainer)
         self.feedback: Feedback | Estimates
+        size, exact = self.theirs.size, self.theirs.stat_positions.to(trainer.device)
         if settings.feeds_back and settings.feedback == "ef21":
-            store = trainer.provisional("estimate", self.theirs.size)
-            self.feedback = Estimates(store, self.theirs.stat_positions.to(trainer.device))
+            self.feedback = Estimates(trainer.provisional("estimate", size), exact)
         else:
-            self.feedback = Feedback(trainer, self.theirs.size, settings.feeds_back)
+            self.feedback = Feedback(trainer, size, exact, settings.feeds_back)
         self.variates: Variates | None = None
         if settings.control != "none":
             self.variates = Variates(trainer, self.free())

@@ -49,14 +49,21 @@ class Feedback:
     Args:
         trainer: keeps the residuals.
         size: length of an update.
+        stat_positions: positions of running statistics, int64, which are sent exactly: they have no
+            residual, even if the upload is lost.
         is_on: without it nothing is kept, and nothing added.
         name: of the store.
     """
 
     def __init__(
-        self, trainer: Trainer, size: int, is_on: bool = True, name: str = "residual"
+        self,
+        trainer: Trainer,
+        size: int,
+        stat_positions: Tensor,
+        is_on: bool = True,
+        name: str = "residual",
     ) -> None:
-        self.is_on = is_on
+        self.is_on, self.stat_positions = is_on, stat_positions
         self.residuals: Provisional | dict[int, Tensor] = {}
         if is_on:
             self.residuals = trainer.provisional(name, size)
@@ -82,8 +89,12 @@ class Feedback:
 
         It is a copy if the update may still be needed after its compression.
         """
-        is_needed = isinstance(self.residuals, Provisional) and not self.residuals.is_sure
-        return update.clone() if is_needed else update
+        if not isinstance(self.residuals, Provisional) or self.residuals.is_sure:
+            return update
+        whole = update.clone()
+        if len(self.stat_positions):
+            whole[self.stat_positions] = 0
+        return whole
 
     def remember(self, client: int, rest: Tensor, whole: Tensor) -> None:
         """Takes what is left out of an update.

@@ -379,6 +379,20 @@ def test_the_picture(folder: Path) -> None:
         assert not legend.get_window_extent().overlaps(panel.get_window_extent())
 
 
+def test_long_names_stay_in_the_picture() -> None:
+    """They were cut off on both sides."""
+    figure, (panel,) = panels.figure([""], 2)
+    long = " ".join(["method.setting=value"] * 9)
+    names = {name: panel.plot([0, 1])[0] for name in ("short", long)}
+    panels.legend(figure, names)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+    assert not box.overlaps(panel.get_window_extent())
+    assert [text.get_text().replace("\n", " ") for text in legend.get_texts()] == ["short", long]
+
+
 @pytest.mark.parametrize("suffix", ["png", "pdf"])
 def test_the_picture_is_written(folder: Path, suffix: str) -> None:
     out = folder / "pictures" / f"t.{suffix}"

@@ -706,6 +706,9 @@ def test_what_is_stated_wrongly_is_an_error(
     [
         ("[base]\nrounds = 1\n", "no [[claim]] in"),
         ("claim = 3\n", "claim: wanted tables [[claim]], found 3"),
+        ("[grid]\nseed = [1]\n", "grid: wanted tables [[grid]], found {'seed': [1]}"),
+        ("base = 3\n", "base: wanted a table, found 3"),
+        ("sizes = 3\n", "sizes: wanted a table, found 3"),
         ("[base\n", "no TOML"),
         (
             '[base]\npaper = "ssfl"\n' + CLAIM + ACCURACY + SSFL + "published = 1\nspread = 1\n",

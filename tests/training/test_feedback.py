@@ -10,7 +10,7 @@ from fedmpi import config, models
 from fedmpi.engine import Engine
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Message, pack, unpack
-from tests.plain import METHODS, play
+from tests.plain import CNN, METHODS, play
 from tests.small import refusal, run, small, smooth
 
 CLASSIC, EF21 = (
@@ -242,3 +242,17 @@ def test_an_update_is_added_where_the_residual_is_kept(memory: int) -> None:
     assert (found.data_ptr() == feedback.residuals[2].data_ptr()) == bool(memory)
     feedback.remember(2, found.mul_(0.5), found)
     assert torch.equal(feedback.residuals[2], (update + more) / 2)
+
+
+@every_classic
+def test_running_statistics_are_in_no_residual(name: str) -> None:
+    """Those of a lost upload would come twice with the next one: variances became negative."""
+    words = (*CNN, "model.norm=batch", "devices.dropouts=0.6", "participation=1.0")
+    engine = remembering(name, "classic", *words)
+    residuals, seen = engine.clients.feedback.residuals, 0
+    for _ in itertools.islice(play(engine), 4):
+        for store in (residuals.arrived, residuals.lost):
+            for client in store:
+                assert not store[client][engine.clients.theirs.stat_positions].any()
+                seen += int(store[client].count_nonzero())
+    assert seen and len(engine.clients.theirs.stat_positions)
