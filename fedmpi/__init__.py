@@ -22,9 +22,10 @@ first round is round -1.
 
 The laws
 --------
- 1. A model is a vector: parameters in one contiguous vector `w`, gradients in `g`; the network's
-    tensors are views. Running statistics are in it, too, unless they are local; no gradient moves
-    them. Masks, control variates, residuals and sub-models are vectors or index sets over `w`.
+ 1. A model is a vector: what trains of it in one contiguous vector `w`, gradients in `g`; the
+    network's tensors are views. What is frozen lies beside them (`networks/parts`). Running
+    statistics are in w, too, unless they are local; no gradient moves them. Masks, control
+    variates, residuals and sub-models are vectors or index sets over `w`.
  2. Clients are rows of w[C, n]; a method's mathematics is elementwise or row-wise. The same lines
     run one client after the other on a CPU, or stacked on a GPU. Small dense networks train
     together on a CPU, too, with the bits of one after the other. A chunk's rows are ordered by
@@ -83,7 +84,7 @@ that says which others it may import, and checks it.
     streams        the only source of randomness   provenance     software and machine of a result
     units          numbers for people              draft          files written as a whole
     inputs         files that settings name        turns          times of candidates in turns
-    costs          seconds of exchanges, predicted
+    costs          seconds of exchanges, predicted weights        files of weights
  messages/         torch stops at `codec`, MPI starts at `wire`; between them are only bytes
     sparse         tensor <-> block                codec          block <-> bytes
     quantized      tensor <-> quantized blocks     wire           bytes <-> ranks
@@ -99,6 +100,8 @@ that says which others it may import, and checks it.
     flat           a network as one vector         layers         additional layers
     recurrent      LSTM and GRU for rows           attention      parts of transformers
     topology       channels: who makes and reads   pruning        masks of single weights
+    parts          what trains, what is frozen     adapters       small layers that train instead
+    initial        weights from a file
     narrow         sub-models, fewer channels      slicing        channels masked or cut out
     flops          FLOPs by layer and front
  data/

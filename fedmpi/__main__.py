@@ -556,15 +556,16 @@ def export() -> None:
     help="File of the model: .safetensors, or .pt for torch.load.",
 )
 @click.option("--client", type=click.IntRange(min=0), help="The model of this client.")
+@click.option("--merged", is_flag=True, help="Put low-rank products (model.lora) into the weights.")
 @mends
-def export_model(file: Path, to: Path, client: int | None) -> None:
+def export_model(file: Path, to: Path, client: int | None, merged: bool) -> None:
     """Write the model of the result FILE into a file of its own.
 
     Tensors are named as in the network. Without --client it is the server's model.
     """
     from fedmpi.results import kept
 
-    print(f"{to}: {kept.export(file, to, client)} tensors")
+    print(f"{to}: {kept.export(file, to, client, merged)} tensors")
 
 
 @main.command()

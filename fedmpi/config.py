@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, StrictInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictInt,
+)
 
 from fedmpi import inputs
 from fedmpi.errors import BadInput
@@ -60,9 +68,10 @@ Spans = Literal["whole", "tensor"]
 Metres = Annotated[float, Field(gt=0, le=LARGEST, strict=True)]
 
 
-READ, MACHINE = "read", "machine"
+READ, MACHINE, LATER = "read", "machine", "later"
 """In the metadata of a setting: it is the path of a file that the run reads; or it belongs to the
-machine, so that results do not depend on it, and it is no part of a run's identity."""
+machine, so that results do not depend on it, and it is no part of a run's identity; or it came
+later than results that people have, and is part of the identity where it is not at its default."""
 
 BUDGET = r"^(up|down|total)_bytes:\d+(\.\d+)?(B|kB|MB|GB|TB)$"
 TARGET = r"^(accuracy|shard_mean|personal_mean):(0?\.\d+|1(\.0+)?|[1-9](\.\d+)?[eE]-0*[1-9]\d*)$"
@@ -147,10 +156,64 @@ class Skew(Table):
         return not (is_turned or self.colour or self.noise or self.labels or self.labels_to)
 
 
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda one: [str(one)] if isinstance(one, str) else one),
+    Field(strict=False),
+]
+"""Names, as a setting; a single one may stand without a list."""
+
+
+class Lora(Table):
+    """Low-rank products beside the weights of linear layers (LoRA): W + alpha / rank * B A."""
+
+    rank: int = Field(0, ge=0, le=MOST)
+    """Rank of the products. 0 is without. A is drawn from the seed, and B is zero at first."""
+    alpha: float | None = Field(None, gt=0, le=LARGEST)
+    """The product's factor times the rank. If absent, it is the rank: the factor is 1."""
+    layers: Names = ()
+    """Linear layers that have a product: names of stages, modules or layers, or ends of names. If
+    empty, all linear layers but those of the last stage."""
+    fixed: bool = False
+    """Freeze A, so that B alone trains and travels, and averages of B are averages of products
+    (FFA-LoRA)."""
+
+
+class Bottleneck(Table):
+    """Narrow pairs of layers behind linear layers, with a shortcut (adapters of Houlsby et al.)."""
+
+    width: int = Field(0, ge=0, le=MOST)
+    """Width of each pair's hidden layer. 0 is without."""
+    layers: Names = ()
+    """Linear layers that a pair follows, as in lora."""
+
+
 class Model(Table):
     """The model that is trained."""
 
     name: str = ""
+
+    train: Annotated[Names, LATER] = ("all",)
+    """What trains; the rest is frozen: it stays as it is, never travels, and has no gradients. all:
+    every parameter. head: the last stage. bias: all biases, and the head. adapters: those of lora
+    or bottleneck, and the head. Others are names of stages, modules or tensors; several are a
+    list."""
+    lora: Annotated[Lora, LATER] = Lora()
+    """Low-rank products beside linear layers, with train = adapters."""
+    bottleneck: Annotated[Bottleneck, LATER] = Bottleneck()
+    """Narrow layers behind linear layers, with train = adapters."""
+    initial: Annotated[Place | None, READ, LATER] = None
+    """File of initial weights (safetensors): a model written by fedmpi export model, or
+    torchvision's weights of a ResNet. Every tensor must fit, except what fresh names. If absent,
+    weights are drawn from the seed."""
+    fresh: Annotated[Names, LATER] = ()
+    """Stages, modules or tensors that are drawn from the seed although there is a file of initial
+    weights, such as head for other classes."""
+
+    @property
+    def freezes(self) -> bool:
+        """Whether some parameters never train."""
+        return "all" not in self.train
 
     @property
     def pads(self) -> str:
@@ -211,6 +274,8 @@ class Method(Table):
             one vector, whose positions mean the same in every round.
         implies: settings of the run that the method's name stands for, by their paths: defaults of
             their own, for where nothing is written. So a name can stand for settings alone.
+        reshapes: whether it trains networks of other shapes inside the model's, or layers of
+            another form, so that all weights must train (`Model.train`).
         paper: the values of the method's paper, by the settings' paths, those of the training
             included; `paper:NAME` takes them. The module's docstring names the source. Methods that
             are built on this one have papers of their own (see `paper_of`).
@@ -240,6 +305,10 @@ class Method(Table):
 
     @property
     def sends(self) -> bool:
+        return False
+
+    @property
+    def reshapes(self) -> bool:
         return False
 
     @property
@@ -1079,8 +1148,8 @@ def marked(kind: type[Table], mark: str) -> tuple[str, ...]:
 def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
     """Sixteen hex digits that two runs share exactly if they have equal settings and files.
 
-    Settings that belong to the machine do not count, and of a file its content counts and not its
-    path. The data set is checked apart (see `runs.earlier`).
+    Settings that belong to the machine do not count, nor do later ones at their defaults. Of a file
+    its content counts and not its path. The data set is checked apart (see `runs.earlier`).
 
     Args:
         tree: every setting of a run, defaults included, as `Settings.tree` has them and as a
@@ -1088,6 +1157,11 @@ def identity(tree: Mapping[str, Any], contents: Mapping[str, str]) -> str:
         contents: the SHA-256 of the files that settings name, by the settings' paths.
     """
     found = portable(tree)
+    for path, default in later(known(_chosen(found))):
+        *tables, leaf = path.split(".")
+        place = _at(found, tables)
+        if place.get(leaf) == default:
+            place.pop(leaf, None)
     for path, sha256 in contents.items():
         *tables, leaf = path.split(".")
         _at(found, tables)[leaf] = sha256
@@ -1102,14 +1176,36 @@ def portable(tree: Mapping[str, Any]) -> Tree:
         tree: as in `identity`.
     """
     found = copy.deepcopy(dict(tree))
-    chosen = (str(_value(found, f"{table}.name")) for table in AXES)
-    for path in marked(known(tuple(chosen)), MACHINE):
+    for path in marked(known(_chosen(found)), MACHINE):
         *tables, leaf = path.split(".")
         _at(found, tables).pop(leaf, None)
     for name, field in Settings.model_fields.items():
         if is_table(field.annotation) and MACHINE in field.metadata:  # nothing is left of it
             found.pop(name, None)
     return found
+
+
+def _chosen(tree: Tree) -> tuple[str, ...]:
+    """The names in a tree, for each of `AXES`."""
+    return tuple(str(_value(tree, f"{table}.name")) for table in AXES)
+
+
+@functools.cache
+def later(kind: type[Table]) -> tuple[tuple[str, Any], ...]:
+    """The settings that came later, by their paths, and their defaults as `Settings.tree` has them.
+
+    Args:
+        kind: the table that they are in.
+    """
+    found: list[tuple[str, Any]] = []
+    for name, field in kind.model_fields.items():
+        if LATER in field.metadata:
+            default = field.get_default(call_default_factory=True)
+            plain = default.model_dump(mode="json") if isinstance(default, Table) else default
+            found.append((name, list(plain) if isinstance(plain, tuple) else plain))
+        elif is_table(field.annotation):
+            found += [(f"{name}.{path}", value) for path, value in later(field.annotation)]  # type: ignore[arg-type]
+    return tuple(found)
 
 
 @functools.cache

@@ -446,6 +446,7 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.precision == "tf32" and settings.device == "cpu":
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
+    found += _parts(settings)
     found += [*_codec(settings), *_feedback(settings), *_down(settings), *_added_up(settings)]
     if settings.exchange.down != "bcast" and not settings.broadcasts:
         found.append(
@@ -454,6 +455,44 @@ def _contradictions(settings: Settings) -> list[str]:
             f"'{settings.codec.down.values}'"
         )
     return [*found, *_work(settings), *_impossible(settings.devices), *_idle(settings)]
+
+
+def _parts(settings: Settings) -> list[str]:
+    """Names settings of what trains that have no effect or cannot be."""
+    model, method, found = settings.model, settings.method, []
+    train, lora, bottleneck = said(list(model.train)), model.lora, model.bottleneck
+    kinds = {"lora.rank": lora.rank, "bottleneck.width": bottleneck.width}
+    if not model.train:
+        found.append("model.train = []: wanted all, head, bias, adapters or names, found none")
+    if "all" in model.train and len(model.train) > 1:
+        found.append(f"model.train = {train}: wanted all by itself, or none of it")
+    if "adapters" in model.train and not any(kinds.values()):
+        found.append(
+            f"model.train = {train}: wanted model.lora.rank or model.bottleneck.width above 0, "
+            "found 0"
+        )
+    for name, size in kinds.items():
+        if size and "adapters" not in model.train:
+            found.append(f"model.{name} = {size}: wanted model.train = 'adapters', found {train}")
+    if all(kinds.values()):
+        found.append(
+            f"model.bottleneck.width = {bottleneck.width}: wanted one kind of adapters, found "
+            f"model.lora.rank = {lora.rank}"
+        )
+    for table, name in ((lora, "lora.rank"), (bottleneck, "bottleneck.width")):
+        for key, value in table:
+            is_own = key == name.partition(".")[2]
+            if not (is_own or kinds[name]) and value != type(table).model_fields[key].default:
+                path = f"model.{name.partition('.')[0]}.{key}"
+                found.append(f"{path} = {said(value)}: wanted model.{name} above 0, found 0")
+    if model.fresh and model.initial is None:
+        found.append(f"model.fresh = {said(list(model.fresh))}: wanted model.initial, found none")
+    if method.reshapes and (model.freezes or any(kinds.values())):
+        found.append(
+            f"model.train = {train}: wanted a method that leaves the model's layers as they are, "
+            f"found method.name = '{method.name}'; possible is 'all'"
+        )
+    return found
 
 
 def _coded(coded: config.Coded, path: str) -> list[str]:

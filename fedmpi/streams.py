@@ -95,6 +95,8 @@ class Purpose(IntEnum):
     """Key of stochastic rounding of a batch at a cut; ids as for `LINK`."""
     ROUND_STEP = 45
     """Key of stochastic rounding of a step's gradients; ids: round, client, step."""
+    ADAPTER = 46
+    """Initial parameters of adapters."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

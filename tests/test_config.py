@@ -140,7 +140,7 @@ def test_identity_depends_on_every_setting_but_those_of_the_machine() -> None:
 
 
 def test_identity_is_that_of_what_a_result_records(tmp_path: Path) -> None:
-    """Computed here from plain values alone, in which the settings of the machine are left out."""
+    """Computed here from plain values alone, without settings of the machine and later defaults."""
     trace = tmp_path / "a.csv"
     trace.write_text("client,first,last\n")
     settings = loaded("sampling=trace", f"trace={trace}", "threads=3", "state.memory=7", "lr=0.3")
@@ -152,6 +152,8 @@ def test_identity_is_that_of_what_a_result_records(tmp_path: Path) -> None:
     del tree["data"]["root"], tree["data"]["cache"], tree["exchange"]["window"]
     del tree["exchange"]["down"], tree["keep"], tree["keep_limit"]
     del tree["checkpoint"]  # all of it
+    for name in ("train", "lora", "bottleneck", "initial", "fresh"):  # later, and at their defaults
+        del tree["model"][name]
     tree["trace"] = contents["trace"]
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
     assert settings.identity() == hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -47,6 +47,7 @@ IDS = {
     Purpose.ROUND: 2,
     Purpose.ROUND_CUT: 4,
     Purpose.ROUND_STEP: 3,
+    Purpose.ADAPTER: 0,
 }
 """How many ids the streams of each purpose have."""
 
@@ -169,6 +170,7 @@ def test_purposes_are_never_renumbered() -> None:
         "ROUND": 43,
         "ROUND_CUT": 44,
         "ROUND_STEP": 45,
+        "ADAPTER": 46,
     }
 
 

@@ -1,13 +1,14 @@
 """FLOPs and memory of local training: FLOPs are counted by torch, memory is measured on a batch.
 
-Conventions. FLOPs of a sample's way forward are counted as in `networks.flops`. A step of training
-has three times as many for each sample as its way forward. Of a masked weight nothing counts, on
-the way forward or back, whether or not there is hardware that profits: SSFL and DisPFL count so.
-Nor does what a method looks at beside its steps, such as a batch by which its mask changes; but the
-models that SPATL's agents try out count (`forwards`). Memory is that of float32 weights, their
-gradients, the optimiser's state, and all that autograd keeps of a batch; a mask costs a bit a
-position besides, and a quantized gradient its bits and a sign. What a method keeps beside these
-(the round's model, a residual) is not in it, nor are libraries.
+Conventions. FLOPs of a sample's way forward and back are counted as in `networks.flops`: a step of
+training has three times as many for each sample as its way forward, and less where something is
+frozen. Of a masked weight nothing counts, on the way forward or back, whether or not there is
+hardware that profits: SSFL and DisPFL count so. Nor does what a method looks at beside its steps,
+such as a batch by which its mask changes; but the models that SPATL's agents try out count
+(`forwards`). Memory is that of float32 weights, the gradients and the optimiser's state of those
+that train, and all that autograd keeps of a batch; a mask costs a bit a position besides, and a
+quantized gradient its bits and a sign. What a method keeps beside these (the round's model, a
+residual) is not in it, nor are libraries.
 """
 
 from collections.abc import Callable
@@ -24,8 +25,6 @@ from fedmpi.config import EXACT, ConfigError, Settings, Tier
 from fedmpi.networks.flat import Flat
 from fedmpi.networks.flops import Forward, forward
 
-TRAINING = 3
-"""A step's FLOPs over those of the way forward: the loss's gradients by inputs and by weights."""
 MIB = 2**20
 SHARES = [step / 20 for step in range(20, 0, -1)]
 """Shares of the model that are tried on a device, the largest first."""
@@ -83,21 +82,23 @@ class Meter:
     def flops(self, burden: Burden) -> float:
         """Returns the FLOPs of a client's round: in training three forward passes per sample."""
         if burden.shared:
-            return float(sum(TRAINING * n * self._forward(flat).all for flat, n in burden.shared))
-        flops, judged = self._held(burden), burden.forwards * self._forward(burden.flat).all
+            return float(sum(n * self._forward(flat).training for flat, n in burden.shared))
+        judged = burden.forwards * self._forward(burden.flat).all
+        flops = sum(self._held(burden))
         if burden.end is not None:
-            flops += self._forward(self.whole).all - self._forward(burden.end[0]).all
-        return TRAINING * burden.samples * flops + judged
+            flops += self._forward(self.whole).training - self._forward(burden.end[0]).training
+        return burden.samples * flops + judged
 
-    def _held(self, burden: Burden) -> float:
-        """FLOPs of a sample's way forward through what a client keeps of its network."""
+    def _held(self, burden: Burden) -> tuple[float, float]:
+        """FLOPs of a sample through what a client keeps of its network, forward and back."""
         forward = self._forward(burden.flat)
-        flops = float(forward.all)
+        there, back = float(forward.all), float(forward.back)
         if burden.kept is not None:
-            for piece, own in forward.layers:
+            for (piece, own), own_back in zip(forward.layers, forward.backs, strict=True):
                 kept = int(piece.of(burden.kept).count_nonzero()) / piece.shape.numel()
-                flops -= own * (1 - kept)
-        return flops
+                there -= own * (1 - kept)
+                back -= own_back * (1 - kept)
+        return there, back
 
     def work(self, burden: Burden, faster: float) -> float:
         """FLOPs of a client's round, as many as its device could do in the same time with floats.
@@ -109,16 +110,24 @@ class Meter:
         """
         saved = 0.0
         if burden.bits != EXACT:
-            back = (TRAINING - 1) * burden.samples * self._held(burden)
+            back = burden.samples * self._held(burden)[1]
             saved = back * (1 - 1 / faster)
         return self.flops(burden) - saved
 
     def behind(self, burden: Burden) -> float:
         """FLOPs of training the rest of the network on what comes out of a client's front."""
         until = self.whole if burden.end is None else burden.end[0]
-        rest = self._forward(until).all - self._forward(burden.front or burden.flat).all
+        front = self._forward(burden.front or burden.flat)
         samples = burden.samples if burden.served is None else burden.served
-        return float(TRAINING * samples * rest)
+        return float(samples * (self._forward(until).training - front.training))
+
+    def base(self, burden: Burden) -> int:
+        """Bytes of what is frozen of the network that a client has, in float32.
+
+        Frozen parts of adapters are drawn from the seed, and do not count.
+        """
+        flats = [burden.flat, *([] if burden.end is None else burden.end[1:])]
+        return sum(4 * flat.base_size for flat in flats)
 
     def memory(self, burden: Burden) -> float:
         """MiB that training takes at its peak."""
@@ -133,6 +142,8 @@ class Meter:
         if burden.end is not None:
             until, tail = burden.end
             found += self._activations(tail, x, until) + 4 * vectors * tail.size
+            found += 4 * tail.frozen_size
+        found += 4 * burden.flat.frozen_size
         return ((4 * (vectors - 1) + gradient) * kept + mask + found) / MIB
 
     def _activations(self, flat: Flat, x: Tensor, until: Flat | None = None) -> int:
@@ -160,7 +171,8 @@ def activations(flat: Flat, x: Tensor) -> int:
     Each piece of memory counts once, however many tensors lie in it; parameters do not count.
     """
     network = flat.network(flat.initial.clone(), flat.local_stats.clone()).train(True)
-    ours = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    tensors = (*network.parameters(), *network.buffers())
+    ours = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -176,12 +176,15 @@ class Clients(splitfed.Clients):
         xs, ys, keys = zip(*batches.values(), strict=True)
         outputs = fronts.rows.forward(xs, keys)
         messages = self.tell(fronts, clients, outputs, ys) if tells else []
-        inputs = [output.detach().requires_grad_() for output in outputs]
+        inputs = [output.detach().requires_grad_(self.learning[0]) for output in outputs]
         losses, gradients = heads.rows.losses(inputs, ys, keys)
         heads.step(clients)
         heads.done += 1
         self.trainer.note(clients, losses, 1)
-        self.descend(fronts, clients, gradients)
+        if self.learning[0]:
+            self.descend(fronts, clients, gradients)
+        else:
+            fronts.done += 1
         self.trainer.spend(clients, began)
         return messages
 

@@ -78,16 +78,19 @@ class Server(splitfed.Server):
         sizes = [len(x) for x in xs]
         count = ceil(self.method.aggregated * min(sizes))
         mean = sum(share * x.detach()[:count] for share, x in zip(shares, xs, strict=True))
-        x = torch.cat([*(x.detach() for x in xs), mean]).requires_grad_()
+        x = torch.cat([*(x.detach() for x in xs), mean]).requires_grad_(self.learning[0])
         (output,) = backs.rows.forward([x], self.draw(told)[:1])
         losses, cotangent = self.aggregate(output, ys, shares, count)
-        (g,) = backs.rows.backward([cotangent])
+        found = backs.rows.backward([cotangent])
         backs.step(clients[:1])
         self.trainer.note(clients, losses, 1)
+        if not found:
+            return []
+        (g,) = found
         *own, common = g.split([*sizes, count])
         own = [part[count:] / share for part, share in zip(own, shares, strict=True)]
-        found = [torch.cat([common, part]) for part in own]
-        return self.say(Kind.GRADIENT, 0, backs, clients, found)
+        gradients = [torch.cat([common, part]) for part in own]
+        return self.say(Kind.GRADIENT, 0, backs, clients, gradients)
 
     def aggregate(
         self, output: Tensor, ys: list[Tensor], shares: Tensor, count: int

@@ -53,6 +53,7 @@ class Config(config.Method):
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     fits: ClassVar[bool] = True
+    reshapes: ClassVar[bool] = True
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 
     paper: ClassVar[Mapping[str, Any]] = {

@@ -98,6 +98,7 @@ class Server(ServerSide, fedavg.Server):
         super().__init__(settings, trainer)
         front, back, _ = self.method.parts(self.flat)
         self.sections = self.method.sections(self.flat)
+        self.learning = self.method.learning(self.flat)
         self.shape = shape_behind([front], trainer.feed.x)
         self.backs = WaveParts(trainer, back, self.method.is_one, trainer.pool)
         self.updates: dict[int, Tensor] = {}
@@ -170,6 +171,7 @@ class Clients(ClientSide, fedavg.Clients):
         super().__init__(settings, trainer)
         front, back, tail = self.method.parts(self.flat)
         self.sections, self.held = self.method.sections(self.flat), front
+        self.learning = self.method.learning(self.flat)
         self.fronts, self.tails = WaveParts(trainer, front), WaveParts(trainer, tail)
         self.start = self.start.new_zeros(self.sections.size)
         self.end = self.method.end(self.flat)

@@ -2,7 +2,12 @@
 
 A model is a sequence of named stages. Each name but the last is a split point, `method.cut`. A
 model of symbols also has `READS = "symbols"`, and its `stages` takes their number, too.
+A module whose weights are published in a layout of names has `published(name)`: the name of a
+tensor in that layout.
 A module's docstring is its description in `fedmpi list models`.
+
+What of a model trains, its adapters and its initial weights are settings of every model
+(`config.Model`); `build` sees to them.
 """
 
 import torch
@@ -10,7 +15,7 @@ from torch import nn
 
 from fedmpi import config
 from fedmpi.config import ConfigError
-from fedmpi.networks import layers
+from fedmpi.networks import adapters, initial, layers, parts
 from fedmpi.streams import Purpose, torch_seed
 
 
@@ -24,6 +29,9 @@ def build(
 ) -> nn.Sequential:
     """Builds a network with its initial parameters, the same on every rank.
 
+    Initial weights of a file take the place of drawn ones, then come the adapters, and then what
+    does not train is frozen.
+
     Args:
         settings: the table `[model]`.
         shape: shape of one sample, channels first.
@@ -33,7 +41,8 @@ def build(
         symbols: number of symbols; None if they are the labels.
 
     Raises:
-        ConfigError: if the network does not fit the samples, or a layer is impossible.
+        ConfigError: if the network does not fit the samples, a layer is impossible, the file of
+            initial weights does not fit, or what trains is no part of the network.
     """
     module = config.module("model", settings.name)
     if _reads(settings.name) != samples:
@@ -47,6 +56,14 @@ def build(
         more = (symbols or classes,) if samples == "symbols" else ()
         stages = module.stages(settings, shape, classes, *more)
     network = nn.Sequential(stages)
+    if settings.initial is not None:
+        published = getattr(module, "published", None)
+        initial.load(network, settings.initial, settings.fresh, published)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, Purpose.ADAPTER))
+        adapters.fitted(network, settings)
+    fixed = adapters.drawn(network) if settings.lora.fixed else ()
+    parts.freeze(network, settings.train, tuple(fixed))
     layers.check(network)
     return network
 

@@ -67,6 +67,21 @@ def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[
     return found
 
 
+def published(name: str) -> str:
+    """The name of a tensor in torchvision's ResNets, of which depths 18 and 50 are the same."""
+    stage, *inner, own = name.split(".")
+    if stage == "stem":
+        return f"{('conv1', 'bn1')[int(inner[0])]}.{own}"
+    if stage == "head":
+        return f"fc.{own}"
+    group, block = (int(part.lstrip("groupblck")) for part in stage.split("_"))
+    place, number = inner[0], int(inner[1])
+    kind = f"downsample.{number}"
+    if place == "residual":  # convolution, norm and ReLU, again and again
+        kind = f"{('conv', 'bn')[number % 3]}{number // 3 + 1}"
+    return f"layer{group}.{block - 1}.{kind}.{own}"
+
+
 def convolution(
     config: Config, inputs: int, outputs: int, side: int, stride: int
 ) -> list[nn.Module]:

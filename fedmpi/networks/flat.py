@@ -2,6 +2,8 @@
 
 A model is a sequence of named stages, and the vector holds them in that order; the front of a split
 network is therefore a prefix of the vector, and its back is the rest.
+
+What is frozen (see `parts`) is in no vector: it lies beside them, once for all copies.
 """
 
 import copy
@@ -10,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedmpi.config import ConfigError
-from fedmpi.networks import layers
+from fedmpi.networks import adapters, layers
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers whose weights may be zero for good; all others stay dense."""
@@ -45,12 +48,14 @@ class Flat:
     Running statistics, that is float buffers that a state dict has too, are in the vector like
     parameters, but no gradient moves them. If they are local they are in a vector of their own,
     `local_stats`, which never travels. Integers, and buffers that are not saved, are in neither.
+    Nor is what is frozen: parameters that require no gradient, and the statistics of frozen norms.
 
     Attributes:
         stages: the network; its own tensors are the initial ones.
         is_local: whether statistics are set aside.
         parameters: pieces of the parameters.
         statistics: pieces of the statistics, in the vector or aside.
+        frozen: parameters and statistics that never change, by name.
         size: length of the vector.
         initial: the initial vector, [size].
         local_stats: the initial statistics, if they are local, [number of them]; else [0].
@@ -65,7 +70,12 @@ class Flat:
         self.statistics: list[Piece] = []
         ours: list[Tensor] = []
         theirs: list[Tensor] = []
-        for name, tensor, moves in _tensors(stages):
+        self.frozen: dict[str, Tensor] = {}
+        self.bases: dict[torch.device, dict[int, Tensor]] = {}
+        for name, tensor, moves, is_frozen in _tensors(stages):
+            if is_frozen:
+                self.frozen[name] = tensor
+                continue
             place = theirs if is_local and not moves else ours
             start = sum(piece.numel() for piece in place)
             pieces = self.parameters if moves else self.statistics
@@ -87,12 +97,23 @@ class Flat:
 
     @property
     def count(self) -> int:
-        """Number of parameters."""
+        """Number of parameters that train."""
         return sum(prod(piece.shape) for piece in self.parameters)
+
+    @property
+    def frozen_size(self) -> int:
+        """Number of values that are frozen."""
+        return sum(tensor.numel() for tensor in self.frozen.values())
+
+    @property
+    def base_size(self) -> int:
+        """Number of values that are frozen, without those of adapters, which are always drawn."""
+        drawn = set(adapters.parameters(self.stages))
+        return sum(one.numel() for name, one in self.frozen.items() if name not in drawn)
 
     def network(self, w: Tensor, local_stats: Tensor | None = None) -> nn.Sequential:
         """A network of views of `w` [size], and of `local_stats` where these are local."""
-        network = copy.deepcopy(self.stages).to(w.device)
+        network = self.copied(w.device)
         for piece in self.parameters:
             network.get_parameter(piece.name).data = piece.of(w)
         place = w
@@ -103,6 +124,12 @@ class Flat:
             # By `data`: changing one is no change of the others, which autograd may still want.
             setattr(network.get_submodule(module), name, piece.of(place).data)
         return network
+
+    def copied(self, device: torch.device) -> nn.Sequential:
+        """A copy of the network on a device; all copies there share what is frozen."""
+        if device not in self.bases:
+            self.bases[device] = {id(own): _moved(own, device) for own in self.frozen.values()}
+        return copy.deepcopy(self.stages, dict[int, Any](self.bases[device])).to(device)
 
     @cached_property
     def movable(self) -> Tensor:
@@ -154,15 +181,26 @@ class Flat:
         return Flat(front, self.is_local), Flat(back, self.is_local)
 
 
-def _tensors(stages: nn.Sequential) -> Iterator[tuple[str, Tensor, bool]]:
-    """Name and tensor of each parameter and statistic, module by module; whether it moves."""
+def _moved(own: Tensor, device: torch.device) -> Tensor:
+    """A frozen tensor on a device: itself if it is there."""
+    if own.device == device:
+        return own
+    found = own.detach().to(device)
+    return nn.Parameter(found, requires_grad=False) if isinstance(own, nn.Parameter) else found
+
+
+def _tensors(stages: nn.Sequential) -> Iterator[tuple[str, Tensor, bool, bool]]:
+    """Name and tensor of each parameter and statistic, module by module.
+
+    Also whether gradients move it, and whether it is frozen.
+    """
     parameters = dict(stages.named_parameters())
     saved = stages.state_dict().keys()
     for name, module in stages.named_modules():
         prefix = f"{name}." if name else ""
         for own, parameter in module.named_parameters(recurse=False):
             if prefix + own in parameters:  # only one of those that are shared
-                yield prefix + own, parameter, True
+                yield prefix + own, parameter, True, not parameter.requires_grad
         for own, buffer in module.named_buffers(recurse=False):
             if buffer.is_floating_point() and prefix + own in saved:
-                yield prefix + own, buffer, False
+                yield prefix + own, buffer, False, getattr(module, "is_frozen", False)

@@ -4,6 +4,10 @@ FLOPs are those of convolutions and matrix products, of which a multiplication a
 two. Biases, norms, activations and pooling count nothing. SSFL and DisPFL count so (2 * weights *
 height * width for a convolution). An attention has products of activations besides, 4 * heads *
 size * tokens^2, which no mask makes fewer.
+
+The way back has twice as many where all parameters train: for the gradients of the weights, and for
+those of the inputs, the network's own included. Where something is frozen they are those of
+autograd: none for frozen weights, and none before the first layer that trains.
 """
 
 from collections.abc import Sequence
@@ -40,15 +44,25 @@ class Forward:
 
     Attributes:
         all: of them.
-        layers: the weights of convolutions and linear layers, and the layer's share of all.
+        back: of the loss's way back.
+        layers: the weights of convolutions and linear layers that train, and the layer's share of
+            all.
+        backs: for each of them its share of the way back.
         products: those of queries and keys, and of values, by the name of the heads.
         fronts: the network up to each split point, and at last as a whole.
     """
 
     all: int
+    back: int
     layers: list[tuple[Piece, int]]
+    backs: list[int]
     products: dict[str, int]
     fronts: list[Front]
+
+    @property
+    def training(self) -> int:
+        """Of a sample's way forward and back."""
+        return self.all + self.back
 
 
 def forward(flat: Flat, shape: Sequence[int]) -> Forward:
@@ -56,17 +70,22 @@ def forward(flat: Flat, shape: Sequence[int]) -> Forward:
     # Here, because a GPU's torch loads its compiler for it, which most runs have no use for.
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = flat.network(flat.initial.clone()).train(False).requires_grad_(False)
+    network = flat.network(flat.initial.clone()).train(False)
+    if not flat.frozen:
+        network.requires_grad_(False)
     pieces = {piece.name: piece for piece in flat.parameters}
     spent: dict[str, int] = {}
+    passed = set[str]()
     products: dict[str, int] = {}
     fronts: list[Front] = []
     x, parameters = torch.zeros(1, *shape), 0
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.set_grad_enabled(bool(flat.frozen)), FlopCounterMode(display=False) as counter:
 
         def listen(found: dict[str, int], name: str, layer: nn.Module) -> None:
-            def before(*_: Any) -> None:
+            def before(_: Any, inputs: Any) -> None:
                 found[name] = found.get(name, 0) - counter.get_total_flops()
+                if not flat.frozen or inputs[0].requires_grad:
+                    passed.add(name)
 
             def after(*_: Any) -> None:
                 found[name] += counter.get_total_flops()
@@ -83,8 +102,13 @@ def forward(flat: Flat, shape: Sequence[int]) -> Forward:
             x = stage(x)
             parameters += sum(parameter.numel() for parameter in stage.parameters())
             fronts.append(Front(name, parameters, counter.get_total_flops(), x.numel()))
+        count = counter.get_total_flops()
+        if flat.frozen and x.requires_grad:
+            x.sum().backward()
+        back = counter.get_total_flops() - count if flat.frozen else 2 * count
     layers = [(pieces[name], flops) for name, flops in spent.items() if name in pieces]
+    backs = [flops * (1 + (piece.name in passed)) for piece, flops in layers]
     for name in products:
         inside = (flops for weight, flops in spent.items() if weight.startswith(f"{name}."))
         products[name] -= sum(inside)
-    return Forward(counter.get_total_flops(), layers, products, fronts)
+    return Forward(count, back, layers, backs, products, fronts)

@@ -28,7 +28,11 @@ class BatchNorm(nn.Module):
     one after the other, and it is judged by the statistics of all of them. Here nobody collects
     any: a model is judged by those of the batch that is judged, of up to 256 samples.
 
+    A frozen one (see `parts`) normalises by its running statistics in training, too, and never
+    moves them.
+
     Attributes:
+        is_frozen: whether it never changes.
         present: 1.0 where a sample is real, else 0.0, [B]; None if all are.
         running_mean: [channels]; None if it is static.
         running_var: likewise.
@@ -46,7 +50,7 @@ class BatchNorm(nn.Module):
         is_static: bool = False,
     ) -> None:
         super().__init__()
-        self.momentum, self.epsilon = momentum, epsilon
+        self.momentum, self.epsilon, self.is_frozen = momentum, epsilon, False
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", None if is_static else torch.zeros(channels))
@@ -55,7 +59,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, ...], likewise; in training, moves the running statistics if it has any."""
-        by_batch = self.training or self.running_mean is None
+        by_batch = (self.training and not self.is_frozen) or self.running_mean is None
         if by_batch and self.present is not None:
             return self._padded(x, self.present)
         if by_batch and x.numel() == x.shape[1]:  # a lone value, which torch refuses to normalise

@@ -2,7 +2,7 @@
 
 Tensors have the names and shapes of the network's. Each is a dataset of a group:
 
-* `model/NAME` [*shape]: the server's model, float32.
+* `model/NAME` [*shape]: the server's model, float32, with what is frozen of it.
 * `mask/NAME` [*shape]: which of its values the method keeps, bool, if there is one mask for all.
 * `own/NAME` [clients, *shape]: what clients have in its place, float32: parts that stay with them,
   or whole models. Running statistics, if they are local, are NaN for clients that never trained.
@@ -22,11 +22,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedmpi import config, loading, models
+from fedmpi import config, loading, models, weights
 from fedmpi.config import Settings
 from fedmpi.draft import draft
+from fedmpi.networks import adapters, initial
 from fedmpi.results import record
 from fedmpi.results.record import RecordError
+from fedmpi.weights import Tensors
 
 MODEL, MASK, OWN = "model", "mask", "own"
 """Groups of a result."""
@@ -35,8 +37,6 @@ FORMATS = {
     ".pt": re.compile(rb"PK"),
 }
 """How files of exported models begin, by the ends of their names."""
-
-Tensors = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,13 @@ def settings_of(path: Path, words: tuple[str, ...] = ()) -> Settings:
     """
     tree = config.portable(record.settings_of(path))
     loading.override(tree, words)
-    return loading.load(tree)
+    return drawn(loading.load(tree))
+
+
+def drawn(settings: Settings) -> Settings:
+    """The settings without a file of initial weights, which a kept model has no need of."""
+    model = settings.model.model_copy(update={"initial": None, "fresh": ()})
+    return settings.model_copy(update={"model": model})
 
 
 def module(path: Path, client: int | None = None) -> nn.Sequential:
@@ -152,19 +158,20 @@ def module(path: Path, client: int | None = None) -> nn.Sequential:
     return network.train(False)
 
 
-def export(path: Path, to: Path, client: int | None = None) -> int:
+def export(path: Path, to: Path, client: int | None = None, merged: bool = False) -> int:
     """Writes a result's model into a file of its own.
 
     Args:
         path: the result.
         to: .safetensors, or .pt for `torch.load`.
         client: whose model; None for the server's.
+        merged: whether low-rank products are put into the weights (see `networks.adapters`).
 
     Returns:
         The number of tensors.
 
     Raises:
-        BadInput: if there is no such model, or the file cannot be written.
+        BadInput: if there is no such model, it cannot be merged, or the file cannot be written.
     """
     end = to.suffix.lower()
     if end not in FORMATS:
@@ -174,31 +181,15 @@ def export(path: Path, to: Path, client: int | None = None) -> int:
         tensors = kept.of(client)
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from None
+    if merged:
+        network = adapters.merged(module(path, client))
+        tensors = {name: one.detach().numpy() for name, one in initial.tensors(network)}
     about = {"source": "fedmpi", "round": str(kept.round)}
     about |= {name: str(kept.about[name]) for name in ("identity", "settings")}
-    content = _safetensors(tensors, about) if end == ".safetensors" else _torch(tensors)
+    content = weights.written(tensors, about) if end == ".safetensors" else _torch(tensors)
     with draft(to, "--to", FORMATS[end]) as file:
         file.write(content)
     return len(tensors)
-
-
-def _safetensors(tensors: Tensors, about: Mapping[str, str]) -> bytes:
-    """Returns tensors in the format of https://github.com/huggingface/safetensors.
-
-    That is the length of a header in 8 bytes, the header in JSON, and the values, all of them
-    little-endian. Spaces behind the header make its length a multiple of 8.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(about)}
-    values, end = [], 0
-    for name, tensor in tensors.items():
-        content = np.asarray(tensor).astype("<f4").tobytes()
-        places = [end, end + len(content)]
-        header[name] = {"dtype": "F32", "shape": list(np.shape(tensor)), "data_offsets": places}
-        values.append(content)
-        end += len(content)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *values])
 
 
 def _torch(tensors: Tensors) -> bytes:

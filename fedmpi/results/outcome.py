@@ -29,7 +29,10 @@ from fedmpi.training.train import Trainer
 
 SPENT = ("flops", "work", "server_flops", "memory", "whole_flops", "whole_memory")
 """Costs of a client's round on a device, as `burden` counts them; NaN without devices."""
-REPORT = np.dtype([("client", "i8"), *((n, "f8") for n in ("loss", "seconds", "personal", *SPENT))])
+REPORT = np.dtype(
+    [("client", "i8"), ("base", "i8")]
+    + [(name, "f8") for name in ("loss", "seconds", "personal", *SPENT)]
+)
 """Measurements of each client on a rank, which are sent to the root after a round."""
 
 
@@ -75,15 +78,21 @@ class Observer:
         self.settings, self.population, self.trainer = settings, population, trainer
         self.fleet, self.meter, self.evaluation, self.ledger = fleet, meter, evaluation, ledger
         self.total, self.is_reached = [0, 0], False
+        self.has_base = np.zeros(settings.clients, bool)
         self.prunable = select.positions(trainer.flat.prunable()).to(trainer.device)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What decides whether the run ends, by name: bytes up and down, and the target."""
-        return {"total": np.array(self.total), "is_reached": np.array(self.is_reached)}
+        """What the next rounds depend on, by name.
+
+        Bytes up and down and the target decide whether the run ends; then who has taken part.
+        """
+        found = {"total": np.array(self.total), "is_reached": np.array(self.is_reached)}
+        return found | {"has_base": self.has_base}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Takes the state of another observer."""
         self.total, self.is_reached = state["total"].tolist(), bool(state["is_reached"])
+        self.has_base = state["has_base"].copy()
 
     def outcome(
         self,
@@ -178,12 +187,18 @@ class Observer:
         trainer, personal, nan = self.trainer, self.evaluation.personal, np.nan
         rows = [
             (
-                *(c, trainer.loss(c), trainer.seconds.get(c, nan), personal.get(c, nan)),
+                *(c, self._base(t, burdens, c)),
+                *(trainer.loss(c), trainer.seconds.get(c, nan), personal.get(c, nan)),
                 *self._spent(t, burdens, c),
             )
             for c in mine
         ]
         return np.array(rows, REPORT)
+
+    def _base(self, t: int, burdens: Burdens, client: int) -> int:
+        """Bytes of what is frozen of a client's network; 0 if they are drawn from the seed."""
+        is_drawn = self.settings.model.initial is None or not self.trainer.flat.frozen
+        return 0 if is_drawn else self.meter.base(burdens(t, client))
 
     def _spent(self, t: int, burdens: Burdens, client: int) -> tuple[float, ...]:
         """Returns the columns `SPENT` of one client; NaN without devices and split models."""
@@ -221,6 +236,8 @@ class Observer:
         bytes_of = self.ledger.bytes.reshape(len(self.ledger.bytes), -1)
         for column, name in enumerate(tables.BYTES):
             rows[name] = bytes_of[clients, column]
+        rows["base"] = np.where(self.has_base[clients], 0, report["base"])
+        self.has_base[clients] = True
         rows["lost"] = [self.population.is_lost(t, client) for client in clients.tolist()]
         return rows
 
@@ -231,6 +248,7 @@ class Observer:
         row["round"], row["warmup"], row["sampled"] = t, t <= 0, len(clients)
         row["loss"], row["seconds"] = clients["loss"].mean(), seconds
         row["up"], row["down"] = self.ledger.bytes.sum((0, 2))
+        row["base"] = clients["base"].sum()
         if self.evaluation.is_due(t):
             row["personal_mean"] = mean(clients["personal"][np.isfinite(clients["personal"])])
         row["lost"] = clients["lost"].sum()
@@ -281,6 +299,7 @@ class Observer:
         """Fills in the simulated costs of the round, in the clients' rows and the round's."""
         clients = rows["client"].tolist()
         moved, messages = self.ledger.bytes[clients].sum(2), self.ledger.messages[clients]
+        moved[:, tables.DIRECTIONS.index("down")] += rows["base"]
         rows["tier"] = [self.fleet.tier(client).name for client in clients]
         for name, column in self.fleet.cost(t, clients, moved, messages, work).items():
             rows[name] = column

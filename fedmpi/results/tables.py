@@ -49,12 +49,25 @@ ROUNDS: Columns = {
     ),
     "up": ("i8", "bytes from the clients, summed over them"),
     "down": ("i8", "bytes to the clients, summed over them"),
+    "base": (
+        "i8",
+        "bytes that the round's new clients have to be sent beside these: see the table clients",
+    ),
     "seconds": ("f8", "wall time of the round, without evaluation and recording"),
     "lost": ("i4", "clients whose upload was lost: the server never learnt of it"),
     "covered": (
         "f8",
         "share of the channels that some client has sent so far; NaN unless the method selects "
         "channels",
+    ),
+    "lora_bias": (
+        "f8",
+        "distance of the product of the clients' mean factors from the mean of their low-rank "
+        "products, over the length of that mean; NaN unless the method is flexlora with products",
+    ),
+    "lora_lost": (
+        "f8",
+        "distance of the new factors' product from the same mean, likewise: what the rank cuts off",
     ),
     "theory_objective": (
         "f8",
@@ -120,6 +133,12 @@ CLIENTS: Columns = {
             "bytes of that kind in that direction, in its packed messages; an upload that is added "
             "up on its own rank counts as it would be packed",
         ),
+    ),
+    "base": (
+        "i8",
+        "bytes of the frozen weights of a file (model.initial) that it has to be sent once, in the "
+        "first round that it takes part in; every rank reads the file, so that they are counted "
+        "and no part of down",
     ),
     "lost": ("?", "whether its upload was lost: it costs, but the server never learnt of it"),
     "tier": ("S16", "kind of device; empty without devices"),

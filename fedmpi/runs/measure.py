@@ -54,7 +54,7 @@ def measure(path: Path, words: tuple[str, ...] = ()) -> Measured:
     flat, population, t = engine.flat, engine.population, found.round
     tensors = [*flat.parameters, *([] if flat.is_local else flat.statistics)]
     w = torch.empty(flat.size)
-    _fill(path, w, tensors, found.model)
+    _fill(path, w, tensors, _thawed(path, engine, found.model))
     w = w.to(engine.trainer.device)
     server, evaluation = engine.server, engine.evaluation
     assert server is not None
@@ -74,6 +74,24 @@ def measure(path: Path, words: tuple[str, ...] = ()) -> Measured:
         values = np.array(list(evaluation.on_shards(models).values()))
         now["personal_mean"] = mean(values[np.isfinite(values)])
     return Measured(t, _recorded(path, t), now)
+
+
+def _thawed(path: Path, engine: Engine, tensors: kept.Tensors) -> kept.Tensors:
+    """Gives the network what is frozen of a model; returns the other tensors.
+
+    Raises:
+        ConfigError: if it has no such tensors.
+    """
+    frozen = engine.flat.frozen
+    for name, own in frozen.items():
+        if np.shape(tensors.get(name, ())) != tuple(own.shape) or name not in tensors:
+            raise ConfigError(
+                f"{path}: its model is not the one of these settings: wanted {name} of shape "
+                f"{tuple(own.shape)}, which is frozen; possible are settings by which the network "
+                "stays as it is"
+            )
+        own.data.copy_(torch.from_numpy(np.array(tensors[name])))
+    return {name: values for name, values in tensors.items() if name not in frozen}
 
 
 def _fill(path: Path, vector: Tensor, pieces: list[Piece], tensors: kept.Tensors) -> None:

@@ -32,7 +32,7 @@ class Trained:
         pieces = self.flat.parameters + ([] if self.flat.is_local else self.flat.statistics)
         self.pieces = sorted(pieces, key=lambda piece: piece.start)
         self.what, limit = settings.keep, 1e6 * settings.keep_limit
-        whole = 4.0 * self.flat.size
+        whole = 4.0 * (self.flat.size + self.flat.frozen_size)
         self.own = self._own() if self.what == "last" else []
         self.has_statistics = self.what == "last" and engine.trainer.keeps_statistics
         per_client = sum(piece.stop - piece.start for piece in self.own)
@@ -87,7 +87,8 @@ class Trained:
             self.left = "the last model is kept: an earlier job had the best one, and kept none"
         found = found or {"round": np.array(self.engine.last), **self._global()}
         mask = self._named(found["mask"]) if "mask" in found else {}
-        return Kept(int(found["round"]), self._named(found["w"]), mask, own)
+        frozen = {name: one.detach().cpu().numpy() for name, one in self.flat.frozen.items()}
+        return Kept(int(found["round"]), self._named(found["w"]) | frozen, mask, own)
 
     def _named(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """The tensors of a vector [n]."""

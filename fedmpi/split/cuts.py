@@ -92,6 +92,11 @@ class Cut(config.Method):
         """How long the parts are."""
         return Sections(*(part.size for part in self.parts(flat)))
 
+    def learning(self, flat: Flat) -> tuple[bool, bool]:
+        """Whether something trains in front of each cut, so that gradients come back to it."""
+        front, back, _ = self.parts(flat)
+        return bool(front.parameters), bool(front.parameters or back.parameters)
+
     def theirs(self, trainer: Any) -> Flat:
         """Front and tail, which a client uploads."""
         return self.held(trainer.flat)

@@ -12,6 +12,9 @@ change what crosses the cut. A step has one turn, or two if there is a tail:
     clients  step_last   decode, tail forward and backward, step, encode
     server   backward    decode, back backward, step, encode
     clients  backward    decode, front backward, adjust, step
+
+Where all in front of a cut is frozen (`networks.parts`), no gradient comes back over it, and
+nothing runs back there.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,11 +40,13 @@ class Side:
 
     Attributes:
         shape: shape of a sample at the cut before this side's part of the network.
+        learning: whether something trains in front of each cut (see `Cut.learning`).
     """
 
     trainer: Trainer
     method: Cut
     shape: torch.Size
+    learning: tuple[bool, bool]
 
     def encode(self, crossing: Crossing, values: Tensor) -> list[Block]:
         """Encodes the values of a batch, [B, ...]; by default as they are."""
@@ -68,7 +73,9 @@ class Side:
     def say(
         self, kind: Kind, cut: int, part: Lockstep, clients: Iterable[int], values: list[Tensor]
     ) -> list[Message]:
-        """Encodes the values of each client's batch as a message."""
+        """Encodes the values of each client's batch as a message; none if nobody needs them."""
+        if kind == Kind.GRADIENT and not self.learning[cut]:
+            return []
         crossings = [Crossing(kind, cut, part.t, client, part.done) for client in clients]
         pairs = zip(crossings, values, strict=True)
         return [Message(crossing.client, self.encode(crossing, some)) for crossing, some in pairs]
@@ -79,9 +86,12 @@ class Side:
         return [self.decode(crossing, told[crossing.client]) for crossing in crossings]
 
     def inputs(self, cut: int, part: Lockstep, told: Said) -> list[Tensor]:
-        """Decodes each client's activations to leaf tensors that require gradients, [B, *shape]."""
-        given = self.take(Kind.ACTIVATION, cut, part, told)
-        return [values.view(-1, *self.shape).requires_grad_() for values in given]
+        """Decodes each client's activations to leaf tensors, [B, *shape].
+
+        They require gradients if something trains in front of the cut.
+        """
+        given, needs = self.take(Kind.ACTIVATION, cut, part, told), self.learning[cut]
+        return [values.view(-1, *self.shape).requires_grad_(needs) for values in given]
 
     def finish(
         self, cut: int, part: Lockstep, told: Said, ys: Sequence[Tensor], keys: Sequence[int]
@@ -139,7 +149,8 @@ class ServerSide(Side):
                     answers += self.step_last(backs, said(heard, clients))
                 else:
                     heard = yield self.forward(backs, said(heard, clients))
-                    answers += self.backward(backs, said(heard, clients))
+                    if self.learning[1]:
+                        answers += self.backward(backs, said(heard, clients))
             backs.done += 1
 
     def groups(self, backs: Lockstep, there: set[int]) -> Iterator[list[int]]:
@@ -216,7 +227,10 @@ class ClientSide(Side):
                 self.trainer.spend(busy, began)
                 heard = yield messages
                 began = perf_counter()
-            self.backward(fronts, said(heard, busy))
+            if self.learning[0]:
+                self.backward(fronts, said(heard, busy))
+            else:
+                fronts.done += 1
             self.trainer.spend(busy, began)
         while True:
             yield []

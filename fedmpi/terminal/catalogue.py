@@ -178,8 +178,13 @@ def _fronts(name: str) -> Iterator[tuple[str, Sequence[Any]]]:
 def _own(table: str, name: str, common: bool = False) -> Iterator[Setting]:
     """A module's settings under their paths; with those of all modules of its table if `common`."""
     shared = {"name"} if common else _base(table).model_fields.keys()
-    found = describe(config.schema(table, name), f"{table}.")
-    return (row for row in found if row.path.removeprefix(f"{table}.") not in shared)
+    kind = config.schema(table, name)
+    for row in describe(kind, f"{table}."):
+        own = row.path.removeprefix(f"{table}.")
+        if own not in shared and not _is_table(kind.model_fields[own]):
+            yield row
+    for _, path, below in inner(kind, table) if common else ():
+        yield from describe(below, f"{path}.")
 
 
 def _base(table: str) -> Any:
@@ -212,17 +217,23 @@ def _tree() -> Iterator[tuple[str, Sequence[Setting]]]:
         rows = describe(base, f"{table}.")
         if table not in config.AXES:
             yield f"[{table}]", rows
-            for title, path, kind in inner(base, table):
-                own = describe(kind, f"{path}.")
-                yield title, [row for row in own if row.path != f"{path}.kind"]
+            yield from _below(base, table)
             continue
         names, default = config.names(table), config.AXES[table][1]
         choice = f"{cleandoc(base.__doc__ or '').splitlines()[0]} There are: {', '.join(names)}."
         yield f"[{table}]", [Setting(f"{table}.name", "str", default, choice), *rows[1:]]
+        yield from _below(base, table)
         for name in names:
             settings = list(_own(table, name))
             if settings:
                 yield f"[{table}] with name = {name}", settings
+
+
+def _below(kind: type[Table], path: str) -> Iterator[tuple[str, Sequence[Setting]]]:
+    """The settings of the tables inside of the table at that path."""
+    for title, below, one in inner(kind, path):
+        rows = describe(one, f"{below}.")
+        yield title, [row for row in rows if row.path != f"{below}.kind"]
 
 
 def _is_table(field: Any) -> bool:

@@ -84,7 +84,8 @@ def plan(network: nn.Sequential) -> list[tuple[nn.Linear, bool, Dropout | None]]
 
 def fits(settings: Settings, flat: Flat) -> bool:
     """Whether `Dense` can train such a network on a CPU."""
-    return settings.precision == "float32" and plan(flat.stages) is not None
+    is_plain = settings.precision == "float32" and not flat.frozen
+    return is_plain and plan(flat.stages) is not None
 
 
 def limit(flat: Flat) -> int:

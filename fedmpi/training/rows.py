@@ -139,7 +139,7 @@ class Networks(Rows[Lesson]):
         super().__init__(flat, count, device, settings)
         self.networks = [flat.network(*both) for both in zip(self.w, self.local_stats, strict=True)]
         self.layers = [list(layers(network)) for network in self.networks]
-        self.parameters = [list(network.parameters()) for network in self.networks]
+        self.parameters = [trained(flat, network) for network in self.networks]
         self.models = [[piece.of(row) for piece in flat.parameters] for row in self.w]
         self.gradients = [[piece.of(row) for piece in flat.parameters] for row in self.g]
         self.fresh: dict[int, tuple[Tensor, ...]] = {}
@@ -167,9 +167,12 @@ class Networks(Rows[Lesson]):
     ) -> tuple[Tensor, ...]:
         """Keeps a row's gradient; returns that at its input, if the input requires one."""
         ours, also = self.parameters[row], [x] if x.requires_grad else []
+        if not (ours or also):  # nothing here trains
+            return ()
         given = None if cotangent is None else cotangent.view_as(output)
         found = torch.autograd.grad(output, [*ours, *also], given)
-        self.fresh[row] = found[: len(ours)]
+        if ours:
+            self.fresh[row] = found[: len(ours)]
         return found[len(ours) :]
 
     def head(self, count: int) -> tuple[Tensor, Tensor]:
@@ -226,6 +229,11 @@ class OneByOne(Networks[Batch]):
     def backprop(self, feed: Feed, lessons: Sequence[Batch]) -> Tensor:
         """Sets the first rows' gradients for one batch each; returns their losses [k]."""
         return self.losses(*zip(*lessons, strict=True))[0]
+
+
+def trained(flat: Flat, network: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a network of that shape that train, in the order of `flat.parameters`."""
+    return [network.get_parameter(piece.name) for piece in flat.parameters]
 
 
 def layers(network: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:

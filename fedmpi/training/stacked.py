@@ -4,7 +4,6 @@ Batches of unequal length are padded. A padded sample is in no loss, and therefo
 Layers that depend on the whole batch are told which samples are real (see `layers`).
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -60,7 +59,7 @@ class Stacked(Rows[Pick]):
 
     def __init__(self, flat: Flat, count: int, device: torch.device, settings: Settings) -> None:
         super().__init__(flat, count, device, settings)
-        self.network = copy.deepcopy(flat.stages).to(device)
+        self.network = flat.copied(device)
         self.modules = list(self.network.modules())
         named = list(self.network.named_modules())
         self.norms = [f"{name}.present" for name, m in named if isinstance(m, BatchNorm)]
@@ -99,8 +98,11 @@ class Stacked(Rows[Pick]):
         self, count: int, output: Tensor, cotangent: Tensor | None, also: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
         some = self._some(count)
+        if not (some.parameters or also):  # nothing here trains
+            return ()
         found = torch.autograd.grad(output, [*some.parameters.values(), *also], cotangent)
-        torch._foreach_copy_(some.gradients, found[: len(some.gradients)])
+        if some.gradients:
+            torch._foreach_copy_(some.gradients, found[: len(some.gradients)])
         return found[len(some.gradients) :]
 
     def forward(self, xs: Sequence[Tensor], keys: Sequence[int] = ()) -> list[Tensor]:

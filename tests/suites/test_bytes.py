@@ -717,6 +717,7 @@ CASES = [
             "fedprox",
             "fednova",
             "feddyn",
+            "flexlora",
             "fedopt",
             "ditto",
             "fedbn",

@@ -18,7 +18,10 @@ WORDS = (f"rounds={Settings.model_fields['rounds'].default}", "epochs=1", "evalu
 NORMS = ("model.name=cnn", "model.channels=[4,4]", "model.kernel=3", "model.hidden=8")
 NORMS = (*NORMS, "model.norm=batch", "data.samples=150")
 """A model with normalization, for methods that treat it in a way of their own."""
-NEEDS = {"fedbn": NORMS}
+NEEDS = {
+    "fedbn": NORMS,
+    "flexlora": ("model.train=adapters", "model.lora.rank=2", "lr=0.3"),
+}
 LEAST = 1e-4
 """Relative difference of models, and difference of accuracies, that no rounding makes here."""
 

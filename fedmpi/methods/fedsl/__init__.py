@@ -87,6 +87,11 @@ class Config(Leaky):
         return False
 
     @property
+    def reshapes(self) -> bool:
+        """Whether clients train narrower fronts."""
+        return self.structured == "channels"
+
+    @property
     def average_every(self) -> int:
         """Rounds between two averages."""
         return self.interval

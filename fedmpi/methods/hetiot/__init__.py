@@ -54,6 +54,7 @@ class Config(config.Method):
     optimizes: ClassVar[bool] = False
     adds: ClassVar[bool] = False
     fits: ClassVar[bool] = True
+    reshapes: ClassVar[bool] = True
     uploads: ClassVar[config.Uploads] = "codes"
     feedbacks: ClassVar[tuple[str, ...]] = ("none",)
 

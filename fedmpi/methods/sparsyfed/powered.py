@@ -89,7 +89,9 @@ def largest(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def rebuilt(network: nn.Sequential, beta: float) -> nn.Sequential:
-    """Replaces a network's convolutions and linear layers, except in recurrent ones, in place.
+    """Replaces a network's convolutions and linear layers whose weights train, in place.
+
+    Those in recurrent layers stay.
 
     The network computes the same as before, because the new parameters are roots of the weights.
     """
@@ -97,7 +99,7 @@ def rebuilt(network: nn.Sequential, beta: float) -> nn.Sequential:
         # Recurrent layers use the weights of their inner layers, but not their `forward`.
         for name, layer in () if isinstance(module, Recurrent) else module.named_children():
             kind = REPLACED.get(type(layer))
-            if kind is not None:
+            if kind is not None and layer.weight.requires_grad:
                 setattr(module, name, replaced(layer, kind, beta))
     return network
 

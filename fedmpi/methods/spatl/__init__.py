@@ -77,6 +77,7 @@ class Config(fedper.Config, selection.Config):
         "method.down": "dense",
     }
     slices: ClassVar[bool] = True
+    reshapes: ClassVar[bool] = True
     own_changes: ClassVar[str] = "method.down"
     pools: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False

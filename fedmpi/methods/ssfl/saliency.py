@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from fedmpi.streams import Purpose, stream
 from fedmpi.training import probe
+from fedmpi.training.rows import trained
 from fedmpi.training.train import Trainer
 
 GRADIENTS = {"snip": 1, "grasp": 2, "gradient": 1, "magnitude": 0}
@@ -91,7 +92,7 @@ def curvature(trainer: Trainer, client: int, w: Tensor, part: np.ndarray, v: Ten
     x, y = trainer.feed.take(torch.from_numpy(part))
     with rows.autocast():
         outputs = network(x)
-    loss, parameters = cross_entropy(outputs.float(), y), list(network.parameters())
+    loss, parameters = cross_entropy(outputs.float(), y), trained(flat, network)
     gradients = torch.autograd.grad(loss, parameters, create_graph=True)
     given = [piece.of(v) for piece in flat.parameters]
     products = torch.autograd.grad(gradients, parameters, given, allow_unused=True)
