@@ -19,10 +19,19 @@ def plain(path: Path) -> bytes:
     Raises:
         OSError: if it cannot be read, or is another thing: a pipe or a device may have no end.
     """
+    check(path)
+    return path.read_bytes()
+
+
+def check(path: Path) -> None:
+    """Makes sure that reading a file has an end.
+
+    Raises:
+        OSError: if there is another thing than a plain file.
+    """
     if path.exists() and not path.is_file():
         number = errno.EISDIR if path.is_dir() else errno.ENXIO
         raise OSError(number, os.strerror(number))
-    return path.read_bytes()
 
 
 def content(setting: str, path: Path, wanted: str) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fedmpi import inputs
 from fedmpi.errors import BadInput, sentence
 
 Tensors = Mapping[str, np.ndarray]
@@ -37,10 +38,9 @@ def read(setting: str, path: Path) -> dict[str, np.ndarray]:
     """
     what = f"{setting} = {path}"
     try:
-        if not path.is_file() or not path.stat().st_size:
-            # Opening says what is wrong with it; a pipe or a device may have no end.
-            path.open("rb").close()
-            raise BadInput(f"{what}: wanted a file of weights (safetensors), found no plain file")
+        inputs.check(path)
+        if not path.stat().st_size:
+            raise BadInput(f"{what}: {WANTED}, found an empty one")
         memory = np.memmap(path, np.uint8, "c")
     except OSError as error:
         raise BadInput(f"{sentence(what, error)}; {WANTED}") from None

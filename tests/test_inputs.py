@@ -16,6 +16,7 @@ from tests.small import small
 NAMED = {
     "trace": ("sampling=trace",),
     "partition.file": ("partition.name=frozen",),
+    "model.initial": (),
     "method.agent": ("method.name=spatl", "method.selection=agent", "model.name=cnn"),
 }
 """Every setting that names a file to read, and the words that it needs beside it."""

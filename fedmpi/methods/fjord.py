@@ -90,9 +90,14 @@ class NestRows(Inner):
     ) -> Iterator[tuple[Narrow, Any]]:
         """Yields each step's samples with the sub-model that takes the step."""
         levels = self.nest.levels
-        lessons = self.rows_of(levels[0].flat, 1).lessons(feed, t, client, passes)
-        drawn = (levels[which] for which in self.nest.draw(t, client))
-        return zip(drawn, lessons, strict=False)
+        kinds = [type(self.rows_of(level.flat, 1)) for level in levels]
+        # Levels of different kinds take a step's samples in different forms.
+        lessons = {
+            kind: self.rows_of(level.flat, 1).lessons(feed, t, client, passes)
+            for kind, level in zip(kinds, levels, strict=True)
+        }
+        for which, *given in zip(self.nest.draw(t, client), *lessons.values(), strict=False):
+            yield levels[which], dict(zip(lessons, given, strict=True))[kinds[which]]
 
 
 class Clients(heterofl.Clients):

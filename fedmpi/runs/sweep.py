@@ -53,6 +53,13 @@ class Member:
         return "  ".join(f"{path}={_plain(value)}" for path, value in self.point.items())
 
 
+def _now(found: Any, stated: Any) -> Any:
+    """What a tree has where a grid stated a value; of a table, the keys that the grid has."""
+    if isinstance(found, Mapping) and isinstance(stated, Mapping):
+        return {key: _now(found.get(key, value), value) for key, value in stated.items()}
+    return found
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         rest = ",".join(f"{k}={v}" for k, v in value.items() if k != "name")
@@ -382,8 +389,8 @@ def members(path: Path, words: tuple[str, ...] = (), size: str | None = None) ->
         if count > MOST_RUNS:
             raise ConfigError(f"{path}: {count:,} runs; wanted at most {MOST_RUNS:,} in a sweep")
         for point in _points(axes):
-            tree = _with(file, point, words)
             try:
+                tree = _with(file, point, words)
                 settings = loading.load(tree)
             except ConfigError as error:
                 where = ", ".join(f"{name}={_plain(value)}" for name, value in point.items())
@@ -394,7 +401,9 @@ def members(path: Path, words: tuple[str, ...] = (), size: str | None = None) ->
                 said.update(fresh)
                 continue
             # What a word or the size says holds, whatever the grid has.
-            shown = {name: loading.at(tree, name, value) for name, value in point.items()}
+            shown = {
+                name: _now(loading.at(tree, name, value), value) for name, value in point.items()
+            }
             first = found.setdefault(settings.identity(), Member(settings, shown))
             for name, values in _differences(first.settings, settings).items():
                 problem = (

@@ -432,12 +432,12 @@ def counts(engine: Engine, chosen: Tensor) -> list[int]:
 def test_l2_ranks_the_channels_of_all_layers_together() -> None:
     engine = engine_of(*NET, "method.selection=l2", "method.sparsity=0.5")
     w, channels = engine.flat.initial.clone(), engine.clients.channels
-    channels.layers[1].weight.of(w).mul_(100)
+    channels.layers[1].weights[0].of(w).mul_(100)
     chosen = engine.clients.select(0, 0, w, w)
     assert counts(engine, chosen)[1] == 12
     assert len(chosen) == 18
     assert (chosen[1:] > chosen[:-1]).all()
-    channels.layers[0].weight.of(w).zero_()
+    channels.layers[0].weights[0].of(w).zero_()
     assert counts(engine, engine.clients.select(0, 0, w, w)) == [1, 12, 5], "one of each at least"
 
 

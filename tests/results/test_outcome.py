@@ -10,6 +10,7 @@ import torch
 from mpi4py import MPI
 
 from fedmpi import engine as engines
+from fedmpi.config import Way
 from fedmpi.engine import Engine
 from fedmpi.messages import clock
 from fedmpi.messages.clock import OFF, Clock, Phase
@@ -47,9 +48,9 @@ class Listening(Wire):
         self.gathered: list[int] = []
         self.scattered: list[list[int]] = []
 
-    def bcast(self, data: np.ndarray | None) -> np.ndarray:
+    def bcast(self, data: np.ndarray | None, way: Way = "bcast") -> np.ndarray:
         """See `Wire.bcast`."""
-        found = super().bcast(data)
+        found = super().bcast(data, way)
         self.told.append(found.nbytes)
         return found
 

@@ -157,7 +157,8 @@ def test_a_size_wins_over_base_and_grids() -> None:
     for member in found:
         tree = member.settings.tree()
         assert (tree["rounds"], tree["clients"], tree["lr"]) == (2, 3, 0.3)
-        assert tree["model"] == {"name": "lenet", "channels": [6, 16], "hidden": [120, 84]}
+        assert member.settings.model.name == "lenet"
+        assert (tree["model"]["channels"], tree["model"]["hidden"]) == ([6, 16], [120, 84])
         assert tree["data"]["shape"] == [1, 16, 16]
         assert tree["data"]["samples"] == 200, "the rest of the base's table stays"
 

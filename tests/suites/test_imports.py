@@ -26,7 +26,7 @@ LAW = {
     "errors": (-1, ""),
     "draft": (0, ""),
     "inputs": (0, "numpy"),
-    "weights": (0, "numpy"),
+    "weights": (1, "numpy"),
     "streams": (0, "numpy"),
     "units": (0, ""),
     "turns": (0, ""),

@@ -35,6 +35,10 @@ def test_lists_fit_and_are_plain(
     assert "…" not in found, "nothing is cut off"
 
 
+NESTED = ("model.lora", "model.bottleneck")
+"""Settings that are tables; theirs are described in their place."""
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize(("what", "name"), ENTRIES)
 def test_one_entry(
@@ -49,8 +53,11 @@ def test_one_entry(
     for paragraph in module.__doc__.split("\n\n"):
         assert squeezed(paragraph) in squeezed(found)
     paper = config.paper_of(name) if what == "methods" else {}
-    for key, kind, default, _ in describe(config.schema(FOLDERS[what], name))[1:]:
-        path = f"{FOLDERS[what]}.{key}"
+    folder = FOLDERS[what]
+    schema = config.schema(folder, name)
+    rows = [row for row in describe(schema, f"{folder}.")[1:] if row.path not in NESTED]
+    rows += [row for _, path, one in inner(schema, folder) for row in describe(one, f"{path}.")]
+    for path, kind, default, _ in rows:
         said = re.escape(config.written(paper.get(path)))
         own = rf"(?:  +|\n    paper: ){said}" if path in paper else ""
         row = rf"^{re.escape(path)}  +{re.escape(kind)}  +{re.escape(default)}{own}$"

@@ -138,6 +138,7 @@ def test_where_a_result_comes_from(said: Any) -> None:
         "lr=0.2 (not 0.1)",
         "partition.minimum=5 (not 10)",
         "machine threads=3 keep=last keep_limit=100 data.root=/x exchange.window=256 "
+        "exchange.down=bcast "
         "state.memory=1024 checkpoint.every=0 checkpoint.seconds=0 checkpoint.memory=1024 "
         "checkpoint.code=same when",
         " UTC, 0:00:0",
