@@ -53,6 +53,8 @@ BLOCK, FLIGHT = 1 << 20, 8
 """Bytes of a block of a broadcast in blocks, and blocks that are under way at once."""
 TAG = 1
 """Tag of messages from one rank to another."""
+AHEAD = 0.2
+"""Seconds in which a launcher passes on why a rank failed, before it says itself that one has."""
 EAGER, NAP = 1e-4, 1e-4
 """Seconds of busy polling before a waiting rank sleeps, and seconds of sleep between polls."""
 
@@ -781,6 +783,7 @@ def abort(text: str) -> None:
     sys.stdout.flush()
     sys.stderr.write(f"rank {rank} of {MPI.COMM_WORLD.Get_size()} failed:\n{text.rstrip()}\n")
     sys.stderr.flush()
+    sleep(AHEAD)
     MPI.COMM_WORLD.Abort(1)
 
 

@@ -148,12 +148,12 @@ def test_the_best_model_outlives_its_job(tmp_path: Path, monkeypatch: pytest.Mon
     """A job dies after the best round; the one that goes on has the model from the checkpoint."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setenv(launch.PROGRESS, "0")
-    settings = small("rounds=6", "keep=best", "lr=2.0", "seed=3", "epochs=1", "checkpoint.every=5")
+    settings = small("rounds=7", "keep=best", "lr=2.0", "seed=3", "epochs=1", "checkpoint.every=5")
     Job().run(settings, tmp_path / "whole.h5")
     outcome = Engine.outcome
 
     def dies(engine: Engine, t: int, waves: object) -> object:
-        if t == 5:
+        if t == 6:
             raise ZeroDivisionError
         return outcome(engine, t, waves)  # type: ignore[arg-type]
 

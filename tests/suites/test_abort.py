@@ -146,17 +146,12 @@ def test_a_rank_that_is_killed_ends_the_job_in_every_exchange(
 
 @pytest.mark.parametrize(("rank", "how"), [(0, "signal"), (2, "signal"), (1, "exception")])
 def test_a_rank_that_dies_in_a_run_ends_the_job(rank: int, how: str, tmp_path: Path) -> None:
-    """The launcher's SIGTERM to the others asks them to stop after the round, which never ends.
-
-    What the failing rank says comes before what its launcher says of it.
-    """
+    """The launcher's SIGTERM to the others asks them to stop after the round, which never ends."""
     path = tmp_path / "x.h5"
     err = ended(rank, how, str(path), *WORDS, text=IN_A_RUN)
     if how == "exception":
         assert f"rank {rank} of 3 failed" in err
-        first = err.index("Traceback")
-        assert first < err.index(f"RuntimeError: no bread on rank {rank}")
-        assert not any(0 <= err.find(word) < first for word in ("MPI_ABORT", "prterun", "mpiexec"))
+        assert err.index("Traceback") < err.index(f"RuntimeError: no bread on rank {rank}")
     else:
         assert "Traceback" not in err
     about, found = record.content(path)

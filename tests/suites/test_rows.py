@@ -351,7 +351,8 @@ def test_stacked_equals_one_by_one_beyond_a_sample(
 ) -> None:
     """In a smooth network: at a ReLU's kink rounding would grow from layer to layer."""
     monkeypatch.setattr(models, "build", smooth)
-    compare((f"method.name={name}", *ALL), 3)
+    # Fewer samples make gradients so large that a rounding grows from client to client.
+    compare((f"method.name={name}", *ALL, "data.samples=300"), 3)
 
 
 @pytest.mark.parametrize("case", CASES)
