@@ -5,8 +5,8 @@ is not counted as transfer; waiting ranks leave their core to working ones. Rank
 each other the counts of what follows, a `v` collective; those of a scatter are broadcast. What is
 longer than `MOST` goes in waves of that length. A broadcast goes in one of three ways, with the
 same bytes on all ranks. Broadcasts, gathers and scatters are nonblocking, and waited for at once:
-within a node that takes as long as blocking ones, and over TCP Open MPI's blocking ones take up to
-twice as long. A `Line`, and messages from one rank to another, have no barriers; their counts
+over TCP Open MPI's blocking ones take up to twice as long, and within a node they save a tenth at
+most. A `Line`, and messages from one rank to another, have no barriers; their counts
 separate waiting from transfer.
 """
 
