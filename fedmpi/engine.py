@@ -170,8 +170,9 @@ class Engine:
         first = self.population.first_round if first is None else first
         self.last = max(EVERYONE_ROUND, first - 1)
         self.keeper.begin(first)
+        following = self.waves(first)
         for t in range(first, self.settings.rounds):
-            waves = self.placement.waves(t)
+            waves, following = following, self.waves(t + 1)
             self.begin(t)
             while not self.tell(t, waves):
                 if not self.pause(t):
@@ -183,8 +184,10 @@ class Engine:
                     self.converse(t, wave)
                 self.collect(t, wave, self.work(t, wave))
             self.merge(t)
-            if self.server is None:
-                self.draw(t + 1)
+            if self.server is None:  # while the server works
+                with self.clock(Phase.TRAIN):
+                    for wave in following[:1]:
+                        self.draw(t + 1, wave)
             self.step(t)
             outcome = self.outcome(t, waves)
             if outcome is not None:
@@ -320,8 +323,7 @@ class Engine:
         mine, messages, agrees = wave.on(self.wire.rank), [], self.population.is_agreement(t)
         is_evaluated = self.evaluation.is_due(t) and not agrees
         with self.clock(Phase.TRAIN):
-            if not (agrees or self.method.converses):
-                self.trainer.feed.draw(t, mine)
+            self.draw(t, wave)
             for clients in self.trainer.chunks(t, mine):
                 for client, w in zip(clients, self.clients.work(t, clients), strict=True):
                     began = perf_counter()
@@ -335,13 +337,14 @@ class Engine:
                                 self.theory.pruned[client] = self.clients.pruned(client)
         return messages
 
-    def draw(self, t: int) -> None:
-        """Draws the order of samples for the first wave of round t, while the server works."""
-        is_plain = not (self.method.converses or self.population.is_agreement(t))
-        if t < self.settings.rounds and is_plain:
-            with self.clock(Phase.TRAIN):
-                for wave in self.placement.waves(t)[:1]:
-                    self.trainer.feed.draw(t, wave.on(self.wire.rank))
+    def draw(self, t: int, wave: Wave) -> None:
+        """Draws the orders of samples of this rank's clients, if they train alone in round t."""
+        if not (self.method.converses or self.population.is_agreement(t)):
+            self.trainer.feed.draw(t, wave.on(self.wire.rank))
+
+    def waves(self, t: int) -> list[Wave]:
+        """The clients of round t in waves; none if there is no such round."""
+        return self.placement.waves(t) if t < self.settings.rounds else []
 
     def converse(self, t: int, wave: Wave) -> None:
         """Runs the local steps of a split method; one party computes while another is served."""

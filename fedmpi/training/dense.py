@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import gcd
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import nll_loss
@@ -20,6 +19,7 @@ from fedmpi.networks.flat import Flat
 from fedmpi.networks.layers import Dropout
 from fedmpi.training.feed import Feed, Pick
 from fedmpi.training.rows import ALIGNMENT, Networks
+from fedmpi.training.stacked import loaded
 
 VALUES = 1 << 18
 """Values that the rows of a chunk have together: 1 MiB, so that models and gradients of a chunk
@@ -185,16 +185,9 @@ class Dense(Networks[Pick]):
         All are gathered at once, in a `_space` as the values behind the layers.
         """
         length, inputs = len(lessons[0].positions), self.plan[0].weights[0].shape[1]
-        positions = np.zeros((len(lessons), _aligned(length, inputs)), np.int64)
-        for row, pick in zip(positions, lessons, strict=True):
-            row[:length] = pick.positions.numpy()
-        shifts = None
-        if lessons[0].shifts is not None:
-            shifts = torch.zeros(*positions.shape, 3, dtype=torch.int64)
-            for own, pick in zip(shifts, lessons, strict=True):
-                own[:length] = pick.shifts
-        room = self._room(length).inputs[: len(lessons)]
-        x, y = feed.take(torch.from_numpy(positions), shifts, room)
+        batch, room = loaded(lessons, len(lessons), _aligned(length, inputs)), self._room(length)
+        shifts = None if lessons[0].shifts is None else batch.shifts
+        x, y = feed.take(batch.positions, shifts, room.inputs[: len(lessons)])
         return x.flatten(2)[:, :length], y[:, :length]
 
     def _drop(
