@@ -131,7 +131,7 @@ that says which others it may import, and checks it.
  results/
     outcome        the measurements of a round     tables         columns of a result
     record         one run, one HDF5 file          lease          the right to write a result
-    kept           the model in a result
+    kept           the model in a result           ordered        writes that a kill does not harm
     checkpoint     state between rounds, in files  keeper         when it is written; signals
  runs/
     job            runs the ranks, records         sweep          one file, many runs

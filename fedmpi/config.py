@@ -665,7 +665,8 @@ class Checkpoint(Table):
     writes none by time."""
     memory: Annotated[int, MACHINE] = Field(1024, ge=0, le=MOST)
     """Memory in MiB, per rank, for a copy of what a checkpoint holds, so that it is written while
-    the next round trains. What needs more is written before that round begins. 0 copies nothing."""
+    the next round trains. What needs more is written before that round begins. 0
+    copies nothing, and a round waits until its checkpoint is whole."""
     code: Annotated[Literal["same", "any"], MACHINE] = "same"
     """Whether a run goes on from a checkpoint if the source code of its method, model or data set
     has changed since. same: no, it is an error. any: yes."""

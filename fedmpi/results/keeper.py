@@ -8,6 +8,7 @@ A checkpoint is written from a copy, by a thread of each rank, while the next ro
 became of a rank's file is in its report of a round, too. When the files of all ranks are on the
 disk, the root's thread makes a checkpoint of them. At most one is on its way: the next one waits
 for it, and so does the end of the run. What the system refuses is raised in the rank's next report.
+With `checkpoint.memory=0` there is no copy, and a round waits until the checkpoint is whole.
 """
 
 from collections.abc import Callable, Iterable
@@ -142,7 +143,7 @@ class Keeper:
             t: the round.
             state: returns this rank's.
             wire: to the other ranks.
-            is_end: whether it also waits for the new one.
+            is_end: whether it also waits for the new one; it does if no copy is allowed.
 
         Raises:
             Failure: if the system refuses to write.
@@ -156,7 +157,7 @@ class Keeper:
                     self.synced = self.sync()
                 self._write(checkpoint.place(self.path, t), wire.rank, Content(state()))
                 self.count, self.last, self.began = self.count + 1, t, monotonic()
-            if is_end:
+            if is_end or not self.chosen.memory:
                 self._settle(wire)
 
     def finish(self, wire: Wire) -> None:

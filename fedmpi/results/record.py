@@ -5,19 +5,19 @@ The file is flushed after each round and can be opened at any time. A run that i
 `pandas.DataFrame(f["rounds"][:])`; a table's attribute `columns` explains its columns.
 
 Tables grow uncompressed: an append then changes no byte of an earlier round, so that a kill cannot
-damage it. When the run is finished, a file with compressed tables replaces the first one. It also
-has the model that is kept, as groups of tensors (see `kept`).
+damage it. When the job ends, a file with compressed tables replaces the first one. It also has the
+model that is kept, as groups of tensors (see `kept`).
 
 Only who holds the lease of a result opens it for writing (see `lease`). HDF5's own locks are not
-used, because some file systems have none. A round's room on the disk is reserved before HDF5 begins
-to write it: HDF5 cannot close a file after a write has failed, and often ends the process instead.
+used, because some file systems have none. What HDF5 writes goes through `ordered`, which passes it
+on so that a kill between two writes damages nothing. A round's room on the disk is reserved first.
 """
 
+import atexit
 import errno
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -35,6 +35,7 @@ from fedmpi.draft import draft
 from fedmpi.errors import BadInput, Failure, number, sentence, told
 from fedmpi.results import lease, tables
 from fedmpi.results.lease import INSTEAD, Lease
+from fedmpi.results.ordered import LAYOUT, Ordered
 
 Found = TypeVar("Found")
 Groups = Mapping[str, Mapping[str, np.ndarray]]
@@ -50,6 +51,8 @@ SLAB = 1 << 16
 RUNNING, DONE, FAILED, DIVERGED, STOPPED = "running", "done", "failed", "diverged", "stopped"
 FINISHED = (DONE, DIVERGED)
 """Statuses of runs that are not run again, because the result would be the same."""
+BEST = "best_round"
+"""An attribute that comes with the first validation accuracy."""
 SUFFIXES = (".h5", ".hdf5")
 """Ends of the names of results, in upper or lower case."""
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -114,9 +117,10 @@ class Record:
         try:
             with told(self.path, INSTEAD, Failure):
                 part.unlink(missing_ok=True)
-                # All metadata, including the superblock, are contiguous, so that one write flushes
-                # them. Otherwise a kill during a flush can leave a file that cannot be opened.
-                self.file = h5py.File(part, "x", meta_block_size=METADATA, locking=False)
+                self.store = Ordered(part)
+                # All metadata are contiguous, so that few writes flush them.
+                self.file = h5py.File(self.store, "w", libver=LAYOUT, meta_block_size=METADATA)
+                atexit.register(self._close)  # later, HDF5 cannot reach the store
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -124,7 +128,8 @@ class Record:
             with self._writing():
                 texts = sum(len(str(value)) for value in attributes.values())
                 self._reserve(MARGIN + 8 * texts)
-                self._describe(attributes)
+                self._describe(attributes | {BEST: 0})
+                del self.file.attrs[BEST]  # the room for it stays
                 for table, meaning in columns.items():
                     self._add(table, meaning)
                 if rows:
@@ -134,7 +139,7 @@ class Record:
                 part.replace(self.path)  # whole from its first moment
                 self.placed = os.stat(self.path)
         except BaseException:
-            self._divert()
+            self._close()
             part.unlink(missing_ok=True)
             raise
 
@@ -166,7 +171,7 @@ class Record:
         """
         with self._writing():
             self._check()
-            file = os.fdopen(os.dup(self._handle), "rb")
+            file = os.fdopen(os.dup(self.store.handle), "rb")
 
         def sync() -> None:
             with told(self.path, INSTEAD, Failure), file:
@@ -189,7 +194,7 @@ class Record:
         for row in tables.get("rounds", ()):
             if row["validation"] > self.best:
                 self.best, is_best = row["validation"], True
-                self.file.attrs["best_round"] = int(row["round"])
+                self.file.attrs[BEST] = int(row["round"])
         self.file.flush()
         return is_best
 
@@ -198,36 +203,35 @@ class Record:
     ) -> None:
         """Closes the file with a status, and with attributes that are known only at the end.
 
+        A compressed file takes the place of this one. If the disk has no room for it, this one
+        gets the attributes.
+
         Args:
-            status: the run's. If it is finished, a compressed file takes the place of this one.
+            status: the run's.
             about: the attributes.
-            groups: arrays to be kept, by group and name, in a finished run.
+            groups: arrays to be kept, by group and name.
 
         Raises:
             Failure: if the system does not let it write; the file is closed, and its lease is
                 given back. If the disk has no room for the groups alone, all else is recorded.
         """
-        ending, lost = {**(about or {}), "status": status, "finished": _now()}, None
+        ending = {**(about or {}), "status": status, "finished": _now()}
         try:
-            if status in FINISHED:
-                with self._writing():
-                    self._check()
-                lost = self._compress(ending, groups or {})
+            with self._writing():
+                self._check()
+            lost = self._compress(ending, groups or {})
             if self.file:
                 with self._writing():
                     self._check()
                     self._reserve(METADATA)
                     self.file.flush()
-                    os.fsync(self._handle)  # a network file system tells of a full disk only now
+                    os.fsync(self.store.handle)  # a network file system tells of a full disk now
                     self._describe(ending)
                     self.file.flush()
-                self.file.close()
-                with suppress(OSError, RuntimeError):
-                    # Opened anew, HDF5 sees what is reserved beyond its end, and cuts it off.
-                    h5py.File(self.path, "r+", locking=False).close()
+                    self.store.cut()
             self.status = status
         finally:
-            self._divert()
+            self._close()
             self.held.release()
         if lost is not None and groups:
             said = sentence(self.path, lost, INSTEAD)
@@ -247,7 +251,7 @@ class Record:
             return error
         try:
             with self._writing():
-                self.file.close()  # all of it is on the disk already
+                self._close()  # all of it is on the disk already
                 self.held.check()
                 part.replace(self.path)
         except BaseException:
@@ -262,7 +266,7 @@ class Record:
             if not self.is_broken:
                 self.close(FAILED)
                 return
-            self._divert()
+            self._close()
             with suppress(OSError, RuntimeError):
                 self.held.check()
                 _mark(self.path)
@@ -272,6 +276,12 @@ class Record:
         dtype = np.dtype([(name, form) for name, (form, _) in meaning.items()])
         data = self.file.create_dataset(table, (0,), dtype, maxshape=(None,), chunks=(CHUNK,))
         data.attrs["columns"] = json.dumps({name: text for name, (_, text) in meaning.items()})
+        # The index of the rows is made with the first one: afterwards, the header does not change
+        # in two places at once.
+        data.resize(1, axis=0)
+        data[0] = np.zeros((), dtype)
+        self.file.flush()
+        data.resize(0, axis=0)
         self.tables[table] = data
 
     def _describe(self, about: Mapping[str, Any]) -> None:
@@ -299,10 +309,6 @@ class Record:
         if not is_there:
             raise Failure(f"{self.path}: it was removed or replaced while this process wrote it")
 
-    @property
-    def _handle(self) -> int:
-        return self.file.id.get_vfd_handle()
-
     def _growth(self, tables: Mapping[str, np.ndarray]) -> int:
         """Returns the bytes of the chunks that rows will open."""
         total = 0
@@ -313,33 +319,17 @@ class Record:
         return total
 
     def _reserve(self, more: int) -> None:
-        """Makes sure that the disk has room for so many bytes behind the end of the file."""
-        size, wanted = os.fstat(self._handle).st_size, self.file.id.get_filesize() + more
-        if size < wanted and hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(self._handle, size, wanted - size)
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise Failure(sentence(self.path, error, INSTEAD)) from None
+        """Makes sure that the disk has room for so many bytes more, before HDF5 has them."""
+        with told(self.path, INSTEAD, Failure):
+            self.store.reserve(more)
 
-    def _divert(self) -> None:
-        """Closes the file, if it is open; HDF5 writes into memory what it has not written yet.
-
-        Nothing is changed on the disk, and HDF5 finds nothing to complain of.
-        """
-        if not self.file:
-            return
-        with suppress(OSError, RuntimeError):
-            memory = os.memfd_create("result")
-            with (
-                suppress(OSError),
-                self.path.open("rb") as now,
-                os.fdopen(os.dup(memory), "wb") as copy,
-            ):
-                shutil.copyfileobj(now, copy)
-            os.dup2(memory, self._handle, inheritable=False)
-            os.close(memory)
+    def _close(self) -> None:
+        """Closes the file, if it is open; nothing is changed on the disk any more."""
+        if self.file:
+            self.store.drop()
             self.file.close()
+            self.store.close()
+            atexit.unregister(self._close)
 
 
 def save_rows(

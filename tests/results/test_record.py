@@ -432,6 +432,36 @@ def test_a_writer_that_is_stopped_or_killed_leaves_every_round_that_it_finished(
     assert record.state_of(path, IDENTITY) == (DONE if state == DONE else FAILED)
 
 
+def test_rounds_can_be_read_after_each_write_to_the_disk(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever of a round had not been written yet: neither headers nor the end come too early."""
+    finished, lengths, copy, write = 0, [], tmp_path / "copy.h5", os.pwrite
+
+    def look(handle: int, content: Any, at: int) -> int:
+        size = write(handle, content, at)
+        if path.exists():
+            shutil.copy(path, copy)
+            with record.open_result(copy) as found:
+                held = {name: record.rows(found, name) for name in tables.OF_ROUNDS}
+            lengths.append(len(held["rounds"]))
+            assert lengths[-1] - finished in (0, 1)
+            for name, count in COUNTS.items():
+                wanted = [rows(t, t / LENGTH)[name] for t in range(lengths[-1])]
+                assert held[name][: lengths[-1] * count].tobytes() == b"".join(wanted)
+        return size
+
+    monkeypatch.setattr(record, "CHUNK", 8)
+    monkeypatch.setattr(os, "pwrite", look)
+    file = begin(path)
+    for finished in range(30):
+        file.append(rows(finished, finished / LENGTH))
+    finished += 1
+    file.close(FAILED, {"why": "because " * 1000})
+    assert set(lengths) == set(range(31))
+    assert len(lengths) > 300
+
+
 class Deadly(dict[str, np.ndarray]):
     """Tables of which one kills whoever looks at it."""
 
@@ -567,7 +597,7 @@ from tests.results.test_record import begin, rows
 file = begin(Path(sys.argv[1]))
 for t in range(5):
     file.append(rows(t))
-os.dup2(os.open("/dev/full", os.O_RDWR), file._handle)
+os.dup2(os.open("/dev/full", os.O_RDWR), file.store.handle)
 try:
     file.append(rows(5))
 except Failure as error:

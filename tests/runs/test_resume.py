@@ -32,6 +32,9 @@ from tests.soak import CASES, same
 ROOM = Path(__file__).parents[2]
 FEW = ("rounds=4", "participation=0.6", "evaluate.final=evaluate")
 
+AT_ONCE = ("checkpoint.memory=0",)
+"""A round waits for its checkpoint: what a crash leaves does not depend on the disk."""
+
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +109,8 @@ def test_rounds_after_the_checkpoint_are_done_again(
     tmp_path: Path, after: Callable[..., None]
 ) -> None:
     """Twice: the result has a line for each job that went on."""
-    settings, path = small("method.name=ssfl", *FEW, "checkpoint.every=2"), tmp_path / "x.h5"
+    settings = small("method.name=ssfl", *FEW, *AT_ONCE, "checkpoint.every=2")
+    path = tmp_path / "x.h5"
     for _ in range(2):
         after(2, crash)
         with pytest.raises(Cut):
@@ -142,7 +146,8 @@ def test_a_checkpoint_that_cannot_be_used_is_left_out(
     after: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings, path = small("method.name=topk", *FEW, "checkpoint.every=1"), tmp_path / "x.h5"
+    settings = small("method.name=topk", *FEW, *AT_ONCE, "checkpoint.every=1")
+    path = tmp_path / "x.h5"
     after(3, crash)
     with pytest.raises(Cut):
         Job().run(settings, path)
@@ -263,7 +268,7 @@ def test_again_begins_anew(tmp_path: Path, after: Callable[..., None]) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
-    settings, path = small(*FEW, "checkpoint.every=1"), tmp_path / "x.h5"
+    settings, path = small(*FEW, *AT_ONCE, "checkpoint.every=1"), tmp_path / "x.h5"
     checkpoint.folder_of(path).write_text("")
     with pytest.raises(Failure, match=r"x\.h5\.checkpoints"):
         Job().run(settings, path)

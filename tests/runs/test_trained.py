@@ -148,7 +148,8 @@ def test_the_best_model_outlives_its_job(tmp_path: Path, monkeypatch: pytest.Mon
     """A job dies after the best round; the one that goes on has the model from the checkpoint."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setenv(launch.PROGRESS, "0")
-    settings = small("rounds=7", "keep=best", "lr=2.0", "seed=3", "epochs=1", "checkpoint.every=5")
+    at_once = ("checkpoint.every=5", "checkpoint.memory=0")
+    settings = small("rounds=7", "keep=best", "lr=2.0", "seed=3", "epochs=1", *at_once)
     Job().run(settings, tmp_path / "whole.h5")
     outcome = Engine.outcome
 
