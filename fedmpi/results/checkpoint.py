@@ -23,7 +23,7 @@ Beside NAME.h5 lies the folder NAME.h5.checkpoints while its run is not finished
 
     round-000012/rank-00000.state    what rank 0 knew after 12 rounds
     round-000012/rank-00001.state
-    round-000012/manifest.json       sizes and SHA-256 of the files above, and whose run it is
+    round-000012/manifest.json       sizes and hashes of the files above, and whose run it is
 
 All ranks write at the same time, each its own file. The manifest comes last, by rename, when every
 file is on the disk: a folder without it is no checkpoint. The newest two checkpoints are kept.
@@ -35,7 +35,6 @@ byte. Vectors of clients are found by their client, so that other ranks, and mor
 can read what they need.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -50,13 +49,14 @@ from time import sleep
 from typing import Any, BinaryIO
 
 import numpy as np
+from xxhash import xxh3_128
 
 from fedmpi.errors import Failure, told
 from fedmpi.results.lease import INSTEAD
 
 SUFFIX = ".checkpoints"
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 """Version of the files' layout."""
 KEPT = 2
 """So many whole checkpoints stay: if the newest is damaged, there is another one."""
@@ -102,7 +102,7 @@ class Manifest:
         data: SHA-256 of the data set.
         written: when, in UTC.
         sizes: bytes of each rank's file.
-        hashes: their SHA-256.
+        hashes: their XXH3, 128 bits, in hex: it finds damage, and is no seal.
         format: version of the layout.
     """
 
@@ -187,21 +187,21 @@ def write(folder: Path, rank: int, content: Iterable[memoryview | bytes]) -> tup
         content: the file's bytes in pieces: a `Content`, or a copy of it.
 
     Returns:
-        How many bytes, and their SHA-256.
+        How many bytes, and their hash, 16 bytes.
 
     Raises:
         Failure: if the system does not let it write.
     """
-    sha256, size = hashlib.sha256(), 0
+    xxh3, size = xxh3_128(), 0
     with told(folder, INSTEAD, Failure):
         folder.mkdir(parents=True, exist_ok=True)
         with file_of(folder, rank).open("wb") as file:
             for piece in content:
-                sha256.update(piece)
+                xxh3.update(piece)
                 size += file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-    return size, sha256.digest()
+    return size, xxh3.digest()
 
 
 def _type(dtype: np.dtype) -> str:
@@ -317,17 +317,17 @@ def verify(folder: Path, manifest: Manifest, rank: int) -> None:
     Raises:
         Broken: if it is not.
     """
-    file, sha256 = file_of(folder, rank), hashlib.sha256()
+    file, xxh3 = file_of(folder, rank), xxh3_128()
     try:
         size = file.stat().st_size
         if size != manifest.sizes[rank]:
             raise Broken(f"{file.name} has {size} bytes of {manifest.sizes[rank]}")
         with file.open("rb") as content:
             while piece := content.read(PIECE):
-                sha256.update(piece)
+                xxh3.update(piece)
     except OSError as error:
         raise Broken(f"{file.name} cannot be read: {os.strerror(error.errno or 0)}") from None
-    if sha256.hexdigest() != manifest.hashes[rank]:
+    if xxh3.hexdigest() != manifest.hashes[rank]:
         raise Broken(f"the content of {file.name} has changed")
 
 

@@ -30,10 +30,10 @@ from fedmpi.results import checkpoint
 from fedmpi.results.checkpoint import Content, Manifest, State
 
 REPORT = np.dtype(
-    [("signalled", "i8"), ("is_written", "i8"), ("size", "i8"), ("ns", "i8"), ("sha256", "u1", 32)]
+    [("signalled", "i8"), ("is_written", "i8"), ("size", "i8"), ("ns", "i8"), ("hash", "u1", 16)]
 )
 """What a rank says after a round: whether a signal came, and of its file of the newest checkpoint
-whether it is on the disk, its bytes, nanoseconds of writing, and SHA-256."""
+whether it is on the disk, its bytes, nanoseconds of writing, and hash."""
 
 
 class Word(IntEnum):
@@ -89,7 +89,7 @@ class Keeper:
         self.last, self.began = t, monotonic()
 
     def report(self) -> np.ndarray:
-        """What this rank says after a round, int64 [8]: a row of `REPORT`.
+        """What this rank says after a round, int64 [6]: a row of `REPORT`.
 
         Raises:
             Failure: if the system has refused to write the newest checkpoint.
@@ -99,13 +99,13 @@ class Keeper:
         if self.committing is not None and self.committing.done():
             self.committing.result()
         if self.writing is not None and self.writing.done():
-            size, ns, sha256 = self.writing.result()
+            size, ns, digest = self.writing.result()
             row["is_written"], row["size"], row["ns"] = True, size, ns
-            row["sha256"] = np.frombuffer(sha256, np.uint8)
+            row["hash"] = np.frombuffer(digest, np.uint8)
         return row.view(np.int64)
 
     def hear(self, reports: np.ndarray) -> None:
-        """The root hears what ranks report of a round, int64 [ranks, 8].
+        """The root hears what ranks report of a round, int64 [ranks, 6].
 
         When all of them have written their files, a checkpoint is made of them.
         """
@@ -115,7 +115,7 @@ class Keeper:
             return
         assert self.writer is not None
         assert self.about is not None
-        hashes = tuple(each.tobytes().hex() for each in found["sha256"])
+        hashes = tuple(each.tobytes().hex() for each in found["hash"])
         sizes = tuple(found["size"].tolist())
         manifest = replace(self.about, round=self.last, sizes=sizes, hashes=hashes)
         self.committing = self.writer.submit(self._commit, manifest)
@@ -219,7 +219,7 @@ class Keeper:
 def _written(
     folder: Path, rank: int, content: Iterable[memoryview | bytes]
 ) -> tuple[int, int, bytes]:
-    """Writes a rank's file; returns its bytes, the nanoseconds that it took, and its SHA-256."""
+    """Writes a rank's file; returns its bytes, the nanoseconds that it took, and its hash."""
     began = perf_counter_ns()
-    size, sha256 = checkpoint.write(folder, rank, content)
-    return size, perf_counter_ns() - began, sha256
+    size, digest = checkpoint.write(folder, rank, content)
+    return size, perf_counter_ns() - began, digest

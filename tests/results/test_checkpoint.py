@@ -41,7 +41,7 @@ def written(path: Path, t: int, ranks: int = 2) -> Path:
         checkpoint.write(checkpoint.place(path, t), k, Content(s))
         for k, s in enumerate(states(ranks))
     ]
-    sizes, hashes = (size for size, _ in pieces), (sha256.hex() for _, sha256 in pieces)
+    sizes, hashes = (size for size, _ in pieces), (digest.hex() for _, digest in pieces)
     checkpoint.commit(path, replace(WHOSE, round=t, sizes=tuple(sizes), hashes=tuple(hashes)))
     return checkpoint.place(path, t)
 
@@ -107,7 +107,7 @@ def test_a_file_that_is_cut_off_or_gone_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"format": 1}', '{"format": 2}', "\x00\xff", '{"format": 1, "x": 1}']
+    "text", ["", "{", "[]", '{"format": 2}', '{"format": 3}', "\x00\xff", '{"format": 2, "x": 1}']
 )
 def test_a_damaged_manifest_is_none(tmp_path: Path, text: str) -> None:
     folder = written(tmp_path / "x.h5", 3)
@@ -148,7 +148,7 @@ def test_the_manifest_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for t in (2, 4):
         written(path, t)
     pieces = [checkpoint.write(checkpoint.place(path, 6), 0, Content(states(2)[0]))] * 2
-    sizes, hashes = (size for size, _ in pieces), (sha256.hex() for _, sha256 in pieces)
+    sizes, hashes = (size for size, _ in pieces), (digest.hex() for _, digest in pieces)
     manifest = replace(WHOSE, round=6, sizes=tuple(sizes), hashes=tuple(hashes))
     with pytest.raises(Failure, match=r"rank-00001\.state: wanted .* found no such file"):
         checkpoint.commit(path, manifest)
@@ -172,3 +172,10 @@ def test_what_clients_know_is_of_the_rank_that_learned_last(
     assert found.arrays["clients.mask"].tolist() == [wanted] * 4
     assert found.arrays["clients.since"] == since[wanted]
     assert found.arrays["server.w"] == 0
+
+
+def test_the_hash_is_xxh3_of_128_bits(tmp_path: Path) -> None:
+    """That of no bytes is published with its source code (XXH3, seed 0)."""
+    nothing: list[bytes] = []
+    empty = (0, bytes.fromhex("99aa06d3014798d86001c324468d497f"))
+    assert checkpoint.write(tmp_path, 0, nothing) == empty

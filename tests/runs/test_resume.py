@@ -1,5 +1,6 @@
 """Jobs that are cut off go on from their checkpoints, and say so."""
 
+import hashlib
 import json
 import os
 import re
@@ -137,10 +138,28 @@ def unfinished(folder: Path) -> None:
     (folder / checkpoint.MANIFEST).write_text("{")
 
 
-@pytest.mark.parametrize("harm", [damage, foreign, unfinished])
+def former(folder: Path) -> None:
+    """As a former version would have written it."""
+    file = folder / checkpoint.MANIFEST
+    about = json.loads(file.read_text())
+    content = checkpoint.file_of(folder, 0).read_bytes()
+    old = {"format": 1, "hashes": [hashlib.sha256(content).hexdigest()]}
+    file.write_text(json.dumps(about | old))
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (damage, "the content of rank-00000.state has changed"),
+        (foreign, "it is of another run"),
+        (unfinished, "its manifest is missing, or is no longer what was written"),
+        (former, "its layout is version 1, and this one reads 2"),
+    ],
+)
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_checkpoint_that_cannot_be_used_is_left_out(
     harm: Callable[[Path], None],
+    why: str,
     count: int,
     tmp_path: Path,
     after: Callable[..., None],
@@ -158,7 +177,7 @@ def test_a_checkpoint_that_cannot_be_used_is_left_out(
     Job().run(settings, path)
     same(path, whole(settings, tmp_path))
     said = capsys.readouterr().err
-    assert said.count("not used: ") == count
+    assert said.count(f"not used: {why}") == said.count("not used: ") == count
     assert [line["round"] for line in record.resumes(content(path)[0])] == [2] * (2 - count)
     assert ("goes on after round 2 of 4" in said) == (count == 1)
 

@@ -44,7 +44,7 @@ LAW = {
     "clients": (5, "numpy torch"),
     "training": (6, "numpy pydantic torch"),
     "split": (7, "numpy torch"),
-    "results": (7, "h5py numpy torch"),
+    "results": (7, "h5py numpy torch xxhash"),
     "methods": (8, "numpy pydantic torch"),
     "exchanges": (8, "numpy"),
     "engine": (9, "numpy torch"),
