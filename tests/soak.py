@@ -3,9 +3,9 @@
 A run writes a checkpoint after every round. It is killed by SIGKILL at a random call of a function
 in `results`, `runs` or the engine, or of what these call, such as a write, an fsync or a rename:
 half of the times at one that concerns checkpoints, also in the thread that writes them. It is
-started again, on 1 to 4 ranks, of which one is
-killed, or all at their own moments, and so on. Whatever happens, it ends with the model and the
-tables of a run that nobody killed.
+started again, on another number of ranks, of which one is killed, or all at their own moments, and
+so on. Whatever happens, it ends with the model and the tables of a run that nobody killed, and
+leaves nothing else behind.
 """
 
 import importlib
@@ -20,7 +20,9 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from itertools import count
 from pathlib import Path
+from time import monotonic
 from types import FrameType
 
 import click
@@ -160,19 +162,22 @@ class Tally:
     Attributes:
         kills: how often one was killed.
         saving: how many of these were in the writing of a checkpoint.
-        every: how many of these killed all of several ranks.
+        several: how many of these were of one of several ranks, or more.
+        every: how many of these were of all of several ranks.
         ended: runs that ended, and were compared.
     """
 
     kills: int = 0
     saving: int = 0
+    several: int = 0
     every: int = 0
     ended: int = 0
 
     def __str__(self) -> str:
+        runs = f"{self.ended} run{'s' * (self.ended != 1)} ended"
         return (
-            f"{self.kills} kills ({self.saving} in checkpoints, {self.every} of all ranks), "
-            f"{self.ended} runs that ended: all models and tables equal"
+            f"{self.kills} kills ({self.saving} in checkpoints, {self.several} on several ranks, "
+            f"{self.every} of all of them), {runs}: all models and tables equal"
         )
 
     def __add__(self, other: "Tally") -> "Tally":
@@ -180,72 +185,103 @@ class Tally:
         return Tally(*(one + more for one, more in both))
 
 
-def soak(name: str, kills: int, folder: Path, most: int, seed: int) -> Tally:
-    """Kills a case's runs so many times, and compares each that ends.
+class Case:
+    """One of `CASES`, with the result of its run that nobody kills.
 
     Args:
-        name: of the case.
-        kills: how many.
-        folder: for the results.
-        most: ranks at most; with 1 no launcher is needed.
-        seed: of the moments.
+        name: its name.
+        folder: for results.
+
+    Attributes:
+        words: its settings.
+        wanted: the result.
+        calls: moments of that run.
+        saving: moments of it that write checkpoints.
     """
-    random, words = np.random.default_rng(seed), allowed(*CASES[name], *FEW)
-    wanted, path, tally = folder / f"{name}.h5", folder / f"{name}-killed.h5", Tally()
-    calls, saving = forked(words, wanted, 0)
-    while tally.kills < kills:
-        ranks, is_saving = int(random.integers(1, most, endpoint=True)), random.random() < 0.5
-        places = [int(random.integers(ranks))] if random.random() < 0.75 else range(ranks)
-        most_of_all, sign = (saving, -1) if is_saving else (calls, 1)
-        moments = {place: sign * int(random.integers(1, most_of_all)) for place in places}
-        if ranks == 1:
-            is_killed = forked(words, path, moments[0]) == (0, 0)
-        else:
-            is_killed = launched(words, path, moments, ranks)
-        if is_killed:
-            tally += Tally(1, is_saving, ranks > 1 and len(places) > 1)
-            continue
-        same(path, wanted, ranks=most == 1)
-        path.unlink()
-        tally.ended += 1
-    assert forked(words, path, 0) > (0, 0)
-    same(path, wanted, ranks=most == 1)
-    assert not checkpoint.folder_of(path).exists()
-    path.unlink()
-    tally.ended += 1
-    return tally
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.words = name, allowed(*CASES[name], *FEW)
+        self.wanted = folder / f"{name}.h5"
+        self.calls, self.saving = forked(self.words, self.wanted, 0)
+        self.wanted.with_suffix(".calls").unlink()
+
+    def live(self, kills: int, ranks: Sequence[int], seed: int) -> Tally:
+        """Kills one run, and lets it go on, until it ends; then compares it.
+
+        Args:
+            kills: how often at most.
+            ranks: the numbers of ranks among which each job's is drawn.
+            seed: of all that is drawn.
+        """
+        random = np.random.default_rng([seed, list(CASES).index(self.name)])
+        folder = self.wanted.with_suffix("")
+        path, tally, is_over = folder / "killed.h5", Tally(), False
+        folder.mkdir()
+        while not is_over:
+            size, is_saving = int(random.choice(ranks)), random.random() < 0.5
+            places = [int(random.integers(size))] if random.random() < 0.75 else range(size)
+            last, sign = (self.saving, -1) if is_saving else (self.calls, 1)
+            moments = {place: sign * int(random.integers(1, last)) for place in places}
+            if tally.kills == kills:
+                moments = {}
+            if size == 1:
+                is_over = forked(self.words, path, moments.get(0, 0)) > (0, 0)
+            else:
+                is_over = not launched(self.words, path, moments, size)
+            if not is_over:
+                tally += Tally(1, is_saving, size > 1, size > 1 and len(places) > 1)
+        same(path, self.wanted, ranks=set(ranks) == {1})
+        left = sorted(file.name for file in folder.iterdir())
+        assert left == ["killed.calls"] * (size == 1) + ["killed.h5"], left
+        shutil.rmtree(folder)
+        return tally + Tally(ended=1)
 
 
 @click.command()
 @click.argument("given", nargs=-1)
-@click.option("--kills", type=int, default=60, show_default=True, help="All cases together.")
-@click.option("--ranks", type=int, default=4, show_default=True, help="At most.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of ranks and moments.")
+@click.option("--kills", type=int, default=60, show_default=True, help="All runs together.")
+@click.option(
+    "--ranks",
+    type=int,
+    multiple=True,
+    default=(1, 2, 3, 4),
+    show_default=True,
+    help="A job has one of these numbers of ranks. Can be repeated.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the first run.")
 @click.option("--case", "cases", multiple=True, type=click.Choice(list(CASES)), help="Only this.")
 @click.option("--moments", help="Run what is GIVEN, and kill ranks at these calls (JSON).")
 def main(
     given: tuple[str, ...],
     kills: int,
-    ranks: int,
+    ranks: tuple[int, ...],
     seed: int,
     cases: tuple[str, ...],
     moments: str | None,
 ) -> None:
-    """Kill runs, let them go on, and compare how they end."""
+    """Kill runs, let them go on, and compare how they end.
+
+    Each run has a seed of its own, one after the other; a later soak goes on with the next one.
+    """
     if moments is not None:
         path, *words = given
         here = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0"))
         live(words, Path(path), json.loads(moments).get(here, 0))
         return
-    folder, total = Path(tempfile.mkdtemp(prefix="soak-")), Tally()
+    began, total, known = monotonic(), Tally(), dict[str, Case]()
     cases = cases or tuple(CASES)
     importlib.import_module("numba")  # here once, and not in every process that is killed
-    for name in cases:
-        tally = soak(name, -(-kills // len(cases)), folder, ranks, seed)
-        print(f"{name}: {tally}", flush=True)
-        total += tally
-    shutil.rmtree(folder)
-    print(f"all: {total}")
+    with tempfile.TemporaryDirectory(prefix="soak-") as place:
+        for number in count(seed):
+            if total.kills >= kills:
+                break
+            name = cases[number % len(cases)]
+            case = known.get(name) or known.setdefault(name, Case(name, Path(place)))
+            tally = case.live(kills - total.kills, ranks, number)
+            print(f"seed {number}, {name}: {tally}", flush=True)
+            total += tally
+    seeds = f"seeds {seed} to {number - 1}, {', '.join(map(str, ranks))} ranks"
+    print(f"all: {total} ({seeds}, {monotonic() - began:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -31,10 +31,12 @@ file is on the disk: a folder without it is no checkpoint. The newest two checkp
 
 A file begins with the length of its head, 8 bytes, little-endian; the head (JSON) has the name,
 type, shape and place of each array. Arrays follow as they lie in memory; bools are packed, 8 in a
-byte. Vectors of clients are found by their client, so that other ranks, and more or fewer of them,
-can read what they need.
+byte; zeros fill the file's last block. Vectors of clients are found by their client, so that other
+ranks, and more or fewer of them, can read what they need.
 """
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -64,6 +66,8 @@ PIECE = 1 << 24
 """Bytes that are read, or written, and hashed at once."""
 LINE = 64
 """Every array begins at a multiple of it."""
+BLOCK = 4096
+"""A file's length, and where its copy lies in memory, are multiples of it, as devices want it."""
 HEAD = 1 << 28
 """Bytes of the longest head that is read."""
 SIGHT, NAP = 30.0, 0.1
@@ -138,7 +142,7 @@ class Content:
         state: what the file holds; it is read when the bytes are asked for.
 
     Attributes:
-        size: number of bytes.
+        size: number of bytes, a multiple of `BLOCK`.
     """
 
     def __init__(self, state: State) -> None:
@@ -157,34 +161,57 @@ class Content:
         text = json.dumps(head, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % LINE)
         self.head = len(text).to_bytes(8, "little") + text
-        self.size = len(self.head) + at
+        self.filled = len(self.head) + at
+        self.size = -(-self.filled // BLOCK) * BLOCK
 
     def __iter__(self) -> Iterator[memoryview | bytes]:
-        """The bytes in pieces, from the head on."""
+        """The bytes in parts, from the head on."""
         yield self.head
         vectors = (some.values() for some in self.state.vectors.values())
         for array in chain(self.state.arrays.values(), *vectors):
             content = np.packbits(array) if array.dtype.kind == "b" else np.ascontiguousarray(array)
             yield content.reshape(-1).view(np.uint8).data
             yield bytes(_stride(array.dtype, array.size) - content.nbytes)
+        yield bytes(self.size - self.filled)
 
-    def copy(self, room: np.ndarray) -> list[memoryview]:
-        """Copies all bytes into memory, uint8 [size] at least; returns them in pieces."""
-        at = 0
-        for piece in self:
-            room[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
-            at += len(piece)
-        whole = room[: self.size].data
-        return [whole[start : start + PIECE] for start in range(0, self.size, PIECE)]
+    def copied(self, room: np.ndarray) -> Iterator[memoryview]:
+        """The bytes in pieces, as copies in memory.
+
+        Args:
+            room: the memory, see `room`. If it is shorter than the file, it is used again and
+                again: a piece is gone when the next one is asked for.
+        """
+        start = at = 0
+        for part in self:
+            while part:
+                end = min(start + PIECE, len(room))
+                some = np.frombuffer(part[: end - at], np.uint8)
+                room[at : at + len(some)] = some
+                at, part = at + len(some), part[len(some) :]
+                if at == end:
+                    yield room[start:end].data
+                    start = at = end % len(room)
+        if at > start:
+            yield room[start:at].data
 
 
-def write(folder: Path, rank: int, content: Iterable[memoryview | bytes]) -> tuple[int, bytes]:
+def room(size: int) -> np.ndarray:
+    """Memory that a device can write from, uint8 [size]; the size is a multiple of `BLOCK`."""
+    whole = np.empty(size + BLOCK, np.uint8)
+    start = -whole.ctypes.data % BLOCK
+    return whole[start : start + size]
+
+
+def write(folder: Path, rank: int, content: Iterable[memoryview]) -> tuple[int, bytes]:
     """Writes a rank's file, and waits until it is on the disk.
+
+    The system does not keep it in its cache, where it can do without: that would be one more copy,
+    and memory to be found, written and freed while the next round trains.
 
     Args:
         folder: the checkpoint's.
         rank: the rank.
-        content: the file's bytes in pieces: a `Content`, or a copy of it.
+        content: the file's bytes, see `Content.copied`.
 
     Returns:
         How many bytes, and their hash, 16 bytes.
@@ -195,13 +222,31 @@ def write(folder: Path, rank: int, content: Iterable[memoryview | bytes]) -> tup
     xxh3, size = xxh3_128(), 0
     with told(folder, INSTEAD, Failure):
         folder.mkdir(parents=True, exist_ok=True)
-        with file_of(folder, rank).open("wb") as file:
-            for piece in content:
-                xxh3.update(piece)
-                size += file.write(piece)
-            file.flush()
+        with file_of(folder, rank).open("wb", buffering=0) as file:
+            is_direct = _direct(file.fileno(), True)
+            for rest in content:
+                xxh3.update(rest)
+                while rest:
+                    try:
+                        done = os.write(file.fileno(), rest)
+                    except OSError as error:
+                        # A device with other blocks, or the rest of what it wrote in part.
+                        if error.errno != errno.EINVAL or not is_direct:
+                            raise
+                        is_direct = _direct(file.fileno(), False)
+                        continue
+                    size, rest = size + done, rest[done:]
             os.fsync(file.fileno())
     return size, xxh3.digest()
+
+
+def _direct(handle: int, wanted: bool) -> bool:
+    """Has a file be written past the system's cache, or not; returns whether it is."""
+    bit = getattr(os, "O_DIRECT", 0)  # macOS has none
+    known = fcntl.fcntl(handle, fcntl.F_GETFL)
+    with suppress(OSError):
+        fcntl.fcntl(handle, fcntl.F_SETFL, known | bit if wanted else known & ~bit)
+    return bool(fcntl.fcntl(handle, fcntl.F_GETFL) & bit)
 
 
 def _type(dtype: np.dtype) -> str:

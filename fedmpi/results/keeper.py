@@ -200,12 +200,13 @@ class Keeper:
             self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.committing = None
         is_copied = content.size <= self.chosen.memory * 2**20
-        pieces: Iterable[memoryview | bytes] = content
-        if is_copied:
-            if len(self.room) < content.size:
-                self.room = np.empty(content.size, np.uint8)
-            pieces = content.copy(self.room)
-        self.writing = self.writer.submit(_written, folder, rank, pieces)
+        wanted = content.size if is_copied else min(content.size, checkpoint.PIECE)
+        if len(self.room) < wanted:
+            self.room = checkpoint.room(wanted)
+        copied = content.copied(self.room)
+        self.writing = self.writer.submit(
+            _written, folder, rank, [*copied] if is_copied else copied
+        )
         if not is_copied:
             self.writing.result()
 
@@ -216,9 +217,7 @@ class Keeper:
         checkpoint.commit(self.path, manifest)
 
 
-def _written(
-    folder: Path, rank: int, content: Iterable[memoryview | bytes]
-) -> tuple[int, int, bytes]:
+def _written(folder: Path, rank: int, content: Iterable[memoryview]) -> tuple[int, int, bytes]:
     """Writes a rank's file; returns its bytes, the nanoseconds that it took, and its hash."""
     began = perf_counter_ns()
     size, digest = checkpoint.write(folder, rank, content)

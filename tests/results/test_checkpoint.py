@@ -1,6 +1,10 @@
 """Checkpoints as files: written, read on other ranks, damaged, kept and removed."""
 
+import errno
+import fcntl
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,10 +39,15 @@ def states(ranks: int) -> list[State]:
     return found
 
 
+def copied(state: State) -> Iterator[memoryview]:
+    """The bytes of a rank's file, through memory that has no room for all of them."""
+    return Content(state).copied(checkpoint.room(checkpoint.BLOCK))
+
+
 def written(path: Path, t: int, ranks: int = 2) -> Path:
     """Writes a checkpoint before round t, and returns its folder."""
     pieces = [
-        checkpoint.write(checkpoint.place(path, t), k, Content(s))
+        checkpoint.write(checkpoint.place(path, t), k, copied(s))
         for k, s in enumerate(states(ranks))
     ]
     sizes, hashes = (size for size, _ in pieces), (digest.hex() for _, digest in pieces)
@@ -64,15 +73,80 @@ def test_any_number_of_ranks_reads_what_another_number_wrote(tmp_path: Path, ran
                 assert vector.dtype == wanted.dtype
 
 
-def test_a_copy_has_the_bytes_of_what_it_copies() -> None:
-    """And keeps them when that changes."""
-    w = np.ones(5)
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("piece", [1, 2, 4])
+def test_a_copy_has_the_bytes_of_what_it_copies(
+    blocks: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And keeps them when that changes, if there is room for all."""
+    monkeypatch.setattr(checkpoint, "PIECE", piece * checkpoint.BLOCK)
+    w = np.arange(2100.0)
     content = Content(State(ARRAYS | {"w": w}, states(1)[0].vectors))
     before = b"".join(content)
-    copied = content.copy(np.full(content.size + 100, 255, np.uint8))
+    assert len(before) == content.size == 5 * checkpoint.BLOCK
+    room = checkpoint.room(blocks * checkpoint.BLOCK)
+    found = []
+    for one in content.copied(room):
+        assert one.nbytes <= piece * checkpoint.BLOCK
+        found.append(bytes(one))
+    assert b"".join(found) == before
+    kept = [*content.copied(room)]
     w += 1
-    assert b"".join(copied) == before != b"".join(content)
-    assert len(before) == content.size
+    assert (b"".join(kept) == before) == (blocks >= 5)
+    assert b"".join(content) != before
+
+
+def test_what_is_written_lies_as_devices_want_it() -> None:
+    for size in (1, 3, 1000):
+        room = checkpoint.room(size * checkpoint.BLOCK)
+        assert (room.ctypes.data % checkpoint.BLOCK, len(room)) == (0, size * checkpoint.BLOCK)
+
+
+class Device:
+    """In place of `os.write`: what it does with a file that is written past the cache."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, block: int, most: int) -> None:
+        self.write, self.block, self.most = os.write, block, most
+        self.direct: list[bool] = []
+        monkeypatch.setattr(checkpoint.os, "write", self)
+
+    def __call__(self, handle: int, content: memoryview) -> int:
+        is_direct = bool(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_DIRECT)
+        self.direct.append(is_direct)
+        if is_direct and len(content) % self.block:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return self.write(handle, content[: self.most])
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="only Linux writes past its cache")
+@pytest.mark.parametrize(
+    ("block", "most"), [(1, 1 << 30), (1 << 16, 1 << 30), (4096, 5000), (4096, 4096)]
+)
+def test_what_a_device_cannot_write_directly_goes_through_the_cache(
+    block: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Larger blocks than ours, and writes that are done in part."""
+    state = State({"w": np.arange(5000.0)})
+    content = Content(state)
+    wanted = b"".join(content)
+    device = Device(monkeypatch, block, most)
+    size, _ = checkpoint.write(tmp_path, 0, content.copied(checkpoint.room(content.size)))
+    assert checkpoint.file_of(tmp_path, 0).read_bytes() == wanted
+    assert size == len(wanted)
+    if block == 1 << 16 or most == 5000:
+        assert not device.direct[-1], "it tried no further"
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
+def test_what_the_system_refuses_to_write_is_a_failure(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int, content: memoryview) -> int:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(checkpoint.os, "write", refuse)
+    with pytest.raises(Failure, match=str(tmp_path)):
+        checkpoint.write(tmp_path, 0, copied(states(1)[0]))
 
 
 def test_what_was_written_is_verified(tmp_path: Path) -> None:
@@ -129,7 +203,7 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     for t in (2, 4, 10):
         written(path, t)
     half = checkpoint.place(path, 11)
-    checkpoint.write(half, 0, Content(states(1)[0]))
+    checkpoint.write(half, 0, copied(states(1)[0]))
     assert [folder.name for folder in checkpoint.there(path)] == ["round-000010", "round-000004"]
     written(path, 12)
     names = {folder.name for folder in checkpoint.folder_of(path).iterdir()}
@@ -147,7 +221,7 @@ def test_the_manifest_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(checkpoint, "SIGHT", 0.05)
     for t in (2, 4):
         written(path, t)
-    pieces = [checkpoint.write(checkpoint.place(path, 6), 0, Content(states(2)[0]))] * 2
+    pieces = [checkpoint.write(checkpoint.place(path, 6), 0, copied(states(2)[0]))] * 2
     sizes, hashes = (size for size, _ in pieces), (digest.hex() for _, digest in pieces)
     manifest = replace(WHOSE, round=6, sizes=tuple(sizes), hashes=tuple(hashes))
     with pytest.raises(Failure, match=r"rank-00001\.state: wanted .* found no such file"):
@@ -167,7 +241,7 @@ def test_what_clients_know_is_of_the_rank_that_learned_last(
 ) -> None:
     for rank, t in enumerate(since):
         known = {"clients.mask": np.full(4, rank), "clients.since": np.array(t)}
-        checkpoint.write(tmp_path, rank, Content(State(known | {"server.w": np.array(rank)})))
+        checkpoint.write(tmp_path, rank, copied(State(known | {"server.w": np.array(rank)})))
     found = checkpoint.read(tmp_path, len(since), lambda name, client: True)
     assert found.arrays["clients.mask"].tolist() == [wanted] * 4
     assert found.arrays["clients.since"] == since[wanted]
