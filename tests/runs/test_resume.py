@@ -417,18 +417,19 @@ def test_a_sweep_stops_and_goes_on(
     assert sorted(map(len, lines)) == [0, 0, 1]
 
 
-def test_runs_that_are_killed_at_any_moment_end_alike(tmp_path: Path) -> None:
-    """On one rank, in a process that has nothing else; `python -m tests.soak` has more of it."""
-    words = ["--kills", "30", "--ranks", "1"]
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_is_killed_at_any_moments_ends_alike(name: str, tmp_path: Path) -> None:
+    """In a process that has nothing else; `python -m tests.soak` has more of it."""
+    ranks = {"topk": "112", "splitfed": "112"}.get(name, "1")
+    words = [word for count in ranks for word in ("--ranks", count)]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.soak", *words],
+        [sys.executable, "-m", "tests.soak", "--kills", "5", "--case", name, *words],
         cwd=ROOM,
         env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    *lines, last = done.stdout.splitlines()
-    assert len(lines) == len(CASES) and all("models and tables equal" in line for line in lines)
-    found = re.match(r"all: 30 kills \((\d+) in checkpoints, 0 of all ranks\), (\d+) runs", last)
-    assert found and int(found[1]) > 0 and int(found[2]) >= len(CASES), last
+    last = done.stdout.splitlines()[-1]
+    assert re.match(r"all: 5 kills .* all models and tables equal", last), last
