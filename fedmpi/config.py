@@ -203,9 +203,10 @@ class Model(Table):
     bottleneck: Annotated[Bottleneck, LATER] = Bottleneck()
     """Narrow layers behind linear layers, with train = adapters."""
     initial: Annotated[Place | None, READ, LATER] = None
-    """File of initial weights (safetensors): a model written by fedmpi export model, or
-    torchvision's weights of a ResNet. Every tensor must fit, except what fresh names. If absent,
-    weights are drawn from the seed."""
+    """File of initial weights: safetensors with the model's own names, as fedmpi export model
+    writes them, or with those of torchvision's ResNets, of Hugging Face's BERT and ViT, or of
+    timm's ViT; or a result that keeps a model. Every tensor must fit, except what fresh names. If
+    absent, weights are drawn from the seed."""
     fresh: Annotated[Names, LATER] = ()
     """Stages, modules or tensors that are drawn from the seed although there is a file of initial
     weights, such as head for other classes."""

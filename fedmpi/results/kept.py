@@ -30,7 +30,7 @@ from fedmpi.results import record
 from fedmpi.results.record import RecordError
 from fedmpi.weights import Tensors
 
-MODEL, MASK, OWN = "model", "mask", "own"
+MODEL, MASK, OWN = weights.MODEL, "mask", "own"
 """Groups of a result."""
 FORMATS = {
     ".safetensors": re.compile(rb"[\s\S]{8}\{"),
