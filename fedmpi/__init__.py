@@ -137,6 +137,7 @@ that says which others it may import, and checks it.
     job            runs the ranks, records         sweep          one file, many runs
     launch         finds and starts mpiexec        memory         memory of the process
     earlier        whether a run is there already  trained        which models a run keeps
+    upstream       trains centrally, beforehand
     measure        a kept model, measured again
  terminal/
     show           one result                      folder         all results of a folder

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi import config, models
+from fedmpi import config, datasets, models
 from fedmpi.clients import burden
 from fedmpi.clients.placement import Placement, Wave
 from fedmpi.clients.population import EVERYONE_ROUND, Population
@@ -81,7 +81,7 @@ class Engine:
         device = hardware.pick_device(settings, place)
         hardware.use_threads(hardware.threads(settings))
         hardware.use_tf32(settings.precision == "tf32")
-        data = config.module("data", settings.data.name).load(settings.data, settings.seed)
+        data = datasets.load(settings)
         self.about_data, self.population = data.about, Population(settings, data)
         kind = (data.shape, data.classes, settings.seed, data.kind, data.symbols)
         network = settings.method.network(models.build(settings.model, *kind))
