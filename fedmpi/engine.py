@@ -32,6 +32,7 @@ from fedmpi.networks.flat import Flat
 from fedmpi.results.checkpoint import State
 from fedmpi.results.keeper import Keeper, Word
 from fedmpi.results.outcome import Observer, Outcome
+from fedmpi.split import cuts
 from fedmpi.split.lockstep import Talk
 from fedmpi.training import hardware
 from fedmpi.training.evaluate import Evaluation
@@ -91,6 +92,8 @@ class Engine:
                 "statistics = 'local': the model has no running statistics; wanted a model with "
                 "some, such as model.norm = 'batch' of a resnet, or 'averaged'"
             )
+        given = self.flat, self.population, data.shape, data.classes
+        settings = self.settings = cuts.fitted(settings, *given)
         self.threads, pool = hardware.pool(settings, place)
         self.trainer = Trainer(settings, self.flat, data, self.population, device, pool)
         self.fleet = self.population.fleet

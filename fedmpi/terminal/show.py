@@ -107,6 +107,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "files": "  ".join(f"{path} {hash}" for path, hash in record.files_of(about).items()),
         "model": about.get("model_sha256", "no hash before the end"),
         "kept": f"the model after round {about['kept_round'] + 1}" if "kept_round" in about else "",
+        "cut": f"{about['cut']}, the last that fits the devices" if "cut" in about else "",
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():
         if text:
