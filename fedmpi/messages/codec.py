@@ -59,6 +59,9 @@ class Kind(IntEnum):
     """Headers and padding."""
 
 
+KINDS = len(Kind)
+
+
 class Coding(IntEnum):
     """Data type of the values of a block."""
 
@@ -111,7 +114,7 @@ INTEGERS = Scale(0.0, 1.0)
 """Scale of codes that stand for themselves."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Block:
     """A vector of length `size`, some or all of whose values are given.
 
@@ -146,10 +149,10 @@ class Block:
     def __post_init__(self) -> None:
         if self.count < 0:
             given = self.values if self.indices is None else self.indices
-            object.__setattr__(self, "count", 0 if given is None else given.size)
+            self.count = 0 if given is None else given.size
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Message:
     """Blocks from or to one client, with the client's weight in averages."""
 
@@ -208,33 +211,40 @@ def _write(messages: Sequence[Message]) -> tuple[list[bytes | memoryview], np.nd
     """Returns the sections of a buffer behind its header, and their bytes as `Buffer.bytes`."""
     sections: list[bytes | memoryview] = []
     accounts: list[list[int]] = []
-
-    def write(section: bytes | np.ndarray, kind: Kind) -> None:
-        raw = section if isinstance(section, bytes) else section.view(np.uint8).data
-        padding = -len(raw) % 8
-        sections.append(raw)
-        if padding:
-            sections.append(bytes(padding))
-        accounts[-1][kind] += len(raw)
-        accounts[-1][Kind.HEADER] += padding
-
     for message in messages:
-        accounts.append([0] * len(Kind))
+        row = [0] * KINDS
+        accounts.append(row)
         _check_weight(message.weight)
         head = _write_head(MESSAGE, message.client, len(message.blocks), message.weight)
-        write(head, Kind.HEADER)
         for block in message.blocks:
             values = _write_values(block)
             places, length, positions = _write_places(block)
             shape = (block.kind, block.coding, places, block.bits, length, block.size, block.count)
-            write(_write_head(BLOCK, *shape, *block.scale), Kind.HEADER)
+            head += _write_head(BLOCK, *shape, *block.scale)
             if positions is not None:
-                write(positions, Kind.MASK)
+                head = _write_section(sections, row, head, positions, Kind.MASK)
             if values is not None:
                 if block.coding == Coding.ZSTD:
-                    write(len(values).to_bytes(8, "little"), Kind.HEADER)
-                write(values, block.kind)
-    return sections, np.array(accounts, np.int64).reshape(-1, len(Kind))
+                    head += len(values).to_bytes(8, "little")
+                head = _write_section(sections, row, head, values, block.kind)
+        sections.append(head)
+        row[Kind.HEADER] += len(head)
+    return sections, np.array(accounts, np.int64).reshape(-1, KINDS)
+
+
+def _write_section(
+    sections: list[bytes | memoryview], row: list[int], head: bytes, content: np.ndarray, kind: Kind
+) -> bytes:
+    """Writes a head and a section behind it; returns the padding, with which the next head begins.
+
+    Heads are gathered because each piece that is copied takes as long as a small head.
+    """
+    raw = content.view(np.uint8).data
+    sections.append(head)
+    sections.append(raw)
+    row[Kind.HEADER] += len(head)
+    row[kind] += len(raw)
+    return _PADDING[-len(raw) % 8]
 
 
 def unpack(data: np.ndarray) -> tuple[list[Message], np.ndarray]:
@@ -258,11 +268,11 @@ def unpack(data: np.ndarray) -> tuple[list[Message], np.ndarray]:
         raise WireError(f"the header says {length} bytes, found {len(data)}")
     if count * MESSAGE.size > len(data):
         raise WireError(f"{count} messages in {len(data)} bytes")
-    accounts = [[0] * len(Kind) for _ in range(count)]
+    accounts = [[0] * KINDS for _ in range(count)]
     messages = [_read_message(reader, row) for row in accounts]
     if reader.at != len(data):
         raise WireError(f"{len(data) - reader.at} bytes behind the last message")
-    return messages, np.array(accounts, np.int64).reshape(-1, len(Kind))
+    return messages, np.array(accounts, np.int64).reshape(-1, KINDS)
 
 
 class _Reader:
@@ -322,6 +332,8 @@ def _read_block(reader: _Reader, row: list[int]) -> Block:
     found = None if indices is None else places
     return Block(kind, size, coding, values, indices, bits, Scale(low, step), found, count)
 
+
+_PADDING = [bytes(length) for length in range(8)]
 
 # By value: calling an enumeration takes longer than reading a head.
 _KINDS = {int(kind): kind for kind in Kind if kind != Kind.HEADER}

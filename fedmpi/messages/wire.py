@@ -4,18 +4,20 @@ Only buffers are sent, nothing is pickled. A timed barrier precedes each collect
 is not counted as transfer; waiting ranks leave their core to working ones. Ranks that meet tell
 each other the counts of what follows, a `v` collective; those of a scatter are broadcast. What is
 longer than `MOST` goes in waves of that length. A broadcast goes in one of three ways, with the
-same bytes on all ranks. Broadcasts, gathers and scatters are nonblocking, and waited for at once:
-over TCP Open MPI's blocking ones take up to twice as long, and within a node they save a tenth at
-most. A `Line`, and messages from one rank to another, have no barriers; their counts
+same bytes on all ranks. Broadcasts, gathers and scatters between nodes are nonblocking, and waited
+for at once: over TCP Open MPI's blocking ones take up to twice as long. Within a node blocking ones
+save a tenth. A `Line`, and messages from one rank to another, have no barriers; their counts
 separate waiting from transfer.
 """
 
 import atexit
+import ctypes
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache, cached_property
 from threading import current_thread, main_thread
 from time import perf_counter, sleep
@@ -55,8 +57,13 @@ TAG = 1
 """Tag of messages from one rank to another."""
 AHEAD = 0.2
 """Seconds in which a launcher passes on why a rank failed, before it says itself that one has."""
-EAGER, NAP = 1e-4, 1e-4
-"""Seconds of busy polling before a waiting rank sleeps, and seconds of sleep between polls."""
+EAGER = 1e-4
+"""Seconds of busy polling before a waiting rank sleeps."""
+NAPS, LATE = (2e-5, 1e-4), 64
+"""Seconds of sleep between polls, at least and at most: as a share of the time waited, 1 / LATE."""
+SLACK = 29, 1000
+"""The option of prctl, on Linux, by which a thread's sleeps end after so many nanoseconds more;
+it is 50 us otherwise, which is longer than most of these sleeps."""
 
 
 class Place(NamedTuple):
@@ -166,7 +173,7 @@ class Wire:
                 if way == "blocks":
                     self._tell_blocks(found, words)
                 else:
-                    _tell(self.comm, found, words)
+                    self._tell(found, words)
         self.got(found.nbytes, source)
         return found
 
@@ -226,7 +233,7 @@ class Wire:
             for wave in _waves(counts):
                 send = None if data is None else [wave.whole(data), wave.layout, MPI.UINT64_T]
                 part = [wave.piece(mine, self.rank), MPI.UINT64_T]
-                self.comm.Iscatterv(send, part, ROOT).Wait()
+                self._run("scatterv", send, part)
         self.got(mine.nbytes)
         return mine
 
@@ -360,7 +367,8 @@ class Wire:
                 if data is not None:
                     found[:] = data
             if node.is_leader:
-                _tell(node.leaders, found, words)
+                for wave in _waves(np.array([words])):
+                    node.leaders.Ibcast([wave.piece(found), MPI.UINT64_T], ROOT).Wait()
             node.down.sync()
             node.comm.Barrier()
             node.down.sync()
@@ -374,6 +382,18 @@ class Wire:
                 pending.pop(0).Wait()
             pending.append(self.comm.Ibcast([block.piece(data), MPI.UINT64_T], ROOT))
         MPI.Request.Waitall(pending)
+
+    def _tell(self, data: np.ndarray, words: int) -> None:
+        """Broadcasts the root's bytes to all ranks."""
+        for wave in _waves(np.array([words])):
+            self._run("bcast", [wave.piece(data), MPI.UINT64_T])
+
+    def _run(self, name: str, *buffers: object) -> None:
+        """Makes a collective with the root, in the way that is faster here."""
+        if len(set(self.nodes)) == 1:
+            getattr(self.comm, name.capitalize())(*buffers, ROOT)
+        else:
+            getattr(self.comm, f"I{name}")(*buffers, ROOT).Wait()
 
     def _meet(self, phase: Phase, count: int = 0) -> np.ndarray:
         """Waits for all ranks without taking the core of a rank that still works.
@@ -390,10 +410,11 @@ class Wire:
     def _await(self, requests: list[MPI.Request], phase: Phase) -> None:
         """Waits for requests without taking the core of a rank that works; clears the list."""
         with self.clock(phase):
-            patience = perf_counter() + EAGER
+            began, (least, most) = perf_counter(), NAPS
             while not MPI.Request.Testall(requests):
-                if perf_counter() > patience:
-                    sleep(NAP)
+                waited = perf_counter() - began
+                if waited > EAGER:
+                    sleep(min(max(waited / LATE, least), most))
         requests.clear()
 
     def _gather(self, data: np.ndarray, waiting: Phase, phase: Phase) -> list[np.ndarray]:
@@ -405,7 +426,7 @@ class Wire:
             for wave in _waves(counts):
                 receive = [wave.whole(inbox), wave.layout, MPI.UINT64_T] if self.is_root else None
                 part = [wave.piece(data, self.rank), MPI.UINT64_T]
-                self.comm.Igatherv(part, receive, ROOT).Wait()
+                self._run("gatherv", part, receive)
         return pieces
 
     def _counts(self, data: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
@@ -669,12 +690,6 @@ def _waves(counts: np.ndarray, length: int | None = None) -> Iterator[_Wave]:
         yield _Wave(start, end, firsts - begins, lasts - firsts)
 
 
-def _tell(comm: MPI.Intracomm, data: np.ndarray, words: int) -> None:
-    """Broadcasts the root's bytes to all ranks of a communicator."""
-    for wave in _waves(np.array([words])):
-        comm.Ibcast([wave.piece(data), MPI.UINT64_T], ROOT).Wait()
-
-
 def _words(data: np.ndarray) -> int:
     words, rest = divmod(data.nbytes, WORD)
     if rest or data.dtype != np.uint8:
@@ -762,6 +777,8 @@ def join() -> None:
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # complains of windows where it has no device
         MPI.Init_thread()
         atexit.register(MPI.Finalize)
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).prctl(*SLACK, 0, 0, 0)
         if MPI.COMM_WORLD.Get_size() > 1 and current_thread() is main_thread():
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
