@@ -47,7 +47,7 @@ The laws
  9. Bytes are bytes: one packed buffer per rank and collective. The bytes reported of a rank are the
     length of the buffers that MPI was handed, and those of a client the length of its packed
     messages, never a formula. Where uploads are added up on the way, the two have no common sum.
-10. One module knows MPI (`wire`), one HDF5 (`record`), one the wire format (`codec`).
+10. One module knows MPI (`wire`), one writes HDF5 (`record`), one knows the wire format (`codec`).
 11. The round is on one screen.
 12. (settings, round) alone tell every rank which collectives come next. A run is interrupted in one
     way only: the server broadcasts no message for the next round, and then says what comes instead:
@@ -137,6 +137,7 @@ that says which others it may import, and checks it.
     job            runs the ranks, records         sweep          one file, many runs
     launch         finds and starts mpiexec        memory         memory of the process
     earlier        whether a run is there already  trained        which models a run keeps
+    upstream       trains centrally, beforehand
     measure        a kept model, measured again
  terminal/
     show           one result                      folder         all results of a folder

@@ -472,6 +472,33 @@ def agent_(words: tuple[str, ...], out: Path, episodes: int) -> None:
     print(pretrain(trees, episodes, out))
 
 
+@main.command()
+@click.argument("words", nargs=-1, metavar=WORDS)
+@click.option(
+    "--to",
+    type=Place(path_type=Path, dir_okay=False),
+    required=True,
+    help="File of the model (.safetensors), for runs with model.initial=FILE.",
+)
+@AGAIN
+@alone("pretrain")
+def pretrain(words: tuple[str, ...], to: Path, again: bool) -> None:
+    """Train a model centrally, for runs that begin with it.
+
+    FILE and KEY=VALUE are settings, as for fedmpi run. A single client has all samples, or those
+    that data.only says. Settings of clients, partitions, methods, messages and devices are ignored.
+    The run is recorded beside the model, in a result of the same name that ends in .h5. Signals,
+    checkpoints and the exit code 75 are as for fedmpi run.
+    """
+    from fedmpi.results.record import STOPPED
+    from fedmpi.runs import launch, upstream
+
+    line = upstream.train(tree_of(words), to, again)
+    if line == STOPPED:
+        sys.exit(launch.STOPPED)
+    print(line)
+
+
 @main.command("list")
 @click.argument(
     "what", type=click.Choice(["methods", "data", "models", "partitions", "exchanges", "settings"])

@@ -87,10 +87,33 @@ Place = Annotated[str, Field(pattern=PLACE), AfterValidator(os.path.expanduser)]
 """The path of a file or folder; `~` is the user's home, as in shells."""
 
 
+Label = Annotated[StrictInt, Field(ge=0, le=MOST)]
+"""A class, as a setting."""
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+
+
+class Only(Table):
+    """A part of a data set, such as what a model is trained on beforehand, or all but that."""
+
+    classes: tuple[Label, ...] = Field((), strict=False)
+    """Classes whose samples are used, in training and tests; they are numbered from 0 in this
+    order. If empty, all are."""
+    share: tuple[Share, Share] = Field((0.0, 1.0), strict=False)
+    """Training samples that are used: those between two shares of an order that is the same for
+    every seed. [0.0, 0.5] and [0.5, 1.0] have none in common. Test samples are the same."""
+
+    @property
+    def is_all(self) -> bool:
+        """Whether all samples are used."""
+        return not self.classes and self.share == (0.0, 1.0)
+
+
 class Data(Table):
     """The data set, and where its files are."""
 
     name: str = ""
+    only: Annotated[Only, LATER] = Only()
+    """Part of the data set that is used."""
     root: Annotated[Place | None, MACHINE] = None
     """Folder that holds the data set. If absent, $FEDMPI_DATA and the usual places are searched."""
     cache: Annotated[Place | None, MACHINE] = None
@@ -203,9 +226,10 @@ class Model(Table):
     bottleneck: Annotated[Bottleneck, LATER] = Bottleneck()
     """Narrow layers behind linear layers, with train = adapters."""
     initial: Annotated[Place | None, READ, LATER] = None
-    """File of initial weights (safetensors): a model written by fedmpi export model, or
-    torchvision's weights of a ResNet. Every tensor must fit, except what fresh names. If absent,
-    weights are drawn from the seed."""
+    """File of initial weights: safetensors with the model's own names, as fedmpi export model
+    writes them, or with those of torchvision's ResNets, of Hugging Face's BERT and ViT, or of
+    timm's ViT; or a result that keeps a model. Every tensor must fit, except what fresh names. If
+    absent, weights are drawn from the seed."""
     fresh: Annotated[Names, LATER] = ()
     """Stages, modules or tensors that are drawn from the seed although there is a file of initial
     weights, such as head for other classes."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi import config, models
+from fedmpi import config, datasets, models
 from fedmpi.clients import burden
 from fedmpi.clients.placement import Placement, Wave
 from fedmpi.clients.population import EVERYONE_ROUND, Population
@@ -32,6 +32,7 @@ from fedmpi.networks.flat import Flat
 from fedmpi.results.checkpoint import State
 from fedmpi.results.keeper import Keeper, Word
 from fedmpi.results.outcome import Observer, Outcome
+from fedmpi.split import cuts
 from fedmpi.split.lockstep import Talk
 from fedmpi.training import hardware
 from fedmpi.training.evaluate import Evaluation
@@ -81,7 +82,7 @@ class Engine:
         device = hardware.pick_device(settings, place)
         hardware.use_threads(hardware.threads(settings))
         hardware.use_tf32(settings.precision == "tf32")
-        data = config.module("data", settings.data.name).load(settings.data, settings.seed)
+        data = datasets.load(settings)
         self.about_data, self.population = data.about, Population(settings, data)
         kind = (data.shape, data.classes, settings.seed, data.kind, data.symbols)
         network = settings.method.network(models.build(settings.model, *kind))
@@ -91,6 +92,8 @@ class Engine:
                 "statistics = 'local': the model has no running statistics; wanted a model with "
                 "some, such as model.norm = 'batch' of a resnet, or 'averaged'"
             )
+        given = self.flat, self.population, data.shape, data.classes
+        settings = self.settings = cuts.fitted(settings, *given)
         self.threads, pool = hardware.pool(settings, place)
         self.trainer = Trainer(settings, self.flat, data, self.population, device, pool)
         self.fleet = self.population.fleet

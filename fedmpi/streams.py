@@ -97,6 +97,8 @@ class Purpose(IntEnum):
     """Key of stochastic rounding of a step's gradients; ids: round, client, step."""
     ADAPTER = 46
     """Initial parameters of adapters."""
+    PART = 47
+    """Order of a data set's training samples, of which a share is used; always of seed 0."""
 
 
 def stream(seed: int, purpose: Purpose, *ids: int) -> np.random.Generator:

@@ -2,6 +2,8 @@
 
 The format is that of https://github.com/huggingface/safetensors: the length of a header in 8 bytes,
 the header in JSON, and the values, all of them little-endian.
+
+The model that a run keeps in its result (`results.kept`) is read, too.
 """
 
 import json
@@ -20,21 +22,23 @@ KINDS = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2"}
 """Types of numbers that are read; tensors of others, such as whole numbers, are no weights."""
 LARGEST = 100_000_000
 """Bytes of a header at most, as in the library."""
-WANTED = "wanted a file of weights (safetensors)"
+WANTED = "wanted a file of weights (safetensors), or a result"
+RESULT, MODEL = b"\x89HDF\r\n\x1a\n", "model"
+"""First bytes of a result, and its group of the tensors of a model."""
 
 
 def read(setting: str, path: Path) -> dict[str, np.ndarray]:
     """Returns the tensors of a file as float32, by name.
 
-    What is float32 there is mapped into memory, so that processes of a node share it; it is copied
-    only where somebody writes to it.
+    What is float32 in a file of safetensors is mapped into memory, so that processes of a node
+    share it; it is copied only where somebody writes to it.
 
     Args:
         setting: that names the file, such as "model.initial".
         path: the file.
 
     Raises:
-        BadInput: if the file cannot be read, or is none of weights.
+        BadInput: if the file cannot be read, is none of weights, or keeps no model.
     """
     what = f"{setting} = {path}"
     try:
@@ -45,9 +49,24 @@ def read(setting: str, path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise BadInput(f"{sentence(what, error)}; {WANTED}") from None
     try:
-        return _tensors(memory)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        found = _kept(path) if memory[:8].tobytes() == RESULT else _tensors(memory)
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError):
         raise BadInput(f"{what}: {WANTED}, found another one, or a damaged one") from None
+    if not found:
+        raise BadInput(
+            f"{what}: {WANTED}, found one without a model; a finished run with keep = 'last' or "
+            "'best' has one"
+        )
+    return found
+
+
+def _kept(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of the model in a result; none if it keeps none."""
+    import h5py  # here, because few runs begin with a result
+
+    with h5py.File(path, "r", locking=False) as file:
+        model = file.get(MODEL, {})
+        return {name: np.asarray(data[()], np.float32) for name, data in model.items()}
 
 
 def _tensors(memory: np.ndarray) -> dict[str, np.ndarray]:

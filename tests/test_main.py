@@ -30,7 +30,18 @@ QUICK = (
 )
 """Words for a run that takes a tenth of a second."""
 COMMANDS = (
-    *("run", "sweep", "resume", "partition", "agent", "list", "show", "watch", "evaluate"),
+    *(
+        "run",
+        "sweep",
+        "resume",
+        "partition",
+        "agent",
+        "pretrain",
+        "list",
+        "show",
+        "watch",
+        "evaluate",
+    ),
     *("export", "doctor", "data", "bench"),
 )
 

@@ -48,6 +48,7 @@ IDS = {
     Purpose.ROUND_CUT: 4,
     Purpose.ROUND_STEP: 3,
     Purpose.ADAPTER: 0,
+    Purpose.PART: 0,
 }
 """How many ids the streams of each purpose have."""
 
@@ -171,6 +172,7 @@ def test_purposes_are_never_renumbered() -> None:
         "ROUND_CUT": 44,
         "ROUND_STEP": 45,
         "ADAPTER": 46,
+        "PART": 47,
     }
 
 

@@ -13,6 +13,7 @@ residual) is not in it, nor are libraries.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +66,31 @@ class Burden:
     served: int | None = None
     forwards: float = 0.0
     bits: int = EXACT
+
+
+class Memory(NamedTuple):
+    """MiB of a client's training, by part.
+
+    Attributes:
+        weights: of the network that it has, what is frozen included, and of masks.
+        gradients: of what trains.
+        optimizer: state of the optimizer.
+        activations: what autograd keeps of a batch.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self)
+
+    def __str__(self) -> str:
+        parts = (f"{name} {value:.3g}" for name, value in self._asdict().items() if value)
+        return f"{self.total:.3g} MiB ({', '.join(parts)})"
 
 
 Burdens = Callable[[int, int], Burden]
@@ -129,22 +155,26 @@ class Meter:
         flats = [burden.flat, *([] if burden.end is None else burden.end[1:])]
         return sum(4 * flat.base_size for flat in flats)
 
-    def memory(self, burden: Burden) -> float:
-        """MiB that training takes at its peak."""
+    def memory(self, burden: Burden) -> Memory:
+        """What training takes at its peak."""
         size, x = burden.flat.size, self._batch(burden.batch)
-        found = float(self._activations(burden.flat, x))
         kept = size if burden.kept is None else int(burden.kept.count_nonzero())
         mask = 0.0 if burden.kept is None else size / 8
-        # Weights and gradients; momentum is one more, Adam's means are two.
-        settings = self.settings
-        vectors = 4 if settings.optimizer == "adam" else 2 + (settings.momentum > 0)
         gradient = 4.0 if burden.bits == EXACT else (burden.bits + 1) / 8
+        activations, tail, frozen = self._activations(burden.flat, x), 0, burden.flat.frozen_size
         if burden.end is not None:
-            until, tail = burden.end
-            found += self._activations(tail, x, until) + 4 * vectors * tail.size
-            found += 4 * tail.frozen_size
-        found += 4 * burden.flat.frozen_size
-        return ((4 * (vectors - 1) + gradient) * kept + mask + found) / MIB
+            until, end = burden.end
+            activations += self._activations(end, x, until)
+            tail, frozen = end.size, frozen + end.frozen_size
+        # Momentum is one vector, Adam's means are two.
+        settings = self.settings
+        vectors = 2 if settings.optimizer == "adam" else int(settings.momentum > 0)
+        return Memory(
+            weights=(4 * (kept + tail + frozen) + mask) / MIB,
+            gradients=(gradient * kept + 4 * tail) / MIB,
+            optimizer=4 * vectors * (kept + tail) / MIB,
+            activations=activations / MIB,
+        )
 
     def _activations(self, flat: Flat, x: Tensor, until: Flat | None = None) -> int:
         """Returns the bytes that autograd keeps of a batch, which may come from another network."""
@@ -235,7 +265,7 @@ def fitted(population: Population, meter: Meter, held: Held) -> dict[str, float]
         for client in owners.get(tier.name, []):
             batch = min(settings.batch, int(population.sizes[client]))
             burden = Burden(flat, population.seen(first, client), batch, kept)
-            if tier.memory is not None and meter.memory(burden) > tier.memory:
+            if tier.memory is not None and meter.memory(burden).total > tier.memory:
                 return False
             spent = fleet.seconds(tier, client, meter.flops(burden), length)
             if settings.devices.deadline is not None and spent > settings.devices.deadline:
@@ -266,16 +296,19 @@ def unfit(fleet: Fleet, meter: Meter, burdens: Burdens, first: int) -> list[int]
     for client, tier in fleet.owners():
         if tier.memory is not None:
             need = meter.memory(burdens(first, client))
-            if need > tier.memory:
+            if need.total > tier.memory:
                 needs[client] = need
     if fleet.devices.unfit == "rest":
         return list(needs)
-    worst = {fleet.tier(client).name: client for client in sorted(needs, key=needs.__getitem__)}
+    order = sorted(needs, key=lambda client: needs[client].total)
+    worst = {fleet.tier(client).name: client for client in order}
     converses = meter.settings.method.converses
     way = "an earlier cut" if converses else "a method that splits the model"
+    if not (meter.settings.model.freezes or meter.settings.method.reshapes):
+        way += ", training a part of the model (model.train)"
     problems = [
         f"devices.tiers: client {client} is a '{name}': wanted at most its memory, "
-        f"{fleet.tier(client).memory:g} MiB; found {needs[client]:.3g} MiB for training with batch "
+        f"{fleet.tier(client).memory:g} MiB; found {needs[client]} for training with batch "
         f"= {meter.settings.batch}; possible: more memory, a smaller batch or model, {way}, or "
         "devices.unfit = 'rest'"
         for name, client in worst.items()

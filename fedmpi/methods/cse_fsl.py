@@ -61,20 +61,30 @@ class Config(Cut):
         wanted = "another method: here the server has the labels"
         return super().idle(settings) | {"tail": wanted}
 
-    def head(self, trainer: Trainer) -> Flat:
-        """Returns the auxiliary head."""
-        front, _, _ = self.parts(trainer.flat)
-        size = prod(shape_behind([front], trainer.feed.x))
+    def head(self, flat: Flat, x: Tensor, classes: int, seed: int) -> Flat:
+        """Returns the auxiliary head; arguments are those of `trained`."""
+        front, _, _ = self.parts(flat)
+        size = prod(shape_behind([front], x))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(trainer.settings.seed, Purpose.HEAD))
-            layers = nn.Sequential(nn.Flatten(), nn.Linear(size, trainer.feed.classes))
+            torch.manual_seed(torch_seed(seed, Purpose.HEAD))
+            layers = nn.Sequential(nn.Flatten(), nn.Linear(size, classes))
         return Flat(nn.Sequential(OrderedDict(auxiliary=layers)))
+
+    def trained(self, flat: Flat, x: Tensor, classes: int, seed: int) -> Flat:
+        """Front and head."""
+        front, head = self.held(flat), self.head(flat, x, classes, seed)
+        stages = [*front.stages.named_children(), *head.stages.named_children()]
+        return Flat(nn.Sequential(OrderedDict(stages)), flat.is_local)
 
     def theirs(self, trainer: Trainer) -> Flat:
         """Front and head, which a client uploads."""
-        front, head = self.held(trainer.flat), self.head(trainer)
-        stages = [*front.stages.named_children(), *head.stages.named_children()]
-        return Flat(nn.Sequential(OrderedDict(stages)), trainer.flat.is_local)
+        return self.trained(*about(trainer))
+
+
+def about(trainer: Trainer) -> tuple[Flat, Tensor, int, int]:
+    """Returns the arguments of `Config.trained` that a trainer knows."""
+    feed = trainer.feed
+    return trainer.flat, feed.x, feed.classes, trainer.settings.seed
 
 
 class Server(splitfed.Server):
@@ -89,7 +99,7 @@ class Server(splitfed.Server):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.head = self.method.head(trainer).initial.to(trainer.device, copy=True)
+        self.head = self.method.head(*about(trainer)).initial.to(trainer.device, copy=True)
         self.heads = torch.zeros_like(self.head)
 
     def state(self) -> dict[str, Tensor]:
@@ -143,7 +153,7 @@ class Clients(splitfed.Clients):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        head = self.method.head(trainer)
+        head = self.method.head(*about(trainer))
         self.front = self.held
         self.sections = self.sections._replace(tail=head.size)
         self.start = self.start.new_zeros(self.sections.size)

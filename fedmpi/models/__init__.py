@@ -2,8 +2,8 @@
 
 A model is a sequence of named stages. Each name but the last is a split point, `method.cut`. A
 model of symbols also has `READS = "symbols"`, and its `stages` takes their number, too.
-A module whose weights are published in a layout of names has `published(name)`: the name of a
-tensor in that layout.
+A module whose weights are published under other names has `PUBLISHED`: layouts of names (see
+`networks.initial.Layout`).
 A module's docstring is its description in `fedmpi list models`.
 
 What of a model trains, its adapters and its initial weights are settings of every model
@@ -57,7 +57,7 @@ def build(
         stages = module.stages(settings, shape, classes, *more)
     network = nn.Sequential(stages)
     if settings.initial is not None:
-        published = getattr(module, "published", None)
+        published = getattr(module, "PUBLISHED", ())
         initial.load(network, settings.initial, settings.fresh, published)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Purpose.ADAPTER))

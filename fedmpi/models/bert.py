@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from fedmpi import config
 from fedmpi.config import ConfigError, Factor
 from fedmpi.networks.attention import Attention, Padding, Places, Pool, initialise, mlp
+from fedmpi.networks.initial import Layout, by_table
 from fedmpi.networks.layers import dropout, dropouts
 
 READS = "symbols"
@@ -38,6 +39,32 @@ EPSILON = 1e-12
 """Added to variances, in BERT's code."""
 SIZES = {"tiny": (128, 2, 2), "minilm-l6": (384, 6, 12)}
 """Width, depth and heads."""
+PUBLISHED = (
+    Layout(
+        by_table(
+            {
+                "embed.symbols": "embeddings.word_embeddings",
+                "embed.positions": "embeddings.position_embeddings",
+                "embed.types": "embeddings.token_type_embeddings",
+                "embed.norm": "embeddings.LayerNorm",
+                "block*.attention.heads.query": "encoder.layer.*.attention.self.query",
+                "block*.attention.heads.key": "encoder.layer.*.attention.self.key",
+                "block*.attention.heads.value": "encoder.layer.*.attention.self.value",
+                "block*.attention.output": "encoder.layer.*.attention.output.dense",
+                "block*.norm1": "encoder.layer.*.attention.output.LayerNorm",
+                "block*.mlp.hidden": "encoder.layer.*.intermediate.dense",
+                "block*.mlp.output": "encoder.layer.*.output.dense",
+                "block*.norm2": "encoder.layer.*.output.LayerNorm",
+                "head.pooler": "pooler.dense",
+                "head.classes": "classifier",
+            }
+        ),
+        roots=("bert.",),
+        renamed={"gamma": "weight", "beta": "bias"},
+        others=("cls.", "pooler."),
+    ),
+)
+"""Hugging Face's BERT, by itself or within a model for a task; MiniLM has the same names."""
 
 
 class Config(config.Model):

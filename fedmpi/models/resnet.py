@@ -20,6 +20,7 @@ from torch.nn.functional import relu
 
 from fedmpi import config
 from fedmpi.config import ConfigError
+from fedmpi.networks.initial import Layout
 from fedmpi.networks.layers import OptionA, norms
 
 SMALL = (8, 14, 20, 32, 56)
@@ -67,7 +68,7 @@ def stages(config: Config, shape: tuple[int, ...], classes: int) -> OrderedDict[
     return found
 
 
-def published(name: str) -> str:
+def _torchvision(name: str) -> str:
     """The name of a tensor in torchvision's ResNets, of which depths 18 and 50 are the same."""
     stage, *inner, own = name.split(".")
     if stage == "stem":
@@ -80,6 +81,9 @@ def published(name: str) -> str:
     if place == "residual":  # convolution, norm and ReLU, again and again
         kind = f"{('conv', 'bn')[number % 3]}{number // 3 + 1}"
     return f"layer{group}.{block - 1}.{kind}.{own}"
+
+
+PUBLISHED = (Layout(_torchvision),)
 
 
 def convolution(

@@ -26,12 +26,60 @@ from torch import Tensor, nn
 from fedmpi import config
 from fedmpi.config import ConfigError, Factor
 from fedmpi.networks.attention import Attention, Places, Pool, initialise, mlp
+from fedmpi.networks.initial import Layout, by_table
 from fedmpi.networks.layers import dropout
 
 EPSILON = 1e-6
 """Added to variances, in the code of ViT and DeiT."""
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6)}
 """Width, depth and heads."""
+DISTILLED = "a token of distillation"
+PUBLISHED = (
+    Layout(
+        by_table(
+            {
+                "embed.patches": "embeddings.patch_embeddings.projection",
+                "embed.token.weight": "embeddings.cls_token",
+                "embed.positions.weight": "embeddings.position_embeddings",
+                "block*.norm1": "encoder.layer.*.layernorm_before",
+                "block*.attention.heads.query": "encoder.layer.*.attention.attention.query",
+                "block*.attention.heads.key": "encoder.layer.*.attention.attention.key",
+                "block*.attention.heads.value": "encoder.layer.*.attention.attention.value",
+                "block*.attention.output": "encoder.layer.*.attention.output.dense",
+                "block*.norm2": "encoder.layer.*.layernorm_after",
+                "block*.mlp.hidden": "encoder.layer.*.intermediate.dense",
+                "block*.mlp.output": "encoder.layer.*.output.dense",
+                "head.norm": "layernorm",
+                "head.classes": "classifier",
+            }
+        ),
+        roots=("vit.", "deit."),
+        others=("pooler.",),
+        strange={"embeddings.distillation_token": DISTILLED},
+    ),
+    Layout(
+        by_table(
+            {
+                "embed.patches": "patch_embed.proj",
+                "embed.token.weight": "cls_token",
+                "embed.positions.weight": "pos_embed",
+                "block*.norm1": "blocks.*.norm1",
+                "block*.attention.heads.query": "blocks.*.attn.query",
+                "block*.attention.heads.key": "blocks.*.attn.key",
+                "block*.attention.heads.value": "blocks.*.attn.value",
+                "block*.attention.output": "blocks.*.attn.proj",
+                "block*.norm2": "blocks.*.norm2",
+                "block*.mlp.hidden": "blocks.*.mlp.fc1",
+                "block*.mlp.output": "blocks.*.mlp.fc2",
+                "head.norm": "norm",
+                "head.classes": "head",
+            }
+        ),
+        fused={"qkv": ("query", "key", "value")},
+        strange={"dist_token": DISTILLED},
+    ),
+)
+"""Hugging Face's ViT, also the one in which it keeps DeiT, and that of timm and DeiT's own code."""
 
 
 class Config(config.Model):

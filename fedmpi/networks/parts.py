@@ -15,8 +15,8 @@ Design
     What is frozen is drawn from the run's seed, which every client knows, or read from a file
     (`model.initial`). In the first case nothing is sent. In the second a client has to be sent the
     frozen part of its network once; `base` in a result counts these bytes (`results.tables`).
-    Tensors of a file are mapped into memory, so that the ranks of a node share one copy. What is
-    drawn lies in the memory of each rank.
+    Tensors of a safetensors file are mapped into memory, so that the ranks of a node share one
+    copy. What is drawn, or read from a result, lies in the memory of each rank.
     Methods that change the shape of a network (`config.Method.reshapes`) need all of its weights in
     w, and are refused beside frozen ones.
 """

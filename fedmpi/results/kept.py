@@ -30,8 +30,13 @@ from fedmpi.results import record
 from fedmpi.results.record import RecordError
 from fedmpi.weights import Tensors
 
-MODEL, MASK, OWN = "model", "mask", "own"
+MODEL, MASK, OWN = weights.MODEL, "mask", "own"
 """Groups of a result."""
+ORIGIN = (
+    *("identity", "settings", "data_sha256", "files_sha256", "code_sha256", "commit", "fedmpi"),
+    "torch",
+)
+"""Attributes of a result that a file of safetensors has, too: how the model came about."""
 FORMATS = {
     ".safetensors": re.compile(rb"[\s\S]{8}\{"),
     ".pt": re.compile(rb"PK"),
@@ -185,7 +190,7 @@ def export(path: Path, to: Path, client: int | None = None, merged: bool = False
         network = adapters.merged(module(path, client))
         tensors = {name: one.detach().numpy() for name, one in initial.tensors(network)}
     about = {"source": "fedmpi", "round": str(kept.round)}
-    about |= {name: str(kept.about[name]) for name in ("identity", "settings")}
+    about |= {name: str(kept.about[name]) for name in ORIGIN if name in kept.about}
     content = weights.written(tensors, about) if end == ".safetensors" else _torch(tensors)
     with draft(to, "--to", FORMATS[end]) as file:
         file.write(content)

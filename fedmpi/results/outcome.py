@@ -27,7 +27,9 @@ from fedmpi.training.probe import Overlap
 from fedmpi.training.theory import OF_CLIENTS, Terms
 from fedmpi.training.train import Trainer
 
-SPENT = ("flops", "work", "server_flops", "memory", "whole_flops", "whole_memory")
+SPENT = (
+    *("flops", "work", "server_flops", "memory", *tables.MEMORY, "whole_flops", "whole_memory"),
+)
 """Costs of a client's round on a device, as `burden` counts them; NaN without devices."""
 REPORT = np.dtype(
     [("client", "i8"), ("base", "i8")]
@@ -207,11 +209,11 @@ class Observer:
             return (np.nan,) * len(SPENT)
         burden, meter = burdens(t, client), self.meter
         whole = Burden(meter.whole, burden.samples, burden.batch)
-        behind = meter.behind(burden) if converses else 0.0
+        behind, memory = meter.behind(burden) if converses else 0.0, meter.memory(burden)
         faster = self.fleet.tier(client).faster(burden.bits) if self.fleet.tiers else 1.0
         return (
-            *(meter.flops(burden), meter.work(burden, faster), behind, meter.memory(burden)),
-            *(meter.flops(whole), meter.memory(whole)),
+            *(meter.flops(burden), meter.work(burden, faster), behind),
+            *(memory.total, *memory, meter.flops(whole), meter.memory(whole).total),
         )
 
     def _client_rows(
@@ -229,7 +231,7 @@ class Observer:
         personal = [self.evaluation.personal.get(client, np.nan) for client in clients.tolist()]
         for name, ours in (("loss", losses), ("personal", personal)):
             rows[name] = np.where(np.isnan(report[name]), ours, report[name])
-        for name in ("seconds", "flops", "memory", "whole_flops", "whole_memory"):
+        for name in ("seconds", "flops", "memory", *tables.MEMORY, "whole_flops", "whole_memory"):
             rows[name] = report[name]
         if verdict is not None:
             rows["accuracy"] = verdict.shards[clients]
@@ -262,7 +264,7 @@ class Observer:
         rows = tables.empty(tables.VARIANTS, len(found))
         for row, (variant, accuracy) in zip(rows, found, strict=True):
             sent = codec.pack([codec.Message(codec.EVERYONE, variant.blocks)]).bytes.sum()
-            costs = self.meter.flops(variant.burden), self.meter.memory(variant.burden)
+            costs = self.meter.flops(variant.burden), self.meter.memory(variant.burden).total
             row["round"], row["share"], row["clients"] = t, variant.share, variant.clients
             row["kind"] = variant.kind
             row["accuracy"], row["bytes"] = accuracy, sent

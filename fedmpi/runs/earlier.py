@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedmpi import config, provenance
+from fedmpi import config, datasets, provenance
 from fedmpi.config import Settings
 from fedmpi.data.files import DataError
 from fedmpi.results import record
@@ -85,7 +85,7 @@ def state(path: Path, settings: Settings) -> str | None:
     recorded = record.data_of(path) if found in record.FINISHED else ""
     if recorded:
         try:
-            here = config.module("data", settings.data.name).load(settings.data, settings.seed)
+            here = datasets.load(settings)
         except DataError:
             return found
         if here.sha256 != recorded:

@@ -373,6 +373,7 @@ class Job:
                 "hosts": [host[0].decode() for host in hosts],
                 "threads_per_rank": hardware.threads(engine.settings),
                 **({"server_threads": engine.threads} if settings.method.converses else {}),
+                **({"cut": engine.method.cut} if engine.method != settings.method else {}),  # type: ignore[attr-defined]
                 "device": str(engine.trainer.device),
                 "parameters": engine.flat.count,
                 **engine.about_data,

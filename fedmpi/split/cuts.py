@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi import config
-from fedmpi.config import ConfigError
+from fedmpi.clients.burden import Burden, Meter
+from fedmpi.clients.population import Population
+from fedmpi.config import ConfigError, Settings
 from fedmpi.messages.codec import Kind
 from fedmpi.networks.flat import Flat
+
+FIT = "fit"
+"""In place of a split point: the last one that fits the devices (see `fitted`)."""
 
 
 class Sections(NamedTuple):
@@ -53,7 +58,9 @@ class Cut(config.Method):
     """The settings of all methods that cut the network."""
 
     cut: str | None = None
-    """Split point: the last stage of the client's front. If absent, the first possible one."""
+    """Split point: the last stage of the client's front. If absent, the first possible one. fit:
+    the last one whose front, and tail, every client's device can train in its memory; one cut for
+    all clients. Devices that cannot even hold the front of the first one do not count."""
     tail: str | None = None
     """First stage of the client's tail, so that labels stay with the client. If absent, the rest of
     the network is the server's."""
@@ -70,6 +77,30 @@ class Cut(config.Method):
     def is_one(self) -> bool:
         """Whether there is one back for all clients; else one for each."""
         return True
+
+    def problems(self, settings: Settings) -> list[str]:
+        """Names a cut that no device decides."""
+        found = super().problems(settings)
+        if self.cut == FIT and not any(tier.memory for tier in settings.devices.tiers):
+            found.append("method.cut = 'fit': wanted devices.tiers with a memory, found none")
+        return found
+
+    def possible(self, flat: Flat) -> list[str]:
+        """The split points that leave the server a stage in front of the tail."""
+        names = [name for name, _ in flat.stages.named_children()]
+        end = names.index(self.tail) if self.tail in names else len(names)
+        return names[: end - 1]
+
+    def trained(self, flat: Flat, x: Tensor, classes: int, seed: int) -> Flat:
+        """What a client trains in front of the cut; a tail aside.
+
+        Args:
+            flat: the whole network.
+            x: samples, [N, ...].
+            classes: number of labels.
+            seed: seed of the run.
+        """
+        return self.parts(flat)[0]
 
     def parts(self, flat: Flat) -> tuple[Flat, Flat, Flat]:
         """The client's front, the server's back, and the client's tail, which may be empty.
@@ -112,6 +143,49 @@ class Cut(config.Method):
         _, back, _ = self.parts(flat)
         names = [name for name, _ in back.stages.named_children()]
         return None if self.tail is None else flat.split(names[-1])
+
+
+def fitted(
+    settings: Settings, flat: Flat, population: Population, shape: Sequence[int], classes: int
+) -> Settings:
+    """Returns settings with a split point where they want the last one that fits the devices.
+
+    All clients have the same cut, which the smallest device decides. It fits if training needs no
+    more memory than the device has, in the client's largest batch, without what a method prunes or
+    quantizes. Devices that are too small for the first split point do not count: the run is
+    refused, or they rest.
+
+    Args:
+        settings: of the run.
+        flat: the whole network.
+        population: the clients and their devices.
+        shape: shape of a sample.
+        classes: number of labels.
+    """
+    method = settings.method
+    if not isinstance(method, Cut) or method.cut != FIT:
+        return settings
+    meter, x = Meter(settings, tuple(shape), flat), torch.zeros(1, *shape)
+    limits = dict[float, int]()
+    for client, tier in population.fleet.owners():
+        if tier.memory is not None:
+            batch = min(settings.batch, int(population.sizes[client]))
+            limits[tier.memory] = max(batch, limits.get(tier.memory, 0))
+
+    def fits(one: Cut, memory: float, batch: int) -> bool:
+        front = one.trained(flat, x, classes, settings.seed)
+        return meter.memory(Burden(front, 1, batch, end=one.end(flat))).total <= memory
+
+    def at(cut: str | None) -> Cut:
+        return method.model_copy(update={"cut": cut})
+
+    points = [at(cut) for cut in method.possible(flat)] or [at(None)]
+    first = points[0]
+    if len(points) > 1:
+        able = [limit for limit in limits.items() if fits(first, *limit)]
+        deepest = (one for one in reversed(points) if all(fits(one, *limit) for limit in able))
+        first = next(deepest, first) if able else first
+    return settings.model_copy(update={"method": first})
 
 
 class Crossing(NamedTuple):

@@ -69,6 +69,7 @@ def _parts_of(
         (f"{unit} by phase, {_span(rounds)}", seconds),
         ("a split model, mean over the clients' rounds", _split(found)),
         ("simulated devices, mean over their clients' rounds", _devices(found)),
+        ("MiB of a client's training, the largest", _memory(found["clients"])),
         ("rounds", _trend(rounds)),
     ):
         if part is not None:
@@ -106,6 +107,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "files": "  ".join(f"{path} {hash}" for path, hash in record.files_of(about).items()),
         "model": about.get("model_sha256", "no hash before the end"),
         "kept": f"the model after round {about['kept_round'] + 1}" if "kept_round" in about else "",
+        "cut": f"{about['cut']}, the last that fits the devices" if "cut" in about else "",
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():
         if text:
@@ -484,6 +486,22 @@ def _devices(found: Mapping[str, np.ndarray]) -> RenderableType | None:
     total = duration(rounds["sim_seconds"].sum())
     remark = f"the whole run: {total} simulated, {rounds['sim_joules'].sum():.3g} J, {lost}"
     return Group(table, Text(remark, "dim"))
+
+
+def _memory(rows: np.ndarray) -> Table | None:
+    """Returns the parts of the largest memory of each kind of device, or of all clients."""
+    rows = rows[rows["round"] >= 0]
+    # Results of earlier versions lack the columns.
+    known = set(tables.MEMORY) <= set(rows.dtype.names or ())
+    if not known or not len(rows) or np.isnan(rows["memory"]).any():
+        return None
+    table = grid("tier", *(name.partition("_")[2] for name in tables.MEMORY), "all")
+    for tier in np.unique(rows["tier"]):
+        some = rows[rows["tier"] == tier]
+        most = some[some["memory"].argmax()]
+        cells = (f"{most[name]:.3g}" for name in (*tables.MEMORY, "memory"))
+        table.add_row(tier.decode() or "every client", *cells)
+    return table
 
 
 def _trend(rounds: np.ndarray) -> Table:

@@ -6,7 +6,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from fedmpi import config
+from fedmpi import config, datasets
 from fedmpi.clients import heterogeneity
 from fedmpi.clients.population import Population
 from fedmpi.clients.skew import Traits
@@ -47,7 +47,7 @@ def survey(settings: Settings, plot: Path | None, freeze: Path | None) -> None:
         try_out(plot, "--plot", PICTURES[plot.suffix.lower()])
     if freeze is not None:
         frozen.try_out(freeze)
-    data = config.module("data", settings.data.name).load(settings.data, settings.seed)
+    data = datasets.load(settings)
     population, traits = Population(settings, data), Traits(settings, data)
     counts = population.counts
     tests = np.array([len(shard) for shard in population.test_shards])

@@ -12,7 +12,7 @@ from fedmpi.engine import Engine
 from fedmpi.networks import pruning
 from fedmpi.networks.flat import Flat
 from tests.plain import CNN, METHODS, allowed, families, member, play
-from tests.small import small, sorts
+from tests.small import run, small, sorts
 
 DEVICE = "devices.tiers=[{gflops=1.0}]"
 
@@ -80,12 +80,46 @@ def test_activations_are_what_autograd_keeps() -> None:
 def test_memory_is_vectors_and_activations(words: tuple[str, ...], vectors: int) -> None:
     some = meter(nn.Sequential(nn.Flatten(), nn.Linear(128, 10)), *words)
     flat, inputs = some.whole, 6 * 128 * 4
-    assert some.memory(Burden(flat, 99, 6)) * MIB == vectors * 4 * 1290 + inputs
+    assert some.memory(Burden(flat, 99, 6)).total * MIB == vectors * 4 * 1290 + inputs
     kept = torch.zeros(1290)
     kept[:300] = 1
-    found = some.memory(Burden(flat, 99, 6, kept)) * MIB
+    found = some.memory(Burden(flat, 99, 6, kept)).total * MIB
     assert found == pytest.approx(vectors * 4 * 300 + 1290 / 8 + inputs)
-    assert some.memory(Burden(flat, 99, 3)) * MIB == vectors * 4 * 1290 + inputs / 2
+    assert some.memory(Burden(flat, 99, 3)).total * MIB == vectors * 4 * 1290 + inputs / 2
+
+
+PARTS = ("weights", "gradients", "optimizer", "activations")
+
+
+@pytest.mark.parametrize(
+    ("words", "held", "trained"),
+    [
+        ((), "all", 780 + 104 + 90),
+        (("model.train=head",), "all", 90),
+        (("model.train=adapters", "model.lora.rank=2"), "adapters", 2 * 76 + 2 * 20 + 90),
+        (("method.name=splitfed", "method.cut=hidden1"), "front", 780),
+        (("method.name=splitfed", "model.train=head", "method.cut=hidden1"), "front", 0),
+        (("method.name=splitfed", "method.tail=head"), "ends", 780 + 90),
+    ],
+)
+@pytest.mark.parametrize(("optimizer", "vectors"), [("sgd", 0), ("adam", 2)])
+def test_memory_by_part_is_by_hand(
+    words: tuple[str, ...], held: str, trained: int, optimizer: str, vectors: int
+) -> None:
+    """Of 64-12-8-10: all of it, a part that trains, adapters beside it, and what is cut off."""
+    layers = (64 * 12 + 12, 12 * 8 + 8, 8 * 10 + 10)
+    weights = {
+        "all": sum(layers),
+        "adapters": sum(layers) + 2 * (64 + 12) + 2 * (12 + 8),
+        "front": layers[0],
+        "ends": layers[0] + layers[2],
+    }[held]
+    rows = run(small(*words, DEVICE, "rounds=1", f"optimizer={optimizer}")).tables["clients"]
+    wanted = {"weights": weights, "gradients": trained, "optimizer": vectors * trained}
+    for part, count in wanted.items():
+        assert (rows[f"memory_{part}"] * MIB).tolist() == [4 * count] * len(rows), part
+    assert (rows["memory_activations"] > 0).all() or trained == 0
+    np.testing.assert_array_equal(sum(rows[f"memory_{part}"] for part in PARTS), rows["memory"])
 
 
 @pytest.mark.parametrize("name", METHODS)

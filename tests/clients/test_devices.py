@@ -312,7 +312,7 @@ def test_devices_that_are_too_small() -> None:
     """Where the whole network does not fit, its front may."""
     words = ("devices.tiers=[{name='big', share=0.6}, {name='tiny', share=0.4, memory=%s}]",)
     whole, front = (
-        engine.meter.memory(engine.clients.burden(0, 0))
+        engine.meter.memory(engine.clients.burden(0, 0)).total
         for engine in (Engine(small("model.hidden=[4,200]")), Engine(small(*SPLIT)))
     )
     assert front < whole / 4
@@ -324,10 +324,11 @@ def test_devices_that_are_too_small() -> None:
         client = int(problem.split("client ")[1].split(" ")[0])
         assert Fleet(small(between)).tier(client).name == "tiny"
         assert "is a 'tiny': wanted at most its memory" in problem
-        assert f"found {whole:.3g} MiB for training with batch = 16" in problem
-        assert "a method that splits the model, or devices.unfit = 'rest'" in problem
+        assert f"found {whole:.3g} MiB (weights " in problem
+        assert ") for training with batch = 16; possible: more memory" in problem
+        assert "a method that splits the model, training a part of the model (model." in problem
     assert len(list(play(Engine(small(*SPLIT, between))))) == 2
-    with pytest.raises(ConfigError, match="an earlier cut, or"):
+    with pytest.raises(ConfigError, match="an earlier cut, training a part of the model"):
         Engine(small(*SPLIT, words[0] % (front / 2)))
 
 
@@ -379,6 +380,38 @@ def test_the_others_are_those_of_a_run_without_the_resting_ones() -> None:
     list(play(plainly))
     assert [plainly.population.sample(t) for t in range(3)] == [tuple(others)] * 3
     assert engine.model_sha256() == plainly.model_sha256() != run(small("rounds=3"))
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("model.train=adapters", "model.lora.rank=2"),
+        ("method.name=splitfed", "method.cut=embed"),
+        ("method.name=splitfed", "method.cut=block1", "model.train=adapters", "model.lora.rank=1"),
+    ],
+    ids=["adapters", "split", "both"],
+)
+def test_devices_too_small_for_a_transformer_train_adapters_or_its_front(
+    way: tuple[str, ...],
+) -> None:
+    vit = ("model.name=vit", "model.width=64", "model.heads=2", "model.depth=4", "optimizer=adam")
+    vit = (*vit, "batch=4", "rounds=1", "clients=4")
+    whole, less = (
+        engine.meter.memory(engine.clients.burden(0, 0))
+        for engine in (Engine(small(*vit)), Engine(small(*vit, *way)))
+    )
+    assert less.total < whole.total / 2
+    if "model.lora.rank=2" in way:  # it saves gradients and the optimizer's state, and no weights
+        assert less.weights > whole.weights and less.optimizer < whole.optimizer / 10
+    limit = (less.total + whole.total) / 2
+    tiers = f"devices.tiers=[{{name='big',share=0.5}},{{name='tiny',share=0.5,memory={limit}}}]"
+    with pytest.raises(ConfigError, match=r"is a 'tiny': wanted at most .* \(weights .*optimizer"):
+        Engine(small(*vit, tiers))
+    rows = run(small(*vit, tiers, *way)).tables["clients"]
+    assert set(rows["tier"]) == {b"big", b"tiny"}
+    assert (rows["memory"] <= limit).all() and (rows["whole_memory"] >= less.total).all()
+    alone = run(small(*vit, tiers, "devices.unfit=rest")).tables["clients"]
+    assert set(alone["tier"]) == {b"big"}
 
 
 def test_not_all_devices_may_rest(tmp_path: Path) -> None:

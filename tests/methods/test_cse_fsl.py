@@ -7,6 +7,7 @@ import pytest
 from mpi4py import MPI
 
 from fedmpi.engine import Engine
+from fedmpi.methods import cse_fsl
 from tests import plain
 from tests.plain import play
 from tests.small import refusal, run, small
@@ -43,7 +44,7 @@ def rounds(engine: Engine) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, f
     settings, feed, population = engine.settings, engine.trainer.feed, engine.population
     every, about = settings.method.every, (settings.lr, settings.momentum)
     w = cut(engine.flat.initial.numpy(), SHAPES)
-    head = engine.method.head(engine.trainer).initial.numpy()
+    head = engine.method.head(*cse_fsl.about(engine.trainer)).initial.numpy()
     shared = [*w[:2], *cut(head, ((10, 12), (10,)))]
     back = w[2:]
     for t in range(settings.rounds):

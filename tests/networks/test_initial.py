@@ -1,5 +1,6 @@
-"""Initial weights from a file: of our names and of torchvision's; and what does not fit."""
+"""Initial weights from files of our names and torchvision's, and from results."""
 
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from fedmpi import models, weights
 from fedmpi.config import ConfigError
 from fedmpi.errors import BadInput
 from fedmpi.networks import initial
+from fedmpi.results import kept
+from fedmpi.runs import launch
+from fedmpi.runs.job import Job
 from tests.small import refusal, run, small
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv(launch.PROGRESS, "0")
 
 
 def build(*words: str, shape: tuple[int, ...] = (1, 8, 8)) -> nn.Sequential:
@@ -44,6 +54,33 @@ def test_a_run_begins_with_the_weights_of_the_file(tmp_path: Path) -> None:
         is_fresh = name.startswith(("dense.", "head."))
         wanted = before[name] if is_fresh else torch.from_numpy(given[name])
         assert torch.equal(tensor, wanted), name
+
+
+def test_a_run_begins_with_the_model_that_a_result_keeps(tmp_path: Path) -> None:
+    """It has the tensors of the file that is made of it, and another identity."""
+    Job().run(small(*CNN), tmp_path / "a.h5")
+    kept.export(tmp_path / "a.h5", tmp_path / "a.safetensors")
+    of_result, of_file = (
+        small(*CNN, f"model.initial={tmp_path / name}") for name in ("a.h5", "a.safetensors")
+    )
+    one, same = run(of_result), run(of_file)
+    assert one.sha256 == same.sha256
+    assert of_result.identity() != of_file.identity()
+    given = kept.read(tmp_path / "a.h5").model
+    built_of = dict(initial.tensors(models.build(of_result.model, (1, 8, 8), 10, 1)))
+    assert given.keys() == built_of.keys()
+    for name, tensor in built_of.items():
+        np.testing.assert_array_equal(tensor.detach().numpy(), given[name])
+
+
+def test_a_result_without_a_model_is_refused(tmp_path: Path) -> None:
+    Job().run(small("keep=none"), tmp_path / "a.h5")
+    with pytest.raises(BadInput, match="found one without a model; a finished run with keep"):
+        build(f"model.initial={tmp_path / 'a.h5'}")
+    content = (tmp_path / "a.h5").read_bytes()
+    (tmp_path / "a.h5").write_bytes(content[: len(content) // 2])
+    with pytest.raises(BadInput, match=r"or a result, found another one, or a damaged one$"):
+        build(f"model.initial={tmp_path / 'a.h5'}")
 
 
 def test_training_begins_there_and_leaves_the_file_as_it_is(tmp_path: Path) -> None:

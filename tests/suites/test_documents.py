@@ -228,6 +228,14 @@ def agent(words: list[str]) -> None:
     invoke(main, ["agent", *given, *SMALL, "--episodes", "25", "--out", str(found["out"])])
 
 
+def pretrain(words: list[str]) -> None:
+    """A model that has hardly learnt."""
+    found = parsed(*words[1:])
+    given = found["words"]
+    assert isinstance(given, tuple)
+    invoke(main, ["pretrain", *given, *smaller(given), "--to", str(found["to"])])
+
+
 def bench(words: list[str]) -> None:
     """Nothing is timed, but options have to be valid, and what they name has to be there.
 
@@ -338,6 +346,7 @@ RULES: dict[str, Callable[[list[str]], None]] = {
     r"fedmpi doctor\b.*": doctor,
     r"fedmpi data fetch .*": fetch,
     r"fedmpi agent\b.*": agent,
+    r"fedmpi pretrain\b.*": pretrain,
     r"fedmpi bench \w+.*": bench,
     r"python -m analysis\.\w+ .*": analysis,
     r"python -m pytest\b.*": suite,

@@ -303,7 +303,7 @@ def test_memory_has_gradients_and_optimiser_of_what_trains_alone() -> None:
     engine = Engine(small("model.train=[hidden2,head]", "optimizer=adam"))
     x = torch.zeros(16, 1, 8, 8)
     trained, frozen = 12 * 8 + 8 + 8 * 10 + 10, 64 * 12 + 12
-    found = engine.meter.memory(Burden(engine.flat, 1, 16)) * 2**20
+    found = engine.meter.memory(Burden(engine.flat, 1, 16)).total * 2**20
     assert found == 16 * trained + 4 * frozen + activations(engine.flat, x)
     # Inputs of hidden2 and head, as autograd keeps them, and their ReLU; none of the frozen front.
     assert activations(engine.flat, x) <= 4 * 16 * (12 + 8 + 8 + 64)

@@ -35,7 +35,7 @@ def test_lists_fit_and_are_plain(
     assert "…" not in found, "nothing is cut off"
 
 
-NESTED = ("model.lora", "model.bottleneck")
+NESTED = ("model.lora", "model.bottleneck", "data.only")
 """Settings that are tables; theirs are described in their place."""
 
 

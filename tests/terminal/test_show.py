@@ -215,6 +215,26 @@ def test_devices(said: Any) -> None:
     assert max(map(len, said(show_result, path).splitlines())) <= 80
 
 
+def test_memory_by_part_of_the_client_that_needs_most(said: Any) -> None:
+    path, title = write(Path("a.h5"), 3, once=True), "MiB of a client's training, the largest"
+    assert title not in said(show_result, path)
+    with h5py.File(path, "r+") as file:
+        clients = file["clients"][:]
+        clients["tier"] = np.where(clients["client"] < 2, b"sensor", b"phone")
+        for factor, part in enumerate(("weights", "gradients", "optimizer", "activations"), 1):
+            clients[f"memory_{part}"] = factor * clients["client"]
+        clients["memory"] = 10.0 * clients["client"]
+        file["clients"][:] = clients
+    assert table(said(show_result, path), title) == [
+        ["tier", "weights", "gradients", "optimizer", "activations", "all"],
+        ["phone", "4", "8", "12", "16", "40"],
+        ["sensor", "1", "2", "3", "4", "10"],
+    ]
+    with h5py.File(path, "r+") as file:
+        file["clients"]["tier"] = b""
+    assert table(said(show_result, path), title)[1] == ["every client", "4", "8", "12", "16", "40"]
+
+
 def test_a_split_model_beside_the_whole_one(said: Any) -> None:
     path = write(Path("a.h5"), 3, once=True)
     title = "a split model, mean over the clients' rounds"

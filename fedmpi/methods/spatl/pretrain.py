@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmpi import config, loading, models, words
+from fedmpi import config, datasets, loading, models, words
 from fedmpi.clients.population import Population
 from fedmpi.config import ConfigError, Settings, Tree
 from fedmpi.draft import try_out
@@ -56,7 +56,7 @@ class Lab:
         settings: Any = loading.load({**tree, **alone})
         self.settings: Settings = settings
         hardware.use_threads(hardware.threads(settings))
-        data = config.module("data", settings.data.name).load(settings.data, settings.seed)
+        data = datasets.load(settings)
         population = Population(settings, data)
         if not len(population.held_out):
             raise ConfigError(
