@@ -36,6 +36,7 @@ MAGIC, VERSION = 0x49504D46, 2
 BUFFER = struct.Struct("<IHHIIQ")
 MESSAGE = struct.Struct("<IId")
 BLOCK = struct.Struct("<BBBBIQQff")
+_SCALE = struct.Struct("<ff")
 
 
 class WireError(ValueError):
@@ -325,6 +326,8 @@ def _read_block(reader: _Reader, row: list[int]) -> Block:
         raise WireError(f"codes of {bits} bits in coding {coding}")
     if coding != Coding.CODES and (low or step):
         raise WireError(f"a scale of {low}, {step} without codes")
+    if low != low or step != step:
+        _check_nan(reader, low, step)
     if coding == Coding.NONE and places == Places.AGREED:
         raise WireError("a block with neither values nor positions")
     indices = _read_places(reader, row, places, size, count, length)
@@ -339,6 +342,12 @@ _PADDING = [bytes(length) for length in range(8)]
 _KINDS = {int(kind): kind for kind in Kind if kind != Kind.HEADER}
 _CODINGS = {int(coding): coding for coding in Coding}
 _PLACES = {int(places): places for places in Places}
+
+
+def _check_nan(reader: _Reader, low: float, step: float) -> None:
+    """Refuses a signalling NaN in the scale of the head just read: it cannot be written again."""
+    if _SCALE.pack(low, step) != bytes(reader.view[reader.at - _SCALE.size : reader.at]):
+        raise WireError("a scale with a signalling NaN")
 
 
 def _check_weight(weight: float) -> None:

@@ -609,6 +609,20 @@ def test_bits_behind_the_last_code(bits: int) -> None:
             unpack(damaged)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_scale_that_cannot_be_written_again(place: int) -> None:
+    """A quiet NaN stands for values that are none; reading makes a signalling one quiet."""
+    scale = Scale(*(float("nan") if number == place else 0.5 for number in (0, 1)))
+    data = pack([Message(0, [coded.block(Kind.GRADIENT, 3, np.arange(3), 2, scale)])]).data
+    (message,), _ = unpack(data)
+    assert np.isnan(message.blocks[0].scale[place])
+    assert pack([message]).data.tobytes() == data.tobytes()
+    at = BUFFER.size + MESSAGE.size + BLOCK.size - 8 + 4 * place
+    data[at : at + 4].view("<u4")[:] = 0x7FAB0001
+    with pytest.raises(WireError, match="signalling"):
+        unpack(data)
+
+
 def test_a_vector_of_4_gi_elements_costs_nothing_but_its_values() -> None:
     """A large `size` alone allocates nothing, in a buffer that claims a bitmap even less."""
     block = Block(Kind.MODEL, 2**32 - 1, Coding.F4, np.ones(2, "f4"), places(0, 2**32 - 2))
