@@ -2,7 +2,7 @@
 
 A run writes a checkpoint after every round. It is killed by SIGKILL at a random call of a function
 in `results`, `runs` or the engine, or of what these call, such as a write, an fsync or a rename:
-half of the times at one that concerns checkpoints, also in the thread that writes them. It is
+every other time at one that concerns checkpoints, also in the thread that writes them. It is
 started again, on another number of ranks, of which one is killed, or all at their own moments, and
 so on. Whatever happens, it ends with the model and the tables of a run that nobody killed, and
 leaves nothing else behind.
@@ -215,10 +215,10 @@ class Case:
         """
         random = np.random.default_rng([seed, list(CASES).index(self.name)])
         folder = self.wanted.with_suffix("")
-        path, tally, is_over = folder / "killed.h5", Tally(), False
+        path, tally, is_over, is_saving = folder / "killed.h5", Tally(), False, False
         folder.mkdir()
         while not is_over:
-            size, is_saving = int(random.choice(ranks)), random.random() < 0.5
+            size, is_saving = int(random.choice(ranks)), not is_saving
             places = [int(random.integers(size))] if random.random() < 0.75 else range(size)
             last, sign = (self.saving, -1) if is_saving else (self.calls, 1)
             moments = {place: sign * int(random.integers(1, last)) for place in places}

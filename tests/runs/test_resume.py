@@ -431,5 +431,7 @@ def test_a_run_that_is_killed_at_any_moments_ends_alike(name: str, tmp_path: Pat
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    last = done.stdout.splitlines()[-1]
-    assert re.match(r"all: 5 kills .* all models and tables equal", last), last
+    *lines, last = done.stdout.splitlines()
+    assert lines and all("models and tables equal" in line for line in lines)
+    found = re.match(r"all: 5 kills \((\d+) in checkpoints, .*\), (\d+) runs? ended", last)
+    assert found and int(found[1]) > 0 and int(found[2]) == len(lines), last
