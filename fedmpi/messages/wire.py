@@ -104,6 +104,7 @@ class Wire:
         up_between: those of `up` that are for a rank on another node.
         down_between: those of `down` that are from a rank on another node.
         nodes: number of each rank's node.
+        is_one_node: whether all ranks are on one node.
 
     Args:
         clock: of this rank.
@@ -126,7 +127,7 @@ class Wire:
         self.known: list[Line] = []
         if nodes is None:
             nodes = self.node.numbers if self.size > 1 else [0]
-        self.nodes = list(nodes)
+        self.nodes, self.is_one_node = list(nodes), len(set(nodes)) == 1
         self.reset()
 
     def reset(self) -> None:
@@ -173,7 +174,7 @@ class Wire:
                 if way == "blocks":
                     self._tell_blocks(found, words)
                 else:
-                    self._tell(found, words)
+                    self._tell(self.comm, found, words)
         self.got(found.nbytes, source)
         return found
 
@@ -233,7 +234,7 @@ class Wire:
             for wave in _waves(counts):
                 send = None if data is None else [wave.whole(data), wave.layout, MPI.UINT64_T]
                 part = [wave.piece(mine, self.rank), MPI.UINT64_T]
-                self._run("scatterv", send, part)
+                self._run(self.comm, "scatterv", send, part)
         self.got(mine.nbytes)
         return mine
 
@@ -367,8 +368,7 @@ class Wire:
                 if data is not None:
                     found[:] = data
             if node.is_leader:
-                for wave in _waves(np.array([words])):
-                    node.leaders.Ibcast([wave.piece(found), MPI.UINT64_T], ROOT).Wait()
+                self._tell(node.leaders, found, words)
             node.down.sync()
             node.comm.Barrier()
             node.down.sync()
@@ -383,17 +383,17 @@ class Wire:
             pending.append(self.comm.Ibcast([block.piece(data), MPI.UINT64_T], ROOT))
         MPI.Request.Waitall(pending)
 
-    def _tell(self, data: np.ndarray, words: int) -> None:
-        """Broadcasts the root's bytes to all ranks."""
+    def _tell(self, comm: MPI.Intracomm, data: np.ndarray, words: int) -> None:
+        """Broadcasts the root's bytes to all ranks of a communicator."""
         for wave in _waves(np.array([words])):
-            self._run("bcast", [wave.piece(data), MPI.UINT64_T])
+            self._run(comm, "bcast", [wave.piece(data), MPI.UINT64_T])
 
-    def _run(self, name: str, *buffers: object) -> None:
+    def _run(self, comm: MPI.Intracomm, name: str, *buffers: object) -> None:
         """Makes a collective with the root, in the way that is faster here."""
-        if len(set(self.nodes)) == 1:
-            getattr(self.comm, name.capitalize())(*buffers, ROOT)
+        if self.is_one_node:
+            getattr(comm, name.capitalize())(*buffers, ROOT)
         else:
-            getattr(self.comm, f"I{name}")(*buffers, ROOT).Wait()
+            getattr(comm, f"I{name}")(*buffers, ROOT).Wait()
 
     def _meet(self, phase: Phase, count: int = 0) -> np.ndarray:
         """Waits for all ranks without taking the core of a rank that still works.
@@ -426,7 +426,7 @@ class Wire:
             for wave in _waves(counts):
                 receive = [wave.whole(inbox), wave.layout, MPI.UINT64_T] if self.is_root else None
                 part = [wave.piece(data, self.rank), MPI.UINT64_T]
-                self._run("gatherv", part, receive)
+                self._run(self.comm, "gatherv", part, receive)
         return pieces
 
     def _counts(self, data: np.ndarray, lengths: Sequence[int]) -> np.ndarray:

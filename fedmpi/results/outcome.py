@@ -27,9 +27,7 @@ from fedmpi.training.probe import Overlap
 from fedmpi.training.theory import OF_CLIENTS, Terms
 from fedmpi.training.train import Trainer
 
-SPENT = (
-    *("flops", "work", "server_flops", "memory", *tables.MEMORY, "whole_flops", "whole_memory"),
-)
+SPENT = ("flops", "work", "server_flops", "memory", *tables.MEMORY, "whole_flops", "whole_memory")
 """Costs of a client's round on a device, as `burden` counts them; NaN without devices."""
 REPORT = np.dtype(
     [("client", "i8"), ("base", "i8")]

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-from fedmpi import config
+from fedmpi import config, weights
 from fedmpi import draft as draft_of
 from fedmpi.draft import draft
 from fedmpi.errors import BadInput, Failure, number, sentence, told
@@ -55,10 +55,8 @@ BEST = "best_round"
 """An attribute that comes with the first validation accuracy."""
 SUFFIXES = (".h5", ".hdf5")
 """Ends of the names of results, in upper or lower case."""
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
-"""The first bytes of an HDF5 file,"""
-BEGINS = re.compile(re.escape(SIGNATURE))
-"""as `draft` wants them."""
+BEGINS = re.compile(re.escape(weights.RESULT))
+"""The first bytes of a result, as `draft` wants them."""
 METADATA, CHUNK = 1 << 16, 1024
 """Bytes for metadata, and rows of a table in one chunk: few chunks need little metadata."""
 MARGIN = 3 * METADATA
@@ -625,7 +623,7 @@ def is_result(path: Path) -> bool:
         if not os.path.isfile(path):  # what comes through a pipe comes once
             return False
         with path.open("rb") as file:
-            return file.read(len(SIGNATURE)) == SIGNATURE
+            return file.read(len(weights.RESULT)) == weights.RESULT
     except OSError:
         return False
 
