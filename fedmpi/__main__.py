@@ -296,6 +296,7 @@ def _run(
     path = earlier.place(out, settings)
     state = earlier.state(path, settings)
     if state is not None and state in FINISHED and not again:
+        earlier.tidy(path)
         print(f"{path}: {''.join(earlier.verdict(path, state))}", file=sys.stderr)
         return
     begin(path).release()

@@ -180,6 +180,11 @@ def take(path: Path, say: Callable[[str], None] = lambda text: None) -> Lease:
         return Lease(path, mine)
 
 
+def is_there(path: Path) -> bool:
+    """Whether a result has a lock, be it left behind."""
+    return os.path.lexists(_lock(path.resolve() if path.is_symlink() else path))
+
+
 def holder(path: Path) -> Holder | None:
     """Returns who writes a result, as far as one can tell at once; None if nobody does."""
     try:

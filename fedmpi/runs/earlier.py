@@ -17,7 +17,8 @@ from typing import Any
 from fedmpi import config, datasets, provenance
 from fedmpi.config import Settings
 from fedmpi.data.files import DataError
-from fedmpi.results import record
+from fedmpi.errors import BadInput
+from fedmpi.results import checkpoint, lease, record
 from fedmpi.results.record import RecordError
 
 
@@ -39,6 +40,18 @@ def place(out: Path, settings: Settings) -> Path:
     found = {file: status for file in same if (status := _state(file, identity)) is not None}
     done = (file for file, status in found.items() if status in record.FINISHED)
     return next(done, next(iter(found), path))
+
+
+def tidy(path: Path) -> None:
+    """Removes what is left beside a finished result by a job that was killed at its very end.
+
+    These are checkpoints and the lock. If another job holds the lock, or nothing can be written
+    there, they stay.
+    """
+    is_left = checkpoint.folder_of(path).exists() or lease.is_there(path)
+    if is_left and lease.holder(path) is None:
+        with suppress(BadInput), lease.take(path):
+            checkpoint.remove(path)
 
 
 def _results(out: Path, method: str, identity: str) -> list[Path]:

@@ -267,6 +267,7 @@ class Job:
             return None, None
         state = earlier.state(path, settings)
         if state in record.FINISHED and not again:
+            earlier.tidy(path)
             return None, state
         held = stack.enter_context(record.begin(path, self._say))
         # Another job may just have finished it.

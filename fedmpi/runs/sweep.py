@@ -199,6 +199,7 @@ class Sweep:
         found = {}
         for number, state in before.items():
             if state in record.FINISHED:
+                earlier.tidy(self.path(number))
                 found[number], more = earlier.verdict(self.path(number), state)
                 if more:
                     self._say(number, f"{found[number]}{more}")

@@ -286,6 +286,36 @@ def test_again_begins_anew(tmp_path: Path, after: Callable[..., None]) -> None:
     assert path.stat().st_mtime_ns != before
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fedmpi.results.lease import Lease
+from fedmpi.runs.job import Job
+from tests.small import small
+Lease.release = lambda lease: os.kill(os.getpid(), signal.SIGKILL)
+Job().run(small(*sys.argv[2:]), Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("how", ["run", "run --ranks 2", "sweep --ranks 2"])
+def test_what_a_kill_at_the_very_end_leaves_is_cleared_away(how: str, tmp_path: Path) -> None:
+    """The run is done; its checkpoints and its lock are there, until somebody asks for it again."""
+    words = [*FEW, "checkpoint.every=1"]
+    path = earlier.place(tmp_path, small(*words))
+    program = [sys.executable, "-c", KILLED, str(path), *words]
+    done = subprocess.run(program, cwd=ROOM, env=launch.plain(os.environ))
+    assert done.returncode == -signal.SIGKILL and content(path)[0]["status"] == "done"
+    left = {path, checkpoint.folder_of(path), path.with_name(f"{path.name}.lock")}
+    assert set(tmp_path.iterdir()) == left
+    (command, *ranks), file = how.split(), tmp_path.with_suffix(".toml")
+    rows = [f"{name} = {json.dumps(value)}" for name, value in loading.leaves(SMALL)]
+    file.write_text("\n".join(["[base]"] * (command == "sweep") + rows))
+    given = [command, str(file), *words, "--out", str(tmp_path), *ranks]
+    found = CliRunner().invoke(main, given)
+    assert found.exit_code == 0 and "done already" in found.stderr
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_checkpoint_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
     settings, path = small(*FEW, *AT_ONCE, "checkpoint.every=1"), tmp_path / "x.h5"
     checkpoint.folder_of(path).write_text("")
