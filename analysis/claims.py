@@ -117,9 +117,13 @@ def judged(studies: Iterable[Study], results: Results) -> pd.DataFrame:
     A claim has a row for each accuracy or direction of bytes by which it is measured, and for each
     setting besides the seed in which its runs differ. Where there are runs of the paper's own size,
     those of other sizes have none.
+
+    Raises:
+        ClaimError: for a claim that names a setting that there is not.
     """
     rows = []
     for study in studies:
+        study.check(frames.settings(results.runs))
         for claim in study.claims:
             for by in claim.by:
                 findings = _findings(study, claim, by, results)
@@ -773,10 +777,9 @@ def main(
     """
     terminal.be_lenient()
     try:
-        studies = statements.read(files or (CLAIMS,))
+        rows = judged(statements.read(files or (CLAIMS,)), Results(paths))
     except statements.ClaimError as error:
         raise click.UsageError(str(error)) from None
-    rows = judged(studies, Results(paths))
     if out is not None:
         if not rows["dots"].map(len).any():
             raise click.UsageError(f"--out {out}: wanted results of which a claim is measured")

@@ -205,7 +205,49 @@ def test_a_setting_of_the_method_that_is_not_set_is_a_difference(
     tree = settings("ssfl", sparsity=0.5, **given)
     write(tmp_path / "a.h5", tree, rounds([0.3, 0.7, 0.9]), train_samples=100)
     lines = [ACCURACY, SSFL, f"published = 0.9\nspread = 0.02\nown.method.bits = {wanted}\n"]
-    assert one(tmp_path, tmp_path / "a.h5", *lines)["size"] == size
+    of_another = SWEEP + "method.bits = 4\n"  # of the size that stands last
+    assert one(tmp_path, tmp_path / "a.h5", *lines, sweep=of_another)["size"] == size
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "near"),
+    [
+        (
+            "runs = {{ method.name = 'ssfl', {} = [0.5, 'unset'] }}",
+            "method.sparsty",
+            "method.sparsity",
+        ),
+        ("against = {{ method.name = 'fedavg', {} = 'iid' }}", "partition.nme", "partition.name"),
+        ("against = {{ {} = 'iid' }}", "partition", "partition.name"),
+        ("tuned = ['{}']", "lrr", "lr"),
+        ("equal = ['{}']", "method.sparcity", "method.sparsity"),
+        ("own.{} = 0.5", "method.spasity", "method.sparsity"),
+    ],
+)
+@pytest.mark.parametrize("results", [True, False])
+def test_a_setting_that_there_is_not_is_an_error(
+    tmp_path: Path, folder: Path, results: bool, key: str, path: str, near: str
+) -> None:
+    """Whether or not there are results; it would select all runs, or be left out."""
+    line = key.format(path)
+    others = [one for one in (SSFL, FEDAVG) if one.split()[0] != line.split()[0]]
+    file = stated(tmp_path, ACCURACY, *others, line, "\npublished = 0.1\nspread = 0.1\n")
+    given = [folder] if results else []
+    result = run(claims.main, *given, "--claims", file)
+    words = f"{file}: SSFL: 'it is so': {line.split()[0].split('.')[0]}: no setting {path!r} in"
+    assert result.exit_code == 2
+    output = " ".join(result.output.split())
+    assert words in output and output.endswith(f"do you mean {near}?")
+
+
+def test_settings_of_results_alone_are_known(tmp_path: Path, folder: Path) -> None:
+    """Defaults need not stand in the sweep; without results they are not known."""
+    lines = (ACCURACY, SSFL, "published = 0.1\nspread = 0.1\nequal = ['method.bits']\n")
+    tree = settings("ssfl", sparsity=0.5, bits=8, seed=9)
+    write(folder / "another.h5", tree, rounds([0.3, 0.7, 0.9]), train_samples=100)
+    assert not judged(tmp_path, folder, *lines).empty
+    with pytest.raises(statements.ClaimError, match=r"no setting 'method\.bits'"):
+        judged(tmp_path, None, *lines)
 
 
 def test_of_unknown_size_is_not_of_the_papers_own(tmp_path: Path) -> None:
