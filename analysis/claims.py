@@ -39,6 +39,7 @@ REPRODUCED, DIRECTION, NOT_REACHED, NOT_RUN = VERDICTS = (
     "not run",
 )
 DIVERGED = "diverged"
+METHOD = "method.name"
 ENDS, ENDED = "target", f"{frames.ABOUT}ended"
 """Setting of an accuracy at which a run ends, and column that says whether it did."""
 ROUNDS = "rounds"
@@ -117,9 +118,13 @@ def judged(studies: Iterable[Study], results: Results) -> pd.DataFrame:
     A claim has a row for each accuracy or direction of bytes by which it is measured, and for each
     setting besides the seed in which its runs differ. Where there are runs of the paper's own size,
     those of other sizes have none.
+
+    Raises:
+        ClaimError: for a claim that names a setting that there is not.
     """
     rows = []
     for study in studies:
+        study.check(frames.settings(results.runs))
         for claim in study.claims:
             for by in claim.by:
                 findings = _findings(study, claim, by, results)
@@ -143,6 +148,8 @@ class Finding:
     Attributes:
         figures: the figure of each seed, or of each seed those of an order; NaN if not reached.
         bounded: seeds whose figure is a bound: what they are compared with reached no target.
+        alone: seeds without figure, since what is to be compared was not run with them.
+        missing: methods with which it is to be compared, but of which there are no runs.
         runs: the runs of it, those that they are compared with included.
         reached: the paths of those that reached the target.
         where: settings that tell it from other findings of the claim.
@@ -153,6 +160,8 @@ class Finding:
 
     figures: dict[Any, Any] = field(default_factory=dict)
     bounded: set[Any] = field(default_factory=set)
+    alone: set[Any] = field(default_factory=set)
+    missing: list[str] = field(default_factory=list)
     runs: list[Mapping[Any, Any]] = field(default_factory=list)
     reached: set[str] = field(default_factory=set)
     where: str = ""
@@ -180,9 +189,7 @@ def _findings(study: Study, claim: Claim, by: tuple[str, str], results: Results)
     found = [_finding(study, claim, by, results, some) for some in groups]
     heads = [some.iloc[0].to_dict() for some in groups]
     differing = [
-        name
-        for name in told
-        if name != "method.name" and len({_key(head, [name]) for head in heads}) > 1
+        name for name in told if name != METHOD and len({_key(head, [name]) for head in heads}) > 1
     ]
     for one, some in zip(found, groups, strict=True):
         best = one.runs[0] if one.runs else some.iloc[0].to_dict()
@@ -293,7 +300,9 @@ class _Measured:
     ) -> Variant:
         """Returns the variant with the best mean among the given seeds, or all of its own.
 
-        Reaching a target with more seeds is better than reaching it sooner.
+        Reaching a target with more of its seeds is better than reaching it sooner. Of variants of
+        the claim's own runs, with no given seeds, those with more seeds come first: a lucky seed
+        is no best value. What they are compared with may lack seeds and be the strongest.
 
         Raises:
             Lacking: if none can be measured.
@@ -315,12 +324,13 @@ class _Measured:
                     variants.append(Variant(list(records.values()), readings))
         if not variants:
             raise Lacking(lacking)
-        return max(variants, key=self._strength)
+        return max(variants, key=lambda one: self._strength(one, bool(seeds)))
 
-    def _strength(self, variant: Variant) -> tuple[int, float]:
+    def _strength(self, variant: Variant, is_other: bool) -> tuple[float, float]:
         values = [one.value for one in variant.readings.values() if not np.isnan(one.value)]
         sign = 1 if self.claim.better == "higher" else -1
-        return len(values), sign * float(np.mean(values)) if values else -np.inf
+        known = len(values) / (len(variant.readings) if is_other else 1)
+        return known, sign * float(np.mean(values)) if values else -np.inf
 
     def reading(self, run: Mapping[Any, Any]) -> Reading:
         """Returns what is measured of a run.
@@ -448,18 +458,16 @@ def _add_comparison(
     found: Finding, claim: Claim, measured: _Measured, ours: Variant, alike: pd.DataFrame
 ) -> None:
     """Compares runs with the strongest of others, seed by seed."""
-    groups = [
-        group
-        for selector in claim.against
-        for group in _grouped(matching(alike, selector), measured.results.names)
-    ]
+    some = [matching(alike, selector) for selector in claim.against]
+    groups = [group for one in some for group in _grouped(one, measured.results.names)]
+    found.missing = _missing(claim.against, some)
     wanted = "; ".join(statements.label(one) for one in claim.against)
     found.add(ours)
     if not groups:
         raise Lacking(f"{NO_OTHER}: {wanted}")
     theirs = measured.strongest(groups, (), list(ours.readings))
     found.add(theirs)
-    paths = dict.fromkeys(("method.name", *claim.selected))
+    paths = dict.fromkeys((METHOD, *claim.selected))
     found.against = label(theirs.runs[0], [path for path in paths if path in theirs.runs[0]])
     for seed, one in ours.readings.items():
         if np.isnan(one.value):
@@ -471,8 +479,16 @@ def _add_comparison(
         elif not np.isnan(other.bound) and claim.form in ("factor", "saved"):
             found.figures[seed] = _compared(claim.form, one.value, other.bound)
             found.bounded.add(seed)
+    found.alone = set(ours.readings) - set(found.figures)
     if not found.figures:
         raise Lacking(f"no common seed with {found.against}")
+
+
+def _missing(selectors: Iterable[Selector], found: Iterable[pd.DataFrame]) -> list[str]:
+    """Returns the methods that selectors name, and of which they selected no run."""
+    wanted = dict.fromkeys(name for one in selectors for name in one.get(METHOD, ()))
+    present = {name for runs in found for name in runs.get(METHOD, ())}
+    return [name for name in wanted if name not in present]
 
 
 def _add_order(
@@ -490,6 +506,7 @@ def _add_order(
         raise Lacking("no seed that all have in common")
     for one in variants:
         found.add(one)
+    found.alone = set.union(*(set(one.readings) for one in variants)) - seeds
     for seed in sorted(seeds):
         found.figures[seed] = tuple(one.readings[seed].value for one in variants)
 
@@ -507,6 +524,8 @@ def _row(study: Study, claim: Claim, by: tuple[str, str], found: Finding) -> dic
     values = [found.figures[seed] for seed in sorted(found.figures)]
     mean, std = _statistics(values)
     is_single = claim.form != "order" and bool(values)
+    # It is of the same direction of bytes as the published figure.
+    honest = claim.honest if by == claim.by[0] else None
     sized = ("", SMALL) if SMALL in study.sizes else ("",)
     commands = [claim.command] if claim.command else [study.command(size) for size in sized]
     return {
@@ -519,7 +538,7 @@ def _row(study: Study, claim: Claim, by: tuple[str, str], found: Finding) -> dic
         "against": found.against or "; ".join(map(statements.label, claim.against)),
         "published": _published(claim),
         "spread": "" if claim.spread is None else _tolerance(claim, claim.spread),
-        "honest": "" if claim.honest is None else _figure(claim.honest, 0.0, claim.unit),
+        "honest": "" if honest is None else _figure(honest, 0.0, claim.unit),
         "accounting": claim.accounting,
         "ours_mean": float(mean[0]) if is_single else np.nan,
         "ours_std": float(std[0]) if is_single else np.nan,
@@ -573,18 +592,24 @@ def judge(claim: Claim, found: Finding, is_own: bool, is_first: bool) -> tuple[s
         )
     if not is_first:
         reasons.append("not measured as in the paper")
+    if found.missing:
+        reasons.append(f"no runs of {', '.join(found.missing)} to compare with")
+    if found.alone:
+        count = len(values) + len(found.alone)
+        reasons.append(f"{len(found.alone)} of {count} seeds have nothing to compare with")
+    is_whole = not (found.bounded or found.missing)
     if found.bounded:
         reasons.append(f"at least: {len(found.bounded)} of {len(values)} to compare with never did")
     if not is_own:
         reasons.append("reduced size")
     if isinstance(claim.published, str):
         reasons.append("no figure is published")
-    elif is_own and is_first and not found.bounded:
+    elif is_own and is_first and is_whole:
         gaps = np.abs(mean - np.atleast_1d(np.array(claim.published)))
         is_ordered = claim.form != "order" or is_direction
         if claim.spread is not None:
             if (gaps <= np.atleast_1d(np.array(claim.spread)) + TINY).all() and is_ordered:
-                return REPRODUCED, "within the published spread"
+                return REPRODUCED, "; ".join(["within the published spread", *reasons])
             reasons.append("outside the published spread")
         else:
             is_near = bool((gaps <= np.atleast_1d(np.array(claim.near)) + TINY).all())
@@ -773,10 +798,9 @@ def main(
     """
     terminal.be_lenient()
     try:
-        studies = statements.read(files or (CLAIMS,))
+        rows = judged(statements.read(files or (CLAIMS,)), Results(paths))
     except statements.ClaimError as error:
         raise click.UsageError(str(error)) from None
-    rows = judged(studies, Results(paths))
     if out is not None:
         if not rows["dots"].map(len).any():
             raise click.UsageError(f"--out {out}: wanted results of which a claim is measured")

@@ -209,6 +209,18 @@ class Claim:
         own = {path for path in first if not path.startswith(PROBLEM)}
         return own.union(*others)
 
+    @property
+    def named(self) -> list[tuple[str, str]]:
+        """Keys and the settings that they name; of `own` those of the method alone."""
+        of_method = [path for path in self.own if path.startswith("method.")]
+        return [
+            *(("runs", path) for one in self.runs for path in one),
+            *(("against", path) for one in self.against for path in one),
+            *(("tuned", path) for path in self.tuned),
+            *(("equal", path) for path in self.equal),
+            *(("own", path) for path in of_method),
+        ]
+
 
 @dataclass(frozen=True)
 class Study:
@@ -221,6 +233,7 @@ class Study:
         grids: for each grid the settings of the paper's size: one of several sets of values, for
             the base and for each axis.
         paper: the method whose paper's values the base takes; or none.
+        stated: the settings that the base, the grids and the sizes state.
     """
 
     file: Path
@@ -228,6 +241,7 @@ class Study:
     sizes: tuple[str, ...]
     grids: tuple[tuple[tuple[Mapping[str, Any], ...], ...], ...]
     paper: str | None = None
+    stated: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -239,6 +253,30 @@ class Study:
         """Returns the command that makes the runs, at the paper's own size or another."""
         chosen = f"--size {size} " if size else ""
         return f"fedmpi sweep {self.name} {chosen}--out results/papers/{self.file.stem}"
+
+    def check(self, settings: Collection[str]) -> None:
+        """Makes sure that there are the settings that the claims name.
+
+        A name of `own` that there is not makes each run reduced, which the table shows; but one of
+        the method would be taken for a setting that the method lacks.
+
+        Args:
+            settings: those of the results.
+
+        Raises:
+            ClaimError: for a setting that neither the sweep nor the results have.
+        """
+        known = {*self.stated, *settings}
+        for claim in self.claims:
+            for key, path in claim.named:
+                possible = known if key == "own" else {*known, *claim.own}
+                if path not in possible:
+                    near = difflib.get_close_matches(path, sorted(possible), 1)
+                    hint = f"; do you mean {near[0]}?" if near else ""
+                    raise ClaimError(
+                        f"{self.file}: {claim.system}: {claim.text!r}: {key}: no setting {path!r} "
+                        f"in the sweep's base, grids and sizes, nor in a result{hint}"
+                    )
 
     def reduced(self, claim: Claim, run: Mapping[Any, Any]) -> Differences:
         """Returns in which settings a run is not of the paper's own size.
@@ -359,7 +397,8 @@ def _study(file: Path) -> Study:
     if not claims:
         return Study(file, (), (), ())
     paper = tree.get("base", {}).get(PAPER)
-    study = Study(file, claims, tuple(tree.get("sizes", {})), tuple(_grids(tree)), paper)
+    sizes, grids = tree.get("sizes", {}), tuple(_grids(tree))
+    study = Study(file, claims, tuple(sizes), grids, paper, frozenset(_stated(tree)))
     _check_sizes(study, tree)
     return study
 
@@ -379,6 +418,17 @@ def _grids(tree: Tree) -> Iterator[tuple[tuple[Mapping[str, Any], ...], ...]]:
             sets = (frames.flat({path: value}) for value in values)
             parts.append(tuple({p: v for p, v in one if _counts(p)} for one in sets))
         yield tuple(parts)
+
+
+def _stated(tree: Tree) -> Iterator[str]:
+    """Yields the settings that a sweep's base, grids and sizes state."""
+    sizes = [one for one in tree.get("sizes", {}).values() if isinstance(one, Mapping)]
+    for part in (tree.get("base", {}), *sizes):
+        yield from (path for path, _ in frames.flat({k: v for k, v in part.items() if k != "grid"}))
+    of_sizes = [one["grid"] for one in sizes if isinstance(one.get("grid"), Mapping)]
+    for grid in (*tree.get("grid", []), *of_sizes):
+        for path, values in _axes(grid):
+            yield from (name for value in values for name, _ in frames.flat({path: value}))
 
 
 def _axes(grid: Tree, prefix: str = "") -> Iterator[tuple[str, list[Any]]]:

@@ -205,7 +205,49 @@ def test_a_setting_of_the_method_that_is_not_set_is_a_difference(
     tree = settings("ssfl", sparsity=0.5, **given)
     write(tmp_path / "a.h5", tree, rounds([0.3, 0.7, 0.9]), train_samples=100)
     lines = [ACCURACY, SSFL, f"published = 0.9\nspread = 0.02\nown.method.bits = {wanted}\n"]
-    assert one(tmp_path, tmp_path / "a.h5", *lines)["size"] == size
+    of_another = SWEEP + "method.bits = 4\n"  # of the size that stands last
+    assert one(tmp_path, tmp_path / "a.h5", *lines, sweep=of_another)["size"] == size
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "near"),
+    [
+        (
+            "runs = {{ method.name = 'ssfl', {} = [0.5, 'unset'] }}",
+            "method.sparsty",
+            "method.sparsity",
+        ),
+        ("against = {{ method.name = 'fedavg', {} = 'iid' }}", "partition.nme", "partition.name"),
+        ("against = {{ {} = 'iid' }}", "partition", "partition.name"),
+        ("tuned = ['{}']", "lrr", "lr"),
+        ("equal = ['{}']", "method.sparcity", "method.sparsity"),
+        ("own.{} = 0.5", "method.spasity", "method.sparsity"),
+    ],
+)
+@pytest.mark.parametrize("results", [True, False])
+def test_a_setting_that_there_is_not_is_an_error(
+    tmp_path: Path, folder: Path, results: bool, key: str, path: str, near: str
+) -> None:
+    """Whether or not there are results; it would select all runs, or be left out."""
+    line = key.format(path)
+    others = [one for one in (SSFL, FEDAVG) if one.split()[0] != line.split()[0]]
+    file = stated(tmp_path, ACCURACY, *others, line, "\npublished = 0.1\nspread = 0.1\n")
+    given = [folder] if results else []
+    result = run(claims.main, *given, "--claims", file)
+    words = f"{file}: SSFL: 'it is so': {line.split()[0].split('.')[0]}: no setting {path!r} in"
+    assert result.exit_code == 2
+    output = " ".join(result.output.split())
+    assert words in output and output.endswith(f"do you mean {near}?")
+
+
+def test_settings_of_results_alone_are_known(tmp_path: Path, folder: Path) -> None:
+    """Defaults need not stand in the sweep; without results they are not known."""
+    lines = (ACCURACY, SSFL, "published = 0.1\nspread = 0.1\nequal = ['method.bits']\n")
+    tree = settings("ssfl", sparsity=0.5, bits=8, seed=9)
+    write(folder / "another.h5", tree, rounds([0.3, 0.7, 0.9]), train_samples=100)
+    assert not judged(tmp_path, folder, *lines).empty
+    with pytest.raises(statements.ClaimError, match=r"no setting 'method\.bits'"):
+        judged(tmp_path, None, *lines)
 
 
 def test_of_unknown_size_is_not_of_the_papers_own(tmp_path: Path) -> None:
@@ -243,6 +285,39 @@ def test_against_the_strongest_of_several(tmp_path: Path, folder: Path) -> None:
     assert second["ours_mean"] == pytest.approx(np.mean(figures))
     assert second["verdict"] == DIRECTION
     assert second["why"].startswith("not measured as in the paper")
+
+
+def test_the_strongest_may_lack_seeds(tmp_path: Path, folder: Path) -> None:
+    """It is no weaker for seeds that were not run yet, and the verdict says that they lack."""
+    better = rounds([0.1, 0.2, 0.95])
+    write(folder / "feddst1.h5", settings("feddst", seed=1), better, train_samples=100)
+    against = 'against = { method.name = ["fedavg", "feddst"] }\n'
+    published = "published = -0.05\nspread = 0.01\n"
+    row = one(tmp_path, folder, ACCURACY, SSFL, against, published)
+    assert row["against"] == "feddst" and row["n"] == 1
+    assert row["ours_mean"] == pytest.approx(-0.05)
+    assert "2 of 3 seeds have nothing to compare with" in row["why"]
+
+
+def test_a_best_value_is_not_that_of_a_lucky_seed(tmp_path: Path, folder: Path) -> None:
+    tree = settings("ssfl", seed=1, sparsity=0.5) | {"lr": 0.2}
+    write(folder / "lucky.h5", tree, rounds([0.3, 0.7, 0.99]), train_samples=100)
+    published = "published = 0.85\nspread = 0.01\ntuned = ['lr']\n"
+    row = one(tmp_path, folder, ACCURACY, SSFL, published)
+    assert row["n"] == 3 and row["ours_mean"] == pytest.approx(0.85)
+
+
+def test_against_methods_that_were_not_run(tmp_path: Path, folder: Path) -> None:
+    """Who is ahead of some of them alone has not reproduced it."""
+    published = "published = 0.05\nspread = 0.1\n"
+    one_of = 'against = { method.name = ["fedavg", "prunefl", "dispfl", "feddst"] }\n'
+    row = one(tmp_path, folder, ACCURACY, SSFL, one_of, published)
+    assert row["against"] == "fedavg" and row["verdict"] == DIRECTION
+    assert row["why"].startswith("no runs of prunefl, feddst to compare with")
+    both = 'against = [{ method.name = "fedavg" }, { method.name = "feddst" }]\n'
+    row = one(tmp_path, folder, ACCURACY, SSFL, both, published)
+    assert row["verdict"] == DIRECTION and "no runs of feddst to" in row["why"]
+    assert one(tmp_path, folder, ACCURACY, SSFL, FEDAVG, published)["verdict"] == REPRODUCED
 
 
 def test_of_costs_the_lowest_is_the_strongest(tmp_path: Path, folder: Path) -> None:
@@ -466,13 +541,15 @@ def test_an_order(tmp_path: Path, folder: Path) -> None:
     measure = 'measure = "order"\naccuracy = "global"\n'
     row = one(tmp_path, folder, measure, runs, "published = [0.9, 0.86, 0.6]\nspread = 0.01\n")
     assert (row["verdict"], row["seeds"], row["n"]) == (REPRODUCED, "1 2", 2)
+    lacking = "1 of 3 seeds have nothing to compare with"
+    assert row["why"] == f"within the published spread; {lacking}"
     assert row["ours"] == "ssfl 90.0 % > fedavg 85.0±7.1 % > dispfl 60.0 %"
     assert row["published"] == "ssfl 90 % > fedavg 86 % > dispfl 60 %"
     published = "published = [0.9, 0.8, 0.6]\nspread = [0, 0.01, 0]\n"
     row = one(tmp_path, folder, measure, runs, published)
     assert (row["verdict"], row["why"]) == (
         DIRECTION,
-        "outside the published spread; with 1 of 2 seeds",
+        f"{lacking}; outside the published spread; with 1 of 2 seeds",
     )
     row = one(tmp_path, folder, measure, runs, 'published = "as said"\nspread = "none"\n')
     assert row["verdict"] == DIRECTION
