@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from fedmpi import config, costs
-from fedmpi.bench.predict import steps_of
 from fedmpi.costs import Law, Load, Model, Rate, Step
 from fedmpi.errors import BadInput
+from fedmpi.exchanges.auto import steps_of
 
 SIZES = [8 * 4**power for power in range(11)]
 
@@ -293,7 +293,7 @@ def test_loads_say_who_hosts_what() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 7])
 def test_every_exchange_can_be_predicted(ranks: int) -> None:
     """On a single rank nothing moves."""
-    for name in config.names("exchange"):
+    for name in config.exchanges():
         found = parts(name, Load(10, ranks, 2, 1000, 0.9))
         assert found["add"] > 0
         assert (found["move"] > 0) == (ranks > 1)

@@ -226,7 +226,7 @@ def measure(given: dict[str, Any], ranks: int) -> list[Result]:
 @click.option(
     "--exchange",
     "exchanges",
-    type=click.Choice(config.names("exchange")),
+    type=click.Choice(config.exchanges()),
     multiple=True,
     help="Only this exchange. Can be repeated.",
 )
@@ -261,7 +261,7 @@ def command(
 
     References send dense vectors: pickled, by one Gatherv, or by one Reduce.
     """
-    given: dict[str, Any] = {"exchanges": list(exchanges or config.names("exchange"))}
+    given: dict[str, Any] = {"exchanges": list(exchanges or config.exchanges())}
     given |= {"clients": clients, "parameters": parameters, "sparsity": sparsity}
     for result in measure(given | {"repeats": repeats}, ranks):
         result.say(as_json)

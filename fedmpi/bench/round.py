@@ -128,7 +128,7 @@ def main(workload: str, exchange: str, server: str, side: str, out: Path) -> Non
 @click.option("--workload", "workloads", multiple=True, help="Only this workload. Can be repeated.")
 @click.option(
     "--exchange",
-    type=click.Choice(config.names("exchange")),
+    type=click.Choice(config.exchanges()),
     default="star",
     show_default=True,
     help="How uploads travel.",

@@ -27,7 +27,7 @@ class Config(config.Exchange):
 
 def steps(load: Load) -> list[Step]:
     """The parts of a round's uplink that follow each other, to predict its seconds."""
-    sent = HEAD + load.mine * load.message(load.kept)
+    sent = HEAD + load.mine * load.upload
     gather = move("gather", load.near, load.nodes, sent)
     heard = [work(part, "root", load, load.clients) for part in ("read", "add")]
     return [*choose(load), gather, work("clear", "root", load), *heard]

@@ -34,7 +34,7 @@ class Config(config.Exchange):
 def steps(load: Load) -> list[Step]:
     """The parts of a round's uplink that follow each other, to predict its seconds."""
     here = min(load.clients, load.near * load.mine)
-    sent = HEAD + load.mine * load.message(load.kept)
+    sent = HEAD + load.mine * load.upload
     heard = [work(part, "root", load, here) for part in ("read", "add")]
     clear, near = work("clear", "root", load), move("near", load.near, 1, sent)
     found = [*choose(load), near, clear, *heard]

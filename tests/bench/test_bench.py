@@ -454,7 +454,7 @@ GIVEN = {"clients": 3, "parameters": 1000, "sparsity": 0.9, "repeats": 2}
 def test_exchanges_do_the_same_work_as_their_references(tmp_path: Path) -> None:
     """Every sum is that of the updates; bytes are those of what all ranks handed over."""
     world, out = MPI.COMM_WORLD, tmp_path / "found.json"
-    given = GIVEN | {"exchanges": list(config.names("exchange"))}
+    given = GIVEN | {"exchanges": list(config.exchanges())}
     exchange.main(given, out)
     assert out.exists() == (world.rank == 0)
     if world.rank > 0:
@@ -531,7 +531,7 @@ def test_a_round_with_a_checkpoint_is_set_against_one_without(
     assert (result.against, result.also) == ({"without": 1.25}, {"mib": 2.0})
 
 
-@pytest.mark.parametrize("name", config.names("exchange"))
+@pytest.mark.parametrize("name", config.exchanges())
 def test_rounds_are_measured_with_every_exchange(name: str) -> None:
     for workload in rounds.WORKLOADS:
         settings = loading.load(rounds.tree_of(workload, name, "shared"))

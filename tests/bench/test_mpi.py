@@ -107,7 +107,7 @@ def test_what_collectives_bring() -> None:
 @on_ranks
 @pytest.mark.parametrize("positions", exchange.POSITIONS)
 def test_every_exchange_that_there_is_is_measured(ours: mpi.Bench, positions: str) -> None:
-    names = tuple(config.names("exchange"))
+    names = tuple(config.exchanges())
     rows = list(ours.exchange(names, 1 << 14, 0.9, 2, positions))
     if WORLD.rank:
         assert not rows
