@@ -251,15 +251,16 @@ def work(
     return Step(part, where, times, (1, 1), length, load.kept if kept is None else kept)
 
 
-def own(load: Load) -> list[Step]:
-    """Adding up a rank's own clients, and taking the values that all ranks know."""
-    found = [work("clear", "each", load), work("add", "each", load, load.mine)]
-    return [*found, work("take", "each", load)] if load.agreed else found
+def added(load: Load, where: str, times: float) -> list[Step]:
+    """Adding up uploads. Values at positions that all ranks know lie one behind the other."""
+    if load.agreed:
+        return [work("add dense", where, load, times, size=load.kept)]
+    return [work("clear", where, load), work("add", where, load, times)]
 
 
 def filled(load: Load) -> list[Step]:
     """Putting a sum of values that all ranks know in its place."""
-    return [work("put", "root", load)] if load.agreed else []
+    return [work(part, "root", load) for part in ("clear", "put")] if load.agreed else []
 
 
 def written(load: Load, where: str, kept: float, share: float = 1) -> list[Step]:
@@ -344,7 +345,6 @@ PART_OF = {
     "pack": "pack",
     "read": "pack",
     "scan": "pack",
-    "take": "pack",
     "put": "pack",
     "clear": "add",
     "add": "add",

@@ -92,14 +92,13 @@ class Uplink:
         return lambda: deliver([self.message(client, positions) for client in self.mine])
 
     def deliver(self, name: str, positions: str) -> Callable[[list[Message]], np.ndarray]:
-        """The work of an exchange with this rank's messages; returns the sum on the root."""
+        """The work of an exchange with this rank's messages; returns the sum, on the root."""
         chosen = config.module("exchange", name)
         exchange = chosen.Exchange(self.wire, self.clock, Ledger(self.clients))
         where = self.agreed if positions == "agreed" else None
 
         def work(messages: list[Message]) -> np.ndarray:
-            if chosen.Config.adds or self.wire.is_root:
-                self.sum.clear()
+            self.sum.clear()
             for message in exchange.gather(messages):
                 self.sum.add(message.blocks[0], message.weight, where)
             if chosen.Config.adds:
@@ -108,7 +107,9 @@ class Uplink:
                 exchange.merge(buffers)
                 if self.wire.is_root:
                     addends.fill(buffers)
-            return self.sum.total.numpy()
+                else:
+                    addends.clear()
+            return self.sum.total.numpy() if self.wire.is_root else np.empty(0, "f4")
 
         return work
 

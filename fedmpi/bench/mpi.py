@@ -350,7 +350,6 @@ class Bench:
             "add": lambda: sparse.add(total, message.blocks[0], 1.0),
             "add dense": lambda: sparse.add(total, whole, 1.0),
             "scan": lambda: sums.block(few),
-            "take": lambda: x[where],
             "put": lambda: total.index_put_((where,), found),
             "clear": total.zero_,
         }

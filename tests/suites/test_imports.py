@@ -50,7 +50,7 @@ LAW = {
     "engine": (9, "numpy torch"),
     "runs": (10, "numpy rich torch"),
     "terminal": (11, "h5py matplotlib numpy rich torch"),
-    "bench": (11, "click numpy torch"),
+    "bench": (11, "click numpy pfl torch"),
     "__main__": (12, "click"),
     "__init__": (12, "torch"),
 }
