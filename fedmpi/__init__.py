@@ -135,6 +135,7 @@ that says which others it may import, and checks it.
     checkpoint     state between rounds, in files  keeper         when it is written; signals
  runs/
     job            runs the ranks, records         sweep          one file, many runs
+    progress       a job's rounds as they go on
     launch         finds and starts mpiexec        memory         memory of the process
     earlier        whether a run is there already  trained        which models a run keeps
     upstream       trains centrally, beforehand

@@ -277,6 +277,7 @@ class Method(Table):
         average_every: rounds between two averages. Between them clients go on from what they have,
             so that the same clients take part, and no budget ends the run.
         owns: whether each client has a whole model of its own between rounds, in a store `model`.
+        owns_mask: whether that model has a mask of the client's own (`owned_mask`).
         slices: whether each client can say which channels of its model to keep if it is sliced.
         has_link: whether what happens to activations at a cut can be judged: whether it is other
             than nothing without randomness, too.
@@ -325,6 +326,7 @@ class Method(Table):
     feedbacks: ClassVar[tuple[str, ...]] = ("none", "classic", "ef21")
     fits: ClassVar[bool] = False
     owns: ClassVar[bool] = False
+    owns_mask: ClassVar[bool] = False
     slices: ClassVar[bool] = False
 
     @property

@@ -48,6 +48,7 @@ from fedmpi.training.train import Trainer
 class Config(config.Method):
     broadcasts = is_global = False
     owns: ClassVar[bool] = True
+    owns_mask: ClassVar[bool] = True
     sends: ClassVar[bool] = True
     can_send_changes: ClassVar[bool] = False
     pools: ClassVar[bool] = False
@@ -234,6 +235,10 @@ class Clients(fedavg.Clients):
     def owned(self, t: int, client: int, w: Tensor) -> Tensor:
         """Returns the client's last sparse model, or its initial one."""
         return self.models[client][0].to(w.device)
+
+    def owned_mask(self, client: int) -> Tensor:
+        """Returns the mask on which that model was trained."""
+        return self.models[client][1]
 
     def adjust(self, clients: Sequence[int], w: Tensor, g: Tensor) -> None:
         """Masks each client's gradient, so that pruned weights stay zero."""

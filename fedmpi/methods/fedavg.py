@@ -630,6 +630,10 @@ class Clients(Half):
         """
         return w if self.deployed is None else self.deployed(client, w)
 
+    def owned_mask(self, client: int) -> Tensor:
+        """Returns which values of that model the client's own mask keeps: bool [n]."""
+        raise NotImplementedError
+
     def tune(
         self, t: int, clients: Sequence[int], models: Tensor, gone: Tensor | None = None
     ) -> Tensor:

@@ -6,6 +6,8 @@ Tensors have the names and shapes of the network's. Each is a dataset of a group
 * `mask/NAME` [*shape]: which of its values the method keeps, bool, if there is one mask for all.
 * `own/NAME` [clients, *shape]: what clients have in its place, float32: parts that stay with them,
   or whole models. Running statistics, if they are local, are NaN for clients that never trained.
+* `own_mask/NAME` [clients, *shape]: which of these values the mask of each client keeps, bool, if
+  clients have masks of their own.
 
 The attribute `kept_round` is the round after which it is the model.
 """
@@ -30,7 +32,7 @@ from fedmpi.results import record
 from fedmpi.results.record import RecordError
 from fedmpi.weights import Tensors
 
-MODEL, MASK, OWN = weights.MODEL, "mask", "own"
+MODEL, MASK, OWN, OWN_MASK = weights.MODEL, "mask", "own", "own_mask"
 """Groups of a result."""
 ORIGIN = (
     *("identity", "settings", "data_sha256", "files_sha256", "code_sha256", "commit", "fedmpi"),
@@ -53,6 +55,7 @@ class Kept:
         model: its tensors, by name.
         mask: which of their values the method keeps.
         own: tensors of clients, [clients, *shape].
+        own_mask: which of their values clients' masks keep, [clients, *shape].
         about: the result's attributes, if it was read.
     """
 
@@ -60,12 +63,13 @@ class Kept:
     model: Tensors
     mask: Tensors = field(default_factory=dict)
     own: Tensors = field(default_factory=dict)
+    own_mask: Tensors = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def groups(self) -> record.Groups:
         """What is written into a result; empty groups are not."""
-        every = {MODEL: self.model, MASK: self.mask, OWN: self.own}
+        every = {MODEL: self.model, MASK: self.mask, OWN: self.own, OWN_MASK: self.own_mask}
         return {name: tensors for name, tensors in every.items() if tensors}
 
     def of(self, client: int | None) -> dict[str, np.ndarray]:
@@ -104,11 +108,12 @@ def read(path: Path) -> Kept:
     def found(file: Any) -> Kept | None:
         if MODEL not in file:
             return None
-        model, mask, own = (
+        model, mask, own, own_mask = (
             {name: data[()] for name, data in file[group].items()} if group in file else {}
-            for group in (MODEL, MASK, OWN)
+            for group in (MODEL, MASK, OWN, OWN_MASK)
         )
-        return Kept(int(file.attrs["kept_round"]), model, mask, own, dict(file.attrs))
+        t, about = int(file.attrs["kept_round"]), dict(file.attrs)
+        return Kept(t, model, mask, own, own_mask, about)
 
     kept = record.read(path, found)
     if kept is None:

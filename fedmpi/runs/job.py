@@ -5,26 +5,17 @@ import hashlib
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from fedmpi import loading, provenance
 from fedmpi.clients import heterogeneity
@@ -41,12 +32,14 @@ from fedmpi.results.keeper import Keeper
 from fedmpi.results.lease import Held, Lease
 from fedmpi.results.record import Record
 from fedmpi.runs import earlier, launch, memory
+from fedmpi.runs.progress import Rounds, say
 from fedmpi.runs.sweep import ELSEWHERE, Sweep, account
 from fedmpi.runs.trained import Trained
 from fedmpi.training import hardware
-from fedmpi.units import amount, duration
 
 Found = TypeVar("Found")
+Show = Callable[[int | None], AbstractContextManager[Callable[[np.void], None]]]
+"""Begins to show a run's rounds, from the one with which it goes on; takes rows of `rounds`."""
 
 
 NEVER = -2
@@ -182,10 +175,13 @@ class Job:
     def _sweep(self, plan: Sweep, again: bool) -> int:
         """Does what `sweep` does, once all ranks know that they do the same."""
         code, became = 0, {}
-        for place, number in enumerate(plan.chosen, 1):
-            member, title = plan.members[number], f"[{place}/{len(plan.chosen)}] "
+        rounds = [plan.members[number].settings.rounds for number in plan.chosen]
+        show = Rounds(rounds, self.wire.is_root)
+        for place, number in enumerate(plan.chosen):
+            member, title = plan.members[number], f"{show.title(place)}{plan.members[number]}  "
+            begin = partial(show.run, place)
             try:
-                became[number] = self._run(member.settings, plan.out, f"{title}{member}  ", again)
+                became[number] = self._run(member.settings, plan.out, begin, title, again)
             except (BadInput, Failure) as error:
                 if str(error):
                     say(f"run {number} ({member}): {error}")
@@ -193,7 +189,7 @@ class Job:
                 became[number] = "failed" if isinstance(error, Failure) else word
                 code = code if code == 1 else 1 if isinstance(error, Failure) else 2
             if became[number] == record.STOPPED:
-                became |= dict.fromkeys(plan.chosen[place:], "not begun")
+                became |= dict.fromkeys(plan.chosen[place + 1 :], "not begun")
                 code = launch.STOPPED
                 break
             # The parts of a run know each other in circles, and would pile up, run upon run.
@@ -202,13 +198,12 @@ class Job:
             self._say(account(became))
         return code
 
-    def run(self, settings: Settings, out: Path, title: str = "", again: bool = False) -> str:
+    def run(self, settings: Settings, out: Path, again: bool = False) -> str:
         """Runs settings, unless the result is there already; goes on from a checkpoint.
 
         Args:
             settings: what to run.
             out: the result's file, or a folder for it.
-            title: said before it starts.
             again: whether it begins anew, whatever is there.
 
         Returns:
@@ -223,10 +218,11 @@ class Job:
         """
         self._agree_on("run", [settings])
         with self._listening():
-            return self._run(settings, out, title, again)
+            show = Rounds([settings.rounds], self.wire.is_root)
+            return self._run(settings, out, partial(show.run, 0), "", again)
 
-    def _run(self, settings: Settings, out: Path, title: str, again: bool) -> str:
-        """Does what `run` does, once all ranks know that they do the same."""
+    def _run(self, settings: Settings, out: Path, begin: Show, title: str, again: bool) -> str:
+        """Does what `run` does, once all ranks know that they do the same; title is said first."""
         if self.wire.lowest(self.is_signalled) is not None:
             return record.STOPPED
         path = self.check(lambda: earlier.place(out, settings) if self.wire.is_root else out)
@@ -248,7 +244,7 @@ class Job:
             old = self._newest(settings, engine, path, state)
             choice = self._choose(settings, engine, old)
             with self._together(held):
-                status = self._record(settings, engine, path, held, old, choice)
+                status = self._record(settings, engine, path, held, old, choice, begin)
         if status == record.STOPPED:
             self._say(
                 f"{path}: stopped by a signal after round {engine.last + 1} of {settings.rounds}; "
@@ -385,6 +381,7 @@ class Job:
         held: Lease | None,
         old: "Earlier | None",
         more: Mapping[str, Any],
+        begin: Show,
     ) -> str:
         """Runs the rounds and records them, on the root; returns the status, known on the root."""
         path = Path(self._told(os.path.abspath(path)))
@@ -430,7 +427,7 @@ class Job:
         first = None if old is None else old.round
         models = Trained(engine)
         try:
-            with progress(settings.rounds, self.wire.is_root) as show:
+            with begin(first) as show:
                 for outcome in engine.rounds(self.wire, self.clock, first, keeper):
                     if outcome is None or file is None:
                         continue
@@ -505,33 +502,3 @@ class Job:
     def _say(self, text: str) -> None:
         if self.wire.is_root:
             say(text)
-
-
-def say(text: str) -> None:
-    """Prints a line on standard error; a log on a full disk loses it, and not the run."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def progress(rounds: int, is_root: bool) -> Iterator[Callable[[np.void], None]]:
-    """Shows each round's row: a bar on a terminal, else one plain line a round; on the root."""
-    if not is_root:
-        yield lambda row: None
-    elif os.environ.get(launch.PROGRESS, str(int(sys.stderr.isatty()))) == "1":
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        columns = (MofNCompleteColumn(), BarColumn(16), *times, TextColumn("{task.description}"))
-        # Forced, because the launcher stands between this process and the terminal.
-        with Progress(*columns, console=Console(stderr=True, force_terminal=True)) as bars:
-            task = bars.add_task("", total=rounds)
-            yield lambda row: bars.update(task, completed=row["round"] + 1, description=line(row))
-    else:
-        yield lambda row: say(f"round {row['round'] + 1}/{rounds}  {line(row)}")
-
-
-def line(row: np.void) -> str:
-    """A row of the table `rounds`, for people."""
-    lost = "agreement" if row["round"] < 0 else f"loss {row['loss']:.3f}"
-    seen = "" if np.isnan(row["accuracy"]) else f"accuracy {row['accuracy']:.3f}  "
-    moved = f"up {amount(row['up'])}  down {amount(row['down'])}"
-    return f"{lost}  {seen}{moved}  {duration(row['seconds'])}"

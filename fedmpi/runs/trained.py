@@ -35,9 +35,10 @@ class Trained:
         whole = 4.0 * (self.flat.size + self.flat.frozen_size)
         self.own = self._own() if self.what == "last" else []
         self.has_statistics = self.what == "last" and engine.trainer.keeps_statistics
-        per_client = sum(piece.stop - piece.start for piece in self.own)
-        per_client += len(self.flat.local_stats) if self.has_statistics else 0
-        theirs, self.left = 4.0 * per_client * settings.clients, ""
+        values = _length(self.own)
+        per_client = 4.0 * (values + len(self.flat.local_stats) * self.has_statistics)
+        per_client += values * settings.method.owns_mask
+        theirs, self.left = per_client * settings.clients, ""
         helps = f"more than keep_limit = {settings.keep_limit} MB"
         if self.what != "none" and whole > limit:
             self.what, self.own, self.has_statistics = "none", [], False
@@ -79,7 +80,7 @@ class Trained:
         """
         if self.what == "none":
             return None
-        own = self._gathered() if self.own or self.has_statistics else {}
+        own, own_mask = self._gathered() if self.own or self.has_statistics else ({}, {})
         if self.engine.server is None:
             return None
         found = self.engine.best if self.what == "best" else {}
@@ -88,36 +89,44 @@ class Trained:
         found = found or {"round": np.array(self.engine.last), **self._global()}
         mask = self._named(found["mask"]) if "mask" in found else {}
         frozen = {name: one.detach().cpu().numpy() for name, one in self.flat.frozen.items()}
-        return Kept(int(found["round"]), self._named(found["w"]) | frozen, mask, own)
+        return Kept(int(found["round"]), self._named(found["w"]) | frozen, mask, own, own_mask)
 
     def _named(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """The tensors of a vector [n]."""
         return {p.name: vector[p.start : p.stop].reshape(p.shape) for p in self.pieces}
 
-    def _gathered(self) -> dict[str, np.ndarray]:
-        """The clients' own tensors [clients, *shape], on the root; nothing elsewhere."""
+    def _gathered(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The clients' own tensors [clients, *shape] and their masks, on the root."""
         engine, wire = self.engine, self.engine.wire
         w = engine.evaluation.published(None if engine.server is None else engine.server.w, wire)
         aside = self.flat.statistics if self.has_statistics else []
         pieces = [*self.own, *aside]
-        length = sum(piece.stop - piece.start for piece in pieces)
-        kind = np.dtype([("client", "i8"), ("values", "f4", (length,))], align=True)
-        found = {
-            piece.name: np.full((self.settings.clients, *piece.shape), np.nan, np.float32)
-            for piece in (pieces if wire.is_root else [])
+        masked = self.own if self.settings.method.owns_mask else []
+        fields = [("client", "i8"), ("values", "f4", (_length(pieces),))]
+        fields += [("mask", "?", (_length(masked),))] if masked else []
+        kind = np.dtype(fields, align=True)
+        places = {"values": pieces, "mask": masked}
+        found: dict[str, dict[str, np.ndarray]] = {
+            column: {
+                piece.name: np.zeros((self.settings.clients, *piece.shape), kind[column].base)
+                for piece in (some if wire.is_root else [])
+            }
+            for column, some in places.items()
+            if some
         }
         hosted = [engine.placement.hosted(rank) for rank in range(wire.size)]
         step = max(1, TURN // kind.itemsize)
         for start in range(0, max(map(len, hosted)), step):
             rows = self._rows(hosted[wire.rank][start : start + step], w, kind)
             for part in wire.report(rows):
-                at = 0
-                for piece in pieces if wire.is_root else []:
-                    end = at + piece.stop - piece.start
-                    values = part["values"][:, at:end].reshape(-1, *piece.shape)
-                    found[piece.name][part["client"]] = values
-                    at = end
-        return found
+                for column, tensors in found.items() if wire.is_root else ():
+                    at = 0
+                    for piece in places[column]:
+                        end = at + piece.stop - piece.start
+                        values = part[column][:, at:end].reshape(-1, *piece.shape)
+                        tensors[piece.name][part["client"]] = values
+                        at = end
+        return found["values"], found.get("mask", {})
 
     def _rows(self, clients: Sequence[int], w: Any, kind: np.dtype) -> np.ndarray:
         """A row for each client: the values of its own tensors, one behind the other."""
@@ -133,4 +142,12 @@ class Trained:
                 known = client in statistics
                 parts.append(statistics[client].cpu().numpy() if known else nothing)
             row["values"] = np.concatenate(parts)
+            if "mask" in (kind.names or ()):
+                kept = self.engine.clients.owned_mask(client).cpu().numpy()
+                row["mask"] = np.concatenate([kept[p.start : p.stop] for p in self.own])
         return rows
+
+
+def _length(pieces: Sequence[Piece]) -> int:
+    """Values of some tensors."""
+    return sum(piece.stop - piece.start for piece in pieces)

@@ -1,5 +1,6 @@
 """The SLURM scripts: what they would start, with stand-ins for SLURM; real jobs where it is."""
 
+import json
 import os
 import re
 import shutil
@@ -466,6 +467,11 @@ class Slurm:
             self.give_up(job)
         return self.state(job)
 
+    def reach(self, job: str, text: str) -> None:
+        """Waits until a job has said so, or is over."""
+        if not until(lambda: text in self.output(job) or not self.states(job) & UNDER_WAY, nap=0.1):
+            self.give_up(job)
+
     def states(self, job: str) -> set[str]:
         """Its state, or those of its tasks; a job that is not known yet is as good as waiting."""
         return {state for state, _ in self.state(job)} or {"PENDING"}
@@ -558,12 +564,7 @@ class TestSlurm:
         out = slurm.folder / "run.h5"
         words = ("rounds=300", *SMALL[1:], "evaluate.every=1000", "--out", str(out))
         job = slurm.submit("fedmpi.sbatch", *words)
-
-        def is_far() -> bool:
-            return "round 3/" in slurm.output(job) or not slurm.states(job) & UNDER_WAY
-
-        if not until(is_far, nap=0.1):
-            slurm.give_up(job)
+        slurm.reach(job, "round 3/")
         subprocess.run(["scancel", job], check=True)
         state = slurm.wait(job)[0][0]
         if state == "COMPLETED":
@@ -576,6 +577,25 @@ class TestSlurm:
         assert slurm.wait(again) == [("COMPLETED", 0)], slurm.output(again)
         found, rounds = read(out)
         assert (found["status"], rounds) == (record.DONE, 300)
+
+    def test_requeued(self, slurm: Slurm) -> None:
+        """As before a time limit: exit code 75, and the same job goes on from the checkpoint."""
+        out = slurm.folder / "run.h5"
+        words = ("rounds=300", *SMALL[1:], "evaluate.every=1000", "--out", str(out))
+        job = slurm.submit("fedmpi.sbatch", *words)
+        slurm.reach(job, "round 3/")
+        subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
+        ended = slurm.wait(job)
+        if ended == [("COMPLETED", 0)]:
+            pytest.skip(f"job {job} was done before the signal")
+        assert ended == [("FAILED", launch.STOPPED)], slurm.output(job)
+        found, before = read(out)
+        assert found["status"] == record.STOPPED and 3 <= before < 300
+        subprocess.run(["scontrol", "requeue", job], check=True)
+        assert slurm.wait(job) == [("COMPLETED", 0)], slurm.output(job)
+        found, rounds = read(out)
+        assert (found["status"], rounds) == (record.DONE, 300)
+        assert [line["round"] for line in json.loads(str(found["resumed"]))] == [before]
 
     @pytest.mark.parametrize("kind", ["none", "pmi2", "pmix"])
     def test_tasks_that_mpi_does_not_connect(self, slurm: Slurm, kind: str) -> None:

@@ -568,6 +568,25 @@ def test_a_run_or_sweep_that_is_ended(
 
 
 @linux
+@pytest.mark.parametrize(("name", "rank"), [("SIGKILL", 0), ("SIGSEGV", 1), ("SIGINT", 1)])
+def test_a_rank_that_gets_a_signal_ends_the_job(
+    name: str, rank: int, family: Callable[..., Family], tmp_path: Path
+) -> None:
+    """Wherever it is in its rounds; no process is left, and the result can be read."""
+    words = (*LONG, "checkpoint.every=1", "--ranks", "2", "--out", str(tmp_path))
+    job = family("-m", "fedmpi", "run", *words)
+    assert job.says("round 2/"), job.log.read_text()
+    places = {f"{variable}={rank}".encode() for variable in RANK_VARIABLES}
+    variables = {n: Path(f"/proc/{n}/environ").read_bytes().split(b"\0") for n in job.alive()}
+    (victim,) = (n for n, words in variables.items() if not places.isdisjoint(words))
+    os.kill(victim, signal.Signals[name])
+    assert job.process.wait(PATIENCE) == 1
+    assert until(lambda: not job.alive(), nap=0.02)
+    (result,) = tmp_path.glob("*.h5")
+    assert len(record.read(result, lambda file: record.rows(file, "rounds"))) >= 1
+
+
+@linux
 def test_a_bench_that_is_ended_leaves_no_ranks(family: Callable[..., Family]) -> None:
     bench = family("-m", "fedmpi", "bench", "scale", "--clients", "10", "--repeats", "1000")
     assert until(lambda: len(bench.alive()) >= 4, nap=0.05)

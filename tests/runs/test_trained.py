@@ -51,7 +51,7 @@ def test_every_rank_gives_what_its_clients_have(
         return
     assert found is not None and wanted is not None
     assert found.round == wanted.round == settings.rounds - 1
-    for group in ("model", "mask", "own"):
+    for group in ("model", "mask", "own", "own_mask"):
         ours, theirs = getattr(found, group), getattr(wanted, group)
         assert ours.keys() == theirs.keys()
         for name in ours:
@@ -86,6 +86,22 @@ def test_a_mask_says_which_values_stay() -> None:
     assert 0.1 < mask[found.engine.flat.prunable().numpy()].mean() < 0.3
 
 
+def test_each_client_s_mask_is_kept_with_its_model() -> None:
+    """Before the masks of the next round: weights that are regrown are zero in the model."""
+    found, kept = gathered(small("method.name=dispfl", "method.sparsity=0.8"), MPI.COMM_SELF)
+    assert kept is not None and kept.own_mask.keys() == kept.own.keys()
+    prunable, masks = found.engine.flat.prunable().numpy(), []
+    for client in range(5):
+        model, mask = (
+            vector(found.engine, {name: values[client] for name, values in group.items()})
+            for group in (kept.own, kept.own_mask)
+        )
+        assert mask.dtype == bool and not model[~mask].any()
+        assert 0.1 < mask[prunable].mean() < 0.3 and (model[mask] != 0).mean() > 0.9
+        masks.append(mask)
+    assert any((mask != masks[0]).any() for mask in masks)
+
+
 def test_statistics_of_clients_that_never_trained_are_unknown() -> None:
     found, kept = gathered(small(*MEMBERS["statistics"]), MPI.COMM_SELF)
     assert kept is not None
@@ -105,6 +121,7 @@ def test_statistics_of_clients_that_never_trained_are_unknown() -> None:
         (("keep=best",), {"model"}, ""),
         (("method.name=ssfl",), {"model", "mask"}, ""),
         (("method.name=ditto",), {"model", "own"}, ""),
+        (("method.name=dispfl",), {"model", "own", "own_mask"}, ""),
         (("method.name=ditto", "keep=best"), {"model"}, ""),
         (
             ("method.name=ditto", "model.hidden=[700,230]"),
