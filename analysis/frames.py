@@ -84,7 +84,7 @@ CONTENTS = "sha256."
 """Beginning of the names of columns with the hashes of the files that a run read: `sha256.data`, or
 `sha256.trace` for the file that the setting `trace` names."""
 MACHINE = (
-    *("threads", "server_threads", "exchange.window", "exchange.down"),
+    *("threads", "server_threads", "exchange.window", "exchange.down", "exchange.costs"),
     *("state.memory", "state.folder", "data.root", "data.cache", "keep", "keep_limit"),
     *("checkpoint.every", "checkpoint.seconds", "checkpoint.memory", "checkpoint.code"),
 )

@@ -458,9 +458,12 @@ class Exchange(Table):
     Attributes:
         adds: whether uploads are added up before they reach the server, so that it learns of their
             sum alone. The method must allow it (`Method.adds`).
+        defers: whether it is no way itself, and another one is taken in its place (see
+            `exchanges.auto`).
     """
 
     adds: ClassVar[bool] = False
+    defers: ClassVar[bool] = False
 
     @property
     def reselects(self) -> bool:
@@ -1025,6 +1028,11 @@ class Settings(Table):
         return self.method.sends or self.sends_changes
 
     @property
+    def can_add(self) -> bool:
+        """Whether uploads can be added up on the way: the server needs no more than their sum."""
+        return self.method.adds and self.aggregation.is_mean and self.feedback != "ef21"
+
+    @property
     def keeps_state(self) -> bool:
         """Whether clients keep anything between rounds; they then stay on their rank."""
         local = self.statistics == "local"
@@ -1100,6 +1108,11 @@ def names(table: str) -> list[str]:
     """The names that `table` may have, without importing any of them."""
     folder = Path(__file__).parent / AXES[table][0]
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules([str(folder)]))
+
+
+def exchanges() -> list[str]:
+    """The names of exchanges that are ways of messages themselves."""
+    return [name for name in names("exchange") if not module("exchange", name).Config.defers]
 
 
 def module(table: str, name: str) -> Any:

@@ -25,9 +25,11 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import combinations, pairwise, product
 from math import ceil, inf, log2
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from platformdirs import user_data_path
 
 from fedmpi.errors import BadInput
 from fedmpi.messages import partial as sums
@@ -130,12 +132,14 @@ class Load:
 
     Attributes:
         clients: that upload.
-        ranks: of the job; rank 0 hosts clients only if it is alone.
+        ranks: of the job.
         per_node: ranks of a node.
         parameters: values of an update.
         sparsity: share of them that are not sent.
         agreed: whether all ranks know the positions.
         ready: whether the values are chosen already.
+        shared: whether rank 0 hosts clients, too; it does in any case if it is alone.
+        travels: whether positions are sent with an upload's values, if they are its own.
     """
 
     clients: int
@@ -145,6 +149,8 @@ class Load:
     sparsity: float
     agreed: bool = False
     ready: bool = False
+    shared: bool = False
+    travels: bool = True
 
     @property
     def nodes(self) -> int:
@@ -159,7 +165,8 @@ class Load:
     @property
     def mine(self) -> int:
         """Clients of the rank that has most of them."""
-        return -(-self.clients // max(1, self.ranks - 1))
+        hosts = self.ranks if self.shared else max(1, self.ranks - 1)
+        return -(-self.clients // hosts)
 
     @property
     def kept(self) -> int:
@@ -176,6 +183,11 @@ class Load:
         is_whole = self.agreed or kept == self.parameters
         positions = 0.0 if is_whole else min(4 * kept, self.parameters / 8)
         return WORDS + 4 * kept + positions
+
+    @property
+    def upload(self) -> float:
+        """Bytes of a packed upload."""
+        return self.message(self.kept) if self.travels else WORDS + 4.0 * self.kept
 
     def union(self, clients: int) -> float:
         """Values of a sum of so many uploads whose positions have nothing in common but chance."""
@@ -239,15 +251,16 @@ def work(
     return Step(part, where, times, (1, 1), length, load.kept if kept is None else kept)
 
 
-def own(load: Load) -> list[Step]:
-    """Adding up a rank's own clients, and taking the values that all ranks know."""
-    found = [work("clear", "each", load), work("add", "each", load, load.mine)]
-    return [*found, work("take", "each", load)] if load.agreed else found
+def added(load: Load, where: str, times: float) -> list[Step]:
+    """Adding up uploads. Values at positions that all ranks know lie one behind the other."""
+    if load.agreed:
+        return [work("add dense", where, load, times, size=load.kept)]
+    return [work("clear", where, load), work("add", where, load, times)]
 
 
 def filled(load: Load) -> list[Step]:
     """Putting a sum of values that all ranks know in its place."""
-    return [work("put", "root", load)] if load.agreed else []
+    return [work(part, "root", load) for part in ("clear", "put")] if load.agreed else []
 
 
 def written(load: Load, where: str, kept: float, share: float = 1) -> list[Step]:
@@ -332,7 +345,6 @@ PART_OF = {
     "pack": "pack",
     "read": "pack",
     "scan": "pack",
-    "take": "pack",
     "put": "pack",
     "clear": "add",
     "add": "add",
@@ -347,6 +359,11 @@ ADVICE = {
     "near": "run fedmpi bench mpi on several ranks of a node",
     "far": "run fedmpi bench mpi on several nodes, or name their link with --link",
 }
+
+
+def place() -> Path:
+    """The file of this machine's model, in the user's data folder."""
+    return user_data_path("fedmpi") / "costs.json"
 
 
 def parsed(text: str) -> Model:

@@ -21,6 +21,7 @@ from fedmpi.clients import burden
 from fedmpi.clients.placement import Placement, Wave
 from fedmpi.clients.population import EVERYONE_ROUND, Population
 from fedmpi.config import ConfigError, Settings
+from fedmpi.costs import Load
 from fedmpi.errors import fitting
 from fedmpi.messages import sparse
 from fedmpi.messages.clock import Clock, Phase
@@ -115,8 +116,7 @@ class Engine:
             self.server = module.Server(settings, self.trainer)
         self.clients: Clients = module.Clients(settings, self.trainer)
         self.half: Half = self.clients if self.server is None else self.server
-        if settings.exchange.adds and self.server is None:
-            self.clients.prepare_sums()
+        self.take(settings.exchange)
         if (settings.target or "").startswith("shard_mean:") and not self.has_accuracies:
             raise ConfigError(
                 f"target = '{settings.target}': wanted a method whose clients have a model after a "
@@ -134,6 +134,34 @@ class Engine:
         hosts = range(1 if is_apart else 0, place.ranks)
         about_hosts = self.width, settings.keeps_state, self.method.converses
         self.placement = Placement(self.population, hosts, *about_hosts)
+
+    def take(self, exchange: config.Exchange) -> None:
+        """Takes an exchange, on all ranks the same one; before the first round."""
+        self.settings = self.settings.model_copy(update={"exchange": exchange})
+        if exchange.adds and self.server is None:
+            self.clients.prepare_sums()
+
+    def load(self, nodes: Sequence[int]) -> Load:
+        """A round's uplink, to predict its seconds; the last round's, after all warm-ups.
+
+        Args:
+            nodes: number of each rank's node.
+        """
+        t, settings = self.settings.rounds - 1, self.settings
+        size, kept = self.flat.size, self.clients.sent_count(t)
+        # The change of a control variate has as many values, at the same positions.
+        vectors = 1 if settings.control == "none" else 2
+        return Load(
+            clients=len(self.population.sample(t)),
+            ranks=len(nodes),
+            per_node=max(nodes.count(node) for node in nodes),
+            parameters=vectors * size,
+            sparsity=1 - kept / size,
+            agreed=self.clients.agreed(t) is not None,
+            ready=True,
+            shared=settings.server == "shared",
+            travels=self.method.travels,
+        )
 
     @property
     def has_accuracies(self) -> bool:

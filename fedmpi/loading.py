@@ -448,6 +448,7 @@ def _contradictions(settings: Settings) -> list[str]:
         found.append("precision = 'tf32': wanted device = 'cuda'; on a CPU float32 or bf16")
     found += _parts(settings)
     found += [*_codec(settings), *_feedback(settings), *_down(settings), *_added_up(settings)]
+    found += _predicted(settings)
     if settings.exchange.down != "bcast" and not settings.broadcasts:
         found.append(
             f"exchange.down = '{settings.exchange.down}': wanted a server that sends all clients "
@@ -629,6 +630,27 @@ def _added_up(settings: Settings) -> list[str]:
             "possible is 'star'"
         )
     return found + _reselected(settings)
+
+
+def _predicted(settings: Settings) -> list[str]:
+    """Names uploads of which it cannot be predicted what exchanges take, where one is chosen so."""
+    method, codec = settings.method, settings.codec
+    if not (settings.exchange.defers and settings.can_add):
+        return []
+    what = f"exchange.name = '{settings.exchange.name}'"
+    possible = f"possible are {', '.join(config.exchanges())}"
+    if method.uploads != "updates" or method.reshapes:
+        return [
+            f"{what}: wanted a method whose clients all upload equally many values of an update in "
+            f"float32, as far as known before a run, found method.name = '{method.name}'; "
+            f"{possible}"
+        ]
+    if (codec.values, codec.positions) != ("f4", "auto"):
+        return [
+            f"{what}: wanted codec.values = 'f4' and codec.positions = 'auto', whose bytes are "
+            f"known before a run, found '{codec.values}' and '{codec.positions}'; {possible}"
+        ]
+    return []
 
 
 def _reselected(settings: Settings) -> list[str]:

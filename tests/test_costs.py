@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from fedmpi import config, costs
-from fedmpi.bench.predict import steps_of
 from fedmpi.costs import Law, Load, Model, Rate, Step
 from fedmpi.errors import BadInput
+from fedmpi.exchanges.auto import steps_of
 
 SIZES = [8 * 4**power for power in range(11)]
 
@@ -212,21 +212,23 @@ def test_exchanges_take_what_their_steps_take(agreed: bool) -> None:
         return {"pack": of("read", kept, length), "add": of("add", kept, length)}
 
     choose = {"choose": 0.0 if agreed else mine * of("select"), "start": 0.0}
-    taken = of("take") if agreed else 0.0
     filled = of("put") if agreed else 0.0
-    own = of("clear") + mine * of("add")
+    cleared = of("clear") if agreed else 0.0
+
+    def own(uploads: int) -> float:
+        return uploads * of("add dense", k, k) if agreed else of("clear") + uploads * of("add")
 
     sent = 24 + mine * message
     moved = meet + here + 7 * sent * 1e-10 + there + 3 * 8 * sent * 1e-9
-    pack = mine * of("pack") + 62 * of("read")
-    add = of("clear") + 62 * of("add")
+    pack = mine * of("pack") + 62 * of("read") + filled
+    add = own(62) + cleared
     assert parts("star", load) == pytest.approx(choose | {"pack": pack, "move": moved, "add": add})
 
     m = 4 * size + 8
     moved = meet + here + 3 * m * 1e-10 + there + 2 * m * 1e-9
-    pack = mine * of("pack") + taken + filled
+    pack = mine * of("pack") + filled
     assert parts("reduce", load) == pytest.approx(
-        choose | {"pack": pack, "move": moved, "add": own}
+        choose | {"pack": pack, "move": moved, "add": own(mine) + cleared}
     )
     numbers = meet + here + 3 * 8 * 1e-10 + there + 2 * 8 * 1e-9
 
@@ -236,12 +238,12 @@ def test_exchanges_take_what_their_steps_take(agreed: bool) -> None:
     near = 2 * here + here + sent * 1e-10
     far = there + there + 3 * (24 + length_of(union)) * 1e-9
     last = there + there + 2 * 8 * 1e-9
-    pack = mine * of("pack") + 16 * of("read") + taken + written + 3 * both["pack"] + filled
-    add = of("clear") + 16 * of("add") + 3 * both["add"]
+    pack = mine * of("pack") + 16 * of("read") + written + 3 * both["pack"] + filled
+    add = own(16) + 3 * both["add"] + cleared
     tree = choose | {"pack": pack, "move": near + far + last, "add": add}
     assert parts("tree", load) == pytest.approx(tree)
 
-    pack, moved, add = mine * of("pack") + taken + filled, numbers, own
+    pack, moved, add = mine * of("pack") + filled, numbers, own(mine) + cleared
     for clients, latency, each in (
         *((2, 1e-6, 1e-10), (4, 1e-6, 1e-10), (8, 1e-6, 1e-10)),
         *((16, 1e-5, 1e-9), (32, 1e-5, 1e-9)),
@@ -269,10 +271,10 @@ def test_exchanges_take_what_their_steps_take(agreed: bool) -> None:
     each = {"pack": 0.0, "add": of("add dense", some / 32, size / 32)} if agreed else {
         "pack": of("read", some / 32, size / 32), "add": of("add", some / 32, size / 32)
     }  # fmt: skip
-    pack = mine * of("pack") + taken + of("scan", some, size) + of("pack", some, size)
+    pack = mine * of("pack") + of("scan", some, size) + of("pack", some, size)
     pack += of("scan", all_of_it / 32, size / 32) + of("pack", all_of_it / 32, size / 32)
     pack += 31 * (each["pack"] + total["pack"]) + filled
-    add = own + 31 * (each["add"] + total["add"])
+    add = own(mine) + cleared + 31 * (each["add"] + total["add"])
     found = choose | {"pack": pack, "move": moved, "add": add}
     assert parts("sharded", load) == pytest.approx(found)
 
@@ -293,7 +295,7 @@ def test_loads_say_who_hosts_what() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 7])
 def test_every_exchange_can_be_predicted(ranks: int) -> None:
     """On a single rank nothing moves."""
-    for name in config.names("exchange"):
+    for name in config.exchanges():
         found = parts(name, Load(10, ranks, 2, 1000, 0.9))
         assert found["add"] > 0
         assert (found["move"] > 0) == (ranks > 1)

@@ -92,14 +92,13 @@ class Uplink:
         return lambda: deliver([self.message(client, positions) for client in self.mine])
 
     def deliver(self, name: str, positions: str) -> Callable[[list[Message]], np.ndarray]:
-        """The work of an exchange with this rank's messages; returns the sum on the root."""
+        """The work of an exchange with this rank's messages; returns the sum, on the root."""
         chosen = config.module("exchange", name)
         exchange = chosen.Exchange(self.wire, self.clock, Ledger(self.clients))
         where = self.agreed if positions == "agreed" else None
 
         def work(messages: list[Message]) -> np.ndarray:
-            if chosen.Config.adds or self.wire.is_root:
-                self.sum.clear()
+            self.sum.clear()
             for message in exchange.gather(messages):
                 self.sum.add(message.blocks[0], message.weight, where)
             if chosen.Config.adds:
@@ -108,7 +107,9 @@ class Uplink:
                 exchange.merge(buffers)
                 if self.wire.is_root:
                     addends.fill(buffers)
-            return self.sum.total.numpy()
+                else:
+                    addends.clear()
+            return self.sum.total.numpy() if self.wire.is_root else np.empty(0, "f4")
 
         return work
 
@@ -226,7 +227,7 @@ def measure(given: dict[str, Any], ranks: int) -> list[Result]:
 @click.option(
     "--exchange",
     "exchanges",
-    type=click.Choice(config.names("exchange")),
+    type=click.Choice(config.exchanges()),
     multiple=True,
     help="Only this exchange. Can be repeated.",
 )
@@ -261,7 +262,7 @@ def command(
 
     References send dense vectors: pickled, by one Gatherv, or by one Reduce.
     """
-    given: dict[str, Any] = {"exchanges": list(exchanges or config.names("exchange"))}
+    given: dict[str, Any] = {"exchanges": list(exchanges or config.exchanges())}
     given |= {"clients": clients, "parameters": parameters, "sparsity": sparsity}
     for result in measure(given | {"repeats": repeats}, ranks):
         result.say(as_json)

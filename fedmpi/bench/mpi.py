@@ -350,7 +350,6 @@ class Bench:
             "add": lambda: sparse.add(total, message.blocks[0], 1.0),
             "add dense": lambda: sparse.add(total, whole, 1.0),
             "scan": lambda: sums.block(few),
-            "take": lambda: x[where],
             "put": lambda: total.index_put_((where,), found),
             "clear": total.zero_,
         }
@@ -522,7 +521,7 @@ class Plan:
 @click.option(
     "--exchange",
     "exchanges",
-    type=click.Choice(config.names("exchange")),
+    type=click.Choice(config.exchanges()),
     multiple=True,
     help="Only this exchange.",
 )
@@ -589,7 +588,7 @@ def command(
         job.check(lambda: record.try_rows(out, TABLE) if job.wire.is_root else None)
     some = tuple(-(-size // WORD) * WORD for size in sizes)
     if not (collectives or exchanges or steps):
-        collectives, exchanges, steps = COLLECTIVES, tuple(config.names("exchange")), True
+        collectives, exchanges, steps = COLLECTIVES, tuple(config.exchanges()), True
     chosen = collectives, exchanges, steps, some or SIZES, some or VECTORS
     bench = Bench(job, repeats)
     if bench.gloo.problem and "reduce" in collectives and job.wire.is_root:

@@ -6,7 +6,7 @@ and exchanges of larger vectors than it knows. Nothing is measured here.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from math import inf
@@ -20,9 +20,10 @@ import numpy as np
 from fedmpi import config, costs
 from fedmpi.bench import JSON, exchange
 from fedmpi.bench.mpi import TABLE
-from fedmpi.costs import GOOD, PARTS, Law, Load, Model, Step
+from fedmpi.costs import GOOD, PARTS, Law, Load, Model
 from fedmpi.draft import draft
 from fedmpi.errors import BadInput, told
+from fedmpi.exchanges.auto import steps_of
 from fedmpi.results import record
 from fedmpi.units import duration
 
@@ -31,13 +32,6 @@ CLIENTS = (10, 100, 1_000, 10_000, 100_000)
 RANKS = (2, 4, 16, 64, 256, 1024, 4096)
 BEGINS, ROWS = pattern(rb'\{\s*"laws"'), pattern(rb'\{"exchange"')
 """How a kept model begins, and how a file of predictions does."""
-
-
-def place() -> Path:
-    """The file of this machine's model, in the user's data folder."""
-    from platformdirs import user_data_path
-
-    return user_data_path("fedmpi") / "costs.json"
 
 
 def read(files: Sequence[Path]) -> tuple[list[Row], Row]:
@@ -67,14 +61,6 @@ def fitted(files: Sequence[Path]) -> Model:
     return costs.fitted(*read(files), steps_of)
 
 
-def steps_of(name: str) -> Callable[[Load], list[Step]] | None:
-    """Of what steps an exchange consists; None if its module does not say so."""
-    found: Callable[[Load], list[Step]] | None = getattr(
-        config.module("exchange", name), "steps", None
-    )
-    return found
-
-
 def keep(model: Model, path: Path) -> None:
     """Writes a model, in place of the former one."""
     with draft(path, "--model", BEGINS) as file:
@@ -92,7 +78,7 @@ def linked(model: Model, latency: float, rate: float) -> Model:
     laws = dict(model.laws)
     for name, forms in costs.USUAL.items():
         laws[f"{name} far"] = Law(*forms, (inf,), (1e-6 * latency,), (8e-6 / rate,))
-    return replace(model, laws=laws)
+    return replace(model, laws=laws, about=model.about | {"link": [latency, rate]})
 
 
 def predicted(model: Model, names: Sequence[str], load: Load) -> list[Row]:
@@ -108,7 +94,7 @@ def predicted(model: Model, names: Sequence[str], load: Load) -> list[Row]:
             continue
         parts = model.parts(name, steps(load), load.ranks)
         row: Row = {"exchange": name, **asdict(load), "nodes": load.nodes}
-        del row["ready"]
+        del row["ready"], row["shared"], row["travels"]
         row |= {f"predicted_{part}_seconds": parts[part] for part in PARTS}
         row["predicted_seconds"] = sum(parts.values())
         row["measured_seconds"] = measured(model, name, load)
@@ -151,6 +137,9 @@ def report(model: Model, others: Sequence[Path]) -> Iterator[str]:
     for name, some in errors(model).items():
         about = f"{name}, {len(some)} measured exchanges, larger than fitted to"
         yield f"{about}: {_figures(some)}"
+    if "link" in model.about:
+        latency, rate = model.about["link"]
+        yield f"between nodes: a link of {latency:g} us and {rate:g} Mbit/s, which was given"
     if others:
         found = costs.held(model, read(others)[0])
         found |= errors(replace(model, measured=fitted(others).measured))
@@ -195,7 +184,7 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
 @click.option(
     "--exchange",
     "exchanges",
-    type=click.Choice(config.names("exchange")),
+    type=click.Choice(config.exchanges()),
     multiple=True,
     help="Only this exchange. Can be repeated, as the next four.",
 )
@@ -226,7 +215,8 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     "--link",
     type=(click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)),
     metavar="US MBIT",
-    help="Latency in microseconds and rate in Mbit/s between nodes, in place of measured ones.",
+    help="Latency in microseconds and rate in Mbit/s between nodes, in place of measured ones. "
+    "Given with FILES, it is kept, too.",
 )
 @click.option(
     "--against",
@@ -261,17 +251,18 @@ def command(
 
     Nothing is measured. Where an exchange was measured, its seconds stand beside the prediction.
     """
-    path = path or place()
+    path = path or costs.place()
     if files:
         model = fitted(files)
-        keep(model, path)
     else:
         with told(path, "give files of fedmpi bench mpi"):
             model = costs.parsed(path.read_text(encoding="utf-8"))
     if link is not None:
         model = linked(model, *link)
+    if files:
+        keep(model, path)
     node = per_node or int(model.about["per_node"])
-    names = exchanges or tuple(config.names("exchange"))
+    names = exchanges or tuple(config.exchanges())
     cases = product(clients, ranks, sparsities, positions)
     loads = [Load(c, p, node, parameters, s, way == "agreed") for c, p, s, way in cases]
     keys = ("clients", "ranks", "per_node", "parameters", "sparsity", "agreed")

@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from fedmpi import config, loading
-from fedmpi.bench import JSON, REPEATS, Result, apart, chosen, compare, rank, run
+from fedmpi.bench import JSON, REPEATS, Result, apart, chosen, compare, peer, rank, run
 from fedmpi.config import Tree
 from fedmpi.runs import launch
 
@@ -47,11 +47,16 @@ and 0.00007 before the first unit tipped over."""
 
 
 def cases(
-    workloads: tuple[str, ...], exchange: str, server: str, ranks: int, repeats: int
+    workloads: tuple[str, ...],
+    exchange: str,
+    server: str,
+    ranks: int,
+    repeats: int,
+    has_peer: bool = False,
 ) -> Iterator[Callable[[], Result]]:
     """One case for each workload."""
     for workload in workloads:
-        yield partial(measure, workload, exchange, server, ranks, repeats)
+        yield partial(measure, workload, exchange, server, ranks, repeats, has_peer)
 
 
 def tree_of(workload: str, exchange: str = "star", server: str = "dedicated") -> Tree:
@@ -65,36 +70,55 @@ def tree_of(workload: str, exchange: str = "star", server: str = "dedicated") ->
     return common | tree
 
 
-def measure(workload: str, exchange: str, server: str, ranks: int, repeats: int) -> Result:
-    """One workload: its rounds on so many ranks, and the textbook's."""
+def measure(
+    workload: str, exchange: str, server: str, ranks: int, repeats: int, has_peer: bool = False
+) -> Result:
+    """One workload: its rounds on so many ranks, the textbook's, and the peer's if it has them.
+
+    Raises:
+        ConfigError: if the peer is not installed.
+    """
+    if has_peer:
+        peer.check()
     launcher = launch.find()
     settings = loading.load(tree_of(workload, exchange, server))
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Path(folder) / "ours", Path(folder) / "textbook"
+        workers = ranks - (server == "dedicated" and ranks > 1)
 
         def turn(side: str, out: Path) -> float:
-            starter = launcher if side == "ours" else None
+            starter = None if side == "textbook" else launcher
             words = [workload, exchange, server, side, str(out)]
-            apart("fedmpi.bench.round", words, starter, ranks)
+            apart("fedmpi.bench.round", words, starter, workers if side == "peer" else ranks)
             return json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["seconds"]
 
-        def check() -> None:
-            found, wanted = (np.load(out.with_suffix(".npy")) for out in (ours, theirs))
+        def check(other: Path) -> None:
+            found, wanted = (np.load(out.with_suffix(".npy")) for out in (ours, other))
             apart = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
             if settings.method.name == "fedavg" and not apart < TOLERANCE:
-                raise AssertionError(f"{workload}: our model and the textbook's are {apart} apart")
+                raise AssertionError(
+                    f"{workload}: our model and the {other.name}'s are {apart} apart"
+                )
 
         def our_turn() -> float:
             return turn("ours", ours)
 
         def their_turn() -> float:
             seconds = turn("textbook", theirs)
-            check()
+            check(theirs)
+            return seconds
+
+        def peers_turn() -> float:
+            seconds = turn("peer", Path(folder) / "peer")
+            check(Path(folder) / "peer")
             return seconds
 
         case: dict[str, Any] = {"workload": workload, "exchange": exchange, "server": server}
         case["ranks"] = ranks
-        return compare("round", case, {"ours": our_turn, "textbook": their_turn}, repeats)
+        turns = {"ours": our_turn, "textbook": their_turn}
+        if has_peer and settings.method.name == "fedavg":
+            turns["peer"] = peers_turn
+        return compare("round", case, turns, repeats)
 
 
 def main(workload: str, exchange: str, server: str, side: str, out: Path) -> None:
@@ -110,6 +134,12 @@ def main(workload: str, exchange: str, server: str, side: str, out: Path) -> Non
         everyone = range(settings.clients)
         seconds = [textbook.round(t, everyone) for t in range(settings.rounds)]
         model = textbook.vector()
+    elif side == "peer":
+        job = rank()
+        engine = Engine(settings)
+        seconds, model = peer.simulate(engine, job.wire)
+        if not job.wire.is_root:
+            return
     else:
         job = rank()
         engine = Engine(settings, job.wire.place)
@@ -128,7 +158,7 @@ def main(workload: str, exchange: str, server: str, side: str, out: Path) -> Non
 @click.option("--workload", "workloads", multiple=True, help="Only this workload. Can be repeated.")
 @click.option(
     "--exchange",
-    type=click.Choice(config.names("exchange")),
+    type=click.Choice(config.exchanges()),
     default="star",
     show_default=True,
     help="How uploads travel.",
@@ -147,6 +177,13 @@ def main(workload: str, exchange: str, server: str, side: str, out: Path) -> Non
     show_default=True,
     help="Number of MPI ranks.",
 )
+@click.option(
+    "--peer",
+    "has_peer",
+    is_flag=True,
+    help="Also measure pfl-research, if the package pfl is installed, on as many workers as ranks "
+    "that host clients.",
+)
 @REPEATS
 @JSON
 def command(
@@ -154,6 +191,7 @@ def command(
     exchange: str,
     server: str,
     ranks: int,
+    has_peer: bool,
     repeats: int,
     as_json: bool,
 ) -> None:
@@ -162,7 +200,7 @@ def command(
     The reference is the textbook's serial loop.
     """
     found = chosen(workloads, WORKLOADS)
-    run(cases(found, exchange, server, ranks, repeats), as_json)
+    run(cases(found, exchange, server, ranks, repeats, has_peer), as_json)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fedmpi import config
-from fedmpi.costs import WORD, Load, Step, choose, filled, move, own
+from fedmpi.costs import WORD, Load, Step, added, choose, filled, move
 from fedmpi.exchanges import star
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import Kind, Message, weigh
@@ -37,7 +37,7 @@ class Config(config.Exchange):
 def steps(load: Load) -> list[Step]:
     """The parts of a round's uplink that follow each other, to predict its seconds."""
     moved = move("reduce", load.near, load.nodes, 4 * load.summed + WORD)
-    return [*choose(load), *own(load), moved, *filled(load)]
+    return [*choose(load), *added(load, "each", load.mine), moved, *filled(load)]
 
 
 class Exchange(star.Exchange):

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fedmpi import config
-from fedmpi.costs import HEAD, WORD, WORDS, Load, Step, choose, filled, merged, move, own, written
+from fedmpi.costs import HEAD, WORD, WORDS, Load, Step, added, choose, filled, merged, move, written
 from fedmpi.exchanges import reduce
 from fedmpi.messages import partial
 from fedmpi.messages.clock import Clock, Phase
@@ -48,7 +48,8 @@ def steps(load: Load) -> list[Step]:
 
     Slices and their positions are shared equally, as they are if positions are spread evenly.
     """
-    found, ranks, levels = [*choose(load), *own(load)], load.ranks, (load.near, load.nodes)
+    found = [*choose(load), *added(load, "each", load.mine)]
+    ranks, levels = load.ranks, (load.near, load.nodes)
     if ranks > 1:
         mine, all_of_it, others = load.union(load.mine), load.union(load.clients), ranks - 1
         pieces = ranks * HEAD + others * (WORDS + (load.part(mine) - WORDS) / ranks)

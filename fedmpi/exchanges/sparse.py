@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fedmpi import config
-from fedmpi.costs import FORMS, HEAD, WORD, Load, Step, choose, filled, merged, move, own, written
+from fedmpi.costs import FORMS, HEAD, WORD, Load, Step, added, choose, filled, merged, move, written
 from fedmpi.exchanges import reduce
 from fedmpi.messages import partial
 from fedmpi.messages.clock import Phase
@@ -71,7 +71,7 @@ def steps(load: Load) -> list[Step]:
     Without `reselect`. In each step of a level sums of twice as many ranks are sent, and in its
     last one a single rank sends.
     """
-    found, below = [*choose(load), *own(load)], 1
+    found, below = [*choose(load), *added(load, "each", load.mine)], 1
     for near, nodes in ((load.near, 1), (1, load.nodes)):
         size, steps = near * nodes, FORMS["log"](near * nodes)
         for step in range(steps):

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedmpi import config
 from fedmpi.clients.placement import Wave
-from fedmpi.costs import HEAD, Load, Step, choose, move, work
+from fedmpi.costs import HEAD, Load, Step, added, choose, filled, move, work
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import Buffer, Message, pack, unpack
 from fedmpi.messages.ledger import DOWN, UP, Ledger
@@ -27,10 +27,10 @@ class Config(config.Exchange):
 
 def steps(load: Load) -> list[Step]:
     """The parts of a round's uplink that follow each other, to predict its seconds."""
-    sent = HEAD + load.mine * load.message(load.kept)
+    sent = HEAD + load.mine * load.upload
     gather = move("gather", load.near, load.nodes, sent)
-    heard = [work(part, "root", load, load.clients) for part in ("read", "add")]
-    return [*choose(load), gather, work("clear", "root", load), *heard]
+    heard = [work("read", "root", load, load.clients), *added(load, "root", load.clients)]
+    return [*choose(load), gather, *heard, *filled(load)]
 
 
 class Exchange:

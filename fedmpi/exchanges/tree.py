@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedmpi import config
-from fedmpi.costs import HEAD, WORD, Load, Step, choose, filled, merged, move, work, written
+from fedmpi.costs import HEAD, WORD, Load, Step, added, choose, filled, merged, move, work, written
 from fedmpi.exchanges import reduce
 from fedmpi.messages import partial
 from fedmpi.messages.clock import Phase
@@ -34,12 +34,9 @@ class Config(config.Exchange):
 def steps(load: Load) -> list[Step]:
     """The parts of a round's uplink that follow each other, to predict its seconds."""
     here = min(load.clients, load.near * load.mine)
-    sent = HEAD + load.mine * load.message(load.kept)
-    heard = [work(part, "root", load, here) for part in ("read", "add")]
-    clear, near = work("clear", "root", load), move("near", load.near, 1, sent)
-    found = [*choose(load), near, clear, *heard]
-    if load.agreed:
-        found.append(work("take", "root", load))
+    sent = HEAD + load.mine * load.upload
+    heard = [work("read", "root", load, here), *added(load, "root", here)]
+    found = [*choose(load), move("near", load.near, 1, sent), *heard]
     if load.nodes > 1:
         union = load.union(here)
         found += written(load, "root", union)

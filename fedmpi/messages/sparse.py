@@ -214,6 +214,26 @@ def add(target: Tensor, block: Block, weight: float = 1.0, agreed: Tensor | None
         target.index_add_(0, agreed, given, alpha=weight)
 
 
+def add_values(target: Tensor, block: Block, weight: float = 1.0) -> None:
+    """Adds weight * value of each value of a block; the bits are those of `add` at positions.
+
+    Args:
+        target: [count], changed in place.
+        block: the values; its positions do not matter.
+        weight: a factor.
+
+    Raises:
+        WireError: if the block has another count.
+    """
+    if block.count != target.numel():
+        raise WireError(f"{block.count} values, wanted {target.numel()}")
+    if block.coding == Coding.CODES and not target.is_cuda:
+        assert block.values is not None
+        codes.add(target.numpy(), block.values, _grid(block), weight)
+        return
+    target.add_(_values(block).to(target.device) * weight)
+
+
 def mean(total: Tensor, weights: Tensor) -> Tensor:
     """Each position's mean over those who have it, [n]; zero where nobody has.
 

@@ -35,17 +35,71 @@ from fedmpi.streams import Purpose, torch_seed
 class Sum:
     """A weighted sum of clients' vectors.
 
+    As long as all vectors have values at the same positions, which both sides know, only these
+    values are added up, one behind the other. They are put in their places when `total` is asked
+    for.
+
     Attributes:
-        total: the sum of weight * vector, float32 [n].
         weight: the sum of the weights of the clients that uploaded.
+        packed: the sum at `where`, float32 [k], beside what `whole` has; None if there is none.
+        where: positions, int64 [k].
+        whole: the sum but for `packed`, [n].
+        is_zero: whether `whole` is zero for certain.
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self.total, self.weight = torch.zeros(size, device=device), 0.0
+        self.whole, self.is_zero, self.weight = torch.zeros(size, device=device), True, 0.0
+        self.packed: Tensor | None = None
+        self.where: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of weight * vector, float32 [n], which may be changed in place."""
+        if self.packed is not None and self.where is not None:
+            if self.is_zero:
+                self.whole.index_copy_(0, self.where, self.packed)
+            else:
+                self.whole.index_add_(0, self.where, self.packed)
+        self.packed = self.where = None
+        self.is_zero = False
+        return self.whole
+
+    @total.setter
+    def total(self, found: Tensor) -> None:
+        self.packed = self.where = None
+        self.whole, self.is_zero = found, False
+
+    @property
+    def beside(self) -> list[Tensor]:
+        """The vectors that are added up beside `total`, each [n]."""
+        return []
 
     def vectors(self) -> list[Tensor]:
         """Returns the vectors by which two such sums can be added, besides `numbers`: each [n]."""
-        return [self.total]
+        return [self.total, *self.beside]
+
+    def values(self, where: Tensor) -> list[Tensor]:
+        """Returns their values at some positions, int64 [k], outside of which all are zero."""
+        if self._packs(where):
+            assert self.packed is not None
+            return [self.packed, *(vector[where] for vector in self.beside)]
+        return [vector[where] for vector in self.vectors()]
+
+    def take(self, where: Tensor, values: Sequence[Tensor]) -> None:
+        """Takes other values at these positions."""
+        if self._packs(where):
+            self.packed = values[0]
+        else:
+            self.total[where] = values[0]
+        for vector, some in zip(self.beside, values[1:], strict=True):
+            vector[where] = some
+
+    def _packs(self, where: Tensor) -> bool:
+        """Whether the sum has nothing but values at these positions, the same tensor each time."""
+        if self.is_zero and self.packed is None:
+            self.packed = torch.zeros(len(where), device=self.whole.device)
+            self.where = where
+        return self.is_zero and self.where is where
 
     @property
     def numbers(self) -> list[float]:
@@ -71,7 +125,12 @@ class Sum:
         Raises:
             WireError: if the block's vector has another length, or its values another count.
         """
-        sparse.add(self.total, block, weight, at)
+        is_fit = block.size == self.whole.numel() and block.indices is None
+        if is_fit and at is not None and self._packs(at):
+            assert self.packed is not None
+            sparse.add_values(self.packed, block, weight)
+        else:
+            sparse.add(self.total, block, weight, at)
 
     def close(self, t: int) -> None:
         """Called after the last upload of round t; does nothing here."""
@@ -91,8 +150,10 @@ class Sum:
 
     def clear(self) -> None:
         """Sets sum and weight to zero."""
-        self.total.zero_()
-        self.weight = 0.0
+        if not self.is_zero:
+            self.whole.zero_()
+        self.packed = self.where = None
+        self.is_zero, self.weight = True, 0.0
 
 
 class Measured(Sum):
@@ -148,9 +209,10 @@ class Held(Sum):
         super().__init__(size, device)
         self.weights = torch.zeros(size, device=device)
 
-    def vectors(self) -> list[Tensor]:
-        """Returns the sum and its weights."""
-        return [self.total, self.weights]
+    @property
+    def beside(self) -> list[Tensor]:
+        """The weights."""
+        return [self.weights]
 
     def add(self, block: Block, weight: float, at: Tensor | None = None) -> None:
         """Adds weight * vector, and the weight, at the positions `at` or everywhere."""
@@ -246,24 +308,38 @@ class Addends:
         """The vectors of all sums, and those beside them."""
         return [vector for each in self.sums for vector in each.vectors()] + list(self.more)
 
+    @property
+    def values(self) -> list[Tensor]:
+        """What these are at `where`."""
+        if self.where is None:
+            return self.vectors
+        found = [value for each in self.sums for value in each.values(self.where)]
+        return found + [vector[self.where] for vector in self.more]
+
     def buffers(self) -> list[np.ndarray]:
         """Returns float32 [k] for each vector, and float64 for all numbers; to be `fill`ed again.
 
-        A buffer is the vector's own memory where all of it is on the host.
+        A buffer may be the vector's own memory where all of it is on the host.
         """
         numbers = [number for each in self.sums for number in each.numbers]
-        values = [v if self.where is None else v[self.where] for v in self.vectors]
-        return [*(value.cpu().numpy() for value in values), np.array(numbers)]
+        return [*(value.cpu().numpy() for value in self.values), np.array(numbers)]
 
     def fill(self, buffers: Sequence[np.ndarray]) -> None:
         """Takes what became of the buffers."""
         *values, numbers = buffers
-        for vector, value in zip(self.vectors, values, strict=True):
-            found = torch.from_numpy(value).to(vector.device)
-            if self.where is not None:
-                vector[self.where] = found
-            elif found.data_ptr() != vector.data_ptr():
-                vector.copy_(found)
+        found = [torch.from_numpy(value) for value in values]
+        if self.where is None:
+            for vector, value in zip(self.vectors, found, strict=True):
+                if value.data_ptr() != vector.data_ptr():
+                    vector.copy_(value)
+        else:
+            for each in self.sums:
+                count = 1 + len(each.beside)
+                device = each.whole.device
+                each.take(self.where, [value.to(device) for value in found[:count]])
+                found = found[count:]
+            for vector, value in zip(self.more, found, strict=True):
+                vector[self.where] = value.to(vector.device)
         left = numbers.tolist()
         for each in self.sums:
             count = len(each.numbers)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import mpi4py
 import numpy as np
 
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, Failure
 from fedmpi.messages.clock import Clock, Phase
 
 if TYPE_CHECKING:
@@ -50,7 +50,10 @@ WORD = 8
 """Buffers are counted in words of 8 bytes, their padding."""
 MOST = 1 << 30
 """Bytes in one collective. More go in several: most libraries count in 32 bits, and some of what
-they are made of fails beyond 2 GiB. In words of 8 bytes a `Line` reaches 16 GiB."""
+they are made of fails beyond 2 GiB."""
+REACH = np.iinfo(np.int32).max
+"""Words that MPI's 32-bit displacements reach: 16 GiB. It is a limit of a `Line` and of `exchange`,
+where waves do not shorten them."""
 BLOCK, FLIGHT = 1 << 20, 8
 """Bytes of a block of a broadcast in blocks, and blocks that are under way at once."""
 TAG = 1
@@ -242,15 +245,19 @@ class Wire:
         """Sends each rank its part of the bytes, by their lengths; returns those for this rank.
 
         The pieces are in rank order, and views of one inbox, which the next `exchange` overwrites.
+
+        Raises:
+            Failure: if a rank sends or receives more than `REACH`.
         """
-        counts, layout = self._shares(data, lengths)
+        mend = "take exchange.name = 'reduce', 'tree' or 'sparse', which have no such limit"
+        counts, layout = self._shares(data, lengths, mend)
         theirs, longest = np.zeros(self.size, np.int64), np.zeros(1, np.int64)
         most = MOST // WORD // self.size
         self._meet(Phase.WAIT)
         with self.clock(Phase.TRANSFER):
             self.comm.Alltoall(counts, theirs)
             self.comm.Allreduce(counts.max(keepdims=True), longest, MPI.MAX)
-            places = _layout(theirs)
+            places = _layout(theirs, mend)
             inbox = self._room("all", int(theirs.sum()))
             for start in range(0, int(longest[0]), most):
                 send, receive = (
@@ -445,16 +452,16 @@ class Wire:
         return np.array(lengths, np.int64) // WORD
 
     def _shares(
-        self, data: np.ndarray, lengths: Sequence[int]
+        self, data: np.ndarray, lengths: Sequence[int], mend: str
     ) -> tuple[np.ndarray, tuple[list[int], list[int]]]:
         """Returns the number of words for each rank, and their layout in `data`.
 
         Raises:
             ValueError: as `_counts`.
-            OverflowError: as `_layout`.
+            Failure: as `_layout`.
         """
         counts = self._counts(data, lengths)
-        return counts, _layout(counts)
+        return counts, _layout(counts, mend)
 
     def _room(self, sender: str, words: int) -> np.ndarray:
         """Returns an inbox, reused until it is too small, because new memory is slow."""
@@ -576,6 +583,8 @@ class Line:
     charged to the computation.
     """
 
+    MEND = "lower batch or exchange.window, so that fewer samples or clients take a step at once"
+
     def __init__(self, wire: Wire, comm: MPI.Intracomm, name: str) -> None:
         self.wire, self.comm, self.name = wire, comm, name
         self.mine = np.empty(0, np.uint8)
@@ -601,11 +610,14 @@ class Line:
         """Returns all ranks' bytes on the root, in rank order; elsewhere an empty list, at once.
 
         The pieces are views of one inbox, which the next `recv_up` overwrites.
+
+        Raises:
+            Failure: if they are more than `REACH`.
         """
         if not self.wire.is_root:
             return []
         self.wire._await(self.pending, Phase.WAIT)
-        layout = _layout(self.counts)
+        layout = _layout(self.counts, self.MEND)
         inbox = self.wire._room(self.name, int(self.counts.sum()))
         mine = [self.mine, _words(self.mine), MPI.UINT64_T]
         with self.wire.clock(Phase.TRANSFER):
@@ -617,8 +629,11 @@ class Line:
         """Starts to send the root's bytes to all ranks, by their lengths; called on the root only.
 
         The bytes must not change before the next `recv_up` or `wait` returns.
+
+        Raises:
+            Failure: if they are more than `REACH`.
         """
-        counts, layout = self.wire._shares(data, lengths)
+        counts, layout = self.wire._shares(data, lengths, self.MEND)
         words = [data, layout, MPI.UINT64_T]
         with self.wire.clock(Phase.TRANSFER):
             self.pending.append(self.comm.Iscatterv([counts, self.ones], MPI.IN_PLACE, ROOT))
@@ -697,17 +712,19 @@ def _words(data: np.ndarray) -> int:
     return words
 
 
-def _layout(counts: np.ndarray) -> tuple[list[int], list[int]]:
+def _layout(counts: np.ndarray, mend: str) -> tuple[list[int], list[int]]:
     """Returns counts and displacements, in words.
 
+    Args:
+        counts: words of each rank, int64.
+        mend: what can be done about too many.
+
     Raises:
-        OverflowError: if there are more words than MPI's 32-bit counts can address.
+        Failure: if there are more words than MPI's 32-bit displacements reach.
     """
-    if counts.sum() > np.iinfo(np.int32).max:
-        size = int(counts.sum()) * WORD / 2**30
-        raise OverflowError(
-            f"{size:.1f} GiB in one collective, 16 are possible; lower exchange.window"
-        )
+    if counts.sum() > REACH:
+        size, most = (words * WORD / 2**30 for words in (int(counts.sum()), REACH))
+        raise Failure(f"{size:.4g} GiB in one collective, wanted {most:.4g} at most; {mend}")
     return counts.tolist(), (np.cumsum(counts) - counts).tolist()
 
 

@@ -232,6 +232,14 @@ class Half:
         """
         return None
 
+    def sent_count(self, t: int) -> int:
+        """Returns how many values a client's update has in round t, if all send equally many.
+
+        It is asked before the first round, to predict what messages take.
+        """
+        where = self.agreed(t)
+        return self.theirs.size if where is None else len(where)
+
     def addends(self, t: int) -> Addends:
         """Returns all that uploads of round t are added to, so that ranks can add it up."""
         more = [] if self.shift is None else [self.shift]
@@ -555,6 +563,10 @@ class Clients(Half):
     def count(self, t: int) -> int:
         """Returns how many values of its update a client sends; if the method `chooses`."""
         raise NotImplementedError
+
+    def sent_count(self, t: int) -> int:
+        """Returns how many values a client's update has in round t, if all send equally many."""
+        return self.count(t) if self.method.chooses else super().sent_count(t)
 
     def take_back(self, t: int, client: int, blocks: Sequence[Block], kept: Tensor) -> None:
         """Adds to a client's residual what it sent and what was then left out of a sum.

@@ -50,6 +50,11 @@ def drawn(settings: Settings, flat: Flat, t: int, client: int) -> Tensor:
 class Positions(fedavg.Half):
     """Both sides draw the positions."""
 
+    def sent_count(self, t: int) -> int:
+        """Returns how many values are sent."""
+        assert isinstance(self.method, Config)
+        return keep_round(self.flat.count, 1 - self.method.sparsity)
+
     def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
         """Returns the positions of the client's values, int64 [k]."""
         return drawn(self.settings, self.flat, t, client).to(self.trainer.device)

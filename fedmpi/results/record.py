@@ -53,6 +53,9 @@ FINISHED = (DONE, DIVERGED)
 """Statuses of runs that are not run again, because the result would be the same."""
 BEST = "best_round"
 """An attribute that comes with the first validation accuracy."""
+CHOSEN, PREDICTED = "exchange", "predicted_uplink_seconds"
+"""Attributes of a result whose settings leave the exchange open: the one that was taken, and as
+JSON the predicted seconds of each that was possible; empty if only one was."""
 SUFFIXES = (".h5", ".hdf5")
 """Ends of the names of results, in upper or lower case."""
 BEGINS = re.compile(re.escape(weights.RESULT))

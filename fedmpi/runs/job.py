@@ -22,6 +22,7 @@ from fedmpi.clients import heterogeneity
 from fedmpi.config import Settings
 from fedmpi.engine import Engine
 from fedmpi.errors import BadInput, Failure
+from fedmpi.exchanges import auto
 from fedmpi.messages import wire
 from fedmpi.messages.clock import Clock
 from fedmpi.messages.wire import Wire
@@ -241,8 +242,9 @@ class Job:
             self.agree(str(engine.about_data.get("data_sha256")), "data")
             self._say(f"{title}{path}")
             old = self._newest(settings, engine, path, state)
+            choice = self._choose(settings, engine, old)
             with self._together(held):
-                status = self._record(settings, engine, path, held, old, begin)
+                status = self._record(settings, engine, path, held, old, choice, begin)
         if status == record.STOPPED:
             self._say(
                 f"{path}: stopped by a signal after round {engine.last + 1} of {settings.rounds}; "
@@ -255,6 +257,33 @@ class Job:
                 "may help"
             )
         return status
+
+    def _choose(self, settings: Settings, engine: Engine, old: Earlier | None) -> Mapping[str, Any]:
+        """Has rank 0 choose the exchange if the settings leave it open, and all ranks take it.
+
+        A run that goes on takes the one that it had.
+
+        Returns:
+            Attributes of the result on the root, if there was a choice to make; else nothing.
+
+        Raises:
+            BadInput: if nothing is known of what this machine takes.
+        """
+        if not settings.exchange.defers:
+            return {}
+
+        def choice() -> tuple[str, dict[str, float]]:
+            if not self.wire.is_root:
+                return "", {}
+            if old is not None:
+                return str(old.about.get(record.CHOSEN)), {}
+            return auto.chosen(engine.settings, engine.load(self.wire.nodes))
+
+        name, seconds = self.check(choice)
+        name = self._told(name)
+        engine.take(self.check(lambda: auto.named(settings, name)))
+        self._say(f"exchange.name = '{settings.exchange.name}' takes '{name}'")
+        return {record.CHOSEN: name, record.PREDICTED: json.dumps(seconds)}
 
     def _begin(
         self, path: Path, settings: Settings, stack: ExitStack, again: bool
@@ -352,6 +381,7 @@ class Job:
         path: Path,
         held: Lease | None,
         old: "Earlier | None",
+        more: Mapping[str, Any],
         begin: Show,
     ) -> str:
         """Runs the rounds and records them, on the root; returns the status, known on the root."""
@@ -377,6 +407,7 @@ class Job:
                 **engine.about_data,
                 "partition_sha256": engine.population.fingerprint,
                 **heterogeneity.measures(engine.population.counts),
+                **more,
             }
             changed = loading.changes(settings.tree(), settings.paper)
             about |= {"paper": settings.paper or "", "changed": json.dumps(changed)}

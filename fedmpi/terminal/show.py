@@ -108,6 +108,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "model": about.get("model_sha256", "no hash before the end"),
         "kept": f"the model after round {about['kept_round'] + 1}" if "kept_round" in about else "",
         "cut": f"{about['cut']}, the last that fits the devices" if "cut" in about else "",
+        "exchange": _chosen(about),
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
     }.items():
         if text:
@@ -120,6 +121,17 @@ ENDS = {
     "budget": ", after which the budget was spent",
 }
 """Why a finished run has no more rounds, if not because it has all."""
+
+
+def _chosen(about: Mapping[str, Any]) -> str:
+    """The exchange that was taken where the settings leave it open, and why."""
+    if record.CHOSEN not in about:
+        return ""
+    name, seconds = about[record.CHOSEN], record.parsed(about, record.PREDICTED)
+    if not seconds:
+        return f"{name}, the only one that was possible"
+    text = ", ".join(f"{one} {duration(float(each))}" for one, each in seconds.items())
+    return f"{name}; predicted uplinks of a round: {text}"
 
 
 def _both(count: int | None) -> str:

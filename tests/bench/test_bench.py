@@ -17,14 +17,16 @@ from mpi4py import MPI
 from fedmpi import bench, config, loading
 from fedmpi.__main__ import main
 from fedmpi.bench import checkpoint as checkpoints
-from fedmpi.bench import client, codec, converse, exchange, scale, train
+from fedmpi.bench import client, codec, converse, exchange, peer, scale, train
 from fedmpi.bench import round as rounds
 from fedmpi.bench import slice as slices
 from fedmpi.bench.textbook import Textbook
 from fedmpi.config import ConfigError, Evaluate
 from fedmpi.engine import Engine
 from fedmpi.messages import sparse
+from fedmpi.messages.clock import Clock
 from fedmpi.messages.codec import BLOCK, BUFFER, MESSAGE, Block, Message
+from fedmpi.messages.wire import Wire
 from fedmpi.methods import fedavg
 from fedmpi.networks.slicing import Channels
 from fedmpi.runs import memory
@@ -110,6 +112,24 @@ def test_the_textbooks_rounds_are_fedavg() -> None:
     for t in range(3):
         textbook.round(t, range(6))
     np.testing.assert_allclose(run(settings).model, textbook.vector().numpy(), 1e-4, 1e-6)
+
+
+def test_the_peers_rounds_are_fedavg() -> None:
+    """Several batches a client, in the order of each round."""
+    pytest.importorskip("pfl", reason="pip install pfl")
+    tree = rounds.tree_of("many") | {"rounds": 3, "clients": 6, "batch": 16, "epochs": 1}
+    tree |= {"evaluate": {"every": 3}, "data": tree["data"] | {"samples": 6 * 32}}
+    settings = loading.load(tree)
+    seconds, model = peer.simulate(Engine(settings), Wire(Clock(), MPI.COMM_SELF))
+    assert len(seconds) == 3 and min(seconds) > 0
+    np.testing.assert_allclose(run(settings).model, model.numpy(), 1e-4, 1e-6)
+
+
+def test_a_peer_that_is_not_there_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer, "find_spec", lambda name: None)
+    found = CliRunner().invoke(main, ["bench", "round", "--workload", "comm", "--peer"])
+    assert found.exit_code == 2
+    assert "--peer: wanted the package pfl, found none; pip install pfl" in found.output
 
 
 @pytest.mark.parametrize(
@@ -454,7 +474,7 @@ GIVEN = {"clients": 3, "parameters": 1000, "sparsity": 0.9, "repeats": 2}
 def test_exchanges_do_the_same_work_as_their_references(tmp_path: Path) -> None:
     """Every sum is that of the updates; bytes are those of what all ranks handed over."""
     world, out = MPI.COMM_WORLD, tmp_path / "found.json"
-    given = GIVEN | {"exchanges": list(config.names("exchange"))}
+    given = GIVEN | {"exchanges": list(config.exchanges())}
     exchange.main(given, out)
     assert out.exists() == (world.rank == 0)
     if world.rank > 0:
@@ -531,7 +551,7 @@ def test_a_round_with_a_checkpoint_is_set_against_one_without(
     assert (result.against, result.also) == ({"without": 1.25}, {"mib": 2.0})
 
 
-@pytest.mark.parametrize("name", config.names("exchange"))
+@pytest.mark.parametrize("name", config.exchanges())
 def test_rounds_are_measured_with_every_exchange(name: str) -> None:
     for workload in rounds.WORKLOADS:
         settings = loading.load(rounds.tree_of(workload, name, "shared"))

@@ -107,7 +107,7 @@ def test_what_collectives_bring() -> None:
 @on_ranks
 @pytest.mark.parametrize("positions", exchange.POSITIONS)
 def test_every_exchange_that_there_is_is_measured(ours: mpi.Bench, positions: str) -> None:
-    names = tuple(config.names("exchange"))
+    names = tuple(config.exchanges())
     rows = list(ours.exchange(names, 1 << 14, 0.9, 2, positions))
     if WORLD.rank:
         assert not rows
@@ -145,7 +145,7 @@ def test_work_is_measured_on_each_rank_and_on_the_root_alone(ours: mpi.Bench) ->
     if WORLD.rank:
         assert not rows
         return
-    steps = ["select", "pack", "read", "add", "add dense", "scan", "take", "put", "clear"]
+    steps = ["select", "pack", "read", "add", "add dense", "scan", "put", "clear"]
     wanted = [(s, "each", WORLD.size) for s in steps] + [(s, "root", 1) for s in steps]
     assert [(row["name"], row["level"], row["ranks"]) for row in rows] == wanted
     assert all(row["min_us"] > 0 for row in rows)

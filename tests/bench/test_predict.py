@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fedmpi import config
+from fedmpi import config, costs
 from fedmpi.__main__ import main
 from fedmpi.bench import mpi, predict
 from fedmpi.costs import Load
@@ -52,7 +52,7 @@ def test_predictions_are_those_of_the_machine(file: Path, tmp_path: Path) -> Non
     kept = tmp_path / "model.json"
     asked = ("--clients", 500, "--ranks", 64, "--sparsity", 0.99, "--parameters", 1 << 20)
     found = printed(file, "--model", kept, *asked)
-    assert [row["exchange"] for row in found] == config.names("exchange")
+    assert [row["exchange"] for row in found] == config.exchanges()
     for row in found:
         wanted = parts(str(row["exchange"]), Load(500, 64, 2, 1 << 20, 0.99))
         for part, seconds in wanted.items():
@@ -125,6 +125,11 @@ def test_a_link_can_be_given(file: Path, tmp_path: Path) -> None:
     assert found.laws["gather near"] == machine().laws["gather near"]
     words = (file, "--model", tmp_path / "m.json", "--clients", 10, "--ranks", 8)
     slow, fast = (printed(*words, "--link", 50, mbit) for mbit in (1, 1000))
+    # With files it is kept, and said.
+    kept = ["--model", tmp_path / "m.json", *words[3:]]
+    assert printed(*kept) == fast
+    text = CliRunner().invoke(main, ["bench", "predict", *map(str, kept)]).output
+    assert "between nodes: a link of 50 us and 1000 Mbit/s, which was given" in text
     assert all(
         a["predicted_seconds"] > b["predicted_seconds"] for a, b in zip(slow, fast, strict=True)
     )
@@ -147,4 +152,4 @@ def test_what_was_not_measured_is_refused(tmp_path: Path) -> None:
 
 def test_the_kept_model_is_this_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert predict.place() == tmp_path / "fedmpi" / "costs.json"
+    assert costs.place() == tmp_path / "fedmpi" / "costs.json"

@@ -101,7 +101,7 @@ def test_packing_is_charged_to_its_phase(post: Exchange) -> None:
 
 
 @on_ranks
-@pytest.mark.parametrize("name", config.names("exchange"))
+@pytest.mark.parametrize("name", config.exchanges())
 @pytest.mark.parametrize("hosts", ["in turn", "the last rank"])
 def test_thousands_of_messages_in_a_gather(name: str, hosts: str) -> None:
     """In client order where they arrive, and each is charged; a rank may have none, or all."""

@@ -5,15 +5,15 @@ import pytest
 
 from fedmpi import bench, config
 from fedmpi.bench.exchange import Uplink
-from fedmpi.bench.predict import steps_of
 from fedmpi.costs import Load
 from fedmpi.exchanges import sparse
+from fedmpi.exchanges.auto import steps_of
 from fedmpi.messages import wire
 from tests.exchanges.added import WORLD
 from tests.small import run, small
 
 several = pytest.mark.parallel([2, 3, 4])
-each = pytest.mark.parametrize("name", config.names("exchange"))
+each = pytest.mark.parametrize("name", config.exchanges())
 
 
 def nodes_of(nodes: int) -> list[int]:

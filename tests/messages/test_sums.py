@@ -1,5 +1,7 @@
 """Median, trimmed mean, clip and noise against plain arithmetic; and every method under them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from fedmpi import config, models
 from fedmpi.config import ConfigError
 from fedmpi.engine import Engine
 from fedmpi.messages import sparse
-from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.messages.codec import Block, Coding, Kind, Message, WireError
+from fedmpi.messages.kernels import codes
 from fedmpi.messages.sums import Held, Sum, aggregate, chosen
 from tests.plain import METHODS, families, member, play, train
 from tests.small import refusal, run, small, smooth
@@ -156,6 +159,57 @@ def test_vectors_of_two_sums_add_up_to_those_of_all(kind: type[Sum]) -> None:
             each.add(block(some, 6), client + 1.0, at)
     for one, other, both in zip(*(each.vectors() for each in (*halves, whole)), strict=True):
         np.testing.assert_allclose(one + other, both, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("coding", ["f4", "codes"])
+def test_values_where_all_agree_are_added_up_one_behind_the_other(coding: str) -> None:
+    """The same bits as at their positions one by one, with any weights; nothing else is touched."""
+    random, at = torch.Generator().manual_seed(1), torch.tensor([1, 4, 5, 7])
+    total, wanted = Sum(9, torch.device("cpu")), torch.zeros(9)
+    for weight in (3.1, 0.7, 11.0):
+        given = block(torch.randn(4, generator=random), 9)
+        if coding == "codes":
+            grid = sparse.uniform(given.values, [4], 5)
+            packed = codes.encode(given.values, grid)
+            given = replace(given, coding=Coding.CODES, values=packed, bits=5, grid=grid)
+        total.add(given, weight, at)
+        sparse.add(wanted, given, weight, at)
+    assert total.packed is not None and not total.whole.any()
+    assert total.values(at)[0] is total.packed
+    assert torch.equal(total.values(at)[0], wanted[at])
+    assert torch.equal(total.total, wanted) and total.packed is None
+    assert torch.equal(total.values(at)[0], wanted[at])
+    total.clear()
+    assert not total.total.any()
+
+
+def test_values_at_other_positions_are_added_where_they_are() -> None:
+    """Whatever came before: some that agree, other positions, all, a change in place, a clear."""
+    one, other, every = torch.tensor([0, 2]), torch.tensor([2, 3]), torch.ones(4)
+    total = Sum(4, torch.device("cpu"))
+    total.add(block(torch.tensor([1.0, 2.0]), 4), 1.0, one)
+    total.add(block(torch.tensor([10.0, 20.0]), 4), 1.0, other)
+    total.add(block(torch.tensor([1.0, 2.0]), 4), 1.0, one)
+    total.add(block(every, 4), 1.0)
+    total.total[1] += 100
+    assert total.vectors()[0].tolist() == [3, 101, 15, 21]
+    total.clear()
+    assert total.values(one)[0].tolist() == [0, 0]
+    total.take(one, [torch.tensor([5.0, 6.0])])
+    total.add(block(torch.tensor([1.0, 2.0]), 4), 2.0, one)
+    assert not total.whole.any()
+    total.scale(10)
+    assert total.total.tolist() == [70, 0, 100, 0]
+    total.take(one, [torch.tensor([5.0, 6.0])])
+    assert total.total.tolist() == [5, 0, 6, 0]
+
+
+def test_another_number_of_values_is_refused() -> None:
+    total, at = Sum(4, torch.device("cpu")), torch.tensor([0, 2])
+    with pytest.raises(WireError, match="1 values, wanted 2"):
+        total.add(block(torch.tensor([1.0]), 4), 1.0, at)
+    with pytest.raises(WireError, match="a block of a vector of 5, wanted 4"):
+        total.add(block(torch.tensor([1.0, 2.0]), 5), 1.0, at)
 
 
 def test_a_median_leaves_nothing_to_add_up_on_the_way() -> None:

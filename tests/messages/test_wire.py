@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from fedmpi.errors import Failure
 from fedmpi.messages import clock, wire
 from fedmpi.messages.clock import OFF, Clock, Phase
 from fedmpi.messages.wire import NAPS, ROOT, WORD, Line, Place, Wire
@@ -602,9 +603,50 @@ def test_more_than_two_gibibytes(ours: Wire) -> None:
     ours.buffers.clear()
 
 
-def test_what_a_line_cannot_count_is_an_error_that_says_so() -> None:
+def test_what_displacements_do_not_reach_is_an_error_that_says_so() -> None:
     limit = 2**31 - 1
-    counts, displacements = wire._layout(np.array([limit - 2, 0, 2]))
+    counts, displacements = wire._layout(np.array([limit - 2, 0, 2]), "")
     assert (counts, displacements) == ([limit - 2, 0, 2], [0, limit - 2, limit - 2])
-    with pytest.raises(OverflowError, match=r"16\.0 GiB.*lower exchange\.window"):
-        wire._layout(np.array([limit, 1]))
+    with pytest.raises(Failure, match=r"32 GiB in one collective, wanted 16 at most; do less"):
+        wire._layout(np.array([2 * limit, 1]), "do less")
+
+
+@on_ranks
+def test_pieces_that_displacements_do_not_reach(
+    ours: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much as they reach goes; of more than that each rank says what else is possible."""
+    monkeypatch.setattr(wire, "REACH", 3 * SIZE)
+    found = ours.exchange(data(3 * SIZE), [3 * WORD] * SIZE)
+    assert [len(piece) for piece in found] == [3 * WORD] * SIZE
+    with pytest.raises(Failure, match=r"take exchange\.name = 'reduce', 'tree' or 'sparse'"):
+        ours.exchange(data(4 * SIZE), [4 * WORD] * SIZE)
+
+
+@pytest.mark.parallel([2, 3])
+def test_pieces_of_others_that_displacements_do_not_reach(
+    ours: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank sends what they reach, all of it to the root, which cannot receive as much."""
+    monkeypatch.setattr(wire, "REACH", 3)
+    if ours.is_root:
+        with pytest.raises(Failure, match="in one collective"):
+            ours.exchange(data(3), [3 * WORD] + [0] * (SIZE - 1))
+        # The others are in the collective by now.
+        send = [data(3), ([3] + [0] * (SIZE - 1), [0] * SIZE), MPI.UINT64_T]
+        COMM.Alltoallv(send, [data(3 * SIZE), [3] * SIZE, MPI.UINT64_T])
+    else:
+        ours.exchange(data(3), [3 * WORD] + [0] * (SIZE - 1))
+
+
+def test_a_line_that_displacements_do_not_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the way up, and on the way down."""
+    (line,) = Wire(Clock(), MPI.COMM_SELF).lines(1)
+    monkeypatch.setattr(wire, "REACH", 3)
+    line.send_up(data(3))
+    assert len(line.recv_up()[0]) == 3 * WORD
+    line.send_up(data(4))
+    with pytest.raises(Failure, match=r"wanted .* at most; lower batch or exchange\.window"):
+        line.recv_up()
+    with pytest.raises(Failure, match="in one collective"):
+        line.send_down(data(4), [4 * WORD])

@@ -62,7 +62,7 @@ turn(wire.rank == int(sys.argv[1]))
 wire.settle()
 print("nobody died", file=sys.stderr)
 """
-ADDING = [name for name in config.names("exchange") if config.module("exchange", name).Config.adds]
+ADDING = [name for name in config.exchanges() if config.module("exchange", name).Config.adds]
 """Exchanges that send something in `merge`; `star` sends all before."""
 
 

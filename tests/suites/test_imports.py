@@ -34,7 +34,7 @@ LAW = {
     "config": (1, "pydantic"),
     "words": (2, ""),
     "loading": (3, "pydantic"),
-    "costs": (3, "numpy"),
+    "costs": (3, "numpy platformdirs"),
     "messages": (2, "mpi4py numba numpy platformdirs torch zstandard"),
     "partitions": (2, "numpy pydantic"),
     "networks": (4, "numpy torch"),
@@ -50,7 +50,7 @@ LAW = {
     "engine": (9, "numpy torch"),
     "runs": (10, "numpy rich torch"),
     "terminal": (11, "h5py matplotlib numpy rich torch"),
-    "bench": (11, "click numpy platformdirs torch"),
+    "bench": (11, "click numpy pfl torch"),
     "__main__": (12, "click"),
     "__init__": (12, "torch"),
 }

@@ -129,6 +129,11 @@ class Half(staticmask.Half):
         else:
             super().absorb(t, message)
 
+    def sent_count(self, t: int) -> int:
+        """Returns how many values the mask keeps once it is found."""
+        prunable = int(self.flat.prunable().sum())
+        return self.flat.size - prunable + keep_floor(prunable, 1 - self.method.sparsity)
+
     def addends(self, t: int) -> Addends:
         """Returns the sum of scores in an agreement, else that of updates on the mask."""
         return Addends([self.scores], [], None) if t in self.agreements else super().addends(t)
