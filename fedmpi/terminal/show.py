@@ -491,15 +491,15 @@ def _devices(found: Mapping[str, np.ndarray]) -> RenderableType | None:
 def _memory(rows: np.ndarray) -> Table | None:
     """Returns the parts of the largest memory of each kind of device, or of all clients."""
     rows = rows[rows["round"] >= 0]
-    # Results of earlier versions lack the columns.
-    known = set(tables.MEMORY) <= set(rows.dtype.names or ())
+    # Results of earlier versions lack some of the columns, or all.
+    known = [name for name in tables.MEMORY if name in (rows.dtype.names or ())]
     if not known or not len(rows) or np.isnan(rows["memory"]).any():
         return None
-    table = grid("tier", *(name.partition("_")[2] for name in tables.MEMORY), "all")
+    table = grid("tier", *(name.partition("_")[2] for name in known), "all")
     for tier in np.unique(rows["tier"]):
         some = rows[rows["tier"] == tier]
         most = some[some["memory"].argmax()]
-        cells = (f"{most[name]:.3g}" for name in (*tables.MEMORY, "memory"))
+        cells = (f"{most[name]:.3g}" for name in (*known, "memory"))
         table.add_row(tier.decode() or "every client", *cells)
     return table
 

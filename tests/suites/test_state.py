@@ -47,6 +47,8 @@ CASES = [
     ("method.name=fedsl", "method.interval=3"),
     ("method.name=fedsl", "method.interval=3", "method.structured=channels"),
     ("method.name=splitlearning", "devices.dropouts=0.9"),
+    ("method.name=sgcfl", "method.cut_feedback=true", "method.tail=head"),
+    ("method.name=splitcom", "method.gradient_threshold=0.9", "method.tail=head"),
     ("codec.down.values=uniform", "codec.down.scales=tensor", "codec.down.rounding=stochastic"),
     ("method.name=topk", "codec.down.values=f4", "codec.down.sparsity=0.9", "control=mean"),
     *(words for name, words in CODECS.items() if name != "zstd"),
