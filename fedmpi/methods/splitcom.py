@@ -172,7 +172,7 @@ class Link(links.Link[list[int]]):
         return found
 
     def own(self, crossing: Crossing, x: Tensor) -> Tensor:
-        """Returns what is kept of a batch: gradients are those of each sample's own loss, [B, D]."""
+        """Returns what is kept of a batch [B, D]: gradients as those of each sample's own loss."""
         return x if crossing.kind == Kind.ACTIVATION else len(x) * x
 
     def sent(self, crossing: Crossing, x: Tensor) -> tuple[list[Block], list[int]]:
