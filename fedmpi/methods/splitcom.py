@@ -51,16 +51,6 @@ class Config(splitfed.Config):
     gradient_threshold: Similarity | None = None
     """The same of gradients at a cut. If absent, all gradients are sent, and none is kept."""
 
-    def problems(self, settings: Settings) -> list[str]:
-        """Adds samples that look different each time."""
-        found = super().problems(settings)
-        if settings.augment:
-            found.append(
-                f"method.name = 'splitcom': wanted no augment, found {list(settings.augment)}: "
-                "what was sent of a sample belongs to one view of it"
-            )
-        return found
-
     def least(self, kind: Kind) -> float | None:
         """The threshold of activations, or of gradients."""
         return self.threshold if kind == Kind.ACTIVATION else self.gradient_threshold

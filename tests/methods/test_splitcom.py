@@ -169,7 +169,6 @@ def test_the_cut_that_fits_counts_what_is_kept_of_samples() -> None:
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        (("augment=[flip]",), "method.name = 'splitcom': wanted no augment, found ['flip']"),
         (("method.threshold=1.1",), "method.threshold"),
         (("method.gradient_threshold=-2.0",), "method.gradient_threshold"),
         (("evaluate.link=link",), "evaluate.link"),

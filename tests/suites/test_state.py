@@ -110,7 +110,7 @@ SKIPPED = {
     *("began", "seconds", "clock", "keeper"),  # measured times
     *("wire", "exchange", "buffers"),  # memory for messages
     *("descent", "descents", "parties", "others", "drawn", "_epochs", "slabs"),  # for local steps
-    *("meter", "nests", "flats", "initial", "homes"),  # made when they are first needed
+    *("meter", "nests", "flats", "initial", "homes", "owners"),  # made when they are first needed
     *("start", "history"),  # in the memory of a message that is gone; written as it is sent
     "judged",  # of a client's last round, and no other
     "scores",  # of an agreement that is over; the next one begins with none
