@@ -109,6 +109,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "kept": f"the model after round {about['kept_round'] + 1}" if "kept_round" in about else "",
         "cut": f"{about['cut']}, the last that fits the devices" if "cut" in about else "",
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
+        "base": _base(rounds),
     }.items():
         if text:
             table.add_row(name, text if isinstance(text, Text) else str(text))
@@ -125,6 +126,13 @@ ENDS = {
 def _both(count: int | None) -> str:
     """Test samples that are training samples, too."""
     return "" if count is None else _several(int(count), "test sample")
+
+
+def _base(rounds: np.ndarray) -> str:
+    """Frozen weights of a file, sent once to each client; results of earlier versions lack them."""
+    sent = int(rounds["base"].sum()) if "base" in (rounds.dtype.names or ()) else 0
+    text = f"{amount(sent)} of frozen weights, once to each client that took part, beside down"
+    return text if sent else ""
 
 
 def _status(about: Mapping[str, Any], rounds: np.ndarray, wanted: int) -> Text:

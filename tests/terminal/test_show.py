@@ -237,6 +237,18 @@ def test_memory_by_part_of_the_client_that_needs_most(said: Any) -> None:
     assert table(said(show_result, path), title)[1] == wanted
 
 
+def test_frozen_weights_that_were_sent_once(said: Any) -> None:
+    path = write(Path("a.h5"), 3)
+    assert "frozen weights" not in said(show_result, path)
+    with h5py.File(path, "r+") as file:
+        rounds = file["rounds"][:]
+        rounds["base"] = 0
+        rounds["base"][:2] = 4_000_000, 2_000_000
+        file["rounds"][:] = rounds
+    text = " ".join(said(show_result, path).split())
+    assert "base 6 MB of frozen weights, once to each client that took part" in text
+
+
 def test_parts_of_memory_that_a_result_lacks(said: Any) -> None:
     """As earlier versions wrote it: without what is kept of samples, and without any."""
     path, title = write(Path("a.h5"), 3, once=True), "MiB of a client's training, the largest"
