@@ -1,7 +1,8 @@
 """Groups of runs that solve the same problem, and rows of runs that differ only in seeds.
 
 A group is a problem: the partition of the samples and, if they vary, data set, skew, model, number
-of clients, participation and devices. A row is a method with the settings that vary. Runs that
+of clients, participation and devices. A row is a method with the settings that vary, also what of
+the model trains, and from where on. Runs that
 differ only in their seed are averaged, if they are finished.
 """
 
@@ -48,8 +49,18 @@ COMPOSED = {
     "codec.down.positions": "auto",
     "codec.down.sparsity": 0.0,
     "codec.down.spans": "whole",
+    "model.initial": None,
+    "model.fresh": (),
+    "model.train": ("all",),
+    "model.lora.rank": 0,
+    "model.lora.alpha": None,
+    "model.lora.layers": (),
+    "model.lora.fixed": False,
+    "model.bottleneck.width": 0,
+    "model.bottleneck.layers": (),
 }
-"""Settings outside of the method's that are part of it all the same, and their values without."""
+"""Settings outside of the method's that are part of it all the same, and their values without: they
+say how a model is trained, and from where on, and not which."""
 STANDS_FOR = {
     "scaffold": ("control",),
     "spatl": ("control",),
@@ -92,7 +103,8 @@ def labelled(runs: pd.DataFrame, by: Sequence[str] = (), along: Sequence[str] = 
     problem = [
         name
         for name in frames.settings(told)
-        if name.startswith("partition.") or (name in varying and name.startswith(PROBLEM))
+        if name.startswith("partition.")
+        or (name in varying and name.startswith(PROBLEM) and name not in COMPOSED)
     ]
     shared = [
         name

@@ -128,6 +128,7 @@ that says which others it may import, and checks it.
  split/
     cuts           where networks are cut          sides          both sides of a cut, by step
     lockstep       parts that step together        links          compressed messages at a cut
+    samples        which ones a batch has
  results/
     outcome        the measurements of a round     tables         columns of a result
     record         one run, one HDF5 file          lease          the right to write a result

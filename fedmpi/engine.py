@@ -293,9 +293,12 @@ class Engine:
                     store[client] = torch.from_numpy(vector.copy())
 
     def wants(self, name: str, client: int) -> bool:
-        """Whether a client's vector of that name in a `State` belongs on this rank."""
-        if name.startswith("server."):
+        """Whether a client's vector of that name in a `State`, or a sample's, belongs here."""
+        half, _, rest = name.partition(".")
+        if half == "server":
             return self.place.is_root
+        if self.trainer.stores[rest].by_sample:
+            client = self.population.owners[client]
         return self.placement.homes[client] == self.place.rank
 
     def begin(self, t: int) -> None:

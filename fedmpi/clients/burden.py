@@ -7,8 +7,8 @@ hardware that profits: SSFL and DisPFL count so. Nor does what a method looks at
 such as a batch by which its mask changes; but the models that SPATL's agents try out count
 (`forwards`). Memory is that of float32 weights, the gradients and the optimiser's state of those
 that train, and all that autograd keeps of a batch; a mask costs a bit a position besides, and a
-quantized gradient its bits and a sign. What a method keeps beside these (the round's model, a
-residual) is not in it, nor are libraries.
+quantized gradient its bits and a sign. What a method keeps of each sample's activations is in it
+(`remembered`); what it keeps of the model (the round's, a residual) is not, nor are libraries.
 """
 
 from collections.abc import Callable
@@ -54,6 +54,7 @@ class Burden:
         forwards: how many samples go forward alone through `flat`, besides; not whole where a
             sample goes through a part of the network.
         bits: bits per magnitude of the gradients of `flat`, beside a sign; 32 for floats.
+        remembered: values that it keeps of its samples from one step to the next, float32.
     """
 
     flat: Flat
@@ -66,6 +67,7 @@ class Burden:
     served: int | None = None
     forwards: float = 0.0
     bits: int = EXACT
+    remembered: int = 0
 
 
 class Memory(NamedTuple):
@@ -76,12 +78,14 @@ class Memory(NamedTuple):
         gradients: of what trains.
         optimizer: state of the optimizer.
         activations: what autograd keeps of a batch.
+        samples: what a method keeps of the client's samples from one step to the next.
     """
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
+    samples: float = 0.0
 
     @property
     def total(self) -> float:
@@ -174,6 +178,7 @@ class Meter:
             gradients=(gradient * kept + 4 * tail) / MIB,
             optimizer=4 * vectors * (kept + tail) / MIB,
             activations=activations / MIB,
+            samples=4 * burden.remembered / MIB,
         )
 
     def _activations(self, flat: Flat, x: Tensor, until: Flat | None = None) -> int:

@@ -143,6 +143,14 @@ class Population:
         pairs = zip(self.shards, self.reserved, strict=True)
         return [np.concatenate([shard, reserved]) for shard, reserved in pairs]
 
+    @cached_property
+    def owners(self) -> list[int]:
+        """The client that trains on each training sample, by its position; -1 if none does."""
+        found = np.full(len(self.labels), -1)
+        for client, shard in enumerate(self.shards):
+            found[shard] = client
+        return found.tolist()
+
     @property
     def counts(self) -> np.ndarray:
         """Training samples of each class that each client has, int64 [classes, clients].

@@ -13,7 +13,9 @@ MOVED = (*DIRECTIONS, *(direction + BETWEEN for direction in DIRECTIONS))
 """Columns of a rank's bytes."""
 BYTES = [f"{direction}_{kind.name.lower()}" for direction in DIRECTIONS for kind in Kind]
 """Columns of a client's bytes; up is from client to server."""
-MEMORY = tuple(f"memory_{part}" for part in ("weights", "gradients", "optimizer", "activations"))
+MEMORY = tuple(
+    f"memory_{part}" for part in ("weights", "gradients", "optimizer", "activations", "samples")
+)
 """Columns of a client's memory by part (see `clients.burden.Memory`)."""
 COUNTED = "NaN unless devices are simulated or the model is split"
 THEORY = "NaN unless evaluate.theory is set, and the round was evaluated and ended with an average"
@@ -145,11 +147,12 @@ CLIENTS: Columns = {
     "lost": ("?", "whether its upload was lost: it costs, but the server never learnt of it"),
     "tier": ("S16", "kind of device; empty without devices"),
     "flops": ("f8", f"of its training, counted on the network that it has; {COUNTED}"),
-    "memory": ("f8", "MiB that its training takes at its peak: the next four together"),
+    "memory": ("f8", "MiB that its training takes at its peak: the next five together"),
     "memory_weights": ("f8", "MiB of the weights that it has, frozen ones and masks included"),
     "memory_gradients": ("f8", "MiB of the gradients of those that train"),
     "memory_optimizer": ("f8", "MiB of the optimizer's state"),
     "memory_activations": ("f8", "MiB of what autograd keeps of the largest batch"),
+    "memory_samples": ("f8", "MiB of what splitcom keeps of its samples between steps"),
     "whole_flops": ("f8", "what the same samples would take on the whole network, as in FedAvg"),
     "whole_memory": ("f8", "MiB, likewise"),
     "sim_compute": ("f8", f"{SIM}seconds of training"),

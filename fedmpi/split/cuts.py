@@ -102,6 +102,15 @@ class Cut(config.Method):
         """
         return self.parts(flat)[0]
 
+    def remembered(self, flat: Flat, x: Tensor) -> int:
+        """Values that a client keeps of each of its samples from one step to the next.
+
+        Args:
+            flat: the whole network.
+            x: samples, [N, ...].
+        """
+        return 0
+
     def parts(self, flat: Flat) -> tuple[Flat, Flat, Flat]:
         """The client's front, the server's back, and the client's tail, which may be empty.
 
@@ -151,9 +160,9 @@ def fitted(
     """Returns settings with a split point where they want the last one that fits the devices.
 
     All clients have the same cut, which the smallest device decides. It fits if training needs no
-    more memory than the device has, in the client's largest batch, without what a method prunes or
-    quantizes. Devices that are too small for the first split point do not count: the run is
-    refused, or they rest.
+    more memory than the device has, in the client's largest batch, with what a method keeps of each
+    sample, and without what it prunes or quantizes. Devices that are too small for the first split
+    point do not count: the run is refused, or they rest.
 
     Args:
         settings: of the run.
@@ -169,12 +178,14 @@ def fitted(
     limits = dict[float, int]()
     for client, tier in population.fleet.owners():
         if tier.memory is not None:
-            batch = min(settings.batch, int(population.sizes[client]))
-            limits[tier.memory] = max(batch, limits.get(tier.memory, 0))
+            samples = int(population.sizes[client])
+            limits[tier.memory] = max(samples, limits.get(tier.memory, 0))
 
-    def fits(one: Cut, memory: float, batch: int) -> bool:
-        front = one.trained(flat, x, classes, settings.seed)
-        return meter.memory(Burden(front, 1, batch, end=one.end(flat))).total <= memory
+    def fits(one: Cut, memory: float, samples: int) -> bool:
+        front, batch = one.trained(flat, x, classes, settings.seed), min(settings.batch, samples)
+        kept = samples * one.remembered(flat, x)
+        burden = Burden(front, 1, batch, end=one.end(flat), remembered=kept)
+        return meter.memory(burden).total <= memory
 
     def at(cut: str | None) -> Cut:
         return method.model_copy(update={"cut": cut})

@@ -110,6 +110,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "cut": f"{about['cut']}, the last that fits the devices" if "cut" in about else "",
         "exchange": _chosen(about),
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
+        "base": _base(rounds),
     }.items():
         if text:
             table.add_row(name, text if isinstance(text, Text) else str(text))
@@ -137,6 +138,13 @@ def _chosen(about: Mapping[str, Any]) -> str:
 def _both(count: int | None) -> str:
     """Test samples that are training samples, too."""
     return "" if count is None else _several(int(count), "test sample")
+
+
+def _base(rounds: np.ndarray) -> str:
+    """Frozen weights of a file, sent once to each client; results of earlier versions lack them."""
+    sent = int(rounds["base"].sum()) if "base" in (rounds.dtype.names or ()) else 0
+    text = f"{amount(sent)} of frozen weights, once to each client that took part, beside down"
+    return text if sent else ""
 
 
 def _status(about: Mapping[str, Any], rounds: np.ndarray, wanted: int) -> Text:
@@ -503,15 +511,15 @@ def _devices(found: Mapping[str, np.ndarray]) -> RenderableType | None:
 def _memory(rows: np.ndarray) -> Table | None:
     """Returns the parts of the largest memory of each kind of device, or of all clients."""
     rows = rows[rows["round"] >= 0]
-    # Results of earlier versions lack the columns.
-    known = set(tables.MEMORY) <= set(rows.dtype.names or ())
+    # Results of earlier versions lack some of the columns, or all.
+    known = [name for name in tables.MEMORY if name in (rows.dtype.names or ())]
     if not known or not len(rows) or np.isnan(rows["memory"]).any():
         return None
-    table = grid("tier", *(name.partition("_")[2] for name in tables.MEMORY), "all")
+    table = grid("tier", *(name.partition("_")[2] for name in known), "all")
     for tier in np.unique(rows["tier"]):
         some = rows[rows["tier"] == tier]
         most = some[some["memory"].argmax()]
-        cells = (f"{most[name]:.3g}" for name in (*tables.MEMORY, "memory"))
+        cells = (f"{most[name]:.3g}" for name in (*known, "memory"))
         table.add_row(tier.decode() or "every client", *cells)
     return table
 

@@ -47,6 +47,7 @@ class Store(Mapping[int, Tensor]):
         settings: how much memory this store may take, and where its file goes.
         size: length of the vectors.
         dtype: their type.
+        by_sample: whether it is a vector for each training sample, in place of each client.
 
     Attributes:
         nbytes: bytes of a client's vector.
@@ -57,8 +58,14 @@ class Store(Mapping[int, Tensor]):
         Failure: later, when a vector is read or written, if the disk is full or broken.
     """
 
-    def __init__(self, settings: State, size: int, dtype: torch.dtype = torch.float32) -> None:
-        self.settings, self.size, self.dtype = settings, size, dtype
+    def __init__(
+        self,
+        settings: State,
+        size: int,
+        dtype: torch.dtype = torch.float32,
+        by_sample: bool = False,
+    ) -> None:
+        self.settings, self.size, self.dtype, self.by_sample = settings, size, dtype, by_sample
         self.nbytes = -(-size // 8) if dtype == torch.bool else size * dtype.itemsize
         self.stride = max(1, -(-self.nbytes // LINE)) * LINE
         self.capacity = settings.memory * 2**20 // self.stride
@@ -263,8 +270,14 @@ class Stores(Mapping[str, Store]):
     def __len__(self) -> int:
         return len(self.named)
 
-    def add(self, name: str, size: int, dtype: torch.dtype = torch.float32) -> Store:
-        """Makes a store of vectors [size] under a name of its own.
+    def add(
+        self,
+        name: str,
+        size: int,
+        dtype: torch.dtype = torch.float32,
+        by_sample: bool = False,
+    ) -> Store:
+        """Makes a store of vectors [size] under a name of its own; see `Store`.
 
         Raises:
             ValueError: if there is a store of that name.
@@ -275,5 +288,5 @@ class Stores(Mapping[str, Store]):
                 f"store '{name}': wanted a name of its own, found a store of this name; taken are: "
                 f"{', '.join(self.named)}"
             )
-        self.named[name] = Store(self.settings, size, dtype)
+        self.named[name] = Store(self.settings, size, dtype, by_sample)
         return self.named[name]

@@ -133,9 +133,15 @@ class Trainer:
             self.statistics = self.store("statistics", len(flat.local_stats))
         self.begin(EVERYONE_ROUND)
 
-    def store(self, name: str, size: int, dtype: torch.dtype = torch.float32) -> Store:
+    def store(
+        self,
+        name: str,
+        size: int,
+        dtype: torch.dtype = torch.float32,
+        by_sample: bool = False,
+    ) -> Store:
         """Makes a store under a name of its own; see `Stores.add`."""
-        return self.stores.add(name, size, dtype)
+        return self.stores.add(name, size, dtype, by_sample)
 
     def provisional(self, name: str, size: int) -> Provisional:
         """Makes a store of float32 vectors [size] that depend on whether uploads arrive."""

@@ -860,6 +860,30 @@ def test_labels_have_codecs_and_feedback_where_there_are_some(tmp_path: Path) ->
     ]
 
 
+def test_labels_have_what_trains_and_where_it_begins(tmp_path: Path) -> None:
+    """They are no problem of their own, unless they are the model's shape."""
+    given = [
+        {"train": ["all"], "initial": None},
+        {"train": ["all"], "initial": "a.safetensors", "fresh": ["head"]},
+        {"train": ["adapters"], "initial": "a.safetensors", "lora": {"rank": 4}},
+        {"train": ["block2", "head"], "initial": None},
+        {"train": ["all"], "initial": None, "depth": 3},
+    ]
+    for number, model in enumerate(given):
+        own = {"model": {"name": "vit", "depth": 2} | model}
+        write(tmp_path / f"{number}.h5", settings("fedavg") | own, rounds([0.5]))
+    rows = groups.labelled(frames.runs(tmp_path))
+    assert sorted(rows["variant"]) == [
+        "fedavg",
+        "fedavg",
+        "fedavg model.initial=a.safetensors model.fresh=head",
+        "fedavg model.initial=a.safetensors model.train=adapters model.lora.rank=4",
+        "fedavg model.train=block2,head",
+    ]
+    assert rows["group"].nunique() == 2
+    assert rows["group"].str.contains("depth=").all()
+
+
 def test_what_labels_leave_out_are_the_defaults() -> None:
     """Analysis outlives the program, and repeats its defaults."""
     tree = loading.load({}).tree()
@@ -867,7 +891,7 @@ def test_what_labels_leave_out_are_the_defaults() -> None:
         at = tree
         for name in path.split("."):
             at = at[name]
-        assert at == value, path
+        assert (tuple(at) if isinstance(at, list) else at) == value, path
 
 
 def test_a_list_of_nothing_is_not_in_a_label(tmp_path: Path) -> None:

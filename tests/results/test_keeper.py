@@ -26,6 +26,12 @@ from tests.suites.test_state import differences
 WORLD = MPI.COMM_WORLD
 on_ranks = pytest.mark.parallel([1, 2, 3])
 FEW = ("participation=0.6", "momentum=0.5", "batch=32", "devices.dropouts=0.3", "rounds=4")
+BY_SAMPLE = [
+    ("method.name=sgcfl", "method.cut_feedback=true", "method.tail=head"),
+    ("method.name=splitcom", "method.threshold=0.9"),
+    ("method.name=splitcom", "method.gradient_threshold=0.9", "method.tail=head"),
+]
+"""Clients keep something of each of their samples."""
 
 
 @pytest.fixture
@@ -102,6 +108,27 @@ def test_from_one_rank_to_several(family: str, folder: Path) -> None:
     if WORLD.rank == 0:
         play(settings, MPI.COMM_SELF, path, stop=2)
     engine, found = play(settings, WORLD, path)
+    if WORLD.rank == 0:
+        compare(settings, engine, found)
+
+
+@on_ranks
+@pytest.mark.parametrize("words", BY_SAMPLE, ids=lambda words: words[0])
+def test_what_is_kept_of_samples_follows_their_clients(
+    words: tuple[str, ...], folder: Path
+) -> None:
+    """From several ranks to one, and from one to several."""
+    settings = small(*words, *FEW)
+    several, alone = folder / "several.h5", folder / "alone.h5"
+    play(settings, WORLD, several, stop=2)
+    if WORLD.rank == 0:
+        compare(settings, *play(settings, MPI.COMM_SELF, several))
+        play(settings, MPI.COMM_SELF, alone, stop=2)
+    engine, found = play(settings, WORLD, alone)
+    owners, homes = engine.population.owners, engine.placement.homes
+    stores = [one for one in engine.trainer.stores.values() if one.by_sample]
+    assert stores
+    assert {homes[owners[sample]] for store in stores for sample in store} <= {WORLD.rank}
     if WORLD.rank == 0:
         compare(settings, engine, found)
 

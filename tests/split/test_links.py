@@ -27,6 +27,7 @@ OFF = {
     "randtopk": ("method.sparsity=0.0",),
     "splitfc": ("method.ratio=1.0", "method.bits=32", "method.gradient_bits=32"),
     "fedlite": ("method.centroids=65536", "method.correction=1.0"),
+    "splitcom": ("method.threshold=1.0",),
 }
 """Nothing is left out, and nothing rounded."""
 SOME = {
@@ -34,6 +35,7 @@ SOME = {
     "randtopk": ("method.sparsity=0.6", "method.alpha=0.3"),
     "splitfc": ("method.ratio=2.0", "method.bits=6"),
     "fedlite": ("method.vectors=4", "method.groups=2", "method.centroids=5"),
+    "splitcom": ("method.threshold=0.9", "method.gradient_threshold=0.8"),
 }
 every_link = pytest.mark.parametrize("name", SOME)
 
@@ -330,7 +332,8 @@ def test_with_a_tail_both_cuts_are_links(name: str) -> None:
 @every_link
 def test_what_is_not_finite_stays_so(name: str) -> None:
     engine = Engine(small(*words(name, *SOME[name])))
-    crossing, x = Crossing(Kind.ACTIVATION, 0, 0, 1, 0), torch.randn(6, 12)
+    batch = min(16, int(engine.population.sizes[1]))
+    crossing, x = Crossing(Kind.ACTIVATION, 0, 0, 1, 0), torch.randn(batch, 12)
     x[:, 3] = torch.nan
     found = engine.server.decode(crossing, engine.clients.encode(crossing, x))
     assert found.isnan().any()

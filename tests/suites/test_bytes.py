@@ -785,6 +785,7 @@ CASES = [
     case(sgcfl, "sgcfl", "method.sparsity=0.0", "method.tail=head", "method.cut_gradient=false"),
     case(sgcfl, "sgcfl", "method.model_gradient=false", "method.stochastic=true"),
     case(sgcfl, "sgcfl", "method.codes=magnitude", "method.cut_feedback=true", "method.bits=5"),
+    case(splitfed, "splitcom", "method.threshold=1.0", "seed=3"),  # no sample is the same twice
     case(splitquant, "splitquant", "method.gradient_bits=5"),
     case(splitquant, "splitquant", "method.bits=3", "method.ranges=tensor"),
     case(randtopk, "randtopk"),

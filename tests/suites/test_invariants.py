@@ -148,7 +148,7 @@ TOGETHER = {
     "personal": ("local", "fedper", "fedrep", "fedbn", "ditto", "finetune"),
     "staticmask": ("clientmask",),
     "fedrolex": ("federated-dropout",),
-    "links": ("splitquant", "randtopk", "splitfc", "fedlite"),
+    "links": ("splitquant", "randtopk", "splitfc", "fedlite", "splitcom"),
 }
 """Methods whose algebra is tested in one file with others."""
 

@@ -47,6 +47,8 @@ CASES = [
     ("method.name=fedsl", "method.interval=3"),
     ("method.name=fedsl", "method.interval=3", "method.structured=channels"),
     ("method.name=splitlearning", "devices.dropouts=0.9"),
+    ("method.name=sgcfl", "method.cut_feedback=true", "method.tail=head"),
+    ("method.name=splitcom", "method.gradient_threshold=0.9", "method.tail=head"),
     ("codec.down.values=uniform", "codec.down.scales=tensor", "codec.down.rounding=stochastic"),
     ("method.name=topk", "codec.down.values=f4", "codec.down.sparsity=0.9", "control=mean"),
     *(words for name, words in CODECS.items() if name != "zstd"),
@@ -108,7 +110,7 @@ SKIPPED = {
     *("began", "seconds", "clock", "keeper"),  # measured times
     *("wire", "exchange", "buffers"),  # memory for messages
     *("descent", "descents", "parties", "others", "drawn", "_epochs", "slabs"),  # for local steps
-    *("meter", "nests", "flats", "initial", "homes"),  # made when they are first needed
+    *("meter", "nests", "flats", "initial", "homes", "owners"),  # made when they are first needed
     *("start", "history"),  # in the memory of a message that is gone; written as it is sent
     "judged",  # of a client's last round, and no other
     "scores",  # of an agreement that is over; the next one begins with none

@@ -6,6 +6,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import numpy.lib.recfunctions as rfn
 import pytest
 
 from fedmpi import config
@@ -221,18 +222,49 @@ def test_memory_by_part_of_the_client_that_needs_most(said: Any) -> None:
     with h5py.File(path, "r+") as file:
         clients = file["clients"][:]
         clients["tier"] = np.where(clients["client"] < 2, b"sensor", b"phone")
-        for factor, part in enumerate(("weights", "gradients", "optimizer", "activations"), 1):
-            clients[f"memory_{part}"] = factor * clients["client"]
-        clients["memory"] = 10.0 * clients["client"]
+        for factor, name in enumerate(tables.MEMORY, 1):
+            clients[name] = factor * clients["client"]
+        clients["memory"] = 15.0 * clients["client"]
         file["clients"][:] = clients
     assert table(said(show_result, path), title) == [
-        ["tier", "weights", "gradients", "optimizer", "activations", "all"],
-        ["phone", "4", "8", "12", "16", "40"],
-        ["sensor", "1", "2", "3", "4", "10"],
+        ["tier", "weights", "gradients", "optimizer", "activations", "samples", "all"],
+        ["phone", "4", "8", "12", "16", "20", "60"],
+        ["sensor", "1", "2", "3", "4", "5", "15"],
     ]
     with h5py.File(path, "r+") as file:
         file["clients"]["tier"] = b""
-    assert table(said(show_result, path), title)[1] == ["every client", "4", "8", "12", "16", "40"]
+    wanted = ["every client", "4", "8", "12", "16", "20", "60"]
+    assert table(said(show_result, path), title)[1] == wanted
+
+
+def test_frozen_weights_that_were_sent_once(said: Any) -> None:
+    path = write(Path("a.h5"), 3)
+    assert "frozen weights" not in said(show_result, path)
+    with h5py.File(path, "r+") as file:
+        rounds = file["rounds"][:]
+        rounds["base"] = 0
+        rounds["base"][:2] = 4_000_000, 2_000_000
+        file["rounds"][:] = rounds
+    text = " ".join(said(show_result, path).split())
+    assert "base 6 MB of frozen weights, once to each client that took part" in text
+
+
+def test_parts_of_memory_that_a_result_lacks(said: Any) -> None:
+    """As earlier versions wrote it: without what is kept of samples, and without any."""
+    path, title = write(Path("a.h5"), 3, once=True), "MiB of a client's training, the largest"
+    for lacking in (1, len(tables.MEMORY)):
+        with h5py.File(path, "r+") as file:
+            clients = file["clients"][:]
+            clients["memory"] = 1.0
+            names = [n for n in clients.dtype.names if n not in tables.MEMORY[-lacking:]]
+            del file["clients"]
+            file["clients"] = rfn.repack_fields(clients[names])
+        text = said(show_result, path)
+        if lacking == 1:
+            heads = ["tier", "weights", "gradients", "optimizer", "activations", "all"]
+            assert table(text, title)[0] == heads
+        else:
+            assert title not in text
 
 
 def test_a_split_model_beside_the_whole_one(said: Any) -> None:

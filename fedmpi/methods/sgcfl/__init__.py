@@ -36,6 +36,7 @@ from fedmpi.methods.sgcfl import distance
 from fedmpi.methods.sgcfl.distance import Waiting
 from fedmpi.methods.sgcfl.residual import Residuals
 from fedmpi.split.cuts import Crossing, Cut
+from fedmpi.split.samples import Samples
 from fedmpi.split.sides import Side
 from fedmpi.streams import Purpose, key
 from fedmpi.training.train import Trainer
@@ -115,6 +116,7 @@ class Coding(Side):
     settings: Settings
     method: Config
     residuals: Residuals | None = None
+    samples: Samples
 
     def strongest(self, x: Tensor, spans: Sequence[Span], why: Purpose, *ids: int) -> list[Block]:
         """Encodes a tensor by SGQ, each span of its values separately."""
@@ -140,7 +142,7 @@ class Coding(Side):
         spans = [range(values.numel())]
         if self.residuals is None:
             return self.strongest(values, spans, Purpose.ROUND_CUT, *crossing.ids)
-        g, samples = values.detach().flatten(1).clone(), self.residuals.samples(crossing)
+        g, samples = values.detach().flatten(1).clone(), self.samples.of(crossing)
         self.residuals.add(samples, g)
         blocks = self.strongest(g, spans, Purpose.ROUND_CUT, *crossing.ids)
         self.residuals.remember(samples, g - self.restored(blocks, spans).view_as(g))
@@ -175,8 +177,8 @@ class Server(Updates, splitfed.Server):
         super().__init__(settings, trainer)
         self.waiting = Waiting(self.method)
         if self.method.cut_feedback:
-            store = self.stores.add("residual at the cut", prod(self.shape))
-            self.residuals = Residuals(store, trainer.feed)
+            store = self.stores.add("residual at the cut", prod(self.shape), by_sample=True)
+            self.residuals, self.samples = Residuals(store), Samples(trainer.feed)
 
     def dense(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
         """Returns the dense update of front and tail from its blocks."""
@@ -211,8 +213,8 @@ class Clients(Updates, splitfed.Clients):
         super().__init__(settings, trainer)
         self.stat_positions = self.theirs.stat_positions.to(trainer.device)
         if self.method.cut_feedback and self.method.tail is not None:
-            store = trainer.store("residual at the cut", prod(self.shape))
-            self.residuals = Residuals(store, trainer.feed)
+            store = trainer.store("residual at the cut", prod(self.shape), by_sample=True)
+            self.residuals, self.samples = Residuals(store), Samples(trainer.feed)
 
     def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the update of front and tail by SGQ."""

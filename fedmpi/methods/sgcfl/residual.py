@@ -5,12 +5,10 @@ until the sample is in a batch again, by then of an older model. The alternative
 all samples, would add to a sample's gradient what belongs to others, whose activations differ.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from fedmpi.split.cuts import Crossing
-from fedmpi.training.feed import Feed, Pick
 from fedmpi.training.store import Store
 
 
@@ -18,22 +16,14 @@ class Residuals:
     """The residuals of the samples whose gradients one side sends, float32 [D] each.
 
     They are in units of a sample's own loss, whatever the size of a batch, whose mean loss has the
-    gradient. Which samples a batch has follows from the seed, on both sides.
+    gradient.
 
     Args:
         store: keeps them by sample.
-        feed: knows the batches.
     """
 
-    def __init__(self, store: Store, feed: Feed) -> None:
-        self.store, self.feed = store, feed
-        self.picks: dict[int, Iterator[Pick]] = {}
-
-    def samples(self, crossing: Crossing) -> list[int]:
-        """Returns the samples of the batch, in its order; asked once in a client's step."""
-        if not crossing.step:
-            self.picks[crossing.client] = self.feed.picks(crossing.t, crossing.client)
-        return next(self.picks[crossing.client]).positions.tolist()
+    def __init__(self, store: Store) -> None:
+        self.store = store
 
     def add(self, samples: Sequence[int], g: Tensor) -> None:
         """Adds the samples' residuals to the gradients g [B, D] of their mean loss, in place."""
