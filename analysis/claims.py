@@ -122,9 +122,9 @@ def judged(studies: Iterable[Study], results: Results) -> pd.DataFrame:
     Raises:
         ClaimError: for a claim that names a setting that there is not.
     """
-    rows = []
+    rows, settings = [], frames.settings(results.runs)
     for study in studies:
-        study.check(frames.settings(results.runs))
+        study.check(settings)
         for claim in study.claims:
             for by in claim.by:
                 findings = _findings(study, claim, by, results)

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from platformdirs import user_data_path
 
 from fedmpi.errors import BadInput
 from fedmpi.messages import partial as sums
@@ -363,6 +362,8 @@ ADVICE = {
 
 def place() -> Path:
     """The file of this machine's model, in the user's data folder."""
+    from platformdirs import user_data_path
+
     return user_data_path("fedmpi") / "costs.json"
 
 

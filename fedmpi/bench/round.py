@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from fedmpi import config, loading
-from fedmpi.bench import JSON, REPEATS, Result, apart, chosen, compare, peer, rank, run
+from fedmpi.bench import JSON, REPEATS, Result, apart, chosen, compare, rank, run
 from fedmpi.config import Tree
 from fedmpi.runs import launch
 
@@ -79,14 +79,16 @@ def measure(
         ConfigError: if the peer is not installed.
     """
     if has_peer:
+        from fedmpi.bench import peer
+
         peer.check()
     launcher = launch.find()
     settings = loading.load(tree_of(workload, exchange, server))
     with tempfile.TemporaryDirectory() as folder:
-        ours, theirs = Path(folder) / "ours", Path(folder) / "textbook"
-        workers = ranks - (server == "dedicated" and ranks > 1)
+        ours, workers = Path(folder) / "ours", ranks - (server == "dedicated" and ranks > 1)
 
-        def turn(side: str, out: Path) -> float:
+        def turn(side: str) -> float:
+            out = Path(folder) / side
             starter = None if side == "textbook" else launcher
             words = [workload, exchange, server, side, str(out)]
             apart("fedmpi.bench.round", words, starter, workers if side == "peer" else ranks)
@@ -100,24 +102,16 @@ def measure(
                     f"{workload}: our model and the {other.name}'s are {apart} apart"
                 )
 
-        def our_turn() -> float:
-            return turn("ours", ours)
-
-        def their_turn() -> float:
-            seconds = turn("textbook", theirs)
-            check(theirs)
-            return seconds
-
-        def peers_turn() -> float:
-            seconds = turn("peer", Path(folder) / "peer")
-            check(Path(folder) / "peer")
+        def their_turn(side: str) -> float:
+            seconds = turn(side)
+            check(Path(folder) / side)
             return seconds
 
         case: dict[str, Any] = {"workload": workload, "exchange": exchange, "server": server}
         case["ranks"] = ranks
-        turns = {"ours": our_turn, "textbook": their_turn}
+        turns = {"ours": partial(turn, "ours"), "textbook": partial(their_turn, "textbook")}
         if has_peer and settings.method.name == "fedavg":
-            turns["peer"] = peers_turn
+            turns["peer"] = partial(their_turn, "peer")
         return compare("round", case, turns, repeats)
 
 
@@ -135,6 +129,8 @@ def main(workload: str, exchange: str, server: str, side: str, out: Path) -> Non
         seconds = [textbook.round(t, everyone) for t in range(settings.rounds)]
         model = textbook.vector()
     elif side == "peer":
+        from fedmpi.bench import peer
+
         job = rank()
         engine = Engine(settings)
         seconds, model = peer.simulate(engine, job.wire)

@@ -187,7 +187,7 @@ class Clients(fedavg.Clients):
         super().__init__(settings, trainer)
         self.prunable = self.flat.prunable().to(trainer.device)
         self.models = Models(settings, trainer, trainer.stores)
-        self.next = trainer.store("next mask", self.flat.size, torch.bool)
+        self.next = trainer.stores.add("next mask", self.flat.size, torch.bool)
         self.starts: dict[int, Tensor] = {}
         self.masks: dict[int, Tensor] = {}
 

@@ -92,7 +92,7 @@ class Clients(Half, fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.initial = self.flat.initial.to(trainer.device)[self.private]
-        self.own = trainer.store("own", len(self.initial))
+        self.own = trainer.stores.add("own", len(self.initial))
 
     def free(self) -> Tensor:
         """Returns the positions of the personal part and of running statistics."""

@@ -47,7 +47,7 @@ class Owners(fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
         self.initial = self.flat.initial.to(trainer.device)
-        self.models = trainer.store("model", self.flat.size)
+        self.models = trainer.stores.add("model", self.flat.size)
 
     def go_on(self, t: int, clients: Sequence[int], hooks: Hooks = PLAIN) -> Tensor:
         """Trains the clients' own models from where their last round ended: [C, n]."""

@@ -124,7 +124,7 @@ class Server(Factors, fedavg.Server):
 class Clients(Factors, fedavg.Clients):
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.bases = trainer.store("factors", self.shapes.columns)
+        self.bases = trainer.stores.add("factors", self.shapes.columns)
 
     def base(self, client: int) -> Tensor:
         """Returns the client's second factors of its last round, or random ones: [columns]."""

@@ -173,7 +173,7 @@ def take(path: Path, say: Callable[[str], None] = lambda text: None) -> Lease:
     """
     mine = _mine()
     with told(path, INSTEAD):
-        path = path.resolve() if path.is_symlink() else path
+        path = _real(path)
     lock = _lock(path)
     with told(lock if os.path.lexists(lock) else path, INSTEAD):
         _take(path, lock, mine, say)
@@ -182,16 +182,21 @@ def take(path: Path, say: Callable[[str], None] = lambda text: None) -> Lease:
 
 def is_there(path: Path) -> bool:
     """Whether a result has a lock, be it left behind."""
-    return os.path.lexists(_lock(path.resolve() if path.is_symlink() else path))
+    return os.path.lexists(_lock(_real(path)))
 
 
 def holder(path: Path) -> Holder | None:
     """Returns who writes a result, as far as one can tell at once; None if nobody does."""
     try:
-        found = _look(_lock(path.resolve() if path.is_symlink() else path))
+        found = _look(_lock(_real(path)))
     except OSError:
         return None
     return None if found is None or _lives(found) is False else found.holder
+
+
+def _real(path: Path) -> Path:
+    """The result itself, where a link leads to it."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def _lock(path: Path) -> Path:

@@ -131,7 +131,7 @@ class Dense(Networks[Pick]):
             )
             transposed = [weight.t() for weight in weights]
             own = weights, biases, transposed, by_weights, by_biases
-            is_aligned = not any(one.data_ptr() % 64 for one in by_weights)
+            is_aligned = not any(one.data_ptr() % (4 * ALIGNMENT) for one in by_weights)
             self.plan.append(Layer(*own, is_aligned, has_relu, dropout))
 
     def lessons(self, feed: Feed, t: int, client: int, passes: int | None = None) -> Iterator[Pick]:

@@ -178,7 +178,7 @@ class Copies:
     """
 
     def __init__(self, changes: Changes, trainer: Trainer) -> None:
-        self.changes, self.models = changes, trainer.store("heard", changes.flat.size)
+        self.changes, self.models = changes, trainer.stores.add("heard", changes.flat.size)
 
     def follow(self, client: int, blocks: Sequence[Block]) -> Tensor:
         """Takes the model, or the changes that the client missed, and returns its copy, [n].

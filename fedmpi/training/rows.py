@@ -31,7 +31,7 @@ Lesson = TypeVar("Lesson")
 """Batch of a row in one step, in the form that a kind of rows needs."""
 
 ALIGNMENT = 16
-"""Rows begin at multiples of 64 bytes, so that results do not depend on a client's row."""
+"""Rows begin at multiples of so many values, 64 bytes: results do not depend on a client's row."""
 
 
 class Rows(ABC, Generic[Lesson]):

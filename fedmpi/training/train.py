@@ -130,24 +130,14 @@ class Trainer:
         self.pending: list[Provisional] = []
         self.statistics: dict[int, Tensor] | Store = {}
         if self.keeps_statistics:
-            self.statistics = self.store("statistics", len(flat.local_stats))
+            self.statistics = self.stores.add("statistics", len(flat.local_stats))
         self.begin(EVERYONE_ROUND)
-
-    def store(
-        self,
-        name: str,
-        size: int,
-        dtype: torch.dtype = torch.float32,
-        by_sample: bool = False,
-    ) -> Store:
-        """Makes a store under a name of its own; see `Stores.add`."""
-        return self.stores.add(name, size, dtype, by_sample)
 
     def provisional(self, name: str, size: int) -> Provisional:
         """Makes a store of float32 vectors [size] that depend on whether uploads arrive."""
         can_lose = self.settings.devices.can_lose
-        lost = self.store(f"{name} if lost", size) if can_lose else None
-        self.pending.append(Provisional(self.store(name, size), lost))
+        lost = self.stores.add(f"{name} if lost", size) if can_lose else None
+        self.pending.append(Provisional(self.stores.add(name, size), lost))
         return self.pending[-1]
 
     def lose(self, client: int) -> None:

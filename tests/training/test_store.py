@@ -193,7 +193,7 @@ def test_a_ranks_stores_are_the_trainers() -> None:
     assert dict(engine.trainer.stores) == {"residual": engine.clients.feedback.residuals.arrived}
     assert sorted(engine.trainer.stores["residual"]) == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="store 'residual'"):
-        engine.trainer.store("residual", 1)
+        engine.trainer.stores.add("residual", 1)
 
 
 @linux

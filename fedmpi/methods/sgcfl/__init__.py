@@ -213,7 +213,7 @@ class Clients(Updates, splitfed.Clients):
         super().__init__(settings, trainer)
         self.stat_positions = self.theirs.stat_positions.to(trainer.device)
         if self.method.cut_feedback and self.method.tail is not None:
-            store = trainer.store("residual at the cut", prod(self.shape), by_sample=True)
+            store = trainer.stores.add("residual at the cut", prod(self.shape), by_sample=True)
             self.residuals, self.samples = Residuals(store), Samples(trainer.feed)
 
     def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:

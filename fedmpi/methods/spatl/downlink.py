@@ -85,7 +85,7 @@ class Copies:
 
     def __init__(self, trainer: Trainer, shared: Tensor, *names: str) -> None:
         self.shared, self.size, self.device = shared, trainer.flat.size, trainer.device
-        self.stores = {name: trainer.store(f"heard {name}", len(shared)) for name in names}
+        self.stores = {name: trainer.stores.add(f"heard {name}", len(shared)) for name in names}
 
     def update(self, name: str, client: int, block: Block, positions: Tensor) -> Tensor:
         """Puts the values of a block at their positions; returns the vector [n], zero elsewhere."""

@@ -208,8 +208,8 @@ class ByAgent:
                 "found none"
             )
         self.method, self.trainer, self.channels = method, trainer, channels
-        self.agents = trainer.store("agent", agent.SIZE)
-        self.moments = trainer.store("agent's moments", 1 + 2 * agent.HEADS)
+        self.agents = trainer.stores.add("agent", agent.SIZE)
+        self.moments = trainer.stores.add("agent's moments", 1 + 2 * agent.HEADS)
         self.scene = agent.Scene(trainer.flat, channels, tuple(trainer.feed.x.shape[1:]))
         self.target = target(method, self.scene)
         self.judge = Judge(trainer)
