@@ -80,7 +80,7 @@ class Uplink:
         """A client's upload, with the values that it selects."""
         whole = self.updates[client]
         if positions == "agreed":
-            block = sparse.block(Kind.GRADIENT, whole[self.agreed], self.parameters)
+            block = sparse.block(Kind.GRADIENT, whole.index_select(0, self.agreed), self.parameters)
         else:
             chosen = select.top(whole, self.kept)
             block = sparse.block(Kind.GRADIENT, chosen.values, self.parameters, chosen.places)

@@ -82,17 +82,17 @@ class Sum:
         """Returns their values at some positions, int64 [k], outside of which all are zero."""
         if self._packs(where):
             assert self.packed is not None
-            return [self.packed, *(vector[where] for vector in self.beside)]
-        return [vector[where] for vector in self.vectors()]
+            return [self.packed, *(vector.index_select(0, where) for vector in self.beside)]
+        return [vector.index_select(0, where) for vector in self.vectors()]
 
     def take(self, where: Tensor, values: Sequence[Tensor]) -> None:
         """Takes other values at these positions."""
         if self._packs(where):
             self.packed = values[0]
         else:
-            self.total[where] = values[0]
+            self.total.index_copy_(0, where, values[0])
         for vector, some in zip(self.beside, values[1:], strict=True):
-            vector[where] = some
+            vector.index_copy_(0, where, some)
 
     def _packs(self, where: Tensor) -> bool:
         """Whether the sum has nothing but values at these positions, the same tensor each time."""
@@ -221,7 +221,10 @@ class Held(Sum):
 
     def cover(self, weight: float, at: Tensor | None = None) -> None:
         """Adds a client's weight at the positions `at`, or everywhere, without values."""
-        self.weights[slice(None) if at is None else at] += weight
+        if at is None:
+            self.weights += weight
+        else:
+            self.weights.index_add_(0, at, self.weights.new_tensor(weight).expand(len(at)))
 
     def mean(self) -> Tensor:
         """Returns the mean at each position, [n]; zero where no client has a value."""
@@ -314,7 +317,7 @@ class Addends:
         if self.where is None:
             return self.vectors
         found = [value for each in self.sums for value in each.values(self.where)]
-        return found + [vector[self.where] for vector in self.more]
+        return found + [vector.index_select(0, self.where) for vector in self.more]
 
     def buffers(self) -> list[np.ndarray]:
         """Returns float32 [k] for each vector, and float64 for all numbers; to be `fill`ed again.
@@ -339,7 +342,7 @@ class Addends:
                 each.take(self.where, [value.to(device) for value in found[:count]])
                 found = found[count:]
             for vector, value in zip(self.more, found, strict=True):
-                vector[self.where] = value.to(vector.device)
+                vector.index_copy_(0, self.where, value.to(vector.device))
         left = numbers.tolist()
         for each in self.sums:
             count = len(each.numbers)

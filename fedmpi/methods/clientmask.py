@@ -81,7 +81,7 @@ class Server(Half, staticmask.Pruned):
     ) -> None:
         """Adds the client's model: the values that it was sent, and their update."""
         assert where is not None
-        self.sum.total.index_add_(0, where, self.w[where], alpha=weight)
+        self.sum.total.index_add_(0, where, self.w.index_select(0, where), alpha=weight)
         super().add(t, client, blocks, update, where, weight)
 
 

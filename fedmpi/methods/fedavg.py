@@ -526,7 +526,7 @@ class Clients(Half):
         blocks = self.upload(t, client, w)
         own = blocks[:-1] if self.has_statistics else blocks
         _, _, where = self.heard(t, client, own)
-        given = change if where is None else change[where]
+        given = change if where is None else change.index_select(0, where)
         changes = self.encode_change(t, client, given, where)
         moved = self.decode_change(changes, where)
         if where is not None:

@@ -73,11 +73,11 @@ class Half(fedavg.Half):
 class Server(Half, fedavg.Server):
     def broadcast(self, t: int) -> list[Block]:
         """Sends the shared part of the model."""
-        return [sparse.block(Kind.MODEL, self.w[self.shared], self.flat.size)]
+        return [sparse.block(Kind.MODEL, self.w.index_select(0, self.shared), self.flat.size)]
 
     def control_block(self, control: Tensor) -> Block:
         """Encodes the shared part of the control variate."""
-        return sparse.block(Kind.GRADIENT, control[self.shared], self.flat.size)
+        return sparse.block(Kind.GRADIENT, control.index_select(0, self.shared), self.flat.size)
 
 
 class Clients(Half, fedavg.Clients):
@@ -132,4 +132,4 @@ class Clients(Half, fedavg.Clients):
 
     def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the update of the shared part."""
-        return [sparse.block(Kind.GRADIENT, update[self.shared], self.flat.size)]
+        return [sparse.block(Kind.GRADIENT, update.index_select(0, self.shared), self.flat.size)]

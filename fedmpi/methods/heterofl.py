@@ -192,7 +192,7 @@ class Server(Half, fedavg.Server):
     def send(self, t: int, client: int) -> list[Block]:
         """Sends the client's sub-model."""
         positions = self.widths.of(t, client).positions.to(self.w.device)
-        return [sparse.block(Kind.MODEL, self.w[positions], self.flat.size)]
+        return [sparse.block(Kind.MODEL, self.w.index_select(0, positions), self.flat.size)]
 
     def step(self, t: int) -> None:
         """Moves each value by the mean over the clients that have it."""
@@ -273,7 +273,7 @@ class Clients(Half, fedavg.Clients):
     def owned(self, t: int, client: int, w: Tensor) -> Tensor:
         """Returns the client's sub-model of w in a whole model that is zero elsewhere."""
         positions = self.widths.of(t, client).positions.to(w.device)
-        return torch.zeros_like(w).index_copy_(0, positions, w[positions])
+        return torch.zeros_like(w).index_copy_(0, positions, w.index_select(0, positions))
 
     def personal(self, client: int, w: Tensor) -> Tensor | None:
         """Returns the sub-model in a whole model that is zero elsewhere."""

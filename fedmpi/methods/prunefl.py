@@ -194,4 +194,7 @@ class Clients(feddst.Clients):
             return blocks
         squares = self.squares[client].to(update.device, copy=True)
         self.squares.put(client, torch.zeros_like(squares), squares)
-        return [*blocks, sparse.block(Kind.GRADIENT, squares[self.movable], self.flat.size)]
+        return [
+            *blocks,
+            sparse.block(Kind.GRADIENT, squares.index_select(0, self.movable), self.flat.size),
+        ]

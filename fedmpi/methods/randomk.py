@@ -71,4 +71,4 @@ class Clients(Positions, fedavg.Clients):
         """Sends the values at the drawn positions, scaled up if there is no feedback."""
         where = drawn(self.settings, self.flat, t, client).to(update.device)
         scale = 1.0 if self.feedback.is_on else self.flat.count / len(where)
-        return [sparse.block(Kind.GRADIENT, scale * update[where], self.flat.size)]
+        return [sparse.block(Kind.GRADIENT, scale * update.index_select(0, where), self.flat.size)]

@@ -66,4 +66,6 @@ class Server(Signs, fedavg.Server):
 class Clients(Signs, fedavg.Clients):
     def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the signs of all parameters, and their mean absolute values as scales."""
-        return quantized.signs(Kind.GRADIENT, update[self.where], self.lengths, self.flat.size)
+        return quantized.signs(
+            Kind.GRADIENT, update.index_select(0, self.where), self.lengths, self.flat.size
+        )

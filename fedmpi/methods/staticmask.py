@@ -149,7 +149,7 @@ class Server(Half, fedavg.Server):
 
     def broadcast(self, t: int) -> list[Block]:
         """Sends the values on the mask."""
-        return [sparse.block(Kind.MODEL, self.w[self.active], self.flat.size)]
+        return [sparse.block(Kind.MODEL, self.w.index_select(0, self.active), self.flat.size)]
 
 
 class Clients(Half, fedavg.Clients):
@@ -190,7 +190,7 @@ class Clients(Half, fedavg.Clients):
 
     def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
         """Sends the update on the mask."""
-        return [sparse.block(Kind.GRADIENT, update[self.active], self.flat.size)]
+        return [sparse.block(Kind.GRADIENT, update.index_select(0, self.active), self.flat.size)]
 
     def burden(self, t: int, client: int) -> Burden:
         """Returns the cost of training the weights on the mask."""

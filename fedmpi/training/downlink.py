@@ -144,7 +144,7 @@ class Words:
         """
         statistics, where = [], self.changes.stat_positions
         if len(where):
-            statistics = [sparse.block(Kind.GRADIENT, change[where], self.size)]
+            statistics = [sparse.block(Kind.GRADIENT, change.index_select(0, where), self.size)]
             change[where] = 0
         change += self.rest
         blocks = self.changes.encode(change, key)

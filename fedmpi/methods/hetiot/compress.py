@@ -108,7 +108,9 @@ class Local:
 
     def upload(self, update: Tensor, key: np.ndarray) -> list[Block]:
         """Encodes those values of an update [m] that are sent; codes are rounded with the key."""
-        values = update if self.mask is None else update[self.places]
+        values = update
+        if self.mask is not None and self.places is not None:
+            values = update.index_select(0, self.places)
         if self.bits == EXACT:
             return [sparse.block(Kind.GRADIENT, values)]
         return self._codes.encode(Kind.GRADIENT, values, self.bits, key)
@@ -221,7 +223,7 @@ class Width(Compressor):
     def blocks(self, w: Tensor, keep: float) -> list[Block]:
         """Encodes the values of the narrower network."""
         positions = self._part(keep).positions.to(w.device)
-        return [sparse.block(Kind.MODEL, w[positions], self.flat.size)]
+        return [sparse.block(Kind.MODEL, w.index_select(0, positions), self.flat.size)]
 
     def local(self, blocks: Sequence[Block], keep: float) -> Local:
         """Builds the narrower network."""

@@ -195,7 +195,7 @@ class Server(Half, fedper.Server):
             self.w.add_(self.sum.mean())
         elif self.sum.weight:
             mean = (self.w * self.sum.weights + self.sum.total) / self.sum.weight
-            self.w[self.shared] = mean[self.shared]
+            self.w.index_copy_(0, self.shared, mean.index_select(0, self.shared))
         self.sum.clear()
         self.teller.note(t, self.method.aggregation != "index")
 
@@ -267,7 +267,7 @@ class Clients(Half, fedper.Clients):
         chosen = self.select(t, client, self.trained, update)
         sent = self.positions(chosen)
         return [
-            sparse.block(Kind.GRADIENT, update[sent], self.flat.size),
+            sparse.block(Kind.GRADIENT, update.index_select(0, sent), self.flat.size),
             sparse.places(chosen, self.channels.count),
         ]
 

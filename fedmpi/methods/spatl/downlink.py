@@ -68,9 +68,12 @@ def blocks(
         w: the server's model, [n].
         control: c, [n]; None without control variates.
     """
-    found = [sparse.places(news, channels), sparse.block(Kind.MODEL, w[positions], len(w))]
+    found = [
+        sparse.places(news, channels),
+        sparse.block(Kind.MODEL, w.index_select(0, positions), len(w)),
+    ]
     if control is not None:
-        found.append(sparse.block(Kind.GRADIENT, control[positions], len(control)))
+        found.append(sparse.block(Kind.GRADIENT, control.index_select(0, positions), len(control)))
     return found
 
 
@@ -91,7 +94,7 @@ class Copies:
         """Puts the values of a block at their positions; returns the vector [n], zero elsewhere."""
         found, store = torch.zeros(self.size, device=self.device), self.stores[name]
         if client in store:
-            found[self.shared] = store[client].to(self.device)
-        found[positions] = sparse.values(block, self.device)
-        store[client] = found[self.shared]
+            found.index_copy_(0, self.shared, store[client].to(self.device))
+        found.index_copy_(0, positions, sparse.values(block, self.device))
+        store[client] = found.index_select(0, self.shared)
         return found
