@@ -12,8 +12,9 @@ A lock that a killed process left behind is taken over:
   because the clocks of two machines, or of a file server, may differ.
 
 Only one of several observers takes over: the one that makes a file named after the lock's token.
-That file is a lock itself, so that it may be left behind, too. An owner that was stopped for long
-may have lost its lock; it finds out before it writes again.
+That file is a lock itself, so that it may be left behind, too; whoever holds the result's lock
+removes it in the end. An owner that was stopped for long may have lost its lock; it finds out
+before it writes again.
 """
 
 import atexit
@@ -40,6 +41,8 @@ NAP = 0.05
 """Seconds between looks at a lock that somebody else may hold."""
 TOKEN = re.compile("[0-9a-f]{16}")
 """What a lock's token looks like."""
+UNKNOWN = "unknown"
+"""What stands for the token of a lock that is unfinished or damaged."""
 INSTEAD = "choose another place with --out"
 """What helps where no result can be written."""
 
@@ -74,7 +77,7 @@ class Holder:
 
     def __str__(self) -> str:
         if not self.token:
-            return "unknown"
+            return UNKNOWN
         text = f"process {self.pid} on {self.host}" + (f", SLURM job {self.job}" * bool(self.job))
         return "".join(letter if letter.isprintable() else "?" for letter in text)
 
@@ -151,6 +154,8 @@ class Lease:
         self.ended.set()
         atexit.unregister(self.release)
         self.beats.join(BEAT)  # it closes the file: some file systems keep what is open
+        with suppress(OSError):
+            _clear(_lock(self.path), self.mine)
         _remove(_lock(self.path), self.mine)
 
     def _beat(self, file: int) -> None:
@@ -214,7 +219,7 @@ def _take(path: Path, lock: Path, mine: Holder, say: Callable[[str], None]) -> N
         if found is None or _changes(path, lock, found, say):
             continue
         # Whoever makes the marker may replace this very lock, and no later one.
-        token = found.holder.token or "unknown"
+        token = found.holder.token or UNKNOWN
         marker = _lock(path).with_name(f"{_lock(path).name}.{token}")
         second = _mine()
         _take(path, marker, second, say)
@@ -260,6 +265,28 @@ def _remove(lock: Path, mine: Holder) -> None:
         found = _look(lock)
         if found is not None and found.holder.token == mine.token:
             lock.unlink()
+
+
+def _clear(lock: Path, mine: Holder) -> None:
+    """Removes what processes that were killed left of taking a result's lock over, if it is this.
+
+    While the lock is held, nobody needs such a file: who has just made one looks at the lock next,
+    and finds it in other hands. Files of processes that may live stay, unless they were not touched
+    for so long that they would be taken over.
+    """
+    ours = _look(lock)
+    if ours is None or ours.holder.token != mine.token:
+        return
+    for file in lock.parent.iterdir():
+        name, _, token = file.name.rpartition(".")
+        if name == lock.name and (token == UNKNOWN or TOKEN.fullmatch(token)):
+            found = _look(file)
+            if found is not None and (
+                not found.holder.token
+                or _lives(found) is False
+                or ours.touched - found.touched > STALE * 1e9
+            ):
+                file.unlink(missing_ok=True)
 
 
 def _changes(path: Path, lock: Path, found: Seen, say: Callable[[str], None]) -> bool:

@@ -217,6 +217,25 @@ def test_a_takeover_that_was_cut_off_is_taken_over(path: Path, lock: Path) -> No
     assert names(path.parent) == []
 
 
+@linux
+def test_what_a_cut_off_takeover_left_goes_with_the_lock(path: Path, lock: Path) -> None:
+    """A process may die with the lock in its hands, before its marker is removed."""
+    with lease.take(path) as mine:
+        alive = replace(mine.mine, token="a" * 16)
+        dead = replace(mine.mine, token="b" * 16, began=1)
+        leave(path.with_name(f"run.h5.lock.{dead.token}"), dead)
+        path.with_name(f"run.h5.lock.{'c' * 16}").touch()
+        path.with_name("run.h5.lock.unknown").touch()
+        old = path.with_name(f"run.h5.lock.{'d' * 16}")
+        leave(old, ELSEWHERE)
+        os.utime(old, (time.time() - 1000,) * 2)
+        kept = [f"run.h5.lock.{alive.token}", f"run.h5.lock.{'e' * 16}", "run.h5.locked"]
+        kept += ["other.h5.lock." + "f" * 16]
+        for name, holder in zip(kept, (alive, ELSEWHERE, dead, dead), strict=True):
+            leave(path.with_name(name), holder)
+    assert names(path.parent) == sorted(kept)
+
+
 @pytest.mark.parametrize("other", [ELSEWHERE, None])
 def test_a_holder_that_has_lost_its_lock_finds_out(
     path: Path, lock: Path, other: Holder | None
