@@ -27,6 +27,7 @@ MEGA, GIGA = 1e6, 1e9
 BISECTIONS = 100
 """Halvings of an interval of seconds, after which nothing is left of it."""
 
+Value = TypeVar("Value", float, str)
 Share = TypeVar("Share", bound=float | tuple[float, str])
 
 
@@ -81,10 +82,7 @@ class Fleet:
         settings = self.settings
         if self.devices.decide:
             return [self.keep(tier) for _, tier in self.owners()]
-        own = getattr(settings.method, name)
-        counts = shared_out(settings.clients, [1 / len(own)] * len(own))
-        random = stream(settings.seed, Purpose.KEEP)
-        return random.permutation(np.repeat(own, counts)).tolist()
+        return spread(settings, getattr(settings.method, name))
 
     def keep(self, tier: Tier) -> float:
         """Returns the share of the model that a kind of device holds, if devices decide."""
@@ -336,6 +334,13 @@ def instead(settings: Settings, name: str, of_tier: str = "keep") -> dict[str, s
     if not is_fitted and all(getattr(tier, of_tier) is None for tier in tiers):
         return {}
     return {name: f"the default beside devices.tiers with a `{of_tier}`, which say it, too"}
+
+
+def spread(settings: Settings, values: Sequence[Value]) -> list[Value]:
+    """Spreads clients evenly over some values, at random; returns the value of each client."""
+    counts = shared_out(settings.clients, [1 / len(values)] * len(values))
+    random = stream(settings.seed, Purpose.KEEP)
+    return random.permutation(np.repeat(np.array(values), counts)).tolist()
 
 
 def shared_out(count: int, shares: Sequence[float]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Where a network is cut between clients and server, and what crosses a cut."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -174,29 +174,58 @@ def fitted(
     method = settings.method
     if not isinstance(method, Cut) or method.cut != FIT:
         return settings
-    meter, x = Meter(settings, tuple(shape), flat), torch.zeros(1, *shape)
     limits = dict[float, int]()
     for client, tier in population.fleet.owners():
         if tier.memory is not None:
             samples = int(population.sizes[client])
             limits[tier.memory] = max(samples, limits.get(tier.memory, 0))
+    cut = Fit(settings, flat, shape, classes).last(limits.items())
+    return settings.model_copy(update={"method": method.model_copy(update={"cut": cut})})
 
-    def fits(one: Cut, memory: float, samples: int) -> bool:
-        front, batch = one.trained(flat, x, classes, settings.seed), min(settings.batch, samples)
-        kept = samples * one.remembered(flat, x)
+
+class Fit:
+    """The split points of a network, by what training in front of them takes of a device's memory.
+
+    Args:
+        settings: of the run; its method is a `Cut`.
+        flat: the whole network.
+        shape: shape of a sample.
+        classes: number of labels.
+    """
+
+    def __init__(self, settings: Settings, flat: Flat, shape: Sequence[int], classes: int) -> None:
+        assert isinstance(settings.method, Cut)
+        self.settings, self.method, self.flat = settings, settings.method, flat
+        self.meter, self.x = Meter(settings, tuple(shape), flat), torch.zeros(1, *shape)
+        self.classes = classes
+
+    def last(self, limits: Iterable[tuple[float | None, int]]) -> str | None:
+        """Returns the last split point that fits all devices which the first one fits.
+
+        Args:
+            limits: of each device its memory, in bytes, None for any; and its client's samples.
+
+        Returns:
+            The first split point if none fits; None if the model has at most one.
+        """
+        points = self.method.possible(self.flat)
+        if len(points) < 2:
+            return points[0] if points else None
+        known = {(memory, samples) for memory, samples in limits if memory is not None}
+        able = [limit for limit in known if self.fits(points[0], *limit)]
+        if known and not able:
+            return points[0]
+        deepest = (cut for cut in reversed(points) if all(self.fits(cut, *some) for some in able))
+        return next(deepest, points[0])
+
+    def fits(self, cut: str, memory: float, samples: int) -> bool:
+        """Whether a client with so many samples can train in front of a split point."""
+        one, flat, settings = self.method.model_copy(update={"cut": cut}), self.flat, self.settings
+        front = one.trained(flat, self.x, self.classes, settings.seed)
+        kept = samples * one.remembered(flat, self.x)
+        batch = min(settings.batch, samples)
         burden = Burden(front, 1, batch, end=one.end(flat), remembered=kept)
-        return meter.memory(burden).total <= memory
-
-    def at(cut: str | None) -> Cut:
-        return method.model_copy(update={"cut": cut})
-
-    points = [at(cut) for cut in method.possible(flat)] or [at(None)]
-    first = points[0]
-    if len(points) > 1:
-        able = [limit for limit in limits.items() if fits(first, *limit)]
-        deepest = (one for one in reversed(points) if all(fits(one, *limit) for limit in able))
-        first = next(deepest, first) if able else first
-    return settings.model_copy(update={"method": first})
+        return self.meter.memory(burden).total <= memory
 
 
 class Crossing(NamedTuple):
