@@ -103,6 +103,10 @@ class Half:
         """Number of blocks that encode the change of a control variate."""
         return self.coder.blocks
 
+    def decided(self) -> Mapping[str, str]:
+        """Returns what the data or the devices decided of this run, as attributes of its result."""
+        return {}
+
     def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor | None:
         """Returns the positions of the values that a client's update has.
 

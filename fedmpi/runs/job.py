@@ -402,6 +402,7 @@ class Job:
                 "threads_per_rank": hardware.threads(engine.settings),
                 **({"server_threads": engine.threads} if settings.method.converses else {}),
                 **({"cut": engine.method.cut} if engine.method != settings.method else {}),  # type: ignore[attr-defined]
+                **engine.half.decided(),
                 "device": str(engine.trainer.device),
                 "parameters": engine.flat.count,
                 **engine.about_data,

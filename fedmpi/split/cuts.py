@@ -55,7 +55,13 @@ class Sections(NamedTuple):
 
 
 class Cut(config.Method):
-    """The settings of all methods that cut the network."""
+    """The settings of all methods that cut the network.
+
+    Attributes:
+        each: whether each client has a cut of its own.
+    """
+
+    each: ClassVar[bool] = False
 
     cut: str | None = None
     """Split point: the last stage of the client's front. If absent, the first possible one. fit:
@@ -172,7 +178,7 @@ def fitted(
         classes: number of labels.
     """
     method = settings.method
-    if not isinstance(method, Cut) or method.cut != FIT:
+    if not isinstance(method, Cut) or method.cut != FIT or method.each:
         return settings
     limits = dict[float, int]()
     for client, tier in population.fleet.owners():

@@ -108,6 +108,7 @@ def _provenance(about: Mapping[str, Any], rounds: np.ndarray) -> Table:
         "model": about.get("model_sha256", "no hash before the end"),
         "kept": f"the model after round {about['kept_round'] + 1}" if "kept_round" in about else "",
         "cut": f"{about['cut']}, the last that fits the devices" if "cut" in about else "",
+        "cuts": _cuts(about),
         "exchange": _chosen(about),
         "parameters": f"{about['parameters']:,}" if "parameters" in about else "",
         "base": _base(rounds),
@@ -133,6 +134,12 @@ def _chosen(about: Mapping[str, Any]) -> str:
         return f"{name}, the only one that was possible"
     text = ", ".join(f"{one} {duration(float(each))}" for one, each in seconds.items())
     return f"{name}; predicted uplinks of a round: {text}"
+
+
+def _cuts(about: Mapping[str, Any]) -> str:
+    """How many clients have which split point, where each has one of its own."""
+    cuts = Counter(record.listed(about.get("cuts", "")))
+    return ", ".join(f"{cut}: {_several(count, 'client')}" for cut, count in cuts.items())
 
 
 def _both(count: int | None) -> str:

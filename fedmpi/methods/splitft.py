@@ -1,0 +1,289 @@
+"""SplitFT: split learning in which every client has a cut of its own.
+
+Y. Shan, Z. Zhang, S. Di, Y. Liu, X. Lu, B. Liu, *SplitFT: An Adaptive Federated Split Learning
+System For LLMs Fine-Tuning*, 2026, arXiv 2604.26388.
+
+A strong device trains more stages than a weak one, and the server trains the others for it, in a
+back of the client's own. After a round each client's front, back and tail are a whole model, and
+the models' mean is the next one, as in `splitfed`'s v1. A client is sent, and uploads, its own
+front and tail alone. Clients of equal cuts take their steps together.
+Differs from the paper: devices' memory decides, before the first round, and not how well models
+do; a LoRA's rank is the same at the cut as elsewhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedmpi.clients.burden import Burden
+from fedmpi.clients.devices import spread
+from fedmpi.config import ConfigError, Settings
+from fedmpi.messages import sparse
+from fedmpi.messages.codec import Block, Kind, Message
+from fedmpi.methods import fedavg, splitfed
+from fedmpi.networks.flat import Flat
+from fedmpi.split.cuts import FIT, Cut, Fit, shape_behind
+from fedmpi.split.lockstep import Lockstep, Talk, WaveParts
+from fedmpi.split.sides import ClientSide, ServerSide
+from fedmpi.training.train import Trainer
+
+
+class Config(splitfed.Config):
+    each: ClassVar[bool] = True
+    broadcasts: ClassVar[bool] = False
+    sends: ClassVar[bool] = True
+    feedbacks: ClassVar[tuple[str, ...]] = ("none",)
+    paper: ClassVar[Mapping[str, Any]] = {}
+
+    version: Literal["v1"] = "v1"
+    """Each client has a back of its own."""
+    cuts: tuple[str, ...] = Field((), strict=False)
+    """Split points. Clients are spread evenly over them, at random. If empty, and with cut = fit, a
+    client has the last one whose front, and tail, its device can train in its memory; without a
+    limit the last of all. If no device has a memory, clients are spread over all split points."""
+
+    def idle(self, settings: Settings) -> dict[str, str]:
+        """Names a cut for all clients, and cuts where memory alone is to decide."""
+        found = super().idle(settings)
+        if self.cut == FIT:
+            return found | {"cuts": "method.cut absent, found 'fit'"}
+        return found | {"cut": "'fit', or method.cuts"}
+
+    def at(self, cut: str) -> "Config":
+        """These settings with one cut for all clients."""
+        return self.model_copy(update={"cut": cut})
+
+    def theirs(self, trainer: Any) -> Flat:
+        """The whole network, at whose positions a client's front and tail are."""
+        return trainer.flat
+
+
+def own_cuts(settings: Settings, trainer: Trainer) -> list[str]:
+    """Returns the split point of each client.
+
+    Raises:
+        ConfigError: if the model lacks one that the settings name.
+    """
+    method, flat = settings.method, trainer.flat
+    assert isinstance(method, Config)
+    possible = method.possible(flat)
+    for cut in method.cuts:
+        if cut not in possible:
+            raise ConfigError(
+                f"method.cuts: the model has no split point '{cut}'; there are: "
+                f"{', '.join(possible) or 'none'}"
+            )
+    if method.cuts or not any(tier.memory for tier in settings.devices.tiers):
+        return spread(settings, method.cuts or possible or [""])
+    fit = Fit(settings, flat, trainer.feed.x.shape[1:], trainer.feed.classes)
+    sizes = trainer.population.sizes.tolist()
+    limits = [(tier.memory, sizes[client]) for client, tier in trainer.population.fleet.owners()]
+    return [fit.last([limit]) or "" for limit in limits]
+
+
+class Half(fedavg.Half):
+    """Both sides know all cuts.
+
+    Attributes:
+        cuts: each client's split point.
+        places: where its front and tail lie in the model, by split point: int64, ascending.
+    """
+
+    method: Config
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.cuts, self.places = own_cuts(settings, trainer), dict[str, Tensor]()
+        every = torch.arange(self.flat.size, device=trainer.device)
+        for cut in dict.fromkeys(self.cuts):
+            self.places[cut] = self.method.at(cut).sections(self.flat).held(every)
+
+    def decided(self) -> Mapping[str, str]:
+        """Returns the clients' split points, a line each."""
+        return {"cuts": "\n".join(self.cuts)}
+
+    def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
+        """Returns where the client's front and tail lie."""
+        return self.places[self.cuts[client]]
+
+    def of_cut(
+        self, cut: str, parties: Sequence[Sequence[int]]
+    ) -> tuple[list[int], list[list[int]]]:
+        """Returns which parties have clients of a cut, and these clients of each of them."""
+        clients = [[client for client in party if self.cuts[client] == cut] for party in parties]
+        places = [place for place, some in enumerate(clients) if some]
+        return places, [clients[place] for place in places]
+
+
+class Back(ServerSide):
+    """The server's side of all clients of one cut."""
+
+    def __init__(self, trainer: Trainer, method: Cut) -> None:
+        self.trainer, self.method = trainer, method
+        front, back, _ = method.parts(trainer.flat)
+        self.sections, self.learning = method.sections(trainer.flat), method.learning(trainer.flat)
+        self.shape = shape_behind([front], trainer.feed.x)
+        self.backs = WaveParts(trainer, back, method.is_one, trainer.pool)
+
+
+class Front(ClientSide):
+    """The side of all clients of one cut on a rank; `held` and `end` as in `splitfed.Clients`."""
+
+    adjust = None
+
+    def __init__(self, trainer: Trainer, method: Cut) -> None:
+        self.trainer, self.method = trainer, method
+        self.held, back, tail = method.parts(trainer.flat)
+        self.sections, self.learning = method.sections(trainer.flat), method.learning(trainer.flat)
+        self.fronts, self.tails = WaveParts(trainer, self.held), WaveParts(trainer, tail)
+        self.end = method.end(trainer.flat)
+        if self.end is not None:
+            self.shape = shape_behind([self.held, back], trainer.feed.x)
+
+
+class Lane(NamedTuple):
+    """A party's clients of one cut: their part of the network, and their conversation."""
+
+    part: Lockstep
+    talk: Talk
+
+
+def asking(lanes: Sequence[Lane]) -> Talk:
+    """Has the conversations of a party's clients as one, on the clients' side."""
+    messages = [message for lane in lanes for message in next(lane.talk)]
+    while True:
+        heard = yield messages
+        messages = [some for lane in lanes for some in lane.talk.send(own(heard, lane))]
+
+
+def answering(lanes: Sequence[Lane]) -> Talk:
+    """Has them as one on the server's side, where a lane whose clients are done rests."""
+    messages: list[Message] = []
+    while True:
+        heard = yield messages
+        busy = [lane for lane in lanes if lane.part.busy()]
+        messages = [some for lane in busy for some in lane.talk.send(own(heard, lane))]
+
+
+def own(messages: Sequence[Message], lane: Lane) -> list[Message]:
+    """The messages of a lane's clients."""
+    return [message for message in messages if message.client in lane.part.order]
+
+
+class Server(Half, fedavg.Server):
+    """The server's half.
+
+    Attributes:
+        backs: its side, by split point.
+        updates: updates of front and tail by client, of the current wave's uploads that arrived.
+    """
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.backs = {cut: Back(trainer, self.method.at(cut)) for cut in self.places}
+        self.updates: dict[int, Tensor] = {}
+
+    def send(self, t: int, client: int) -> list[Block]:
+        """Sends the client's front and tail."""
+        held = self.backs[self.cuts[client]].sections.held(self.w)
+        return [sparse.block(Kind.MODEL, held)]
+
+    def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
+        """Opens a wave's conversation: each party's clients of a cut have one of their own."""
+        self.updates, lanes = {}, list[list[Lane]]([] for _ in parties)
+        for cut, back in self.backs.items():
+            places, some = self.of_cut(cut, parties)
+            talks = back.begin(t, some, back.sections.split(self.w)[1])
+            for place, part, talk in zip(places, back.backs.parties, talks, strict=True):
+                lanes[place].append(Lane(part, talk))
+        found = [answering(some) for some in lanes]
+        for talk in found:
+            next(talk)
+        return found
+
+    def add(
+        self,
+        t: int,
+        client: int,
+        blocks: Sequence[Block],
+        update: Block,
+        where: Tensor | None,
+        weight: float,
+    ) -> None:
+        """Adds a client's update of front and tail, and the update of its back."""
+        super().add(t, client, blocks, update, where, weight)
+        back = self.backs[self.cuts[client]]
+        change = back.backs.of(client) - back.sections.split(self.w)[1]
+        back.sections.split(self.sum.total)[1].add_(change, alpha=weight)
+        self.updates[client] = sparse.values(update, self.trainer.device)
+
+    def personal(self, client: int) -> Tensor | None:
+        """Returns the client's front, back and tail as one model; None if its upload was lost."""
+        if client not in self.updates:
+            return None
+        back = self.backs[self.cuts[client]]
+        held = back.sections.held(self.w) + self.updates[client]
+        return back.sections.join(held, back.backs.of(client))
+
+
+class Clients(Half, fedavg.Clients):
+    """The clients' half.
+
+    Attributes:
+        fronts: their side, by split point.
+        starts: the front and the tail that each client was sent.
+    """
+
+    def __init__(self, settings: Settings, trainer: Trainer) -> None:
+        super().__init__(settings, trainer)
+        self.fronts = {cut: Front(trainer, self.method.at(cut)) for cut in self.places}
+        self.starts: dict[int, Tensor] = {}
+
+    def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
+        """Forgets the last round's values; new ones come to each client by `accept`."""
+        self.starts = {}
+
+    def accept(self, t: int, client: int, blocks: Sequence[Block]) -> None:
+        """Receives the client's front and tail."""
+        self.starts[client] = sparse.values(blocks[0], self.trainer.device)
+
+    def open(self, t: int, parties: Sequence[Sequence[int]]) -> list[Talk]:
+        """Opens a wave's conversation at the fronts and tails that were received."""
+        lanes = list[list[Lane]]([] for _ in parties)
+        for cut, front in self.fronts.items():
+            places, some = self.of_cut(cut, parties)
+            if some:
+                start = front.sections.split_held(self.starts[some[0][0]])
+                talks = front.begin(t, some, *start)
+                for place, part, talk in zip(places, front.fronts.parties, talks, strict=True):
+                    lanes[place].append(Lane(part, talk))
+        return [asking(some) for some in lanes]
+
+    def work(self, t: int, clients: Sequence[int]) -> list[Tensor]:  # type: ignore[override]
+        """Returns each client's front and tail as the conversation trained them."""
+        found = []
+        for client in clients:
+            front = self.fronts[self.cuts[client]]
+            found.append(torch.cat([front.fronts.of(client), front.tails.of(client)]))
+        return found
+
+    def update(self, client: int, w: Tensor) -> Tensor:
+        """Returns the update of the client's front and tail."""
+        return w - self.starts[client]
+
+    def encode_update(self, t: int, client: int, update: Tensor) -> list[Block]:
+        """Sends the update."""
+        return [sparse.block(Kind.GRADIENT, update, self.flat.size)]
+
+    def burden(self, t: int, client: int) -> Burden:
+        """Returns the cost of training the client's front and tail."""
+        front = self.fronts[self.cuts[client]]
+        return replace(super().burden(t, client), flat=front.held, end=front.end)
+
+    def personal(self, client: int, w: Tensor) -> Tensor | None:
+        """Returns None: a client lacks the back, so that the server assembles its whole model."""
+        return None
