@@ -197,6 +197,11 @@ class Fit:
         flat: the whole network.
         shape: shape of a sample.
         classes: number of labels.
+
+    Attributes:
+        parts: what a client trains in front of a split point, its tail, and how many values it
+            keeps of each sample.
+        needs: MiB of training, by split point, batch and number of values kept of samples.
     """
 
     def __init__(self, settings: Settings, flat: Flat, shape: Sequence[int], classes: int) -> None:
@@ -204,6 +209,8 @@ class Fit:
         self.settings, self.method, self.flat = settings, settings.method, flat
         self.meter, self.x = Meter(settings, tuple(shape), flat), torch.zeros(1, *shape)
         self.classes = classes
+        self.parts: dict[str, tuple[Flat, tuple[Flat, Flat] | None, int]] = {}
+        self.needs: dict[tuple[str, int, int], float] = {}
 
     def last(self, limits: Iterable[tuple[float | None, int]]) -> str | None:
         """Returns the last split point that fits all devices which the first one fits.
@@ -226,12 +233,16 @@ class Fit:
 
     def fits(self, cut: str, memory: float, samples: int) -> bool:
         """Whether a client with so many samples can train in front of a split point."""
-        one, flat, settings = self.method.model_copy(update={"cut": cut}), self.flat, self.settings
-        front = one.trained(flat, self.x, self.classes, settings.seed)
-        kept = samples * one.remembered(flat, self.x)
-        batch = min(settings.batch, samples)
-        burden = Burden(front, 1, batch, end=one.end(flat), remembered=kept)
-        return self.meter.memory(burden).total <= memory
+        if cut not in self.parts:
+            one = self.method.model_copy(update={"cut": cut})
+            front = one.trained(self.flat, self.x, self.classes, self.settings.seed)
+            self.parts[cut] = front, one.end(self.flat), one.remembered(self.flat, self.x)
+        front, end, each = self.parts[cut]
+        case = cut, min(self.settings.batch, samples), samples * each
+        if case not in self.needs:
+            burden = Burden(front, 1, case[1], end=end, remembered=case[2])
+            self.needs[case] = self.meter.memory(burden).total
+        return self.needs[case] <= memory
 
 
 class Crossing(NamedTuple):
