@@ -55,7 +55,7 @@ def read(setting: str, path: Path) -> dict[str, np.ndarray]:
     if not found:
         raise BadInput(
             f"{what}: {WANTED}, found one without a model; a finished run with keep = 'last' or "
-            "'best' has one"
+            "'best' has one, unless it diverged"
         )
     return found
 

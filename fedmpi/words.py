@@ -219,7 +219,7 @@ def _many(kind: Any) -> str:
     for single, several in NUMBERS.values():
         if one.startswith(single):
             return several + one.removeprefix(single)
-    return "tables" if one == "a table" else one
+    return {"a table": "tables", "a text": "texts"}.get(one, one)
 
 
 def _range(bounds: Sequence[Any], found: Any) -> str:

@@ -26,7 +26,7 @@ from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.methods import fedavg, splitfed
 from fedmpi.networks.flat import Flat
-from fedmpi.split.cuts import FIT, Cut, Fit, shape_behind
+from fedmpi.split.cuts import Cut, Fit, shape_behind
 from fedmpi.split.lockstep import Lockstep, Talk, WaveParts
 from fedmpi.split.sides import ClientSide, ServerSide
 from fedmpi.training.train import Trainer
@@ -41,17 +41,18 @@ class Config(splitfed.Config):
 
     version: Literal["v1"] = "v1"
     """Each client has a back of its own."""
+    cut: Literal["fit"] | None = None
+    """fit: each client has the last split point whose front, and tail, its device can train in its
+    memory; a device without a limit has the last of all, and one too small for any the first. If
+    absent, clients are spread over split points."""
     cuts: tuple[str, ...] = Field((), strict=False)
-    """Split points. Clients are spread evenly over them, at random. If empty, and with cut = fit, a
-    client has the last one whose front, and tail, its device can train in its memory; without a
-    limit the last of all. If no device has a memory, clients are spread over all split points."""
+    """Split points over which clients are spread evenly, at random, if `cut` is absent. One that is
+    named twice has twice as many. If empty, all that the model has."""
 
     def idle(self, settings: Settings) -> dict[str, str]:
-        """Names a cut for all clients, and cuts where memory alone is to decide."""
+        """Names split points where memory decides."""
         found = super().idle(settings)
-        if self.cut == FIT:
-            return found | {"cuts": "method.cut absent, found 'fit'"}
-        return found | {"cut": "'fit', or method.cuts"}
+        return found | ({"cuts": "method.cut absent, found 'fit'"} if self.cut else {})
 
     def at(self, cut: str) -> "Config":
         """These settings with one cut for all clients."""
@@ -71,18 +72,20 @@ def own_cuts(settings: Settings, trainer: Trainer) -> list[str]:
     method, flat = settings.method, trainer.flat
     assert isinstance(method, Config)
     possible = method.possible(flat)
+    method.at(possible[0] if possible else "").parts(flat)
     for cut in method.cuts:
         if cut not in possible:
+            before = "" if method.tail is None else f" with a stage between it and '{method.tail}'"
             raise ConfigError(
-                f"method.cuts: the model has no split point '{cut}'; there are: "
-                f"{', '.join(possible) or 'none'}"
+                f"method.cuts: the model has no split point '{cut}'{before}; there are: "
+                f"{', '.join(possible)}"
             )
-    if method.cuts or not any(tier.memory for tier in settings.devices.tiers):
-        return spread(settings, method.cuts or possible or [""])
+    if method.cut is None:
+        return spread(settings, method.cuts or possible)
     fit = Fit(settings, flat, trainer.feed.x.shape[1:], trainer.feed.classes)
     sizes = trainer.population.sizes.tolist()
     limits = [(tier.memory, sizes[client]) for client, tier in trainer.population.fleet.owners()]
-    return [fit.last([limit]) or "" for limit in limits]
+    return [fit.last([limit]) or possible[0] for limit in limits]
 
 
 class Half(fedavg.Half):
@@ -90,17 +93,19 @@ class Half(fedavg.Half):
 
     Attributes:
         cuts: each client's split point.
-        places: where its front and tail lie in the model, by split point: int64, ascending.
+        positions: where its front and tail lie in the model, by split point: int64, ascending.
     """
 
     method: Config
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.cuts, self.places = own_cuts(settings, trainer), dict[str, Tensor]()
+        self.cuts, self.positions = own_cuts(settings, trainer), dict[str, Tensor]()
         every = torch.arange(self.flat.size, device=trainer.device)
         for cut in dict.fromkeys(self.cuts):
-            self.places[cut] = self.method.at(cut).sections(self.flat).held(every)
+            sections = self.method.at(cut).sections(self.flat)
+            # Without a tail they share their memory.
+            self.positions[cut] = sections.held(every) if sections.tail else every[: sections.front]
 
     def decided(self) -> Mapping[str, str]:
         """Returns the clients' split points, a line each."""
@@ -108,19 +113,23 @@ class Half(fedavg.Half):
 
     def sent_positions(self, t: int, client: int, blocks: Sequence[Block]) -> Tensor:
         """Returns where the client's front and tail lie."""
-        return self.places[self.cuts[client]]
+        return self.positions[self.cuts[client]]
 
     def of_cut(
         self, cut: str, parties: Sequence[Sequence[int]]
     ) -> tuple[list[int], list[list[int]]]:
-        """Returns which parties have clients of a cut, and these clients of each of them."""
+        """Returns the numbers of the parties that have clients of a cut, and these clients."""
         clients = [[client for client in party if self.cuts[client] == cut] for party in parties]
-        places = [place for place, some in enumerate(clients) if some]
-        return places, [clients[place] for place in places]
+        numbers = [number for number, some in enumerate(clients) if some]
+        return numbers, [clients[number] for number in numbers]
 
 
 class Back(ServerSide):
-    """The server's side of all clients of one cut."""
+    """The server's side of all clients of one cut.
+
+    Attributes:
+        sections: where their front, back and tail lie in the model.
+    """
 
     def __init__(self, trainer: Trainer, method: Cut) -> None:
         self.trainer, self.method = trainer, method
@@ -131,7 +140,13 @@ class Back(ServerSide):
 
 
 class Front(ClientSide):
-    """The side of all clients of one cut on a rank; `held` and `end` as in `splitfed.Clients`."""
+    """The side of all clients of one cut on a rank.
+
+    Attributes:
+        sections: where front and tail lie in what such a client holds.
+        held: the front.
+        end: the network up to the tail, and the tail; None without one (see `Cut.end`).
+    """
 
     adjust = None
 
@@ -146,30 +161,35 @@ class Front(ClientSide):
 
 
 class Lane(NamedTuple):
-    """A party's clients of one cut: their part of the network, and their conversation."""
+    """Those clients of a party that have the same cut.
+
+    Attributes:
+        part: their fronts, or their backs.
+        talk: their conversation with the server.
+    """
 
     part: Lockstep
     talk: Talk
 
 
 def asking(lanes: Sequence[Lane]) -> Talk:
-    """Has the conversations of a party's clients as one, on the clients' side."""
+    """A party's conversation, of which each lane has its part: the clients' side."""
     messages = [message for lane in lanes for message in next(lane.talk)]
     while True:
         heard = yield messages
-        messages = [some for lane in lanes for some in lane.talk.send(own(heard, lane))]
+        messages = [some for lane in lanes for some in lane.talk.send(of(heard, lane))]
 
 
 def answering(lanes: Sequence[Lane]) -> Talk:
-    """Has them as one on the server's side, where a lane whose clients are done rests."""
+    """The server's side of it. Nothing is said to lanes whose clients have no step left."""
     messages: list[Message] = []
     while True:
         heard = yield messages
         busy = [lane for lane in lanes if lane.part.busy()]
-        messages = [some for lane in busy for some in lane.talk.send(own(heard, lane))]
+        messages = [some for lane in busy for some in lane.talk.send(of(heard, lane))]
 
 
-def own(messages: Sequence[Message], lane: Lane) -> list[Message]:
+def of(messages: Sequence[Message], lane: Lane) -> list[Message]:
     """The messages of a lane's clients."""
     return [message for message in messages if message.client in lane.part.order]
 
@@ -184,7 +204,7 @@ class Server(Half, fedavg.Server):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.backs = {cut: Back(trainer, self.method.at(cut)) for cut in self.places}
+        self.backs = {cut: Back(trainer, self.method.at(cut)) for cut in self.positions}
         self.updates: dict[int, Tensor] = {}
 
     def send(self, t: int, client: int) -> list[Block]:
@@ -196,10 +216,10 @@ class Server(Half, fedavg.Server):
         """Opens a wave's conversation: each party's clients of a cut have one of their own."""
         self.updates, lanes = {}, list[list[Lane]]([] for _ in parties)
         for cut, back in self.backs.items():
-            places, some = self.of_cut(cut, parties)
+            numbers, some = self.of_cut(cut, parties)
             talks = back.begin(t, some, back.sections.split(self.w)[1])
-            for place, part, talk in zip(places, back.backs.parties, talks, strict=True):
-                lanes[place].append(Lane(part, talk))
+            for number, part, talk in zip(numbers, back.backs.parties, talks, strict=True):
+                lanes[number].append(Lane(part, talk))
         found = [answering(some) for some in lanes]
         for talk in found:
             next(talk)
@@ -215,11 +235,14 @@ class Server(Half, fedavg.Server):
         weight: float,
     ) -> None:
         """Adds a client's update of front and tail, and the update of its back."""
-        super().add(t, client, blocks, update, where, weight)
         back = self.backs[self.cuts[client]]
-        change = back.backs.of(client) - back.sections.split(self.w)[1]
-        back.sections.split(self.sum.total)[1].add_(change, alpha=weight)
+        front, middle, tail = back.sections.split(self.sum.total)
         self.updates[client] = sparse.values(update, self.trainer.device)
+        held = back.sections.split_held(self.updates[client])
+        for total, own in zip((front, tail), held, strict=True):
+            total.add_(own, alpha=weight)
+        change = back.backs.of(client) - back.sections.split(self.w)[1]
+        middle.add_(change, alpha=weight)
 
     def personal(self, client: int) -> Tensor | None:
         """Returns the client's front, back and tail as one model; None if its upload was lost."""
@@ -240,7 +263,7 @@ class Clients(Half, fedavg.Clients):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        self.fronts = {cut: Front(trainer, self.method.at(cut)) for cut in self.places}
+        self.fronts = {cut: Front(trainer, self.method.at(cut)) for cut in self.positions}
         self.starts: dict[int, Tensor] = {}
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
@@ -255,12 +278,12 @@ class Clients(Half, fedavg.Clients):
         """Opens a wave's conversation at the fronts and tails that were received."""
         lanes = list[list[Lane]]([] for _ in parties)
         for cut, front in self.fronts.items():
-            places, some = self.of_cut(cut, parties)
-            if some:
+            numbers, some = self.of_cut(cut, parties)
+            if some:  # the server sends all of them the same values
                 start = front.sections.split_held(self.starts[some[0][0]])
                 talks = front.begin(t, some, *start)
-                for place, part, talk in zip(places, front.fronts.parties, talks, strict=True):
-                    lanes[place].append(Lane(part, talk))
+                for number, part, talk in zip(numbers, front.fronts.parties, talks, strict=True):
+                    lanes[number].append(Lane(part, talk))
         return [asking(some) for some in lanes]
 
     def work(self, t: int, clients: Sequence[int]) -> list[Tensor]:  # type: ignore[override]

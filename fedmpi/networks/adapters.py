@@ -166,9 +166,11 @@ def merged(network: nn.Sequential) -> nn.Sequential:
     """A copy of a network that computes the same without low-rank products.
 
     Raises:
-        ConfigError: if an adapter is not linear.
+        ConfigError: if an adapter is not linear, or if there is none.
     """
     found = copy.deepcopy(network)
+    if not any(isinstance(module, Adapter) for module in found.modules()):
+        raise ConfigError("nothing can be merged: wanted a model with model.lora, found no adapter")
     for name, module in list(found.named_modules()):
         if isinstance(module, Adapter):
             if not isinstance(module, Lora) or type(module.base) is not nn.Linear:

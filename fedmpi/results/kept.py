@@ -105,9 +105,9 @@ def read(path: Path) -> Kept:
         RecordError: if the file is missing, damaged or no result, or keeps no model.
     """
 
-    def found(file: Any) -> Kept | None:
+    def found(file: Any) -> Kept | str:
         if MODEL not in file:
-            return None
+            return str(file.attrs.get("status", ""))
         model, mask, own, own_mask = (
             {name: data[()] for name, data in file[group].items()} if group in file else {}
             for group in (MODEL, MASK, OWN, OWN_MASK)
@@ -116,7 +116,9 @@ def read(path: Path) -> Kept:
         return Kept(t, model, mask, own, own_mask, about)
 
     kept = record.read(path, found)
-    if kept is None:
+    if kept == record.DIVERGED:
+        raise RecordError(f"{path}: the run diverged, and keeps no model")
+    if isinstance(kept, str):
         raise RecordError(
             f"{path}: it keeps no model; wanted a finished run with keep = 'last' or 'best', and a "
             "model within keep_limit"

@@ -125,7 +125,8 @@ def test_a_client_s_model_has_its_own_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "client", "said"),
     [
-        (("keep=none",), None, "it keeps no model"),
+        (("keep=none",), None, "it keeps no model; wanted a finished run with keep"),
+        (("lr=1e30",), None, "the run diverged, and keeps no model"),
         ((), 2, "keeps nothing that clients have of their own; wanted no client"),
         (("method.name=fedper",), 5, "client 5: no such client; there are 0 to 4"),
     ],
@@ -150,6 +151,8 @@ def test_a_model_is_written_under_a_name_that_tells_its_format(tmp_path: Path) -
     (tmp_path / "m.pt").write_text("another's")
     with pytest.raises(BadInput, match="holds something else than --to writes"):
         kept.export(path, tmp_path / "m.pt")
+    with pytest.raises(BadInput, match=r"wanted a model with model\.lora, found no adapter"):
+        kept.export(path, tmp_path / "m.safetensors", merged=True)
     for name in ("n.pt", "n.safetensors"):
         kept.export(path, tmp_path / name)
         kept.export(path, tmp_path / name)  # its own is replaced
