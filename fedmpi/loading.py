@@ -16,8 +16,8 @@ from typing import Any, get_args, get_origin
 import pydantic
 
 from fedmpi import config
-from fedmpi.config import ConfigError, Devices, Settings, Table, Tree, Wireless
-from fedmpi.words import Word, decoded, either, meant, opened, said, unread, want
+from fedmpi.config import ABSENT, ConfigError, Devices, Settings, Table, Tree, Wireless
+from fedmpi.words import Gone, Word, decoded, either, meant, opened, said, unread, want
 
 
 def read(path: Path) -> Tree:
@@ -131,7 +131,9 @@ def override(tree: Tree, words: tuple[str, ...]) -> None:
         if not equals or not KEY.fullmatch(path.strip()):
             raise ConfigError(f"{said(word)} is not a setting; wanted key=value, such as lr=0.1")
         # Blanks around the `=` belong to neither side.
-        assign(tree, path.strip(), Word(text if path == path.rstrip() else text.strip()))
+        path, text = path.strip(), text if path == path.rstrip() else text.strip()
+        is_written = at(tree, path, None) is not None
+        assign(tree, path, Gone(text) if text == ABSENT and is_written else Word(text))
 
 
 OF_METHODS = (
@@ -246,6 +248,11 @@ def load(tree: Tree) -> Settings:
             )
             tree[table], name = {}, default
         chosen.append(name)
+    for table, name in zip(config.AXES, chosen, strict=True):
+        fields, given = config.module(table, name).Config.model_fields, tree.get(table)
+        if isinstance(given, Mapping):  # what is taken back is nothing to another module
+            rest = {k: v for k, v in given.items() if k in fields or not isinstance(v, Gone)}
+            tree[table] = rest
     whole = config.whole(tuple(chosen))
     try:
         settings = whole.model_validate(meant(whole, tree))

@@ -51,6 +51,10 @@ class Word(str):
     """A value as it stands on a command line."""
 
 
+class Gone(Word):
+    """The word `absent` in the place of a value that was written before."""
+
+
 def opened(word: str) -> Any:
     """The list or table that a word writes, as in TOML; the word itself if it writes neither.
 

@@ -450,6 +450,23 @@ def test_absent_in_a_file() -> None:
     assert (found.local_steps, found.data.root) == (None, "absent")
 
 
+def test_absent_takes_back_what_another_module_lacks() -> None:
+    """But says nothing for what was not there, such as a misspelled name."""
+
+    def given(*words: str) -> dict[str, Any]:
+        tree: dict[str, Any] = {"method": {"name": "splitfed", "cut": "a"}, "model": {"size": "x"}}
+        loading.override(tree, words)
+        return tree
+
+    found = loading.load(given("method.name=fedavg", "method.cut=absent", "model.size=absent"))
+    assert (found.method.name, found.model.name) == ("fedavg", "mlp")
+    assert loading.load(given("method.cut=absent", "model.size=absent")).method.cut is None
+    said = problems(given("method.name=fedavg", "method.ctu=absent", "model.size=absent"))
+    assert [one.partition(";")[0] for one in said] == [
+        f"no setting '{name}' in [method]" for name in ("cut", "ctu")
+    ]
+
+
 def test_names_that_are_no_text() -> None:
     """As in the settings of a damaged result."""
     assert "wanted names of settings in UTF-8" in problem({"lr": 1.0, "a\udcff": 2})
