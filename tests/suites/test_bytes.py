@@ -515,6 +515,20 @@ def splitfed(found: Run, t: int, client: int) -> Bytes:
     return total(both(sum(SHAPES[0])), *said, answers(found, client))
 
 
+def own_cut(found: Run, t: int, client: int) -> Bytes:
+    """SplitFed's behind the client's own cut, and a front that is told to it alone."""
+    place = 1 + found.engine.flat.cuts().index(found.engine.server.cuts[client])
+    front, cut = 4 * sum(sum(shape) for shape in SHAPES[:place]), 4 * LAYERS[place]
+    steps = list(batches(found, client))
+    return total(
+        down(),
+        down(("model", front, 0)),
+        up(("gradient", front, 0)),
+        *(up(("activation", b * cut, 0), ("label", b, 0)) for b in steps),
+        *(down(("gradient", b * cut, 0)) for b in steps),
+    )
+
+
 def relayed(found: Run, t: int, client: int) -> Bytes:
     """Instead of a front to all and an update: the front from client to client, and no word."""
     front, cut, steps = 4 * sum(SHAPES[0]), 4 * LAYERS[1], batches(found, client)
@@ -771,6 +785,7 @@ CASES = [
     case(hetiot, "hetiot", "method.bits=5"),
     case(splitfed, "splitfed"),
     case(tailed, "splitfed", "method.tail=head"),
+    case(own_cut, "splitft"),
     case(relayed, "splitlearning"),
     case(splitfed, "epsl"),
     case(headed, "cse-fsl", "method.every=2"),

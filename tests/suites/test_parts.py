@@ -322,7 +322,8 @@ SPLITTING = [name for name in METHODS if config.module("method", name).Config.co
 def test_no_gradient_comes_back_to_a_frozen_front_and_nothing_runs_back_there(
     words: tuple[str, ...],
 ) -> None:
-    words = (*words, "model.train=head", "method.cut=hidden1", "rounds=1")
+    cut = "cuts=[hidden1]" if "method.name=splitft" in words else "cut=hidden1"
+    words = (*words, "model.train=head", f"method.{cut}", "rounds=1")
     clients = run(small(*words)).tables["clients"]
     assert clients["up_activation"].all()
     assert not clients["down_gradient"].any()
