@@ -32,7 +32,8 @@ from fedmpi.config import Settings
 from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind
 from fedmpi.methods import fedavg
-from fedmpi.split.cuts import Cut, shape_behind
+from fedmpi.networks.flat import Flat
+from fedmpi.split.cuts import Cut, Sections, shape_behind
 from fedmpi.split.lockstep import Talk, WaveParts
 from fedmpi.split.sides import ClientSide, ServerSide
 from fedmpi.training.train import Trainer
@@ -83,11 +84,71 @@ class Config(Cut):
         return found
 
 
-class Server(ServerSide, fedavg.Server):
-    """The server's half.
+class Back(ServerSide):
+    """The server's side of clients of one cut, and what becomes of their updates.
 
     Attributes:
         sections: where front, back and tail lie in the model.
+    """
+
+    sections: Sections
+
+    def divide(self) -> None:
+        """Makes the parts of the network; called once, when trainer and method are known."""
+        flat, trainer, method = self.trainer.flat, self.trainer, self.method
+        front, back, _ = method.parts(flat)
+        self.sections, self.learning = method.sections(flat), method.learning(flat)
+        self.shape = shape_behind([front], trainer.feed.x)
+        self.backs = WaveParts(trainer, back, method.is_one, trainer.pool)
+
+    def add_held(self, total: Tensor, update: Tensor, weight: float) -> None:
+        """Adds weight * update of a client's front and tail [size] to a sum [n]."""
+        front, _, tail = self.sections.split(total)
+        for part, own in zip((front, tail), self.sections.split_held(update), strict=True):
+            part.add_(own, alpha=weight)
+
+    def add_change(self, total: Tensor, w: Tensor, client: int, weight: float) -> None:
+        """Adds weight * update of a client's back to a sum [n]; w [n] is the model before it."""
+        change = self.backs.of(client) - self.sections.split(w)[1]
+        self.sections.split(total)[1].add_(change, alpha=weight)
+
+    def joined(self, w: Tensor, client: int, update: Tensor) -> Tensor:
+        """Returns a client's front, back and tail as one model [n], by its update and w [n]."""
+        return self.sections.join(self.sections.held(w) + update, self.backs.of(client))
+
+
+class Front(ClientSide):
+    """The clients' side of one cut.
+
+    Attributes:
+        sections: where front and tail lie in what a client holds.
+        held: the front.
+        end: the network up to the tail, and the tail; None without one (see `Cut.end`).
+    """
+
+    sections: Sections
+    held: Flat
+    end: tuple[Flat, Flat] | None
+
+    def divide(self) -> None:
+        """Makes the parts of the network; called once, when trainer and method are known."""
+        flat, trainer, method = self.trainer.flat, self.trainer, self.method
+        self.held, back, tail = method.parts(flat)
+        self.sections, self.learning = method.sections(flat), method.learning(flat)
+        self.fronts, self.tails = WaveParts(trainer, self.held), WaveParts(trainer, tail)
+        self.end = method.end(flat)
+        if self.end is not None:
+            self.shape = shape_behind([self.held, back], trainer.feed.x)
+
+    def learnt(self, client: int) -> Tensor:
+        """Returns a client's front and tail as the conversation trained them, [size]."""
+        return torch.cat([self.fronts.of(client), self.tails.of(client)])
+
+
+class Server(Back, fedavg.Server):
+    """The server's half.
+
+    Attributes:
         updates: updates of front and tail by client, of the current wave's uploads that arrived.
         round: the last round in which a conversation was opened.
     """
@@ -96,11 +157,7 @@ class Server(ServerSide, fedavg.Server):
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        front, back, _ = self.method.parts(self.flat)
-        self.sections = self.method.sections(self.flat)
-        self.learning = self.method.learning(self.flat)
-        self.shape = shape_behind([front], trainer.feed.x)
-        self.backs = WaveParts(trainer, back, self.method.is_one, trainer.pool)
+        self.divide()
         self.updates: dict[int, Tensor] = {}
         self.round: int | None = None
 
@@ -129,18 +186,14 @@ class Server(ServerSide, fedavg.Server):
 
     def add_up(self, client: int, update: Tensor, weight: float) -> None:
         """Adds an update of front and tail to the sum, and in v1 that of the client's back."""
-        front, _, tail = self.sections.split(self.sum.total)
-        for total, own in zip((front, tail), self.sections.split_held(update), strict=True):
-            total.add_(own, alpha=weight)
+        self.add_held(self.sum.total, update, weight)
         self.updates[client] = update
         self.add_back(client, weight)
 
     def add_back(self, client: int, weight: float) -> None:
         """Adds the update of a client's back to the sum, in v1."""
         if not self.method.is_one:
-            _, back, _ = self.sections.split(self.sum.total)
-            change = self.backs.of(client) - self.sections.split(self.w)[1]
-            back.add_(change, alpha=weight)
+            self.add_change(self.sum.total, self.w, client, weight)
 
     def step(self, t: int) -> None:
         """Moves front, tail and, in v1, the back by their mean; in v2 copies the trained back."""
@@ -152,31 +205,18 @@ class Server(ServerSide, fedavg.Server):
         """Returns the client's front, back and tail as one model; None if its upload was lost."""
         if client not in self.updates:
             return None
-        held = self.sections.held(self.w) + self.updates[client]
-        return self.sections.join(held, self.backs.of(client))
+        return self.joined(self.w, client, self.updates[client])
 
 
-class Clients(ClientSide, fedavg.Clients):
-    """The clients' half.
-
-    Attributes:
-        sections: where front and tail lie in what a client holds.
-        held: the front.
-        end: the network up to the tail, and the tail; None without one (see `Cut.end`).
-    """
+class Clients(Front, fedavg.Clients):
+    """The clients' half."""
 
     method: Cut
 
     def __init__(self, settings: Settings, trainer: Trainer) -> None:
         super().__init__(settings, trainer)
-        front, back, tail = self.method.parts(self.flat)
-        self.sections, self.held = self.method.sections(self.flat), front
-        self.learning = self.method.learning(self.flat)
-        self.fronts, self.tails = WaveParts(trainer, front), WaveParts(trainer, tail)
+        self.divide()
         self.start = self.start.new_zeros(self.sections.size)
-        self.end = self.method.end(self.flat)
-        if self.end is not None:
-            self.shape = shape_behind([front, back], trainer.feed.x)
 
     def receive(self, t: int, clients: Sequence[int], blocks: Sequence[Block]) -> None:
         """Receives front and tail."""
@@ -189,8 +229,7 @@ class Clients(ClientSide, fedavg.Clients):
 
     def work(self, t: int, clients: Sequence[int]) -> Tensor:
         """Returns fronts and tails as the conversation trained them, [C, values of both]."""
-        parts = [(self.fronts.of(client), self.tails.of(client)) for client in clients]
-        return torch.stack([torch.cat(both) for both in parts])
+        return torch.stack([self.learnt(client) for client in clients])
 
     def burden(self, t: int, client: int) -> Burden:
         """Returns the cost of training front and tail."""

@@ -26,9 +26,8 @@ from fedmpi.messages import sparse
 from fedmpi.messages.codec import Block, Kind, Message
 from fedmpi.methods import fedavg, splitfed
 from fedmpi.networks.flat import Flat
-from fedmpi.split.cuts import Cut, Fit, shape_behind
-from fedmpi.split.lockstep import Lockstep, Talk, WaveParts
-from fedmpi.split.sides import ClientSide, ServerSide
+from fedmpi.split.cuts import Cut, Fit
+from fedmpi.split.lockstep import Lockstep, Talk
 from fedmpi.training.train import Trainer
 
 
@@ -124,40 +123,22 @@ class Half(fedavg.Half):
         return numbers, [clients[number] for number in numbers]
 
 
-class Back(ServerSide):
-    """The server's side of all clients of one cut.
-
-    Attributes:
-        sections: where their front, back and tail lie in the model.
-    """
+class Back(splitfed.Back):
+    """The server's side of all clients of one cut."""
 
     def __init__(self, trainer: Trainer, method: Cut) -> None:
         self.trainer, self.method = trainer, method
-        front, back, _ = method.parts(trainer.flat)
-        self.sections, self.learning = method.sections(trainer.flat), method.learning(trainer.flat)
-        self.shape = shape_behind([front], trainer.feed.x)
-        self.backs = WaveParts(trainer, back, method.is_one, trainer.pool)
+        self.divide()
 
 
-class Front(ClientSide):
-    """The side of all clients of one cut on a rank.
-
-    Attributes:
-        sections: where front and tail lie in what such a client holds.
-        held: the front.
-        end: the network up to the tail, and the tail; None without one (see `Cut.end`).
-    """
+class Front(splitfed.Front):
+    """The side of all clients of one cut on a rank."""
 
     adjust = None
 
     def __init__(self, trainer: Trainer, method: Cut) -> None:
         self.trainer, self.method = trainer, method
-        self.held, back, tail = method.parts(trainer.flat)
-        self.sections, self.learning = method.sections(trainer.flat), method.learning(trainer.flat)
-        self.fronts, self.tails = WaveParts(trainer, self.held), WaveParts(trainer, tail)
-        self.end = method.end(trainer.flat)
-        if self.end is not None:
-            self.shape = shape_behind([self.held, back], trainer.feed.x)
+        self.divide()
 
 
 class Lane(NamedTuple):
@@ -235,22 +216,16 @@ class Server(Half, fedavg.Server):
         weight: float,
     ) -> None:
         """Adds a client's update of front and tail, and the update of its back."""
-        back = self.backs[self.cuts[client]]
-        front, middle, tail = back.sections.split(self.sum.total)
+        back, total = self.backs[self.cuts[client]], self.sum.total
         self.updates[client] = sparse.values(update, self.trainer.device)
-        held = back.sections.split_held(self.updates[client])
-        for total, own in zip((front, tail), held, strict=True):
-            total.add_(own, alpha=weight)
-        change = back.backs.of(client) - back.sections.split(self.w)[1]
-        middle.add_(change, alpha=weight)
+        back.add_held(total, self.updates[client], weight)
+        back.add_change(total, self.w, client, weight)
 
     def personal(self, client: int) -> Tensor | None:
         """Returns the client's front, back and tail as one model; None if its upload was lost."""
         if client not in self.updates:
             return None
-        back = self.backs[self.cuts[client]]
-        held = back.sections.held(self.w) + self.updates[client]
-        return back.sections.join(held, back.backs.of(client))
+        return self.backs[self.cuts[client]].joined(self.w, client, self.updates[client])
 
 
 class Clients(Half, fedavg.Clients):
@@ -288,11 +263,7 @@ class Clients(Half, fedavg.Clients):
 
     def work(self, t: int, clients: Sequence[int]) -> list[Tensor]:  # type: ignore[override]
         """Returns each client's front and tail as the conversation trained them."""
-        found = []
-        for client in clients:
-            front = self.fronts[self.cuts[client]]
-            found.append(torch.cat([front.fronts.of(client), front.tails.of(client)]))
-        return found
+        return [self.fronts[self.cuts[client]].learnt(client) for client in clients]
 
     def update(self, client: int, w: Tensor) -> Tensor:
         """Returns the update of the client's front and tail."""

@@ -168,9 +168,9 @@ def merged(network: nn.Sequential) -> nn.Sequential:
     Raises:
         ConfigError: if an adapter is not linear, or if there is none.
     """
-    found = copy.deepcopy(network)
-    if not any(isinstance(module, Adapter) for module in found.modules()):
+    if not any(isinstance(module, Adapter) for module in network.modules()):
         raise ConfigError("nothing can be merged: wanted a model with model.lora, found no adapter")
+    found = copy.deepcopy(network)
     for name, module in list(found.named_modules()):
         if isinstance(module, Adapter):
             if not isinstance(module, Lora) or type(module.base) is not nn.Linear:

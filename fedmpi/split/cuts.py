@@ -213,13 +213,16 @@ class Fit:
         self.needs: dict[tuple[str, int, int], float] = {}
 
     def last(self, limits: Iterable[tuple[float | None, int]]) -> str | None:
-        """Returns the last split point that fits all devices which the first one fits.
+        """Returns the last split point in front of which all these devices can train.
+
+        Devices that cannot train in front of the first one do not count.
 
         Args:
             limits: of each device its memory, in bytes, None for any; and its client's samples.
 
         Returns:
-            The first split point if none fits; None if the model has at most one.
+            The first split point if there are devices and none of them counts, the last if there
+            are none; None if the model has no split point.
         """
         points = self.method.possible(self.flat)
         if len(points) < 2:
