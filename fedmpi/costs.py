@@ -257,11 +257,6 @@ def added(load: Load, where: str, times: float) -> list[Step]:
     return [work("clear", where, load), work("add", where, load, times)]
 
 
-def filled(load: Load) -> list[Step]:
-    """Putting a sum of values that all ranks know in its place."""
-    return [work(part, "root", load) for part in ("clear", "put")] if load.agreed else []
-
-
 def written(load: Load, where: str, kept: float, share: float = 1) -> list[Step]:
     """Writing a sum with so many values, or a share of it."""
     about: dict[str, float] = {"size": load.summed * share, "kept": kept * share}
@@ -344,7 +339,6 @@ PART_OF = {
     "pack": "pack",
     "read": "pack",
     "scan": "pack",
-    "put": "pack",
     "clear": "add",
     "add": "add",
     "add dense": "add",

@@ -212,38 +212,36 @@ def test_exchanges_take_what_their_steps_take(agreed: bool) -> None:
         return {"pack": of("read", kept, length), "add": of("add", kept, length)}
 
     choose = {"choose": 0.0 if agreed else mine * of("select"), "start": 0.0}
-    filled = of("put") if agreed else 0.0
-    cleared = of("clear") if agreed else 0.0
 
     def own(uploads: int) -> float:
         return uploads * of("add dense", k, k) if agreed else of("clear") + uploads * of("add")
 
     sent = 24 + mine * message
     moved = meet + here + 7 * sent * 1e-10 + there + 3 * 8 * sent * 1e-9
-    pack = mine * of("pack") + 62 * of("read") + filled
-    add = own(62) + cleared
+    pack = mine * of("pack") + 62 * of("read")
+    add = own(62)
     assert parts("star", load) == pytest.approx(choose | {"pack": pack, "move": moved, "add": add})
 
     m = 4 * size + 8
     moved = meet + here + 3 * m * 1e-10 + there + 2 * m * 1e-9
-    pack = mine * of("pack") + filled
+    pack = mine * of("pack")
     assert parts("reduce", load) == pytest.approx(
-        choose | {"pack": pack, "move": moved, "add": own(mine) + cleared}
+        choose | {"pack": pack, "move": moved, "add": own(mine)}
     )
-    numbers = meet + here + 3 * 8 * 1e-10 + there + 2 * 8 * 1e-9
+    numbers = meet + here + 7 * 8 * 1e-10 + there + 3 * 8 * 8 * 1e-9
 
     union = united(16)
     both = adding(union, size)
     written = of("scan", union, size) + of("pack", union, size)
     near = 2 * here + here + sent * 1e-10
     far = there + there + 3 * (24 + length_of(union)) * 1e-9
-    last = there + there + 2 * 8 * 1e-9
-    pack = mine * of("pack") + 16 * of("read") + written + 3 * both["pack"] + filled
-    add = own(16) + 3 * both["add"] + cleared
+    last = there + there + 3 * 8 * 1e-9
+    pack = mine * of("pack") + 16 * of("read") + written + 3 * both["pack"]
+    add = own(16) + 3 * both["add"]
     tree = choose | {"pack": pack, "move": near + far + last, "add": add}
     assert parts("tree", load) == pytest.approx(tree)
 
-    pack, moved, add = mine * of("pack") + filled, numbers, own(mine) + cleared
+    pack, moved, add = mine * of("pack"), numbers, own(mine)
     for clients, latency, each in (
         *((2, 1e-6, 1e-10), (4, 1e-6, 1e-10), (8, 1e-6, 1e-10)),
         *((16, 1e-5, 1e-9), (32, 1e-5, 1e-9)),
@@ -273,8 +271,8 @@ def test_exchanges_take_what_their_steps_take(agreed: bool) -> None:
     }  # fmt: skip
     pack = mine * of("pack") + of("scan", some, size) + of("pack", some, size)
     pack += of("scan", all_of_it / 32, size / 32) + of("pack", all_of_it / 32, size / 32)
-    pack += 31 * (each["pack"] + total["pack"]) + filled
-    add = own(mine) + cleared + 31 * (each["add"] + total["add"])
+    pack += 31 * (each["pack"] + total["pack"])
+    add = own(mine) + 31 * (each["add"] + total["add"])
     found = choose | {"pack": pack, "move": moved, "add": add}
     assert parts("sharded", load) == pytest.approx(found)
 

@@ -6,6 +6,8 @@ gathered and added up; dense vectors by one Gatherv and added up; dense vectors 
 rank, then one Reduce; and bare collectives alone: a Gatherv of the bytes that `star` hands over,
 and a Gatherv of dense vectors. All sums are held against float64 before times count. All candidates
 take turns in one job; a time is that of rank 0, which alone has the result.
+An exchange has done its work when rank 0 has the `Sum`. With agreed positions that is the sum of
+the values there: the server moves its model at these positions alone.
 """
 
 import json
@@ -34,6 +36,8 @@ from fedmpi.runs.job import Job
 from fedmpi.turns import take_turns
 
 POSITIONS = ("own", "agreed")
+Found = Sum | np.ndarray
+"""What a candidate leaves on rank 0: a sum, in one of two forms; bytes of a bare collective."""
 DENSE = ("pickled", "gatherv", "dense reduce")
 """References that do all of the work, with dense vectors."""
 
@@ -61,7 +65,6 @@ class Uplink:
         hosts = max(1, self.wire.size - 1)
         self.mine = [c for c in range(clients) if self.wire.size - 1 - c % hosts == self.wire.rank]
         self.updates = {client: update(client, parameters) for client in self.mine}
-        self.sum = Sum(parameters, torch.device("cpu"))
         random = np.random.default_rng(2)
         drawn = np.sort(random.choice(parameters, self.kept, replace=False))
         self.agreed = torch.from_numpy(drawn)
@@ -86,30 +89,31 @@ class Uplink:
             block = sparse.block(Kind.GRADIENT, chosen.values, self.parameters, chosen.places)
         return Message(client, [block], 1.0)
 
-    def ours(self, name: str, positions: str) -> Callable[[], np.ndarray]:
-        """The work of an exchange, with choosing the values; it returns the sum on the root."""
+    def ours(self, name: str, positions: str) -> Callable[[], Found]:
+        """The work of an exchange, with choosing the values; on the root it returns the sum."""
         deliver = self.deliver(name, positions)
         return lambda: deliver([self.message(client, positions) for client in self.mine])
 
-    def deliver(self, name: str, positions: str) -> Callable[[list[Message]], np.ndarray]:
-        """The work of an exchange with this rank's messages; returns the sum, on the root."""
+    def deliver(self, name: str, positions: str) -> Callable[[list[Message]], Found]:
+        """The work of an exchange with this rank's messages; on the root it returns the sum."""
         chosen = config.module("exchange", name)
         exchange = chosen.Exchange(self.wire, self.clock, Ledger(self.clients))
         where = self.agreed if positions == "agreed" else None
+        total = Sum(self.parameters, torch.device("cpu"))
 
-        def work(messages: list[Message]) -> np.ndarray:
-            self.sum.clear()
+        def work(messages: list[Message]) -> Found:
+            total.clear()
             for message in exchange.gather(messages):
-                self.sum.add(message.blocks[0], message.weight, where)
+                total.add(message.blocks[0], message.weight, where)
             if chosen.Config.adds:
-                addends = Addends([self.sum], [], where)
+                addends = Addends([total], [], where)
                 buffers = addends.buffers()
                 exchange.merge(buffers)
                 if self.wire.is_root:
                     addends.fill(buffers)
                 else:
                     addends.clear()
-            return self.sum.total.numpy() if self.wire.is_root else np.empty(0, "f4")
+            return total
 
         return work
 
@@ -149,24 +153,26 @@ class Uplink:
         self.wire.comm.Gatherv(self.packed, receive, ROOT)
         return self.bytes
 
-    def references(self) -> dict[str, Callable[[], np.ndarray]]:
+    def references(self) -> dict[str, Callable[[], Found]]:
         """Those that do all of the work with dense vectors; all ranks ask for them together."""
         assert self.dense.ndim == 2
         return dict(zip(DENSE, (self.pickled, self.gatherv, self.dense_reduce), strict=True))
 
-    def candidates(self, exchanges: tuple[str, ...]) -> dict[str, Callable[[], np.ndarray]]:
+    def candidates(self, exchanges: tuple[str, ...]) -> dict[str, Callable[[], Found]]:
         """All of them, by name."""
         self.packed = pack([self.message(client, "own") for client in self.mine]).data.copy()
         self.lengths = [int(n[0]) for n in self.wire.report(np.array([len(self.packed)]))]
         self.bytes = np.empty(sum(self.lengths), np.uint8)
+        found: dict[str, Callable[[], Found]]
         found = {f"{n} {p}": self.ours(n, p) for n in exchanges for p in POSITIONS}
         found |= self.references()
         return found | {"transfer": self.transfer_only, "dense transfer": self.gatherv_only}
 
-    def check(self, name: str, found: np.ndarray) -> None:
+    def check(self, name: str, found: Found) -> None:
         """Compares a sum with float64's, to the rounding of `reduce`."""
         if not self.wire.is_root or name.endswith("transfer"):
             return
+        vector = found.total.numpy() if isinstance(found, Sum) else found
         total, size = np.zeros(self.parameters), np.zeros(self.parameters)
         for client in range(self.clients):
             whole = update(client, self.parameters)
@@ -177,10 +183,10 @@ class Uplink:
                 where = self.agreed.numpy()
             total[where] += whole.numpy()[where]
             size[where] += abs(whole.numpy()[where])
-        if not (abs(found - total) <= self.clients * 2**-24 * size).all():
+        if not (abs(vector - total) <= self.clients * 2**-24 * size).all():
             raise AssertionError(f"{name}: not the sum of the updates")
 
-    def turn(self, work: Callable[[], np.ndarray]) -> float:
+    def turn(self, work: Callable[[], Found]) -> float:
         """The seconds of one candidate's work; all ranks begin together."""
         self.wire.settle()
         began = perf_counter()

@@ -316,7 +316,7 @@ class Bench:
         everyone = clients * max(1, self.wire.size - 1)
         uplink = exchange.Uplink(self.job, everyone, size // 4, sparsity)
         messages = [uplink.message(client, positions) for client in uplink.mine]
-        ours: dict[str, Callable[[], np.ndarray]] = {
+        ours: dict[str, Callable[[], exchange.Found]] = {
             name: partial(uplink.deliver(name, positions), messages) for name in names
         }
         dense = uplink.references()
@@ -337,9 +337,8 @@ class Bench:
         chosen, total = select.ours(x, kept), x.clone()
         whole = Block(Kind.GRADIENT, len(x), Coding.F4, x.numpy())
         data, where = packed([Message(0, [chosen])]).data.copy(), sparse.indices(chosen)
-        found = x[where]
         few = np.zeros(len(x), "f4")
-        few[where] = found
+        few[where] = x[where]
         room = np.empty_like(data)
         (message,), _ = unpack(data)
         pack.check(message.blocks[0], chosen)
@@ -350,7 +349,6 @@ class Bench:
             "add": lambda: sparse.add(total, message.blocks[0], 1.0),
             "add dense": lambda: sparse.add(total, whole, 1.0),
             "scan": lambda: sums.block(few),
-            "put": lambda: total.index_put_((where,), found),
             "clear": total.zero_,
         }
         about: Row = {"kind": "work", "bytes": size, "sparsity": sparsity}

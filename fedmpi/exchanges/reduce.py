@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fedmpi import config
-from fedmpi.costs import WORD, Load, Step, added, choose, filled, move
+from fedmpi.costs import WORD, Load, Step, added, choose, move
 from fedmpi.exchanges import star
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import Kind, Message, weigh
@@ -37,7 +37,7 @@ class Config(config.Exchange):
 def steps(load: Load) -> list[Step]:
     """The parts of a round's uplink that follow each other, to predict its seconds."""
     moved = move("reduce", load.near, load.nodes, 4 * load.summed + WORD)
-    return [*choose(load), *added(load, "each", load.mine), moved, *filled(load)]
+    return [*choose(load), *added(load, "each", load.mine), moved]
 
 
 class Exchange(star.Exchange):
@@ -66,13 +66,27 @@ class Exchange(star.Exchange):
 
     def merge(self, sums: Sequence[np.ndarray]) -> None:
         """Adds all ranks' sums to the root's, and charges the clients with their uploads."""
-        self.wire.reduce(sums)
-        self.charge()
+        *vectors, numbers = sums
+        self.close(self.wire, vectors, numbers)
 
-    def charge(self) -> None:
-        """Charges the clients with the uploads that were added up on any rank."""
-        rows = np.concatenate([np.empty((0, 1 + len(Kind)), np.int64), *self.accounts])
+    def close(self, wire: "Wire", vectors: Sequence[np.ndarray], numbers: np.ndarray) -> None:
+        """Adds some ranks' vectors and numbers to the root's, in place; the ranks meet once.
+
+        The root charges the clients with the uploads that were added up on these ranks.
+
+        Args:
+            wire: joins the ranks: all that uploads were added up on, with the root first.
+            vectors: of this rank, float32 [n].
+            numbers: of this rank, float64.
+        """
+        about = np.concatenate([np.empty((0, 1 + len(Kind)), np.int64), *self.accounts])
         self.accounts.clear()
-        for found in self.wire.report(rows):
-            account = found.reshape(-1, 1 + len(Kind))
-            self.ledger.charge(UP, account[:, 0].tolist(), account[:, 1:])
+        words = np.concatenate([numbers.view(np.int64), about.reshape(-1)])
+        for rank, found in enumerate(wire.reduce(vectors, words)):
+            theirs, account = np.split(found, [len(numbers)])
+            if rank:  # the root has its own
+                numbers += theirs.view(np.float64)
+            rows = account.reshape(-1, 1 + len(Kind))
+            self.ledger.charge(UP, rows[:, 0].tolist(), rows[:, 1:])
+        if not wire.is_root:
+            wire.sent(numbers.nbytes)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fedmpi import config
-from fedmpi.costs import HEAD, WORD, WORDS, Load, Step, added, choose, filled, merged, move, written
+from fedmpi.costs import HEAD, WORD, WORDS, Load, Step, added, choose, merged, move, written
 from fedmpi.exchanges import reduce
 from fedmpi.messages import partial
 from fedmpi.messages.clock import Clock, Phase
@@ -61,8 +61,8 @@ def steps(load: Load) -> list[Step]:
         slice_of_it = HEAD + WORDS + (load.part(all_of_it) - WORDS) / ranks
         found.append(move("gather", *levels, slice_of_it))
         found += merged(load, "root", all_of_it, others, 1 / ranks)
-        found.append(move("reduce", *levels, WORD))
-    return [*found, *filled(load)]
+        found.append(move("gather", *levels, WORD))
+    return found
 
 
 class Exchange(reduce.Exchange):
@@ -81,15 +81,14 @@ class Exchange(reduce.Exchange):
 
     def merge(self, sums: Sequence[np.ndarray]) -> None:
         """Adds all ranks' sums to the root's, and charges the clients with their uploads."""
+        *vectors, numbers = sums
         if self.wire.size > 1:
-            *vectors, numbers = sums
             bounds = self.agree([len(vector) for vector in vectors])
             cuts = [np.split(v, ends[1:-1]) for v, ends in zip(vectors, bounds, strict=True)]
             slices = [list(each) for each in zip(*cuts, strict=True)]
             self.add(slices)
             self.collect(slices, bounds)
-            self.wire.reduce([numbers])
-        self.charge()
+        self.close(self.wire, [], numbers)
 
     def agree(self, lengths: Sequence[int]) -> np.ndarray:
         """Returns the bounds of this round's slices, int64 [vectors, ranks + 1], on all ranks.

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fedmpi import config
-from fedmpi.costs import FORMS, HEAD, WORD, Load, Step, added, choose, filled, merged, move, written
+from fedmpi.costs import FORMS, HEAD, WORD, Load, Step, added, choose, merged, move, written
 from fedmpi.exchanges import reduce
 from fedmpi.messages import partial
 from fedmpi.messages.clock import Phase
@@ -82,8 +82,8 @@ def steps(load: Load) -> list[Step]:
             found.append(move("pair", near, nodes, HEAD + load.part(union)))
             found += merged(load, where, union)
         below *= near
-    found.append(move("reduce", load.near, load.nodes, WORD))
-    return [*found, *filled(load)]
+    found.append(move("gather", load.near, load.nodes, WORD))
+    return found
 
 
 class Exchange(reduce.Exchange):
@@ -182,11 +182,10 @@ class Exchange(reduce.Exchange):
 
     def finish(self, numbers: np.ndarray) -> None:
         """Adds up the ranks' numbers, and charges the clients, and this rank with what it sent."""
-        self.wire.reduce([numbers])
+        self.close(self.wire, [], numbers)
         for wire in (self.wire.near, self.wire.leaders):
             if wire is not None:
                 self.wire.include(wire)
-        self.charge()
 
 
 def relatives(rank: int, size: int) -> tuple[list[int], int | None]:

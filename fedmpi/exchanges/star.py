@@ -12,7 +12,7 @@ import numpy as np
 
 from fedmpi import config
 from fedmpi.clients.placement import Wave
-from fedmpi.costs import HEAD, Load, Step, added, choose, filled, move, work
+from fedmpi.costs import HEAD, Load, Step, added, choose, move, work
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import Buffer, Message, pack, unpack
 from fedmpi.messages.ledger import DOWN, UP, Ledger
@@ -30,7 +30,7 @@ def steps(load: Load) -> list[Step]:
     sent = HEAD + load.mine * load.upload
     gather = move("gather", load.near, load.nodes, sent)
     heard = [work("read", "root", load, load.clients), *added(load, "root", load.clients)]
-    return [*choose(load), gather, *heard, *filled(load)]
+    return [*choose(load), gather, *heard]
 
 
 class Exchange:

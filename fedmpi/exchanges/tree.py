@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedmpi import config
-from fedmpi.costs import HEAD, WORD, Load, Step, added, choose, filled, merged, move, work, written
+from fedmpi.costs import HEAD, WORD, Load, Step, added, choose, merged, move, work, written
 from fedmpi.exchanges import reduce
 from fedmpi.messages import partial
 from fedmpi.messages.clock import Phase
@@ -42,8 +42,8 @@ def steps(load: Load) -> list[Step]:
         found += written(load, "root", union)
         found.append(move("gather", 1, load.nodes, HEAD + load.part(union)))
         found += merged(load, "root", union, load.nodes - 1)
-        found.append(move("reduce", 1, load.nodes, WORD))
-    return [*found, *filled(load)]
+        found.append(move("gather", 1, load.nodes, WORD))
+    return found
 
 
 class Exchange(reduce.Exchange):
@@ -78,6 +78,5 @@ class Exchange(reduce.Exchange):
                     for message in unpack(piece)[0]:
                         for vector, block in zip(vectors, message.blocks, strict=False):
                             partial.add(vector, block)
-            leaders.reduce([numbers])
+            self.close(leaders, [], numbers)
             self.wire.include(leaders)
-        self.charge()

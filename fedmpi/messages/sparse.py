@@ -214,6 +214,22 @@ def add(target: Tensor, block: Block, weight: float = 1.0, agreed: Tensor | None
         target.index_add_(0, agreed, given, alpha=weight)
 
 
+def scaled(block: Block, weight: float, count: int, device: torch.device) -> Tensor:
+    """Returns weight * value of each value of a block, [count]: what `add_values` adds to zeros.
+
+    Raises:
+        WireError: if the block has another count.
+    """
+    if block.coding == Coding.F4 and device.type == "cpu":
+        _check(block, count)
+        given = _values(block)
+        # Added to zero, so that no zero keeps a sign.
+        return torch.add(given.new_zeros(()), given, alpha=weight)
+    found = torch.zeros(count, device=device)
+    add_values(found, block, weight)
+    return found
+
+
 def add_values(target: Tensor, block: Block, weight: float = 1.0) -> None:
     """Adds weight * value of each value of a block; the bits are those of `add` at positions.
 
@@ -225,13 +241,17 @@ def add_values(target: Tensor, block: Block, weight: float = 1.0) -> None:
     Raises:
         WireError: if the block has another count.
     """
-    if block.count != target.numel():
-        raise WireError(f"{block.count} values, wanted {target.numel()}")
+    _check(block, target.numel())
     if block.coding == Coding.CODES and not target.is_cuda:
         assert block.values is not None
         codes.add(target.numpy(), block.values, _grid(block), weight)
         return
     target.add_(_values(block).to(target.device) * weight)
+
+
+def _check(block: Block, count: int) -> None:
+    if block.count != count:
+        raise WireError(f"{block.count} values, wanted {count}")
 
 
 def mean(total: Tensor, weights: Tensor) -> Tensor:

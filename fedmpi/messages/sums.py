@@ -36,8 +36,8 @@ class Sum:
     """A weighted sum of clients' vectors.
 
     As long as all vectors have values at the same positions, which both sides know, only these
-    values are added up, one behind the other. They are put in their places when `total` is asked
-    for.
+    values are added up, one behind the other. A model is moved at these positions alone; where
+    `total` is asked for, they are put in their places.
 
     Attributes:
         weight: the sum of the weights of the clients that uploaded.
@@ -81,7 +81,8 @@ class Sum:
     def values(self, where: Tensor) -> list[Tensor]:
         """Returns their values at some positions, int64 [k], outside of which all are zero."""
         if self._packs(where):
-            assert self.packed is not None
+            if self.packed is None:
+                self.packed = torch.zeros(len(where), device=self.whole.device)
             return [self.packed, *(vector.index_select(0, where) for vector in self.beside)]
         return [vector.index_select(0, where) for vector in self.vectors()]
 
@@ -97,7 +98,6 @@ class Sum:
     def _packs(self, where: Tensor) -> bool:
         """Whether the sum has nothing but values at these positions, the same tensor each time."""
         if self.is_zero and self.packed is None:
-            self.packed = torch.zeros(len(where), device=self.whole.device)
             self.where = where
         return self.is_zero and self.where is where
 
@@ -127,8 +127,10 @@ class Sum:
         """
         is_fit = block.size == self.whole.numel() and block.indices is None
         if is_fit and at is not None and self._packs(at):
-            assert self.packed is not None
-            sparse.add_values(self.packed, block, weight)
+            if self.packed is None:
+                self.packed = sparse.scaled(block, weight, len(at), self.whole.device)
+            else:
+                sparse.add_values(self.packed, block, weight)
         else:
             sparse.add(self.total, block, weight, at)
 
@@ -145,7 +147,11 @@ class Sum:
 
     def move(self, w: Tensor) -> None:
         """Adds the weighted mean to a model w [n] in place, and clears the sum."""
-        w.add_(self.total, alpha=1 / self.weight)
+        if self.is_zero and self.packed is not None and self.where is not None:
+            moved = w.index_select(0, self.where).add_(self.packed, alpha=1 / self.weight)
+            w.index_copy_(0, self.where, moved)
+        else:
+            w.add_(self.total, alpha=1 / self.weight)
         self.clear()
 
     def clear(self) -> None:

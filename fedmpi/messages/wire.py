@@ -189,12 +189,24 @@ class Wire:
         self.sent(data.nbytes)
         return self._gather(data, Phase.WAIT, Phase.TRANSFER)
 
-    def reduce(self, vectors: Sequence[np.ndarray]) -> None:
-        """Adds every rank's vectors to the root's, in place; elsewhere they stay as they are.
+    def reduce(
+        self, vectors: Sequence[np.ndarray], words: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """Adds every rank's vectors to the root's, in place, and gathers every rank's words there.
 
-        All ranks pass vectors of the same lengths and types, float32 or float64.
+        The ranks meet once for both. Elsewhere the vectors stay as they are.
+
+        Args:
+            vectors: float32 or float64; those of all ranks have the same lengths and types.
+            words: int64 [words], which are not counted in bytes; None on all ranks for no words.
+
+        Returns:
+            On the root the words of each rank, in rank order, as views of the inbox of `gather`;
+            elsewhere, and without words, an empty list.
         """
-        self._meet(Phase.WAIT)
+        data = np.empty(0, np.uint8) if words is None else words.view(np.uint8)
+        counts = self._meet(Phase.WAIT, _words(data))
+        found = self._collect(counts, data, Phase.TRANSFER)
         with self.clock(Phase.TRANSFER):
             for vector in vectors:
                 length = MOST // vector.itemsize
@@ -204,6 +216,7 @@ class Wire:
                     self.comm.Reduce(mine, all_of_it, MPI.SUM, ROOT)
         if not self.is_root:
             self.sent(sum(vector.nbytes for vector in vectors))
+        return [piece.view(np.int64) for piece in found]
 
     def gather_near(self, pack: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
         """Gathers the bytes of a node's ranks on its leader, in rank order; elsewhere nothing.
@@ -425,7 +438,11 @@ class Wire:
         requests.clear()
 
     def _gather(self, data: np.ndarray, waiting: Phase, phase: Phase) -> list[np.ndarray]:
-        counts, pieces = self._meet(waiting, _words(data)), list[np.ndarray]()
+        return self._collect(self._meet(waiting, _words(data)), data, phase)
+
+    def _collect(self, counts: np.ndarray, data: np.ndarray, phase: Phase) -> list[np.ndarray]:
+        """Gathers bytes whose counts of words all ranks know."""
+        pieces = list[np.ndarray]()
         with self.clock(phase):
             if self.is_root:
                 inbox = self._room("ranks", int(counts.sum()))

@@ -183,6 +183,39 @@ def test_values_where_all_agree_are_added_up_one_behind_the_other(coding: str) -
     assert not total.total.any()
 
 
+@pytest.mark.parametrize("size", [7, 5000])
+def test_a_model_is_moved_where_all_agree_alone(size: int) -> None:
+    """The same bits as by a dense vector; no dense vector is made."""
+    random = torch.Generator().manual_seed(size)
+    at = torch.randperm(size, generator=random)[: size // 3].sort().values
+    ours, dense = (Sum(size, torch.device("cpu")) for _ in range(2))
+    for weight in (3.1, 0.7):
+        given = block(torch.randn(len(at), generator=random), size)
+        for total in (ours, dense):
+            total.add(given, weight, at)
+            total.weight += weight
+    moved = torch.randn(size, generator=random)
+    wanted = moved.clone()
+    assert dense.total.count_nonzero() == len(at)
+    dense.move(wanted)
+    ours.move(moved)
+    assert torch.equal(moved, wanted)
+    for total in (ours, dense):
+        assert (total.weight, total.packed, total.whole.any()) == (0, None, False)
+
+
+def test_no_zero_keeps_a_sign_where_all_agree() -> None:
+    at, total = torch.tensor([0, 2]), Sum(3, torch.device("cpu"))
+    total.add(block(torch.tensor([-0.0, 1.0]), 3), 2.0, at)
+    assert total.values(at)[0].signbit().tolist() == [False, False]
+
+
+def test_values_where_all_agree_are_as_many() -> None:
+    at, total = torch.tensor([0, 2]), Sum(3, torch.device("cpu"))
+    with pytest.raises(WireError, match="3 values, wanted 2"):
+        total.add(block(torch.ones(3), 3), 1.0, at)
+
+
 def test_values_at_other_positions_are_added_where_they_are() -> None:
     """Whatever came before: some that agree, other positions, all, a change in place, a clear."""
     one, other, every = torch.tensor([0, 2]), torch.tensor([2, 3]), torch.ones(4)

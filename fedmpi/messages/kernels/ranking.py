@@ -29,6 +29,8 @@ STRIDE = 64
 """One of so many values is in a sample, at most."""
 TILE = 1 << 12
 """Values that are compared at once."""
+FEW = 3
+"""If at most one in so many groups of eight values has a chosen one, these are found singly."""
 MOST = 0x7F800001
 """The largest key, of all that is no number: one more than that of infinity."""
 MAGNITUDE = 0x7FFFFFFF
@@ -190,6 +192,17 @@ def _marked(flags: np.ndarray, offsets: np.ndarray) -> int:
         some[k] = i
         k += words[i] != np.uint64(0)
     c = 0
+    if k <= len(words) // FEW:  # then most of them have a single flag
+        for word in some[:k]:
+            left = words[word]
+            while left != np.uint64(0):
+                lowest = left & (~left + np.uint64(1))
+                # The product has the number of the lowest flag as its last byte.
+                at = (lowest * np.uint64(0x0001020304050607)) >> np.uint64(56)
+                offsets[c] = np.uint32(word << np.uint32(3)) + np.uint32(at)
+                c += 1
+                left ^= lowest
+        return c
     for word in some[:k]:
         # The product has the eight flags, the first one lowest, as its last byte.
         byte = (words[word] * np.uint64(0x0102040810204080)) >> np.uint64(56)
