@@ -5,18 +5,22 @@ L messages that follow each other, and a time for each byte of V messages (R. Ho
 communication challenge for MPP*, Parallel Computing 20(3), 1994). L and V are 1, ceil(log2 P) or
 P - 1. Where several numbers of ranks were measured, the forms that fit best are taken, else those
 of `USUAL`. MPI libraries change their way with the length of a message, so that a and b are fitted
-in up to three ranges of it (`SEGMENTS`).
+in up to four ranges of it (`SEGMENTS`).
 
 Ranks on several nodes: what goes to or from a node's first rank, and what goes between the first
 ones of the nodes, follow each other, each with its own a and b (`near` and `far`). A link between
 nodes carries the messages of all ranks of a node in a gather, and in an `alltoall`.
 
-A step of work on n values of which k are kept takes c + d n + e k seconds.
+A step of work on n values of which k are kept takes c + d n + e k seconds. A cache that a vector no
+longer fits changes all three, so that they, too, are fitted in up to four ranges of n. What finds,
+writes, reads or adds kept values does it in another way where they are many, more than n / 32:
+their positions are a bitmap then. So these steps have two rates (`MANY`).
 
 What an exchange takes beyond its steps, whatever their sizes, is what the exchange of the smallest
 vectors that were measured takes beyond them; it grows as ceil(log2 P).
 
-All fits minimize the sum of squared relative errors, and no parameter is negative.
+All fits minimize the sum of squared relative errors, and no parameter is negative. What several
+files have measured counts with the median of its times.
 """
 
 import json
@@ -26,7 +30,7 @@ from functools import partial
 from itertools import combinations, pairwise, product
 from math import ceil, inf, log2
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,8 +58,12 @@ rank sends, in an `alltoall` to all ranks together."""
 MEETS = {"meet": 0, "near": 2, "pair": 0}
 """Barriers of a collective. One for those that are not here; `near` has another one, before its
 leader reads."""
-SEGMENTS, LEAST = 3, 3
-"""Ranges of lengths at most, and lengths in each at least."""
+SEGMENTS, LEAST = 4, 3
+"""Ranges of lengths at most, and lengths of a collective in each at least."""
+MANY = " many"
+"""Behind the name of a step of work, if more than one value in 32 is kept."""
+BY_SHARE = ("select", "pack", "read", "add", "scan")
+"""Steps whose rate depends on whether these are many."""
 GOOD = 0.2
 """A relative error up to which a prediction counts as good."""
 LEVELS = ("near", "far")
@@ -94,15 +102,24 @@ class Law:
 
 @dataclass(frozen=True)
 class Rate:
-    """Seconds of a step of work: c + d n + e k for n values of which k are kept."""
+    """Seconds of a step of work: c + d n + e k for n values of which k are kept.
 
-    c: float
-    d: float
-    e: float
+    Attributes:
+        upto: the last n of each range; the last one is infinite.
+        c: seconds, for each range.
+        d: seconds a value, for each range.
+        e: seconds a kept value, for each range.
+    """
+
+    upto: tuple[float, ...]
+    c: tuple[float, ...]
+    d: tuple[float, ...]
+    e: tuple[float, ...]
 
     def seconds(self, size: float, kept: float) -> float:
         """Those of one vector."""
-        return self.c + self.d * size + self.e * kept
+        at = next(place for place, last in enumerate(self.upto) if size <= last)
+        return self.c[at] + self.d[at] * size + self.e[at] * kept
 
 
 @dataclass(frozen=True)
@@ -225,6 +242,11 @@ class Step:
     kept: float = 0.0
 
 
+def are_many(size: float, kept: float) -> bool:
+    """Whether so many kept values of a vector have a bitmap for positions."""
+    return 32 * kept > size
+
+
 def move(law: str, near: int, far: int, size: float) -> Step:
     """A collective of so many ranks of a node, and so many nodes, with so many bytes a rank."""
     return Step("move", law, ranks=(near, far), size=size)
@@ -232,9 +254,17 @@ def move(law: str, near: int, far: int, size: float) -> Step:
 
 def choose(load: Load) -> list[Step]:
     """Choosing and writing the uploads of a rank's clients."""
-    if load.ready or load.agreed:
-        return [work("pack", "each", load, load.mine)]
-    return [work(part, "each", load, load.mine) for part in ("select", "pack")]
+    if load.agreed:
+        return [work("pack dense", "each", load, load.mine, size=load.kept)]
+    parts = ("pack",) if load.ready else ("select", "pack")
+    return [work(part, "each", load, load.mine) for part in parts]
+
+
+def read(load: Load, times: float) -> Step:
+    """Reading uploads on the root, or on the first rank of a node."""
+    if load.agreed:
+        return work("read dense", "root", load, times, size=load.kept)
+    return work("read", "root", load, times)
 
 
 def work(
@@ -260,12 +290,13 @@ def added(load: Load, where: str, times: float) -> list[Step]:
 def written(load: Load, where: str, kept: float, share: float = 1) -> list[Step]:
     """Writing a sum with so many values, or a share of it."""
     about: dict[str, float] = {"size": load.summed * share, "kept": kept * share}
-    return [work("scan", where, load, **about), work("pack", where, load, **about)]
+    pack = "pack" if load.is_sparse(kept) else "pack dense"
+    return [work("scan", where, load, **about), work(pack, where, load, **about)]
 
 
 def merged(load: Load, where: str, kept: float, times: float = 1, share: float = 1) -> list[Step]:
     """Reading and adding sums with so many values, or a share of each."""
-    parts = ("read", "add") if load.is_sparse(kept) else ("add dense",)
+    parts = ("read", "add") if load.is_sparse(kept) else ("read dense", "add dense")
     about: dict[str, float] = {"size": load.summed * share, "kept": kept * share}
     return [work(part, where, load, times, **about) for part in parts]
 
@@ -316,9 +347,12 @@ class Model:
         """
         if step.part == "move":
             return self.collective(step.law, *step.ranks, step.size)
-        key = f"{step.part} {step.law}"
-        if key not in self.rates:
-            raise BadInput(f"{key}: wanted measurements of work, found none; run bench mpi --work")
+        keys = [f"{step.part} {step.law}", f"{step.part}{MANY} {step.law}"]
+        known = [key for key in keys if key in self.rates]
+        if not known:
+            wanted = "wanted measurements of work, found none"
+            raise BadInput(f"{keys[0]}: {wanted}; run bench mpi --work")
+        key = known[-1 if are_many(step.size, step.kept) else 0]
         return step.times * self.rates[key].seconds(step.size, step.kept)
 
     def parts(self, exchange: str, steps: Iterable[Step], ranks: int) -> dict[str, float]:
@@ -337,7 +371,9 @@ class Model:
 PART_OF = {
     "select": "choose",
     "pack": "pack",
+    "pack dense": "pack",
     "read": "pack",
+    "read dense": "pack",
     "scan": "pack",
     "clear": "add",
     "add": "add",
@@ -375,7 +411,10 @@ def parsed(text: str) -> Model:
             )
             for name, law in tree["laws"].items()
         }
-        rates = {name: Rate(**rate) for name, rate in tree["rates"].items()}
+        rates = {
+            name: Rate(*(tuple(rate[key]) for key in ("upto", "c", "d", "e")))
+            for name, rate in tree["rates"].items()
+        }
         fits = {name: Fit(**fit) for name, fit in tree["fits"].items()}
         return Model(laws, rates, fits, tree["about"], tree["measured"], tree["starts"])
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -397,22 +436,23 @@ def fitted(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], steps_of
         steps_of: the exchanges' steps.
     """
     model = Model(about=dict(about))
-    ours = [row for row in rows if row["side"] == "ours"]
+    ours = [row for row in _medians(rows) if row["side"] == "ours"]
     for name, level in product(USUAL, LEVELS):
         some = _points(ours, name, level)
         if some:
             model.laws[f"{name} {level}"] = law(some, name)
             model.fits[f"{name} {level}"] = assess(some, partial(law, name=name))
-    steps = dict.fromkeys(f"{r['name']} {r['level']}" for r in ours if r["kind"] == "work")
-    for key in steps:
-        found = [
-            (size, keep_round(size, 1 - float(row["sparsity"])), 1e-6 * float(row["max_us"]))
-            for row in ours
-            if row["kind"] == "work" and f"{row['name']} {row['level']}" == key
-            for size in [int(row["bytes"]) // 4]
-        ]
-        model.rates[key] = rate(found)
-        model.fits[key] = assess(found, rate, size=0)
+    work: dict[str, list[Point]] = {}
+    for row in ours:
+        if row["kind"] == "work":
+            size, name = int(row["bytes"]) // 4, row["name"]
+            kept = keep_round(size, 1 - float(row["sparsity"]))
+            name += MANY if name in BY_SHARE and are_many(size, kept) else ""
+            point = (size, kept, 1e-6 * float(row["max_us"]))
+            work.setdefault(f"{name} {row['level']}", []).append(point)
+    for key, points in work.items():
+        model.rates[key] = rate(points)
+        model.fits[key] = assess(points, rate, size=0)
     for row in ours:
         if row["kind"] == "exchange":
             load = {"ranks": int(row["ranks"]), "per_node": int(row["per_node"])}
@@ -425,11 +465,23 @@ def fitted(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], steps_of
     return model
 
 
+def _medians(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each case, with the median of its times."""
+    cases: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        case = (item for item in row.items() if item[0] not in ("moved", "iterations"))
+        cases.setdefault(tuple(kv for kv in case if not kv[0].endswith("_us")), []).append(row)
+    return [
+        {**some[0], "max_us": float(np.median([float(row["max_us"]) for row in some]))}
+        for some in cases.values()
+    ]
+
+
 def held(model: Model, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Relative errors of the laws, as absolute values, at rows that they were not fitted to."""
     found = {}
     for key, known in model.laws.items():
-        points = _points(rows, *key.split())
+        points = _points(_medians(rows), *key.split())
         if points:
             found[key] = _errors(known, points)
     return found
@@ -466,33 +518,61 @@ Point = tuple[float, float, float]
 
 def law(points: Sequence[Point], name: str) -> Law:
     """Fits a collective to (ranks, bytes, seconds); see the module's docstring."""
-    sizes = sorted({size for _, size, _ in points})
     several = len({ranks for ranks, _, _ in points}) > 1
     forms = list(product(FORMS, FORMS)) if several else [USUAL[name]]
-    best, found = inf, None
-    for form, cuts in product(forms, _cuts(sizes)):
-        error, parts = 0.0, []
-        for low, high in zip((0.0, *cuts), (*cuts, inf), strict=True):
-            some = [p for p in points if low < p[1] <= high]
-            terms = [[FORMS[form[0]](int(p)), FORMS[form[1]](int(p)) * m] for p, m, _ in some]
-            weights, rest = _least(np.array(terms), np.array([t for _, _, t in some]))
-            parts.append(weights)
-            error += rest
-        # Bayesian information criterion: a further range has to be worth its three parameters.
-        score = len(points) * np.log(error / len(points) + 1e-12)
-        score += 3 * len(parts) * np.log(len(points))
-        if score < best:
-            a, b = (tuple(float(part[at]) for part in parts) for at in (0, 1))
-            best, found = float(score), Law(*form, (*cuts, inf), a, b)
-    assert found is not None
-    return found
+
+    def ranged(form: tuple[str, str]) -> _Ranges:
+        terms = [[FORMS[form[0]](int(p)), FORMS[form[1]](int(p)) * m] for p, m, _ in points]
+        return _ranged([(m, t) for _, m, t in points], np.array(terms), LEAST)
+
+    form, found = min(((form, ranged(form)) for form in forms), key=lambda each: each[1].score)
+    a, b = found.weights
+    return Law(*form, found.upto, a, b)
 
 
 def rate(points: Sequence[Point]) -> Rate:
     """Fits a step of work to (values, kept values, seconds)."""
-    terms = np.array([[1.0, size, kept] for size, kept, _ in points])
-    weights, _ = _least(terms, np.array([seconds for _, _, seconds in points]))
-    return Rate(*(float(weight) for weight in weights))
+    # In a range of a single size the first two are alike, and the first one is taken.
+    terms = np.array([[size, 1.0, kept] for size, kept, _ in points])
+    found = _ranged([(size, seconds) for size, _, seconds in points], terms, 1)
+    d, c, e = found.weights
+    return Rate(found.upto, c, d, e)
+
+
+class _Ranges(NamedTuple):
+    """A fit in ranges of sizes.
+
+    Attributes:
+        score: the Bayesian information criterion: a further range has to be worth three parameters.
+        upto: the last size of each range; the last one is infinite.
+        weights: of each term, for each range.
+    """
+
+    score: float
+    upto: tuple[float, ...]
+    weights: tuple[tuple[float, ...], ...]
+
+
+def _ranged(points: Sequence[tuple[float, float]], terms: np.ndarray, least: int) -> _Ranges:
+    """Fits weights of terms to (size, seconds), in the ranges that are worth it.
+
+    Args:
+        points: what is fitted to.
+        terms: [points, terms].
+        least: sizes in each range.
+    """
+    sizes, seconds = np.array(points).T
+    found, count = [], len(points)
+    for cuts in _cuts(sorted(set(sizes.tolist())), least):
+        error, parts = 0.0, []
+        for low, high in pairwise((0.0, *cuts, inf)):
+            some = (low < sizes) & (sizes <= high)
+            weights, rest = _least(terms[some], seconds[some])
+            parts.append(weights.tolist())
+            error += rest
+        score = count * np.log(error / count + 1e-12) + 3 * len(parts) * np.log(count)
+        found.append(_Ranges(float(score), (*cuts, inf), tuple(zip(*parts, strict=True))))
+    return min(found, key=lambda each: each.score)
 
 
 def assess(
@@ -526,12 +606,12 @@ def _errors(known: Law | Rate, points: Sequence[Point]) -> list[float]:
     return found
 
 
-def _cuts(sizes: Sequence[float]) -> Iterator[tuple[float, ...]]:
-    """Ways to divide sizes into ranges, by the last size of each range but the last."""
+def _cuts(sizes: Sequence[float], least: int) -> Iterator[tuple[float, ...]]:
+    """Ways to divide sizes into ranges of at least so many, by the last size of all but one."""
     for count in range(SEGMENTS):
         for chosen in combinations(range(len(sizes) - 1), count):
             ends = [-1, *chosen, len(sizes) - 1]
-            if count == 0 or min(b - a for a, b in pairwise(ends)) >= LEAST:
+            if count == 0 or min(b - a for a, b in pairwise(ends)) >= least:
                 yield tuple(sizes[place] for place in chosen)
 
 
@@ -550,7 +630,7 @@ def _least(terms: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, float]:
             norm = np.sqrt((some**2).sum(0))
             weights = np.linalg.lstsq(some / norm, wanted, rcond=None)[0] / norm
             rest = float(((some @ weights - wanted) ** 2).sum())
-            if weights.min() >= 0 and rest < error:
+            if weights.min() >= 0 and rest < error - 1e-12:
                 best, error = np.zeros(terms.shape[1]), rest
                 best[chosen] = weights
     return best, error

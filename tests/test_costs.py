@@ -1,6 +1,7 @@
 """The model of costs: fits to made-up timings return the model that made them."""
 
 from dataclasses import replace
+from itertools import product
 from math import ceil, inf, log2
 
 import numpy as np
@@ -81,12 +82,32 @@ def test_no_parameter_is_negative() -> None:
 
 
 def test_rates_of_work_are_returned() -> None:
-    known = Rate(1e-5, 2e-10, 5e-9)
+    known = one_range(1e-5, 2e-10, 5e-9)
     points = [
         (n, k, known.seconds(n, k)) for n in (4096, 65536, 1 << 20) for k in (n // 10, n // 100)
     ]
     found = costs.rate(points)
-    np.testing.assert_allclose((found.c, found.d, found.e), (1e-5, 2e-10, 5e-9), 1e-6)
+    assert found.upto == (inf,)
+    np.testing.assert_allclose((found.c, found.d, found.e), (known.c, known.d, known.e), 1e-6)
+
+
+def test_a_vector_that_fits_no_cache_has_a_rate_of_its_own() -> None:
+    """Ten times the time for each value from the largest size on, and beyond it."""
+    small, large = one_range(1e-5, 1e-10, 2e-9), one_range(0.0, 1e-9, 2e-8)
+    points = [
+        (n, k, (small if n < 1 << 22 else large).seconds(n, k))
+        for n in (1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
+        for k in (n // 10, n // 100, n // 1000)
+    ]
+    found = costs.rate(points)
+    assert found.upto == (1 << 20, inf)
+    for n, k, seconds in points:
+        assert found.seconds(n, k) == pytest.approx(seconds, rel=1e-6)
+    assert found.seconds(1 << 23, 1000) == pytest.approx(large.seconds(1 << 23, 1000), rel=1e-6)
+
+
+def one_range(c: float, d: float, e: float) -> Rate:
+    return Rate((inf,), (c,), (d,), (e,))
 
 
 def rows() -> list[dict[str, object]]:
@@ -98,21 +119,22 @@ def rows() -> list[dict[str, object]]:
             seconds = law.seconds(4, size)
             found.append({"kind": "collective", "name": name, "level": level, "bytes": size})
             found[-1] |= {"ranks": 4, "max_us": 1e6 * seconds}
-    for key, rate in known.rates.items():
-        name, _, level = key.rpartition(" ")
-        for size in (1 << 14, 1 << 18, 1 << 22):
-            for sparsity in (0.9, 0.99):
-                kept = round(size // 4 * (1 - sparsity))
-                found.append({"kind": "work", "name": name, "level": level, "bytes": size})
-                found[-1] |= {"max_us": 1e6 * rate.seconds(size // 4, kept), "ranks": 4}
-                found[-1]["sparsity"] = sparsity
+    places = product(WORK, ("each", "root"), (1 << 14, 1 << 18, 1 << 22), (0.5, 0.9, 0.99, 0.999))
+    for name, level, size, sparsity in places:
+        kept = round(size // 4 * (1 - sparsity))
+        found.append({"kind": "work", "name": name, "level": level, "bytes": size})
+        found[-1] |= {"max_us": 1e6 * rate_of(name, size // 4, kept), "ranks": 4}
+        found[-1]["sparsity"] = sparsity
     return [{"side": "ours", **each} for each in found]
 
 
+WORK = [step for step in costs.PART_OF if step != "move"]
+
+
 def rate_of(step: str, size: float, kept: float) -> float:
-    """Seconds of a step of work on `machine`, written out."""
-    at = list(costs.PART_OF).index(step)
-    return 1e-6 * (1 + at) + 1e-10 * size + 1e-9 * (1 + at) * kept
+    """Seconds of a step of work on `machine`, written out; many kept values begin later."""
+    at, is_many = WORK.index(step), step in costs.BY_SHARE and kept > size / 32
+    return 1e-6 * (1 + at) * (1 + is_many) + 1e-10 * size + 1e-9 * (1 + at) * kept
 
 
 def machine() -> Model:
@@ -122,12 +144,11 @@ def machine() -> Model:
         for level, speed in (("near", 1.0), ("far", 10.0)):
             beta = 0.0 if name == "meet" else speed * 1e-10
             laws[f"{name} {level}"] = Law(latency, volume, (inf,), (speed * 1e-6,), (beta,))
-    rates = {
-        f"{step} {where}": Rate(1e-6 * (1 + at), 1e-10, 1e-9 * (1 + at))
-        for at, step in enumerate(costs.PART_OF)
-        if step != "move"
-        for where in ("each", "root")
-    }
+    rates = {}
+    for (at, step), where in product(enumerate(WORK), ("each", "root")):
+        names = {step: 1, step + costs.MANY: 2} if step in costs.BY_SHARE else {step: 1}
+        for name, times in names.items():
+            rates[f"{name} {where}"] = one_range(1e-6 * (1 + at) * times, 1e-10, 1e-9 * (1 + at))
     return Model(laws, rates)
 
 
@@ -148,6 +169,13 @@ def test_a_file_of_timings_returns_the_machine_that_made_them() -> None:
     assert (again.laws, again.rates, again.about) == (found.laws, found.rates, found.about)
     with pytest.raises(BadInput, match="wanted a model of costs"):
         costs.parsed("{}")
+
+
+def test_several_files_count_with_the_median_of_their_times() -> None:
+    odd = [{**row, "max_us": 50 * row["max_us"], "moved": 1} for row in rows()]
+    found = costs.fitted([*rows(), *odd, *rows()], {}, steps_of)
+    assert found.laws == costs.fitted(rows(), {}, steps_of).laws
+    assert found.rates == costs.fitted(rows(), {}, steps_of).rates
 
 
 def test_nodes_follow_each_other() -> None:
@@ -207,24 +235,31 @@ def test_exchanges_take_what_their_steps_take(agreed: bool) -> None:
         return 48 + 4 * kept + (min(4 * kept, n / 8) if is_pairs else 4 * (size - kept))
 
     def adding(kept: float, length: float) -> dict[str, float]:
-        if agreed or 4 * kept + n / 8 >= 4 * n:
-            return {"pack": 0.0, "add": of("add dense", kept, length)}
+        if agreed:
+            return {part: of(f"{step} dense", kept, length)
+                    for part, step in (("pack", "read"), ("add", "add"))}  # fmt: skip
         return {"pack": of("read", kept, length), "add": of("add", kept, length)}
 
+    def writing(kept: float, length: float) -> float:
+        pack = "pack dense" if agreed else "pack"
+        return of("scan", kept, length) + of(pack, kept, length)
+
     choose = {"choose": 0.0 if agreed else mine * of("select"), "start": 0.0}
+
+    packed, opened = (of(f"{s} dense", k, k) if agreed else of(s) for s in ("pack", "read"))
 
     def own(uploads: int) -> float:
         return uploads * of("add dense", k, k) if agreed else of("clear") + uploads * of("add")
 
     sent = 24 + mine * message
     moved = meet + here + 7 * sent * 1e-10 + there + 3 * 8 * sent * 1e-9
-    pack = mine * of("pack") + 62 * of("read")
+    pack = mine * packed + 62 * opened
     add = own(62)
     assert parts("star", load) == pytest.approx(choose | {"pack": pack, "move": moved, "add": add})
 
     m = 4 * size + 8
     moved = meet + here + 3 * m * 1e-10 + there + 2 * m * 1e-9
-    pack = mine * of("pack")
+    pack = mine * packed
     assert parts("reduce", load) == pytest.approx(
         choose | {"pack": pack, "move": moved, "add": own(mine)}
     )
@@ -232,23 +267,23 @@ def test_exchanges_take_what_their_steps_take(agreed: bool) -> None:
 
     union = united(16)
     both = adding(union, size)
-    written = of("scan", union, size) + of("pack", union, size)
+    written = writing(union, size)
     near = 2 * here + here + sent * 1e-10
     far = there + there + 3 * (24 + length_of(union)) * 1e-9
     last = there + there + 3 * 8 * 1e-9
-    pack = mine * of("pack") + 16 * of("read") + written + 3 * both["pack"]
+    pack = mine * packed + 16 * opened + written + 3 * both["pack"]
     add = own(16) + 3 * both["add"]
     tree = choose | {"pack": pack, "move": near + far + last, "add": add}
     assert parts("tree", load) == pytest.approx(tree)
 
-    pack, moved, add = mine * of("pack"), numbers, own(mine)
+    pack, moved, add = mine * packed, numbers, own(mine)
     for clients, latency, each in (
         *((2, 1e-6, 1e-10), (4, 1e-6, 1e-10), (8, 1e-6, 1e-10)),
         *((16, 1e-5, 1e-9), (32, 1e-5, 1e-9)),
     ):
         union = united(clients)
         both = adding(union, size)
-        pack += of("scan", union, size) + of("pack", union, size) + both["pack"]
+        pack += writing(union, size) + both["pack"]
         moved += latency + (24 + length_of(union)) * each
         add += both["add"]
     assert parts("sparse", load) == pytest.approx(
@@ -262,17 +297,14 @@ def test_exchanges_take_what_their_steps_take(agreed: bool) -> None:
     moved = numbers + meet + here + 3 * words * 1e-10 + there + 2 * words * 1e-9
     moved += meet + 7e-6 + pieces * 1e-10 + 3e-5 + 8 * pieces * 1e-9
     moved += meet + here + 7 * piece * 1e-10 + there + 3 * 8 * piece * 1e-9
+    # 2 and 62 uploads at 0.99 are sparse: 2 % and 46 %.
     each, total = adding(some / 32, size / 32), adding(all_of_it / 32, size / 32)
-    if not agreed and 4 * all_of_it + n / 8 < 4 * n:
-        total = {part: of(part_of, all_of_it / 32, size / 32)
-                 for part, part_of in (("pack", "read"), ("add", "add"))}  # fmt: skip
-    each = {"pack": 0.0, "add": of("add dense", some / 32, size / 32)} if agreed else {
-        "pack": of("read", some / 32, size / 32), "add": of("add", some / 32, size / 32)
-    }  # fmt: skip
-    pack = mine * of("pack") + of("scan", some, size) + of("pack", some, size)
-    pack += of("scan", all_of_it / 32, size / 32) + of("pack", all_of_it / 32, size / 32)
+    pack = mine * packed + writing(some, size) + writing(all_of_it / 32, size / 32)
     pack += 31 * (each["pack"] + total["pack"])
-    add = own(mine) + 31 * (each["add"] + total["add"])
+    add = own(mine) + of("clear", k, size / 32) + 2 * of("add dense", k, size / 32)
+    add += 31 * (each["add"] + total["add"])
+    if not agreed:
+        add += of("clear", k, size * 31 / 32)
     found = choose | {"pack": pack, "move": moved, "add": add}
     assert parts("sharded", load) == pytest.approx(found)
 

@@ -89,14 +89,17 @@ memory. In a `pair` each odd rank sends to the one before it, all at once. In an
 rank sends a part of its message to every rank."""
 OTHER_WAYS: tuple[config.Way, ...] = ("node", "blocks")
 """Ways of a broadcast beside ours, among all ranks: see `exchange.down`."""
-SIZES = tuple(8 * 4**power for power in range(11))
-"""Bytes of a rank's message: 8 to 8 MiB."""
+SIZES = tuple(8 * 4**power for power in range(12))
+"""Bytes of a rank's message: 8 to 32 MiB."""
 VECTORS = tuple(1 << power for power in (14, 16, 18, 20, 22, 24))
 """Bytes of a client's dense vector, float32: 16 KiB to 16 MiB."""
-SPARSITIES, CLIENTS = (0.9, 0.99, 0.999), (1, 4)
+SPARSITIES, CLIENTS = (0.5, 0.9, 0.99, 0.999), (1, 4)
 LOOPS = ((1 << 13, 100), (1 << 20, 20))
 """Collectives in a turn with messages of so many bytes at most; `FEW` with larger ones."""
 FEW = 5
+BUNDLE = 4
+BUNDLED = dict.fromkeys(("pack", "pack dense", "read", "read dense"), BUNDLE)
+"""Messages in a buffer that is packed or read; a time is that of one of them."""
 WARM = 5
 """Of so many collectives one more comes first and does not count."""
 LATENCY = " Latency(us)"
@@ -336,16 +339,22 @@ class Bench:
         kept = keep_round(size // 4, 1 - sparsity)
         chosen, total = select.ours(x, kept), x.clone()
         whole = Block(Kind.GRADIENT, len(x), Coding.F4, x.numpy())
-        data, where = packed([Message(0, [chosen])]).data.copy(), sparse.indices(chosen)
+        bundles = [[Message(0, [block])] * BUNDLE for block in (chosen, whole)]
+        (data, dense), where = (
+            (packed(each).data.copy() for each in bundles),
+            sparse.indices(chosen),
+        )
         few = np.zeros(len(x), "f4")
         few[where] = x[where]
-        room = np.empty_like(data)
-        (message,), _ = unpack(data)
+        room = np.empty(max(data.nbytes, dense.nbytes), np.uint8)
+        message = unpack(data)[0][0]
         pack.check(message.blocks[0], chosen)
         steps: dict[str, Callable[[], object]] = {
             "select": lambda: select.ours(x, kept),
-            "pack": lambda: packed([Message(0, [chosen])], room),
+            "pack": lambda: packed(bundles[0], room),
+            "pack dense": lambda: packed(bundles[1], room),
             "read": lambda: unpack(data),
+            "read dense": lambda: unpack(dense),
             "add": lambda: sparse.add(total, message.blocks[0], 1.0),
             "add dense": lambda: sparse.add(total, whole, 1.0),
             "scan": lambda: sums.block(few),
@@ -356,7 +365,9 @@ class Bench:
         for level, ranks in (("each", self.wire.size), ("root", 1)):
             is_mine = level == "each" or self.wire.is_root
             more = {"level": level, "ranks": ranks}
-            yield from self.sides(about | more, self.wire, steps, names=names, is_mine=is_mine)
+            yield from self.sides(
+                about | more, self.wire, steps, names=names, is_mine=is_mine, bundles=BUNDLED
+            )
 
     def sides(
         self,
@@ -366,6 +377,7 @@ class Bench:
         is_bare: bool = False,
         names: Mapping[str, tuple[str, str]] | None = None,
         is_mine: bool = True,
+        bundles: Mapping[str, int] | None = None,
     ) -> Iterator[Row]:
         """Lets the sides take turns, and yields a row of each on the root.
 
@@ -377,6 +389,7 @@ class Bench:
                 transfer.
             names: name and side in the row of each; by default those of a collective.
             is_mine: whether this rank works, and does not only wait.
+            bundles: messages of sides that treat several at once; times are those of one.
         """
         count, kept = loops(about["bytes"]), dict[str, list[np.ndarray]]()
 
@@ -393,7 +406,8 @@ class Bench:
         for number in range(int(self.wire.publish(np.array([len(sides)]))[0])):
             side = list(sides)[number] if sides else ""
             took_part = wire is not None and is_mine
-            found = np.median(kept[side][1:], 0) if took_part else nothing
+            found = np.median(kept[side][1:], 0) if took_part else nothing.copy()
+            found[0] /= (bundles or {}).get(side, 1)
             heard = np.array(self.wire.report(found))
             if self.wire.is_root:
                 name, called = (names or {}).get(side, (about.get("name"), side))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from fedmpi import config
-from fedmpi.costs import HEAD, WORD, WORDS, Load, Step, added, choose, merged, move, written
+from fedmpi.costs import HEAD, WORD, WORDS, Load, Step, added, choose, merged, move, work, written
 from fedmpi.exchanges import reduce
 from fedmpi.messages import partial
 from fedmpi.messages.clock import Clock, Phase
@@ -56,10 +56,15 @@ def steps(load: Load) -> list[Step]:
         found.append(move("bcast", *levels, WORD * (ranks + 1)))
         found += written(load, "each", mine)
         found.append(move("alltoall", *levels, pieces))
+        # A rank sets its own slice aside, clears it, and adds it in its turn.
+        found.append(work("clear", "each", load, size=load.summed / ranks))
+        found.append(work("add dense", "each", load, 2, size=load.summed / ranks))
         found += merged(load, "each", mine, others, 1 / ranks)
         found += written(load, "each", all_of_it, 1 / ranks)
         slice_of_it = HEAD + WORDS + (load.part(all_of_it) - WORDS) / ranks
         found.append(move("gather", *levels, slice_of_it))
+        if load.is_sparse(all_of_it):
+            found.append(work("clear", "root", load, size=load.summed * others / ranks))
         found += merged(load, "root", all_of_it, others, 1 / ranks)
         found.append(move("gather", *levels, WORD))
     return found

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedmpi import config
 from fedmpi.clients.placement import Wave
-from fedmpi.costs import HEAD, Load, Step, added, choose, move, work
+from fedmpi.costs import HEAD, Load, Step, added, choose, move, read
 from fedmpi.messages.clock import Clock, Phase
 from fedmpi.messages.codec import Buffer, Message, pack, unpack
 from fedmpi.messages.ledger import DOWN, UP, Ledger
@@ -29,7 +29,7 @@ def steps(load: Load) -> list[Step]:
     """The parts of a round's uplink that follow each other, to predict its seconds."""
     sent = HEAD + load.mine * load.upload
     gather = move("gather", load.near, load.nodes, sent)
-    heard = [work("read", "root", load, load.clients), *added(load, "root", load.clients)]
+    heard = [read(load, load.clients), *added(load, "root", load.clients)]
     return [*choose(load), gather, *heard]
 
 

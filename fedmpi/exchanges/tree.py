@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedmpi import config
-from fedmpi.costs import HEAD, WORD, Load, Step, added, choose, merged, move, work, written
+from fedmpi.costs import HEAD, WORD, Load, Step, added, choose, merged, move, read, written
 from fedmpi.exchanges import reduce
 from fedmpi.messages import partial
 from fedmpi.messages.clock import Phase
@@ -35,7 +35,7 @@ def steps(load: Load) -> list[Step]:
     """The parts of a round's uplink that follow each other, to predict its seconds."""
     here = min(load.clients, load.near * load.mine)
     sent = HEAD + load.mine * load.upload
-    heard = [work("read", "root", load, here), *added(load, "root", here)]
+    heard = [read(load, here), *added(load, "root", here)]
     found = [*choose(load), move("near", load.near, 1, sent), *heard]
     if load.nodes > 1:
         union = load.union(here)

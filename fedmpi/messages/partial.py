@@ -44,4 +44,4 @@ def put(vector: np.ndarray, block: Block) -> None:
         vector[:] = block.values
     else:
         vector[:] = 0
-        vector[block.indices] = block.values
+        add(vector, block)

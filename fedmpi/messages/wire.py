@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
+from itertools import accumulate
 from threading import current_thread, main_thread
 from time import perf_counter, sleep
 from types import TracebackType
@@ -67,6 +68,10 @@ NAPS, LATE = (2e-5, 1e-4), 64
 SLACK = 29, 1000
 """The option of prctl, on Linux, by which a thread's sleeps end after so many nanoseconds more;
 it is 50 us otherwise, which is longer than most of these sleeps."""
+
+
+Layout = tuple[list[int], list[int]]
+"""Counts of the ranks' words, and displacements."""
 
 
 class Place(NamedTuple):
@@ -247,7 +252,7 @@ class Wire:
         with self.clock(Phase.TRANSFER):
             self.comm.Bcast(counts, ROOT)
             mine = self._room("root", int(counts[self.rank]))
-            for wave in _waves(counts):
+            for wave in _waves(counts.tolist()):
                 send = None if data is None else [wave.whole(data), wave.layout, MPI.UINT64_T]
                 part = [wave.piece(mine, self.rank), MPI.UINT64_T]
                 self._run(self.comm, "scatterv", send, part)
@@ -288,7 +293,7 @@ class Wire:
         self.comm.Send(np.array([words]), rank, TAG)
         self._await([self.comm.Irecv(bytearray(1), rank, TAG)], Phase.WAIT)
         with self.clock(Phase.TRANSFER):
-            for wave in _waves(np.array([words])):
+            for wave in _waves([words]):
                 self.comm.Send([wave.piece(data), MPI.UINT64_T], rank, TAG)
         if rank < self.rank:
             self.sent(data.nbytes, rank)
@@ -304,7 +309,7 @@ class Wire:
         data = self._room("one", int(count[0]))
         with self.clock(Phase.TRANSFER):
             self.comm.Send(bytearray(1), rank, TAG)
-            for wave in _waves(count):
+            for wave in _waves(count.tolist()):
                 self.comm.Recv([wave.piece(data), MPI.UINT64_T], rank, TAG)
         if rank < self.rank:
             self.got(data.nbytes, rank)
@@ -397,7 +402,7 @@ class Wire:
     def _tell_blocks(self, data: np.ndarray, words: int) -> None:
         """Broadcasts the root's bytes block by block; ranks pass on some while more arrive."""
         pending: list[MPI.Request] = []
-        for block in _waves(np.array([words]), BLOCK):
+        for block in _waves([words], BLOCK):
             if len(pending) == FLIGHT:
                 pending.pop(0).Wait()
             pending.append(self.comm.Ibcast([block.piece(data), MPI.UINT64_T], ROOT))
@@ -405,7 +410,7 @@ class Wire:
 
     def _tell(self, comm: MPI.Intracomm, data: np.ndarray, words: int) -> None:
         """Broadcasts the root's bytes to all ranks of a communicator."""
-        for wave in _waves(np.array([words])):
+        for wave in _waves([words]):
             self._run(comm, "bcast", [wave.piece(data), MPI.UINT64_T])
 
     def _run(self, comm: MPI.Intracomm, name: str, *buffers: object) -> None:
@@ -442,16 +447,15 @@ class Wire:
 
     def _collect(self, counts: np.ndarray, data: np.ndarray, phase: Phase) -> list[np.ndarray]:
         """Gathers bytes whose counts of words all ranks know."""
-        pieces = list[np.ndarray]()
+        lengths, inbox = counts.tolist(), data
         with self.clock(phase):
             if self.is_root:
-                inbox = self._room("ranks", int(counts.sum()))
-                pieces = np.split(inbox, np.cumsum(counts)[:-1] * WORD)
-            for wave in _waves(counts):
+                inbox = self._room("ranks", sum(lengths))
+            for wave in _waves(lengths):
                 receive = [wave.whole(inbox), wave.layout, MPI.UINT64_T] if self.is_root else None
                 part = [wave.piece(data, self.rank), MPI.UINT64_T]
                 self._run(self.comm, "gatherv", part, receive)
-        return pieces
+            return _pieces(inbox, _places(lengths)) if self.is_root else []
 
     def _counts(self, data: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
         """Returns the number of words for each rank.
@@ -470,7 +474,7 @@ class Wire:
 
     def _shares(
         self, data: np.ndarray, lengths: Sequence[int], mend: str
-    ) -> tuple[np.ndarray, tuple[list[int], list[int]]]:
+    ) -> tuple[np.ndarray, Layout]:
         """Returns the number of words for each rank, and their layout in `data`.
 
         Raises:
@@ -681,14 +685,14 @@ class _Wave(NamedTuple):
     Attributes:
         start: the first word of the whole that it carries.
         end: the word behind the last one.
-        firsts: the first word of each rank's part of it, counted in the rank's own buffer, int64.
-        counts: words of each rank, int64.
+        firsts: the first word of each rank's part of it, counted in the rank's own buffer.
+        counts: words of each rank.
     """
 
     start: int
     end: int
-    firsts: np.ndarray
-    counts: np.ndarray
+    firsts: list[int]
+    counts: list[int]
 
     def whole(self, data: np.ndarray) -> np.ndarray:
         """Returns its part of the whole, a view."""
@@ -696,30 +700,40 @@ class _Wave(NamedTuple):
 
     def piece(self, data: np.ndarray, rank: int = 0) -> np.ndarray:
         """Returns its part of one rank's buffer, a view."""
-        first, count = int(self.firsts[rank]), int(self.counts[rank])
-        return data[first * WORD : (first + count) * WORD]
+        first = self.firsts[rank]
+        return data[first * WORD : (first + self.counts[rank]) * WORD]
 
     @property
-    def layout(self) -> tuple[list[int], list[int]]:
+    def layout(self) -> Layout:
         """Counts and displacements in `whole`, in words."""
-        return self.counts.tolist(), (np.cumsum(self.counts) - self.counts).tolist()
+        return _places(self.counts)
 
 
-def _waves(counts: np.ndarray, length: int | None = None) -> Iterator[_Wave]:
+def _waves(counts: list[int], length: int | None = None) -> Iterator[_Wave]:
     """Cuts so many words of each rank into waves of at most so many bytes; no words make none.
 
-    All ranks that know the counts find the same.
+    All ranks that know the counts find the same. They are few, and for a few numbers Python's lists
+    take less time than NumPy's arrays: above all after megabytes have passed the caches.
 
     Args:
-        counts: int64 [ranks].
+        counts: words of each rank.
         length: by default `MOST`.
     """
-    ends, most = np.cumsum(counts), (length or MOST) // WORD
-    begins = ends - counts
-    for start in range(0, int(ends[-1]), most):
-        end = min(start + most, int(ends[-1]))
-        firsts, lasts = (np.clip(edge, start, end) for edge in (begins, ends))
-        yield _Wave(start, end, firsts - begins, lasts - firsts)
+    total, most = sum(counts), (length or MOST) // WORD
+    if 0 < total <= most:
+        yield _Wave(0, total, [0] * len(counts), counts)
+        return
+    begins = _places(counts)[1]
+    for start in range(0, total, most):
+        end = min(start + most, total)
+        firsts = [min(max(start - begin, 0), n) for begin, n in zip(begins, counts, strict=True)]
+        lasts = [min(max(end - begin, 0), n) for begin, n in zip(begins, counts, strict=True)]
+        yield _Wave(start, end, firsts, [b - a for a, b in zip(firsts, lasts, strict=True)])
+
+
+def _places(counts: list[int]) -> Layout:
+    """Counts, and displacements of what lies one behind the other."""
+    return counts, [0, *accumulate(counts)][:-1]
 
 
 def _words(data: np.ndarray) -> int:
@@ -729,7 +743,7 @@ def _words(data: np.ndarray) -> int:
     return words
 
 
-def _layout(counts: np.ndarray, mend: str) -> tuple[list[int], list[int]]:
+def _layout(counts: np.ndarray, mend: str) -> Layout:
     """Returns counts and displacements, in words.
 
     Args:
@@ -739,21 +753,20 @@ def _layout(counts: np.ndarray, mend: str) -> tuple[list[int], list[int]]:
     Raises:
         Failure: if there are more words than MPI's 32-bit displacements reach.
     """
-    if counts.sum() > REACH:
-        size, most = (words * WORD / 2**30 for words in (int(counts.sum()), REACH))
+    found = _places(counts.tolist())
+    if sum(found[0]) > REACH:
+        size, most = (words * WORD / 2**30 for words in (sum(found[0]), REACH))
         raise Failure(f"{size:.4g} GiB in one collective, wanted {most:.4g} at most; {mend}")
-    return counts.tolist(), (np.cumsum(counts) - counts).tolist()
+    return found
 
 
-def _part(
-    layout: tuple[list[int], list[int]], start: int, most: int
-) -> tuple[list[int], list[int]]:
+def _part(layout: Layout, start: int, most: int) -> Layout:
     """Returns counts and displacements of the words from `start` on, `most` for each rank."""
     counts = [min(max(count - start, 0), most) for count in layout[0]]
     return counts, [at + min(start, count) for count, at in zip(*layout, strict=True)]
 
 
-def _pieces(inbox: np.ndarray, layout: tuple[list[int], list[int]]) -> list[np.ndarray]:
+def _pieces(inbox: np.ndarray, layout: Layout) -> list[np.ndarray]:
     """Returns views of each rank's bytes in an inbox."""
     return [inbox[at * WORD : (at + count) * WORD] for count, at in zip(*layout, strict=True)]
 

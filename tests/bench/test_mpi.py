@@ -153,7 +153,8 @@ def test_work_is_measured_on_each_rank_and_on_the_root_alone(ours: mpi.Bench) ->
     if WORLD.rank:
         assert not rows
         return
-    steps = ["select", "pack", "read", "add", "add dense", "scan", "clear"]
+    steps = ["select", "pack", "pack dense", "read", "read dense"]
+    steps += ["add", "add dense", "scan", "clear"]
     wanted = [(s, "each", WORLD.size) for s in steps] + [(s, "root", 1) for s in steps]
     assert [(row["name"], row["level"], row["ranks"]) for row in rows] == wanted
     assert all(row["min_us"] > 0 for row in rows)
