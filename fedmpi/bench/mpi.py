@@ -19,7 +19,7 @@ Three kinds of things are measured:
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, product
@@ -98,8 +98,8 @@ LOOPS = ((1 << 13, 100), (1 << 20, 20))
 """Collectives in a turn with messages of so many bytes at most; `FEW` with larger ones."""
 FEW = 5
 BUNDLE = 4
-BUNDLED = dict.fromkeys(("pack", "pack dense", "read", "read dense"), BUNDLE)
-"""Messages in a buffer that is packed or read; a time is that of one of them."""
+BUNDLED = dict.fromkeys(("pack", "pack dense", "read", "read dense", "add", "add dense"), BUNDLE)
+"""Messages of as many clients that are packed, read or added in turn; a time is that of one."""
 WARM = 5
 """Of so many collectives one more comes first and does not count."""
 LATENCY = " Latency(us)"
@@ -335,28 +335,30 @@ class Bench:
 
     def work(self, size: int, sparsity: float) -> Iterator[Row]:
         """Choosing, writing, reading and adding one client's vector, on every rank or on one."""
-        x = select.vector(size // 4)
-        kept = keep_round(size // 4, 1 - sparsity)
-        chosen, total = select.ours(x, kept), x.clone()
-        whole = Block(Kind.GRADIENT, len(x), Coding.F4, x.numpy())
-        bundles = [[Message(0, [block])] * BUNDLE for block in (chosen, whole)]
-        (data, dense), where = (
-            (packed(each).data.copy() for each in bundles),
-            sparse.indices(chosen),
-        )
-        few = np.zeros(len(x), "f4")
-        few[where] = x[where]
+        x, kept = select.vector(size // 4), keep_round(size // 4, 1 - sparsity)
+        clients = [x.roll(len(x) * client // BUNDLE) for client in range(BUNDLE)]
+        chosen = [select.ours(each, kept) for each in clients]
+        whole = [Block(Kind.GRADIENT, len(x), Coding.F4, each.numpy()) for each in clients]
+        bundles = [[Message(0, [block]) for block in some] for some in (chosen, whole)]
+        data, dense = (packed(each).data.copy() for each in bundles)
+        heard, total, few = unpack(data)[0], x.clone(), np.zeros(len(x), "f4")
+        for message, block in zip(heard, chosen, strict=True):
+            pack.check(message.blocks[0], block)
+        sums.put(few, chosen[0])
         room = np.empty(max(data.nbytes, dense.nbytes), np.uint8)
-        message = unpack(data)[0][0]
-        pack.check(message.blocks[0], chosen)
+
+        def add(messages: Sequence[Message]) -> None:
+            for message in messages:
+                sparse.add(total, message.blocks[0], 1.0)
+
         steps: dict[str, Callable[[], object]] = {
             "select": lambda: select.ours(x, kept),
             "pack": lambda: packed(bundles[0], room),
             "pack dense": lambda: packed(bundles[1], room),
             "read": lambda: unpack(data),
             "read dense": lambda: unpack(dense),
-            "add": lambda: sparse.add(total, message.blocks[0], 1.0),
-            "add dense": lambda: sparse.add(total, whole, 1.0),
+            "add": lambda: add(heard),
+            "add dense": lambda: add(bundles[1]),
             "scan": lambda: sums.block(few),
             "clear": total.zero_,
         }
