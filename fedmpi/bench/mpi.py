@@ -94,6 +94,8 @@ SIZES = tuple(8 * 4**power for power in range(12))
 VECTORS = tuple(1 << power for power in (14, 16, 18, 20, 22, 24))
 """Bytes of a client's dense vector, float32: 16 KiB to 16 MiB."""
 SPARSITIES, CLIENTS = (0.5, 0.9, 0.99, 0.999), (1, 4)
+MOST = 1 << 32
+"""Bytes that rank 0 gets at once, at most: what would bring more is left out."""
 LOOPS = ((1 << 13, 100), (1 << 20, 20))
 """Collectives in a turn with messages of so many bytes at most; `FEW` with larger ones."""
 FEW = 5
@@ -513,15 +515,29 @@ class Plan:
 
     def measure(self, bench: Bench) -> Iterator[list[Row]]:
         """Yields the rows of each part, on the root; no rows elsewhere."""
+        ranks = bench.wire.size
         for name in self.collectives:
             sizes = self.sizes[:1] if name == "meet" else self.sizes
+            if name == "gather":
+                sizes = fitting(bench.wire, sizes, ranks, "a gather")
             yield [row for size in sizes for row in bench.collective(name, size)]
         cases = product(self.sparsities, self.clients, self.positions)
         for case in cases if self.exchanges else ():
-            rows = (bench.exchange(self.exchanges, size, *case) for size in self.vectors)
+            everyone = case[1] * max(1, ranks - 1)
+            vectors = fitting(bench.wire, self.vectors, everyone, "dense vectors")
+            rows = (bench.exchange(self.exchanges, size, *case) for size in vectors)
             yield [row for some in rows for row in some]
         for sparsity in self.sparsities if self.steps else ():
             yield [row for size in self.vectors for row in bench.work(size, sparsity)]
+
+
+def fitting(wire: Wire, sizes: tuple[int, ...], count: int, what: str) -> tuple[int, ...]:
+    """Those sizes of which rank 0 can get so many at once; says which ones are left out."""
+    for size in sizes:
+        if size * count > MOST and wire.is_root:
+            both = f"{size / 2**20:g} MiB from each of {count}"
+            click.echo(f"# left out: {what} of {both}, over {MOST >> 30} GiB on rank 0", err=True)
+    return tuple(size for size in sizes if size * count <= MOST)
 
 
 @click.command()
