@@ -12,9 +12,9 @@ ones of the nodes, follow each other, each with its own a and b (`near` and `far
 nodes carries the messages of all ranks of a node in a gather, and in an `alltoall`.
 
 A step of work on n values of which k are kept takes c + d n + e k seconds. A cache that a vector no
-longer fits changes all three, so that they, too, are fitted in up to four ranges of n. What finds,
-writes, reads or adds kept values does it in another way where they are many, more than n / 32:
-their positions are a bitmap then. So these steps have two rates (`MANY`).
+longer fits changes all three, so that they, too, are fitted in up to four ranges of n. Positions of
+more than n / 32 kept values are a bitmap, and of fewer ones numbers, which takes other loops. So
+steps that depend on kept values have two rates, for few and for many of them (`BY_SHARE`).
 
 What an exchange takes beyond its steps, whatever their sizes, is what the exchange of the smallest
 vectors that were measured takes beyond them; it grows as ceil(log2 P).
@@ -63,7 +63,7 @@ SEGMENTS, LEAST = 4, 3
 MANY = " many"
 """Behind the name of a step of work, if more than one value in 32 is kept."""
 BY_SHARE = ("select", "pack", "read", "add", "scan")
-"""Steps whose rate depends on whether these are many."""
+"""Steps with a rate for few kept values, and one for many."""
 GOOD = 0.2
 """A relative error up to which a prediction counts as good."""
 LEVELS = ("near", "far")
@@ -201,6 +201,16 @@ class Load:
         return WORDS + 4 * kept + positions
 
     @property
+    def is_bare(self) -> bool:
+        """Whether uploads have no positions."""
+        return self.agreed or self.kept == self.parameters or not self.travels
+
+    @property
+    def chooses(self) -> bool:
+        """Whether clients have to choose which values they send."""
+        return not (self.ready or self.agreed or self.kept == self.parameters)
+
+    @property
     def upload(self) -> float:
         """Bytes of a packed upload."""
         return self.message(self.kept) if self.travels else WORDS + 4.0 * self.kept
@@ -243,7 +253,7 @@ class Step:
 
 
 def are_many(size: float, kept: float) -> bool:
-    """Whether so many kept values of a vector have a bitmap for positions."""
+    """Whether positions of so many kept values of a vector are a bitmap."""
     return 32 * kept > size
 
 
@@ -254,15 +264,15 @@ def move(law: str, near: int, far: int, size: float) -> Step:
 
 def choose(load: Load) -> list[Step]:
     """Choosing and writing the uploads of a rank's clients."""
-    if load.agreed:
-        return [work("pack dense", "each", load, load.mine, size=load.kept)]
-    parts = ("pack",) if load.ready else ("select", "pack")
-    return [work(part, "each", load, load.mine) for part in parts]
+    found = [work("select", "each", load, load.mine)] if load.chooses else []
+    if load.is_bare:
+        return [*found, work("pack dense", "each", load, load.mine, size=load.kept)]
+    return [*found, work("pack", "each", load, load.mine)]
 
 
 def read(load: Load, times: float) -> Step:
     """Reading uploads on the root, or on the first rank of a node."""
-    if load.agreed:
+    if load.is_bare:
         return work("read dense", "root", load, times, size=load.kept)
     return work("read", "root", load, times)
 
@@ -284,7 +294,8 @@ def added(load: Load, where: str, times: float) -> list[Step]:
     """Adding up uploads. Values at positions that all ranks know lie one behind the other."""
     if load.agreed:
         return [work("add dense", where, load, times, size=load.kept)]
-    return [work("clear", where, load), work("add", where, load, times)]
+    step = "add dense" if load.kept == load.parameters else "add"
+    return [work("clear", where, load), work(step, where, load, times)]
 
 
 def written(load: Load, where: str, kept: float, share: float = 1) -> list[Step]:
@@ -418,7 +429,9 @@ def parsed(text: str) -> Model:
         fits = {name: Fit(**fit) for name, fit in tree["fits"].items()}
         return Model(laws, rates, fits, tree["about"], tree["measured"], tree["starts"])
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise BadInput("wanted a model of costs as fedmpi bench predict --keep writes it") from None
+        raise BadInput(
+            "wanted a model of costs as fedmpi bench predict --model writes it"
+        ) from None
 
 
 Steps = Callable[[str], Callable[[Load], list[Step]] | None]
@@ -543,7 +556,7 @@ class _Ranges(NamedTuple):
     """A fit in ranges of sizes.
 
     Attributes:
-        score: the Bayesian information criterion: a further range has to be worth three parameters.
+        score: the Bayesian information criterion, in which each range counts as three parameters.
         upto: the last size of each range; the last one is infinite.
         weights: of each term, for each range.
     """
@@ -607,7 +620,15 @@ def _errors(known: Law | Rate, points: Sequence[Point]) -> list[float]:
 
 
 def _cuts(sizes: Sequence[float], least: int) -> Iterator[tuple[float, ...]]:
-    """Ways to divide sizes into ranges of at least so many, by the last size of all but one."""
+    """Ways to divide sizes into ranges.
+
+    Args:
+        sizes: ascending.
+        least: sizes in each range.
+
+    Yields:
+        The last size of each range but the last one.
+    """
     for count in range(SEGMENTS):
         for chosen in combinations(range(len(sizes) - 1), count):
             ends = [-1, *chosen, len(sizes) - 1]

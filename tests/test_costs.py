@@ -263,14 +263,14 @@ def test_exchanges_take_what_their_steps_take(agreed: bool) -> None:
     assert parts("reduce", load) == pytest.approx(
         choose | {"pack": pack, "move": moved, "add": own(mine)}
     )
-    numbers = meet + here + 7 * 8 * 1e-10 + there + 3 * 8 * 8 * 1e-9
+    numbers = meet + here + 3 * 8 * 1e-10 + there + 2 * 8 * 1e-9
 
     union = united(16)
     both = adding(union, size)
     written = writing(union, size)
     near = 2 * here + here + sent * 1e-10
     far = there + there + 3 * (24 + length_of(union)) * 1e-9
-    last = there + there + 3 * 8 * 1e-9
+    last = there + there + 2 * 8 * 1e-9
     pack = mine * packed + 16 * opened + written + 3 * both["pack"]
     add = own(16) + 3 * both["add"]
     tree = choose | {"pack": pack, "move": near + far + last, "add": add}
@@ -301,12 +301,27 @@ def test_exchanges_take_what_their_steps_take(agreed: bool) -> None:
     each, total = adding(some / 32, size / 32), adding(all_of_it / 32, size / 32)
     pack = mine * packed + writing(some, size) + writing(all_of_it / 32, size / 32)
     pack += 31 * (each["pack"] + total["pack"])
-    add = own(mine) + of("clear", k, size / 32) + 2 * of("add dense", k, size / 32)
+    add = own(mine) + of("clear", k / 32, size / 32) + 2 * of("add dense", k / 32, size / 32)
     add += 31 * (each["add"] + total["add"])
     if not agreed:
-        add += of("clear", k, size * 31 / 32)
+        add += of("clear", k * 31 / 32, size * 31 / 32)
     found = choose | {"pack": pack, "move": moved, "add": add}
     assert parts("sharded", load) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.9])
+def test_uploads_without_positions_are_dense(sparsity: float) -> None:
+    """Of all values, which nobody chooses and which are added up densely, or of drawn ones."""
+    load, n = Load(4, 3, 3, 10_000, sparsity, travels=False), 10_000
+    k = round(n * (1 - sparsity))
+    add = rate_of("add dense" if k == n else "add", n, k)
+    found = parts("star", load)
+    assert found["choose"] == pytest.approx(0 if k == n else 2 * rate_of("select", n, k))
+    packed, opened = (rate_of(f"{step} dense", k, k) for step in ("pack", "read"))
+    assert found["pack"] == pytest.approx(2 * packed + 4 * opened)
+    assert found["add"] == pytest.approx(rate_of("clear", n, k) + 4 * add)
+    if k == n:
+        assert parts("star", replace(load, travels=True)) == found
 
 
 def test_loads_say_who_hosts_what() -> None:

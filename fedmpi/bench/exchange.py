@@ -65,6 +65,8 @@ class Uplink:
         hosts = max(1, self.wire.size - 1)
         self.mine = [c for c in range(clients) if self.wire.size - 1 - c % hosts == self.wire.rank]
         self.updates = {client: update(client, parameters) for client in self.mine}
+        # Those at agreed positions stay sums of the values there.
+        self.sums = {way: Sum(parameters, torch.device("cpu")) for way in POSITIONS}
         random = np.random.default_rng(2)
         drawn = np.sort(random.choice(parameters, self.kept, replace=False))
         self.agreed = torch.from_numpy(drawn)
@@ -99,7 +101,7 @@ class Uplink:
         chosen = config.module("exchange", name)
         exchange = chosen.Exchange(self.wire, self.clock, Ledger(self.clients))
         where = self.agreed if positions == "agreed" else None
-        total = Sum(self.parameters, torch.device("cpu"))
+        total = self.sums[positions]
 
         def work(messages: list[Message]) -> Found:
             total.clear()

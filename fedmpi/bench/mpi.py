@@ -94,8 +94,8 @@ SIZES = tuple(8 * 4**power for power in range(12))
 VECTORS = tuple(1 << power for power in (14, 16, 18, 20, 22, 24))
 """Bytes of a client's dense vector, float32: 16 KiB to 16 MiB."""
 SPARSITIES, CLIENTS = (0.5, 0.9, 0.99, 0.999), (1, 4)
-MOST = 1 << 32
-"""Bytes that rank 0 gets at once, at most: what would bring more is left out."""
+MOST = 1 << 31
+"""Bytes that one rank gets at once, and has to be less: some references count in 32 bits."""
 LOOPS = ((1 << 13, 100), (1 << 20, 20))
 """Collectives in a turn with messages of so many bytes at most; `FEW` with larger ones."""
 FEW = 5
@@ -336,7 +336,10 @@ class Bench:
         yield from self.sides(about, self.wire, ours | dense, names=called)
 
     def work(self, size: int, sparsity: float) -> Iterator[Row]:
-        """Choosing, writing, reading and adding one client's vector, on every rank or on one."""
+        """Choosing, writing, reading and adding clients' vectors, on every rank or on one.
+
+        What treats the messages of several clients in turn (`BUNDLED`) has the time of one.
+        """
         x, kept = select.vector(size // 4), keep_round(size // 4, 1 - sparsity)
         clients = [x.roll(len(x) * client // BUNDLE) for client in range(BUNDLE)]
         chosen = [select.ours(each, kept) for each in clients]
@@ -518,8 +521,9 @@ class Plan:
         ranks = bench.wire.size
         for name in self.collectives:
             sizes = self.sizes[:1] if name == "meet" else self.sizes
-            if name == "gather":
-                sizes = fitting(bench.wire, sizes, ranks, "a gather")
+            if name in ("gather", "near"):
+                count = ranks if name == "gather" else bench.per_node
+                sizes = fitting(bench.wire, sizes, count, name)
             yield [row for size in sizes for row in bench.collective(name, size)]
         cases = product(self.sparsities, self.clients, self.positions)
         for case in cases if self.exchanges else ():
@@ -532,12 +536,12 @@ class Plan:
 
 
 def fitting(wire: Wire, sizes: tuple[int, ...], count: int, what: str) -> tuple[int, ...]:
-    """Those sizes of which rank 0 can get so many at once; says which ones are left out."""
+    """Those sizes of which one rank can get so many at once; says which ones are left out."""
     for size in sizes:
-        if size * count > MOST and wire.is_root:
+        if size * count >= MOST and wire.is_root:
             both = f"{size / 2**20:g} MiB from each of {count}"
-            click.echo(f"# left out: {what} of {both}, over {MOST >> 30} GiB on rank 0", err=True)
-    return tuple(size for size in sizes if size * count <= MOST)
+            click.echo(f"# left out: {what}, {both}; wanted less than 2 GiB on a rank", err=True)
+    return tuple(size for size in sizes if size * count < MOST)
 
 
 @click.command()

@@ -79,14 +79,8 @@ class Exchange(star.Exchange):
             vectors: of this rank, float32 [n].
             numbers: of this rank, float64.
         """
-        about = np.concatenate([np.empty((0, 1 + len(Kind)), np.int64), *self.accounts])
+        rows = np.concatenate([np.empty((0, 1 + len(Kind)), np.int64), *self.accounts])
         self.accounts.clear()
-        words = np.concatenate([numbers.view(np.int64), about.reshape(-1)])
-        for rank, found in enumerate(wire.reduce(vectors, words)):
-            theirs, account = np.split(found, [len(numbers)])
-            if rank:  # the root has its own
-                numbers += theirs.view(np.float64)
-            rows = account.reshape(-1, 1 + len(Kind))
-            self.ledger.charge(UP, rows[:, 0].tolist(), rows[:, 1:])
-        if not wire.is_root:
-            wire.sent(numbers.nbytes)
+        for found in wire.reduce([*vectors, numbers], rows):
+            account = found.reshape(-1, 1 + len(Kind))
+            self.ledger.charge(UP, account[:, 0].tolist(), account[:, 1:])

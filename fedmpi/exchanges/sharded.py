@@ -57,16 +57,17 @@ def steps(load: Load) -> list[Step]:
         found += written(load, "each", mine)
         found.append(move("alltoall", *levels, pieces))
         # A rank sets its own slice aside, clears it, and adds it in its turn.
-        found.append(work("clear", "each", load, size=load.summed / ranks))
-        found.append(work("add dense", "each", load, 2, size=load.summed / ranks))
+        own, more = (n / ranks for n in (load.summed, load.kept))
+        found.append(work("clear", "each", load, 1, more, own))
+        found.append(work("add dense", "each", load, 2, more, own))
         found += merged(load, "each", mine, others, 1 / ranks)
         found += written(load, "each", all_of_it, 1 / ranks)
         slice_of_it = HEAD + WORDS + (load.part(all_of_it) - WORDS) / ranks
         found.append(move("gather", *levels, slice_of_it))
         if load.is_sparse(all_of_it):
-            found.append(work("clear", "root", load, size=load.summed * others / ranks))
+            found.append(work("clear", "root", load, 1, others * more, others * own))
         found += merged(load, "root", all_of_it, others, 1 / ranks)
-        found.append(move("gather", *levels, WORD))
+        found.append(move("reduce", *levels, WORD))
     return found
 
 

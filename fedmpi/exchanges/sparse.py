@@ -82,7 +82,7 @@ def steps(load: Load) -> list[Step]:
             found.append(move("pair", near, nodes, HEAD + load.part(union)))
             found += merged(load, where, union)
         below *= near
-    found.append(move("gather", load.near, load.nodes, WORD))
+    found.append(move("reduce", load.near, load.nodes, WORD))
     return found
 
 

@@ -42,7 +42,7 @@ def steps(load: Load) -> list[Step]:
         found += written(load, "root", union)
         found.append(move("gather", 1, load.nodes, HEAD + load.part(union)))
         found += merged(load, "root", union, load.nodes - 1)
-        found.append(move("gather", 1, load.nodes, WORD))
+        found.append(move("reduce", 1, load.nodes, WORD))
     return found
 
 

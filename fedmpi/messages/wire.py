@@ -195,23 +195,24 @@ class Wire:
         return self._gather(data, Phase.WAIT, Phase.TRANSFER)
 
     def reduce(
-        self, vectors: Sequence[np.ndarray], words: np.ndarray | None = None
+        self, vectors: Sequence[np.ndarray], rows: np.ndarray | None = None
     ) -> list[np.ndarray]:
-        """Adds every rank's vectors to the root's, in place, and gathers every rank's words there.
+        """Adds every rank's vectors to the root's, in place; elsewhere they stay as they are.
 
-        The ranks meet once for both. Elsewhere the vectors stay as they are.
+        Rows are gathered on the root by the same meeting of the ranks, as `report` does.
 
         Args:
             vectors: float32 or float64; those of all ranks have the same lengths and types.
-            words: int64 [words], which are not counted in bytes; None on all ranks for no words.
+            rows: of one dtype on all ranks, whose size is a multiple of 8 bytes; None on all ranks
+                if there are none.
 
         Returns:
-            On the root the words of each rank, in rank order, as views of the inbox of `gather`;
-            elsewhere, and without words, an empty list.
+            On the root the rows of each rank, in rank order; elsewhere an empty list.
         """
-        data = np.empty(0, np.uint8) if words is None else words.view(np.uint8)
+        rows = np.empty(0, np.int64) if rows is None else rows
+        data = rows.reshape(-1).view(np.uint8)
         counts = self._meet(Phase.WAIT, _words(data))
-        found = self._collect(counts, data, Phase.TRANSFER)
+        found = self._collect(counts, data, Phase.RECORD)
         with self.clock(Phase.TRANSFER):
             for vector in vectors:
                 length = MOST // vector.itemsize
@@ -221,7 +222,7 @@ class Wire:
                     self.comm.Reduce(mine, all_of_it, MPI.SUM, ROOT)
         if not self.is_root:
             self.sent(sum(vector.nbytes for vector in vectors))
-        return [piece.view(np.int64) for piece in found]
+        return [piece.view(rows.dtype) for piece in found]
 
     def gather_near(self, pack: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
         """Gathers the bytes of a node's ranks on its leader, in rank order; elsewhere nothing.

@@ -33,17 +33,17 @@ def sent(name: str, load: Load, nodes: int) -> list[float]:
         if name == "tree":
             found.append(moves["near"][0])
             if rank == near[0]:
-                found[-1] += sum(moves["gather"])
+                found[-1] += moves["gather"][0] + moves["reduce"][0]
         elif name == "sparse":
             place, steps = near.index(rank), moves["pair"]
             if rank == near[0]:
                 place, steps = numbers[rank], steps[(load.near - 1).bit_length() :]
             step = (place & -place).bit_length() - 1
             assert place - 2**step == sparse.relatives(place, WORLD.size)[1]
-            found.append(steps[step] + moves["gather"][0])
+            found.append(steps[step] + moves["reduce"][0])
         else:
             laws = {"star": ["gather"], "reduce": ["reduce"]}
-            some = laws.get(name, ["alltoall", "gather"])
+            some = laws.get(name, ["alltoall", "gather", "reduce"])
             found.append(sum(size for law in some for size in moves[law]))
     return found
 

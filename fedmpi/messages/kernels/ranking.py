@@ -30,7 +30,7 @@ STRIDE = 64
 TILE = 1 << 12
 """Values that are compared at once."""
 FEW = 3
-"""If at most one in so many groups of eight values has a chosen one, these are found singly."""
+"""If at most one in so many groups of eight flags has any, the flags are looked for one by one."""
 MOST = 0x7F800001
 """The largest key, of all that is no number: one more than that of infinity."""
 MAGNITUDE = 0x7FFFFFFF
