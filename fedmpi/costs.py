@@ -492,9 +492,9 @@ def _medians(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def held(model: Model, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Relative errors of the laws, as absolute values, at rows that they were not fitted to."""
-    found = {}
+    found, some = {}, _medians(rows)
     for key, known in model.laws.items():
-        points = _points(_medians(rows), *key.split())
+        points = _points(some, *key.split())
         if points:
             found[key] = _errors(known, points)
     return found

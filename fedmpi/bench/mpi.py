@@ -404,6 +404,7 @@ class Bench:
             assert wire is not None
             is_ours = is_bare and side in ("ours", *OTHER_WAYS)
             found = self.loop(wire, sides[side] if is_mine else int, count, is_ours)
+            found[0] /= (bundles or {}).get(side, 1)
             kept.setdefault(side, []).append(found)
             return 0.0
 
@@ -413,8 +414,7 @@ class Bench:
         for number in range(int(self.wire.publish(np.array([len(sides)]))[0])):
             side = list(sides)[number] if sides else ""
             took_part = wire is not None and is_mine
-            found = np.median(kept[side][1:], 0) if took_part else nothing.copy()
-            found[0] /= (bundles or {}).get(side, 1)
+            found = np.median(kept[side][1:], 0) if took_part else nothing
             heard = np.array(self.wire.report(found))
             if self.wire.is_root:
                 name, called = (names or {}).get(side, (about.get("name"), side))

@@ -66,21 +66,19 @@ class Exchange(star.Exchange):
 
     def merge(self, sums: Sequence[np.ndarray]) -> None:
         """Adds all ranks' sums to the root's, and charges the clients with their uploads."""
-        *vectors, numbers = sums
-        self.close(self.wire, vectors, numbers)
+        self.close(self.wire, sums)
 
-    def close(self, wire: "Wire", vectors: Sequence[np.ndarray], numbers: np.ndarray) -> None:
-        """Adds some ranks' vectors and numbers to the root's, in place; the ranks meet once.
+    def close(self, wire: "Wire", sums: Sequence[np.ndarray]) -> None:
+        """Adds some ranks' sums to the root's, in place; the ranks meet once.
 
         The root charges the clients with the uploads that were added up on these ranks.
 
         Args:
             wire: joins the ranks: all that uploads were added up on, with the root first.
-            vectors: of this rank, float32 [n].
-            numbers: of this rank, float64.
+            sums: of this rank, as in `merge`; those that are not added up already.
         """
         rows = np.concatenate([np.empty((0, 1 + len(Kind)), np.int64), *self.accounts])
         self.accounts.clear()
-        for found in wire.reduce([*vectors, numbers], rows):
+        for found in wire.reduce(sums, rows):
             account = found.reshape(-1, 1 + len(Kind))
             self.ledger.charge(UP, account[:, 0].tolist(), account[:, 1:])

@@ -94,7 +94,7 @@ class Exchange(reduce.Exchange):
             slices = [list(each) for each in zip(*cuts, strict=True)]
             self.add(slices)
             self.collect(slices, bounds)
-        self.close(self.wire, [], numbers)
+        self.close(self.wire, [numbers])
 
     def agree(self, lengths: Sequence[int]) -> np.ndarray:
         """Returns the bounds of this round's slices, int64 [vectors, ranks + 1], on all ranks.

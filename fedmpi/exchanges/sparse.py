@@ -182,7 +182,7 @@ class Exchange(reduce.Exchange):
 
     def finish(self, numbers: np.ndarray) -> None:
         """Adds up the ranks' numbers, and charges the clients, and this rank with what it sent."""
-        self.close(self.wire, [], numbers)
+        self.close(self.wire, [numbers])
         for wire in (self.wire.near, self.wire.leaders):
             if wire is not None:
                 self.wire.include(wire)

@@ -78,5 +78,5 @@ class Exchange(reduce.Exchange):
                     for message in unpack(piece)[0]:
                         for vector, block in zip(vectors, message.blocks, strict=False):
                             partial.add(vector, block)
-            self.close(leaders, [], numbers)
+            self.close(leaders, [numbers])
             self.wire.include(leaders)

@@ -209,10 +209,7 @@ class Wire:
         Returns:
             On the root the rows of each rank, in rank order; elsewhere an empty list.
         """
-        rows = np.empty(0, np.int64) if rows is None else rows
-        data = rows.reshape(-1).view(np.uint8)
-        counts = self._meet(Phase.WAIT, _words(data))
-        found = self._collect(counts, data, Phase.RECORD)
+        found = self._report(np.empty(0, np.int64) if rows is None else rows, Phase.WAIT)
         with self.clock(Phase.TRANSFER):
             for vector in vectors:
                 length = MOST // vector.itemsize
@@ -222,7 +219,7 @@ class Wire:
                     self.comm.Reduce(mine, all_of_it, MPI.SUM, ROOT)
         if not self.is_root:
             self.sent(sum(vector.nbytes for vector in vectors))
-        return [piece.view(rows.dtype) for piece in found]
+        return found
 
     def gather_near(self, pack: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
         """Gathers the bytes of a node's ranks on its leader, in rank order; elsewhere nothing.
@@ -328,8 +325,7 @@ class Wire:
 
         All ranks' rows have one dtype, whose size is a multiple of 8 bytes.
         """
-        pieces = self._gather(rows.reshape(-1).view(np.uint8), Phase.RECORD, Phase.RECORD)
-        return [piece.view(rows.dtype).copy() for piece in pieces]
+        return self._report(rows, Phase.RECORD)
 
     def publish(self, values: np.ndarray) -> np.ndarray:
         """Broadcasts the root's values, off the clock and not counted as bytes of the round.
@@ -443,12 +439,13 @@ class Wire:
                     sleep(min(max(waited / LATE, least), most))
         requests.clear()
 
-    def _gather(self, data: np.ndarray, waiting: Phase, phase: Phase) -> list[np.ndarray]:
-        return self._collect(self._meet(waiting, _words(data)), data, phase)
+    def _report(self, rows: np.ndarray, waiting: Phase) -> list[np.ndarray]:
+        """Gathers rows as `report` does; waiting is that phase."""
+        pieces = self._gather(rows.reshape(-1).view(np.uint8), waiting, Phase.RECORD)
+        return [piece.view(rows.dtype).copy() for piece in pieces]
 
-    def _collect(self, counts: np.ndarray, data: np.ndarray, phase: Phase) -> list[np.ndarray]:
-        """Gathers bytes whose counts of words all ranks know."""
-        lengths, inbox = counts.tolist(), data
+    def _gather(self, data: np.ndarray, waiting: Phase, phase: Phase) -> list[np.ndarray]:
+        lengths, inbox = self._meet(waiting, _words(data)).tolist(), data
         with self.clock(phase):
             if self.is_root:
                 inbox = self._room("ranks", sum(lengths))
@@ -721,7 +718,7 @@ def _waves(counts: list[int], length: int | None = None) -> Iterator[_Wave]:
         length: by default `MOST`.
     """
     total, most = sum(counts), (length or MOST) // WORD
-    if 0 < total <= most:
+    if 0 < total <= most:  # nearly always; the lines below would find the same
         yield _Wave(0, total, [0] * len(counts), counts)
         return
     begins = _places(counts)[1]
